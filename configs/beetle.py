@@ -1,0 +1,148 @@
+"""The beetle paper: landmarks of five parts by networks of convolutions, pooling and fully connected layers.
+
+    python -m jaxmarks.main --config=configs/beetle.py[:variant,...] [--workdir=DIR] [--config.key=value]
+
+Variants, which combine:
+  (none)         pronota drawn by code, a twice smaller frame than the paper's, a modern optimiser: minutes on a laptop
+  smoke          everything once, in less than a minute; its numbers mean nothing
+  own            for photographs of one's own: five folds, so that every image is predicted by a network that never saw it
+  part=NAME      left_mandible, right_mandible, pronotum, elytra or head (of the phantoms)
+  network=N      the paper's network 1, 2 or 3 (default)
+  pretrain       the paper's section 7: one network on pronotum, elytra and head together, 8 landmarks each
+  finetune       the same, and then a network of the part that starts from it
+  paper          the paper's protocol to the letter: network 3, 256x192, seven versions of every image, a random 60/40
+                 split of them, Nesterov momentum with both ramps, batch 128, 5,000 epochs, nine folds
+"""
+
+import ml_collections
+
+from jaxmarks import config as configs
+
+PARTS = ("left_mandible", "right_mandible", "pronotum", "elytra", "head")
+
+
+def get_config(text: str = "") -> ml_collections.ConfigDict:
+    """The config of the variants in `text`, separated by commas."""
+    chosen = configs.variants(
+        text,
+        flags=("smoke", "own", "pretrain", "finetune", "paper"),
+        options={"part": PARTS, "network": ("1", "2", "3")},
+    )
+    config = base()
+    config.data.part = chosen.get("part", "pronotum")
+    config.model.version = int(chosen.get("network", 3))
+    if "own" in chosen:
+        own(config)
+    if "paper" in chosen:
+        paper(config)
+    if "smoke" in chosen:
+        smoke(config)
+    if "pretrain" in chosen:
+        config.stages = ("pretrain",)
+    if "finetune" in chosen:
+        config.stages = ("pretrain", "finetune")
+    return config
+
+
+def base():
+    """Five minutes on two CPU cores."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.channels = 1  # what the network takes: 1 for luminance, 3 for colour
+    config.data = ml_collections.ConfigDict(
+        {
+            "images": "",  # a folder of photographs, and
+            "landmarks": "",  # a TPS, CSV, COCO or LabelMe file: one's own data; phantoms where these are empty
+            "group_by": "",  # regular expression; its first group in a file's name is the specimen
+            "size": (96, 128),  # height and width of the network's frame
+            "fit": "pad",  # or stretch
+            "flip": (),  # the landmarks' order, from 0, after a horizontal mirror; empty: no mirroring
+            "part": "pronotum",
+            "drop": (),  # "part/landmark" that are left out
+            "seed": 0,
+            "count": 293,
+            "source_size": (192, 256),  # the phantoms' photographs, in whose pixels errors are given
+        }
+    )
+    config.split = ml_collections.ConfigDict(
+        {
+            "by": "group",  # whole specimens; or random, over the versions of all images (the paper's)
+            "folds": 9,
+            "run": (0,),  # which folds, from 0; empty: all
+            "valid": 0.1,  # share of what is not tested that chooses the best epoch
+            "seed": 0,
+        }
+    )
+    config.augment = ml_collections.ConfigDict({"name": "modern"})
+    config.model = ml_collections.ConfigDict({"name": "beetle", "version": 3, "width": 0, "dropout": None})
+    config.head = ml_collections.ConfigDict({"name": "direct", "loss": "smooth_l1"})
+    config.optimizer = ml_collections.ConfigDict(
+        {
+            "name": "adam",
+            "learning_rate": 5e-4,
+            "warmup": 0.1,
+            "weight_decay": 0.0,
+            "clip": 0.0,
+        }
+    )
+    config.train = ml_collections.ConfigDict(
+        {
+            "batch_size": 32,
+            "steps": 900,  # used where
+            "epochs": 0,  # is 0
+            "devices": 0,  # 0: all
+            "checkpoint_seconds": 60,
+            "tensorboard": False,
+        }
+    )
+    config.baselines = ("mean_shape", "registration")
+    config.stages = ("train",)
+    config.init_from = ""  # the workdir of a run whose network this one starts from
+    config.init_skip = ""  # regular expression of the parameters that are not taken over
+    config.freeze = ""  # regular expression of the parameters that stay as they are, as body/block.*
+    config.stage = ml_collections.ConfigDict(
+        {
+            "pretrain": {
+                "data": {
+                    "images": "",
+                    "landmarks": "",
+                    "part": "pronotum+elytra+head",
+                    "drop": ("elytra/1", "elytra/6", "elytra/9", "head/5", "head/6"),
+                },
+                "freeze": "",
+            },
+            "finetune": {},
+        }
+    )
+    return config
+
+
+def own(config):
+    """A few dozen photographs: all five folds, all remaining images trained on."""
+    config.split.folds, config.split.run, config.split.valid = 5, (), 0.0
+    config.data.count = 60
+
+
+def smoke(config):
+    """Small enough that a minute is plenty."""
+    config.data.size, config.data.count = (48, 64), 27
+    config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
+    config.model.width = 64
+    config.train.batch_size, config.train.steps, config.train.epochs = 16, 8, 0
+
+
+def paper(config):
+    """Sections 3 and 4 of the paper, and for pretraining and fine-tuning its section 7 with the authors' code."""
+    config.data.size = (192, 256)
+    config.split = ml_collections.ConfigDict({"by": "random", "folds": 9, "run": (), "valid": 0.4, "seed": 0})
+    config.augment = ml_collections.ConfigDict({"name": "paper_x7"})
+    config.head.loss = "mse"
+    config.optimizer = ml_collections.ConfigDict(
+        {"name": "nesterov", "learning_rate": (0.03, 0.00001), "momentum": (0.9, 0.9999), "clip": 0.0}
+    )
+    config.train.batch_size, config.train.epochs, config.train.steps = 128, 5000, 0
+    config.stage.pretrain.train = {"epochs": 10000}
+    config.stage.finetune = {
+        "optimizer": {"learning_rate": (0.01, 0.01), "momentum": (0.9, 0.9)},
+        "train": {"epochs": 10000},
+    }

@@ -1,0 +1,41 @@
+"""jaxmarks: anatomical landmarks in biological and medical images, on JAX.
+
+The public modules, each imported when it is first used:
+
+  metrics   distances, correlations, success rates (pure functions)
+  geometry  affine maps, frames, resampling (pure functions)
+  losses    penalties (pure functions)
+  augment   augmentation on the device
+  formats   read and write landmark files: TPS, CSV, COCO, LabelMe
+  tps       the TPS format by itself
+  phantoms  beetles drawn from a seed, with exact landmarks
+  optim     the paper's ramps and other optimisers
+  predict   a trained run as a pure function
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "metrics": "jaxmarks.ops.metrics",
+    "geometry": "jaxmarks.ops.geometry",
+    "losses": "jaxmarks.ops.losses",
+    "augment": "jaxmarks.augment",
+    "formats": "jaxmarks.data.formats",
+    "tps": "jaxmarks.data.formats.tps",
+    "phantoms": "jaxmarks.data.phantoms",
+    "optim": "jaxmarks.optim",
+    "predict": "jaxmarks.predict",
+}
+__all__ = [*_MODULES]
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    raise AttributeError(f"module 'jaxmarks' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_MODULES])

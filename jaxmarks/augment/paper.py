@@ -1,0 +1,45 @@
+"""The beetle paper's seven versions of a photograph (its section on data augmentation)."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxmarks.augment import colour
+
+VERSIONS = 7
+
+
+def build(*, channels: int, maximum: int = 50, seed: int = 0):
+    """`apply(keys, batch)` that makes the version which the batch's "version" (B,) in 0..6 names.
+
+    0..2: an integer of U[1, maximum], the same in every epoch, added to one colour channel and capped at 255; 3..5: one
+    channel as grey; 6: the photograph. The constant follows from `seed`, the sample's "index" and the version; the keys
+    are not used. 0..2 and 6 are turned into luminance, since the paper's networks take one channel.
+
+    Raises:
+      ValueError: here where `channels` is not 1, and from `apply` where the images are not (B, H, W, 3) uint8.
+    """
+    if channels != 1:
+        raise ValueError(f"augment paper_x7 makes grey images: set --config.channels=1, not {channels}")
+    if maximum < 1:
+        raise ValueError(f"augment.maximum={maximum}: the constant is drawn from 1..maximum")
+
+    def one(image, index, version):
+        constant = jax.random.randint(constant_key(seed, index, version), (), 1, maximum + 1)
+        chosen = jnp.arange(3) == version % 3
+        lifted = jnp.minimum(image.astype(jnp.int32) + constant * (chosen & (version < 3)), 255)
+        alone = (version >= 3) & (version < 6)
+        return colour.mix(lifted.astype(jnp.float32) / 255, jnp.where(alone, chosen, jnp.array(colour.LUMINANCE)))
+
+    def apply(keys, batch):
+        del keys
+        images = batch["images"]
+        if images.shape[-1] != 3 or images.dtype != jnp.uint8:
+            raise ValueError(f"augment paper_x7 works on uint8 colour images, not {images.dtype} {images.shape}")
+        return batch | {"images": jax.vmap(one)(images, batch["index"], batch["version"])}
+
+    return apply
+
+
+def constant_key(seed, index, version):
+    """The key from which the constant of a sample's version is drawn, the same in every epoch."""
+    return jax.random.fold_in(jax.random.key(seed), index * VERSIONS + version)

@@ -1,0 +1,65 @@
+"""Position: random maps of a frame, for pixels and points alike. Key first.
+
+The maps go from the new image to the old one ("where does this pixel come from"), as resampling needs; points, which
+go the other way, take the inverse.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxmarks.ops import geometry
+
+
+def random_affine(key, size, *, rotation=0.0, scale=0.0, aspect=0.0, shear=0.0, translation=0.0):
+    """A map (2, 3) from the new frame to the old one, about the frame's centre. Each 0 leaves its part out.
+
+    Args:
+      key: a key.
+      size: (H, W).
+      rotation: degrees; the angle is of U[-rotation, rotation].
+      scale: the factor is (1 + scale) ** U[-1, 1], so that growing and shrinking are equally likely.
+      aspect: the width against the height, (1 + aspect) ** U[-1, 1].
+      shear: degrees, U[-shear, shear].
+      translation: share of the frame's width and height, U[-translation, translation] each.
+    """
+    draw = jax.random.uniform(key, (6,), minval=-1, maxval=1)
+    sides = jnp.array([size[1], size[0]], jnp.float32)
+    return geometry.similarity(
+        jnp.deg2rad(rotation) * draw[0],
+        (1 + scale) ** draw[1],
+        translation * sides * draw[4:],
+        sides / 2,
+        shear=jnp.deg2rad(shear) * draw[3],
+        aspect=(1 + aspect) ** draw[2],
+    )
+
+
+def mirror(size):
+    """The map (2, 3) that mirrors a frame (H, W) left to right; it is its own inverse."""
+    return jnp.array([[-1.0, 0.0, size[1]], [0.0, 1.0, 0.0]])
+
+
+def elastic(key, size, *, strength, grid=4):
+    """A smooth random flow (H, W, 2) in pixels: where new pixel p shows the old image at p + flow[p].
+
+    Args:
+      key: a key.
+      size: (H, W).
+      strength: standard deviation in pixels of the displacements drawn on a coarse grid, with a cubic between them.
+      grid: rows of the coarse grid; its columns follow from the frame's aspect. A flow whose slope reaches 1 folds the
+        image and has no inverse: keep `strength` well below H / grid.
+    """
+    coarse = strength * jax.random.normal(key, (grid, max(1, round(grid * size[1] / size[0])), 2))
+    return jax.image.resize(coarse, (*size, 2), "cubic")
+
+
+def through_flow(flow, points, *, iterations=8):
+    """Points (K, 2) of the old image in the new one, where new pixel p shows the old image at p + flow[p].
+
+    Solves q + flow(q) = p by the fixed-point iteration q <- p - flow(q), which converges where the flow's slope is
+    below 1, by that factor in each of the `iterations`.
+    """
+    found = points
+    for _ in range(iterations):
+        found = points - geometry.sample(flow[None], found[None, None])[0, 0]
+    return found

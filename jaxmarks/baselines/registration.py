@@ -1,0 +1,149 @@
+"""The image-processing method that the beetle paper compares with: segmentation, registration of outlines, SIFT.
+
+The part is segmented in a model image and in a new one, the outlines are brought to coincide (principal axes, then
+iterative closest points), the model's landmarks are carried over, and each is moved within a small neighbourhood to
+where a SIFT descriptor resembles the model's most. It needs a part that stands out from its background.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from skimage.filters import threshold_otsu
+
+from jaxmarks.baselines import mean_shape
+from jaxmarks.data.samples import Samples
+
+
+class Model(NamedTuple):
+    """The model image's outline (M, 2), landmarks (K, 2), their descriptors (K, D), and the size (H, W) of its frame."""
+
+    outline: np.ndarray | None
+    points: np.ndarray
+    descriptors: np.ndarray
+    size: tuple[int, int]
+
+
+def fit(samples: Samples) -> Model:
+    """Takes as model the image whose shape is nearest to the mean among those that can be segmented.
+
+    Landmarks that the model image lacks are taken from the mean shape.
+    """
+    mean = mean_shape.fit(samples.points, samples.visible)
+    distance = np.linalg.norm(samples.points - mean, axis=-1)
+    rank = np.where(samples.visible, distance, 0).sum(1) / np.maximum(samples.visible.sum(1), 1)
+    rank = rank + 1e6 * (~samples.visible).sum(1)  # complete images first
+    order = np.argsort(rank)
+    outlines = ((i, outline(samples.images[i])) for i in order)
+    chosen, edge = next(((i, edge) for i, edge in outlines if edge is not None), (order[0], None))
+    image = samples.images[chosen]
+    points = np.where(samples.visible[chosen][:, None], samples.points[chosen], mean)
+    return Model(edge, points, describe(grey(image), points), image.shape[:2])
+
+
+def predict(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Landmarks (N, K, 2) in images (N, H, W, C) uint8 of the model's frame, and whether each was registered (N,).
+
+    Where the segmentation fails the model's landmarks stay where they are.
+    """
+    points, registered = [], []
+    for image in images:
+        edge = outline(image) if model.outline is not None else None
+        registered.append(edge is not None)
+        points.append(refine(model, image, *register(model.outline, edge)) if edge is not None else model.points)
+    return np.stack(points), np.array(registered)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """(H, W, C) uint8 -> luminance (H, W) float64."""
+    return image[..., 0].astype(float) if image.shape[-1] == 1 else image @ np.array([0.299, 0.587, 0.114])
+
+
+def outline(image: np.ndarray) -> np.ndarray | None:
+    """The border (M, 2) of the part that stands out from the background, or None where nothing does."""
+    smooth = ndimage.gaussian_filter(grey(image), 1.0)
+    if np.ptp(smooth) < 8:
+        return None
+    mask = smooth > threshold_otsu(smooth)
+    rim = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    mask = ndimage.binary_opening(mask if rim.mean() < 0.5 else ~mask, iterations=1)
+    labels, count = ndimage.label(ndimage.binary_fill_holes(mask))
+    if not count:
+        return None
+    sizes = np.bincount(labels.ravel())[1:]
+    part = labels == 1 + sizes.argmax()
+    if not 0.01 < part.mean() < 0.9:
+        return None
+    border = part & ~ndimage.binary_erosion(part)
+    rows, columns = np.nonzero(border)
+    return np.column_stack([columns + 0.5, rows + 0.5])
+
+
+def register(source: np.ndarray, target: np.ndarray, *, iterations: int = 25, keep: float = 0.8):
+    """The similarity x -> x @ linear.T + shift that lays the outline `source` (M, 2) on `target` (N, 2).
+
+    Starts from the principal axes in both of their directions and iterates closest points, of which the nearest share
+    `keep` counts; the start that ends nearer wins.
+    """
+    tree = cKDTree(target)
+    best = (np.inf, np.eye(2), np.zeros(2))
+    scale = np.sqrt(target.var(0).sum() / source.var(0).sum())
+    turn = principal_angle(target) - principal_angle(source)
+    for angle in (turn, turn + np.pi):
+        linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        shift = target.mean(0) - linear @ source.mean(0)
+        for _ in range(iterations):
+            distance, nearest = tree.query(source @ linear.T + shift)
+            near = distance <= np.quantile(distance, keep)
+            linear, shift = similarity(source[near], target[nearest[near]])
+        residual = np.sort(tree.query(source @ linear.T + shift)[0])[: int(keep * len(source))].mean()
+        if residual < best[0]:
+            best = (residual, linear, shift)
+    return best[1:]
+
+
+def principal_angle(points: np.ndarray) -> float:
+    """The direction of the longest axis of points (M, 2), in radians."""
+    vector = np.linalg.eigh(np.cov(points.T))[1][:, -1]
+    return float(np.arctan2(vector[1], vector[0]))
+
+
+def similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least-squares similarity (linear (2, 2), shift (2,)) of corresponding points (M, 2) (Umeyama 1991)."""
+    a, b = source - source.mean(0), target - target.mean(0)
+    u, spread, vt = np.linalg.svd(b.T @ a)
+    sign = np.array([1.0, np.sign(np.linalg.det(u @ vt))])
+    linear = (u * sign) @ vt * ((spread * sign).sum() / (a**2).sum())
+    return linear, target.mean(0) - linear @ source.mean(0)
+
+
+def refine(model: Model, image: np.ndarray, linear: np.ndarray, shift: np.ndarray, *, reach: float = 0.025):
+    """The model's landmarks in the image: carried over, then moved within `reach` of the width by their descriptors."""
+    # The image is laid into the model's frame, so that descriptors need neither rotation nor scale of their own.
+    centres = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in model.size[::-1])), -1) @ linear.T + shift - 0.5
+    laid = ndimage.map_coordinates(grey(image), [centres[..., 1], centres[..., 0]], order=1, mode="nearest")
+    radius = max(1, round(reach * model.size[1]))
+    steps = np.stack(np.meshgrid(*[np.arange(-radius, radius + 1.0)] * 2), -1).reshape(-1, 2)
+    candidates = model.points[:, None] + steps
+    found = describe(laid, candidates.reshape(-1, 2)).reshape(*candidates.shape[:2], -1)
+    cost = ((found - model.descriptors[:, None]) ** 2).sum(-1) + 0.2 * (steps**2).sum(-1) / radius**2
+    moved = candidates[np.arange(len(candidates)), cost.argmin(1)]
+    return moved @ linear.T + shift
+
+
+def describe(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """SIFT descriptors (M, 128) at points (M, 2) of an image (H, W): 4x4 cells of 8 orientations, upright, one scale."""
+    cell = max(2.0, image.shape[1] / 48)
+    smooth = ndimage.gaussian_filter(image, 1.0)
+    dy, dx = np.gradient(smooth)
+    angle = np.arctan2(dy, dx)[None] - np.arange(8)[:, None, None] * np.pi / 4
+    maps = np.hypot(dx, dy) * np.maximum(np.cos(angle), 0) ** 4
+    maps = np.stack([ndimage.gaussian_filter(m, cell / 2) for m in maps])
+    offsets = np.stack(np.meshgrid(*[(np.arange(4) - 1.5) * cell] * 2), -1).reshape(-1, 2)
+    places = points[:, None] + offsets - 0.5
+    values = np.stack(
+        [ndimage.map_coordinates(m, [places[..., 1], places[..., 0]], order=1, mode="nearest") for m in maps], -1
+    ).reshape(len(points), -1)
+    unit = lambda v: v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9)  # noqa: E731
+    return unit(np.minimum(unit(values), 0.2))

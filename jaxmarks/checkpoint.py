@@ -1,0 +1,115 @@
+"""Checkpoints: save and resume a state, and initialise a network from another run's (Orbax)."""
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+def fingerprint(tree: Any) -> str:
+    """SHA-256 over the paths, dtypes, shapes and bytes of a tree's arrays.
+
+    Orbax restores a flipped byte without a word; this is what notices it.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()
+
+
+def save(folder: Path, tree: Any, note: dict) -> None:
+    """Writes tree and note (JSON) to `folder` as one; a kill leaves the folder's former content or the new one."""
+    folder = Path(folder).absolute()
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    tree = jax.device_get(tree)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(fresh / "arrays", tree)
+    (fresh / "note.json").write_text(json.dumps(note | {"sha256": fingerprint(tree)}, indent=1))
+    former = folder.with_name(folder.name + ".old")
+    shutil.rmtree(former, ignore_errors=True)
+    if folder.exists():
+        folder.rename(former)
+    fresh.rename(folder)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def note(folder: Path) -> dict | None:
+    """The note of a checkpoint, or None where there is no complete one; mends what a kill left between two renames."""
+    folder = Path(folder).absolute()
+    former = folder.with_name(folder.name + ".old")
+    if not folder.exists() and former.exists():
+        former.rename(folder)
+    with contextlib.suppress(FileNotFoundError):
+        return json.loads((folder / "note.json").read_text())
+    return None
+
+
+def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
+    """Reads (tree, note); `like` gives the tree's structure and shapes, without it nested dicts of NumPy arrays.
+
+    Raises:
+      ValueError: the arrays do not match the SHA-256 that was taken when they were saved.
+    """
+    folder = Path(folder).absolute()
+    written = note(folder)
+    if written is None:
+        raise FileNotFoundError(f"{folder}: no checkpoint; train this run first, or name another folder")
+    with ocp.StandardCheckpointer() as checkpointer:
+        if like is None:
+            shapes = checkpointer.metadata(folder / "arrays").item_metadata.tree
+            target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), dict(shapes))
+        else:
+            target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        tree = checkpointer.restore(folder / "arrays", target)
+    if fingerprint(tree) != written["sha256"]:
+        raise ValueError(f"{folder}: the arrays are not those that were saved (SHA-256 differs); delete it or restore it")
+    return tree, written
+
+
+def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, list[str]]]:
+    """Takes from `source` every array whose path and shape agree with `params`.
+
+    Args:
+      params: the new network's parameters, nested dicts.
+      source: another network's.
+      skip: a regular expression; a path ("head/fc3/kernel") that it matches from its start is not taken over.
+
+    Returns:
+      The merged parameters, and which paths were "loaded", kept "new" (with the reason) and "unused" in the source.
+    """
+    flat = lambda tree: {  # noqa: E731
+        jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    theirs, loaded, new = flat(source), [], []
+
+    def choose(path, mine):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if skip and re.match(skip, name):
+            new.append(f"{name} (skipped)")
+        elif name not in theirs:
+            new.append(f"{name} (not in the source)")
+        elif theirs[name].shape != mine.shape:
+            new.append(f"{name} (source has {theirs[name].shape}, network {mine.shape})")
+        else:
+            loaded.append(name)
+            return jax.numpy.asarray(theirs[name], mine.dtype)
+        return mine
+
+    merged = jax.tree_util.tree_map_with_path(choose, params)
+    return merged, {"loaded": loaded, "new": new, "unused": sorted(set(theirs) - set(loaded))}
+
+
+def remove(folder: Path) -> None:
+    """Deletes a checkpoint and what a kill may have left of it."""
+    for suffix in ("", ".new", ".old"):
+        shutil.rmtree(Path(str(folder) + suffix), ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Datasets: formats, folders, phantoms, splits, and `loading.load`, which turns a config into Samples. Never JAX."""

@@ -1,0 +1,155 @@
+"""A folder of photographs, with a file of landmarks or without, as Samples in a network's frame."""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxmarks.data import formats
+from jaxmarks.data.photographs import decode, find, image_size, listing
+from jaxmarks.data.samples import FormatError, Samples
+from jaxmarks.ops.frames import frame, placement
+
+
+def load(images, landmarks, *, size, channels=3, fit="pad", group_by="") -> tuple[Samples, list[dict]]:
+    """Reads photographs and their landmarks.
+
+    Args:
+      images: the folder of photographs.
+      landmarks: a file (or LabelMe folder) that `formats.read` reads.
+      size: (H, W) of the network's frame.
+      channels: 3 (RGB) or 1 (luminance).
+      fit: `pad` keeps the aspect and repeats the edge; `stretch` fills the frame.
+      group_by: regular expression; its first group in a file's name is the specimen. Where it is empty the
+        annotation's own group counts, else each image is a specimen.
+
+    Returns:
+      Samples, and the problems: dicts of "image", "what" and "where" for every photograph left out, landmark masked,
+      or photograph without landmarks.
+
+    Raises:
+      FormatError: the landmark file is damaged, or no photograph at all can be used.
+    """
+    images, problems = Path(images), []
+    if not images.is_dir():
+        raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
+    annotations = formats.read(landmarks, images, problems)
+
+    def one(a):
+        file = find(images, a.image)
+        if file is None:
+            return a, f"no such image in {images}"
+        try:
+            return a, framed(file, size=size, channels=channels, fit=fit)
+        except OSError as error:
+            return a, f"cannot be read ({error})"
+
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(one, annotations))
+    kept, points, visible = [], [], []
+    for a, result in results:
+        if isinstance(result, str):
+            problems.append({"image": a.image, "what": f"{result}: left out", "where": a.where})
+            continue
+        (h, w), matrix = result[1], np.array(frame(result[1], size, fit))
+        outside = a.visible & ~((a.points >= 0) & (a.points <= (w, h))).all(1)
+        for k in np.flatnonzero(outside):
+            x, y = a.points[k]
+            what = f"landmark {k + 1} at ({x:g}, {y:g}) lies outside the image of {w}x{h}: taken as missing"
+            problems.append({"image": a.image, "what": what, "where": a.where})
+        kept.append((a, result))
+        visible.append(a.visible & ~outside)
+        points.append(np.where(visible[-1][:, None], (a.points - matrix[:, 2]) / (matrix[0, 0], matrix[1, 1]), 0))
+    if not kept:
+        reasons = "; ".join(sorted({p["what"] for p in problems})[:3]) or "the landmark file names none"
+        raise FormatError(landmarks, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
+    used = {find(images, a.image) for a, _ in kept} | {find(images, p["image"]) for p in problems}
+    others = [p for p in listing(images) if p not in used]
+    if others:
+        what = f"{len(others)} photographs have no landmarks: {', '.join(p.name for p in others[:5])}"
+        problems.append({"image": others[0].name, "what": what, "where": str(landmarks)})
+    samples = _samples([r for _, r in kept], [a.image for a, _ in kept], size, fit, np.stack(points), np.stack(visible))
+    names: dict[str, int] = {}
+    groups = [names.setdefault(_group(a, group_by), len(names)) for a, _ in kept]
+    return (
+        Samples(**vars(samples) | {"group": np.array(groups), "mm_per_px": np.array([a.mm_per_px for a, _ in kept])}),
+        problems,
+    )
+
+
+def _group(annotation, pattern):
+    if pattern:
+        found = re.search(pattern, annotation.image)
+        if not found or not found.groups():
+            raise ValueError(
+                f"--config.data.group_by={pattern}: no first group in {annotation.image!r}; write an expression such as"
+                r" '^(\d+)_' whose parentheses hold the specimen"
+            )
+        return found[1]
+    return annotation.group or annotation.image
+
+
+def framed(file, *, size, channels, fit) -> tuple[np.ndarray, tuple[int, int]]:
+    """A photograph in the frame of `size`, (H, W, channels) uint8, and its own (height, width). OSError if unreadable."""
+    source = image_size(file)
+    top, left, rows, columns = placement(source, size, fit)
+    # Twice the size is enough for an antialiased result that the full decode would give.
+    image = Image.fromarray(decode(file, at_least=(2 * rows, 2 * columns)))
+    if channels == 1:
+        image = image.convert("L")
+    small = np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR)).reshape(rows, columns, channels)
+    pads = ((top, size[0] - rows - top), (left, size[1] - columns - left), (0, 0))
+    return np.pad(small, pads, mode="edge"), source
+
+
+def _samples(framed_images, names, size, fit, points, visible):
+    images, sizes = zip(*framed_images, strict=True)
+    return Samples(
+        images=np.stack(images),
+        points=points.astype(np.float32),
+        visible=visible,
+        group=np.arange(len(images)),
+        name=np.array(names),
+        to_source=np.array([frame(s, size, fit) for s in sizes]),
+        mm_per_px=np.full(len(images), np.nan),
+        source_size=np.array(sizes),
+    )
+
+
+def batches(folder, *, size, channels=3, fit="pad", batch_size=32, problems: list[dict]) -> Iterator[Samples]:
+    """Photographs without landmarks (K = 0), `batch_size` at a time; what cannot be read is appended to `problems`."""
+    folder = Path(folder)
+    files = listing(folder) if folder.is_dir() else []
+    if not files:
+        raise FormatError(folder, "", "no photograph in this folder", "give one with --config.data.images")
+
+    def one(file):
+        try:
+            return framed(file, size=size, channels=channels, fit=fit)
+        except OSError as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), batch_size):
+            chosen = files[start : start + batch_size]
+            results = list(zip(chosen, pool.map(one, chosen), strict=True))
+            for file, result in results:
+                if isinstance(result, str):
+                    name = file.relative_to(folder).as_posix()
+                    problems.append({"image": name, "what": f"cannot be read ({result}): left out", "where": str(file)})
+            good = [(file, result) for file, result in results if not isinstance(result, str)]
+            if good:
+                none = np.zeros((len(good), 0, 2)), np.zeros((len(good), 0), bool)
+                yield _samples([r for _, r in good], [f.relative_to(folder).as_posix() for f, _ in good], size, fit, *none)
+
+
+def photograph(folder, name: str) -> np.ndarray | None:
+    """The photograph of that name at source resolution, (H, W, 3) uint8, or None where it cannot be read."""
+    file = find(folder, name)
+    try:
+        return None if file is None else decode(file)
+    except OSError:
+        return None

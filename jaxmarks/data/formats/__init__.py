@@ -1,0 +1,127 @@
+"""Landmark files, read and written as lists of `Annotation`: TPS, CSV (wide and long), COCO keypoints, LabelMe.
+
+No format is shifted by half a pixel: the numbers are continuous coordinates, y down after reading (a TPS file's y, which
+is up, is taken from the height of its image).
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxmarks.data.formats import coco, labelme, table, tps
+from jaxmarks.data.photographs import find, image_size
+from jaxmarks.data.samples import Annotation, FormatError
+
+KNOWN = ".tps, .csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of LabelMe .json"
+
+
+def read(path, images=None, problems: list[dict] | None = None) -> list[Annotation]:
+    """Reads a file of landmarks, its format told by ending and content.
+
+    Args:
+      path: the file, or a folder of LabelMe files.
+      images: the folder of photographs; TPS needs it for their heights.
+      problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where": a
+        photograph that is missing or cannot be read (its annotation is left out where its size is needed), a NaN (the
+        landmark is missing), an ID or an image given twice. With None the first of them raises.
+
+    Returns:
+      Annotations of one landmark count, in pixels, y down.
+
+    Raises:
+      FormatError: a file that cannot be read; the message names it, the place and the value.
+    """
+    path, found_problems = Path(path), [] if problems is None else problems
+    if not path.exists():
+        raise FormatError(path, "", "no such file", "give the path of a landmark file")
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        found = labelme.read(path, found_problems)
+    elif suffix == ".tps":
+        found = _read_tps(path, images, found_problems)
+    elif suffix in (".csv", ".tsv", ".txt"):
+        found = table.read(path, found_problems)
+    elif suffix == ".json":
+        found = _read_json(path, found_problems)
+    else:
+        raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"known are {KNOWN}")
+    _check(path, found, found_problems)
+    if problems is None and found_problems:
+        first = found_problems[0]
+        raise FormatError(path, first["where"], f"{first['image']}: {first['what']}", "mend it")
+    return found
+
+
+def _read_json(path, problems):
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FormatError(path, f"line {getattr(error, 'lineno', 1)}", f"no JSON: {error}", "mend it") from None
+    if isinstance(document, dict) and "shapes" in document:
+        return labelme.read(path, problems)
+    if isinstance(document, dict) and "annotations" in document:
+        return coco.read(path, document, problems)
+    raise FormatError(path, "line 1", "neither COCO (images, annotations) nor LabelMe (shapes)", "name one of these")
+
+
+def _read_tps(path, images, problems):
+    specimens, heights, kept = tps.read(path), [], []
+    if images is None:
+        raise FormatError(path, "", "y counts up from the image's lower edge", "give the folder of images for their heights")
+    for s in specimens:
+        name, where = s.image or s.id, f"{path}: line {s.line}"
+        if not name:
+            raise FormatError(path, f"line {s.line}", "a record with neither IMAGE= nor ID=", "add IMAGE=file name")
+        file = find(images, name)
+        try:
+            if file is None:
+                raise OSError(f"no such image in {images}")
+            heights.append(image_size(file)[0])
+            kept.append(dataclasses.replace(s, image=file.relative_to(images).as_posix()))
+        except OSError as error:
+            problems.append({"image": name, "what": f"{error}: left out", "where": where})
+    return tps.to_annotations(kept, heights, path)
+
+
+def _check(path, found, problems):
+    """One landmark count throughout; IDs and images that stand twice are named."""
+    ids: dict[str, Annotation] = {}
+    images: dict[str, Annotation] = {}
+    for a in found:
+        if len(a.points) != len(found[0].points):
+            what = f"{len(a.points)} landmarks, and {len(found[0].points)} in {found[0].where}"
+            raise FormatError(a.where or path, "", what, "give every image the same landmarks, NA where one is missing")
+        if a.id and a.id in ids and ids[a.id].image != a.image:
+            problems.append({"image": a.image, "what": f"ID {a.id} again, first of {ids[a.id].image}", "where": a.where})
+        if a.image in images:
+            problems.append(
+                {"image": a.image, "what": "annotated twice: both kept, in one group", "where": f"{a.where}; {images[a.image].where}"}
+            )  # fmt: skip
+        ids.setdefault(a.id, a)
+        images.setdefault(a.image, a)
+
+
+def write(path, annotations: list[Annotation], heights: Mapping[str, int] | None = None) -> None:
+    """Writes annotations in the format of the path's ending: .tps, .csv, .json (COCO), none (a LabelMe folder).
+
+    Args:
+      path: where to.
+      annotations: what.
+      heights: of the images by name, in pixels; TPS counts y up from the lower edge.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".tps":
+        missing = [a.image for a in annotations if a.image not in (heights or {})]
+        if missing:
+            raise ValueError(f"{path}: the height of {missing[0]} is not known; give heights={{name: pixels}}")
+        tps.write(path, tps.from_annotations(annotations, [(heights or {})[a.image] for a in annotations]))
+    elif suffix == ".csv":
+        table.write(path, annotations)
+    elif suffix == ".json":
+        coco.write(path, annotations)
+    elif not suffix:
+        labelme.write(path, annotations)
+    else:
+        raise ValueError(f"{path}: unknown format {suffix!r}; there are .tps, .csv, .json and a folder (LabelMe)")

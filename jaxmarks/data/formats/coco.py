@@ -1,0 +1,87 @@
+"""COCO keypoints: pixels, y down; visibility 0 is a missing landmark."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from jaxmarks.data.samples import Annotation, FormatError
+
+
+def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
+    """Reads one specimen an image; `document` is the parsed file.
+
+    An image without keypoints has all landmarks missing, and is a problem. An image's "group", "mm_per_px" are read.
+
+    Raises:
+      FormatError: no COCO document, keypoints of another length, several specimens on one image; it names the entry.
+    """
+    for key in ("images", "annotations"):
+        if not isinstance(document.get(key), list):
+            raise FormatError(path, f"key {key!r}", "no such list", "a COCO file has images and annotations")
+    names = next((c["keypoints"] for c in document.get("categories", []) if c.get("keypoints")), None)
+    by_image: dict = {}
+    for i, entry in enumerate(document["annotations"]):
+        where = f"annotations[{i}]"
+        keypoints = entry.get("keypoints")
+        if keypoints is None:
+            continue
+        if len(keypoints) % 3 or (names and len(keypoints) != 3 * len(names)):
+            due = f"3 x {len(names)}" if names else "a multiple of 3"
+            raise FormatError(path, where, f"{len(keypoints)} numbers in keypoints", f"COCO has x, y, visibility: {due}")
+        try:
+            triples = np.array(keypoints, float).reshape(-1, 3)
+        except (TypeError, ValueError):
+            raise FormatError(path, where, "keypoints are not all numbers", "write x, y, visibility") from None
+        if (triples[:, 2] > 0).any():
+            if entry.get("image_id") in by_image:
+                what = f"a second specimen on image {entry['image_id']}"
+                raise FormatError(path, where, what, "crop the specimens to an image each, or keep one")
+            by_image[entry.get("image_id")] = (i, triples)
+    count = len(names) if names else max((len(t) for _, t in by_image.values()), default=0)
+    if not count:
+        raise FormatError(path, "annotations", "no keypoints", "name a file of keypoints")
+    ids = [image.get("id") for image in document["images"]]
+    unknown = set(by_image) - set(ids)
+    if unknown:
+        first = next(iter(unknown))
+        raise FormatError(path, f"annotations[{by_image[first][0]}]", f"image_id {first!r} is no image", "add the image")
+    found = []
+    for i, image in enumerate(document["images"]):
+        if not isinstance(image.get("file_name"), str):
+            raise FormatError(path, f"images[{i}]", "no file_name", "write the photograph's name")
+        at, triples = by_image.get(image.get("id"), (None, np.zeros((count, 3))))
+        if at is None:
+            problems.append({"image": image["file_name"], "what": "no keypoints: all missing", "where": f"{path}: images[{i}]"})
+        finite = np.isfinite(triples).all(1)
+        for k in np.flatnonzero(~finite & (triples[:, 2] > 0)):
+            what = f"landmark {k + 1} is NaN: taken as missing"
+            problems.append({"image": image["file_name"], "what": what, "where": f"{path}: annotations[{at}]"})
+        visible = finite & (triples[:, 2] > 0)
+        found.append(
+            Annotation(
+                image=image["file_name"],
+                points=np.where(visible[:, None], triples[:, :2], 0.0),
+                visible=visible,
+                mm_per_px=float(image.get("mm_per_px", "nan")),
+                id=str(image.get("id", "")),
+                group=str(image.get("group", "")),
+                where=f"{path}: images[{i}]",
+            )
+        )
+    return found
+
+
+def write(path, annotations: list[Annotation]) -> None:
+    """Writes one category whose keypoints are numbered from 1."""
+    images, entries = [], []
+    for i, a in enumerate(annotations, 1):
+        image = {"id": i, "file_name": a.image} | ({"group": a.group} if a.group else {})
+        images.append(image | ({"mm_per_px": a.mm_per_px} if np.isfinite(a.mm_per_px) else {}))
+        keypoints = np.column_stack([np.where(a.visible[:, None], a.points, 0), 2 * a.visible]).reshape(-1).tolist()
+        entries.append(
+            {"id": i, "image_id": i, "category_id": 1, "keypoints": keypoints, "num_keypoints": int(a.visible.sum())}
+        )
+    count = max((len(a.points) for a in annotations), default=0)
+    categories = [{"id": 1, "name": "specimen", "keypoints": [str(k + 1) for k in range(count)], "skeleton": []}]
+    Path(path).write_text(json.dumps({"images": images, "annotations": entries, "categories": categories}))

@@ -1,0 +1,86 @@
+"""LabelMe: one JSON an image, with a point shape for each landmark; pixels, y down.
+
+The landmarks are the labels of all files in natural order (l1, l2, ..., l10); a label that a file lacks is missing there.
+"""
+
+import json
+import re
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+
+from jaxmarks.data.samples import Annotation, FormatError
+
+
+def read(path, problems: list[dict]) -> list[Annotation]:
+    """Reads a folder of LabelMe files, or one file. A landmark that is NaN or marked twice is missing, and a problem.
+
+    Raises:
+      FormatError: a file that is no JSON or no LabelMe, a point that is no pair of numbers.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise FormatError(path, "", "no .json in this folder", "name a folder of LabelMe files")
+    images = [(file, *_points(file, problems)) for file in files]
+    labels = sorted({label for _, _, points in images for label in points}, key=_natural)
+    if not labels:
+        raise FormatError(path, "", "no point shape in any file", "mark landmarks as points")
+    found = []
+    for file, image, points in images:
+        rows = np.array([points.get(label, (np.nan, np.nan)) for label in labels], float)
+        visible = np.isfinite(rows).all(1)
+        found.append(
+            Annotation(
+                image=image or file.stem,
+                points=np.where(visible[:, None], rows, 0.0),
+                visible=visible,
+                where=str(file),
+            )
+        )
+    return found
+
+
+def _points(file, problems):
+    try:
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        line = getattr(error, "lineno", 1)
+        raise FormatError(file, f"line {line}", f"no JSON: {error}", "mend it, or take it out of the folder") from None
+    if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
+        raise FormatError(file, "line 1", "no list 'shapes'", "name LabelMe files")
+    points: dict[str, tuple[float, float]] = {}
+    image = PureWindowsPath(document.get("imagePath") or "").name
+    for i, shape in enumerate(document["shapes"]):
+        if shape.get("shape_type", "point") != "point":
+            continue
+        label, where = str(shape.get("label", "")), f"shapes[{i}]"
+        if not label:
+            raise FormatError(file, where, "a point without a label", "name the landmark")
+        try:
+            ((x, y),) = shape["points"]
+            point = float(x), float(y)
+        except (KeyError, TypeError, ValueError):
+            raise FormatError(file, where, f"{shape.get('points')!r} is not one point", "write [[x, y]]") from None
+        points[label] = point if label not in points else (np.nan, np.nan)
+        if not np.isfinite(points[label]).all():
+            why = "is NaN" if not np.isfinite(point).all() else "is marked twice"
+            problems.append({"image": image, "what": f"{label} {why}: taken as missing", "where": f"{file}: {where}"})
+    return image, points
+
+
+def _natural(label):
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", label) if p]
+
+
+def write(folder, annotations: list[Annotation]) -> None:
+    """Writes one file an image, its landmarks labelled l1, l2, ..."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for a in annotations:
+        shapes = [
+            {"label": f"l{k + 1}", "points": [a.points[k].tolist()], "group_id": None, "shape_type": "point", "flags": {}}
+            for k in np.flatnonzero(a.visible)
+        ]
+        document = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imagePath": a.image, "imageData": None}
+        (folder / (Path(a.image).stem + ".json")).write_text(json.dumps(document, indent=1))

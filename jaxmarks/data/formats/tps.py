@@ -1,0 +1,243 @@
+"""TPS, the format of tpsDig and of most morphometric programs: read, written, and turned between y up and y down.
+
+A record is `LM=K` (or `LM3=K`), K lines of coordinates, and `KEY=value` lines; `CURVES=n` is followed by n times
+`POINTS=m` and m lines. Read are also: any case and spaces about "=", Windows and old Macintosh line ends, a byte-order
+mark, Latin-1, exponents, comma decimals, tabs, blank lines. A missing landmark is a pair of NA or nan, or a pair in
+which both are negative. Whatever key is not known here is kept in `extra`.
+"""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from jaxmarks.data.samples import Annotation, FormatError
+
+_KEY = re.compile(r"^\s*([A-Za-z][\w ]*?)\s*=\s*(.*?)\s*$")
+_MISSING = {"na", "nan", "n/a", "?"}
+
+
+@dataclasses.dataclass
+class Specimen:
+    """One record in the file's own frame: pixels, y up, the origin at the image's lower left corner.
+
+    Attributes:
+      points: (K, 2) float64; 0 where not visible.
+      visible: (K,) bool.
+      depth: (K,) float64, the third coordinate of an LM3 record, else None.
+      image, id, comment: text, "" where absent.
+      scale: length of a pixel in the file's unit (usually mm), None where absent.
+      curves: a list of (m, 2) arrays.
+      outlines: likewise, of OUTLINES.
+      extra: other KEY=value lines, in order.
+      line: where the record begins, from 1.
+    """
+
+    points: np.ndarray
+    visible: np.ndarray
+    image: str = ""
+    id: str = ""
+    scale: float | None = None
+    comment: str = ""
+    depth: np.ndarray | None = None
+    curves: list = dataclasses.field(default_factory=list)
+    outlines: list = dataclasses.field(default_factory=list)
+    extra: dict = dataclasses.field(default_factory=dict)
+    line: int = 0
+
+
+def read(path) -> list[Specimen]:
+    """Reads the records of a TPS file.
+
+    Raises:
+      FormatError: the file is no TPS file or damaged; it names the line and the value.
+    """
+    data = Path(path).read_bytes()
+    if b"\0" in data and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise FormatError(path, "line 1", "binary data, not text", "name a TPS file")
+    for encoding in ("utf-16",) if data.startswith((b"\xff\xfe", b"\xfe\xff")) else ("utf-8-sig", "latin-1"):
+        try:
+            return loads(data.decode(encoding), path)
+        except UnicodeDecodeError:
+            continue
+    raise FormatError(path, "line 1", "text in an unknown encoding", "save it as UTF-8")
+
+
+def loads(text: str, path="<text>") -> list[Specimen]:
+    """Reads records from text; `path` is for messages."""
+    lines = [(n, line) for n, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
+    if not lines:
+        raise FormatError(path, "line 1", "the file is empty", "name a TPS file with LM= records")
+    specimens: list[Specimen] = []
+    at = 0
+    while at < len(lines):
+        number, line = lines[at]
+        key, value = _key(path, number, line, begun=bool(specimens))
+        at += 1
+        if key in ("LM", "LM3"):
+            count = _count(path, number, key, value)
+            rows, visible = _rows(path, lines, at, count, 3 if key == "LM3" else 2, f"{key}={value}", number)
+            at += count
+            specimens.append(
+                Specimen(rows[:, :2], visible, depth=rows[:, 2] if key == "LM3" else None, line=number)
+            )
+            seen: dict[str, int] = {}
+            continue
+        if not specimens:
+            raise FormatError(path, f"line {number}", f"{key}= before the first LM=", "begin the record with LM=")
+        record = specimens[-1]
+        if key in ("CURVES", "OUTLINES"):
+            target = record.curves if key == "CURVES" else record.outlines
+            for _ in range(_count(path, number, key, value)):
+                if at == len(lines):
+                    raise FormatError(path, f"line {number}", f"{key}={value}, but the file ends", "complete the record")
+                n, line = lines[at]
+                inner, m = _key(path, n, line, begun=True)
+                if inner != "POINTS":
+                    raise FormatError(path, f"line {n}", f"{line.strip()!r} where POINTS= is due", f"mend {key}={value}")
+                size = _count(path, n, inner, m)
+                target.append(_rows(path, lines, at + 1, size, 2, f"POINTS={m}", n)[0])
+                at += 1 + size
+            continue
+        if key in seen:
+            raise FormatError(
+                path, f"line {number}", f"{key}= a second time in one record (first in line {seen[key]})",
+                "delete one, or begin the next record with LM="
+            )  # fmt: skip
+        seen[key] = number
+        if key == "SCALE":
+            record.scale = _scale(path, number, value)
+        elif key in ("IMAGE", "ID", "COMMENT"):
+            setattr(record, key.lower(), value)
+        else:
+            record.extra[key] = value
+    return specimens
+
+
+def _key(path, number, line, *, begun):
+    found = _KEY.match(line)
+    if found:
+        return found[1].upper(), found[2]
+    what = f"{line.strip()[:60]!r} is neither KEY=value nor one of the landmarks that LM= announced"
+    raise FormatError(
+        path, f"line {number}", what, "mend the count after LM=" if begun else "a TPS file begins with LM=count"
+    )
+
+
+def _count(path, number, key, value):
+    if not re.fullmatch(r"\d+", value):
+        raise FormatError(path, f"line {number}", f"{key}={value} is not a count", "write a whole number of 0 or more")
+    return int(value)
+
+
+def _scale(path, number, value):
+    try:
+        scale = float(value.replace(",", "."))
+    except ValueError:
+        scale = math.nan
+    if not (0 < scale < math.inf):
+        raise FormatError(path, f"line {number}", f"SCALE={value} is not a length", "write the length of a pixel")
+    return scale
+
+
+def _rows(path, lines, at, count, dimensions, head, head_line):
+    """`count` lines of coordinates from `lines[at]` on -> (count, dimensions) float64 and which are visible."""
+    rows, visible = np.zeros((count, dimensions)), np.ones(count, bool)
+    for k in range(count):
+        if at + k == len(lines) or _KEY.match(lines[at + k][1]):
+            number = lines[at + k][0] if at + k < len(lines) else lines[-1][0]
+            what = f"{head} in line {head_line} announces {count} rows, and there are {k}"
+            raise FormatError(path, f"line {number}", what, "add the missing rows (NA NA for a landmark not seen)")
+        number, line = lines[at + k]
+        # "12,5 33,1" has decimal commas; "12.5, 33.1" separates by them.
+        words = line.replace(",", ".").split() if re.search(r"\s", line.strip()) and "." not in line else None
+        words = words if words and len(words) == dimensions else re.split(r"[\s,;]+", line.strip().strip(",;"))
+        if len(words) != dimensions:
+            what = f"{line.strip()!r} has {len(words)} values where {dimensions} are due"
+            raise FormatError(path, f"line {number}", what, "write x and y" + (" and z" if dimensions == 3 else ""))
+        if any(w.lower() in _MISSING for w in words):
+            visible[k] = False
+            continue
+        for d, word in enumerate(words):
+            try:
+                rows[k, d] = float(word)
+            except ValueError:
+                remedy = "write numbers, or NA NA for a landmark not seen"
+                raise FormatError(path, f"line {number}", f"{word!r} is not a number", remedy) from None
+            if not math.isfinite(rows[k, d]):
+                raise FormatError(path, f"line {number}", f"{word!r} is not finite", "write a coordinate in pixels")
+        if rows[k, 0] < 0 and rows[k, 1] < 0:
+            rows[k], visible[k] = 0, False
+    return rows, visible
+
+
+def write(path, specimens: list[Specimen]) -> None:
+    """Writes records; numbers in the shortest form that reads back as the same float64, missing landmarks as NA NA."""
+    Path(path).write_bytes(dumps(specimens).encode())
+
+
+def dumps(specimens: list[Specimen]) -> str:
+    """The text of a TPS file."""
+    lines = []
+    for s in specimens:
+        lines.append(f"{'LM' if s.depth is None else 'LM3'}={len(s.points)}")
+        columns = s.points if s.depth is None else np.column_stack([s.points, s.depth])
+        for row, seen in zip(columns, s.visible, strict=True):
+            lines.append(" ".join(_number(v) if seen else "NA" for v in row))
+        for key, curves in (("CURVES", s.curves), ("OUTLINES", s.outlines)):
+            if curves:
+                lines.append(f"{key}={len(curves)}")
+            for curve in curves:
+                lines.append(f"POINTS={len(curve)}")
+                lines += [" ".join(map(_number, row)) for row in curve]
+        for key in ("image", "id", "comment"):
+            if getattr(s, key):
+                lines.append(f"{key.upper()}={getattr(s, key)}")
+        if s.scale is not None:
+            lines.append(f"SCALE={_number(s.scale)}")
+        lines += [f"{key}={value}" for key, value in s.extra.items()]
+    return "".join(line + "\n" for line in lines)
+
+
+def _number(value):
+    return repr(float(value)).removesuffix(".0")
+
+
+# Back conversion to y up is rounded to so many decimals: height - (height - y) then is y again, to the digit, for every
+# y with at most that many, though the difference of two floats is not.
+_DECIMALS = 9
+
+
+def to_annotations(specimens: list[Specimen], heights: list[float], path="") -> list[Annotation]:
+    """Records -> annotations, y down: y = height - y_tps, `heights` being those of the images in pixels."""
+    return [
+        Annotation(
+            image=s.image,
+            points=np.where(s.visible[:, None], np.column_stack([s.points[:, 0], height - s.points[:, 1]]), 0.0),
+            visible=s.visible,
+            mm_per_px=math.nan if s.scale is None else s.scale,
+            id=s.id,
+            where=f"{path}: line {s.line}",
+        )
+        for s, height in zip(specimens, heights, strict=True)
+    ]
+
+
+def from_annotations(annotations: list[Annotation], heights: list[float]) -> list[Specimen]:
+    """Annotations, y down -> records, y up; exact for coordinates of up to nine decimals."""
+    return [
+        Specimen(
+            points=np.where(
+                a.visible[:, None],
+                np.column_stack([a.points[:, 0], np.round(height - a.points[:, 1], _DECIMALS)]),
+                0.0,
+            ),
+            visible=np.asarray(a.visible),
+            image=a.image,
+            id=a.id,
+            scale=None if math.isnan(a.mm_per_px) else a.mm_per_px,
+        )
+        for a, height in zip(annotations, heights, strict=True)
+    ]

@@ -1,0 +1,98 @@
+"""From a config's `data` to `Samples`: drawn phantoms, or a folder of photographs with a file of landmarks."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmarks.data import folder, formats, phantoms
+from jaxmarks.data.samples import Samples, concatenate
+
+
+class Dataset(NamedTuple):
+    """What a run works on.
+
+    Attributes:
+      samples: the images and landmarks.
+      problems: what was left out or masked on the way, dicts of "image", "what" and "where".
+      flip: the landmarks' order after a horizontal mirror, or None where mirroring is not allowed.
+      photograph: name -> (H, W, 3) uint8 at source resolution, for figures.
+    """
+
+    samples: Samples
+    problems: list[dict]
+    flip: tuple[int, ...] | None
+    photograph: Callable[[str], np.ndarray]
+
+
+def load(spec) -> Dataset:
+    """The dataset of a config's `data`: the user's own files where `images` and `landmarks` are set, phantoms else."""
+    if bool(spec.images) != bool(spec.landmarks):
+        missing = "landmarks" if spec.images else "images"
+        raise ValueError(
+            f"--config.data.{missing} is empty: a dataset of one's own needs both --config.data.images=DIR and"
+            " --config.data.landmarks=FILE"
+        )
+    return _own(spec) if spec.images else _phantoms(spec)
+
+
+def landmark_count(spec) -> int:
+    """How many landmarks the dataset has, without reading or drawing an image."""
+    if spec.landmarks:
+        return formats.read(spec.landmarks, spec.images, problems=[])[0].points.shape[0]
+    part = spec.part.split("+")[0]
+    return len(_kept(spec, part))
+
+
+def _kept(spec, part):
+    """The landmarks of a phantom's part, from 0, that `spec.drop` leaves."""
+    return [k for k in range(phantoms.PARTS[part]) if f"{part}/{k + 1}" not in spec.drop]
+
+
+def _own(spec):
+    samples, problems = folder.load(
+        spec.images, spec.landmarks, size=tuple(spec.size), channels=3, fit=spec.fit, group_by=spec.group_by
+    )
+    flip = tuple(spec.flip) or None
+    if flip and sorted(flip) != list(range(samples.points.shape[1])):
+        raise ValueError(f"--config.data.flip={flip}: give each of 0..{samples.points.shape[1] - 1} once")
+    return Dataset(samples, problems, flip, lambda name: folder.photograph(spec.images, name))
+
+
+def _phantoms(spec):
+    """Phantoms of `spec.part`, or of several joined by "+", each without the landmarks that `spec.drop` takes from it.
+
+    They are drawn at the network's size; their photograph is the drawing at `spec.source_size`.
+    """
+    parts = spec.part.split("+")
+    unknown = set(parts) - set(phantoms.PARTS)
+    if unknown:
+        raise ValueError(f"--config.data.part={spec.part}: the parts are {', '.join(phantoms.PARTS)}")
+    size, source = tuple(spec.size), tuple(spec.source_size)
+    scale = np.array([source[1] / size[1], source[0] / size[0]])
+    drawn = []
+    for part in parts:
+        kept = _kept(spec, part)
+        one = phantoms.load(part, size=size, seed=spec.seed, count=spec.count)
+        affine = np.concatenate([np.diag(scale), np.zeros((2, 1))], axis=1)
+        drawn.append(
+            Samples(
+                images=one.images,
+                points=one.points[:, kept],
+                visible=one.visible[:, kept],
+                group=one.group,
+                name=one.name,
+                to_source=np.broadcast_to(affine, (len(one), 2, 3)),
+                mm_per_px=one.mm_per_px / scale[0],
+                source_size=np.broadcast_to(source, (len(one), 2)),
+            )
+        )
+    counts = {part: d.points.shape[1] for part, d in zip(parts, drawn, strict=True)}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"the parts have different landmark counts {counts}: drop some with config.data.drop")
+
+    def photograph(name):
+        part, specimen = name.removesuffix(".png").rsplit("_", 1)
+        return phantoms.draw(part, int(specimen), size=source, seed=spec.seed)[0]
+
+    return Dataset(concatenate(drawn), [], phantoms.FLIP[parts[0]] if len(parts) == 1 else None, photograph)

@@ -1,0 +1,205 @@
+"""Painting in linear light: antialiased surfaces and strokes, the light on them, and the camera at the end.
+
+Lengths are frame units (see `shapes`). Every random number is a property of the scene, not of a pixel, so that one
+scene looks the same at every resolution; the sensor's noise alone is drawn per pixel.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmarks.data.phantoms import shapes
+
+FRAME = (256, 192)  # width and height in frame units
+
+
+class Canvas(NamedTuple):
+    """A picture in the making.
+
+    `light` is (3, H, W) float32 linear light; `x` (1, W) and `y` (H, 1) are the pixel centres in frame units, `pixel`
+    a pixel's width, `edge` the width over which an outline fades (pixel and defocus together); `sun` is the unit vector
+    to the main lamp; `grain` (2, H, W) is the fine relief of every surface.
+    """
+
+    light: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    pixel: float
+    edge: float
+    sun: np.ndarray
+    grain: np.ndarray
+
+
+class Skin(NamedTuple):
+    """A cuticle: linear RGB seen from above and at a slant, strength and exponent of its highlight, relief."""
+
+    top: np.ndarray
+    slant: np.ndarray
+    gloss: float
+    polish: float
+    relief: float
+
+
+def blank(size, rng):
+    """An empty canvas of (height, width) pixels with its lamp, focus and grain."""
+    height, width = size
+    scale = min(width / FRAME[0], height / FRAME[1])
+    x = ((np.arange(width) + 0.5 - width / 2) / scale).astype(np.float32)[None]
+    y = ((np.arange(height) + 0.5 - height / 2) / scale).astype(np.float32)[:, None]
+    azimuth, altitude = rng.uniform(-2.6, -0.5), rng.uniform(0.7, 1.1)
+    sun = np.array([np.cos(altitude) * np.cos(azimuth), np.cos(altitude) * np.sin(azimuth), np.sin(altitude)])
+    edge = float(np.hypot(1 / scale, rng.uniform(0.5, 1.3)))
+    grain = np.stack([noise(rng, size, 120) + 0.35 * noise(rng, size, 44) for _ in range(2)])
+    light = np.empty((3, height, width), np.float32)
+    return Canvas(light, x, y, 1 / scale, edge, sun.astype(np.float32), grain)
+
+
+def noise(rng, size, cells):
+    """Smooth value noise over the frame, about N(0, 1/2): `cells` random values across, blended between. (H, W)."""
+    rows = cells * 3 // 4
+    values = rng.standard_normal((rows + 2, cells + 2), dtype=np.float32)
+    return blend(size[0], rows) @ values @ blend(size[1], cells).T
+
+
+@functools.lru_cache(maxsize=32)
+def blend(pixels, cells):
+    """(pixels, cells + 2) weights of a quadratic B-spline: pixel centres from values on a coarser line."""
+    position = (np.arange(pixels) + 0.5) / pixels * cells + 0.5
+    distance = np.abs(position[:, None] - np.arange(cells + 2))
+    weights = np.where(distance < 0.5, 0.75 - distance**2, 0.5 * np.maximum(1.5 - distance, 0) ** 2)
+    return weights.astype(np.float32)
+
+
+def ramp(inside, edge):
+    """Coverage of a pixel whose centre lies `inside` units within an edge of the given width: 0.5 on the edge."""
+    step = np.clip(0.5 + inside * np.float32(0.6 / edge), 0, 1)
+    return step * step * (3 - 2 * step)
+
+
+def window(canvas, low, high):
+    """The slices (rows, columns) of the pixels between two corners given in frame units; may be empty."""
+    columns = np.searchsorted(canvas.x[0], [low[0], high[0]])
+    rows = np.searchsorted(canvas.y[:, 0], [low[1], high[1]])
+    return slice(*rows), slice(*columns)
+
+
+def around(canvas, pose, box, pad=3.0):
+    """The window of a box ((u0, v0), (u1, v1)) of a part's axes."""
+    (u0, v0), (u1, v1) = box
+    corners = shapes.to_frame(pose, [[u0, v0], [u1, v0], [u0, v1], [u1, v1]])
+    return window(canvas, corners.min(0) - pad, corners.max(0) + pad)
+
+
+def lay(canvas, where, cover, colour):
+    """Covers a window with a colour (three scalars or arrays) at the given opacity."""
+    for plane, value in zip(canvas.light, colour, strict=True):
+        view = plane[where]
+        view += cover * ((value if np.ndim(value) else float(value)) - view)
+
+
+def shade(canvas, where, pose, nx, ny, skin, dim=1.0):
+    """Light on a cuticle.
+
+    Args:
+      nx, ny: slopes of the surface in the part's axes (components of its normal, each within about +-1).
+      dim: factor on the diffuse light (grooves, patterns).
+
+    Returns:
+      Three arrays of linear light.
+    """
+    # The lamps are turned into the part's axes: one small vector instead of every pixel's normal.
+    turn = pose.matrix.T / pose.scale
+    sun = np.append(turn @ canvas.sun[:2], canvas.sun[2]).astype(np.float32)
+    grain = canvas.grain[(slice(None), *where)] * np.float32(skin.relief)
+    nx, ny = nx + grain[0], ny + grain[1]
+    nz = np.sqrt(np.clip(1 - nx * nx - ny * ny, 0.03, 1))
+    diffuse = np.maximum(nx * sun[0] + ny * sun[1] + nz * sun[2], 0)
+    lit = (1.15 * diffuse + 0.12 + 0.16 * nz) * dim
+    half = sun + np.float32([0, 0, 1])
+    half /= np.linalg.norm(half)
+    facing = nx * half[0] + ny * half[1] + nz * half[2] - 1
+    # A small lamp, its wide halo in the waxy layer, and a ring light that draws a streak along both flanks.
+    flank = np.abs(nx) - 0.4
+    flank = -0.5 * (flank * flank + 0.12 * ny * ny)
+    polish = float(skin.polish)
+    shine = np.exp(polish * facing) + 0.12 * np.exp(0.15 * polish * facing)
+    shine += 0.25 * np.exp(polish * flank)
+    shine *= float(skin.gloss) * dim
+    sky = 0.05 * (1 - nz) * (1 - nz)
+    return [
+        (slant + (top - slant) * nz) * lit + shine * (0.35 + 2.0 * top) + sky * blue
+        for top, slant, blue in zip(skin.top.tolist(), skin.slant.tolist(), (0.9, 1.0, 1.15), strict=True)
+    ]
+
+
+def stroke(canvas, start, stop, radii, colour, *, bow=0.0, beads=0, round_light=0.6, cover=1.0):
+    """A tapered, bowed thread in frame units: hair, leg segment, antenna, pin.
+
+    Args:
+      start, stop: (2,) ends of its axis.
+      radii: at start and stop.
+      bow: height of the arc over the chord (parabola).
+      beads: number of swellings along it (antennal segments).
+      round_light: how strongly it is shaded as a cylinder.
+    """
+    start, stop = np.asarray(start, np.float32), np.asarray(stop, np.float32)
+    chord = stop - start
+    length = float(np.hypot(*chord))
+    along_x, along_y = (chord / length).tolist() if length > 1e-3 else (1.0, 0.0)
+    length = max(length, 1e-3)
+    thick, thin, bow = float(radii[0]), float(radii[1]), float(bow)
+    pad = max(thick, thin) + abs(bow) + canvas.edge
+    where = window(canvas, np.minimum(start, stop) - pad, np.maximum(start, stop) + pad)
+    x, y = canvas.x[:, where[1]] - start[0], canvas.y[where[0]] - start[1]
+    if x.size == 0 or y.size == 0:
+        return
+    t = (along_x * x + along_y * y) / length
+    inner = np.clip(t, 0, 1)
+    off = along_x * y - along_y * x
+    if bow:
+        off = off - 4 * bow * inner * (1 - inner)
+        slope = (4 * bow / length) * (1 - 2 * inner)
+        off /= np.sqrt(1 + slope * slope)
+    radius = thick + (thin - thick) * inner
+    if beads:
+        radius = radius * (0.8 + 0.3 * np.abs(np.sin(np.float32(np.pi) * beads * inner)))
+    beyond = (t - inner) * length
+    distance = np.sqrt(off * off + beyond * beyond)
+    opacity = ramp(radius - distance, canvas.edge) + ramp(radius + distance, canvas.edge) - 1
+    if round_light:
+        slope = np.clip(off / radius, -1, 1)
+        toward = canvas.sun[1] * along_x - canvas.sun[0] * along_y
+        lit = 1 + round_light * (slope * toward - 0.5 * slope * slope)
+        glint = 0.05 * round_light * np.exp(-8 * (slope - 0.5 * toward) ** 2)
+        colour = [float(c) * lit + glint for c in colour]
+    lay(canvas, where, opacity * cover, colour)
+
+
+def shadow(canvas, pose, box, distance, depth, reach):
+    """The soft shadow of a surface `reach` above the ground: `distance(u, v)` is its signed distance."""
+    shift = -canvas.sun[:2] * reach
+    where = around(canvas, pose, box, pad=3 * reach)
+    u, v = shapes.to_part(pose, canvas.x[:, where[1]] - shift[0], canvas.y[where[0]] - shift[1])
+    fade = 1 - depth * ramp(-distance(u, v), 1.6 * reach)
+    for plane in canvas.light:
+        plane[where] *= fade
+
+
+def develop(canvas, rng):
+    """The camera: vignetting, white balance, exposure, tone curve and sensor noise. Returns (H, W, 3) uint8."""
+    light = canvas.light
+    centre = rng.normal(0, 12, 2).astype(np.float32)
+    radius2 = ((canvas.x - centre[0]) / 160) ** 2 + ((canvas.y - centre[1]) / 160) ** 2
+    falloff = 1 - np.float32(rng.uniform(0.15, 0.5)) * radius2
+    balance = rng.uniform(0.9, 1.12) * (1 + rng.normal(0, 0.025, 3))
+    read = rng.uniform(0.006, 0.014)
+    light *= np.maximum(falloff, 0.1)
+    light *= balance.astype(np.float32)[:, None, None]
+    np.maximum(light, 0, out=light)
+    light /= 0.75 + 0.32 * light  # highlights roll off instead of clipping
+    np.sqrt(light, out=light)  # the tone curve; it also makes photon noise even
+    light += np.float32(read) * rng.standard_normal(light.shape, dtype=np.float32)
+    light *= 255
+    light += 0.5
+    return np.ascontiguousarray(np.clip(light, 0, 255).astype(np.uint8).transpose(1, 2, 0))

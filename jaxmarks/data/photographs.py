@@ -1,0 +1,65 @@
+"""Photographs on disk: found by name, measured, decoded to uint8.
+
+Pixels are taken as they are stored, without EXIF rotation, as tpsDig and the other digitising programs show them.
+"""
+
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+from PIL import Image
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm"}
+
+
+def listing(folder) -> list[Path]:
+    """The image files of a folder and its subfolders, sorted."""
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+
+
+def find(folder, name: str) -> Path | None:
+    """The photograph that an annotation names, or None.
+
+    The path as it is, then its last part (of a Windows path too), each in any case, then the stem with another ending.
+    """
+    folder = Path(folder)
+    base = PureWindowsPath(name).name
+    for candidate in (folder / name, folder / base):
+        if candidate.is_file():
+            return candidate
+    files = listing(folder)
+    for same in (
+        lambda p: p.name.lower() == base.lower(),
+        lambda p: p.stem.lower() == base.lower(),
+        lambda p: p.stem.lower() == Path(base).stem.lower(),
+    ):
+        matches = [p for p in files if same(p)]
+        if matches:
+            return matches[0]
+    return None
+
+
+def image_size(path) -> tuple[int, int]:
+    """(height, width) in pixels, from the file's header; OSError where it is no image."""
+    with Image.open(path) as image:
+        return image.height, image.width
+
+
+def decode(path, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    """The photograph as (H, W, 3) uint8; a JPEG may come 2, 4 or 8 times smaller, but not below `at_least` (h, w).
+
+    16-bit and float images are stretched from their own minimum and maximum to 0..255. Transparency is dropped. Raises
+    OSError for what is no readable image.
+    """
+    with Image.open(path) as image:
+        if at_least:
+            image.draft("RGB", (at_least[1], at_least[0]))
+        try:
+            image.load()
+        except (SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for some damaged files
+            raise OSError(str(error)) from error
+        if image.mode.startswith(("I", "F")):
+            values = np.asarray(image, np.float64)
+            low, high = np.nanmin(values), np.nanmax(values)
+            grey = np.nan_to_num((values - low) / max(high - low, 1e-12) * 255)
+            return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1)
+        return np.array(image.convert("RGB"))

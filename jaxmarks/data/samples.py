@@ -1,0 +1,83 @@
+"""The two structures that every dataset passes through: `Annotation`, one image's landmarks as a file gives them, and `Samples`, arrays ready for a network.
+
+Coordinates are (x, y) with y down, continuous, their origin at the corner of the top-left pixel: the centre of the
+first pixel is (0.5, 0.5), and resizing an image multiplies them.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+
+class FormatError(ValueError):
+    """A file that cannot be read: the message names file, line (or row), the value, and what to do."""
+
+    def __init__(self, path, where, what, remedy):
+        super().__init__(f"{path}: {where}: {what}; {remedy}" if where else f"{path}: {what}; {remedy}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """The landmarks of one image in pixels of that image, y down.
+
+    `points` is (K, 2) float64 and `visible` (K,) bool; a landmark that is not visible has no meaning in `points` (it
+    holds 0). `where` is the place in the file ("wings.tps: line 14"), for messages.
+    """
+
+    image: str
+    points: np.ndarray
+    visible: np.ndarray
+    mm_per_px: float = math.nan
+    id: str = ""
+    group: str = ""
+    where: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """N images in a network's frame with their landmarks; every field is an array whose first axis is N.
+
+    Attributes:
+      images: (N, H, W, C) uint8.
+      points: (N, K, 2) float32, pixels of the network's frame.
+      visible: (N, K) bool.
+      group: (N,) int64; images of one group (a specimen, near-identical frames) are never split.
+      name: (N,) str, the image's file name or the phantom's.
+      to_source: (N, 2, 3) float64, affine from the network's frame to the photograph's pixels.
+      mm_per_px: (N,) float64, NaN where the scale is unknown.
+      source_size: (N, 2) int64, height and width of the photograph.
+    """
+
+    images: np.ndarray
+    points: np.ndarray
+    visible: np.ndarray
+    group: np.ndarray
+    name: np.ndarray
+    to_source: np.ndarray
+    mm_per_px: np.ndarray
+    source_size: np.ndarray
+
+    def __len__(self):
+        return len(self.images)
+
+    def take(self, rows):
+        """The samples of the given rows (an integer or boolean index)."""
+        return Samples(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})
+
+    @property
+    def source_points(self):
+        """(N, K, 2) float64 landmarks in the photographs' pixels."""
+        return to_source(self.to_source, self.points)
+
+
+def to_source(affine, points):
+    """Maps points (N, K, 2) of the network's frame through the (N, 2, 3) affines to source pixels, float64."""
+    return np.einsum("nij,nkj->nki", affine[:, :, :2], points.astype(np.float64)) + affine[:, None, :, 2]
+
+
+def concatenate(parts):
+    """Joins several `Samples` of the same frame and landmark count."""
+    return Samples(
+        **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Samples)}
+    )

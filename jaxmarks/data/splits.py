@@ -1,0 +1,51 @@
+"""Who is trained on and who is held out: folds by group, and the beetle paper's random split."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Split(NamedTuple):
+    """Indices of samples (or rows, for `random`)."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+
+def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: int) -> Split:
+    """The split of one fold, no group being divided.
+
+    The groups are shuffled by the seed and dealt into `folds` parts whose sizes differ by one at most, so that every
+    group is tested in just one fold. `valid` is the share of the remaining groups that is held back for validation.
+
+    Args:
+      group: (N,) int, the group of each sample.
+      folds: how many parts; 1 tests on nothing.
+      fold: which part is the test, from 0.
+      valid: share in [0, 1).
+      seed: of the shuffle.
+    """
+    names = np.unique(group)
+    if not 0 <= fold < folds:
+        raise ValueError(f"fold {fold} of {folds}: folds count from 0 to {folds - 1}")
+    if len(names) < folds:
+        raise ValueError(f"{len(names)} groups cannot make {folds} folds; set --config.split.folds to at most that")
+    order = np.random.default_rng(seed).permutation(names)
+    test = np.array_split(order, folds)[fold] if folds > 1 else order[:0]
+    rest = order[~np.isin(order, test)]
+    # Another order for each fold, or the validation groups would be the same in all of them.
+    rest = np.random.default_rng((seed, fold)).permutation(rest)
+    held = round(valid * len(rest))
+    where = lambda chosen: np.flatnonzero(np.isin(group, chosen))  # noqa: E731
+    return Split(where(rest[held:]), where(rest[:held]), where(test))
+
+
+def random(rows: np.ndarray, *, valid: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (N,) -> (train, valid), drawn over the augmented rows alike, as the beetle paper does.
+
+    Versions of one photograph fall on both sides, so the validation loss is optimistic.
+    """
+    order = np.random.default_rng(seed).permutation(rows)
+    held = round(valid * len(rows))
+    return order[held:], order[:held]

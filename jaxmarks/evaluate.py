@@ -1,0 +1,217 @@
+"""From networks and Samples to honest tables: every image predicted by a network that did not see it."""
+
+import csv
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarks import checkpoint, steps, train
+from jaxmarks import config as configs
+from jaxmarks.baselines import mean_shape, registration
+from jaxmarks.data import formats
+from jaxmarks.data.samples import Annotation, Samples, to_source
+from jaxmarks.ops import metrics
+
+# Thresholds of the success rates, in pixels of the photograph.
+THRESHOLDS = (1, 2, 3, 4, 5, 10, 20, 40)
+
+
+class Predictions(NamedTuple):
+    """N images' predicted landmarks beside the true ones, in source pixels, y down.
+
+    `fold` (N,) int64 is the fold whose network predicted the image, -1 for the mean of all.
+    """
+
+    name: np.ndarray
+    fold: np.ndarray
+    points: np.ndarray
+    scores: np.ndarray
+    true: np.ndarray
+    visible: np.ndarray
+    mm_per_px: np.ndarray
+    source_size: np.ndarray
+
+
+def predictor(task: steps.Task):
+    """The jitted function (networks, images uint8 in their frame) -> mean points (B, K, 2) and scores (B, K).
+
+    `networks` is a list of parameters: those of one fold, or of several, whose predictions are averaged.
+    """
+
+    def predict(networks, images):
+        found = [steps.predict_step(params, images, task=task) for params in networks]
+        return jax.tree.map(lambda *values: sum(values) / len(values), *found)
+
+    return jax.jit(predict)
+
+
+def predict(call, networks, samples: Samples, *, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, K, 2) in source pixels and scores (N, K) of the samples; `call` is a `predictor`."""
+    points, scores = [], []
+    for rows in steps.batches(np.arange(len(samples)), batch_size):
+        found = call(networks, jnp.asarray(samples.images[np.maximum(rows, 0)]))
+        for kept, part in zip((points, scores), found, strict=True):
+            kept.append(np.asarray(part)[rows >= 0])
+    return to_source(samples.to_source, np.concatenate(points)), np.concatenate(scores)
+
+
+def beside(samples: Samples, points, scores, fold: int) -> Predictions:
+    """The predictions of samples with what is known of them."""
+    return Predictions(
+        name=samples.name,
+        fold=np.full(len(samples), fold),
+        points=points,
+        scores=scores,
+        true=samples.source_points,
+        visible=samples.visible,
+        mm_per_px=samples.mm_per_px,
+        source_size=samples.source_size,
+    )
+
+
+def join(parts: list[Predictions]) -> Predictions:
+    """Predictions of several folds as one."""
+    return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def held_out(settings, workdir: Path, stage: str, samples: Samples) -> tuple[Predictions, dict[str, Predictions]]:
+    """Each fold's test images by its own network, and by the baselines that `settings.baselines` names.
+
+    Where nothing is held back for a test the validation images take its place.
+    """
+    found: dict[str, list[Predictions]] = {"network": [], **{name: [] for name in settings.baselines}}
+    _, task = train.build(settings, samples.points.shape[1])
+    call = predictor(task)
+    for fold in train.folds(settings):
+        train_rows, valid_rows, test = train.split_rows(settings, samples, fold, task.versions)
+        tested = test if len(test) else np.unique(valid_rows // task.versions)
+        if not len(tested):
+            raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
+        rest, mine = samples.take(np.unique(train_rows // task.versions)), samples.take(tested)
+        params, _ = checkpoint.restore(train.fold_folder(workdir, stage, fold) / "best")
+        found["network"].append(beside(mine, *predict(call, [params], mine), fold))
+        for name in settings.baselines:
+            points = baseline(name, rest, mine)
+            found[name].append(beside(mine, points, np.ones(points.shape[:2]), fold))
+    joined = {name: join(parts) for name, parts in found.items()}
+    return joined.pop("network"), joined
+
+
+def baseline(name: str, rest: Samples, tested: Samples) -> np.ndarray:
+    """Points (N, K, 2) in source pixels of the tested samples by a method without learning, fitted on the rest."""
+    if name == "mean_shape":
+        points = mean_shape.predict(mean_shape.fit(rest.points, rest.visible), len(tested))
+    elif name == "registration":
+        points, _ = registration.predict(registration.fit(rest), tested.images)
+    else:
+        raise ValueError(f"--config.baselines: no {name}; there are mean_shape and registration")
+    return to_source(tested.to_source, points)
+
+
+def summarise(found: Predictions) -> dict:
+    """The numbers of `summary.json` that follow from predictions; NaN becomes None."""
+    distances = np.asarray(metrics.distances(found.points, found.true, found.visible))
+    overall = metrics.summarise(distances)
+    in_mm = distances * found.mm_per_px[:, None]
+    folds = [
+        {"fold": int(f), "mean_distance_px": mean(distances[found.fold == f]), "images": int((found.fold == f).sum())}
+        for f in np.unique(found.fold)
+    ]
+    summary = {
+        "mean_distance_px": overall["mean"],
+        "median_px": overall["median"],
+        "p95_px": overall["p95"],
+        "std_px": overall["std"],
+        "std_over_folds_px": float(np.std([f["mean_distance_px"] for f in folds])) if len(folds) > 1 else None,
+        "mean_distance_mm": mean(in_mm),
+        "per_landmark_px": metrics.per_landmark(distances),
+        "per_landmark_mm": metrics.per_landmark(in_mm) if np.isfinite(in_mm).any() else None,
+        **metrics.correlations(found.points, found.true, found.visible),
+        "success_rates": dict(zip(map(str, THRESHOLDS), metrics.success_rates(distances, THRESHOLDS), strict=True)),
+        "shares": metrics.shares(distances),
+        "images": len(found.name),
+        "landmarks": found.points.shape[1],
+        "folds": folds,
+    }
+    return plain(summary)
+
+
+def mean(values) -> float:
+    """The mean of what is not NaN; NaN where nothing is left."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else float("nan")
+
+
+def plain(value):
+    """Arrays and NaN as JSON can hold them: lists, numbers, None."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) or getattr(value, "ndim", 0):
+        return [plain(item) for item in np.asarray(value).tolist()] if getattr(value, "ndim", 0) else list(map(plain, value))
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    number = float(value)
+    return number if np.isfinite(number) else None
+
+
+def write(folder: Path, found: Predictions, summary: dict) -> None:
+    """Writes `predictions.csv`, `predictions.tps` and `summary.json` to the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    distances = np.asarray(metrics.distances(found.points, found.true, found.visible))
+    with (folder / "predictions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow("image landmark x y score x_true y_true distance fold".split())
+        for n, name in enumerate(found.name):
+            for k in range(found.points.shape[1]):
+                known = [*(f"{v:.3f}" for v in found.true[n, k]), f"{distances[n, k]:.3f}"]
+                rows.writerow(
+                    [name, k + 1, *(f"{v:.3f}" for v in found.points[n, k]), f"{found.scores[n, k]:.4f}"]
+                    + (known if found.visible[n, k] else ["", "", ""])
+                    + [found.fold[n]]
+                )
+    write_tps(folder / "predictions.tps", found)
+    (folder / "summary.json").write_text(json.dumps(plain(summary), indent=1) + "\n")
+
+
+def write_tps(path: Path, found: Predictions) -> None:
+    """The predicted landmarks as tpsDig reads them, y up."""
+    annotations = [
+        Annotation(
+            image=str(name), points=found.points[n], id=str(n), mm_per_px=float(found.mm_per_px[n]),
+            # Where both coordinates would be negative TPS reads a missing landmark.
+            visible=(found.points[n, :, 0] >= 0) | (found.points[n, :, 1] <= found.source_size[n, 0]),
+        )
+        for n, name in enumerate(found.name)
+    ]  # fmt: skip
+    heights = {str(name): int(size[0]) for name, size in zip(found.name, found.source_size, strict=True)}
+    formats.write(path, annotations, heights)
+
+
+def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) -> dict:
+    """Scores the last stage of a run on its held-out images and writes the files to `out` (by default the workdir).
+
+    `about` is added to the summary.
+    """
+    stage = train.stages(config)[-1]
+    settings = configs.stage(config, stage)
+    found, others = held_out(settings, workdir, stage, dataset.samples)
+    summary = summarise(found) | {
+        "baselines": {name: summarise(other) for name, other in others.items()},
+        "failures": dataset.problems,
+        "stage": stage,
+        "parameters": parameters(workdir, stage),
+        **about,
+    }
+    write(out or workdir, found, summary)
+    return summary
+
+
+def parameters(workdir: Path, stage: str) -> int:
+    """How many parameters a stage's network has."""
+    params, _ = checkpoint.restore(train.pick_fold(Path(workdir) / "checkpoints" / stage, 0))
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,126 @@
+"""The command line: `python -m jaxmarks.main --config=configs/beetle.py[:variant] [--workdir=DIR] [--mode=MODE]`."""
+
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from jaxmarks import host
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/beetle.py", "The experiment; variants after a colon.")
+WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder; by default runs/ and the config's name.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "describe"], "What to do.")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; write --config.key=value")
+    if "verbosity" not in explicit_flags():
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every step it takes
+    host.keep_freed_memory()
+    host.cache_compiled_steps()
+    workdir = Path(WORKDIR.value or default_workdir()).absolute()
+    try:
+        {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe}[MODE.value](
+            CONFIG.value, workdir
+        )
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        # What a user can mend is said in one line; --verbosity=1 shows the traceback.
+        if logging.get_verbosity() >= logging.DEBUG:
+            raise
+        sys.exit(f"jaxmarks: {error}")
+
+
+def explicit_flags() -> set[str]:
+    """The names of the flags that the command line gives."""
+    return {name for name in flags.FLAGS if flags.FLAGS[name].present}
+
+
+def default_workdir() -> str:
+    """runs/beetle-smoke for configs/beetle.py:smoke."""
+    path, _, variants = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "/".join(["runs", "-".join([Path(path).stem, *filter(None, variants.replace("=", "-").split(","))])])
+
+
+def train(config, workdir):
+    """Trains what is not trained yet, scores it on held-out images, and writes the report."""
+    from jaxmarks import evaluate, report
+    from jaxmarks import train as training
+
+    started = time.perf_counter()
+    datasets = training.train(config, workdir)
+    dataset = list(datasets.values())[-1]
+    summary = evaluate.of_run(
+        config, workdir, dataset, seconds=time.perf_counter() - started, command=" ".join(sys.argv)
+    )
+    report.write(workdir, dataset.photograph)
+    say(summary, workdir)
+
+
+def evaluate(config, workdir):
+    """Scores the workdir's network on the data that the flags name; without any, on the run's own held-out images."""
+    from jaxmarks import report
+    from jaxmarks import evaluate as evaluation
+    from jaxmarks import predict as predictions
+    from jaxmarks import train as training
+    from jaxmarks.data import loading
+
+    trained = training.settings_of(workdir)
+    own = config.data.images or config.data.landmarks
+    if own:
+        for key in ("images", "landmarks", "group_by"):
+            trained.data[key] = config.data[key]
+    dataset = loading.load(trained.data)
+    out = workdir / "evaluate"
+    if own:
+        summary = predictions.evaluate_on(workdir, dataset, out)
+    else:
+        summary = evaluation.of_run(training.config_of(workdir), workdir, dataset, out=out)
+    report.write(workdir, dataset.photograph, out=out)
+    say(summary, out)
+
+
+def predict(config, workdir):
+    """Predicts the photographs of `--config.data.images`, which need no landmarks."""
+    from jaxmarks import predict as predictions
+
+    if not config.data.images:
+        raise ValueError("--mode=predict needs a folder of photographs: --config.data.images=DIR")
+    summary = predictions.on_folder(workdir, config.data.images, workdir / "predict")
+    print(f"{summary['images']} images, {summary['landmarks']} landmarks each: {workdir / 'predict'}")
+    for failure in summary["failures"]:
+        print(f"  {failure['image']}: {failure['what']}")
+
+
+def describe(config, workdir):
+    """Prints the network of each stage, layer by layer."""
+    del workdir
+    from jaxmarks import train as training
+
+    for stage in training.stages(config):
+        print(training.describe(config, stage))
+
+
+def say(summary, out):
+    """The result in a few lines."""
+    others = "".join(
+        f", {name.replace('_', ' ')} {found['mean_distance_px']:.2f}"
+        for name, found in summary["baselines"].items()
+        if found["mean_distance_px"] is not None
+    )
+    if summary["mean_distance_px"] is None:
+        print("no visible landmark in what was evaluated: there is no distance to report")
+    else:
+        print(
+            f"mean distance {summary['mean_distance_px']:.2f} px (median {summary['median_px']:.2f}, 95 % within"
+            f" {summary['p95_px']:.2f}) on {summary['images']} images{others}"
+        )
+    if summary["failures"]:
+        print(f"{len(summary['failures'])} problems with the data, listed in {out / 'summary.json'}")
+    print(out / "report.html")
+
+
+if __name__ == "__main__":
+    app.run(main)

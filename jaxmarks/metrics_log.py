@@ -1,0 +1,54 @@
+"""`metrics.jsonl`: one JSON object an epoch, and TensorBoard beside it where asked for."""
+
+import json
+from pathlib import Path
+
+
+class MetricsLog:
+    """Appends to `workdir/metrics.jsonl`, after dropping what a killed run wrote beyond its checkpoint.
+
+    Args:
+      workdir: the run's folder.
+      stage, fold: written into every object.
+      after: the epoch that training goes on from; later lines of this stage and fold are dropped.
+      tensorboard: also write TensorBoard events to `workdir/tensorboard` (extra `jaxmarks[tensorboard]`).
+    """
+
+    def __init__(self, workdir: Path, stage: str, fold: int, *, after: int, tensorboard: bool = False):
+        self.path, self.stage, self.fold = Path(workdir) / "metrics.jsonl", stage, fold
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if self._keep(line, after)]
+            fresh = self.path.with_suffix(".new")
+            fresh.write_text("".join(line + "\n" for line in kept))
+            fresh.replace(self.path)
+        self.file = self.path.open("a")
+        self.events = _events(Path(workdir) / "tensorboard" / stage / f"fold{fold}") if tensorboard else None
+
+    def _keep(self, line, after):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the line that a kill cut short
+            return False
+        return (entry["stage"], entry["fold"]) != (self.stage, self.fold) or entry["epoch"] <= after
+
+    def write(self, **values):
+        """Appends one object and flushes it."""
+        self.file.write(json.dumps({"stage": self.stage, "fold": self.fold, **values}) + "\n")
+        self.file.flush()
+        if self.events:
+            for name, value in values.items():
+                if value is not None and name != "epoch":
+                    self.events.add_scalar(name, value, values["epoch"])
+
+    def close(self):
+        self.file.close()
+        if self.events:
+            self.events.close()
+
+
+def _events(folder):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError("--config.train.tensorboard needs the extra: pip install 'jaxmarks[tensorboard]'") from error
+    return SummaryWriter(str(folder))

@@ -1,0 +1,27 @@
+"""Bodies: each file is one architecture with a `build(**options)` that returns a linen module.
+
+A body maps images (B, H, W, C) float32 in [0, 1] to features: a vector (B, F) or a dense map (B, h, w, F).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from jaxmarks import find
+
+
+class Network(nn.Module):
+    """A body with a head's output layer on it; the parameters are {"body": ..., "head": ...}."""
+
+    body: nn.Module
+    head: nn.Module
+
+    def __call__(self, images, *, train=False):
+        return self.head(self.body(images, train=train))
+
+
+def build(spec: Mapping[str, Any]) -> nn.Module:
+    """The body that `spec["name"]` names, built with the rest of the spec."""
+    options = dict(spec)
+    return find.module("jaxmarks.models", options.pop("name"), needs="build").build(**options)

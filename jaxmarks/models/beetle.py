@@ -1,0 +1,52 @@
+"""The three networks of the beetle paper: images -> a vector of features, for the direct head (Section 3).
+
+1. conv 32 (3x3), pool, conv 64 (2x2), pool, conv 128 (2x2), pool, FC 500, FC 500
+2. the same with FC 1000, FC 1000
+3. three elementary blocks (conv, pool, dropout .1, .2, .3), FC 1000, dropout .5, FC 1000
+"""
+
+import flax.linen as nn
+
+from jaxmarks.models import layers
+
+
+class ElementaryBlock(nn.Module):
+    """Convolution, ReLU, 2x2 pooling and dropout."""
+
+    features: int
+    kernel_size: tuple[int, int]
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.relu(layers.Conv(self.features, self.kernel_size, name="conv")(x))
+        return layers.Dropout(self.dropout, name="dropout")(layers.max_pool(x), train=train)
+
+
+class Beetle(nn.Module):
+    """Images (B, H, W, C) in [0, 1] -> features (B, width). Glorot-uniform weights, as the authors' library."""
+
+    width: int = 1000
+    dropout: tuple[float, float, float, float] = (0.1, 0.2, 0.3, 0.5)
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        shapes = zip((32, 64, 128), ((3, 3), (2, 2), (2, 2)), self.dropout[:3], strict=True)
+        for i, (features, kernel_size, rate) in enumerate(shapes, 1):
+            x = ElementaryBlock(features, kernel_size, rate, name=f"block{i}")(x, train=train)
+        x = x.reshape(len(x), -1)
+        dense = nn.initializers.glorot_uniform()
+        x = nn.relu(nn.Dense(self.width, kernel_init=dense, name="fc1")(x))
+        x = layers.Dropout(self.dropout[3], name="dropout")(x, train=train)
+        return nn.relu(nn.Dense(self.width, kernel_init=dense, name="fc2")(x))
+
+
+def build(*, version=3, width=None, dropout=None):
+    """The paper's network 1, 2 or 3; `width` of the fully connected layers and `dropout` rates override its own."""
+    if version not in (1, 2, 3):
+        raise ValueError(f"model.version={version}: the paper has networks 1, 2 and 3")
+    none = (0.0, 0.0, 0.0, 0.0)
+    return Beetle(
+        width=width or (500 if version == 1 else 1000),
+        dropout=tuple(dropout) if dropout is not None else Beetle.dropout if version == 3 else none,
+    )

@@ -1,0 +1,75 @@
+"""Distances between predicted and true landmarks, and what is made of them. Missing landmarks are left out everywhere.
+
+Points are (..., K, 2), distances (..., K) in the points' unit with NaN where a landmark is missing.
+"""
+
+import jax.numpy as jnp
+
+
+def distances(predicted, true, visible=None):
+    """Euclidean distances (..., K); NaN where `visible` (..., K) is False."""
+    found = jnp.sqrt(jnp.sum((jnp.asarray(predicted) - jnp.asarray(true)) ** 2, axis=-1))
+    return found if visible is None else jnp.where(visible, found, jnp.nan)
+
+
+def mean(values, axis=None):
+    """The mean of what is not NaN; NaN where nothing is."""
+    known = ~jnp.isnan(values)
+    count = jnp.sum(known, axis)
+    return jnp.where(count > 0, jnp.sum(jnp.where(known, values, 0), axis) / jnp.maximum(count, 1), jnp.nan)
+
+
+def per_landmark(distances):
+    """The mean of each landmark (K,) over all images of distances (..., K)."""
+    return mean(distances, tuple(range(jnp.ndim(distances) - 1)))
+
+
+def summarise(distances):
+    """A dict of mean, median, p95, std, max and count of the visible landmarks' distances."""
+    values = jnp.ravel(jnp.asarray(distances))
+    average = mean(values)
+    return {
+        "mean": average,
+        "median": jnp.nanquantile(values, 0.5),
+        "p95": jnp.nanquantile(values, 0.95),
+        "std": jnp.sqrt(mean((values - average) ** 2)),
+        "max": jnp.nanquantile(values, 1.0),
+        "count": jnp.sum(~jnp.isnan(values)),
+    }
+
+
+def correlations(predicted, true, visible=None):
+    """r2, explained variance and Pearson's correlation between predicted and true coordinates (..., K, 2).
+
+    x and y of each landmark are two outputs over the images, as scikit-learn has it, and the scores are averaged over
+    the outputs that have at least two images and any variance; Pearson's pools all coordinates, x and y.
+    """
+    predicted, true = jnp.asarray(predicted), jnp.asarray(true)
+    k = true.shape[-2]
+    known = jnp.ones(true.shape[:-1], bool) if visible is None else jnp.asarray(visible)
+    p, t = (jnp.where(known[..., None], a, jnp.nan).reshape(-1, k, 2) for a in (predicted, true))
+    error, spread = t - p, mean((t - mean(t, 0)) ** 2, 0)
+    usable = jnp.where(spread > 0, spread, jnp.nan)
+    centred = lambda a: a - mean(a)  # noqa: E731
+    a, b = centred(p), centred(t)
+    return {
+        "r2": mean(1 - mean(error**2, 0) / usable),
+        "explained_variance": mean(1 - mean((error - mean(error, 0)) ** 2, 0) / usable),
+        "pearson": mean(a * b) / jnp.sqrt(mean(a**2) * mean(b**2)),
+    }
+
+
+def shares(distances, limit=10.0):
+    """(K, 3) shares of images under the landmark's mean distance, from it to `limit`, and above (beetle paper)."""
+    values = jnp.reshape(distances, (-1, jnp.shape(distances)[-1]))
+    known, average = ~jnp.isnan(values), per_landmark(values)
+    under = values < average
+    above = ~under & (values > limit)
+    parts = jnp.stack([under, ~under & ~above, above], axis=-1) & known[..., None]
+    return jnp.sum(parts, 0) / jnp.sum(known, 0)[:, None]
+
+
+def success_rates(distances, thresholds):
+    """(T,) the share of visible landmarks within each threshold, also called successful detection rate (SDR)."""
+    values = jnp.ravel(jnp.asarray(distances))
+    return jnp.sum(values[None] <= jnp.asarray(thresholds)[:, None], 1) / jnp.sum(~jnp.isnan(values))

@@ -1,0 +1,166 @@
+"""The pure steps of training and evaluation, and how they run: jit on one device, pmap on several, scan over an epoch.
+
+The data of a run lies on the device whole; a step receives the rows of its batch and gathers them there. A row counts
+samples times versions (`augment.Augmentation.versions`): row // versions is the sample, row % versions its version. A
+row of -1 is padding, which fills the last batch and weighs nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import jax_utils
+from jax import lax
+
+from jaxmarks.models.layers import DEVICES
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What training changes: everything that a checkpoint must hold."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+class Task(NamedTuple):
+    """The functions a step is made of.
+
+    Attributes:
+      apply: (params, images, train=, rngs=) -> outputs.
+      targets, loss, decode: of the head.
+      augment: (keys (B,), batch) -> batch, for training.
+      plain: batch -> batch, for evaluation.
+      versions: how many versions of a sample there are.
+    """
+
+    apply: Callable
+    targets: Callable
+    loss: Callable
+    decode: Callable
+    augment: Callable
+    plain: Callable
+    versions: int = 1
+
+
+def create(params, tx: optax.GradientTransformation) -> TrainState:
+    """A fresh state of the parameters."""
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+
+
+def gather(data, rows, versions):
+    """The batch of the given rows (B,); its "visible" is False throughout a padding row."""
+    sample = jnp.maximum(rows, 0) // versions
+    batch = {name: array[sample] for name, array in data.items()}
+    batch["visible"] = batch["visible"] & (rows >= 0)[:, None]
+    return batch | {"index": sample.astype(jnp.int32), "version": (jnp.maximum(rows, 0) % versions).astype(jnp.int32)}
+
+
+def train_step(state, data, rows, key, *, task, tx, axis=None):
+    """One update on the batch of `rows` (B,): -> (state, (total, count)) whose ratio is the batch's loss.
+
+    Under pmap `axis` is the name of the devices' axis; total, count and the gradient are then of the whole batch.
+    """
+    add = (lambda tree: lax.psum(tree, axis)) if axis else (lambda tree: tree)
+    augment_key, dropout_key = jax.random.split(key)
+    batch = gather(data, rows, task.versions)
+    batch = task.augment(jax.vmap(jax.random.fold_in, (None, 0))(augment_key, rows), batch)
+    targets = task.targets(batch)
+
+    def total_loss(params):
+        outputs = task.apply(params, batch["images"], train=True, rngs={"dropout": dropout_key})
+        return task.loss(outputs, targets, batch["visible"])
+
+    (total, count), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
+    total, count, grads = add((total, count, grads))
+    # A batch without one visible landmark has no gradient: nothing to divide by, nothing to learn.
+    grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), (total, count)
+
+
+def loss_step(params, data, rows, *, task, prepare):
+    """(total, count) of the loss on the batch of `rows`, without dropout; `prepare` maps the batch to the input."""
+    batch = prepare(gather(data, rows, task.versions))
+    outputs = task.apply(params, batch["images"], train=False)
+    return task.loss(outputs, task.targets(batch), batch["visible"])
+
+
+def predict_step(params, images, *, task):
+    """Images (B, H, W, C) uint8 in the network's frame -> (points (B, K, 2) in that frame, scores (B, K))."""
+    return task.decode(task.apply(params, task.plain({"images": images})["images"], train=False))
+
+
+class Runner(NamedTuple):
+    """One way of running the steps; `put` and `get` move a state to and from its devices."""
+
+    put: Callable
+    get: Callable
+    data: Callable
+    epoch: Callable
+
+
+def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1) -> Runner:
+    """The steps on one device (jit) or on several local ones (pmap): `epoch(state, data, rows, key) -> (state, losses)`.
+
+    `rows` is (steps, batch) int32 on the host. On the CPU the steps are called one by one, since XLA runs convolutions
+    inside a loop several times slower there; elsewhere one call scans the epoch.
+    """
+    scanned = jax.default_backend() != "cpu"
+
+    def step(axis):
+        return lambda state, data, rows, key: train_step(state, data, rows, key, task=task, tx=tx, axis=axis)
+
+    def scan(axis):
+        one = step(axis)
+
+        def run(state, data, rows, key):
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows)))
+            return lax.scan(lambda state, x: one(state, data, *x), state, (rows, keys))
+
+        return run
+
+    if devices == 1:
+        call = jax.jit((scan if scanned else step)(None), donate_argnums=0)
+        spread = lambda rows: rows  # noqa: E731
+        put = get = keep = lambda tree: tree
+    else:
+        call = jax.pmap((scan if scanned else step)(DEVICES), DEVICES, in_axes=(0, 0, 0, None), donate_argnums=0)
+        put = keep = jax_utils.replicate
+        get = jax_utils.unreplicate
+        # (..., batch) -> (devices, ..., batch / devices): each device takes a contiguous part.
+        spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)  # noqa: E731
+
+    def epoch(state, data, rows, key):
+        if scanned:
+            state, (totals, counts) = call(state, data, spread(rows), key)
+        else:
+            losses = []
+            for i, batch in enumerate(rows):
+                state, loss = call(state, data, spread(batch), jax.random.fold_in(key, i))
+                losses.append(loss)
+            totals, counts = zip(*losses, strict=True)
+        totals, counts = np.asarray(get_first(totals, devices)), np.asarray(get_first(counts, devices))
+        return state, float(totals.sum() / max(counts.sum(), 1))
+
+    return Runner(put, get, keep, epoch)
+
+
+def get_first(values, devices):
+    """The steps' values (steps,), from a stacked array or a list, of the first device."""
+    if isinstance(values, tuple):
+        return [np.asarray(v).reshape(-1)[0] for v in values]
+    return values if devices == 1 else values[0]
+
+
+def batches(rows: np.ndarray, size: int) -> np.ndarray:
+    """Rows (N,) -> (steps, size) int32, the last batch filled with -1."""
+    padded = np.full(-(-len(rows) // size) * size, -1, np.int32)
+    padded[: len(rows)] = rows
+    return padded.reshape(-1, size)

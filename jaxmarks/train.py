@@ -1,0 +1,273 @@
+"""Training, from top to bottom: stages, folds, epochs.
+
+A run goes through its stages in order (pretrain, then finetune); in each it trains one network a fold. The network of
+a fold starts from the same fold of the stage before. Everything that is random comes from the config's seed and the
+number of stage, fold and epoch, so that a run which was killed ends as one that was left alone.
+"""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarks import augment, checkpoint, heads, models, optim, steps
+from jaxmarks import config as configs
+from jaxmarks.data import splits
+from jaxmarks.data.loading import Dataset, landmark_count, load
+from jaxmarks.metrics_log import MetricsLog
+
+
+def train(config, workdir: Path) -> dict[str, Dataset]:
+    """Runs every stage of `config` that is not complete in `workdir`; returns the stages' datasets by name."""
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    claim(config, workdir)
+    datasets, names = {}, stages(config)
+    for number, name in enumerate(names):
+        settings = configs.stage(config, name)
+        datasets[name] = dataset = load(settings.data)
+        for problem in dataset.problems:
+            print(f"[{name}] {problem['image']}: {problem['what']}", flush=True)
+        for fold in folds(settings):
+            source = checkpoint_before(config, workdir, names[:number], fold)
+            train_fold(settings, workdir, name, fold, dataset, source)
+    return datasets
+
+
+def stages(config) -> list[str]:
+    """The run's stages by name; a pretraining stage is left out where the run starts from another one's network."""
+    return [name for name in config.stages if not (config.init_from and name == "pretrain")]
+
+
+def folds(settings) -> list[int]:
+    """The folds that a stage trains: `split.run`, or all where that is empty."""
+    return list(settings.split.run) or list(range(settings.split.folds))
+
+
+def claim(config, workdir):
+    """Writes the config, or makes sure that the run in the workdir is this one."""
+    path = workdir / "config.json"
+    if path.exists():
+        differences = configs.differences(configs.load(path), config)
+        if differences:
+            raise ValueError(
+                f"{workdir} holds a run of another config (there / here): {'; '.join(differences)}. Name another"
+                " --workdir, or delete this one"
+            )
+    else:
+        configs.save(config, path)
+
+
+def config_of(workdir: Path):
+    """The config of the run in a folder."""
+    return configs.load(Path(workdir) / "config.json")
+
+
+def settings_of(workdir: Path):
+    """The settings of the last stage of the run in a folder."""
+    config = config_of(workdir)
+    return configs.stage(config, stages(config)[-1])
+
+
+def fold_folder(workdir: Path, stage: str, fold: int) -> Path:
+    """Where the checkpoints of one network lie: `best`, `last`, and `resume` while it trains."""
+    return Path(workdir) / "checkpoints" / stage / f"fold{fold}"
+
+
+def checkpoint_before(config, workdir, earlier, fold) -> Path | None:
+    """The network that a fold starts from: of the stage before, else of the run `init_from`, else none."""
+    if earlier:
+        return pick_fold(Path(workdir) / "checkpoints" / earlier[-1], fold)
+    if config.init_from:
+        return pick_fold(Path(config.init_from) / "checkpoints" / stages(config_of(config.init_from))[-1], fold)
+    return None
+
+
+def pick_fold(folder: Path, fold: int) -> Path:
+    """`best` of the fold in a stage's folder, or of its first fold where it did not train this one."""
+    done = sorted((p.parent for p in folder.glob("fold*/best")), key=lambda p: int(p.name.removeprefix("fold")))
+    if not done:
+        raise FileNotFoundError(f"{folder}: no trained network; let that run end first, or change --config.init_from")
+    return next((p for p in done if p.name == f"fold{fold}"), done[0]) / "best"
+
+
+def split_rows(settings, samples, fold, versions):
+    """The rows (sample x versions + version) of training and validation, and the samples of the test."""
+    split = splits.by_group(
+        samples.group, folds=settings.split.folds, fold=fold, valid=settings.split.valid, seed=settings.split.seed
+    )
+    expand = lambda samples: (samples[:, None] * versions + np.arange(versions)).reshape(-1)  # noqa: E731
+    if settings.split.by == "group":
+        return expand(split.train), split.valid * versions + versions - 1, split.test
+    if settings.split.by == "random":
+        rows = expand(np.sort(np.concatenate([split.train, split.valid])))
+        return *splits.random(rows, valid=settings.split.valid, seed=settings.split.seed + fold), split.test
+    raise ValueError(f"--config.split.by={settings.split.by}: there are group and random")
+
+
+def build(settings, landmarks, flip=None):
+    """The network (linen module), and the task that the steps need, of a stage's settings."""
+    head = heads.build(settings.head, landmarks=landmarks, size=tuple(settings.data.size))
+    network = models.Network(models.build(settings.model), head.layer)
+    augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip)
+    plain = lambda batch: augment.plain(batch, channels=settings.channels)  # noqa: E731
+    apply = lambda params, images, **how: network.apply({"params": params}, images, **how)  # noqa: E731
+    task = steps.Task(
+        apply, head.targets, head.loss, head.decode, augmentation.apply, plain, augmentation.versions
+    )
+    return network, task
+
+
+def initial_params(network, settings, key):
+    """Fresh parameters for images of the settings' size."""
+    images = jnp.zeros((1, *settings.data.size, settings.channels))
+    return jax.jit(network.init)(key, images)["params"]
+
+
+def train_fold(settings, workdir, stage, fold, dataset, source):
+    """Trains the network of one fold to its last epoch, from its resume checkpoint where there is one."""
+    folder = fold_folder(workdir, stage, fold)
+    if checkpoint.note(folder / "last"):
+        return
+    samples, options = dataset.samples, settings.train
+    network, task = build(settings, samples.points.shape[1], dataset.flip)
+    train_rows, valid_rows, _ = split_rows(settings, samples, fold, task.versions)
+    if not samples.visible[train_rows // task.versions].any():
+        raise ValueError(f"stage {stage}, fold {fold}: no visible landmark in any training image; nothing to learn from")
+
+    batch = min(options.batch_size, len(train_rows))
+    devices = options.devices or jax.local_device_count()
+    batch = -(-batch // devices) * devices
+    steps_per_epoch = -(-len(train_rows) // batch)
+    epochs = options.epochs or -(-options.steps // steps_per_epoch)
+    # The stage's name is part of the key, not its number: a stage trains alike alone and after another.
+    key = jax.random.fold_in(jax.random.key(settings.seed), int.from_bytes(stage.encode()[:4], "big") % 2**31)
+    key = jax.random.fold_in(key, fold)
+
+    params = initial_params(network, settings, key)
+    tx = optim.build(settings.optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    frozen = settings.freeze
+    if frozen:
+        tx = optim.freeze(tx, params, lambda path: re.match(frozen, path) is not None)
+    run = steps.runner(task, tx, devices=devices)
+
+    progress = {"epoch": 0, "best_valid": None, "best_epoch": 0, "seconds": 0.0}
+    resumed = checkpoint.note(folder / "resume")
+    if resumed:
+        like = {"state": steps.create(params, tx), "best": params}
+        saved, _ = checkpoint.restore(folder / "resume", like)
+        progress = {name: resumed[name] for name in progress}
+        state, best = run.put(jax.tree.map(jnp.asarray, saved["state"])), jax.tree.map(jnp.asarray, saved["best"])
+        print(f"[{stage} fold {fold}] resumed after epoch {progress['epoch']}", flush=True)
+    else:
+        if source:
+            params = take_over(params, source, settings.init_skip)
+        state, best = run.put(steps.create(jax.tree.map(jnp.copy, params), tx)), params
+    log = MetricsLog(workdir, stage, fold, after=progress["epoch"], tensorboard=options.tensorboard)
+
+    data = {"images": samples.images, "points": samples.points, "visible": samples.visible}
+    host = {name: jnp.asarray(array) for name, array in data.items()}
+    data = run.data(host)
+    validate = jax.jit(
+        lambda params, data, rows: steps.loss_step(
+            params, data, rows, task=task, prepare=validation_input(settings, task)
+        )
+    )
+    started = saved_at = said_at = time.perf_counter()
+    before, first = progress["seconds"], progress["epoch"]
+    for epoch in range(first + 1, epochs + 1):
+        began = time.perf_counter()
+        order = np.random.default_rng((settings.seed, fold, epoch)).permutation(train_rows)
+        rows = steps.batches(order, batch)
+        state, train_loss = run.epoch(state, data, rows, jax.random.fold_in(key, epoch))
+        trained = time.perf_counter()
+        if not np.isfinite(train_loss):
+            raise FloatingPointError(
+                f"stage {stage}, fold {fold}, epoch {epoch}: the training loss is {train_loss}; lower"
+                " --config.optimizer.learning_rate or set --config.optimizer.clip=1.0"
+            )
+        here = run.get(state)
+        valid_loss = None
+        if len(valid_rows):
+            parts = [validate(here.params, host, jnp.asarray(r)) for r in steps.batches(valid_rows, batch)]
+            total, count = np.sum(np.asarray(parts), axis=0)
+            valid_loss = float(total / count) if count else None
+        if valid_loss is not None and (progress["best_valid"] is None or valid_loss < progress["best_valid"]):
+            progress |= {"best_valid": valid_loss, "best_epoch": epoch}
+            best = jax.tree.map(jnp.copy, here.params)
+        rates = {name: float(value) for name, value in optim.hyperparameters(here.opt_state).items()}
+        log.write(
+            epoch=epoch,
+            **{"train/loss": train_loss, "valid/loss": valid_loss},
+            **rates,
+            images_per_s=round(len(train_rows) / (trained - began), 1),
+        )
+        now = time.perf_counter()
+        progress |= {"epoch": epoch, "seconds": before + now - started}
+        if now - said_at > 5 or epoch in (1, epochs):
+            said_at = now
+            left = (now - started) / (epoch - first) * (epochs - epoch)
+            say(stage, fold, epoch, epochs, train_loss, valid_loss, rates, len(train_rows) / (now - began), left)
+        if now - saved_at > options.checkpoint_seconds and epoch < epochs:
+            checkpoint.save(folder / "resume", {"state": here, "best": best}, progress)
+            saved_at = time.perf_counter()
+
+    log.close()
+    last = run.get(state).params
+    if progress["best_valid"] is None:
+        best, progress["best_epoch"] = last, progress["epoch"]
+    about = progress | {"landmarks": samples.points.shape[1], "images": len(np.unique(train_rows // task.versions))}
+    checkpoint.save(folder / "best", best, about)
+    checkpoint.save(folder / "last", last, about)
+    checkpoint.remove(folder / "resume")
+
+
+def validation_input(settings, task):
+    """How a validation batch becomes the network's input: as in training where versions are split at random."""
+    if settings.split.by == "random" and task.versions > 1:
+        keys = jax.random.key(settings.seed)
+        return lambda batch: task.augment(jnp.broadcast_to(keys, len(batch["index"])), batch)
+    return task.plain
+
+
+def take_over(params, source: Path, skip: str):
+    """Parameters with what fits taken from the checkpoint `source`; prints what was not."""
+    theirs, note = checkpoint.restore(source)
+    params, report = checkpoint.merge(params, theirs, skip=skip)
+    if not report["loaded"]:
+        raise ValueError(f"{source}: nothing in it fits this network: {'; '.join(report['new'])}")
+    print(f"initialised from {source} (epoch {note['best_epoch']}): {len(report['loaded'])} arrays", flush=True)
+    for kind in ("new", "unused"):
+        if report[kind]:
+            print(f"  {kind}: {', '.join(report[kind])}", flush=True)
+    return params
+
+
+def describe(config, stage: str) -> str:
+    """A table of a stage's network: each layer with its shapes and parameters, and their number."""
+    settings = configs.stage(config, stage)
+    network, _ = build(settings, landmark_count(settings.data))
+    images = jnp.zeros((1, *settings.data.size, settings.channels))
+    table = nn.tabulate(network, jax.random.key(0), console_kwargs={"width": 130, "force_terminal": False})(images)
+    params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
+    return f"stage {stage}\n{table.strip()}\nparameters: {sum(x.size for x in jax.tree.leaves(params)):,}"
+
+
+def say(stage, fold, epoch, epochs, train_loss, valid_loss, rates, images_per_s, left):
+    """One line of progress."""
+    valid = "" if valid_loss is None else f" valid {valid_loss:.6f}"
+    print(
+        f"[{stage} fold {fold}] epoch {epoch}/{epochs} train {train_loss:.6f}{valid} rate {rates['learning_rate']:.2e}"
+        f" momentum {rates['momentum']:.4f} {images_per_s:.0f} images/s {int(left // 60)}:{int(left % 60):02d} left",
+        flush=True,
+    )
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The objects of `metrics.jsonl`."""
+    return [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,41 @@
+"""Draws the contact sheet of the phantoms: `python launch/gallery.py OUT.png`. Five parts, a row each, landmarks marked."""
+
+import argparse
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from jaxmarks.data import phantoms
+
+SPECIMENS = (90, 12, 35, 13, 30)
+
+
+def sheet(specimens, *, seed=0, width=480):
+    """A figure with a row per part and a column per specimen; each tile `width` pixels wide."""
+    rows, columns = len(phantoms.PARTS), len(specimens)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 1.8 * rows), squeeze=False, facecolor="#15161a")
+    figure.subplots_adjust(0.004, 0.005, 0.996, 0.995, wspace=0.016, hspace=0.02)
+    for row, part in zip(axes, phantoms.PARTS, strict=True):
+        for axis, specimen in zip(row, specimens, strict=True):
+            image, points = phantoms.draw(part, specimen, size=(width * 3 // 4, width), seed=seed)
+            height = image.shape[0]
+            # imshow counts pixel centres as whole numbers; with this extent its axes are our coordinates.
+            axis.imshow(image, extent=(0, width, height, 0), interpolation="lanczos")
+            axis.scatter(*points.T, s=13, c="#ffd23f", edgecolors="#15161a", linewidths=0.6)
+            axis.set_axis_off()
+    return figure
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", help="the PNG to write")
+    parser.add_argument("--specimens", type=int, nargs="+", default=SPECIMENS)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    sheet(arguments.specimens, seed=arguments.seed).savefig(arguments.out, dpi=200)
+
+
+if __name__ == "__main__":
+    main()

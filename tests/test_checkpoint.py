@@ -1,0 +1,65 @@
+"""Checkpoints come back exactly, notice damage, survive a kill between renames, and merge by path and shape."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarks import checkpoint, optim, steps
+
+
+def state():
+    params = {"body": {"w": jnp.arange(6.0).reshape(2, 3)}, "head": {"b": jnp.ones(2)}}
+    return steps.create(params, optim.ramps(epochs=3))
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    saved = {"state": state(), "best": {"w": jnp.float32([np.pi, np.nan])}}
+    checkpoint.save(tmp_path / "resume", saved, {"epoch": 7})
+    found, note = checkpoint.restore(tmp_path / "resume", saved)
+    assert note["epoch"] == 7 and checkpoint.note(tmp_path / "resume")["epoch"] == 7
+    assert checkpoint.fingerprint(found) == checkpoint.fingerprint(saved)
+    assert isinstance(found["state"], steps.TrainState)
+
+
+def test_parameters_come_back_without_being_described(tmp_path):
+    checkpoint.save(tmp_path / "best", state().params, {})
+    found, _ = checkpoint.restore(tmp_path / "best")
+    np.testing.assert_array_equal(found["body"]["w"], np.arange(6.0).reshape(2, 3))
+
+
+def test_a_changed_array_is_noticed(tmp_path):
+    checkpoint.save(tmp_path / "best", {"w": jnp.zeros(3)}, {})
+    note = tmp_path / "best" / "note.json"
+    note.write_text(note.read_text().replace(checkpoint.fingerprint({"w": jnp.zeros(3)}), "0" * 64))
+    with pytest.raises(ValueError, match="SHA-256"):
+        checkpoint.restore(tmp_path / "best")
+    assert checkpoint.fingerprint({"w": jnp.zeros(3)}) != checkpoint.fingerprint({"w": jnp.float32([0, 0, 1e-45])})
+
+
+def test_a_second_save_replaces_the_first_and_a_kill_between_renames_loses_nothing(tmp_path):
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path / "resume", {"w": jnp.full(2, epoch)}, {"epoch": epoch})
+    assert checkpoint.note(tmp_path / "resume")["epoch"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["resume"]
+    (tmp_path / "resume").rename(tmp_path / "resume.old")  # killed after the first rename
+    assert checkpoint.note(tmp_path / "resume")["epoch"] == 2
+    checkpoint.remove(tmp_path / "resume")
+    assert checkpoint.note(tmp_path / "resume") is None
+    with pytest.raises(FileNotFoundError, match="train this run first"):
+        checkpoint.restore(tmp_path / "resume")
+
+
+def test_merge_takes_what_fits_and_names_the_rest():
+    mine = {"body": {"w": jnp.zeros((2, 3)), "new": jnp.zeros(1)}, "head": {"b": jnp.zeros(4)}, "tail": jnp.zeros(2)}
+    theirs = {"body": {"w": np.ones((2, 3))}, "head": {"b": np.ones(2)}, "tail": np.ones(2), "old": np.ones(1)}
+    merged, report = checkpoint.merge(mine, theirs, skip="tail")
+    np.testing.assert_array_equal(merged["body"]["w"], 1)
+    np.testing.assert_array_equal(merged["head"]["b"], 0)
+    np.testing.assert_array_equal(merged["tail"], 0)
+    assert report["loaded"] == ["body/w"]
+    assert report["new"] == [
+        "body/new (not in the source)",
+        "head/b (source has (2,), network (4,))",
+        "tail (skipped)",
+    ]
+    assert report["unused"] == ["head/b", "old", "tail"]

@@ -1,0 +1,63 @@
+"""Variants, stages, and configs as JSON."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmarks import config as configs
+from jaxmarks import train
+
+FILE = Path(__file__).parent.parent / "configs" / "beetle.py"
+spec = importlib.util.spec_from_file_location("beetle_config", FILE)
+beetle = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(beetle)
+
+
+def test_variants_combine_and_unknown_ones_list_the_known():
+    assert beetle.get_config("smoke,part=elytra").data.part == "elytra"
+    with pytest.raises(ValueError, match="smoke, own, pretrain, finetune, paper"):
+        beetle.get_config("smok")
+    with pytest.raises(ValueError, match="left_mandible"):
+        beetle.get_config("part=wing")
+
+
+def test_the_papers_protocol():
+    config = beetle.get_config("paper")
+    assert (config.data.size, config.train.batch_size, config.train.epochs) == ((192, 256), 128, 5000)
+    assert (config.split.folds, config.split.by, config.split.valid) == (9, "random", 0.4)
+    assert train.folds(config) == list(range(9))
+    # Nine rounds over 293 specimens leave 260 or 261 to train on; 260 x 7 = 1,820 rows, 60 % of them 1,092.
+    samples = type("Samples", (), {"group": np.arange(293)})
+    rows, valid, test = train.split_rows(config, samples, 0, 7)
+    assert (len(rows), len(valid), len(test)) == (1092, 728, 33)
+
+
+def test_a_stage_is_the_config_with_a_few_keys_changed():
+    config = beetle.get_config("finetune,paper,part=head")
+    pretrain, finetune = (configs.stage(config, name) for name in ("pretrain", "finetune"))
+    assert pretrain.data.part == "pronotum+elytra+head" and finetune.data.part == "head"
+    assert pretrain.train.epochs == 10000 and list(finetune.optimizer.learning_rate) == [0.01, 0.01]
+    assert list(pretrain.optimizer.learning_rate) == [0.03, 0.00001]
+    config.stage.finetune = {"optimiser": {"name": "adam"}}
+    with pytest.raises(KeyError):
+        configs.stage(config, "finetune")
+
+
+def test_a_config_survives_json(tmp_path):
+    config = beetle.get_config("smoke")
+    configs.save(config, tmp_path / "config.json")
+    found = configs.load(tmp_path / "config.json")
+    assert configs.differences(config, found) == []
+    found.train.steps = 9
+    assert configs.differences(config, found) == ["train.steps: 8 / 9"]
+    with pytest.raises(FileNotFoundError, match="--workdir"):
+        configs.load(tmp_path / "none.json")
+
+
+def test_a_run_that_starts_from_another_leaves_pretraining_out():
+    config = beetle.get_config("finetune")
+    assert train.stages(config) == ["pretrain", "finetune"]
+    config.init_from = "runs/other"
+    assert train.stages(config) == ["finetune"]

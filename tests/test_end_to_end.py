@@ -1,0 +1,237 @@
+"""The whole road by the command line: train, evaluate, predict, describe, a kill, and data that are not in order."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmarks import checkpoint, formats, phantoms, predict, tps
+
+ROOT = Path(__file__).parent.parent
+# One device as users have; the cache is shared so that the second run compiles nothing.
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "jaxmarks.main", *map(str, arguments)]
+
+
+def run(*arguments, fails=False):
+    done = subprocess.run(command(*arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert bool(done.returncode) == fails, done.stdout + done.stderr
+    return done.stderr if fails else done.stdout
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("smoke")
+    said = run("--config=configs/beetle.py:smoke", f"--workdir={workdir}")
+    return workdir, said
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder of eight drawn photographs at twice the frame, with their TPS: y up, one landmark missing."""
+    folder = tmp_path_factory.mktemp("photographs")
+    lines = []
+    for s in range(8):
+        image, points = phantoms.draw("pronotum", s, size=(96, 128))
+        Image.fromarray(image).save(folder / f"beetle_{s}.png")
+        rows = [f"{x:.4f} {96 - y:.4f}" for x, y in points]
+        if s == 3:
+            rows[2] = "-1 -1"
+        lines += ["LM=8", *rows, f"IMAGE=beetle_{s}.png", f"ID={s}", "SCALE=0.01"]
+    (folder / "landmarks.tps").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_smoke_leaves_every_file(smoke):
+    workdir, said = smoke
+    for name in "config.json metrics.jsonl predictions.csv predictions.tps summary.json report.html".split():
+        assert (workdir / name).stat().st_size > 0, name
+    assert list((workdir / "figures").glob("**/*.png"))
+    assert "mean distance" in said and "images/s" in said
+    assert {p.parent.name for p in workdir.glob("checkpoints/train/*/best")} == {"fold0", "fold1"}
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    keys = {"stage", "fold", "epoch", "train/loss", "valid/loss", "learning_rate", "momentum", "images_per_s"}
+    assert all(keys <= set(line) for line in lines)
+    epochs = [line["epoch"] for line in lines if line["fold"] == 0]
+    assert epochs == list(range(1, len(epochs) + 1))
+
+
+def test_the_summary_follows_from_the_predictions(smoke):
+    workdir, _ = smoke
+    summary = json.loads((workdir / "summary.json").read_text())
+    rows = list(csv.DictReader((workdir / "predictions.csv").open()))
+    value = lambda row, *names: np.array([float(row[n]) for n in names])  # noqa: E731
+    distances = [np.hypot(*(value(r, "x", "y") - value(r, "x_true", "y_true"))) for r in rows]
+    np.testing.assert_allclose(distances, [float(r["distance"]) for r in rows], atol=2e-3)
+    assert summary["mean_distance_px"] == pytest.approx(np.mean(distances), abs=1e-3)
+    assert (summary["images"], summary["landmarks"], summary["failures"]) == (18, 8, [])
+    assert len(rows) == 18 * 8 and {r["landmark"] for r in rows} == set("12345678")
+    assert len({r["image"] for r in rows}) == 18  # every image is predicted once
+    for name in ("r2", "explained_variance", "pearson"):
+        assert isinstance(summary[name], float)
+    assert {"mean_shape", "registration"} == set(summary["baselines"])
+    true = {r["image"]: value(r, "x_true", "y_true") for r in rows if r["landmark"] == "1"}
+    name = next(iter(true))
+    specimen = int(re.search(r"(\d+)", name)[1])
+    np.testing.assert_allclose(true[name], phantoms.draw("pronotum", specimen, size=(192, 256))[1][0], atol=0.01)
+
+
+def test_the_tps_holds_the_same_points_with_y_up(smoke):
+    workdir, _ = smoke
+    rows = list(csv.DictReader((workdir / "predictions.csv").open()))
+    specimen = tps.read(workdir / "predictions.tps")[0]
+    mine = [(float(r["x"]), 192 - float(r["y"])) for r in rows if r["image"] == specimen.image]
+    np.testing.assert_allclose(specimen.points, mine, atol=2e-3)
+
+
+def test_starting_again_trains_nothing_and_another_config_is_refused(smoke):
+    workdir, _ = smoke
+    before = (workdir / "metrics.jsonl").read_text()
+    assert "epoch" not in run("--config=configs/beetle.py:smoke", f"--workdir={workdir}")
+    assert (workdir / "metrics.jsonl").read_text() == before
+    error = run("--config=configs/beetle.py:smoke", f"--workdir={workdir}", "--config.seed=5", fails=True)
+    assert "seed: 0 / 5" in error and "--workdir" in error and "Traceback" not in error
+
+
+def test_predict_writes_points_in_source_pixels(smoke, photographs, tmp_path):
+    workdir, _ = smoke
+    (photographs / "broken.jpg").write_bytes(b"no image")
+    said = run("--mode=predict", f"--workdir={workdir}", f"--config.data.images={photographs}")
+    (photographs / "broken.jpg").unlink()
+    assert "broken.jpg" in said
+    summary = json.loads((workdir / "predict" / "summary.json").read_text())
+    assert summary["images"] == 8 and [f["image"] for f in summary["failures"]] == ["broken.jpg"]
+    found = formats.read(workdir / "predict" / "predictions.csv")
+    assert len(list((workdir / "predict" / "overlays").glob("*.png"))) == 8
+    # The same through the public function, under jit of other code, from whole photographs.
+    network = predict.load(workdir)
+    images = np.stack([np.asarray(Image.open(photographs / a.image)) for a in found])
+    points, scores = jax.jit(lambda network, images: network(images))(network, images)
+    assert points.shape == (8, 8, 2) and scores.shape == (8, 8)
+    np.testing.assert_allclose(points, [a.points for a in found], atol=0.3)
+
+
+def test_evaluate_scores_the_named_data(smoke, photographs):
+    workdir, _ = smoke
+    landmarks = photographs / "landmarks.tps"
+    run("--mode=evaluate", f"--workdir={workdir}", f"--config.data.images={photographs}", f"--config.data.landmarks={landmarks}")
+    rows = list(csv.DictReader((workdir / "evaluate" / "predictions.csv").open()))
+    assert len(rows) == 64
+    missing = [r for r in rows if not r["distance"]]
+    assert [(r["image"], r["landmark"]) for r in missing] == [("beetle_3.png", "3")]
+    row = next(r for r in rows if r["image"] == "beetle_5.png" and r["landmark"] == "2")
+    truth = phantoms.draw("pronotum", 5, size=(96, 128))[1][1]
+    np.testing.assert_allclose([float(row["x_true"]), float(row["y_true"])], truth, atol=2e-3)
+    summary = json.loads((workdir / "evaluate" / "summary.json").read_text())
+    assert summary["mean_distance_mm"] == pytest.approx(0.01 * summary["mean_distance_px"], rel=1e-4)
+    assert (workdir / "evaluate" / "report.html").exists()
+
+
+def test_describe_counts_the_papers_parameters():
+    said = run("--config=configs/beetle.py:paper", "--mode=describe")
+    assert "92,323,488" in said and "block1" in said
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config=configs/beetle.py:smok"], "smoke"),
+        (["--config=configs/beetle.py", "--config.epocs=3"], "epocs"),
+        (["--config=configs/beetle.py:smoke", "--config.data.images=nowhere"], "--config.data.landmarks"),
+        (["--config=configs/beetle.py:smoke", "--mode=predict", "--config.data.images=nowhere"], "train it first"),
+    ],
+)
+def test_bad_arguments_say_what_is_wrong(arguments, message, tmp_path):
+    assert message in run(*arguments, f"--workdir={tmp_path / 'none'}", fails=True)
+
+
+SMALL = (
+    "--config=configs/beetle.py:smoke",
+    "--config.split.run=(0,)",
+    "--config.train.checkpoint_seconds=0",
+    "--config.train.steps=40",
+    "--config.baselines=()",
+)
+
+
+def best(workdir):
+    return [checkpoint.restore(workdir / "checkpoints/train/fold0" / name)[0] for name in ("best", "last")]
+
+
+def test_a_killed_run_ends_as_one_left_alone(tmp_path):
+    began = time.monotonic()
+    run(*SMALL, f"--workdir={tmp_path / 'alone'}")
+    length = time.monotonic() - began
+    rng = np.random.default_rng()
+    killed = tmp_path / "killed"
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(*SMALL, f"--workdir={killed}"), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=rng.uniform(0.3, 0.9) * length)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    run(*SMALL, f"--workdir={killed}")
+    assert checkpoint.fingerprint(best(killed)) == checkpoint.fingerprint(best(tmp_path / "alone"))
+    timeless = lambda folder: [  # noqa: E731
+        {k: v for k, v in json.loads(line).items() if k != "images_per_s"}
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert timeless(killed) == timeless(tmp_path / "alone")
+    assert (killed / "predictions.csv").read_text() == (tmp_path / "alone" / "predictions.csv").read_text()
+
+
+def test_finetuning_starts_from_pretraining_with_another_output(tmp_path):
+    said = run("--config=configs/beetle.py:finetune,smoke,part=elytra", f"--workdir={tmp_path}", "--config.freeze=body/block")
+    assert re.search(r"new: head/fc3/bias \(source has \(16,\), network \(22,\)\), head/fc3/kernel", said)
+    before, after = (checkpoint.restore(tmp_path / "checkpoints" / s / "fold1" / "last")[0] for s in ("pretrain", "finetune"))
+    pretrained = checkpoint.restore(tmp_path / "checkpoints/pretrain/fold1/best")[0]
+    np.testing.assert_array_equal(
+        after["body"]["block1"]["conv"]["kernel"], pretrained["body"]["block1"]["conv"]["kernel"]
+    )
+    assert (after["body"]["fc1"]["kernel"] != pretrained["body"]["fc1"]["kernel"]).any()
+    assert before["head"]["fc3"]["kernel"].shape[1] == 16
+
+
+def test_a_run_goes_on_past_bad_data_and_names_it(photographs, tmp_path):
+    text = (photographs / "landmarks.tps").read_text()
+    text = text.replace("IMAGE=beetle_1.png", "IMAGE=gone.png").replace("ID=5", "ID=4")
+    first = text.splitlines()[1]
+    text = text.replace(first, "500 20", 1)  # outside its image
+    for s in range(8):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"beetle_{s}.png").write_bytes((photographs / f"beetle_{s}.png").read_bytes())
+    (tmp_path / "images" / "beetle_2.png").write_bytes(b"\x89PNG broken")
+    (tmp_path / "bad.tps").write_text(text)
+    run(
+        "--config=configs/beetle.py:smoke", f"--workdir={tmp_path / 'run'}", "--config.train.steps=2",
+        f"--config.data.images={tmp_path / 'images'}", f"--config.data.landmarks={tmp_path / 'bad.tps'}",
+    )  # fmt: skip
+    failures = json.loads((tmp_path / "run" / "summary.json").read_text())["failures"]
+    named = " ".join(f["image"] + " " + f["what"] for f in failures)
+    for expected in ("gone.png", "beetle_2.png", "500", "ID"):
+        assert expected in named, (expected, named)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["images"] > 0
+
+
+def test_no_image_at_all_is_an_error_that_says_where_it_looked(photographs, tmp_path):
+    error = run(
+        "--config=configs/beetle.py:smoke", f"--workdir={tmp_path / 'run'}",
+        f"--config.data.images={tmp_path}", f"--config.data.landmarks={photographs / 'landmarks.tps'}", fails=True,
+    )  # fmt: skip
+    assert str(tmp_path) in error and "Traceback" not in error

@@ -1,0 +1,80 @@
+"""The layers against XLA's own convolution and pooling, and dropout's independence of the devices."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxmarks.models import layers
+
+
+def reference(x, kernel, padding):
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.sampled_from(["VALID", "SAME", ((1, 2), (0, 1))]),
+    seed=st.integers(0, 99),
+)
+def test_conv_and_its_gradients_are_those_of_lax(size, channels, kernel, padding, seed):
+    k1, k2, k3 = jax.random.split(jax.random.key(seed), 3)
+    x = jax.random.normal(k1, (2, *size, channels[0]))
+    w = jax.random.normal(k2, (*kernel, *channels))
+    cotangent = jax.random.normal(k3, reference(x, w, padding).shape)
+    ours, pull = jax.vjp(lambda x, w: layers.conv(x, w, padding=padding), x, w)
+    theirs, reference_pull = jax.vjp(lambda x, w: reference(x, w, padding), x, w)
+    for mine, other in zip((ours, *pull(cotangent)), (theirs, *reference_pull(cotangent)), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(other).max()))
+
+
+def test_strided_conv_is_that_of_lax():
+    x, w = jax.random.normal(jax.random.key(0), (2, 8, 9, 3)), jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    expected = lax.conv_general_dilated(x, w, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(layers.conv(x, w, strides=(2, 2)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 9), (2, 3)])
+def test_max_pool_and_its_gradient_are_those_of_linen(size):
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    ours, pull = jax.vjp(layers.max_pool, x)
+    theirs, reference_pull = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(pull(jnp.ones_like(ours))[0], reference_pull(jnp.ones_like(ours))[0])
+
+
+def test_conv_module_has_the_parameters_of_linen():
+    x = jax.random.normal(jax.random.key(0), (1, 6, 6, 2))
+    ours = layers.Conv(3, (3, 2)).init(jax.random.key(1), x)
+    theirs = nn.Conv(3, (3, 2), padding="VALID").init(jax.random.key(1), x)
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
+    np.testing.assert_allclose(
+        layers.Conv(3, (3, 2)).apply(ours, x), nn.Conv(3, (3, 2), padding="VALID").apply(ours, x), rtol=1e-5, atol=1e-6
+    )
+
+
+def dropped(x, rate, key):
+    return layers.Dropout(rate).apply({}, x, train=True, rngs={"dropout": key})
+
+
+def test_dropout_keeps_the_share_and_the_mean():
+    x = jnp.ones((8, 50, 50))
+    y = dropped(x, 0.3, jax.random.key(0))
+    assert abs(float((y == 0).mean()) - 0.3) < 0.015  # five standard errors of 20,000 draws are 0.016
+    assert abs(float(y.mean()) - 1) < 0.02
+    np.testing.assert_allclose(y[y > 0], 1 / 0.7, rtol=1e-6)
+    np.testing.assert_array_equal(layers.Dropout(0.3).apply({}, x, train=False), x)
+
+
+def test_dropout_is_the_same_on_two_devices_as_on_one():
+    x, key = jnp.ones((4, 100)), jax.random.key(3)
+    split = jax.pmap(lambda x, key: dropped(x, 0.5, key), layers.DEVICES, in_axes=(0, None))
+    np.testing.assert_array_equal(split(x.reshape(2, 2, 100), key).reshape(4, 100), dropped(x, 0.5, key))
+    assert (dropped(x, 0.5, key)[0] != dropped(x, 0.5, key)[1]).any()

@@ -1,0 +1,80 @@
+"""The ramps against linspace, the paper's update by hand, freezing, and readable schedules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmarks import optim
+
+
+def test_ramps_at_the_papers_epochs():
+    rate, momentum = np.linspace(0.03, 0.00001, 5000), np.linspace(0.9, 0.9999, 5000)
+    steps_per_epoch = 9
+    schedules = [
+        optim.per_epoch(start, stop, epochs=5000, steps_per_epoch=steps_per_epoch)
+        for start, stop in ((0.03, 0.00001), (0.9, 0.9999))
+    ]
+    for epoch in (1, 2500, 5000):
+        for step in (0, steps_per_epoch - 1):  # one value through the epoch
+            count = (epoch - 1) * steps_per_epoch + step
+            np.testing.assert_allclose(schedules[0](count), rate[epoch - 1], rtol=1e-6)
+            np.testing.assert_allclose(schedules[1](count), momentum[epoch - 1], rtol=1e-6)
+    np.testing.assert_allclose(schedules[0](5000 * steps_per_epoch + 7), 0.00001, rtol=1e-6)
+
+
+def test_nesterov_golden_numbers():
+    # By hand, p = 1, gradient 2 throughout, rates .1 then .2, momenta .5 then .6:
+    # v = -.2, p = 1 + .5 * -.2 - .2 = .7; v = .6 * -.2 - .4 = -.52, p = .7 + .6 * -.52 - .4 = -.012
+    tx = optim.ramps((0.1, 0.2), (0.5, 0.6), epochs=2)
+    params, grads = {"w": jnp.ones(())}, {"w": jnp.full((), 2.0)}
+    state = tx.init(params)
+    for expected in (0.7, -0.012):
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params["w"], expected, rtol=1e-5)
+    read = optim.hyperparameters(state)
+    np.testing.assert_allclose([read["learning_rate"], read["momentum"]], [0.2, 0.6], rtol=1e-6)
+
+
+def test_nesterov_differs_from_optax_where_the_rate_changes():
+    ours, theirs = optim.ramps((0.1, 0.01), (0.9, 0.9), epochs=3), optax.sgd(
+        optim.per_epoch(0.1, 0.01, epochs=3, steps_per_epoch=1), 0.9, nesterov=True
+    )  # fmt: skip
+    found = []
+    for tx in (ours, theirs):
+        params, state = jnp.ones(()), tx.init(jnp.ones(()))
+        for _ in range(3):
+            updates, state = tx.update(params, state, params)
+            params = optax.apply_updates(params, updates)
+        found.append(float(params))
+    assert abs(found[0] - found[1]) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_modern_optimisers_rise_and_fall(name):
+    spec = {"name": name, "learning_rate": 1e-3, "warmup": 0.2, "weight_decay": 0.01, "clip": 1.0}
+    tx = optim.build(spec, epochs=5, steps_per_epoch=4)
+    params = {"w": jnp.ones(3)}
+    state, rates = tx.init(params), []
+    for _ in range(20):
+        _, state = tx.update({"w": jnp.ones(3)}, state, params)
+        rates.append(float(optim.hyperparameters(state)["learning_rate"]))
+    assert np.argmax(rates) == 4 and rates[4] == pytest.approx(1e-3) and rates[-1] < 1e-4
+    assert float(optim.hyperparameters(state)["momentum"]) == pytest.approx(0.9)
+
+
+def test_frozen_parameters_do_not_move():
+    params = {"body": {"a": jnp.ones(2)}, "head": {"b": jnp.ones(2)}}
+    tx = optim.freeze(optim.ramps(epochs=2), params, lambda path: path.startswith("body/"))
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(moved["body"]["a"], 1)
+    assert (moved["head"]["b"] < 1).all()
+    np.testing.assert_allclose(optim.hyperparameters(state)["learning_rate"], 0.03, rtol=1e-6)
+
+
+def test_an_unknown_optimiser_lists_the_known():
+    with pytest.raises(ValueError, match="nesterov, adam, adamw"):
+        optim.build({"name": "sdg"}, epochs=1, steps_per_epoch=1)

@@ -1,0 +1,51 @@
+"""Folds divide the groups and never a group; the paper's random split divides the rows."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxmarks.data import splits
+
+
+@given(
+    group=st.lists(st.integers(0, 30), min_size=8, max_size=80).filter(lambda g: len(set(g)) >= 5),
+    folds=st.integers(2, 5),
+    valid=st.floats(0, 0.6),
+    seed=st.integers(0, 9),
+)
+def test_every_sample_is_tested_once_and_no_group_is_divided(group, folds, valid, seed):
+    group, tested = np.array(group), []
+    for fold in range(folds):
+        split = splits.by_group(group, folds=folds, fold=fold, valid=valid, seed=seed)
+        sides = [set(group[side]) for side in split]
+        assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+        assert sorted(np.concatenate(split)) == list(range(len(group)))
+        tested.extend(split.test)
+    assert sorted(tested) == list(range(len(group)))
+
+
+def test_nine_folds_of_293_specimens_hold_32_or_33():
+    sizes = [len(splits.by_group(np.arange(293), folds=9, fold=f, valid=0.1, seed=0).test) for f in range(9)]
+    assert sorted(sizes) == [32] * 4 + [33] * 5
+    split = splits.by_group(np.arange(293), folds=9, fold=0, valid=0.1, seed=0)
+    assert len(split.valid) == 26 and len(split.train) == 234
+
+
+def test_one_fold_tests_on_nothing():
+    split = splits.by_group(np.arange(10), folds=1, fold=0, valid=0.2, seed=0)
+    assert (len(split.train), len(split.valid), len(split.test)) == (8, 2, 0)
+
+
+def test_too_many_folds_say_what_to_do():
+    with pytest.raises(ValueError, match=r"3 groups cannot make 5 folds; set --config.split.folds"):
+        splits.by_group(np.array([0, 1, 1, 2]), folds=5, fold=0, valid=0, seed=0)
+    with pytest.raises(ValueError, match="from 0 to 4"):
+        splits.by_group(np.arange(9), folds=5, fold=5, valid=0, seed=0)
+
+
+def test_the_papers_split_is_60_to_40_of_the_versions():
+    train, valid = splits.random(np.arange(1820), valid=0.4, seed=0)
+    assert len(train) == 1092 and len(valid) == 728
+    assert sorted(np.concatenate([train, valid])) == list(range(1820))
+    assert set(train // 7) & set(valid // 7)  # versions of one photograph on both sides: that is the paper's protocol

@@ -74,7 +74,7 @@ def base():
         }
     )
     config.augment = ml_collections.ConfigDict({"name": "modern"})
-    config.model = ml_collections.ConfigDict({"name": "beetle", "version": 3, "width": 0, "dropout": None})
+    config.model = ml_collections.ConfigDict({"name": "beetle", "version": 3, "width": 0, "dropout": (0.0, 0.0, 0.0, 0.2), "standardise": True})
     config.head = ml_collections.ConfigDict({"name": "direct", "loss": "smooth_l1"})
     config.optimizer = ml_collections.ConfigDict(
         {
@@ -88,7 +88,7 @@ def base():
     config.train = ml_collections.ConfigDict(
         {
             "batch_size": 32,
-            "steps": 900,  # used where
+            "steps": 700,  # used where
             "epochs": 0,  # is 0
             "devices": 0,  # 0: all
             "checkpoint_seconds": 60,
@@ -120,7 +120,7 @@ def base():
 def own(config):
     """A few dozen photographs: all five folds, all remaining images trained on."""
     config.split.folds, config.split.run, config.split.valid = 5, (), 0.0
-    config.data.count = 60
+    config.train.batch_size = 16
 
 
 def smoke(config):
@@ -136,7 +136,7 @@ def paper(config):
     config.data.size = (192, 256)
     config.split = ml_collections.ConfigDict({"by": "random", "folds": 9, "run": (), "valid": 0.4, "seed": 0})
     config.augment = ml_collections.ConfigDict({"name": "paper_x7"})
-    config.head.loss = "mse"
+    config.model.dropout, config.model.standardise, config.head.loss = (), False, "mse"
     config.optimizer = ml_collections.ConfigDict(
         {"name": "nesterov", "learning_rate": (0.03, 0.00001), "momentum": (0.9, 0.9999), "clip": 0.0}
     )

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import ndimage
 
 from jaxmarks import augment
-from jaxmarks.augment import colour, paper, spatial
+from jaxmarks.augment import colour, modern, paper, spatial
 from jaxmarks.ops import geometry
 
 RNG = np.random.default_rng(0)
-KEY = jax.random.key(3)
+KEY = jax.random.key(0)
 SIZE = (72, 96)
 # No colour: what `modern` then changes is position alone.
 STILL = {"name": "modern", "brightness": 0, "contrast": 0, "gamma": 0, "channel": 0, "blur": 0, "noise": 0, "cutout": 0}
 UNMOVED = {"rotation": 0, "scale": 0, "aspect": 0, "shear": 0, "translation": 0, "mirror": 0, "elastic": 0}
-EVERYTHING = {"name": "modern", "elastic": 1.0, "blur": 0.5, "cutout": 0.3}
+EVERYTHING = {"name": "modern", "elastic": 1.0, "blur": 0.3, "cutout": 0.3}
 FLIP = (1, 0, 3, 2, 4)
 
 
@@ -46,7 +47,12 @@ def keys_of(count, seed=7):
     return jax.random.split(jax.random.key(seed), count)
 
 
-def dots(points, size=SIZE, sigma=2.0):
+def apply_jitted(spec, batch, *, channels=1, flip=None, seed=7):
+    """What `augment.build(spec, ...)` makes of the batch, compiled as a whole."""
+    return jax.jit(augment.build(spec, channels=channels, flip=flip).apply)(keys_of(len(batch["points"]), seed), batch)
+
+
+def dots(points, size=SIZE, sigma=1.2):
     """One uint8 image with a Gaussian dot at each of the points (K, 2), as bright as its number."""
     x, y = np.arange(size[1]) + 0.5, np.arange(size[0])[:, None] + 0.5
     levels = np.linspace(255, 120, len(points))
@@ -56,7 +62,7 @@ def dots(points, size=SIZE, sigma=2.0):
     return np.round(image).clip(0, 255).astype(np.uint8)[..., None]
 
 
-def centroid_near(image, point, radius=8):
+def centroid_near(image, point, radius=5):
     """The centre of mass of the image (H, W) within `radius` of a point, refined from there."""
     x, y = np.meshgrid(np.arange(image.shape[1]) + 0.5, np.arange(image.shape[0]) + 0.5)
     for _ in range(3):
@@ -80,15 +86,14 @@ APART = np.array([[28.0, 22.0], [68.5, 21.3], [47.2, 35.8], [27.4, 50.6], [70.1,
         ({"translation": 0.1}, 0.1),
         ({"mirror": 1.0}, 0.1),
         ({"rotation": 20, "scale": 0.1, "shear": 5, "translation": 0.05, "mirror": 0.5}, 0.1),
-        ({"elastic": 1.5}, 0.3),
+        ({"elastic": 1.0}, 0.3),
         ({"elastic": 1.0, "rotation": 20, "mirror": 0.5}, 0.3),
     ],
 )
 def test_points_follow_pixels(options, within):
     count = 6
-    apply = augment.build(STILL | UNMOVED | options, channels=1, flip=tuple(range(5))).apply
     batch = batch_of(np.stack([dots(APART)] * count), np.stack([APART] * count))
-    found = jax.jit(apply)(keys_of(count), batch)
+    found = apply_jitted(STILL | UNMOVED | options, batch, flip=tuple(range(5)))
     moved, errors = 0.0, []
     for image, points in zip(np.asarray(found["images"])[..., 0], np.asarray(found["points"]), strict=True):
         for point, old in zip(points, APART, strict=True):
@@ -98,11 +103,12 @@ def test_points_follow_pixels(options, within):
     assert len(errors) > 2 * count
     assert moved > 1
     assert max(errors) < within
+    assert np.mean(errors) < 0.1
 
 
 def test_the_identity_changes_nothing():
     batch = random_batch()
-    found = augment.build(STILL | UNMOVED, channels=3, flip=FLIP).apply(keys_of(6), batch)
+    found = apply_jitted(STILL | UNMOVED, batch, channels=3, flip=FLIP)
     np.testing.assert_allclose(found["images"], np.asarray(batch["images"]) / 255, atol=1e-5)
     np.testing.assert_allclose(found["points"], batch["points"], atol=1e-4)
     np.testing.assert_array_equal(found["visible"], batch["visible"])
@@ -135,11 +141,12 @@ def test_random_affine_stays_within_its_strengths():
 
 
 def test_elastic_is_smooth_and_of_its_strength():
-    flow = np.stack([spatial.elastic(key, (60, 80), strength=2.0) for key in keys_of(40)])
+    flow = np.asarray(jax.vmap(lambda key: spatial.elastic(key, (60, 80), strength=2.0))(keys_of(40)))
     assert flow.shape == (40, 60, 80, 2)
     # Between grid points the cubic averages, so the whole has a little less than the grid's deviation.
     assert 1.2 < flow.std() < 2.2
-    assert np.abs(np.diff(flow, axis=1)).max() < 0.7
+    # Neighbours differ little, and bends even less: no step, no noise from pixel to pixel.
+    assert np.abs(np.diff(flow, axis=1)).mean() < 0.2 and np.abs(np.diff(flow, n=2, axis=1)).max() < 0.3
 
 
 @settings(max_examples=10, deadline=None)
@@ -157,7 +164,7 @@ def test_through_flow_solves_its_equation(seed):
 def test_mirror_by_hand():
     """In a frame 96 wide, x becomes 96 - x, the pixels of a row turn round, and landmarks change names."""
     batch = random_batch()
-    found = augment.build(STILL | UNMOVED | {"mirror": 1.0}, channels=3, flip=FLIP).apply(keys_of(6), batch)
+    found = apply_jitted(STILL | UNMOVED | {"mirror": 1.0}, batch, channels=3, flip=FLIP)
     np.testing.assert_allclose(found["images"], np.asarray(batch["images"])[:, :, ::-1] / 255, atol=1e-5)
     old = np.asarray(batch["points"])
     for new, source in enumerate(FLIP):
@@ -167,9 +174,8 @@ def test_mirror_by_hand():
 
 
 def test_mirrored_twice_is_as_before():
-    apply = augment.build(STILL | UNMOVED | {"mirror": 1.0}, channels=3, flip=FLIP).apply
-    batch = random_batch()
-    found = apply(keys_of(6), apply(keys_of(6), batch))
+    spec, batch = STILL | UNMOVED | {"mirror": 1.0}, random_batch()
+    found = apply_jitted(spec, apply_jitted(spec, batch, channels=3, flip=FLIP), channels=3, flip=FLIP)
     np.testing.assert_allclose(found["images"], np.asarray(batch["images"]) / 255, atol=1e-5)
     np.testing.assert_allclose(found["points"], batch["points"], atol=1e-4)
     np.testing.assert_array_equal(found["visible"], batch["visible"])
@@ -177,10 +183,10 @@ def test_mirrored_twice_is_as_before():
 
 def test_mirror_has_its_probability_and_needs_a_permutation():
     batch = batch_of(np.stack([dots(APART)] * 200), np.stack([APART] * 200))
-    half = augment.build(STILL | UNMOVED | {"mirror": 0.5}, channels=1, flip=FLIP).apply(keys_of(200), batch)
+    half = apply_jitted(STILL | UNMOVED | {"mirror": 0.5}, batch, channels=1, flip=FLIP)
     mirrored = ~np.isclose(half["points"][:, 4, 0], APART[4, 0], atol=1e-3)
     assert 70 < mirrored.sum() < 130
-    none = augment.build(STILL | UNMOVED | {"mirror": 1.0}, channels=1, flip=None).apply(keys_of(200), batch)
+    none = apply_jitted(STILL | UNMOVED | {"mirror": 1.0}, batch, channels=1, flip=None)
     np.testing.assert_allclose(none["points"], batch["points"], atol=1e-4)
 
 
@@ -189,7 +195,7 @@ def test_landmarks_that_leave_the_frame_become_invisible():
     points = np.array([[3.0, 3.0], [93.0, 3.0], [48.0, 36.0], [3.0, 69.0], [48.0, 36.0]])
     visible = np.tile([True, True, True, True, False], (30, 1))
     batch = batch_of(np.zeros((30, *SIZE, 1), np.uint8), np.tile(points, (30, 1, 1)), visible)
-    found = augment.build(STILL | UNMOVED | {"rotation": 40}, channels=1).apply(keys_of(30), batch)
+    found = apply_jitted(STILL | UNMOVED | {"rotation": 40}, batch, channels=1)
     x, y = np.moveaxis(np.asarray(found["points"]), -1, 0)
     within = (x >= 0) & (x <= 96) & (y >= 0) & (y <= 72)
     np.testing.assert_array_equal(found["visible"], within & visible)
@@ -325,8 +331,7 @@ def test_paper_constants_are_whole_numbers_of_1_to_maximum():
 
 def test_paper_constants_stay_over_epochs_and_follow_index_and_seed():
     found = constants(range(50))
-    np.testing.assert_array_equal(found, constants(range(50), keys_seed=99))
-    np.testing.assert_array_equal(found[::-1], constants(range(49, -1, -1)))
+    np.testing.assert_array_equal(found[::-1], constants(range(49, -1, -1), keys_seed=99))
     assert (constants(range(50), seed=1) != found).mean() > 0.8
     of_index_5 = jax.random.randint(jax.random.fold_in(jax.random.key(0), 5 * 7 + 0), (), 1, 51)
     np.testing.assert_allclose(found[5], of_index_5, rtol=1e-5)
@@ -351,7 +356,7 @@ def test_paper_says_what_it_cannot_do():
 
 # -- the batch
 
-SPECS = [{"name": "none"}, {"name": "paper_x7"}, {"name": "modern"}, EVERYTHING]
+SPECS = [{"name": "none"}, {"name": "paper_x7"}, EVERYTHING]
 
 
 def name_of(spec):
@@ -361,7 +366,7 @@ def name_of(spec):
 @pytest.mark.parametrize("spec", SPECS, ids=name_of)
 def test_batches_keep_their_form(spec):
     batch = random_batch() | {"version": jnp.arange(6, dtype=jnp.int32)}
-    found = augment.build(ml_collections.ConfigDict(spec), channels=1, flip=FLIP).apply(keys_of(6), batch)
+    found = apply_jitted(ml_collections.ConfigDict(spec), batch, flip=FLIP)
     assert found.keys() == batch.keys()
     assert found["images"].shape == (6, *SIZE, 1) and found["images"].dtype == jnp.float32
     assert 0 <= found["images"].min() and found["images"].max() <= 1
@@ -370,13 +375,14 @@ def test_batches_keep_their_form(spec):
     np.testing.assert_array_equal(found["mm_per_px"], batch["mm_per_px"])
 
 
-@pytest.mark.parametrize("spec", SPECS[1:], ids=name_of)
+@pytest.mark.parametrize("spec", [EVERYTHING, {"name": "paper_x7"}], ids=name_of)
 def test_a_sample_is_the_same_in_any_batch_eager_and_jitted(spec):
     apply = augment.build(spec, channels=1, flip=FLIP).apply
     batch, keys = random_batch() | {"version": jnp.arange(6, dtype=jnp.int32)}, keys_of(6)
-    whole = jax.jit(apply)(keys, batch)
-    order = np.array([4, 1, 5])
-    part = jax.jit(apply)(keys[order], {name: value[order] for name, value in batch.items()})
+    compiled = jax.jit(apply)
+    whole = compiled(keys, batch)
+    order = np.array([4, 1, 5, 4, 0, 1])
+    part = compiled(keys[order], {name: value[order] for name, value in batch.items()})
     eager = apply(keys, batch)
     alone = jax.jit(jax.vmap(lambda key, one: apply(key[None], jax.tree.map(lambda v: v[None], one))))(keys, batch)
     for name in ("images", "points", "visible"):
@@ -394,7 +400,7 @@ def test_modern_depends_on_the_key():
 
 
 def test_grey_photographs_serve_three_channels():
-    found = augment.build({"name": "modern", "noise": 0}, channels=3).apply(keys_of(6), random_batch(channels=1))
+    found = apply_jitted({"name": "modern", "noise": 0}, random_batch(channels=1), channels=3)
     assert found["images"].shape == (6, *SIZE, 3)
 
 
@@ -424,28 +430,26 @@ def test_wrong_specs_say_what_exists():
 
 
 def test_keys_come_first_and_optional_arguments_are_keyword_only():
-    modules = (augment, colour, paper, spatial, geometry)
-    functions = {f for m in modules for n, f in vars(m).items() if inspect.isfunction(f) and not n.startswith("_")}
+    functions = {
+        function
+        for module in (augment, colour, modern, paper, spatial, geometry)
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
+    }
     assert len(functions) > 20
     for function in functions:
         parameters = inspect.signature(function).parameters
         assert "key" not in list(parameters)[1:], function.__name__
         for parameter in parameters.values():
-            assert (
-                parameter.default is parameter.empty
-                or parameter.kind is parameter.KEYWORD_ONLY
-                or (function is augment.build)
-            ), function.__name__
+            assert parameter.default is parameter.empty or parameter.kind is parameter.KEYWORD_ONLY, function.__name__
 
 
 def test_real_wings_keep_their_landmarks_on_the_same_tissue(real_data):
     """What lies about a landmark, warped back by the affine map that moved it, is what lay there before."""
-    from PIL import Image
-
     path = sorted((real_data / "wings" / "images").iterdir())[0]
     image = np.asarray(Image.open(path).convert("L").resize((96, 72)))[..., None]
     batch = batch_of(image[None], np.array([[[40.0, 30.0], [60.0, 45.0]]]))
-    found = augment.build(STILL | {"mirror": 0}, channels=1).apply(keys_of(1), batch)
+    found = apply_jitted(STILL | {"mirror": 0}, batch, channels=1)
     values = lambda images, points: np.asarray(geometry.sample(images, points[:, None]))[:, 0, :, 0]  # noqa: E731
     np.testing.assert_allclose(
         values(found["images"], found["points"]), values(batch["images"], batch["points"]) / 255, atol=0.06

@@ -1,7 +1,5 @@
 """Coordinates, affine maps and resampling, against hand-derived numbers, numpy, scipy and Pillow."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -209,11 +207,3 @@ def test_to_frame_keeps_the_dtype_and_repeats_the_edge():
     assert framed.dtype == jnp.uint8 and (framed == 200).all()
     with pytest.raises(ValueError, match="pad and stretch"):
         geometry.to_frame(framed, (16, 16), fit="crop")
-
-
-def test_optional_arguments_are_keyword_only():
-    functions = [f for n, f in vars(geometry).items() if inspect.isfunction(f) and not n.startswith("_")]
-    assert len(functions) >= 10
-    for function in functions:
-        for parameter in inspect.signature(function).parameters.values():
-            assert parameter.default is parameter.empty or parameter.kind is parameter.KEYWORD_ONLY, function.__name__

@@ -28,9 +28,12 @@ class Beetle(nn.Module):
 
     width: int = 1000
     dropout: tuple[float, float, float, float] = (0.1, 0.2, 0.3, 0.5)
+    standardise: bool = False
 
     @nn.compact
     def __call__(self, x, *, train=False):
+        if self.standardise:
+            x = (x - x.mean((1, 2), keepdims=True)) / (x.std((1, 2), keepdims=True) + 1e-3)
         shapes = zip((32, 64, 128), ((3, 3), (2, 2), (2, 2)), self.dropout[:3], strict=True)
         for i, (features, kernel_size, rate) in enumerate(shapes, 1):
             x = ElementaryBlock(features, kernel_size, rate, name=f"block{i}")(x, train=train)
@@ -41,12 +44,20 @@ class Beetle(nn.Module):
         return nn.relu(nn.Dense(self.width, kernel_init=dense, name="fc2")(x))
 
 
-def build(*, version=3, width=None, dropout=None):
-    """The paper's network 1, 2 or 3; `width` of the fully connected layers and `dropout` rates override its own."""
+def build(*, version=3, width=0, dropout=(), standardise=False):
+    """The paper's network 1, 2 or 3.
+
+    Args:
+      version: 1, 2 or 3.
+      width: of the fully connected layers; 0 is the paper's.
+      dropout: four rates, after each block and between the fully connected layers; empty is the paper's.
+      standardise: bring each image and channel to mean 0 and deviation 1 first, which the paper does not.
+    """
     if version not in (1, 2, 3):
         raise ValueError(f"model.version={version}: the paper has networks 1, 2 and 3")
     none = (0.0, 0.0, 0.0, 0.0)
     return Beetle(
         width=width or (500 if version == 1 else 1000),
-        dropout=tuple(dropout) if dropout is not None else Beetle.dropout if version == 3 else none,
+        dropout=tuple(dropout) or (Beetle.dropout if version == 3 else none),
+        standardise=standardise,
     )

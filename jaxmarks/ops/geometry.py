@@ -11,6 +11,9 @@ at a coordinate of 500, and on a CPU the sums fuse with what follows.
 import jax
 import jax.numpy as jnp
 
+from jaxmarks.ops.frames import frame as frame  # the map of the points that belongs to `to_frame`
+from jaxmarks.ops.frames import placement
+
 
 def affine(matrix, points):
     """Maps points (..., K, 2) by the matrix (..., 2, 3), whose leading axes are those of the points."""
@@ -91,7 +94,7 @@ def sample(images, points):
     fx, fy = (x - left)[..., None], (y - top)[..., None]
     first = (jnp.arange(b, dtype=jnp.int32)[:, None, None] * h + top) * w + left
     right, below = min(w - 1, 1), min(h - 1, 1) * w
-    flat = jnp.reshape(images, (b * h * w, c))
+    flat = jnp.asarray(images).reshape(b * h * w, c)
     at = lambda index: flat.at[index].get(mode="promise_in_bounds").astype(jnp.float32)  # noqa: E731
     upper = at(first) * (1 - fx) + at(first + right) * fx
     lower = at(first + below) * (1 - fx) + at(first + below + right) * fx
@@ -136,28 +139,6 @@ def to_frame(images, size, *, fit="pad"):
 
     `pad` keeps the aspect, centres, and repeats the edge; `stretch` fills the frame. `frame` is the map of the points.
     """
-    top, left, rows, columns = _placement(images.shape[1:3], size, fit)
+    top, left, rows, columns = placement(images.shape[1:3], size, fit)
     pads = ((0, 0), (top, size[0] - rows - top), (left, size[1] - columns - left), (0, 0))
     return jnp.pad(resize(images, (rows, columns)), pads, mode="edge")
-
-
-def frame(source_size, size, fit):
-    """The map from a frame of `size` (H, W) to the photograph of `source_size` (h, w) in it: nested tuples (2, 3).
-
-    The photograph fills a whole number of the frame's pixels, so each axis has its own scale. `fit` is "pad" or
-    "stretch", as in `to_frame`.
-    """
-    top, left, rows, columns = _placement(source_size, size, fit)
-    sx, sy = source_size[1] / columns, source_size[0] / rows
-    return ((sx, 0.0, -left * sx), (0.0, sy, -top * sy))
-
-
-def _placement(source_size, size, fit):
-    """(top, left, rows, columns), in whole pixels of the frame, that the photograph fills."""
-    if fit not in ("pad", "stretch"):
-        raise ValueError(f"fit={fit!r}: there are pad and stretch")
-    if fit == "stretch":
-        return 0, 0, *size
-    scale = min(size[0] / source_size[0], size[1] / source_size[1])
-    rows, columns = (max(1, round(side * scale)) for side in source_size)
-    return (size[0] - rows) // 2, (size[1] - columns) // 2, rows, columns

@@ -73,8 +73,28 @@ def base():
             "seed": 0,
         }
     )
-    config.augment = ml_collections.ConfigDict({"name": "modern"})
-    config.model = ml_collections.ConfigDict({"name": "beetle", "version": 3, "width": 0, "dropout": (0.0, 0.0, 0.0, 0.2), "standardise": True})
+    config.augment = ml_collections.ConfigDict(
+        {
+            "name": "modern",  # or none, or paper_x7 (which has options of its own)
+            "rotation": 15.0,  # degrees either way
+            "scale": 0.15,
+            "aspect": 0.05,
+            "shear": 3.0,  # degrees
+            "translation": 0.08,  # share of the frame
+            "mirror": 0.5,  # probability, where data.flip tells the landmarks' order
+            "elastic": 0.0,  # pixels
+            "brightness": 0.15,
+            "contrast": 0.25,
+            "gamma": 0.3,
+            "channel": 0.1,
+            "blur": 0.0,  # pixels
+            "noise": 0.02,
+            "cutout": 0.0,  # share of the frame
+        }
+    )
+    config.model = ml_collections.ConfigDict(
+        {"name": "beetle", "version": 3, "width": 0, "dropout": (0.0, 0.0, 0.0, 0.2), "standardise": True}
+    )
     config.head = ml_collections.ConfigDict({"name": "direct", "loss": "smooth_l1"})
     config.optimizer = ml_collections.ConfigDict(
         {

@@ -72,7 +72,9 @@ def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
             target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         tree = checkpointer.restore(folder / "arrays", target)
     if fingerprint(tree) != written["sha256"]:
-        raise ValueError(f"{folder}: the arrays are not those that were saved (SHA-256 differs); delete it or restore it")
+        raise ValueError(
+            f"{folder}: the arrays are not those that were saved (SHA-256 differs); delete it or restore it"
+        )
     return tree, written
 
 
@@ -87,7 +89,7 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
     Returns:
       The merged parameters, and which paths were "loaded", kept "new" (with the reason) and "unused" in the source.
     """
-    flat = lambda tree: {  # noqa: E731
+    flat = lambda tree: {
         jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in jax.tree_util.tree_leaves_with_path(tree)
     }
     theirs, loaded, new = flat(source), [], []

@@ -75,7 +75,7 @@ def load(path: Path) -> ml_collections.ConfigDict:
 def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> list[str]:
     """The keys in which two configs differ, with both values."""
     flat = [{".".join(path): value for path, value in _leaves(c)} for c in (one, other)]
-    as_json = lambda value: json.dumps(value, default=list)  # noqa: E731
+    as_json = lambda value: json.dumps(value, default=list)
     return [
         f"{key}: {flat[0].get(key)} / {flat[1].get(key)}"
         for key in sorted(set(flat[0]) | set(flat[1]))

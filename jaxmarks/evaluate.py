@@ -51,7 +51,8 @@ def predictor(task: steps.Task):
 
 def predict(call, networks, samples: Samples, *, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Points (N, K, 2) in source pixels and scores (N, K) of the samples; `call` is a `predictor`."""
-    points, scores = [], []
+    points: list[np.ndarray] = []
+    scores: list[np.ndarray] = []
     for rows in steps.batches(np.arange(len(samples)), batch_size):
         found = call(networks, jnp.asarray(samples.images[np.maximum(rows, 0)]))
         for kept, part in zip((points, scores), found, strict=True):
@@ -151,7 +152,11 @@ def plain(value):
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple) or getattr(value, "ndim", 0):
-        return [plain(item) for item in np.asarray(value).tolist()] if getattr(value, "ndim", 0) else list(map(plain, value))
+        return (
+            [plain(item) for item in np.asarray(value).tolist()]
+            if getattr(value, "ndim", 0)
+            else list(map(plain, value))
+        )
     if value is None or isinstance(value, str | bool | int):
         return value
     number = float(value)

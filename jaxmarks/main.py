@@ -61,9 +61,9 @@ def train(config, workdir):
 
 def evaluate(config, workdir):
     """Scores the workdir's network on the data that the flags name; without any, on the run's own held-out images."""
-    from jaxmarks import report
     from jaxmarks import evaluate as evaluation
     from jaxmarks import predict as predictions
+    from jaxmarks import report
     from jaxmarks import train as training
     from jaxmarks.data import loading
 

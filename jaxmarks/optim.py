@@ -85,7 +85,7 @@ def freeze(tx: optax.GradientTransformation, params, frozen: Callable[[str], boo
 
 def hyperparameters(opt_state) -> dict[str, jax.Array]:
     """The learning rate and momentum that the last update used (Adam's b1 is its momentum)."""
-    read = lambda key: optax.tree_utils.tree_get(opt_state, key, filtering=_is_hyperparameter)  # noqa: E731
+    read = lambda key: optax.tree_utils.tree_get(opt_state, key, filtering=_is_hyperparameter)
     rate, momentum, b1 = read("learning_rate"), read("momentum"), read("b1")
     return {"learning_rate": rate, "momentum": b1 if momentum is None else momentum}
 

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import checkpoint, evaluate, report, steps, train
+from jaxmarks import checkpoint, evaluate, report, train
 from jaxmarks import config as configs
 from jaxmarks.data import folder as folders
-from jaxmarks.data.samples import to_source
 from jaxmarks.ops import geometry
 
 
@@ -52,7 +51,7 @@ def networks_of(workdir: Path, *, fold: int | None = None):
 
 def evaluate_on(workdir: Path, dataset, out: Path) -> dict:
     """Scores a run's networks on a dataset that they did not see, and writes the files and the report to `out`."""
-    task, settings, networks = networks_of(workdir)
+    task, _, networks = networks_of(workdir)
     samples = dataset.samples
     points, scores = evaluate.predict(evaluate.predictor(task), networks, samples)
     if points.shape != samples.points.shape:
@@ -72,7 +71,9 @@ def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True) 
     in `summary.json` under "failures".
     """
     task, settings, networks = networks_of(workdir)
-    call, problems, parts = evaluate.predictor(task), [], []
+    call = evaluate.predictor(task)
+    parts: list[evaluate.Predictions] = []
+    problems: list[dict] = []
     for samples in folders.batches(
         images, size=tuple(settings.data.size), channels=3, fit=settings.data.fit, batch_size=32, problems=problems
     ):
@@ -82,7 +83,9 @@ def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True) 
         for name, shape in zip(samples.name, points, strict=True) if overlays else ():
             path = Path(out) / "overlays" / Path(str(name)).with_suffix(".png")
             path.parent.mkdir(parents=True, exist_ok=True)
-            report.overlay(folders.photograph(images, str(name)), shape, path=path)
+            image = folders.photograph(images, str(name))
+            if image is not None:
+                report.overlay(image, shape, path=path)
     if not parts:
         raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
     found = evaluate.join(parts)

@@ -128,14 +128,14 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1) ->
 
     if devices == 1:
         call = jax.jit((scan if scanned else step)(None), donate_argnums=0)
-        spread = lambda rows: rows  # noqa: E731
+        spread = lambda rows: rows
         put = get = keep = lambda tree: tree
     else:
         call = jax.pmap((scan if scanned else step)(DEVICES), DEVICES, in_axes=(0, 0, 0, None), donate_argnums=0)
         put = keep = jax_utils.replicate
         get = jax_utils.unreplicate
         # (..., batch) -> (devices, ..., batch / devices): each device takes a contiguous part.
-        spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)  # noqa: E731
+        spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)
 
     def epoch(state, data, rows, key):
         if scanned:

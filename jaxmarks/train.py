@@ -101,7 +101,7 @@ def split_rows(settings, samples, fold, versions):
     split = splits.by_group(
         samples.group, folds=settings.split.folds, fold=fold, valid=settings.split.valid, seed=settings.split.seed
     )
-    expand = lambda samples: (samples[:, None] * versions + np.arange(versions)).reshape(-1)  # noqa: E731
+    expand = lambda samples: (samples[:, None] * versions + np.arange(versions)).reshape(-1)
     if settings.split.by == "group":
         return expand(split.train), split.valid * versions + versions - 1, split.test
     if settings.split.by == "random":
@@ -115,11 +115,9 @@ def build(settings, landmarks, flip=None):
     head = heads.build(settings.head, landmarks=landmarks, size=tuple(settings.data.size))
     network = models.Network(models.build(settings.model), head.layer)
     augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip)
-    plain = lambda batch: augment.plain(batch, channels=settings.channels)  # noqa: E731
-    apply = lambda params, images, **how: network.apply({"params": params}, images, **how)  # noqa: E731
-    task = steps.Task(
-        apply, head.targets, head.loss, head.decode, augmentation.apply, plain, augmentation.versions
-    )
+    plain = lambda batch: augment.plain(batch, channels=settings.channels)
+    apply = lambda params, images, **how: network.apply({"params": params}, images, **how)
+    task = steps.Task(apply, head.targets, head.loss, head.decode, augmentation.apply, plain, augmentation.versions)
     return network, task
 
 
@@ -138,7 +136,9 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     network, task = build(settings, samples.points.shape[1], dataset.flip)
     train_rows, valid_rows, _ = split_rows(settings, samples, fold, task.versions)
     if not samples.visible[train_rows // task.versions].any():
-        raise ValueError(f"stage {stage}, fold {fold}: no visible landmark in any training image; nothing to learn from")
+        raise ValueError(
+            f"stage {stage}, fold {fold}: no visible landmark in any training image; nothing to learn from"
+        )
 
     batch = min(options.batch_size, len(train_rows))
     devices = options.devices or jax.local_device_count()

@@ -115,7 +115,7 @@ def test_the_identity_changes_nothing():
 
 
 def test_random_affine_stays_within_its_strengths():
-    draw = lambda **strengths: np.asarray(  # noqa: E731
+    draw = lambda **strengths: np.asarray(
         jax.vmap(lambda key: spatial.random_affine(key, SIZE, **strengths))(keys_of(400))
     )
     centre = np.array([SIZE[1] / 2, SIZE[0] / 2])
@@ -450,7 +450,7 @@ def test_real_wings_keep_their_landmarks_on_the_same_tissue(real_data):
     image = np.asarray(Image.open(path).convert("L").resize((96, 72)))[..., None]
     batch = batch_of(image[None], np.array([[[40.0, 30.0], [60.0, 45.0]]]))
     found = apply_jitted(STILL | {"mirror": 0}, batch, channels=1)
-    values = lambda images, points: np.asarray(geometry.sample(images, points[:, None]))[:, 0, :, 0]  # noqa: E731
+    values = lambda images, points: np.asarray(geometry.sample(images, points[:, None]))[:, 0, :, 0]
     np.testing.assert_allclose(
         values(found["images"], found["points"]), values(batch["images"], batch["points"]) / 255, atol=0.06
     )

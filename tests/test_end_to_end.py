@@ -73,7 +73,7 @@ def test_the_summary_follows_from_the_predictions(smoke):
     workdir, _ = smoke
     summary = json.loads((workdir / "summary.json").read_text())
     rows = list(csv.DictReader((workdir / "predictions.csv").open()))
-    value = lambda row, *names: np.array([float(row[n]) for n in names])  # noqa: E731
+    value = lambda row, *names: np.array([float(row[n]) for n in names])
     distances = [np.hypot(*(value(r, "x", "y") - value(r, "x_true", "y_true"))) for r in rows]
     np.testing.assert_allclose(distances, [float(r["distance"]) for r in rows], atol=2e-3)
     assert summary["mean_distance_px"] == pytest.approx(np.mean(distances), abs=1e-3)
@@ -127,7 +127,12 @@ def test_predict_writes_points_in_source_pixels(smoke, photographs, tmp_path):
 def test_evaluate_scores_the_named_data(smoke, photographs):
     workdir, _ = smoke
     landmarks = photographs / "landmarks.tps"
-    run("--mode=evaluate", f"--workdir={workdir}", f"--config.data.images={photographs}", f"--config.data.landmarks={landmarks}")
+    run(
+        "--mode=evaluate",
+        f"--workdir={workdir}",
+        f"--config.data.images={photographs}",
+        f"--config.data.landmarks={landmarks}",
+    )
     rows = list(csv.DictReader((workdir / "evaluate" / "predictions.csv").open()))
     assert len(rows) == 64
     missing = [r for r in rows if not r["distance"]]
@@ -188,7 +193,7 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path):
             process.wait()
     run(*SMALL, f"--workdir={killed}")
     assert checkpoint.fingerprint(best(killed)) == checkpoint.fingerprint(best(tmp_path / "alone"))
-    timeless = lambda folder: [  # noqa: E731
+    timeless = lambda folder: [
         {k: v for k, v in json.loads(line).items() if k != "images_per_s"}
         for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
@@ -197,9 +202,13 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path):
 
 
 def test_finetuning_starts_from_pretraining_with_another_output(tmp_path):
-    said = run("--config=configs/beetle.py:finetune,smoke,part=elytra", f"--workdir={tmp_path}", "--config.freeze=body/block")
+    said = run(
+        "--config=configs/beetle.py:finetune,smoke,part=elytra", f"--workdir={tmp_path}", "--config.freeze=body/block"
+    )
     assert re.search(r"new: head/fc3/bias \(source has \(16,\), network \(22,\)\), head/fc3/kernel", said)
-    before, after = (checkpoint.restore(tmp_path / "checkpoints" / s / "fold1" / "last")[0] for s in ("pretrain", "finetune"))
+    before, after = (
+        checkpoint.restore(tmp_path / "checkpoints" / s / "fold1" / "last")[0] for s in ("pretrain", "finetune")
+    )
     pretrained = checkpoint.restore(tmp_path / "checkpoints/pretrain/fold1/best")[0]
     np.testing.assert_array_equal(
         after["body"]["block1"]["conv"]["kernel"], pretrained["body"]["block1"]["conv"]["kernel"]

@@ -47,7 +47,7 @@ def test_affine_is_that_of_homogeneous_coordinates(matrix):
 def test_affine_compose_and_invert_over_leading_axes():
     matrices = jnp.array(RNG.normal(size=(4, 3, 2, 3)), jnp.float32)
     points = jnp.array(RNG.normal(size=(4, 3, 5, 2)), jnp.float32)
-    each = lambda f, *a: jax.vmap(jax.vmap(f))(*a)  # noqa: E731
+    each = lambda f, *a: jax.vmap(jax.vmap(f))(*a)
     np.testing.assert_allclose(geometry.affine(matrices, points), each(geometry.affine, matrices, points), rtol=1e-6)
     np.testing.assert_allclose(geometry.invert(matrices), each(geometry.invert, matrices), rtol=1e-6)
     np.testing.assert_allclose(
@@ -148,7 +148,7 @@ def test_warp_is_scipys_eager_jitted_and_mapped():
 @pytest.mark.parametrize(("source", "size"), [((24, 31), (9, 16)), ((10, 12), (20, 36)), ((48, 64), (48, 20))])
 def test_resize_is_pillows(source, size):
     images = RNG.integers(0, 256, (2, *source, 1)).astype(np.uint8)
-    pillow = lambda image: np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))  # noqa: E731
+    pillow = lambda image: np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
     for image, found in zip(images, geometry.resize(jnp.array(images, jnp.float32), size), strict=True):
         np.testing.assert_allclose(found[..., 0], pillow(Image.fromarray(image[..., 0].astype(np.float32))), atol=1e-3)
     rounded = geometry.resize(jnp.array(images), size)

@@ -52,7 +52,7 @@ def forward(p, x):
 def backward(p, saved, g):
     """The gradient of sum(g * out) by the chain rule, written out."""
     tape, flat, a1, a2 = saved
-    dense = lambda a, g: {"kernel": a.T @ g, "bias": g.sum(0)}  # noqa: E731
+    dense = lambda a, g: {"kernel": a.T @ g, "bias": g.sum(0)}
     grads = {"head": {"fc3": dense(np.maximum(a2, 0), g)}, "body": {}}
     g = g @ p["head"]["fc3"]["kernel"].T * (a2 > 0)
     grads["body"]["fc2"] = dense(np.maximum(a1, 0), g)
@@ -87,7 +87,7 @@ def test_two_steps_equal_numpy(monkeypatch):
     points = rng.uniform(0, size[::-1], (5, landmarks, 2)).astype(np.float32)
     visible = rng.random((5, landmarks)) > 0.3
     params = net.init(jax.random.key(1), jnp.zeros((1, *size, 1)))["params"]
-    plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}  # noqa: E731
+    plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
     task = steps.Task(
         apply=lambda params, images, **how: net.apply({"params": params}, images, **how),
         targets=head.targets, loss=head.loss, decode=head.decode, augment=lambda keys, batch: plain(batch), plain=plain,

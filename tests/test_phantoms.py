@@ -298,7 +298,7 @@ def test_pose_and_its_inverse(angle, scale, shift, mirror, point):
 @given(radius=st.floats(5, 60), theta=st.floats(0, 6.28), ratio=st.floats(0.8, 1.2), shift=st.floats(-20, 20))
 def test_signed_distance_of_a_circle(radius, theta, ratio, shift):
     """f / |grad f| of a circle is (r^2 - R^2) / 2r, by hand; it agrees with r - R to first order."""
-    half = lambda v: np.sqrt(np.maximum(radius**2 - v**2, 0))  # noqa: E731
+    half = lambda v: np.sqrt(np.maximum(radius**2 - v**2, 0))
     circle = shapes.outline(-radius, radius, lambda v: shift - half(v), lambda v: shift + half(v))
     r = radius * ratio
     u, v = np.array([shift + r * np.cos(theta)]), np.array([r * np.sin(theta)])

@@ -21,7 +21,7 @@ def setup(dropout=(0.1, 0.2, 0.3, 0.5)):
         noise = jax.vmap(lambda key: jax.random.normal(key, (*SIZE, 1)))(keys)
         return plain(batch) | {"images": plain(batch)["images"] + 0.1 * noise}
 
-    apply = lambda params, images, **how: net.apply({"params": params}, images, **how)  # noqa: E731
+    apply = lambda params, images, **how: net.apply({"params": params}, images, **how)
     task = steps.Task(apply, head.targets, head.loss, head.decode, noisy, plain)
     rng = np.random.default_rng(0)
     data = {
@@ -68,9 +68,7 @@ def test_batches_pad_the_last_with_minus_one():
 
 def test_padding_weighs_nothing_in_the_loss():
     task, data, params = setup()
-    loss = lambda rows: np.asarray(  # noqa: E731
-        steps.loss_step(params, data, jnp.asarray(rows), task=task, prepare=task.plain)
-    )
+    loss = lambda rows: np.asarray(steps.loss_step(params, data, jnp.asarray(rows), task=task, prepare=task.plain))
     np.testing.assert_allclose(loss([1, 2, -1, -1]), loss([1, 2]), rtol=1e-6)
     np.testing.assert_allclose(loss([1]) + loss([2]), loss([1, 2]), rtol=1e-6)
 

@@ -32,7 +32,7 @@ def build(spec: Mapping[str, Any], *, channels: int, flip: tuple[int, ...] | Non
     Raises:
       ValueError: an unknown name or option (the message lists those that exist), or a `flip` that no mirror makes.
     """
-    known = {
+    known: dict[str, tuple[int, Callable]] = {
         "none": (1, _unchanged),
         "paper_x7": (paper.VERSIONS, paper.build),
         "modern": (1, functools.partial(modern.build, flip=flip)),

@@ -79,7 +79,7 @@ def cutout(key, image, *, strength):
     """Fills one box, each side up to the share `strength` of the image's, with the mean of each channel."""
     h, w = image.shape[:2]
     side, centre = jax.random.uniform(key, (2, 2))
-    covers = lambda at, axis: jnp.abs(at - centre[axis]) < side[axis] * strength / 2  # noqa: E731
+    covers = lambda at, axis: jnp.abs(at - centre[axis]) < side[axis] * strength / 2
     x, y = (jnp.arange(w) + 0.5) / w, (jnp.arange(h) + 0.5) / h
     box = covers(y, 0)[:, None] & covers(x, 1)[None, :]
     return jnp.where(box[..., None], image.mean((0, 1)), image)

@@ -65,8 +65,7 @@ def build(
             flow = spatial.elastic(elastic_key, size, strength=elastic)
             source = source + flow
             points = spatial.through_flow(flow, points)
-        inside = (points >= 0).all(-1) & (points[:, 0] <= size[1]) & (points[:, 1] <= size[0])
-        return geometry.affine(matrix, source.reshape(-1, 2)).reshape(source.shape), points, visible & inside
+        return geometry.affine(matrix, source), points, visible & geometry.inside(points, size)
 
     def paint(functions, keys, images):
         for number, (function, strength) in enumerate(functions):

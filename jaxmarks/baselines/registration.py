@@ -49,9 +49,12 @@ def predict(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     points, registered = [], []
     for image in images:
-        edge = outline(image) if model.outline is not None else None
-        registered.append(edge is not None)
-        points.append(refine(model, image, *register(model.outline, edge)) if edge is not None else model.points)
+        edge = outline(image)
+        registered.append(model.outline is not None and edge is not None)
+        if model.outline is None or edge is None:
+            points.append(model.points)
+        else:
+            points.append(refine(model, image, *register(model.outline, edge)))
     return np.stack(points), np.array(registered)
 
 
@@ -145,5 +148,5 @@ def describe(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     values = np.stack(
         [ndimage.map_coordinates(m, [places[..., 1], places[..., 0]], order=1, mode="nearest") for m in maps], -1
     ).reshape(len(points), -1)
-    unit = lambda v: v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9)  # noqa: E731
+    unit = lambda v: v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9)
     return unit(np.minimum(unit(values), 0.2))

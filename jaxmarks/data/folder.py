@@ -33,7 +33,8 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="") -> tupl
     Raises:
       FormatError: the landmark file is damaged, or no photograph at all can be used.
     """
-    images, problems = Path(images), []
+    images = Path(images)
+    problems: list[dict] = []
     if not images.is_dir():
         raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
     annotations = formats.read(landmarks, images, problems)
@@ -95,14 +96,18 @@ def _group(annotation, pattern):
 def framed(file, *, size, channels, fit) -> tuple[np.ndarray, tuple[int, int]]:
     """A photograph in the frame of `size`, (H, W, channels) uint8, and its own (height, width). OSError if unreadable."""
     source = image_size(file)
-    top, left, rows, columns = placement(source, size, fit)
-    # Twice the size is enough for an antialiased result that the full decode would give.
-    image = Image.fromarray(decode(file, at_least=(2 * rows, 2 * columns)))
-    if channels == 1:
-        image = image.convert("L")
-    small = np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR)).reshape(rows, columns, channels)
+    _, _, rows, columns = placement(source, size, fit)
+    # Twice the size is enough for the antialiased result that the full decode would give.
+    image = into_frame(decode(file, at_least=(2 * rows, 2 * columns)), size, fit, source=source)
+    return (image if channels == 3 else np.asarray(Image.fromarray(image).convert("L"))[..., None]), source
+
+
+def into_frame(image: np.ndarray, size, fit, *, source=None) -> np.ndarray:
+    """An image (h, w, 3) uint8, antialiased, in the frame of `size`; `source` is its size before a reduced decode."""
+    top, left, rows, columns = placement(source or image.shape[:2], size, fit)
+    small = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
     pads = ((top, size[0] - rows - top), (left, size[1] - columns - left), (0, 0))
-    return np.pad(small, pads, mode="edge"), source
+    return np.pad(small, pads, mode="edge")
 
 
 def _samples(framed_images, names, size, fit, points, visible):
@@ -143,7 +148,9 @@ def batches(folder, *, size, channels=3, fit="pad", batch_size=32, problems: lis
             good = [(file, result) for file, result in results if not isinstance(result, str)]
             if good:
                 none = np.zeros((len(good), 0, 2)), np.zeros((len(good), 0), bool)
-                yield _samples([r for _, r in good], [f.relative_to(folder).as_posix() for f, _ in good], size, fit, *none)
+                yield _samples(
+                    [r for _, r in good], [f.relative_to(folder).as_posix() for f, _ in good], size, fit, *none
+                )
 
 
 def photograph(folder, name: str) -> np.ndarray | None:

@@ -78,6 +78,4 @@ def to_source(affine, points):
 
 def concatenate(parts):
     """Joins several `Samples` of the same frame and landmark count."""
-    return Samples(
-        **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Samples)}
-    )
+    return Samples(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Samples)})

@@ -37,7 +37,7 @@ def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: in
     # Another order for each fold, or the validation groups would be the same in all of them.
     rest = np.random.default_rng((seed, fold)).permutation(rest)
     held = round(valid * len(rest))
-    where = lambda chosen: np.flatnonzero(np.isin(group, chosen))  # noqa: E731
+    where = lambda chosen: np.flatnonzero(np.isin(group, chosen))
     return Split(where(rest[held:]), where(rest[:held]), where(test))
 
 

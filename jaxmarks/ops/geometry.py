@@ -95,7 +95,7 @@ def sample(images, points):
     first = (jnp.arange(b, dtype=jnp.int32)[:, None, None] * h + top) * w + left
     right, below = min(w - 1, 1), min(h - 1, 1) * w
     flat = jnp.asarray(images).reshape(b * h * w, c)
-    at = lambda index: flat.at[index].get(mode="promise_in_bounds").astype(jnp.float32)  # noqa: E731
+    at = lambda index: flat.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
     upper = at(first) * (1 - fx) + at(first + right) * fx
     lower = at(first + below) * (1 - fx) + at(first + below + right) * fx
     return upper * (1 - fy) + lower * fy

@@ -41,21 +41,20 @@ def summarise(distances):
 def correlations(predicted, true, visible=None):
     """r2, explained variance and Pearson's correlation between predicted and true coordinates (..., K, 2).
 
-    x and y of each landmark are two outputs over the images, as scikit-learn has it, and the scores are averaged over
-    the outputs that have at least two images and any variance; Pearson's pools all coordinates, x and y.
+    All coordinates are pooled, x and y of every landmark and image: of the ways to average them this is the one that
+    comes near the beetle paper's Table 2 (0.9952, 0.9951, 0.9974 on pronota from scratch) from its authors' published
+    predictions, which give 0.9966, 0.9966, 0.9984 without the landmark that the published file has wrong.
     """
     predicted, true = jnp.asarray(predicted), jnp.asarray(true)
-    k = true.shape[-2]
-    known = jnp.ones(true.shape[:-1], bool) if visible is None else jnp.asarray(visible)
-    p, t = (jnp.where(known[..., None], a, jnp.nan).reshape(-1, k, 2) for a in (predicted, true))
-    error, spread = t - p, mean((t - mean(t, 0)) ** 2, 0)
-    usable = jnp.where(spread > 0, spread, jnp.nan)
-    centred = lambda a: a - mean(a)  # noqa: E731
-    a, b = centred(p), centred(t)
+    known = True if visible is None else jnp.asarray(visible)[..., None]
+    p, t = (jnp.where(known, a, jnp.nan) for a in (predicted, true))
+    # Centred first: coordinates of thousands of pixels would lose their small differences in float32 squares.
+    a, b, error = (v - mean(v) for v in (p, t, t - p))
+    spread = mean(b**2)
     return {
-        "r2": mean(1 - mean(error**2, 0) / usable),
-        "explained_variance": mean(1 - mean((error - mean(error, 0)) ** 2, 0) / usable),
-        "pearson": mean(a * b) / jnp.sqrt(mean(a**2) * mean(b**2)),
+        "r2": 1 - mean((t - p) ** 2) / spread,
+        "explained_variance": 1 - mean(error**2) / spread,
+        "pearson": mean(a * b) / jnp.sqrt(mean(a**2) * spread),
     }
 
 

@@ -1,0 +1,1 @@
+"""Public landmark datasets as tensorflow-datasets builders, prepared and read without TensorFlow."""

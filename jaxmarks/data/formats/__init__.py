@@ -68,7 +68,9 @@ def _read_json(path, problems):
 def _read_tps(path, images, problems):
     specimens, heights, kept = tps.read(path), [], []
     if images is None:
-        raise FormatError(path, "", "y counts up from the image's lower edge", "give the folder of images for their heights")
+        raise FormatError(
+            path, "", "y counts up from the image's lower edge", "give the folder of images for their heights"
+        )
     for s in specimens:
         name, where = s.image or s.id, f"{path}: line {s.line}"
         if not name:
@@ -93,7 +95,9 @@ def _check(path, found, problems):
             what = f"{len(a.points)} landmarks, and {len(found[0].points)} in {found[0].where}"
             raise FormatError(a.where or path, "", what, "give every image the same landmarks, NA where one is missing")
         if a.id and a.id in ids and ids[a.id].image != a.image:
-            problems.append({"image": a.image, "what": f"ID {a.id} again, first of {ids[a.id].image}", "where": a.where})
+            problems.append(
+                {"image": a.image, "what": f"ID {a.id} again, first of {ids[a.id].image}", "where": a.where}
+            )
         if a.image in images:
             problems.append(
                 {"image": a.image, "what": "annotated twice: both kept, in one group", "where": f"{a.where}; {images[a.image].where}"}

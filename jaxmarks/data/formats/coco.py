@@ -28,7 +28,9 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
             continue
         if len(keypoints) % 3 or (names and len(keypoints) != 3 * len(names)):
             due = f"3 x {len(names)}" if names else "a multiple of 3"
-            raise FormatError(path, where, f"{len(keypoints)} numbers in keypoints", f"COCO has x, y, visibility: {due}")
+            raise FormatError(
+                path, where, f"{len(keypoints)} numbers in keypoints", f"COCO has x, y, visibility: {due}"
+            )
         try:
             triples = np.array(keypoints, float).reshape(-1, 3)
         except (TypeError, ValueError):
@@ -45,14 +47,18 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     unknown = set(by_image) - set(ids)
     if unknown:
         first = next(iter(unknown))
-        raise FormatError(path, f"annotations[{by_image[first][0]}]", f"image_id {first!r} is no image", "add the image")
+        raise FormatError(
+            path, f"annotations[{by_image[first][0]}]", f"image_id {first!r} is no image", "add the image"
+        )
     found = []
     for i, image in enumerate(document["images"]):
         if not isinstance(image.get("file_name"), str):
             raise FormatError(path, f"images[{i}]", "no file_name", "write the photograph's name")
         at, triples = by_image.get(image.get("id"), (None, np.zeros((count, 3))))
         if at is None:
-            problems.append({"image": image["file_name"], "what": "no keypoints: all missing", "where": f"{path}: images[{i}]"})
+            problems.append(
+                {"image": image["file_name"], "what": "no keypoints: all missing", "where": f"{path}: images[{i}]"}
+            )
         finite = np.isfinite(triples).all(1)
         for k in np.flatnonzero(~finite & (triples[:, 2] > 0)):
             what = f"landmark {k + 1} is NaN: taken as missing"

@@ -78,9 +78,15 @@ def write(folder, annotations: list[Annotation]) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for a in annotations:
-        shapes = [
-            {"label": f"l{k + 1}", "points": [a.points[k].tolist()], "group_id": None, "shape_type": "point", "flags": {}}
+        shapes: list[dict] = [
+            {
+                "label": f"l{k + 1}",
+                "points": [a.points[k].tolist()],
+                "group_id": None,
+                "shape_type": "point",
+                "flags": {},
+            }
             for k in np.flatnonzero(a.visible)
         ]
-        document = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imagePath": a.image, "imageData": None}
+        document: dict = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imagePath": a.image, "imageData": None}
         (folder / (Path(a.image).stem + ".json")).write_text(json.dumps(document, indent=1))

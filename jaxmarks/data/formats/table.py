@@ -64,9 +64,7 @@ def _wide(path, names, entries, problems):
         what = f"no column {missing[0] if missing else 'x1'!r}"
         raise FormatError(path, "line 1", what, "the header is image,x1,y1,x2,y2,... or image,landmark,x,y")
     return [
-        _annotation(
-            path, number, row, [(row[f"x{k}"], row[f"y{k}"], number) for k in range(1, count + 1)], problems
-        )
+        _annotation(path, number, row, [(row[f"x{k}"], row[f"y{k}"], number) for k in range(1, count + 1)], problems)
         for number, row in entries
     ]
 
@@ -84,7 +82,9 @@ def _long(path, names, entries, problems):
         top = max(map(int, labels))
         if "0" in labels or top > 10_000:
             bad = next(n for n, row in entries if int(row["landmark"]) == 0 or int(row["landmark"]) == top)
-            raise FormatError(path, f"line {bad}", f"landmark {'0' if '0' in labels else top}", "count landmarks from 1")
+            raise FormatError(
+                path, f"line {bad}", f"landmark {'0' if '0' in labels else top}", "count landmarks from 1"
+            )
         order = [str(k) for k in range(1, top + 1)]
     else:
         order = sorted(labels, key=lambda label: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", label)])
@@ -137,8 +137,8 @@ def _number(path, line, cell):
 
 def write(path, annotations: list[Annotation], *, layout: str = "wide") -> None:
     """Writes annotations, `wide` or `long`; numbers in the shortest form that reads back the same, missing as NA."""
-    cell = lambda value, seen: repr(float(value)) if seen else "NA"  # noqa: E731
-    scale = lambda a: "NA" if math.isnan(a.mm_per_px) else repr(float(a.mm_per_px))  # noqa: E731
+    cell = lambda value, seen: repr(float(value)) if seen else "NA"
+    scale = lambda a: "NA" if math.isnan(a.mm_per_px) else repr(float(a.mm_per_px))
     rows: list[list] = []
     if layout == "wide":
         count = max((len(a.points) for a in annotations), default=0)

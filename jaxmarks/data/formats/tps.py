@@ -67,7 +67,9 @@ def read(path) -> list[Specimen]:
 
 def loads(text: str, path="<text>") -> list[Specimen]:
     """Reads records from text; `path` is for messages."""
-    lines = [(n, line) for n, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
+    lines = [
+        (n, line) for n, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1) if line.strip()
+    ]
     if not lines:
         raise FormatError(path, "line 1", "the file is empty", "name a TPS file with LM= records")
     specimens: list[Specimen] = []
@@ -80,9 +82,7 @@ def loads(text: str, path="<text>") -> list[Specimen]:
             count = _count(path, number, key, value)
             rows, visible = _rows(path, lines, at, count, 3 if key == "LM3" else 2, f"{key}={value}", number)
             at += count
-            specimens.append(
-                Specimen(rows[:, :2], visible, depth=rows[:, 2] if key == "LM3" else None, line=number)
-            )
+            specimens.append(Specimen(rows[:, :2], visible, depth=rows[:, 2] if key == "LM3" else None, line=number))
             seen: dict[str, int] = {}
             continue
         if not specimens:
@@ -92,11 +92,15 @@ def loads(text: str, path="<text>") -> list[Specimen]:
             target = record.curves if key == "CURVES" else record.outlines
             for _ in range(_count(path, number, key, value)):
                 if at == len(lines):
-                    raise FormatError(path, f"line {number}", f"{key}={value}, but the file ends", "complete the record")
+                    raise FormatError(
+                        path, f"line {number}", f"{key}={value}, but the file ends", "complete the record"
+                    )
                 n, line = lines[at]
                 inner, m = _key(path, n, line, begun=True)
                 if inner != "POINTS":
-                    raise FormatError(path, f"line {n}", f"{line.strip()!r} where POINTS= is due", f"mend {key}={value}")
+                    raise FormatError(
+                        path, f"line {n}", f"{line.strip()!r} where POINTS= is due", f"mend {key}={value}"
+                    )
                 size = _count(path, n, inner, m)
                 target.append(_rows(path, lines, at + 1, size, 2, f"POINTS={m}", n)[0])
                 at += 1 + size

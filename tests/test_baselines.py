@@ -1,0 +1,78 @@
+"""The methods without learning, on shapes whose transform is known."""
+
+import numpy as np
+import pytest
+from skimage.draw import polygon2mask
+
+from jaxmarks.baselines import mean_shape, registration
+from jaxmarks.data.samples import Samples
+
+# A polygon without symmetry, with a notch; x and y about its centre.
+SHAPE = np.array([[-40, -12], [-8, -22], [-2, -8], [6, -20], [44, -10], [30, 6], [38, 18], [-20, 16]], float)
+
+
+def draw(angle, scale, shift, *, size=(120, 160)):
+    """The polygon dark on bright, turned (radians), scaled and shifted: image and its corners."""
+    c, s = np.cos(angle), np.sin(angle)
+    points = SHAPE @ (scale * np.array([[c, -s], [s, c]])).T + shift
+    fine = polygon2mask((size[0] * 4, size[1] * 4), points[:, ::-1] * 4 - 0.5)
+    cover = fine.reshape(size[0], 4, size[1], 4).mean((1, 3))
+    return np.round(220 - 180 * cover).astype(np.uint8)[..., None].repeat(3, -1), points
+
+
+def samples(*poses):
+    images, points = zip(*(draw(*pose) for pose in poses), strict=True)
+    n = len(images)
+    return Samples(
+        np.stack(images), np.stack(points).astype(np.float32), np.ones((n, len(SHAPE)), bool), np.arange(n),
+        np.arange(n).astype(str), np.tile(np.eye(2, 3), (n, 1, 1)), np.full(n, np.nan), np.full((n, 2), (120, 160)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("angle", [-2.5, -0.3, 0.0, 0.6, 1.5, 3.0])
+def test_a_known_similarity_is_recovered(angle):
+    model = registration.fit(samples((0.1, 1.0, (80, 60))))
+    image, points = draw(angle, 1.15, (76, 62))
+    found, registered = registration.predict(model, image[None])
+    assert registered.all()
+    assert np.linalg.norm(found[0] - points, axis=-1).mean() < 1.5
+
+
+def test_the_model_is_the_image_nearest_to_the_mean():
+    chosen = registration.fit(samples((0.0, 1.0, (60, 60)), (0.0, 1.0, (80, 60)), (0.0, 1.0, (101, 60))))
+    np.testing.assert_allclose(chosen.points, draw(0.0, 1.0, (80, 60))[1], atol=1e-4)
+
+
+def test_where_nothing_can_be_segmented_the_model_stays():
+    model = registration.fit(samples((0.0, 1.0, (80, 60))))
+    found, registered = registration.predict(model, np.full((1, 120, 160, 3), 128, np.uint8))
+    assert not registered.any()
+    np.testing.assert_array_equal(found[0], model.points)
+    blank = samples((0.0, 1.0, (80, 60)))
+    blank.images[:] = 128
+    found, registered = registration.predict(registration.fit(blank), draw(0, 1, (80, 60))[0][None])
+    assert not registered.any() and np.isfinite(found).all()
+
+
+def test_similarity_against_least_squares():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(9, 2)), rng.normal(size=(9, 2))
+    linear, shift = registration.similarity(a, b)
+    # x' = p x - q y + u, y' = q x + p y + v, solved as one linear system
+    zero, one = np.zeros(9), np.ones(9)
+    rows = np.concatenate([np.stack([a[:, 0], -a[:, 1], one, zero], 1), np.stack([a[:, 1], a[:, 0], zero, one], 1)])
+    p, q, u, v = np.linalg.lstsq(rows, b.T.reshape(-1), rcond=None)[0]
+    np.testing.assert_allclose(linear, [[p, -q], [q, p]], atol=1e-9)
+    np.testing.assert_allclose(shift, [u, v], atol=1e-9)
+
+
+def test_mean_shape_leaves_missing_landmarks_out():
+    rng = np.random.default_rng(0)
+    points, visible = rng.uniform(0, 99, (7, 3, 2)), rng.random((7, 3)) > 0.4
+    visible[:, 2] = False
+    masked = np.ma.array(points, mask=~visible[..., None].repeat(2, -1))
+    found = mean_shape.fit(points, visible)
+    np.testing.assert_allclose(found[:2], masked.mean(0)[:2])
+    np.testing.assert_allclose(found[2], masked.mean((0, 1)))  # never seen: amid the others
+    assert mean_shape.predict(found, 4).shape == (4, 3, 2)
+    assert np.isfinite(mean_shape.fit(points, np.zeros_like(visible))).all()

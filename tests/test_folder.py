@@ -1,0 +1,116 @@
+"""A folder of photographs becomes Samples: frames, names, image kinds, and everything that can be wrong with them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmarks.data import folder, photographs
+from jaxmarks.data.samples import FormatError
+
+
+def dot(size, at, radius=6):
+    """A dark disc at a continuous point on a bright image (H, W, 3)."""
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    inside = np.hypot(x - at[0], y - at[1]) < radius
+    return np.where(inside[..., None], 10, 240).astype(np.uint8).repeat(3, -1)
+
+
+def centroid(image):
+    weight = 240 - image[..., 0].astype(float)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
+    return np.array([(x * weight).sum(), (y * weight).sum()]) / weight.sum()
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+@pytest.mark.parametrize("source", [(90, 200), (200, 90), (240, 320)])
+def test_points_lie_where_their_pixels_lie(fit, source, tmp_path):
+    at = (61.3, 47.8)
+    Image.fromarray(dot(source, at)).save(tmp_path / "a.png")
+    (tmp_path / "a.csv").write_text(f"image,x1,y1\na.png,{at[0]},{at[1]}\n")
+    samples, problems = folder.load(tmp_path, tmp_path / "a.csv", size=(60, 80), fit=fit)
+    assert samples.images.shape == (1, 60, 80, 3) and not problems
+    np.testing.assert_allclose(centroid(samples.images[0]), samples.points[0, 0], atol=0.1)
+    np.testing.assert_allclose(samples.source_points[0, 0], at, atol=1e-4)
+
+
+def test_a_large_jpeg_is_decoded_small_and_stays_in_place(tmp_path):
+    at = (1603.2, 911.7)
+    Image.fromarray(dot((1224, 1632), at, radius=25)).save(tmp_path / "a.jpg", quality=95)
+    image, source = folder.framed(tmp_path / "a.jpg", size=(96, 128), channels=3, fit="pad")
+    assert source == (1224, 1632) and image.shape == (96, 128, 3)
+    np.testing.assert_allclose(centroid(np.minimum(image, 240)) / (128 / 1632), at, atol=8)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16", "LA"])
+def test_image_kinds_become_rgb(mode, tmp_path):
+    grey = np.linspace(0, 255, 64).reshape(8, 8).astype(np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 200 + 7)
+    else:
+        image = Image.fromarray(grey).convert("RGB" if mode == "CMYK" else "L").convert(mode)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
+    image.save(path)
+    found = photographs.decode(path)
+    assert found.shape == (8, 8, 3) and found.dtype == np.uint8
+    if mode != "1":
+        np.testing.assert_allclose(found[..., 0].astype(int), grey, atol=3)
+
+
+def test_names_are_found_as_people_write_them(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("A.JPG", "b.png", "sub/c.tif"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    for name, expected in (("a.jpg", "A.JPG"), ("C:\\x\\b.png", "b.png"), ("b.tif", "b.png"), ("c", "sub/c.tif")):
+        assert photographs.find(tmp_path, name) == tmp_path / expected, name
+    assert photographs.find(tmp_path, "d.png") is None
+
+
+def test_what_is_wrong_is_named_and_the_rest_is_kept(tmp_path):
+    for name in ("a.png", "b.png", "extra.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "a.csv").write_text(
+        "image,x1,y1,x2,y2\na.png,1,2,40,30\nb.png,41,5,3,nan\ncut.png,1,2,3,4\ngone.png,1,2,3,4\n"
+    )
+    samples, problems = folder.load(tmp_path, tmp_path / "a.csv", size=(30, 40))
+    assert list(samples.name) == ["a.png", "b.png"]
+    np.testing.assert_array_equal(samples.visible, [[True, True], [False, False]])
+    said = {p["image"]: p["what"] for p in problems}
+    assert "NaN" in next(p["what"] for p in problems if p["image"] == "b.png")
+    assert "landmark 1 at (41, 5) lies outside the image of 40x30" in said["b.png"]
+    assert "cannot be read" in said["cut.png"] and "no such image" in said["gone.png"]
+    assert "1 photographs have no landmarks: extra.png" in said["extra.png"]
+    assert len(problems) == 5
+
+
+def test_groups(tmp_path):
+    for name in ("s1_left.png", "s1_right.png", "s2_left.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    rows = "image,x1,y1\ns1_left.png,1,1\ns1_right.png,1,1\ns2_left.png,1,1\n"
+    (tmp_path / "a.csv").write_text(rows)
+    load = lambda **how: folder.load(tmp_path, tmp_path / "a.csv", size=(4, 4), **how)[0].group.tolist()
+    assert load() == [0, 1, 2]
+    assert load(group_by=r"^(s\d)") == [0, 0, 1]
+    with pytest.raises(ValueError, match="group_by"):
+        load(group_by="x(.)")
+
+
+def test_nothing_usable_is_an_error_that_names_both_paths(tmp_path):
+    (tmp_path / "a.csv").write_text("image,x1,y1\ngone.png,1,2\n")
+    with pytest.raises(FormatError, match=r"a\.csv: not one usable photograph in .*no such image"):
+        folder.load(tmp_path, tmp_path / "a.csv", size=(4, 4))
+    with pytest.raises(FormatError, match="no such folder"):
+        folder.load(tmp_path / "none", tmp_path / "a.csv", size=(4, 4))
+    with pytest.raises(FormatError, match="no photograph"):
+        list(folder.batches(tmp_path, size=(4, 4), problems=[]))
+
+
+def test_batches_cover_the_folder_and_name_what_is_broken(tmp_path):
+    for k in range(5):
+        Image.new("RGB", (8, 6), (k, 0, 0)).save(tmp_path / f"{k}.png")
+    (tmp_path / "2.png").write_bytes(b"broken")
+    problems: list = []
+    found = list(folder.batches(tmp_path, size=(6, 8), batch_size=2, problems=problems))
+    assert [name for s in found for name in s.name] == ["0.png", "1.png", "3.png", "4.png"]
+    assert found[0].points.shape == (2, 0, 2) and [p["image"] for p in problems] == ["2.png"]

@@ -1,0 +1,305 @@
+"""Landmark files: what is written reads back the same, what tpsDig and people write is read, what is broken is named."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxmarks import formats, tps
+from jaxmarks.data.formats import coco, labelme, table
+from jaxmarks.data.samples import Annotation, FormatError
+
+number = st.floats(allow_nan=False, allow_infinity=False, min_value=0, max_value=1e300)
+text = st.text("abcXYZ0189_-. ()=é", min_size=1, max_size=12).map(str.strip).filter(bool)
+curve = st.lists(st.tuples(number, number), max_size=3).map(lambda rows: np.array(rows, float).reshape(-1, 2))
+
+
+@st.composite
+def specimens(draw):
+    count = draw(st.integers(0, 5))
+    visible = np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count)), bool)
+    points = np.array(draw(st.lists(st.tuples(number, number), min_size=count, max_size=count)), float).reshape(-1, 2)
+    depth = None
+    if draw(st.booleans()):
+        depth = np.where(visible, draw(st.lists(number, min_size=count, max_size=count)), 0.0)
+    return tps.Specimen(
+        points=np.where(visible[:, None], points, 0.0),
+        visible=visible,
+        depth=depth,
+        image=draw(st.one_of(st.just(""), text)),
+        id=draw(st.one_of(st.just(""), text)),
+        comment=draw(st.one_of(st.just(""), text)),
+        scale=draw(st.one_of(st.none(), st.floats(1e-12, 1e12))),
+        curves=draw(st.lists(curve, max_size=2)),
+        outlines=draw(st.lists(curve, max_size=1)),
+        extra=draw(st.one_of(st.just({}), text.map(lambda value: {"VARIABLES": value}))),
+    )
+
+
+def same(a, b):
+    arrays = lambda s: [s.points, s.visible, np.zeros(0) if s.depth is None else s.depth, *s.curves, *s.outlines]
+    plain = lambda s: (s.image, s.id, s.comment, s.scale, s.depth is None, s.extra, len(s.curves))
+    assert plain(a) == plain(b)
+    for mine, theirs in zip(arrays(a), arrays(b), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@settings(deadline=None)
+@given(st.lists(specimens(), min_size=1, max_size=3), st.sampled_from(["\n", "\r\n", "\r"]))
+def test_tps_written_and_read_is_identical(records, newline):
+    read = tps.loads(tps.dumps(records).replace("\n", newline))
+    assert len(read) == len(records)
+    for mine, theirs in zip(records, read, strict=True):
+        same(mine, theirs)
+
+
+@given(
+    st.integers(1, 99_999),
+    st.lists(st.tuples(st.integers(0, 10**13), st.integers(0, 10**13)), min_size=1, max_size=4),
+)
+def test_y_up_to_y_down_and_back_is_exact(height, digits):
+    # Every coordinate of up to nine decimals.
+    points = np.array([[float(f"{x}e-9"), float(f"{y}e-9")] for x, y in digits])
+    record = tps.Specimen(points, np.ones(len(points), bool), image="a.png")
+    (annotation,) = tps.to_annotations([record], [height])
+    np.testing.assert_allclose(annotation.points[:, 1], height - points[:, 1])
+    (back,) = tps.from_annotations([annotation], [height])
+    np.testing.assert_array_equal(back.points, points)
+    assert tps.dumps([back]) == tps.dumps([record])
+
+
+def test_tps_as_programs_and_people_write_it():
+    (first, second) = tps.loads(
+        "\ufefflm = 5\r\n1.5e+02\t2E1\r\n\r\n12,5 33,1\r\nNA NA\r\n-1 -1\r\n7, 8\r\nIMAGE=C:\\pics\\a b.JPG\r\n"
+        "id = 7\r\nSCALE=0,0125\r\nCOMMENT=left = right\r\nCURVES=1\r\nPOINTS=2\r\n1 2\r\n3 4\r\nVARIABLES=a=1\r\n"
+        "LM3=1\r\n1 2 3\r\n"
+    )
+    np.testing.assert_array_equal(first.points, [[150, 20], [12.5, 33.1], [0, 0], [0, 0], [7, 8]])
+    np.testing.assert_array_equal(first.visible, [True, True, False, False, True])
+    assert (first.image, first.id, first.scale, first.comment) == ("C:\\pics\\a b.JPG", "7", 0.0125, "left = right")
+    np.testing.assert_array_equal(first.curves[0], [[1, 2], [3, 4]])
+    assert first.extra == {"VARIABLES": "a=1"} and (first.line, second.line) == (1, 17)
+    np.testing.assert_array_equal(second.depth, [3])
+
+
+MALFORMED = {
+    "empty": ("", 1),
+    "blank": ("\n \n", 1),
+    "json": ('{"shapes": []}', 1),
+    "prose": ("these are my landmarks\n", 1),
+    "rows before LM": ("1 2\nLM=1\n1 2\n", 1),
+    "key before LM": ("IMAGE=a.png\nLM=1\n1 2\n", 1),
+    "count is a word": ("LM=three\n1 2\n", 1),
+    "count is negative": ("LM=-2\n1 2\n", 1),
+    "count is a fraction": ("LM=1.5\n1 2\n", 1),
+    "count is missing": ("LM=\n1 2\n", 1),
+    "too few rows": ("LM=3\n1 2\n3 4\nIMAGE=a.png\n", 4),
+    "too many rows": ("LM=1\n1 2\n3 4\nIMAGE=a.png\n", 3),
+    "the file ends": ("LM=3\n1 2\n", 2),
+    "one number": ("LM=2\n1 2\n3\n", 3),
+    "three numbers": ("LM=2\n1 2\n3 4 5\n", 3),
+    "two in LM3": ("LM3=1\n1 2\n", 2),
+    "a word": ("LM=1\n1 two\n", 2),
+    "a broken exponent": ("LM=1\n1e 2\n", 2),
+    "infinite": ("LM=1\n1 inf\n", 2),
+    "key twice": ("LM=1\n1 2\nID=1\nID=2\n", 4),
+    "scale is a word": ("LM=1\n1 2\nSCALE=big\n", 3),
+    "scale is zero": ("LM=1\n1 2\nSCALE=0\n", 3),
+    "curves is a word": ("LM=1\n1 2\nCURVES=x\n", 3),
+    "curves without points": ("LM=1\n1 2\nCURVES=1\nIMAGE=a\n", 4),
+    "curve cut short": ("LM=1\n1 2\nCURVES=1\nPOINTS=2\n1 2\n", 5),
+    "curves at the end": ("LM=1\n1 2\nCURVES=2\nPOINTS=0\n", 3),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_tps_names_file_and_line(name, tmp_path):
+    content, line = MALFORMED[name]
+    (tmp_path / "bad.tps").write_text(content)
+    with pytest.raises(FormatError) as error:
+        tps.read(tmp_path / "bad.tps")
+    assert "bad.tps" in str(error.value) and f"line {line}:" in str(error.value), str(error.value)
+
+
+def test_binary_tps_is_named(tmp_path):
+    (tmp_path / "bad.tps").write_bytes(b"\x89PNG\0\0")
+    with pytest.raises(FormatError, match=r"bad\.tps: line 1: binary"):
+        tps.read(tmp_path / "bad.tps")
+
+
+def test_latin_1_is_read(tmp_path):
+    (tmp_path / "a.tps").write_bytes("LM=1\n1 2\nCOMMENT=Käfer\n".encode("latin-1"))
+    assert tps.read(tmp_path / "a.tps")[0].comment == "Käfer"
+
+
+def annotations():
+    return [
+        Annotation("a.png", np.array([[1.5, 2.25], [0.1, 1e-7]]), np.array([True, True]), 0.02, "1", "g1"),
+        Annotation("b.png", np.array([[3.0, 4.0], [0, 0]]), np.array([True, False]), id="2", group="g2"),
+    ]
+
+
+@pytest.mark.parametrize("layout", ["wide", "long"])
+def test_csv_written_and_read_is_identical(layout, tmp_path):
+    table.write(tmp_path / "a.csv", annotations(), layout=layout)
+    for mine, theirs in zip(annotations(), formats.read(tmp_path / "a.csv"), strict=True):
+        np.testing.assert_array_equal(mine.points, theirs.points)
+        np.testing.assert_array_equal(mine.visible, theirs.visible)
+        assert (mine.image, mine.id, mine.group) == (theirs.image, theirs.id, theirs.group)
+        np.testing.assert_equal(mine.mm_per_px, theirs.mm_per_px)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "image,x1,y1,x2,y2\na.png,1.5,2,,\n",
+        "\ufeffimage;x1;y1;x2;y2\r\na.png;1,5;2;NA;NA\r\n",
+        "image\tx1\ty1\tx2\ty2\na.png\t1.5\t2\t\t\n",
+        "image,landmark,x,y,score\na.png,1,1.5,2,0.9\na.png,2,NA,NA,0.1\n",
+        "image,landmark,x,y\na.png,tip,,\na.png,base,1.5,2\n",
+    ],
+)
+def test_csv_layouts(content, tmp_path):
+    (tmp_path / "a.csv").write_text(content)
+    (found,) = formats.read(tmp_path / "a.csv")
+    np.testing.assert_array_equal(found.points, [[1.5, 2], [0, 0]])
+    np.testing.assert_array_equal(found.visible, [True, False])
+
+
+@pytest.mark.parametrize(
+    "content, line, value",
+    [
+        ("name,x1,y1\na,1,2\n", 1, "image"),
+        ("image,x1,y1\na.png,1,oops\n", 2, "oops"),
+        ("image,x1,y1\na.png,1\n", 2, "2 cells"),
+        ("image,x1,y1,x1\na.png,1,2,3\n", 1, "x1"),
+        ("image,x1,y1,x2\na.png,1,2,3\n", 1, "y2"),
+        ("image,landmark,x,y\na.png,1,1,2\na.png,1,1,2\n", 3, "again"),
+        ("image,landmark,x,y\na.png,0,1,2\n", 2, "landmark 0"),
+        ("image,x1,y1\na.png,1,inf\n", 2, "inf"),
+        ("image,x1,y1\n,1,2\n", 2, "no image name"),
+        ("image,x1,y1\n", 1, "no row"),
+        ("", 1, "empty"),
+    ],
+)
+def test_malformed_csv_names_file_line_and_value(content, line, value, tmp_path):
+    (tmp_path / "bad.csv").write_text(content)
+    with pytest.raises(FormatError) as error:
+        formats.read(tmp_path / "bad.csv")
+    assert f"bad.csv: line {line}:" in str(error.value) and value in str(error.value)
+
+
+def test_nan_is_missing_and_named(tmp_path):
+    (tmp_path / "a.csv").write_text("image,x1,y1\na.png,nan,2\n")
+    problems: list = []
+    (found,) = formats.read(tmp_path / "a.csv", problems=problems)
+    assert not found.visible.any() and "NaN" in problems[0]["what"] and "line 2" in problems[0]["where"]
+    with pytest.raises(FormatError, match="NaN"):
+        formats.read(tmp_path / "a.csv")
+
+
+def test_coco_and_labelme_written_and_read_are_identical(tmp_path):
+    coco.write(tmp_path / "a.json", annotations())
+    labelme.write(tmp_path / "labelme", annotations())
+    for path in (tmp_path / "a.json", tmp_path / "labelme"):
+        for mine, theirs in zip(annotations(), formats.read(path), strict=True):
+            np.testing.assert_array_equal(mine.points, theirs.points)
+            np.testing.assert_array_equal(mine.visible, theirs.visible)
+            assert mine.image == theirs.image
+
+
+@pytest.mark.parametrize(
+    "document, message",
+    [
+        ({"images": [], "annotations": [{"keypoints": [1, 2]}]}, r"annotations\[0\]"),
+        ({"images": [], "annotations": [{"keypoints": [1, 2, 2], "image_id": 4}]}, "image_id 4"),
+        ({"images": [{"id": 1}], "annotations": [{"keypoints": [1, 2, 2], "image_id": 1}]}, r"images\[0\]"),
+        (
+            {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"keypoints": [1, 2, 2], "image_id": 1}] * 2},
+            r"annotations\[1\].*second specimen",
+        ),
+        ({"annotations": []}, "images"),
+        ({"nothing": 1}, "neither COCO"),
+        ({"shapes": [{"label": "a", "points": [[1]]}]}, r"shapes\[0\]"),
+        ({"shapes": []}, "no point shape"),
+    ],
+)
+def test_malformed_json_names_file_and_entry(document, message, tmp_path):
+    (tmp_path / "bad.json").write_text(json.dumps(document))
+    with pytest.raises(FormatError, match=message) as error:
+        formats.read(tmp_path / "bad.json")
+    assert "bad.json" in str(error.value)
+
+
+def test_cut_json_names_the_line(tmp_path):
+    (tmp_path / "bad.json").write_text('{"images": [\n{"id": 1')
+    with pytest.raises(FormatError, match=r"bad\.json: line 2"):
+        formats.read(tmp_path / "bad.json")
+
+
+def test_labels_are_in_natural_order_and_a_double_label_is_named(tmp_path):
+    shapes = [{"label": f"l{k}", "points": [[k, 2]]} for k in (10, 2, 1)] + [{"label": "l2", "points": [[5, 5]]}]
+    (tmp_path / "a.json").write_text(json.dumps({"shapes": shapes, "imagePath": "..\\x\\a.png"}))
+    problems: list = []
+    (found,) = formats.read(tmp_path / "a.json", problems=problems)
+    assert found.image == "a.png" and "l2 is marked twice" in problems[0]["what"]
+    np.testing.assert_array_equal(found.points[:, 0], [1, 0, 10])
+    np.testing.assert_array_equal(found.visible, [True, False, True])
+
+
+def test_tps_takes_y_from_the_height_of_its_image(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "Beetle.PNG")
+    (tmp_path / "a.tps").write_text("LM=1\n4 10\nIMAGE=D:\\photos\\beetle.png\nSCALE=0.5\n")
+    (found,) = formats.read(tmp_path / "a.tps", tmp_path)
+    np.testing.assert_array_equal(found.points, [[4, 20]])
+    assert (found.image, found.mm_per_px) == ("Beetle.PNG", 0.5)
+    with pytest.raises(FormatError, match="folder of images"):
+        formats.read(tmp_path / "a.tps")
+    formats.write(tmp_path / "b.tps", [found], {"Beetle.PNG": 30})
+    np.testing.assert_array_equal(tps.read(tmp_path / "b.tps")[0].points, [[4, 10]])
+
+
+def test_what_a_run_can_do_without_is_named(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
+    record = "LM=1\n4 10\nIMAGE={}\nID={}\n".format
+    (tmp_path / "a.tps").write_text(
+        record("a.png", 1) + record("gone.png", 2) + record("b.png", 1) + record("a.png", 3)
+    )
+    problems: list = []
+    found = formats.read(tmp_path / "a.tps", tmp_path, problems)
+    assert [a.image for a in found] == ["a.png", "b.png", "a.png"]
+    assert [p["image"] for p in problems] == ["gone.png", "b.png", "a.png"]
+    for problem, word in zip(problems, ("no such image", "ID 1 again", "annotated twice"), strict=True):
+        assert word in problem["what"]
+
+
+def test_different_landmark_counts_name_both_places(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "a.tps").write_text("LM=1\n4 10\nIMAGE=a.png\nLM=2\n4 10\n5 6\nIMAGE=a.png\n")
+    with pytest.raises(FormatError, match=r"line 4.*2 landmarks, and 1 in .*line 1"):
+        formats.read(tmp_path / "a.tps", tmp_path)
+
+
+def test_unknown_formats_and_absent_files_are_named(tmp_path):
+    (tmp_path / "a.xyz").write_text("")
+    with pytest.raises(FormatError, match=r"'\.xyz'.*\.tps"):
+        formats.read(tmp_path / "a.xyz")
+    with pytest.raises(FormatError, match="no such file"):
+        formats.read(tmp_path / "none.tps")
+
+
+def test_the_real_files_are_read(real_data):
+    wings = formats.read(real_data / "wings" / "wings.tps", real_data / "wings" / "images")
+    assert len(wings) == 58 and all(a.visible.all() for a in wings)
+    np.testing.assert_array_equal(wings[0].points[0], [290, 480 - 108])
+    fish = formats.read(real_data / "fish" / "keypoints.json")
+    assert len(fish) == 1563 and sum(a.visible.all() for a in fish) == 386
+    problems: list = []
+    ceph = formats.read(real_data / "ceph" / "annotator_a", problems=problems)
+    assert len(ceph) == 101 and len(ceph[0].points) == 19 and len(problems) == 1
+    np.testing.assert_array_equal(ceph[0].points[0], [225.105, 366.645])
+    assert len(formats.read(real_data / "chest" / "landmarks.csv")) == 669

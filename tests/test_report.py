@@ -1,0 +1,136 @@
+"""The report: its numbers are the summary's, names are escaped, gaps do not stop it, drawings hit the right pixel."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmarks import report
+
+
+def workdir(tmp_path, *, images=6, landmarks=3, visible=None, valid=True, folds=1, name="im{}.png"):
+    """A made-up run."""
+    rng = np.random.default_rng(0)
+    true = rng.uniform(10, 80, (images, landmarks, 2))
+    points = true + rng.normal(0, 2, true.shape)
+    distances = np.linalg.norm(points - true, axis=-1)
+    visible = np.ones((images, landmarks), bool) if visible is None else visible
+    with (tmp_path / "predictions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow("image landmark x y score x_true y_true distance fold".split())
+        for i in range(images):
+            for k in range(landmarks):
+                known = [*true[i, k], distances[i, k]] if visible[i, k] else ["", "", ""]
+                rows.writerow([name.format(i), k + 1, *points[i, k], 1.0, *known, 0])
+    seen = np.where(visible, distances, np.nan)
+    mean = float(seen[visible].mean()) if visible.any() else None
+    each = [float(np.nanmean(seen[:, k])) if visible[:, k].any() else None for k in range(landmarks)]
+    summary = {
+        "mean_distance_px": mean, "median_px": mean, "p95_px": mean, "std_over_folds_px": None, "pearson": 0.99,
+        "mean_distance_mm": None, "per_landmark_px": each, "r2": None, "explained_variance": 0.98,
+        "success_rates": {"1": 0.1, "4": None}, "shares": [[0.5, 0.4, 0.1]] * landmarks, "images": images,
+        "landmarks": landmarks, "folds": [{"fold": 0, "mean_distance_px": mean, "images": images}],
+        "baselines": {"mean_shape": {"mean_distance_px": 20.25, "per_landmark_px": [20.0] * landmarks}},
+        "failures": [{"image": "<i>x</i>.png", "what": "cannot be read", "where": "a.tps: line 3"}],
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "config.json").write_text('{"seed": 0}')
+    lines = [
+        json.dumps(
+            {"stage": "train", "fold": fold, "epoch": e, "train/loss": 1 / e, "valid/loss": 2 / e if valid else None,
+             "learning_rate": 0.1, "momentum": 0.9}
+        )
+        for fold in range(folds) for e in range(1, 6)
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"stage": "tr')  # cut by a kill
+    return summary
+
+
+class Text(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.text, self.tags, self.sources = [], set(), []
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.sources += [value for key, value in attrs if key in ("src", "href")]
+
+
+def photograph(name):
+    return np.full((90, 100, 3), 128, np.uint8)
+
+
+def parse(path):
+    page = Text()
+    page.feed(path.read_text())
+    return page, re.sub(r"\s+", " ", " ".join(page.text))
+
+
+def test_the_page_shows_the_summary_and_escapes_names(tmp_path):
+    summary = workdir(tmp_path, name="<b>{}.png")
+    page, text = parse(report.write(tmp_path, photograph))
+    assert f"{summary['mean_distance_px']:.2f} px" in text and "20.25 px" in text and "0.9900" in text
+    assert "<b>0.png" in text and "b" in page.tags  # our own bold numbers
+    assert "<i>x</i>.png" in text and "i" not in page.tags
+    assert "a.tps: line 3" in text
+    assert page.sources and all(s.startswith("data:image/png;base64,") for s in page.sources)  # self-contained
+    for value in summary["per_landmark_px"]:
+        assert f"{value:.2f}" in text
+
+
+def test_the_figures_are_drawn(tmp_path):
+    workdir(tmp_path, folds=3)
+    report.write(tmp_path, photograph)
+    for name in ("loss", "per_landmark", "histogram", "cumulative", "overlays"):
+        image = np.asarray(Image.open(tmp_path / "figures" / f"{name}.png").convert("RGB"))
+        assert min(image.shape[:2]) > 80 and image.std() > 3, name
+    assert len(list((tmp_path / "figures" / "overlays").glob("*.png"))) == 6
+
+
+HIDDEN = np.ones((6, 3), bool)
+HIDDEN[:, 1] = False
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"valid": False},
+        {"images": 1},
+        {"visible": HIDDEN},
+        {"visible": np.zeros((6, 3), bool)},
+        {"landmarks": 40},
+    ],
+    ids=str,
+)
+def test_gaps_do_not_stop_it(tmp_path, how):
+    workdir(tmp_path, **how)
+    assert report.write(tmp_path, lambda name: None).exists()
+
+
+def test_a_report_without_training_metrics_goes_elsewhere(tmp_path):
+    workdir(tmp_path)
+    out = tmp_path / "evaluate"
+    out.mkdir()
+    for name in ("summary.json", "predictions.csv"):
+        (tmp_path / name).rename(out / name)
+    (tmp_path / "metrics.jsonl").unlink()
+    assert report.write(tmp_path, photograph, out=out) == out / "report.html"
+
+
+def test_an_overlay_hits_the_right_pixels(tmp_path):
+    image = np.full((600, 800, 3), 128, np.uint8)
+    drawn = report.overlay(image, [[200.5, 300.5]], [[600.5, 300.5]], path=tmp_path / "o.png")
+    orange = np.argwhere((drawn == (0xD5, 0x5E, 0x00)).all(-1))
+    np.testing.assert_allclose(orange.mean(0), [300, 200], atol=0.5)  # rows, columns: pixel 200 has its centre at 200.5
+    blue = np.argwhere((drawn == (0x00, 0x72, 0xB2)).all(-1))
+    np.testing.assert_allclose(blue.mean(0), [300, 600], atol=1)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), drawn)
+    large = report.overlay(np.zeros((3000, 4000, 1), np.uint8), [[2000, 1500]])
+    assert large.shape == (750, 1000, 3)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import augment, checkpoint, heads, models, optim, steps
+from jaxmarks import augment, checkpoint, heads, models, optim, report, steps
 from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import Dataset, landmark_count, load
@@ -178,6 +178,8 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             params, data, rows, task=task, prepare=validation_input(settings, task)
         )
     )
+    if not resumed and fold == folds(settings)[0]:
+        draw_batch(workdir / "figures" / f"batch_{stage}.png", task, host, train_rows[:16], key)
     started = saved_at = said_at = time.perf_counter()
     before, first = progress["seconds"], progress["epoch"]
     for epoch in range(first + 1, epochs + 1):
@@ -225,6 +227,16 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     checkpoint.save(folder / "best", best, about)
     checkpoint.save(folder / "last", last, about)
     checkpoint.remove(folder / "resume")
+
+
+def draw_batch(path: Path, task, data, rows, key) -> None:
+    """Draws augmented training images with their points: most mistakes in data are visible at once."""
+    batch = steps.gather(data, jnp.asarray(rows), task.versions)
+    batch = jax.jit(task.augment)(jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(rows)), batch)
+    images = np.round(255 * np.asarray(batch["images"])).astype(np.uint8).repeat(4, 1).repeat(4, 2)
+    points = np.where(batch["visible"][..., None], 4 * np.asarray(batch["points"]), np.nan)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.contact_sheet([report.overlay(image, p) for image, p in zip(images, points, strict=True)], path)
 
 
 def validation_input(settings, task):

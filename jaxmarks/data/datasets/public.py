@@ -10,6 +10,7 @@ samples = public.to_samples(builder.as_data_source("train"), size=(192, 256))
 
 import dataclasses
 import io
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -65,7 +66,7 @@ class PublicLandmarks(tfds.core.GeneratorBasedBuilder):
     """Photographs with landmarks of a public source, one split "train"; points in source pixels, y down."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = list(SOURCES)
+    BUILDER_CONFIGS: ClassVar = list(SOURCES)
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Download the source (its page is the dataset's homepage) and lay the photographs into `images/` and the"
         " landmark file beside it, named as the config's `landmarks`."

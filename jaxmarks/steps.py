@@ -98,65 +98,57 @@ def predict_step(params, images, *, task):
 
 
 class Runner(NamedTuple):
-    """One way of running the steps; `put` and `get` move a state to and from its devices."""
+    """One way of running the steps.
+
+    Attributes:
+      put: lays a state, or the data, on the devices.
+      get: the state as on one device.
+      epoch: (state, data, rows (steps, batch) int32 on the host, key) -> (state, mean loss).
+    """
 
     put: Callable
     get: Callable
-    data: Callable
     epoch: Callable
 
 
 def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1) -> Runner:
-    """The steps on one device (jit) or on several local ones (pmap): `epoch(state, data, rows, key) -> (state, losses)`.
+    """The training steps on one device (jit) or on several local ones (pmap), which give the same.
 
-    `rows` is (steps, batch) int32 on the host. On the CPU the steps are called one by one, since XLA runs convolutions
-    inside a loop several times slower there; elsewhere one call scans the epoch.
+    On the CPU the steps of an epoch are called one by one, since XLA runs convolutions inside a loop several times
+    slower there; elsewhere one call scans them.
     """
     scanned = jax.default_backend() != "cpu"
 
-    def step(axis):
-        return lambda state, data, rows, key: train_step(state, data, rows, key, task=task, tx=tx, axis=axis)
+    def step(state, data, rows, key):
+        return train_step(state, data, rows, key, task=task, tx=tx, axis=DEVICES if devices > 1 else None)
 
-    def scan(axis):
-        one = step(axis)
+    def scan(state, data, rows, key):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows)))
+        return lax.scan(lambda state, x: step(state, data, *x), state, (rows, keys))
 
-        def run(state, data, rows, key):
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows)))
-            return lax.scan(lambda state, x: one(state, data, *x), state, (rows, keys))
-
-        return run
-
+    run = scan if scanned else step
     if devices == 1:
-        call = jax.jit((scan if scanned else step)(None), donate_argnums=0)
-        spread = lambda rows: rows
-        put = get = keep = lambda tree: tree
+        call = jax.jit(run, donate_argnums=0)
+        put = get = spread = lambda tree: tree
     else:
-        call = jax.pmap((scan if scanned else step)(DEVICES), DEVICES, in_axes=(0, 0, 0, None), donate_argnums=0)
-        put = keep = jax_utils.replicate
-        get = jax_utils.unreplicate
+        call = jax.pmap(run, DEVICES, in_axes=(0, 0, 0, None), donate_argnums=0)
+        put, get = jax_utils.replicate, jax_utils.unreplicate
         # (..., batch) -> (devices, ..., batch / devices): each device takes a contiguous part.
         spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)
 
     def epoch(state, data, rows, key):
         if scanned:
-            state, (totals, counts) = call(state, data, spread(rows), key)
+            state, losses = call(state, data, spread(rows), key)
         else:
-            losses = []
+            each = []
             for i, batch in enumerate(rows):
                 state, loss = call(state, data, spread(batch), jax.random.fold_in(key, i))
-                losses.append(loss)
-            totals, counts = zip(*losses, strict=True)
-        totals, counts = np.asarray(get_first(totals, devices)), np.asarray(get_first(counts, devices))
-        return state, float(totals.sum() / max(counts.sum(), 1))
+                each.append(loss)
+            losses = jax.tree.map(lambda *x: np.stack(x, axis=-1), *each)
+        total, count = (float(np.sum(x)) for x in get(losses))
+        return state, total / max(count, 1)
 
-    return Runner(put, get, keep, epoch)
-
-
-def get_first(values, devices):
-    """The steps' values (steps,), from a stacked array or a list, of the first device."""
-    if isinstance(values, tuple):
-        return [np.asarray(v).reshape(-1)[0] for v in values]
-    return values if devices == 1 else values[0]
+    return Runner(put, get, epoch)
 
 
 def batches(rows: np.ndarray, size: int) -> np.ndarray:

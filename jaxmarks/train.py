@@ -5,7 +5,6 @@ a fold starts from the same fold of the stage before. Everything that is random 
 number of stage, fold and epoch, so that a run which was killed ends as one that was left alone.
 """
 
-import json
 import re
 import time
 from pathlib import Path
@@ -172,7 +171,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
 
     data = {"images": samples.images, "points": samples.points, "visible": samples.visible}
     host = {name: jnp.asarray(array) for name, array in data.items()}
-    data = run.data(host)
+    data = run.put(host)
     validate = jax.jit(
         lambda params, data, rows: steps.loss_step(
             params, data, rows, task=task, prepare=validation_input(settings, task)
@@ -250,13 +249,13 @@ def validation_input(settings, task):
 def take_over(params, source: Path, skip: str):
     """Parameters with what fits taken from the checkpoint `source`; prints what was not."""
     theirs, note = checkpoint.restore(source)
-    params, report = checkpoint.merge(params, theirs, skip=skip)
-    if not report["loaded"]:
-        raise ValueError(f"{source}: nothing in it fits this network: {'; '.join(report['new'])}")
-    print(f"initialised from {source} (epoch {note['best_epoch']}): {len(report['loaded'])} arrays", flush=True)
+    params, fate = checkpoint.merge(params, theirs, skip=skip)
+    if not fate["loaded"]:
+        raise ValueError(f"{source}: nothing in it fits this network: {'; '.join(fate['new'])}")
+    print(f"initialised from {source} (epoch {note['best_epoch']}): {len(fate['loaded'])} arrays", flush=True)
     for kind in ("new", "unused"):
-        if report[kind]:
-            print(f"  {kind}: {', '.join(report[kind])}", flush=True)
+        if fate[kind]:
+            print(f"  {kind}: {', '.join(fate[kind])}", flush=True)
     return params
 
 
@@ -278,8 +277,3 @@ def say(stage, fold, epoch, epochs, train_loss, valid_loss, rates, images_per_s,
         f" momentum {rates['momentum']:.4f} {images_per_s:.0f} images/s {int(left // 60)}:{int(left % 60):02d} left",
         flush=True,
     )
-
-
-def read_metrics(workdir: Path) -> list[dict]:
-    """The objects of `metrics.jsonl`."""
-    return [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Draws the contact sheet of the phantoms: `python launch/gallery.py OUT.png`. Five parts, a row each, landmarks marked."""
+"""Draws the contact sheet of the phantoms: `python launch/gallery.py docs/beetles.jpg`. Five parts, a row each, landmarks marked."""
 
 import argparse
 
@@ -30,11 +30,12 @@ def sheet(specimens, *, seed=0, width=480):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", help="the PNG to write")
+    parser.add_argument("out", help="the PNG or JPEG to write")
     parser.add_argument("--specimens", type=int, nargs="+", default=SPECIMENS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dpi", type=int, default=100, help="100 makes it 1200 pixels wide")
     arguments = parser.parse_args()
-    sheet(arguments.specimens, seed=arguments.seed).savefig(arguments.out, dpi=200)
+    sheet(arguments.specimens, seed=arguments.seed).savefig(arguments.out, dpi=arguments.dpi)
 
 
 if __name__ == "__main__":

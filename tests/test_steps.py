@@ -40,7 +40,7 @@ def train(devices, epochs=4):
     state, losses = run.put(steps.create(jax.tree.map(jnp.copy, params), tx)), []
     rows = steps.batches(np.arange(10, dtype=np.int32), 4)
     for epoch in range(epochs):
-        state, loss = run.epoch(state, run.data(data), rows, jax.random.key(epoch))
+        state, loss = run.epoch(state, run.put(data), rows, jax.random.key(epoch))
         losses.append(loss)
     return losses, run.get(state)
 

@@ -10,7 +10,7 @@ def keep_freed_memory() -> bool:
     """Tells glibc to keep freed memory for the next step instead of handing it back to the kernel.
 
     XLA's CPU backend allocates the temporaries of every step anew; by default glibc maps and unmaps each of them, and
-    clearing the pages again took a third of a training step of network 3. Returns whether it took effect.
+    the kernel clears their pages again in every step. Returns whether it took effect.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,15 +1,14 @@
-"""Two fake CPU devices for all tests, strict numerics, and the folder of real data."""
+"""Two fake CPU devices for all tests, a cache of compiled steps, and the folder of real data."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "/tmp/jaxmarks-test-cache")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "jaxmarks-tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import jax
 import pytest
-
-jax.config.update("jax_numpy_rank_promotion", "allow")
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,7 @@ MALFORMED = {
     "count is missing": ("LM=\n1 2\n", 1),
     "too few rows": ("LM=3\n1 2\n3 4\nIMAGE=a.png\n", 4),
     "too many rows": ("LM=1\n1 2\n3 4\nIMAGE=a.png\n", 3),
+    "count is immense": ("LM=99999999999\n1 2\n", 2),
     "the file ends": ("LM=3\n1 2\n", 2),
     "one number": ("LM=2\n1 2\n3\n", 3),
     "three numbers": ("LM=2\n1 2\n3 4 5\n", 3),

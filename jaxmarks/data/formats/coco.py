@@ -1,6 +1,7 @@
 """COCO keypoints: pixels, y down; visibility 0 is a missing landmark."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,22 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     Raises:
       FormatError: no COCO document, keypoints of another length, several specimens on one image; it names the entry.
     """
-    for key in ("images", "annotations"):
-        if not isinstance(document.get(key), list):
-            raise FormatError(path, f"key {key!r}", "no such list", "a COCO file has images and annotations")
-    names = next((c["keypoints"] for c in document.get("categories", []) if c.get("keypoints")), None)
+    images, entries = (_objects(path, document, key) for key in ("images", "annotations"))
+    categories = _objects(path, document, "categories") if "categories" in document else []
+    names = next((c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list) and c["keypoints"]), None)
+    for i, image in enumerate(images):
+        if not isinstance(image.get("file_name"), str) or not isinstance(image.get("id"), int | str):
+            raise FormatError(
+                path, f"images[{i}]", "no file_name, or no id", "write the photograph's name and a number"
+            )
     by_image: dict = {}
-    for i, entry in enumerate(document["annotations"]):
+    for i, entry in enumerate(entries):
         where = f"annotations[{i}]"
         keypoints = entry.get("keypoints")
         if keypoints is None:
             continue
+        if not isinstance(keypoints, list) or not isinstance(entry.get("image_id"), int | str):
+            raise FormatError(path, where, "no list of keypoints, or no image_id", "write both")
         if len(keypoints) % 3 or (names and len(keypoints) != 3 * len(names)):
             due = f"3 x {len(names)}" if names else "a multiple of 3"
             raise FormatError(
@@ -43,7 +50,7 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     count = len(names) if names else max((len(t) for _, t in by_image.values()), default=0)
     if not count:
         raise FormatError(path, "annotations", "no keypoints", "name a file of keypoints")
-    ids = [image.get("id") for image in document["images"]]
+    ids = [image.get("id") for image in images]
     unknown = set(by_image) - set(ids)
     if unknown:
         first = next(iter(unknown))
@@ -51,9 +58,12 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
             path, f"annotations[{by_image[first][0]}]", f"image_id {first!r} is no image", "add the image"
         )
     found = []
-    for i, image in enumerate(document["images"]):
-        if not isinstance(image.get("file_name"), str):
-            raise FormatError(path, f"images[{i}]", "no file_name", "write the photograph's name")
+    for i, image in enumerate(images):
+        scale = image.get("mm_per_px", math.nan)
+        if not isinstance(scale, int | float):
+            raise FormatError(
+                path, f"images[{i}]", f"mm_per_px {scale!r} is not a number", "write one, or leave it out"
+            )
         at, triples = by_image.get(image.get("id"), (None, np.zeros((count, 3))))
         if at is None:
             problems.append(
@@ -69,7 +79,7 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
                 image=image["file_name"],
                 points=np.where(visible[:, None], triples[:, :2], 0.0),
                 visible=visible,
-                mm_per_px=float(image.get("mm_per_px", "nan")),
+                mm_per_px=float(scale),
                 id=str(image.get("id", "")),
                 group=str(image.get("group", "")),
                 where=f"{path}: images[{i}]",
@@ -91,3 +101,14 @@ def write(path, annotations: list[Annotation]) -> None:
     count = max((len(a.points) for a in annotations), default=0)
     categories = [{"id": 1, "name": "specimen", "keypoints": [str(k + 1) for k in range(count)], "skeleton": []}]
     Path(path).write_text(json.dumps({"images": images, "annotations": entries, "categories": categories}))
+
+
+def _objects(path, document, key) -> list[dict]:
+    """The list of objects under a key of the document."""
+    found = document.get(key)
+    if not isinstance(found, list):
+        raise FormatError(path, f"key {key!r}", "no such list", "a COCO file has images and annotations")
+    for i, entry in enumerate(found):
+        if not isinstance(entry, dict):
+            raise FormatError(path, f"{key}[{i}]", f"{entry!r} is not an object", "mend or delete the entry")
+    return found

@@ -50,8 +50,10 @@ def _points(file, problems):
     if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
         raise FormatError(file, "line 1", "no list 'shapes'", "name LabelMe files")
     points: dict[str, tuple[float, float]] = {}
-    image = PureWindowsPath(document.get("imagePath") or "").name
+    image = PureWindowsPath(str(document.get("imagePath") or "")).name
     for i, shape in enumerate(document["shapes"]):
+        if not isinstance(shape, dict):
+            raise FormatError(file, f"shapes[{i}]", f"{shape!r} is not an object", "mend or delete the entry")
         if shape.get("shape_type", "point") != "point":
             continue
         label, where = str(shape.get("label", "")), f"shapes[{i}]"

@@ -148,7 +148,8 @@ def _scale(path, number, value):
 
 def _rows(path, lines, at, count, dimensions, head, head_line):
     """`count` lines of coordinates from `lines[at]` on -> (count, dimensions) float64 and which are visible."""
-    rows, visible = np.zeros((count, dimensions)), np.ones(count, bool)
+    room = min(count, len(lines) - at + 1)  # a count beyond the file is an error below, and no reason to allocate it
+    rows, visible = np.zeros((room, dimensions)), np.ones(room, bool)
     for k in range(count):
         if at + k == len(lines) or _KEY.match(lines[at + k][1]):
             number = lines[at + k][0] if at + k < len(lines) else lines[-1][0]

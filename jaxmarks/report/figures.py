@@ -93,7 +93,7 @@ def per_landmark(methods: dict[str, list], path: Path) -> None:
     ax.set_xticks(range(1, len(y) + 1, max(1, len(y) // 20)))
     ax.set_xlabel("landmark", fontsize=8)
     ax.set_ylabel("mean distance (px)", fontsize=8)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     figure.savefig(path)
 
 

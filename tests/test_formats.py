@@ -257,8 +257,10 @@ def test_tps_takes_y_from_the_height_of_its_image(tmp_path):
     (found,) = formats.read(tmp_path / "a.tps", tmp_path)
     np.testing.assert_array_equal(found.points, [[4, 20]])
     assert (found.image, found.mm_per_px) == ("Beetle.PNG", 0.5)
-    with pytest.raises(FormatError, match="folder of images"):
-        formats.read(tmp_path / "a.tps")
+    np.testing.assert_array_equal(formats.read(tmp_path / "a.tps")[0].points, [[4, 20]])  # photographs beside the file
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FormatError, match="no such image"):
+        formats.read(tmp_path / "a.tps", tmp_path / "empty")
     formats.write(tmp_path / "b.tps", [found], {"Beetle.PNG": 30})
     np.testing.assert_array_equal(tps.read(tmp_path / "b.tps")[0].points, [[4, 10]])
 

@@ -21,7 +21,7 @@ def read(path, images=None, problems: list[dict] | None = None) -> list[Annotati
 
     Args:
       path: the file, or a folder of LabelMe files.
-      images: the folder of photographs; TPS needs it for their heights.
+      images: the folder of photographs, whose heights TPS needs; by default the file's own folder and what is below.
       problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where": a
         photograph that is missing or cannot be read (its annotation is left out where its size is needed), a NaN (the
         landmark is missing), an ID or an image given twice. With None the first of them raises.
@@ -67,10 +67,7 @@ def _read_json(path, problems):
 
 def _read_tps(path, images, problems):
     specimens, heights, kept = tps.read(path), [], []
-    if images is None:
-        raise FormatError(
-            path, "", "y counts up from the image's lower edge", "give the folder of images for their heights"
-        )
+    images = path.parent if images is None else Path(images)
     for s in specimens:
         name, where = s.image or s.id, f"{path}: line {s.line}"
         if not name:

@@ -38,9 +38,19 @@ def test_a_known_similarity_is_recovered(angle):
     assert np.linalg.norm(found[0] - points, axis=-1).mean() < 1.5
 
 
+THREE = (0.0, 1.0, (60, 60)), (0.0, 1.0, (80, 60)), (0.0, 1.0, (101, 60))
+
+
 def test_the_model_is_the_image_nearest_to_the_mean():
-    chosen = registration.fit(samples((0.0, 1.0, (60, 60)), (0.0, 1.0, (80, 60)), (0.0, 1.0, (101, 60))))
-    np.testing.assert_allclose(chosen.points, draw(0.0, 1.0, (80, 60))[1], atol=1e-4)
+    chosen = registration.fit(samples(*THREE), candidates=1)
+    np.testing.assert_allclose(chosen.points, draw(*THREE[1])[1], atol=1e-4)
+
+
+def test_an_image_whose_outline_took_in_something_else_is_no_model():
+    spoilt = samples(*THREE)
+    spoilt.images[1, 62:110, 70:140] = 40  # a dark thing that touches the part
+    chosen = registration.fit(spoilt)
+    assert np.abs(chosen.points - draw(*THREE[1])[1]).max() > 10
 
 
 def test_where_nothing_can_be_segmented_the_model_stays():

@@ -60,7 +60,10 @@ def train(config, workdir):
 
 
 def evaluate(config, workdir):
-    """Scores the workdir's network on the data that the flags name; without any, on the run's own held-out images."""
+    """Scores the workdir's network on the data that the flags name.
+
+    Without any, or where they are those that it was trained on, each image is scored by the fold that held it out.
+    """
     from jaxmarks import evaluate as evaluation
     from jaxmarks import predict as predictions
     from jaxmarks import report
@@ -69,12 +72,14 @@ def evaluate(config, workdir):
 
     trained = training.settings_of(workdir)
     own = config.data.images or config.data.landmarks
-    if own:
+    paths = lambda data: [Path(path).absolute() for path in (data.images, data.landmarks)]
+    other = own and paths(config.data) != paths(trained.data)
+    if other:
         for key in ("images", "landmarks", "group_by"):
             trained.data[key] = config.data[key]
     dataset = loading.load(trained.data)
     out = workdir / "evaluate"
-    if own:
+    if other:
         summary = predictions.evaluate_on(workdir, dataset, out)
     else:
         summary = evaluation.of_run(training.config_of(workdir), workdir, dataset, out=out)

@@ -236,6 +236,13 @@ def test_a_run_goes_on_past_bad_data_and_names_it(photographs, tmp_path):
     for expected in ("gone.png", "beetle_2.png", "500", "ID"):
         assert expected in named, (expected, named)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["images"] > 0
+    # Scored on the data that it was trained on, every image is still predicted by the fold that held it out.
+    run(
+        "--mode=evaluate", f"--workdir={tmp_path / 'run'}",
+        f"--config.data.images={tmp_path / 'images'}", f"--config.data.landmarks={tmp_path / 'bad.tps'}",
+    )  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "run" / "evaluate" / "predictions.csv").open()))
+    assert {row["fold"] for row in rows} == {"0", "1"}
 
 
 def test_no_image_at_all_is_an_error_that_says_where_it_looked(photographs, tmp_path):

@@ -1,5 +1,6 @@
 """Landmark files: what is written reads back the same, what tpsDig and people write is read, what is broken is named."""
 
+import csv
 import json
 
 import numpy as np
@@ -9,12 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxmarks import formats, tps
+from jaxmarks.data import folder, photographs
 from jaxmarks.data.formats import coco, labelme, table
 from jaxmarks.data.samples import Annotation, FormatError
 
 number = st.floats(allow_nan=False, allow_infinity=False, min_value=0, max_value=1e300)
 text = st.text("abcXYZ0189_-. ()=é", min_size=1, max_size=12).map(str.strip).filter(bool)
-curve = st.lists(st.tuples(number, number), max_size=3).map(lambda rows: np.array(rows, float).reshape(-1, 2))
+# A point of a curve may lie anywhere, or be missing.
+curve_point = st.one_of(st.tuples(*2 * [st.floats(allow_nan=False, allow_infinity=False)]), st.just((np.nan, np.nan)))
+curve = st.lists(curve_point, max_size=3).map(lambda rows: np.array(rows, float).reshape(-1, 2))
 
 
 @st.composite
@@ -85,6 +89,22 @@ def test_tps_as_programs_and_people_write_it():
     np.testing.assert_array_equal(second.depth, [3])
 
 
+def test_a_curve_keeps_its_negative_points_and_names_the_missing():
+    (record,) = tps.loads("LM=0\nCURVES=1\nPOINTS=3\n1 2\n-3 -4\nNA NA\n")
+    np.testing.assert_array_equal(record.curves[0], [[1, 2], [-3, -4], [np.nan, np.nan]])
+
+
+def test_what_tps_cannot_hold_is_not_written():
+    record = tps.Specimen(np.array([[-1.0, 2], [-1, -2]]), np.array([True, True]), image="a.png")
+    with pytest.raises(ValueError, match=r"a\.png: landmark 2 at \(-1, -2\)"):
+        tps.dumps([record])
+    record.points[1] = 3, np.inf
+    assert tps.dumps([record]) == "LM=2\n-1 2\nNA NA\nIMAGE=a.png\n"
+    record.comment = "two\nLM=1"
+    with pytest.raises(ValueError, match="line break"):
+        tps.dumps([record])
+
+
 MALFORMED = {
     "empty": ("", 1),
     "blank": ("\n \n", 1),
@@ -105,6 +125,9 @@ MALFORMED = {
     "two in LM3": ("LM3=1\n1 2\n", 2),
     "a word": ("LM=1\n1 two\n", 2),
     "a broken exponent": ("LM=1\n1e 2\n", 2),
+    "half missing": ("LM=2\n1 2\n12 NA\n", 3),
+    "a Python number": ("LM=1\n1_0 2\n", 2),
+    "curves twice": ("LM=0\nCURVES=1\nPOINTS=1\n1 2\nCURVES=1\nPOINTS=1\n1 2\n", 5),
     "infinite": ("LM=1\n1 inf\n", 2),
     "key twice": ("LM=1\n1 2\nID=1\nID=2\n", 4),
     "scale is a word": ("LM=1\n1 2\nSCALE=big\n", 3),
@@ -131,9 +154,12 @@ def test_binary_tps_is_named(tmp_path):
         tps.read(tmp_path / "bad.tps")
 
 
-def test_latin_1_is_read(tmp_path):
-    (tmp_path / "a.tps").write_bytes("LM=1\n1 2\nCOMMENT=Käfer\n".encode("latin-1"))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_encodings(encoding, tmp_path):
+    (tmp_path / "a.tps").write_bytes("LM=1\n1 2\nCOMMENT=Käfer\n".encode(encoding))
     assert tps.read(tmp_path / "a.tps")[0].comment == "Käfer"
+    (tmp_path / "a.csv").write_bytes("image,x1,y1\nKäfer.png,1,2\n".encode(encoding))
+    assert formats.read(tmp_path / "a.csv")[0].image == "Käfer.png"
 
 
 def annotations():
@@ -180,7 +206,14 @@ def test_csv_layouts(content, tmp_path):
         ("image,x1,y1,x2\na.png,1,2,3\n", 1, "y2"),
         ("image,landmark,x,y\na.png,1,1,2\na.png,1,1,2\n", 3, "again"),
         ("image,landmark,x,y\na.png,0,1,2\n", 2, "landmark 0"),
+        ("image,landmark,x,y\na.png,1,1,2\na.png,00,1,2\n", 3, "landmark 00"),
+        ("image,x1,y1,y2\na.png,1,2,3\n", 1, "x2"),
+        ("image,x0,y0,x1,y1\na.png,1,2,3,4\n", 1, "x2"),
         ("image,x1,y1\na.png,1,inf\n", 2, "inf"),
+        ('image,x1,y1\na.png,"1,234",2\n', 2, "1,234"),  # thousands or decimals: not to be guessed
+        ("image,x1,y1,mm_per_px\na.png,1,2,-0.5\n", 2, "-0.5"),
+        ('image,x1,y1\n\n"a.png,1,2\nb.png,1,2\n', 3, "1 cells"),
+        (f"image,x1,y1\n{'a' * 200_000},1,2\n", 2, "no CSV"),
         ("image,x1,y1\n,1,2\n", 2, "no image name"),
         ("image,x1,y1\n", 1, "no row"),
         ("", 1, "empty"),
@@ -202,6 +235,33 @@ def test_nan_is_missing_and_named(tmp_path):
         formats.read(tmp_path / "a.csv")
 
 
+def test_a_landmark_with_one_coordinate_is_missing_and_named(tmp_path):
+    (tmp_path / "a.csv").write_text("image,x1,y1,x2,y2\na.png,12,,NA,NA\n")
+    problems: list = []
+    (found,) = formats.read(tmp_path / "a.csv", problems=problems)
+    assert not found.visible.any()
+    assert [p["what"] for p in problems] == ["landmark 1 has one coordinate: taken as missing"]
+
+
+@pytest.mark.parametrize("labels", [["²", "1a"], ["p10", "p9", "p²"]])
+def test_labels_of_any_script_are_ordered(labels, tmp_path):
+    rows = "".join(f"a.png,{label},1,2\n" for label in labels)
+    (tmp_path / "a.csv").write_text("image,landmark,x,y\n" + rows, encoding="utf-8")
+    shapes = [{"label": label, "points": [[1, 2]]} for label in labels]
+    (tmp_path / "a.json").write_text(json.dumps({"shapes": shapes, "imagePath": "a.png"}))
+    for name in ("a.csv", "a.json"):
+        assert formats.read(tmp_path / name)[0].visible.tolist() == [True] * len(labels)
+
+
+def test_labelme_files_do_not_overwrite_each_other(tmp_path):
+    names = ["s/a.png", "t/a.png", "t/a.png", "a_2.png"]
+    labelme.write(
+        tmp_path / "out", [Annotation(n, np.array([[k, 1.0]]), np.array([True])) for k, n in enumerate(names)]
+    )
+    found = formats.read(tmp_path / "out", problems=[])
+    assert sorted((a.points[0, 0], a.image) for a in found) == list(enumerate(names))
+
+
 def test_coco_and_labelme_written_and_read_are_identical(tmp_path):
     coco.write(tmp_path / "a.json", annotations())
     labelme.write(tmp_path / "labelme", annotations())
@@ -221,6 +281,20 @@ def test_coco_and_labelme_written_and_read_are_identical(tmp_path):
         (
             {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"keypoints": [1, 2, 2], "image_id": 1}] * 2},
             r"annotations\[1\].*second specimen",
+        ),
+        (
+            {
+                "images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}],
+                "annotations": [{"keypoints": [1, 2, 2], "image_id": 1}],
+            },
+            r"images\[1\].*id 1 again",
+        ),
+        (
+            {
+                "images": [{"id": 1, "file_name": "a", "mm_per_px": 0}],
+                "annotations": [{"keypoints": [1, 2, 2], "image_id": 1}],
+            },
+            r"images\[0\].*mm_per_px 0",
         ),
         ({"annotations": []}, "images"),
         ({"nothing": 1}, "neither COCO"),
@@ -265,6 +339,22 @@ def test_tps_takes_y_from_the_height_of_its_image(tmp_path):
     np.testing.assert_array_equal(tps.read(tmp_path / "b.tps")[0].points, [[4, 10]])
 
 
+def test_a_whole_path_may_lead_out_of_the_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "a.tps").write_text(f"LM=1\n4 10\nIMAGE={tmp_path / 'a.png'}\n")
+    (found,) = formats.read(tmp_path / "a.tps", tmp_path / "images")
+    np.testing.assert_array_equal(found.points, [[4, 20]])
+    samples, problems = folder.load(tmp_path / "images", tmp_path / "a.tps", size=(30, 40))
+    assert len(samples) == 1 and not problems
+
+
+def test_json_nested_beyond_all_depth_is_named(tmp_path):
+    (tmp_path / "bad.json").write_text("[" * 200_000)
+    with pytest.raises(FormatError, match=r"bad\.json: line 1"):
+        formats.read(tmp_path / "bad.json")
+
+
 def test_what_a_run_can_do_without_is_named(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
@@ -306,3 +396,16 @@ def test_the_real_files_are_read(real_data):
     assert len(ceph) == 101 and len(ceph[0].points) == 19 and len(problems) == 1
     np.testing.assert_array_equal(ceph[0].points[0], [225.105, 366.645])
     assert len(formats.read(real_data / "chest" / "landmarks.csv")) == 669
+
+
+@pytest.mark.parametrize("part", ["elytra", "left_mandible", "right_mandible"])
+def test_beetle_tps_is_what_the_authors_published_y_down(part, real_data):
+    published: dict = {}
+    with (real_data / "beetle" / "published_landmarks.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["part"] == part:
+                published.setdefault(int(row["specimen"]), []).append((float(row["x_manual"]), float(row["y_manual"])))
+    images = real_data / "beetle" / "images"
+    for a in formats.read(real_data / "beetle" / f"{part}.tps", images):
+        scale = 3264 / photographs.image_size(images / a.image)[1]  # published in the original frame
+        np.testing.assert_allclose(a.points * scale, published[int(a.id)], atol=0.01)

@@ -42,16 +42,17 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="") -> tupl
     def one(a):
         file = find(images, a.image)
         if file is None:
-            return a, f"no such image in {images}"
+            return a, file, f"no such image in {images}"
         try:
-            return a, framed(file, size=size, channels=channels, fit=fit)
+            return a, file, framed(file, size=size, channels=channels, fit=fit)
         except OSError as error:
-            return a, f"cannot be read ({error})"
+            return a, file, f"cannot be read ({error})"
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(one, annotations))
-    kept, points, visible = [], [], []
-    for a, result in results:
+    kept, points, visible, used = [], [], [], {find(images, p["image"]) for p in problems}
+    for a, file, result in results:
+        used.add(file)
         if isinstance(result, str):
             problems.append({"image": a.image, "what": f"{result}: left out", "where": a.where})
             continue
@@ -67,7 +68,6 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="") -> tupl
     if not kept:
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3]) or "the landmark file names none"
         raise FormatError(landmarks, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
-    used = {find(images, a.image) for a, _ in kept} | {find(images, p["image"]) for p in problems}
     others = [p for p in listing(images) if p not in used]
     if others:
         what = f"{len(others)} photographs have no landmarks: {', '.join(p.name for p in others[:5])}"

@@ -56,7 +56,7 @@ def read(path, images=None, problems: list[dict] | None = None) -> list[Annotati
 def _read_json(path, problems):
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise FormatError(path, f"line {getattr(error, 'lineno', 1)}", f"no JSON: {error}", "mend it") from None
     if isinstance(document, dict) and "shapes" in document:
         return labelme.read(path, problems)
@@ -77,7 +77,8 @@ def _read_tps(path, images, problems):
             if file is None:
                 raise OSError(f"no such image in {images}")
             heights.append(image_size(file)[0])
-            kept.append(dataclasses.replace(s, image=file.relative_to(images).as_posix()))
+            inside = file.is_relative_to(images)  # an IMAGE= with a whole path may lead elsewhere
+            kept.append(dataclasses.replace(s, image=(file.relative_to(images) if inside else file).as_posix()))
         except OSError as error:
             problems.append({"image": name, "what": f"{error}: left out", "where": where})
     return tps.to_annotations(kept, heights, path)

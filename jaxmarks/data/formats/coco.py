@@ -20,11 +20,15 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     images, entries = (_objects(path, document, key) for key in ("images", "annotations"))
     categories = _objects(path, document, "categories") if "categories" in document else []
     names = next((c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list) and c["keypoints"]), None)
+    ids: dict = {}
     for i, image in enumerate(images):
         if not isinstance(image.get("file_name"), str) or not isinstance(image.get("id"), int | str):
             raise FormatError(
                 path, f"images[{i}]", "no file_name, or no id", "write the photograph's name and a number"
             )
+        if ids.setdefault(image["id"], i) != i:
+            what = f"id {image['id']!r} again, first of images[{ids[image['id']]}]"
+            raise FormatError(path, f"images[{i}]", what, "give every image an id of its own")
     by_image: dict = {}
     for i, entry in enumerate(entries):
         where = f"annotations[{i}]"
@@ -50,7 +54,6 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     count = len(names) if names else max((len(t) for _, t in by_image.values()), default=0)
     if not count:
         raise FormatError(path, "annotations", "no keypoints", "name a file of keypoints")
-    ids = [image.get("id") for image in images]
     unknown = set(by_image) - set(ids)
     if unknown:
         first = next(iter(unknown))
@@ -60,10 +63,8 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     found = []
     for i, image in enumerate(images):
         scale = image.get("mm_per_px", math.nan)
-        if not isinstance(scale, int | float):
-            raise FormatError(
-                path, f"images[{i}]", f"mm_per_px {scale!r} is not a number", "write one, or leave it out"
-            )
+        if not isinstance(scale, int | float) or scale <= 0:
+            raise FormatError(path, f"images[{i}]", f"mm_per_px {scale!r} is no length", "write one, or leave it out")
         at, triples = by_image.get(image.get("id"), (None, np.zeros((count, 3))))
         if at is None:
             problems.append(

@@ -3,6 +3,7 @@
 The landmarks are the labels of all files in natural order (l1, l2, ..., l10); a label that a file lacks is missing there.
 """
 
+import itertools
 import json
 import re
 from pathlib import Path, PureWindowsPath
@@ -44,13 +45,13 @@ def read(path, problems: list[dict]) -> list[Annotation]:
 def _points(file, problems):
     try:
         document = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise FormatError(file, f"line {line}", f"no JSON: {error}", "mend it, or take it out of the folder") from None
     if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
         raise FormatError(file, "line 1", "no list 'shapes'", "name LabelMe files")
     points: dict[str, tuple[float, float]] = {}
-    image = PureWindowsPath(str(document.get("imagePath") or "")).name
+    image = _image_name(str(document.get("imagePath") or ""))
     for i, shape in enumerate(document["shapes"]):
         if not isinstance(shape, dict):
             raise FormatError(file, f"shapes[{i}]", f"{shape!r} is not an object", "mend or delete the entry")
@@ -71,15 +72,28 @@ def _points(file, problems):
     return image, points
 
 
+def _image_name(text):
+    """The path of an image as the annotator's machine had it: its last part where it leads out of the folder."""
+    path = PureWindowsPath(text)  # takes both kinds of slash
+    return path.name if path.anchor or ".." in path.parts or not text else path.as_posix()
+
+
 def _natural(label):
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", label) if p]
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", label) if p]
 
 
 def write(folder, annotations: list[Annotation]) -> None:
-    """Writes one file an image, its landmarks labelled l1, l2, ..."""
+    """Writes one file an annotation, its landmarks labelled l1, l2, ...
+
+    A file has the name of its image; a further annotation of that name has _2, _3, ... after it.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    written: set[str] = set()
     for a in annotations:
+        stem = Path(a.image).stem
+        file = next(name for n in itertools.count(1) if (name := stem if n == 1 else f"{stem}_{n}") not in written)
+        written.add(file)
         shapes: list[dict] = [
             {
                 "label": f"l{k + 1}",
@@ -91,4 +105,4 @@ def write(folder, annotations: list[Annotation]) -> None:
             for k in np.flatnonzero(a.visible)
         ]
         document: dict = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imagePath": a.image, "imageData": None}
-        (folder / (Path(a.image).stem + ".json")).write_text(json.dumps(document, indent=1))
+        (folder / f"{file}.json").write_text(json.dumps(document, indent=1))

@@ -1,40 +1,42 @@
 """CSV: one row an image (image,x1,y1,x2,y2,...) or one row a landmark (image,landmark,x,y); pixels, y down.
 
-The header tells which. Fields are separated by comma, semicolon or tab; with a semicolon, decimals may be commas. Empty,
-NA and nan are missing. The columns group, mm_per_px (or scale) and id are read where they are there, others are not.
+The header tells which. Fields are separated by comma, semicolon or tab; with the latter two, decimals may be commas.
+Empty, NA and nan are missing. The columns group, mm_per_px (or scale) and id are read where they are there, others are not.
 """
 
 import csv
+import functools
 import math
 import re
 from pathlib import Path
 
 import numpy as np
 
+from jaxmarks.data.formats import text as texts
 from jaxmarks.data.samples import Annotation, FormatError
 
 _MISSING = {"", "na", "nan", "n/a", "null", "none"}
 
 
 def read(path, problems: list[dict]) -> list[Annotation]:
-    """Reads either layout. A coordinate written as nan is a missing landmark, and a problem.
+    """Reads either layout. A landmark written as nan, or with one coordinate alone, is missing, and a problem.
 
     Raises:
       FormatError: no such header, a cell that is no number, a landmark given twice; it names the row.
     """
-    text = Path(path).read_bytes().decode("utf-8-sig", errors="replace")
-    if "\0" in text:
-        raise FormatError(path, "line 1", "binary data, not text", "name a CSV file")
-    lines = re.split(r"\r\n|\r|\n", text)
+    lines = re.split(r"\r\n|\r|\n", texts.read(path, "CSV"))
     head = next((line for line in lines if line.strip()), None)
     if head is None:
         raise FormatError(path, "line 1", "the file is empty", "its first row is image,x1,y1,... or image,landmark,x,y")
     delimiter = max(";\t,", key=head.count)
-    rows = [
-        (number, [cell.strip() for cell in cells])
-        for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), 1)
-        if any(cell.strip() for cell in cells)
-    ]
+    rows, number = [], 1
+    try:
+        for cells in (reader := csv.reader(lines, delimiter=delimiter)):
+            if any(cell.strip() for cell in cells):
+                rows.append((number, [cell.strip() for cell in cells]))
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise FormatError(path, f"line {number}", f"no CSV: {error}", "look for a quote left open") from None
     names = [name.lower() for name in rows[0][1]]
     twice = {name for name in names if name and names.count(name) > 1}
     if twice:
@@ -53,23 +55,24 @@ def read(path, problems: list[dict]) -> list[Annotation]:
         entries.append((number, dict(zip(names, cells, strict=True))))
         if not entries[-1][1]["image"]:
             raise FormatError(path, f"line {number}", "no image name", "write the photograph's file name")
-    reader = _long if {"landmark", "x", "y"} <= set(names) else _wide
-    return reader(path, names, entries, problems)
+    layout = _long if {"landmark", "x", "y"} <= set(names) else _wide
+    return layout(path, names, entries, functools.partial(_number, path, decimal_comma=delimiter != ","), problems)
 
 
-def _wide(path, names, entries, problems):
-    count = sum(bool(re.fullmatch(r"x\d+", name)) for name in names)
+def _wide(path, names, entries, number_of, problems):
+    count = math.ceil(sum(bool(re.fullmatch(r"[xy]\d+", name)) for name in names) / 2)
     missing = [f"{axis}{k}" for k in range(1, count + 1) for axis in "xy" if f"{axis}{k}" not in names]
     if not count or missing:
         what = f"no column {missing[0] if missing else 'x1'!r}"
         raise FormatError(path, "line 1", what, "the header is image,x1,y1,x2,y2,... or image,landmark,x,y")
-    return [
-        _annotation(path, number, row, [(row[f"x{k}"], row[f"y{k}"], number) for k in range(1, count + 1)], problems)
-        for number, row in entries
-    ]
+    found = []
+    for number, row in entries:
+        cells = [(row[f"x{k}"], row[f"y{k}"], number) for k in range(1, count + 1)]
+        found.append(_annotation(path, number, row, cells, number_of, problems))
+    return found
 
 
-def _long(path, names, entries, problems):
+def _long(path, names, entries, number_of, problems):
     by_image: dict[str, list] = {}
     labels: dict[str, None] = {}
     for number, row in entries:
@@ -80,14 +83,12 @@ def _long(path, names, entries, problems):
     numbered = all(re.fullmatch(r"\d+", label) for label in labels)
     if numbered:
         top = max(map(int, labels))
-        if "0" in labels or top > 10_000:
-            bad = next(n for n, row in entries if int(row["landmark"]) == 0 or int(row["landmark"]) == top)
-            raise FormatError(
-                path, f"line {bad}", f"landmark {'0' if '0' in labels else top}", "count landmarks from 1"
-            )
+        bad = next(((n, row["landmark"]) for n, row in entries if not 1 <= int(row["landmark"]) <= 10_000), None)
+        if bad:
+            raise FormatError(path, f"line {bad[0]}", f"landmark {bad[1]}", "count landmarks from 1")
         order = [str(k) for k in range(1, top + 1)]
     else:
-        order = sorted(labels, key=lambda label: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", label)])
+        order = sorted(labels, key=lambda label: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", label)])
     found = []
     for rows in by_image.values():
         given: dict[str, tuple] = {}
@@ -98,36 +99,40 @@ def _long(path, names, entries, problems):
                 raise FormatError(path, f"line {number}", what, "delete one")
             given[label] = (row["x"], row["y"], number)
         cells = [given.get(label, ("", "", rows[0][0])) for label in order]
-        found.append(_annotation(path, *rows[0], cells, problems))
+        found.append(_annotation(path, *rows[0], cells, number_of, problems))
     return found
 
 
-def _annotation(path, number, row, cells, problems):
+def _annotation(path, number, row, cells, number_of, problems):
     points, visible = np.zeros((len(cells), 2)), np.ones(len(cells), bool)
     for k, (x, y, line) in enumerate(cells):
-        if x.lower() in _MISSING or y.lower() in _MISSING:
+        missing = {cell.lower() for cell in (x, y) if cell.lower() in _MISSING}
+        if missing:
             visible[k] = False
-            if "nan" in (x.lower(), y.lower()):
-                problems.append(
-                    {"image": row["image"], "what": f"landmark {k + 1} is NaN: taken as missing", "where": f"{path}: line {line}"}
-                )  # fmt: skip
+            half = (x.lower() in _MISSING) != (y.lower() in _MISSING)
+            if half or "nan" in missing:
+                what = f"landmark {k + 1} {'is NaN' if 'nan' in missing else 'has one coordinate'}: taken as missing"
+                problems.append({"image": row["image"], "what": what, "where": f"{path}: line {line}"})
             continue
-        points[k] = _number(path, line, x), _number(path, line, y)
-    scale = row.get("mm_per_px") or row.get("scale") or ""
+        points[k] = number_of(line, x), number_of(line, y)
+    cell = row.get("mm_per_px") or row.get("scale") or ""
+    scale = math.nan if cell.lower() in _MISSING else number_of(number, cell)
+    if scale <= 0:
+        raise FormatError(path, f"line {number}", f"a scale of {cell}", "write the length of a pixel in mm, or NA")
     return Annotation(
         image=row["image"],
         points=points,
         visible=visible,
-        mm_per_px=math.nan if scale.lower() in _MISSING else _number(path, number, scale),
+        mm_per_px=scale,
         id=row.get("id", ""),
         group=row.get("group", ""),
         where=f"{path}: line {number}",
     )
 
 
-def _number(path, line, cell):
+def _number(path, line, cell, *, decimal_comma):
     try:
-        value = float(cell.replace(",", "."))
+        value = texts.number(cell.replace(",", ".") if decimal_comma else cell)
     except ValueError:
         raise FormatError(path, f"line {line}", f"{cell!r} is not a number", "write one, or NA where missing") from None
     if not math.isfinite(value):

@@ -3,7 +3,8 @@
 A record is `LM=K` (or `LM3=K`), K lines of coordinates, and `KEY=value` lines; `CURVES=n` is followed by n times
 `POINTS=m` and m lines. Read are also: any case and spaces about "=", Windows and old Macintosh line ends, a byte-order
 mark, Latin-1, exponents, comma decimals, tabs, blank lines. A missing landmark is a pair of NA or nan, or a pair in
-which both are negative. Whatever key is not known here is kept in `extra`.
+which both are negative; on a curve, where negative pairs are points like any other, only the former. Whatever key is not
+known here is kept in `extra`.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmarks.data.formats import text as texts
 from jaxmarks.data.samples import Annotation, FormatError
 
 _KEY = re.compile(r"^\s*([A-Za-z][\w ]*?)\s*=\s*(.*?)\s*$")
@@ -29,7 +31,7 @@ class Specimen:
       depth: (K,) float64, the third coordinate of an LM3 record, else None.
       image, id, comment: text, "" where absent.
       scale: length of a pixel in the file's unit (usually mm), None where absent.
-      curves: a list of (m, 2) arrays.
+      curves: a list of (m, 2) arrays, NaN where a point is missing.
       outlines: likewise, of OUTLINES.
       extra: other KEY=value lines, in order.
       line: where the record begins, from 1.
@@ -54,15 +56,7 @@ def read(path) -> list[Specimen]:
     Raises:
       FormatError: the file is no TPS file or damaged; it names the line and the value.
     """
-    data = Path(path).read_bytes()
-    if b"\0" in data and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise FormatError(path, "line 1", "binary data, not text", "name a TPS file")
-    for encoding in ("utf-16",) if data.startswith((b"\xff\xfe", b"\xfe\xff")) else ("utf-8-sig", "latin-1"):
-        try:
-            return loads(data.decode(encoding), path)
-        except UnicodeDecodeError:
-            continue
-    raise FormatError(path, "line 1", "text in an unknown encoding", "save it as UTF-8")
+    return loads(texts.read(path, "TPS"), path)
 
 
 def loads(text: str, path="<text>") -> list[Specimen]:
@@ -80,14 +74,22 @@ def loads(text: str, path="<text>") -> list[Specimen]:
         at += 1
         if key in ("LM", "LM3"):
             count = _count(path, number, key, value)
-            rows, visible = _rows(path, lines, at, count, 3 if key == "LM3" else 2, f"{key}={value}", number)
+            rows = _rows(path, lines, at, count, 3 if key == "LM3" else 2, f"{key}={value}", number)
             at += count
+            visible = ~(np.isnan(rows).any(1) | (rows[:, :2] < 0).all(1))
+            rows = np.where(visible[:, None], rows, 0.0)
             specimens.append(Specimen(rows[:, :2], visible, depth=rows[:, 2] if key == "LM3" else None, line=number))
             seen: dict[str, int] = {}
             continue
         if not specimens:
             raise FormatError(path, f"line {number}", f"{key}= before the first LM=", "begin the record with LM=")
         record = specimens[-1]
+        if key in seen:
+            raise FormatError(
+                path, f"line {number}", f"{key}= a second time in one record (first in line {seen[key]})",
+                "delete one, or begin the next record with LM="
+            )  # fmt: skip
+        seen[key] = number
         if key in ("CURVES", "OUTLINES"):
             target = record.curves if key == "CURVES" else record.outlines
             for _ in range(_count(path, number, key, value)):
@@ -102,16 +104,9 @@ def loads(text: str, path="<text>") -> list[Specimen]:
                         path, f"line {n}", f"{line.strip()!r} where POINTS= is due", f"mend {key}={value}"
                     )
                 size = _count(path, n, inner, m)
-                target.append(_rows(path, lines, at + 1, size, 2, f"POINTS={m}", n)[0])
+                target.append(_rows(path, lines, at + 1, size, 2, f"POINTS={m}", n))
                 at += 1 + size
-            continue
-        if key in seen:
-            raise FormatError(
-                path, f"line {number}", f"{key}= a second time in one record (first in line {seen[key]})",
-                "delete one, or begin the next record with LM="
-            )  # fmt: skip
-        seen[key] = number
-        if key == "SCALE":
+        elif key == "SCALE":
             record.scale = _scale(path, number, value)
         elif key in ("IMAGE", "ID", "COMMENT"):
             setattr(record, key.lower(), value)
@@ -138,7 +133,7 @@ def _count(path, number, key, value):
 
 def _scale(path, number, value):
     try:
-        scale = float(value.replace(",", "."))
+        scale = texts.number(value.replace(",", "."))
     except ValueError:
         scale = math.nan
     if not (0 < scale < math.inf):
@@ -147,9 +142,9 @@ def _scale(path, number, value):
 
 
 def _rows(path, lines, at, count, dimensions, head, head_line):
-    """`count` lines of coordinates from `lines[at]` on -> (count, dimensions) float64 and which are visible."""
+    """`count` lines of coordinates from `lines[at]` on -> (count, dimensions) float64, NaN where missing."""
     room = min(count, len(lines) - at + 1)  # a count beyond the file is an error below, and no reason to allocate it
-    rows, visible = np.zeros((room, dimensions)), np.ones(room, bool)
+    rows = np.full((room, dimensions), np.nan)
     for k in range(count):
         if at + k == len(lines) or _KEY.match(lines[at + k][1]):
             number = lines[at + k][0] if at + k < len(lines) else lines[-1][0]
@@ -162,47 +157,67 @@ def _rows(path, lines, at, count, dimensions, head, head_line):
         if len(words) != dimensions:
             what = f"{line.strip()!r} has {len(words)} values where {dimensions} are due"
             raise FormatError(path, f"line {number}", what, "write x and y" + (" and z" if dimensions == 3 else ""))
-        if any(w.lower() in _MISSING for w in words):
-            visible[k] = False
+        missing = [w for w in words if w.lower() in _MISSING]
+        if len(missing) == dimensions:
             continue
+        if missing:
+            what = f"{line.strip()!r} is missing in part"
+            raise FormatError(path, f"line {number}", what, "write all its coordinates, or NA for each")
         for d, word in enumerate(words):
             try:
-                rows[k, d] = float(word)
+                rows[k, d] = texts.number(word)
             except ValueError:
                 remedy = "write numbers, or NA NA for a landmark not seen"
                 raise FormatError(path, f"line {number}", f"{word!r} is not a number", remedy) from None
             if not math.isfinite(rows[k, d]):
                 raise FormatError(path, f"line {number}", f"{word!r} is not finite", "write a coordinate in pixels")
-        if rows[k, 0] < 0 and rows[k, 1] < 0:
-            rows[k], visible[k] = 0, False
-    return rows, visible
+    return rows
 
 
 def write(path, specimens: list[Specimen]) -> None:
-    """Writes records; numbers in the shortest form that reads back as the same float64, missing landmarks as NA NA."""
+    """Writes records; numbers in the shortest form that reads back as the same float64.
+
+    Missing landmarks, and those that are not finite, are written as NA NA.
+
+    Raises:
+      ValueError: what TPS cannot hold: a landmark with two negative coordinates, which would read as missing, or a line
+        break in a text.
+    """
     Path(path).write_bytes(dumps(specimens).encode())
 
 
 def dumps(specimens: list[Specimen]) -> str:
-    """The text of a TPS file."""
+    """The text of a TPS file; raises as `write` does."""
     lines = []
     for s in specimens:
-        lines.append(f"{'LM' if s.depth is None else 'LM3'}={len(s.points)}")
         columns = s.points if s.depth is None else np.column_stack([s.points, s.depth])
-        for row, seen in zip(columns, s.visible, strict=True):
+        visible = s.visible & np.isfinite(columns).all(1)
+        negative = visible & (s.points < 0).all(1)
+        if negative.any():
+            k = int(np.argmax(negative))
+            x, y = s.points[k]
+            raise ValueError(
+                f"{s.image or s.id or 'a record'}: landmark {k + 1} at ({x:g}, {y:g}) cannot be written to TPS, which reads two negative"
+                " coordinates as missing; make it invisible, or write another format"
+            )
+        lines.append(f"{'LM' if s.depth is None else 'LM3'}={len(s.points)}")
+        for row, seen in zip(columns, visible, strict=True):
             lines.append(" ".join(_number(v) if seen else "NA" for v in row))
         for key, curves in (("CURVES", s.curves), ("OUTLINES", s.outlines)):
             if curves:
                 lines.append(f"{key}={len(curves)}")
             for curve in curves:
                 lines.append(f"POINTS={len(curve)}")
-                lines += [" ".join(map(_number, row)) for row in curve]
+                lines += [" ".join("NA" if math.isnan(v) else _number(v) for v in row) for row in curve]
         for key in ("image", "id", "comment"):
             if getattr(s, key):
                 lines.append(f"{key.upper()}={getattr(s, key)}")
         if s.scale is not None:
             lines.append(f"SCALE={_number(s.scale)}")
         lines += [f"{key}={value}" for key, value in s.extra.items()]
+    broken = next((line for line in lines if re.search(r"[\r\n]", line)), None)
+    if broken is not None:
+        raise ValueError(f"{broken!r}: a line break in a TPS line; replace it by a space")
     return "".join(line + "\n" for line in lines)
 
 

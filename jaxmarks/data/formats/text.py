@@ -1,0 +1,33 @@
+"""The text of a landmark file, and the numbers in it, whatever program and country they come from."""
+
+from pathlib import Path
+
+from jaxmarks.data.samples import FormatError
+
+
+def read(path, kind: str) -> str:
+    """The text of a file in UTF-8 or UTF-16 (which needs its byte-order mark), else in Latin-1.
+
+    Raises:
+      FormatError: the file holds binary data; the message asks for a file of `kind`.
+    """
+    data = Path(path).read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encodings = ["utf-16"]
+    elif b"\0" in data:
+        raise FormatError(path, "line 1", "binary data, not text", f"name a {kind} file")
+    else:
+        encodings = ["utf-8-sig", "latin-1"]
+    for encoding in encodings:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise FormatError(path, "line 1", "text in an unknown encoding", "save it as UTF-8")
+
+
+def number(word: str) -> float:
+    """A number as files hold it; ValueError for anything else, and for "1_0", which Python alone reads as 10."""
+    if "_" in word:
+        raise ValueError(word)
+    return float(word)

@@ -40,8 +40,16 @@ def find(folder, name: str) -> Path | None:
 
 def image_size(path) -> tuple[int, int]:
     """(height, width) in pixels, from the file's header; OSError where it is no image."""
-    with Image.open(path) as image:
+    with _open(path) as image:
         return image.height, image.width
+
+
+def _open(path) -> Image.Image:
+    """Image.open; whatever else it raises for a damaged header becomes OSError."""
+    try:
+        return Image.open(path)
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(str(error)) from error
 
 
 def decode(path, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
@@ -50,7 +58,7 @@ def decode(path, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
     16-bit and float images are stretched from their own minimum and maximum to 0..255. Transparency is dropped. Raises
     OSError for what is no readable image.
     """
-    with Image.open(path) as image:
+    with _open(path) as image:
         if at_least:
             image.draft("RGB", (at_least[1], at_least[0]))
         try:

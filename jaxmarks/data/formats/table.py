@@ -1,7 +1,8 @@
 """CSV: one row an image (image,x1,y1,x2,y2,...) or one row a landmark (image,landmark,x,y); pixels, y down.
 
 The header tells which. Fields are separated by comma, semicolon or tab; with the latter two, decimals may be commas.
-Empty, NA and nan are missing. The columns group, mm_per_px (or scale) and id are read where they are there, others are not.
+Empty, NA and nan are missing. The columns group, mm_per_px (or scale) and id are read where they are there, others are
+not.
 """
 
 import csv

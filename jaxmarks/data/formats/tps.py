@@ -3,8 +3,7 @@
 A record is `LM=K` (or `LM3=K`), K lines of coordinates, and `KEY=value` lines; `CURVES=n` is followed by n times
 `POINTS=m` and m lines. Read are also: any case and spaces about "=", Windows and old Macintosh line ends, a byte-order
 mark, Latin-1, exponents, comma decimals, tabs, blank lines. A missing landmark is a pair of NA or nan, or a pair in
-which both are negative; on a curve, where negative pairs are points like any other, only the former. Whatever key is not
-known here is kept in `extra`.
+which both are negative; on a curve negative pairs are points like any other. A key that is not known stays in `extra`.
 """
 
 import dataclasses
@@ -197,8 +196,8 @@ def dumps(specimens: list[Specimen]) -> str:
             k = int(np.argmax(negative))
             x, y = s.points[k]
             raise ValueError(
-                f"{s.image or s.id or 'a record'}: landmark {k + 1} at ({x:g}, {y:g}) cannot be written to TPS, which reads two negative"
-                " coordinates as missing; make it invisible, or write another format"
+                f"{s.image or s.id or 'a record'}: landmark {k + 1} at ({x:g}, {y:g}) cannot be written to TPS, which"
+                " reads two negative coordinates as missing; make it invisible, or write another format"
             )
         lines.append(f"{'LM' if s.depth is None else 'LM3'}={len(s.points)}")
         for row, seen in zip(columns, visible, strict=True):

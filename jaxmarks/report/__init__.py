@@ -1,32 +1,23 @@
 """The report of a run: figures and one self-contained page, made from the files in its folder alone."""
 
 import base64
-import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
 import numpy as np
 
-from jaxmarks.report import figures
+from jaxmarks.report import figures, tables
 from jaxmarks.report.figures import contact_sheet, overlay
+from jaxmarks.report.tables import markdown
 
-__all__ = ["contact_sheet", "overlay", "write"]
-
-CAPTIONS = {
-    "loss": "Loss per epoch on a logarithmic axis, and below it the learning rate and the momentum. Where validation rises"
-    " while training falls, the network learns its images by heart.",
-    "per_landmark": "Mean distance of each landmark, by method. The lower the better; a peak is a landmark that is hard to"
-    " find, or hard to mark by hand.",
-    "histogram": "The distances of each landmark: solid line the mean, dashed line the bound of 95 % of the images.",
-    "cumulative": "The share of all landmarks that lie within a distance.",
-    "overlays": "Held-out images, from the best to the worst: orange discs are predicted, blue rings were marked by hand.",
-}
+__all__ = ["contact_sheet", "markdown", "overlay", "write"]
 
 
 def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) -> Path:
     """Writes `figures/` and `report.html` for the run in `workdir`.
+
+    What the files lack (a training log, a validation loss, a landmark's truth, baselines) is left out of the page.
 
     Args:
       workdir: the run's folder with `config.json` and `metrics.jsonl`.
@@ -35,91 +26,77 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
 
     Returns:
       The path of the page.
+
+    Raises:
+      FileNotFoundError: `summary.json` or `predictions.csv` is not there.
     """
     workdir = Path(workdir)
     out = Path(out or workdir)
-    folder = out / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    summary = json.loads((out / "summary.json").read_text())
-    images, predicted, true, distances = read_predictions(out / "predictions.csv")
+    summary = tables.read_summary(out / "summary.json")
+    found = tables.read_predictions(out / "predictions.csv")
+    metrics = tables.read_metrics(workdir / "metrics.jsonl")
+    draw(out / "figures", summary, found, metrics, photograph)
 
-    metrics = read_metrics(workdir / "metrics.jsonl")
-    if metrics:
-        figures.loss(metrics, folder / "loss.png")
-    if np.isfinite(distances).any():
-        curves = {"network": summary["per_landmark_px"]}
-        curves |= {name: b["per_landmark_px"] for name, b in summary.get("baselines", {}).items()}
-        figures.per_landmark({name.replace("_", " "): v for name, v in curves.items()}, folder / "per_landmark.png")
-        figures.histograms(distances, folder / "histogram.png")
-        figures.cumulative(distances, folder / "cumulative.png")
-    overlays(images, predicted, true, distances, photograph, folder)
-
-    template = jinja2.Environment(loader=jinja2.PackageLoader("jaxmarks.report", "."), autoescape=True)
-    rows = [
-        {"image": image, "landmark": k + 1, "distance": distances[i, k]}
-        for i, image in enumerate(images)
-        for k in np.flatnonzero(np.isfinite(distances[i]))
-    ]
-    page = template.get_template("report.html.jinja").render(
-        summary=summary,
-        landmarks=landmark_table(distances, summary.get("shares")),
-        worst=sorted(rows, key=lambda row: -row["distance"])[:20],
-        figures=[(embed(folder / f"{n}.png"), text) for n, text in CAPTIONS.items() if (folder / f"{n}.png").exists()],
-        config=(workdir / "config.json").read_text(),
+    config = workdir / "config.json"
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("jaxmarks.report", "."), autoescape=True)
+    page = environment.get_template("report.html.jinja").render(
         title=workdir.name,
+        summary=summary,
+        success=success(summary.get("success_rates") or {}),
+        landmarks=tables.per_landmark(found.distances, summary.get("shares")),
+        best={
+            fold: best for (stage, fold), best in tables.best_epochs(metrics).items() if stage == metrics[-1]["stage"]
+        },
+        worst=tables.worst(found.images, found.distances),
+        figures={path.stem: embed(path) for path in (out / "figures").glob("*.png")},
+        config=config.read_text() if config.exists() else "",
     )
     (out / "report.html").write_text(page, encoding="utf-8")
     return out / "report.html"
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The objects of a `metrics.jsonl`; a last line that a kill cut short is left out."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+def draw(folder: Path, summary: dict, found: tables.Predictions, metrics: list[dict], photograph) -> None:
+    """Draws every figure that the files have the numbers for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("loss", "per_landmark", "histogram", "cumulative", "overlays"):
+        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, whose data may have been other
+    if metrics:
+        figures.loss(metrics, folder / "loss.png")
+    if np.isfinite(found.distances).any():
+        methods = {"network": summary} | (summary.get("baselines") or {})
+        curves = {name.replace("_", " "): method.get("per_landmark_px") for name, method in methods.items()}
+        figures.per_landmark({name: curve for name, curve in curves.items() if curve}, folder / "per_landmark.png")
+        figures.histograms(found.distances, folder / "histogram.png")
+        figures.cumulative(found.distances, folder / "cumulative.png")
+    overlays(found, photograph, folder)
 
 
-def read_predictions(path: Path):
-    """Image names (N), predicted and true points (N, K, 2), distances (N, K), NaN where missing, of a CSV."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    count = max(int(row["landmark"]) for row in rows)
-    value = lambda key: np.array([float(row[key] or "nan") for row in rows]).reshape(-1, count)
-    images = [row["image"] for row in rows[::count]]
-    predicted, true = (np.stack([value("x" + end), value("y" + end)], -1) for end in ("", "_true"))
-    return images, predicted, true, value("distance")
-
-
-def overlays(images, predicted, true, distances, photograph, folder, *, most=12) -> None:
-    """Draws `most` images spread evenly from the best to the worst, each by itself and all on one sheet."""
-    known = np.isfinite(distances)
-    means = np.where(known, distances, 0).sum(1) / np.maximum(known.sum(1), 1)
-    order = np.argsort(means, kind="stable")
+def overlays(found: tables.Predictions, photograph, folder: Path, *, most: int = 9) -> None:
+    """Draws `most` images evenly from the best over the median to the worst, each by itself and all on one sheet."""
+    known = np.isfinite(found.distances)
+    with_truth = known.any(axis=1)
+    means = np.where(known, found.distances, 0).sum(1) / np.maximum(known.sum(1), 1)
+    # Images of which nothing is known can be neither best nor worst: they are drawn only where there are no others.
+    order = np.flatnonzero(with_truth if with_truth.any() else ~with_truth)
+    order = order[np.argsort(means[order], kind="stable")]
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
-    drawings = []
+    cells, labels = [], []
     (folder / "overlays").mkdir(exist_ok=True)
     for rank, i in enumerate(chosen, 1):
-        image = photograph(images[i])
+        image = photograph(found.images[i])
         if image is not None:
-            path = folder / "overlays" / f"{rank:02d}_{Path(images[i]).stem}.png"
-            drawings.append(overlay(image, predicted[i], true[i], known[i], path=path))
-    if drawings:
-        contact_sheet(drawings, folder / "overlays.png")
+            marks = found.points[i], found.true[i], known[i]
+            overlay(image, *marks, path=folder / "overlays" / f"{rank:02d}_{Path(found.images[i]).stem}.png")
+            cells.append(overlay(image, *marks, longest=400))
+            labels.append(f"{Path(found.images[i]).name}  {means[i]:.1f} px" if with_truth[i] else found.images[i])
+    if cells:
+        contact_sheet(cells, folder / "overlays.png", labels=labels, columns=3, width=400)
 
 
-def landmark_table(distances: np.ndarray, shares) -> list[dict]:
-    """Per landmark its number, images, mean, median, p95 and the paper's three shares."""
-    table = []
-    for k in range(distances.shape[1]):
-        values = distances[np.isfinite(distances[:, k]), k]
-        numbers = (values.mean(), np.median(values), np.quantile(values, 0.95)) if values.size else (None,) * 3
-        row = dict(zip(("mean", "median", "p95"), numbers, strict=True))
-        table.append(row | {"landmark": k + 1, "images": len(values), "shares": shares[k] if shares else None})
-    return table
+def success(rates: dict[str, float | None], *, share: float = 0.9) -> tuple[str, float] | None:
+    """The smallest threshold that `share` of the landmarks keep, with its rate, or else the largest; None without any."""
+    known = [(limit, rate) for limit, rate in rates.items() if rate is not None]
+    return next((pair for pair in known if pair[1] >= share), known[-1] if known else None)
 
 
 def embed(path: Path) -> str:

@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from matplotlib.ticker import PercentFormatter
+from PIL import Image, ImageDraw, ImageFont
+
+from jaxmarks.report import tables
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, SKY, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#6b7280"
@@ -26,36 +29,48 @@ def axes(rows=1, columns=1, *, size=(7.2, 3.4), **options):
 
 
 def loss(metrics: list[dict], path: Path) -> None:
-    """Training and validation loss per epoch on a log axis, a column for each stage; below it rate and momentum."""
+    """Losses per epoch on a log axis, a column for each stage and a line for each fold; below it rate and momentum."""
     stages = list(dict.fromkeys(m["stage"] for m in metrics))
+    best = tables.best_epochs(metrics)
     figure, grid = axes(2, len(stages), size=(4 + 3.2 * len(stages), 4.6), sharex="col", height_ratios=(3, 1))
-    for column, stage in enumerate(stages):
-        top, below = grid[:, column]
+    for (top, below), stage in zip(grid.T, stages, strict=True):
         folds = sorted({m["fold"] for m in metrics if m["stage"] == stage})
-        for fold in folds:
-            mine = [m for m in metrics if m["stage"] == stage and m["fold"] == fold]
-            epoch = np.array([m["epoch"] for m in mine])
-            value = lambda key, mine=mine: np.array([m.get(key) or np.nan for m in mine], float)
-            alpha = 1.0 if len(folds) == 1 else 0.55
-            first = fold == folds[0]
-            top.plot(epoch, value("train/loss"), color=GREY, lw=0.9, alpha=alpha, label="training" if first else None)
-            valid = value("valid/loss")
-            if np.isfinite(valid).any():
-                top.plot(epoch, valid, color=BLUE, lw=0.9, alpha=alpha, label="validation" if first else None)
-                best = int(np.nanargmin(valid))
-                top.plot(epoch[best], valid[best], "o", ms=4, color=ORANGE, label="best epoch" if first else None)
-        below.plot(epoch, value("learning_rate"), color=GREEN, lw=1)
+        for fold, shade in zip(folds, np.linspace(1, 0.45, len(folds)), strict=True):
+            column = lambda key, fold=fold, stage=stage: tables.of_fold(metrics, stage, fold, key)
+            name = lambda text, first=fold == folds[0]: text if first else None
+            epoch = column("epoch")
+            style = {"lw": 1.2 if len(folds) == 1 else 0.7, "marker": "." if len(epoch) == 1 else None, "alpha": shade}
+            for key, colour, text in (("train/loss", GREY, "training"), ("valid/loss", BLUE, "validation")):
+                # A loss of 0 has no place on a log axis.
+                values = np.where(column(key) > 0, column(key), np.nan)
+                if np.isfinite(values).any():
+                    top.plot(epoch, values, color=colour, label=name(text), **style)
+                    top.set_yscale("log")
+            if best.get((stage, fold), (0, 0))[1] > 0:
+                top.plot(
+                    *best[stage, fold],
+                    "o",
+                    ms=5,
+                    color=ORANGE,
+                    mec="white",
+                    mew=0.7,
+                    label=name("best epoch"),
+                    zorder=3,
+                )
+        below.plot(epoch, column("learning_rate"), color=GREEN, lw=1)
         below.set_ylabel("learning rate", fontsize=8, color=GREEN)
-        other = below.twinx()
-        other.plot(epoch, value("momentum"), color=PURPLE, lw=1)
-        other.set_ylabel("momentum", fontsize=8, color=PURPLE)
-        other.tick_params(labelsize=7)
-        other.spines["top"].set_visible(False)
-        top.set_yscale("log")
+        below.set_xlabel("epoch", fontsize=8)
+        momentum = column("momentum")
+        if np.isfinite(momentum).any():
+            other = below.twinx()
+            other.plot(epoch, momentum, color=PURPLE, lw=1)
+            other.set_ylabel("momentum", fontsize=8, color=PURPLE)
+            other.tick_params(labelsize=7)
+            other.spines["top"].set_visible(False)
         top.set_title(f"{stage}, {len(folds)} fold{'s' if len(folds) > 1 else ''}", fontsize=9, loc="left")
         top.set_ylabel("loss", fontsize=8)
-        below.set_xlabel("epoch", fontsize=8)
-        top.legend(fontsize=7, frameon=False)
+        if top.lines:
+            top.legend(fontsize=7, frameon=False)
     figure.savefig(path)
 
 
@@ -104,62 +119,82 @@ def cumulative(distances: np.ndarray, path: Path) -> None:
     if values.size:
         ax.step(values, np.arange(1, len(values) + 1) / len(values), color=BLUE, lw=1.5, where="post")
         ax.set_xlim(0, np.quantile(values, 0.995) or 1)
+        for share, colour, text in ((0.5, GREEN, "half of them"), (0.95, ORANGE, "95 %")):
+            x = np.quantile(values, share)
+            ax.plot([0, x, x], [share, share, 0], color=colour, lw=0.9, ls="--")
+            ax.annotate(
+                f"{text} within {x:.3g} px", (x, share), xytext=(6, -5), textcoords="offset points",
+                fontsize=8, color=colour, va="top", ha="left" if share < 0.9 else "right",
+            )  # fmt: skip
     ax.set_ylim(0, 1.01)
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_xlabel("distance (px)", fontsize=8)
     ax.set_ylabel("share of landmarks within", fontsize=8)
     figure.savefig(path)
 
 
-def overlay(image: np.ndarray, predicted, true=None, visible=None, *, path: Path | None = None) -> np.ndarray:
+def overlay(image, predicted, true=None, visible=None, *, path: Path | None = None, longest: int = 1000) -> np.ndarray:
     """Draws landmarks on a photograph: predicted as orange discs with numbers, true ones as blue rings, joined.
 
     Args:
-      image: (H, W, C) uint8 with C of 1 or 3.
-      predicted: (K, 2) in its pixels, corner origin.
+      image: (H, W), (H, W, 1) or (H, W, 3), uint8 or float in [0, 1].
+      predicted: (K, 2) in its pixels, corner origin; a point that is NaN is left out.
       true: (K, 2) or None.
-      visible: (K,) bool of the true ones; None means all.
+      visible: (K,) bool of the true ones; None means all that are not NaN.
       path: where to write it as PNG.
+      longest: what the longest side is scaled down to where it is larger, px.
 
     Returns:
-      The drawing, (H', W', 3) uint8, its longest side 1000 px at most.
+      The drawing, (H', W', 3) uint8.
     """
-    scale = min(1.0, 1000 / max(image.shape[:2]))
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    canvas = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGB").resize(size)
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        image = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    height, width = image.shape[:2]
+    shrink = min(1.0, longest / max(height, width))
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    canvas = Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).convert("RGB").resize(size)
     draw, unit = ImageDraw.Draw(canvas), max(1.5, max(size) / 220)
     # The centre of pixel i is i + 0.5 in continuous coordinates, and i in Pillow's.
-    place = lambda points: np.asarray(points, float) * scale - 0.5
+    place = lambda points: np.asarray(points, float) * np.divide(size, (width, height)) - 0.5
     predicted = place(predicted)
-    if true is not None:
-        seen = np.ones(len(predicted), bool) if visible is None else visible
-        for (x, y), (u, v), known in zip(predicted, place(true), seen, strict=True):
-            if known:
-                draw.line([x, y, u, v], fill="white", width=round(unit))
-                for grow, colour in ((unit / 2, "white"), (0, BLUE)):
-                    r = 1.7 * unit + grow
-                    draw.ellipse([u - r, v - r, u + r, v + r], outline=colour, width=max(1, round(unit / 2 + grow)))
-    for k, (x, y) in enumerate(predicted):
-        if not np.isfinite([x, y]).all():
-            continue
+    true = np.full_like(predicted, np.nan) if true is None else place(true)
+    if visible is not None:
+        true = np.where(np.asarray(visible, bool)[:, None], true, np.nan)
+    found, known = (np.isfinite(points).all(-1) for points in (predicted, true))
+    # Light on dark or dark on light: every mark has a rim of the other kind, so it is seen on any photograph.
+    for k in np.flatnonzero(found & known):
+        for grow, colour in ((2, "black"), (0, "white")):
+            draw.line([*predicted[k], *true[k]], fill=colour, width=max(1, round(unit / 2)) + grow)
+    for u, v in true[known]:
+        for grow, colour in ((unit / 2, "white"), (0, BLUE)):
+            r = 1.7 * unit + grow
+            draw.ellipse([u - r, v - r, u + r, v + r], outline=colour, width=max(1, round(unit / 2 + grow)))
+    for k in np.flatnonzero(found):
+        x, y = predicted[k]
         for r, colour in ((1.25 * unit, "black"), (0.9 * unit, ORANGE)):
             draw.ellipse([x - r, y - r, x + r, y + r], fill=colour)
         draw.text(
             (x + 1.6 * unit, y - 3.4 * unit), str(k + 1), fill="white", stroke_fill="black", stroke_width=1,
-            font_size=max(8, 4.2 * unit),
+            font_size=max(9, 4.2 * unit),
         )  # fmt: skip
     if path:
         canvas.save(path)
     return np.asarray(canvas)
 
 
-def contact_sheet(images: list[np.ndarray], path: Path, *, columns: int = 4, width: int = 300) -> None:
-    """Puts drawings side by side in cells of one width."""
-    cells = []
-    for image in images:
-        cell = Image.fromarray(image)
-        cells.append(cell.resize((width, max(1, round(width * cell.height / cell.width)))))
-    height = max(cell.height for cell in cells)
-    sheet = Image.new("RGB", (columns * (width + 4) - 4, -(-len(cells) // columns) * (height + 4) - 4), "#1f2937")
+def contact_sheet(images, path: Path, *, labels=None, columns: int = 4, width: int = 300, gap: int = 4) -> None:
+    """Puts drawings (H, W, 3) uint8 side by side in cells of one width, in px, with their labels below them."""
+    cells = [Image.fromarray(image) for image in images]
+    cells = [cell.resize((width, max(1, round(width * cell.height / cell.width)))) for cell in cells]
+    line = 18 if labels else 0
+    columns = min(columns, len(cells))
+    step_x, step_y = width + gap, max(cell.height for cell in cells) + line + gap
+    sheet = Image.new("RGB", (columns * step_x - gap, -(-len(cells) // columns) * step_y - gap), "#1f2937")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for i, cell in enumerate(cells):
-        sheet.paste(cell, (i % columns * (width + 4), i // columns * (height + 4)))
+        x, y = i % columns * step_x, i // columns * step_y
+        sheet.paste(cell, (x, y))
+        if labels:
+            draw.text((x + 6, y + cell.height + 2), labels[i], fill="#e5e7eb", font=font)
     sheet.save(path)

@@ -1,0 +1,94 @@
+"""What a run's files say, as arrays and rows: predictions, training metrics, and the tables made of them."""
+
+import csv
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Predictions(NamedTuple):
+    """N images' landmarks from `predictions.csv`: (N, K, 2) px of the photographs, y down; NaN where missing."""
+
+    images: list[str]
+    points: np.ndarray
+    true: np.ndarray
+    distances: np.ndarray
+
+
+def read_predictions(path: Path) -> Predictions:
+    """The rows of `predictions.csv`, each image's landmarks one after the other; one of no rows has N = K = 0."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    count = max((int(row["landmark"]) for row in rows), default=0)
+    shape = (-1, count) if rows else (0, 0)
+    value = lambda key: np.array([float(row[key] or "nan") for row in rows]).reshape(shape)
+    points, true = (np.stack([value("x" + end), value("y" + end)], -1) for end in ("", "_true"))
+    return Predictions([row["image"] for row in rows[:: count or 1]], points, true, value("distance"))
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The epochs of a `metrics.jsonl`; lines that are none, as a kill leaves them, are left out."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict) and {"stage", "fold", "epoch"} <= entry.keys():
+            found.append(entry)
+    return found
+
+
+def read_summary(path: Path) -> dict:
+    """A `summary.json`, NaN and infinities as None."""
+    return json.loads(path.read_text(), parse_constant=lambda _: None)
+
+
+def of_fold(metrics: list[dict], stage: str, fold: int, key: str) -> np.ndarray:
+    """A column of the epochs of one stage and fold, NaN where it holds no finite number."""
+    mine = [m for m in metrics if (m["stage"], m["fold"]) == (stage, fold)]
+    values = np.array([np.nan if m.get(key) is None else m[key] for m in mine], float)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def best_epochs(metrics: list[dict]) -> dict[tuple[str, int], tuple[int, float]]:
+    """(stage, fold) -> (epoch, loss) where the validation loss is lowest; without one the pair is left out."""
+    found = {}
+    for stage, fold in dict.fromkeys((m["stage"], m["fold"]) for m in metrics):
+        valid = of_fold(metrics, stage, fold, "valid/loss")
+        if np.isfinite(valid).any():
+            best = np.nanargmin(valid)
+            found[stage, fold] = int(of_fold(metrics, stage, fold, "epoch")[best]), float(valid[best])
+    return found
+
+
+def per_landmark(distances: np.ndarray, shares=None) -> list[dict]:
+    """Rows of each landmark's number, images, mean, median, p95 of distances (N, K), and its three `shares` (K, 3)."""
+    table = []
+    for k, column in enumerate(distances.T):
+        values = column[np.isfinite(column)]
+        numbers = (values.mean(), np.median(values), np.quantile(values, 0.95)) if values.size else (None,) * 3
+        row = {"landmark": k + 1, "images": len(values), **dict(zip(("mean", "median", "p95"), numbers, strict=True))}
+        table.append(row | {"shares": shares[k] if shares else None})
+    return table
+
+
+def worst(images: list[str], distances: np.ndarray, *, most: int = 20) -> list[dict]:
+    """Rows of image, landmark and distance of distances (N, K), the largest first."""
+    order = np.argsort(-distances, axis=None, kind="stable")  # NaN last
+    places = [divmod(int(n), distances.shape[1]) for n in order[: min(most, np.isfinite(distances).sum())]]
+    return [{"image": images[i], "landmark": k + 1, "distance": float(distances[i, k])} for i, k in places]
+
+
+def markdown(rows: list[dict], columns: dict[str, str]) -> str:
+    """A Markdown table of rows for a README: `columns` maps keys to headings; numbers with two decimals, None a dash."""
+
+    def cell(value):
+        if value is None:
+            return "–"  # noqa: RUF001
+        return f"{value:.2f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+    lines = [list(columns.values()), ["---"] * len(columns), *([cell(row[key]) for key in columns] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -46,80 +46,13 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 def base():
     """Five minutes on two CPU cores."""
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.channels = 1  # what the network takes: 1 for luminance, 3 for colour
-    config.data = ml_collections.ConfigDict(
-        {
-            "images": "",  # a folder of photographs, and
-            "landmarks": "",  # a TPS, CSV, COCO or LabelMe file: one's own data; phantoms where these are empty
-            "group_by": "",  # regular expression; its first group in a file's name is the specimen
-            "size": (96, 128),  # height and width of the network's frame
-            "fit": "pad",  # or stretch
-            "flip": (),  # the landmarks' order, from 0, after a horizontal mirror; empty: no mirroring
-            "part": "pronotum",
-            "drop": (),  # "part/landmark" that are left out
-            "seed": 0,
-            "count": 293,
-            "source_size": (192, 256),  # the phantoms' photographs, in whose pixels errors are given
-        }
-    )
-    config.split = ml_collections.ConfigDict(
-        {
-            "by": "group",  # whole specimens; or random, over the versions of all images (the paper's)
-            "folds": 9,
-            "run": (0,),  # which folds, from 0; empty: all
-            "valid": 0.1,  # share of what is not tested that chooses the best epoch
-            "seed": 0,
-        }
-    )
-    config.augment = ml_collections.ConfigDict(
-        {
-            "name": "modern",  # or none, or paper_x7 (which has options of its own)
-            "rotation": 15.0,  # degrees either way
-            "scale": 0.15,
-            "aspect": 0.05,
-            "shear": 3.0,  # degrees
-            "translation": 0.08,  # share of the frame
-            "mirror": 0.5,  # probability, where data.flip tells the landmarks' order
-            "elastic": 0.0,  # pixels
-            "brightness": 0.15,
-            "contrast": 0.25,
-            "gamma": 0.3,
-            "channel": 0.1,
-            "blur": 0.0,  # pixels
-            "noise": 0.02,
-            "cutout": 0.0,  # share of the frame
-        }
-    )
+    config = configs.base()
+    config.split.folds, config.split.valid = 9, 0.1
     config.model = ml_collections.ConfigDict(
         {"name": "beetle", "version": 3, "width": 0, "dropout": (0.0, 0.0, 0.0, 0.2), "standardise": True}
     )
     config.head = ml_collections.ConfigDict({"name": "direct", "loss": "smooth_l1"})
-    config.optimizer = ml_collections.ConfigDict(
-        {
-            "name": "adam",
-            "learning_rate": 5e-4,
-            "warmup": 0.1,
-            "weight_decay": 0.0,
-            "clip": 0.0,
-        }
-    )
-    config.train = ml_collections.ConfigDict(
-        {
-            "batch_size": 32,
-            "steps": 700,  # used where
-            "epochs": 0,  # is 0
-            "devices": 0,  # 0: all
-            "checkpoint_seconds": 60,
-            "tensorboard": False,
-        }
-    )
-    config.baselines = ("mean_shape", "registration")
-    config.stages = ("train",)
-    config.init_from = ""  # the workdir of a run whose network this one starts from
-    config.init_skip = ""  # regular expression of the parameters that are not taken over
-    config.freeze = ""  # regular expression of the parameters that stay as they are, as body/block.*
+    config.train.batch_size, config.train.steps = 32, 700
     config.stage = ml_collections.ConfigDict(
         {
             "pretrain": {

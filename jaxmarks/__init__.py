@@ -20,6 +20,8 @@ __version__ = "0.1.0"
 _MODULES = {
     "metrics": "jaxmarks.ops.metrics",
     "geometry": "jaxmarks.ops.geometry",
+    "heatmaps": "jaxmarks.ops.heatmaps",
+    "decode": "jaxmarks.ops.decode",
     "losses": "jaxmarks.ops.losses",
     "augment": "jaxmarks.augment",
     "formats": "jaxmarks.data.formats",

@@ -1,5 +1,6 @@
 """Helpers for configs: the variants after the colon, a stage's settings, and configs as JSON."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -81,3 +82,116 @@ def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict
         for key in sorted(set(flat[0]) | set(flat[1]))
         if as_json(flat[0].get(key)) != as_json(flat[1].get(key))
     ]
+
+
+def product(**axes: dict[str, dict | str]) -> list[dict]:
+    """Every combination of the axes' choices, as the cells of a grid for `launch/ablate.py`.
+
+        product(optimiser={"adam": {}, "nesterov": {"optimizer": {...}}}, part={"head": "part=head", "elytra": "part=elytra"})
+
+    Args:
+      axes: label -> what it changes: a dict of overrides ({"train.steps": 300}), or variants as after the colon. The
+        last axis gives the columns; those before it, joined, the rows. A single axis gives rows.
+
+    Returns:
+      The cells, dicts of "row", "column", "config" (variants) and "overrides", the last axis fastest.
+
+    Raises:
+      ValueError: two axes set the same key, so that one of them would have no effect.
+    """
+    *_, last = axes
+    cells = []
+    for choices in itertools.product(*(axis.items() for axis in axes.values())):
+        labels = dict(zip(axes, (label for label, _ in choices), strict=True))
+        cell = {"column": labels.pop(last) if len(axes) > 1 else "", "row": ", ".join(labels.values()), "config": ""}
+        overrides: dict = {}
+        for axis, (label, change) in zip(axes, choices, strict=True):
+            if isinstance(change, str):
+                cell["config"] = ",".join(filter(None, [cell["config"], change]))
+                continue
+            # A later axis may change a key inside a section that an earlier one replaced, not the other way round.
+            lost = [old for old in overrides for key in change if f"{old}.".startswith(f"{key}.")]
+            if lost:
+                raise ValueError(f"{axis}={label!r} sets {', '.join(lost)} anew, which an axis before it sets too")
+            overrides |= change
+        cells.append(cell | {"overrides": overrides})
+    return cells
+
+
+def base() -> ml_collections.ConfigDict:
+    """The keys that every config has, for a laptop; `model` and `head`, and what differs, are the config's own.
+
+    Without files of one's own the data are drawn: pronota of beetles.
+    """
+    data = {
+        "images": "",  # a folder of photographs, and
+        "landmarks": "",  # a TPS, CSV, COCO or LabelMe file: one's own data; phantoms where these are empty
+        "group_by": "",  # regular expression; its first group in a file's name is the specimen
+        "size": (96, 128),  # height and width of the network's frame
+        "fit": "pad",  # or stretch
+        "flip": (),  # the landmarks' order, from 0, after a horizontal mirror; empty: no mirroring
+        "part": "pronotum",  # of the phantoms
+        "drop": (),  # "part/landmark" that are left out
+        "seed": 0,
+        "count": 293,
+        "source_size": (192, 256),  # the phantoms' photographs, in whose pixels errors are given
+    }
+    split = {
+        "by": "group",  # whole specimens; or random, over the versions of all images (the beetle paper's)
+        "folds": 5,
+        "run": (0,),  # which folds, from 0; empty: all
+        "valid": 0.1,  # share of what is not tested that chooses the best epoch
+        "seed": 0,
+    }
+    augment = {
+        "name": "modern",  # or none, or paper_x7 (which has options of its own)
+        "rotation": 15.0,  # degrees either way
+        "scale": 0.15,
+        "aspect": 0.05,
+        "shear": 3.0,  # degrees
+        "translation": 0.08,  # share of the frame
+        "mirror": 0.5,  # probability, where data.flip tells the landmarks' order
+        "elastic": 0.0,  # pixels
+        "brightness": 0.15,
+        "contrast": 0.25,
+        "gamma": 0.3,
+        "channel": 0.1,
+        "blur": 0.0,  # pixels
+        "noise": 0.02,
+        "cutout": 0.0,  # share of the frame
+    }
+    optimizer = {
+        "name": "adam",
+        "learning_rate": 5e-4,  # the peak of a one-cycle cosine
+        "warmup": 0.1,  # share of the steps
+        "weight_decay": 0.0,
+        "clip": 0.0,  # bound of the gradient's norm; 0: none
+        "plateau": 0,  # epochs without a lower validation loss until the rate is multiplied by
+        "plateau_factor": 0.2,
+    }
+    train = {
+        "batch_size": 16,
+        "steps": 1000,  # used where
+        "epochs": 0,  # is 0
+        "patience": 0,  # epochs without a lower validation loss until training stops; 0: never
+        "devices": 0,  # 0: all
+        "checkpoint_seconds": 60,
+        "tensorboard": False,
+    }
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "channels": 1,  # what the network takes: 1 for luminance, 3 for colour
+            "data": data,
+            "split": split,
+            "augment": augment,
+            "optimizer": optimizer,
+            "train": train,
+            "baselines": ("mean_shape", "registration"),
+            "stages": ("train",),
+            "stage": {},  # what a stage changes
+            "init_from": "",  # the workdir of a run whose network this one starts from
+            "init_skip": "",  # regular expression of the parameters that are not taken over
+            "freeze": "",  # regular expression of the parameters that stay as they are, as body/block.*
+        }
+    )

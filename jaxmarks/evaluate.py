@@ -18,12 +18,15 @@ from jaxmarks.ops import metrics
 
 # Thresholds of the success rates, in pixels of the photograph.
 THRESHOLDS = (1, 2, 3, 4, 5, 10, 20, 40)
+# Those of the hit rates, in pixels of the network's frame (fish paper's delta).
+MULTIPLES = (1, 2, 3, 4, 5)
 
 
 class Predictions(NamedTuple):
     """N images' predicted landmarks beside the true ones, in source pixels, y down.
 
-    `fold` (N,) int64 is the fold whose network predicted the image, -1 for the mean of all.
+    `fold` (N,) int64 is the fold whose network predicted the image, -1 for the mean of all. `delta` (N,) is the size of
+    a pixel of the network's frame in source pixels.
     """
 
     name: np.ndarray
@@ -34,16 +37,17 @@ class Predictions(NamedTuple):
     visible: np.ndarray
     mm_per_px: np.ndarray
     source_size: np.ndarray
+    delta: np.ndarray
 
 
 def predictor(task: steps.Task):
     """The jitted function (networks, images uint8 in their frame) -> mean points (B, K, 2) and scores (B, K).
 
-    `networks` is a list of parameters: those of one fold, or of several, whose predictions are averaged.
+    `networks` is a list of variables: those of one fold, or of several, whose predictions are averaged.
     """
 
     def predict(networks, images):
-        found = [steps.predict_step(params, images, task=task) for params in networks]
+        found = [steps.predict_step(variables, images, task=task) for variables in networks]
         return jax.tree.map(lambda *values: sum(values) / len(values), *found)
 
     return jax.jit(predict)
@@ -54,7 +58,7 @@ def predict(call, networks, samples: Samples, *, batch_size: int = 32) -> tuple[
     points: list[np.ndarray] = []
     scores: list[np.ndarray] = []
     for rows in steps.batches(np.arange(len(samples)), batch_size):
-        found = call(networks, jnp.asarray(samples.images[np.maximum(rows, 0)]))
+        found = call(networks, jnp.asarray(samples.images[np.where(rows < 0, ~rows, rows)]))
         for kept, part in zip((points, scores), found, strict=True):
             kept.append(np.asarray(part)[rows >= 0])
     return to_source(samples.to_source, np.concatenate(points)), np.concatenate(scores)
@@ -71,6 +75,7 @@ def beside(samples: Samples, points, scores, fold: int) -> Predictions:
         visible=samples.visible,
         mm_per_px=samples.mm_per_px,
         source_size=samples.source_size,
+        delta=np.sqrt(np.abs(np.linalg.det(samples.to_source[:, :, :2]))),
     )
 
 
@@ -79,27 +84,32 @@ def join(parts: list[Predictions]) -> Predictions:
     return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def held_out(settings, workdir: Path, stage: str, samples: Samples) -> tuple[Predictions, dict[str, Predictions]]:
+def held_out(
+    settings, workdir: Path, stage: str, samples: Samples
+) -> tuple[Predictions, dict[str, Predictions], list[dict]]:
     """Each fold's test images by its own network, and by the baselines that `settings.baselines` names.
 
-    Where nothing is held back for a test the validation images take its place.
+    Where nothing is held back for a test the validation images take its place. The last of what is returned are the
+    problems of the training images.
     """
     found: dict[str, list[Predictions]] = {"network": [], **{name: [] for name in settings.baselines}}
     _, task = train.build(settings, samples.points.shape[1])
-    call = predictor(task)
+    call, problems = predictor(task), []
     for fold in train.folds(settings):
         train_rows, valid_rows, test = train.split_rows(settings, samples, fold, task.versions)
         tested = test if len(test) else np.unique(valid_rows // task.versions)
         if not len(tested):
             raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
-        rest, mine = samples.take(np.unique(train_rows // task.versions)), samples.take(tested)
-        params, _ = checkpoint.restore(train.fold_folder(workdir, stage, fold) / "best")
-        found["network"].append(beside(mine, *predict(call, [params], mine), fold))
+        trained = np.unique(train_rows // task.versions)
+        problems += train.unseen(samples, trained, fold)
+        rest, mine = samples.take(trained), samples.take(tested)
+        variables, _ = checkpoint.restore(train.fold_folder(workdir, stage, fold) / "best")
+        found["network"].append(beside(mine, *predict(call, [variables], mine), fold))
         for name in settings.baselines:
             points = baseline(name, rest, mine)
             found[name].append(beside(mine, points, np.ones(points.shape[:2]), fold))
     joined = {name: join(parts) for name, parts in found.items()}
-    return joined.pop("network"), joined
+    return joined.pop("network"), joined, problems
 
 
 def baseline(name: str, rest: Samples, tested: Samples) -> np.ndarray:
@@ -133,6 +143,9 @@ def summarise(found: Predictions) -> dict:
         "per_landmark_mm": metrics.per_landmark(in_mm) if np.isfinite(in_mm).any() else None,
         **metrics.correlations(found.points, found.true, found.visible),
         "success_rates": dict(zip(map(str, THRESHOLDS), metrics.success_rates(distances, THRESHOLDS), strict=True)),
+        "hit_rates": dict(
+            zip(map(str, MULTIPLES), metrics.success_rates(distances / found.delta[:, None], MULTIPLES), strict=True)
+        ),
         "shares": metrics.shares(distances),
         "images": len(found.name),
         "landmarks": found.points.shape[1],
@@ -204,10 +217,10 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
     """
     stage = train.stages(config)[-1]
     settings = configs.stage(config, stage)
-    found, others = held_out(settings, workdir, stage, dataset.samples)
+    found, others, unlearnt = held_out(settings, workdir, stage, dataset.samples)
     summary = summarise(found) | {
         "baselines": {name: summarise(other) for name, other in others.items()},
-        "failures": dataset.problems,
+        "failures": dataset.problems + unlearnt,
         "stage": stage,
         "parameters": parameters(workdir, stage),
         **about,
@@ -218,5 +231,5 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
 
 def parameters(workdir: Path, stage: str) -> int:
     """How many parameters a stage's network has."""
-    params, _ = checkpoint.restore(train.pick_fold(Path(workdir) / "checkpoints" / stage, 0))
-    return sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    variables, _ = checkpoint.restore(train.pick_fold(Path(workdir) / "checkpoints" / stage, 0))
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))

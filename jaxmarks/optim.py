@@ -1,7 +1,7 @@
 """Optimisers with readable schedules: the beetle paper's ramps, and modern ones from Optax."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +48,59 @@ def ramps(
     )
 
 
+class PlateauState(NamedTuple):
+    """Of `plateau`: the factor of the updates, the lowest loss so far, and the epochs since then."""
+
+    scale: jax.Array
+    best: jax.Array
+    waited: jax.Array
+    factor: jax.Array
+    patience: jax.Array
+
+
+def plateau(factor: float, patience: int) -> optax.GradientTransformation:
+    """Scales updates, by `factor` more whenever `observe` has seen no lower loss for `patience` epochs (fish paper)."""
+
+    def init(params):
+        del params
+        return PlateauState(
+            jnp.ones(()), jnp.asarray(jnp.inf), jnp.zeros(()), jnp.asarray(factor), jnp.asarray(patience)
+        )
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree.map(lambda u: u * state.scale, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def observe(opt_state, loss):
+    """The optimiser's state after an epoch whose validation loss was `loss`; one without `plateau` stays as it is."""
+
+    def see(state):
+        if not isinstance(state, PlateauState):
+            return state
+        better = loss < state.best
+        waited = jnp.where(better, 0, state.waited + 1)
+        due = waited >= state.patience
+        return state._replace(
+            best=jnp.where(better, loss, state.best),
+            waited=jnp.where(due, 0, waited),
+            scale=jnp.where(due, state.scale * state.factor, state.scale),
+        )
+
+    return jax.tree.map(see, opt_state, is_leaf=lambda node: isinstance(node, PlateauState))
+
+
 def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
     """The optimiser that `spec` describes.
 
     Args:
-      spec: `name` is `nesterov` (with `learning_rate` and `momentum` as (start, stop), equal for constants), or
-        `adam` / `adamw` (with `learning_rate`, the peak of a one-cycle cosine, `warmup` as a share of the steps, and
-        `weight_decay` for adamw). `clip` bounds the gradient's norm where it is above 0.
+      spec: `name` is `nesterov` (with `learning_rate` and `momentum` as (start, stop), equal for constants),
+        `rmsprop` (with a constant `learning_rate`, as in Keras), or `adam` / `adamw` (with `learning_rate`, the peak
+        of a one-cycle cosine, `warmup` as a share of the steps, and `weight_decay` for adamw). `clip` bounds the
+        gradient's norm where it is above 0. `plateau` is the number of epochs without a lower validation loss after
+        which the rate is multiplied by `plateau_factor`; 0 is never.
       epochs: the length of the schedules.
       steps_per_epoch: steps in an epoch.
     """
@@ -64,6 +110,10 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: int) -> opta
         tx = ramps(
             tuple(spec["learning_rate"]), tuple(spec["momentum"]), epochs=epochs, steps_per_epoch=steps_per_epoch
         )
+    elif name == "rmsprop":
+        tx = optax.inject_hyperparams(optax.rmsprop, static_args=("eps_in_sqrt", "momentum"))(
+            learning_rate=spec["learning_rate"], decay=0.9, eps=1e-7, eps_in_sqrt=False
+        )
     elif name in ("adam", "adamw"):
         peak = spec["learning_rate"]
         warmup = round(spec["warmup"] * steps)
@@ -71,8 +121,13 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: int) -> opta
         decay = {"weight_decay": spec["weight_decay"]} if name == "adamw" else {}
         tx = optax.inject_hyperparams(getattr(optax, name))(learning_rate=rate, b1=0.9, **decay)
     else:
-        raise ValueError(f"optimizer.name={name!r}: there are nesterov, adam, adamw")
-    return optax.chain(optax.clip_by_global_norm(spec["clip"]), tx) if spec.get("clip", 0) > 0 else tx
+        raise ValueError(f"optimizer.name={name!r}: there are nesterov, rmsprop, adam, adamw")
+    parts = [tx]
+    if spec.get("clip", 0) > 0:
+        parts.insert(0, optax.clip_by_global_norm(spec["clip"]))
+    if spec.get("plateau", 0) > 0:
+        parts.append(plateau(spec["plateau_factor"], spec["plateau"]))
+    return optax.chain(*parts) if len(parts) > 1 else tx
 
 
 def freeze(tx: optax.GradientTransformation, params, frozen: Callable[[str], bool]) -> optax.GradientTransformation:
@@ -84,10 +139,12 @@ def freeze(tx: optax.GradientTransformation, params, frozen: Callable[[str], boo
 
 
 def hyperparameters(opt_state) -> dict[str, jax.Array]:
-    """The learning rate and momentum that the last update used (Adam's b1 is its momentum)."""
+    """The learning rate and momentum that the last update used (Adam's b1 is its momentum; RMSProp has none, 0)."""
     read = lambda key: optax.tree_utils.tree_get(opt_state, key, filtering=_is_hyperparameter)
     rate, momentum, b1 = read("learning_rate"), read("momentum"), read("b1")
-    return {"learning_rate": rate, "momentum": b1 if momentum is None else momentum}
+    scale = optax.tree_utils.tree_get(opt_state, "PlateauState", PlateauState(*[jnp.ones(())] * 5)).scale
+    momentum = b1 if momentum is None else momentum
+    return {"learning_rate": rate * scale, "momentum": jnp.zeros(()) if momentum is None else momentum}
 
 
 def _is_hyperparameter(path, value):

@@ -22,7 +22,7 @@ def load(workdir: Path, *, fold: int | None = None) -> Callable:
 
     Returns:
       images (B, H, W, C) uint8 of any size -> (points (B, K, 2) in the images' pixels, scores (B, K)). It is a
-      `jax.tree_util.Partial` over the parameters, so it can be an argument of a jitted function.
+      `jax.tree_util.Partial` over the variables, so it can be an argument of a jitted function.
     """
     task, settings, networks = networks_of(workdir, fold=fold)
     call = evaluate.predictor(task)
@@ -38,7 +38,7 @@ def load(workdir: Path, *, fold: int | None = None) -> Callable:
 
 
 def networks_of(workdir: Path, *, fold: int | None = None):
-    """The task, the settings and the trained networks' parameters (a list) of a run's last stage."""
+    """The task, the settings and the trained networks' variables (a list) of a run's last stage."""
     workdir = Path(workdir)
     config = configs.load(workdir / "config.json")
     stage = train.stages(config)[-1]
@@ -46,7 +46,7 @@ def networks_of(workdir: Path, *, fold: int | None = None):
     chosen = train.folds(settings) if fold is None else [fold]
     restored = [checkpoint.restore(train.fold_folder(workdir, stage, f) / "best") for f in chosen]
     _, task = train.build(settings, restored[0][1]["landmarks"])
-    return task, settings, [jax.tree.map(jnp.asarray, params) for params, _ in restored]
+    return task, settings, [jax.tree.map(jnp.asarray, variables) for variables, _ in restored]
 
 
 def evaluate_on(workdir: Path, dataset, out: Path) -> dict:

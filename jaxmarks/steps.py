@@ -2,7 +2,8 @@
 
 The data of a run lies on the device whole; a step receives the rows of its batch and gathers them there. A row counts
 samples times versions (`augment.Augmentation.versions`): row // versions is the sample, row % versions its version. A
-row of -1 is padding, which fills the last batch and weighs nothing.
+negative row ~r is padding, which fills the last batch: it shows row r, so that batch statistics stay those of real
+images, and weighs nothing.
 """
 
 from collections.abc import Callable
@@ -21,10 +22,13 @@ from jaxmarks.models.layers import DEVICES
 
 @flax.struct.dataclass
 class TrainState:
-    """What training changes: everything that a checkpoint must hold."""
+    """What training changes: everything that a checkpoint must hold.
+
+    `variables` are the network's: {"params": ...}, and {"batch_stats": ...} where it normalises by batches.
+    """
 
     step: jax.Array
-    params: Any
+    variables: Any
     opt_state: Any
 
 
@@ -32,7 +36,7 @@ class Task(NamedTuple):
     """The functions a step is made of.
 
     Attributes:
-      apply: (params, images, train=, rngs=) -> outputs.
+      apply: linen's: (variables, images, train=, rngs=, mutable=) -> outputs.
       targets, loss, decode: of the head.
       augment: (keys (B,), batch) -> batch, for training.
       plain: batch -> batch, for evaluation.
@@ -48,17 +52,18 @@ class Task(NamedTuple):
     versions: int = 1
 
 
-def create(params, tx: optax.GradientTransformation) -> TrainState:
-    """A fresh state of the parameters."""
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+def create(variables, tx: optax.GradientTransformation) -> TrainState:
+    """A fresh state of the network's variables."""
+    return TrainState(step=jnp.zeros((), jnp.int32), variables=variables, opt_state=tx.init(variables["params"]))
 
 
 def gather(data, rows, versions):
     """The batch of the given rows (B,); its "visible" is False throughout a padding row."""
-    sample = jnp.maximum(rows, 0) // versions
+    shown = jnp.where(rows < 0, ~rows, rows)
+    sample = shown // versions
     batch = {name: array[sample] for name, array in data.items()}
     batch["visible"] = batch["visible"] & (rows >= 0)[:, None]
-    return batch | {"index": sample.astype(jnp.int32), "version": (jnp.maximum(rows, 0) % versions).astype(jnp.int32)}
+    return batch | {"index": sample.astype(jnp.int32), "version": (shown % versions).astype(jnp.int32)}
 
 
 def train_step(state, data, rows, key, *, task, tx, axis=None):
@@ -73,28 +78,32 @@ def train_step(state, data, rows, key, *, task, tx, axis=None):
     targets = task.targets(batch)
 
     def total_loss(params):
-        outputs = task.apply(params, batch["images"], train=True, rngs={"dropout": dropout_key})
-        return task.loss(outputs, targets, batch["visible"])
+        variables = state.variables | {"params": params}
+        outputs, changed = task.apply(
+            variables, batch["images"], train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"]
+        )
+        total, count = task.loss(outputs, targets, batch["visible"])
+        return total, (count, changed)
 
-    (total, count), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
+    (total, (count, changed)), grads = jax.value_and_grad(total_loss, has_aux=True)(state.variables["params"])
     total, count, grads = add((total, count, grads))
     # A batch without one visible landmark has no gradient: nothing to divide by, nothing to learn.
     grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), (total, count)
+    updates, opt_state = tx.update(grads, state.opt_state, state.variables["params"])
+    variables = changed | {"params": optax.apply_updates(state.variables["params"], updates)}
+    return TrainState(step=state.step + 1, variables=variables, opt_state=opt_state), (total, count)
 
 
-def loss_step(params, data, rows, *, task, prepare):
+def loss_step(variables, data, rows, *, task, prepare):
     """(total, count) of the loss on the batch of `rows`, without dropout; `prepare` maps the batch to the input."""
     batch = prepare(gather(data, rows, task.versions))
-    outputs = task.apply(params, batch["images"], train=False)
+    outputs = task.apply(variables, batch["images"], train=False)
     return task.loss(outputs, task.targets(batch), batch["visible"])
 
 
-def predict_step(params, images, *, task):
+def predict_step(variables, images, *, task):
     """Images (B, H, W, C) uint8 in the network's frame -> (points (B, K, 2) in that frame, scores (B, K))."""
-    return task.decode(task.apply(params, task.plain({"images": images})["images"], train=False))
+    return task.decode(task.apply(variables, task.plain({"images": images})["images"], train=False))
 
 
 class Runner(NamedTuple):
@@ -152,7 +161,10 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1) ->
 
 
 def batches(rows: np.ndarray, size: int) -> np.ndarray:
-    """Rows (N,) -> (steps, size) int32, the last batch filled with -1."""
-    padded = np.full(-(-len(rows) // size) * size, -1, np.int32)
-    padded[: len(rows)] = rows
-    return padded.reshape(-1, size)
+    """Rows (N,) -> (steps, size) int32, the last batch filled with padding that shows its own rows again."""
+    count = -(-len(rows) // size) * size
+    padded = np.concatenate([rows, np.zeros(count - len(rows), rows.dtype)]).astype(np.int32).reshape(-1, size)
+    if count > len(rows):
+        real = len(rows) - (count - size)
+        padded[-1, real:] = ~np.resize(padded[-1, :real], size - real)
+    return padded

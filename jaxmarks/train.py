@@ -109,21 +109,34 @@ def split_rows(settings, samples, fold, versions):
     raise ValueError(f"--config.split.by={settings.split.by}: there are group and random")
 
 
+def unseen(samples, trained, fold) -> list[dict]:
+    """What a network trained on the samples `trained` cannot know, as problems of the data."""
+    missing = np.flatnonzero(~samples.visible[trained].any(axis=0)) + 1
+    if len(missing) == samples.visible.shape[1]:
+        what = "no landmark is visible in any training image: there is nothing to learn, and predictions mean nothing"
+    elif len(missing):
+        what = f"landmarks visible in no training image: {', '.join(map(str, missing))}; their predictions mean nothing"
+    else:
+        return []
+    return [{"image": "", "what": f"fold {fold}: {what}", "where": "the training images"}]
+
+
 def build(settings, landmarks, flip=None):
     """The network (linen module), and the task that the steps need, of a stage's settings."""
     head = heads.build(settings.head, landmarks=landmarks, size=tuple(settings.data.size))
     network = models.Network(models.build(settings.model), head.layer)
     augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip)
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
-    apply = lambda params, images, **how: network.apply({"params": params}, images, **how)
-    task = steps.Task(apply, head.targets, head.loss, head.decode, augmentation.apply, plain, augmentation.versions)
+    task = steps.Task(
+        network.apply, head.targets, head.loss, head.decode, augmentation.apply, plain, augmentation.versions
+    )
     return network, task
 
 
-def initial_params(network, settings, key):
-    """Fresh parameters for images of the settings' size."""
+def initial(network, settings, key):
+    """Fresh variables for images of the settings' size."""
     images = jnp.zeros((1, *settings.data.size, settings.channels))
-    return jax.jit(network.init)(key, images)["params"]
+    return jax.jit(network.init)(key, images)
 
 
 def train_fold(settings, workdir, stage, fold, dataset, source):
@@ -134,10 +147,8 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     samples, options = dataset.samples, settings.train
     network, task = build(settings, samples.points.shape[1], dataset.flip)
     train_rows, valid_rows, _ = split_rows(settings, samples, fold, task.versions)
-    if not samples.visible[train_rows // task.versions].any():
-        raise ValueError(
-            f"stage {stage}, fold {fold}: no visible landmark in any training image; nothing to learn from"
-        )
+    for problem in unseen(samples, train_rows // task.versions, fold):
+        print(f"[{stage}] {problem['what']}", flush=True)
 
     batch = min(options.batch_size, len(train_rows))
     devices = options.devices or jax.local_device_count()
@@ -148,33 +159,33 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     key = jax.random.fold_in(jax.random.key(settings.seed), int.from_bytes(stage.encode()[:4], "big") % 2**31)
     key = jax.random.fold_in(key, fold)
 
-    params = initial_params(network, settings, key)
+    variables = initial(network, settings, key)
     tx = optim.build(settings.optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch)
     frozen = settings.freeze
     if frozen:
-        tx = optim.freeze(tx, params, lambda path: re.match(frozen, path) is not None)
+        tx = optim.freeze(tx, variables["params"], lambda path: re.match(frozen, path) is not None)
     run = steps.runner(task, tx, devices=devices)
 
     progress = {"epoch": 0, "best_valid": None, "best_epoch": 0, "seconds": 0.0}
     resumed = checkpoint.note(folder / "resume")
     if resumed:
-        like = {"state": steps.create(params, tx), "best": params}
+        like = {"state": steps.create(variables, tx), "best": variables}
         saved, _ = checkpoint.restore(folder / "resume", like)
         progress = {name: resumed[name] for name in progress}
         state, best = run.put(jax.tree.map(jnp.asarray, saved["state"])), jax.tree.map(jnp.asarray, saved["best"])
         print(f"[{stage} fold {fold}] resumed after epoch {progress['epoch']}", flush=True)
     else:
         if source:
-            params = take_over(params, source, settings.init_skip)
-        state, best = run.put(steps.create(jax.tree.map(jnp.copy, params), tx)), params
+            variables = take_over(variables, source, settings.init_skip)
+        state, best = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx)), variables
     log = MetricsLog(workdir, stage, fold, after=progress["epoch"], tensorboard=options.tensorboard)
 
     data = {"images": samples.images, "points": samples.points, "visible": samples.visible}
     host = {name: jnp.asarray(array) for name, array in data.items()}
     data = run.put(host)
     validate = jax.jit(
-        lambda params, data, rows: steps.loss_step(
-            params, data, rows, task=task, prepare=validation_input(settings, task)
+        lambda variables, data, rows: steps.loss_step(
+            variables, data, rows, task=task, prepare=validation_input(settings, task)
         )
     )
     if not resumed and fold == folds(settings)[0]:
@@ -195,12 +206,15 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         here = run.get(state)
         valid_loss = None
         if len(valid_rows):
-            parts = [validate(here.params, host, jnp.asarray(r)) for r in steps.batches(valid_rows, batch)]
+            parts = [validate(here.variables, host, jnp.asarray(r)) for r in steps.batches(valid_rows, batch)]
             total, count = np.sum(np.asarray(parts), axis=0)
             valid_loss = float(total / count) if count else None
         if valid_loss is not None and (progress["best_valid"] is None or valid_loss < progress["best_valid"]):
             progress |= {"best_valid": valid_loss, "best_epoch": epoch}
-            best = jax.tree.map(jnp.copy, here.params)
+            best = jax.tree.map(jnp.copy, here.variables)
+        if valid_loss is not None:
+            state = state.replace(opt_state=optim.observe(state.opt_state, valid_loss))
+            here = run.get(state)
         rates = {name: float(value) for name, value in optim.hyperparameters(here.opt_state).items()}
         log.write(
             epoch=epoch,
@@ -214,12 +228,15 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             said_at = now
             left = (now - started) / (epoch - first) * (epochs - epoch)
             say(stage, fold, epoch, epochs, train_loss, valid_loss, rates, len(train_rows) / (now - began), left)
+        if options.patience and epoch - progress["best_epoch"] >= options.patience and valid_loss is not None:
+            print(f"[{stage} fold {fold}] no better since epoch {progress['best_epoch']}: stopped", flush=True)
+            break
         if now - saved_at > options.checkpoint_seconds and epoch < epochs:
             checkpoint.save(folder / "resume", {"state": here, "best": best}, progress)
             saved_at = time.perf_counter()
 
     log.close()
-    last = run.get(state).params
+    last = run.get(state).variables
     if progress["best_valid"] is None:
         best, progress["best_epoch"] = last, progress["epoch"]
     about = progress | {"landmarks": samples.points.shape[1], "images": len(np.unique(train_rows // task.versions))}
@@ -246,17 +263,20 @@ def validation_input(settings, task):
     return task.plain
 
 
-def take_over(params, source: Path, skip: str):
-    """Parameters with what fits taken from the checkpoint `source`; prints what was not."""
+def take_over(variables, source: Path, skip: str):
+    """Variables with what fits taken from the checkpoint `source`; prints what was not."""
     theirs, note = checkpoint.restore(source)
-    params, fate = checkpoint.merge(params, theirs, skip=skip)
+    params, fate = checkpoint.merge(variables["params"], theirs["params"], skip=skip)
     if not fate["loaded"]:
         raise ValueError(f"{source}: nothing in it fits this network: {'; '.join(fate['new'])}")
     print(f"initialised from {source} (epoch {note['best_epoch']}): {len(fate['loaded'])} arrays", flush=True)
     for kind in ("new", "unused"):
         if fate[kind]:
             print(f"  {kind}: {', '.join(fate[kind])}", flush=True)
-    return params
+    merged = variables | {"params": params}
+    if "batch_stats" in variables:
+        merged["batch_stats"], _ = checkpoint.merge(variables["batch_stats"], theirs.get("batch_stats", {}), skip=skip)
+    return merged
 
 
 def describe(config, stage: str) -> str:

@@ -9,7 +9,7 @@ from jaxmarks import checkpoint, optim, steps
 
 def state():
     params = {"body": {"w": jnp.arange(6.0).reshape(2, 3)}, "head": {"b": jnp.ones(2)}}
-    return steps.create(params, optim.ramps(epochs=3))
+    return steps.create({"params": params}, optim.ramps(epochs=3))
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
@@ -22,7 +22,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
 
 
 def test_parameters_come_back_without_being_described(tmp_path):
-    checkpoint.save(tmp_path / "best", state().params, {})
+    checkpoint.save(tmp_path / "best", state().variables, {})
     found, _ = checkpoint.restore(tmp_path / "best")
     np.testing.assert_array_equal(found["body"]["w"], np.arange(6.0).reshape(2, 3))
 

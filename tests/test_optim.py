@@ -76,5 +76,47 @@ def test_frozen_parameters_do_not_move():
 
 
 def test_an_unknown_optimiser_lists_the_known():
-    with pytest.raises(ValueError, match="nesterov, adam, adamw"):
+    with pytest.raises(ValueError, match="nesterov, rmsprop, adam, adamw"):
         optim.build({"name": "sdg"}, epochs=1, steps_per_epoch=1)
+
+
+def test_plateau_multiplies_the_rate_inside_the_jitted_update_as_its_rule_says():
+    tx = optim.build(
+        {"name": "rmsprop", "learning_rate": 0.1, "plateau": 2, "plateau_factor": 0.2}, epochs=9, steps_per_epoch=1
+    )
+    params = {"w": jnp.ones(3)}
+    state, rates = tx.init(params), []
+    update = jax.jit(tx.update)
+    for loss in (5.0, 4.0, 4.0, 4.5, 3.0, 3.0, 3.0, 3.0, 3.0):
+        state = optim.observe(state, loss)
+        _, state = update({"w": jnp.ones(3)}, state, params)
+        rates.append(float(optim.hyperparameters(state)["learning_rate"]))
+    # Two epochs without a lower loss: after the second 4.0 and 4.5, after two and after four further 3.0.
+    expected = 0.1 * np.array([1, 1, 1, 0.2, 0.2, 0.2, 0.04, 0.04, 0.008])
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_plateau_scales_the_update_itself():
+    def moved(scale):
+        tx = optim.build(
+            {"name": "rmsprop", "learning_rate": 0.1, "plateau": 1, "plateau_factor": 0.2}, epochs=1, steps_per_epoch=1
+        )
+        state = tx.init(jnp.ones(()))
+        for loss in [1.0] * scale:
+            state = optim.observe(state, loss)
+        return float(tx.update(jnp.ones(()), state, jnp.ones(()))[0])
+
+    np.testing.assert_allclose(moved(2) / moved(1), 0.2, rtol=1e-6)
+    plain = optim.build({"name": "adam", "learning_rate": 0.1, "warmup": 0.0}, epochs=1, steps_per_epoch=1)
+    state = plain.init(jnp.ones(()))
+    jax.tree.map(np.testing.assert_array_equal, optim.observe(state, 1.0), state)
+
+
+def test_rmsprop_is_that_of_the_formula():
+    tx = optim.build({"name": "rmsprop", "learning_rate": 0.01}, epochs=1, steps_per_epoch=1)
+    params, mean = jnp.ones(()), 0.0
+    state = tx.init(params)
+    for g in (2.0, -1.0, 0.5):
+        update, state = tx.update(jnp.float32(g), state, params)
+        mean = 0.9 * mean + 0.1 * g * g
+        np.testing.assert_allclose(float(update), -0.01 * g / (np.sqrt(mean) + 1e-7), rtol=1e-5)

@@ -10,9 +10,16 @@ from jaxmarks import heads, models, optim, steps
 SIZE, LANDMARKS = (20, 24), 4
 
 
-def setup(dropout=(0.1, 0.2, 0.3, 0.5)):
-    head = heads.build({"name": "direct"}, landmarks=LANDMARKS, size=SIZE)
-    net = models.Network(models.build({"name": "beetle", "width": 16, "dropout": dropout}), head.layer)
+SYSTEMS = {
+    "dropout": ({"name": "beetle", "width": 16, "dropout": (0.1, 0.2, 0.3, 0.5)}, {"name": "direct"}),
+    "batch statistics": ({"name": "unet", "width": 4, "depth": 2}, {"name": "heatmap", "sigma": 2.0}),
+}
+
+
+def setup(system="dropout"):
+    body, head = SYSTEMS[system]
+    head = heads.build(head, landmarks=LANDMARKS, size=SIZE)
+    net = models.Network(models.build(body), head.layer)
 
     def plain(batch):
         return batch | {"images": batch["images"] / jnp.float32(255)}
@@ -21,23 +28,21 @@ def setup(dropout=(0.1, 0.2, 0.3, 0.5)):
         noise = jax.vmap(lambda key: jax.random.normal(key, (*SIZE, 1)))(keys)
         return plain(batch) | {"images": plain(batch)["images"] + 0.1 * noise}
 
-    apply = lambda params, images, **how: net.apply({"params": params}, images, **how)
-    task = steps.Task(apply, head.targets, head.loss, head.decode, noisy, plain)
+    task = steps.Task(net.apply, head.targets, head.loss, head.decode, noisy, plain)
     rng = np.random.default_rng(0)
     data = {
         "images": jnp.asarray(rng.integers(0, 256, (10, *SIZE, 1), dtype=np.uint8)),
         "points": jnp.asarray(rng.uniform(0, 20, (10, LANDMARKS, 2)), jnp.float32),
         "visible": jnp.asarray(rng.random((10, LANDMARKS)) > 0.3),
     }
-    params = net.init(jax.random.key(0), jnp.zeros((1, *SIZE, 1)))["params"]
-    return task, data, params
+    return task, data, net.init(jax.random.key(0), jnp.zeros((1, *SIZE, 1)))
 
 
-def train(devices, epochs=4):
-    task, data, params = setup()
+def train(devices, epochs=4, system="dropout"):
+    task, data, variables = setup(system)
     tx = optim.ramps((0.1, 0.01), epochs=epochs, steps_per_epoch=3)
     run = steps.runner(task, tx, devices=devices)
-    state, losses = run.put(steps.create(jax.tree.map(jnp.copy, params), tx)), []
+    state, losses = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx)), []
     rows = steps.batches(np.arange(10, dtype=np.int32), 4)
     for epoch in range(epochs):
         state, loss = run.epoch(state, run.put(data), rows, jax.random.key(epoch))
@@ -45,14 +50,15 @@ def train(devices, epochs=4):
     return losses, run.get(state)
 
 
-def test_two_devices_under_pmap_train_as_one():
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_two_devices_under_pmap_train_as_one(system):
     assert jax.local_device_count() == 2
-    (one, state), (two, other) = train(1), train(2)
+    (one, state), (two, other) = train(1, system=system), train(2, system=system)
     np.testing.assert_allclose(two, one, rtol=1e-5)
     assert one[0] > 1.02 * one[-1]  # it learns, so equality says something
     assert int(state.step) == int(other.step) == 12
-    for mine, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
-        np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-6)
+    for mine, theirs in zip(jax.tree.leaves(state.variables), jax.tree.leaves(other.variables), strict=True):
+        np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-5)
 
 
 def test_scanned_epoch_is_the_steps_one_by_one(monkeypatch):
@@ -62,51 +68,52 @@ def test_scanned_epoch_is_the_steps_one_by_one(monkeypatch):
     np.testing.assert_allclose(train(2, epochs=1)[0], one, rtol=1e-5)
 
 
-def test_batches_pad_the_last_with_minus_one():
-    np.testing.assert_array_equal(steps.batches(np.arange(5), 2), [[0, 1], [2, 3], [4, -1]])
+def test_batches_pad_the_last_with_its_own_rows():
+    np.testing.assert_array_equal(steps.batches(np.arange(5), 2), [[0, 1], [2, 3], [4, ~4]])
+    np.testing.assert_array_equal(steps.batches(np.array([7, 3, 9, 5, 6]), 8), [[7, 3, 9, 5, 6, ~7, ~3, ~9]])
+    np.testing.assert_array_equal(steps.batches(np.arange(4), 2), [[0, 1], [2, 3]])
+
+
+def test_padding_leaves_batch_statistics_alone():
+    task, data, variables = setup("batch statistics")
+    tx = optim.ramps(epochs=1)
+    plain = task._replace(augment=lambda keys, batch: task.plain(batch))
+    run = lambda rows: steps.train_step(
+        steps.create(variables, tx), data, jnp.asarray(rows), jax.random.key(0), task=plain, tx=tx
+    )
+    (one, (total, count)), (padded, (same, number)) = run([1, 2]), run([1, 2, ~1, ~2])
+    np.testing.assert_allclose((same, number), (total, count), rtol=1e-5)
+    for mine, theirs in zip(jax.tree.leaves(one.variables), jax.tree.leaves(padded.variables), strict=True):
+        np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-5)
+    before, after = variables["batch_stats"]["body"]["bottom"], one.variables["batch_stats"]["body"]["bottom"]
+    assert np.abs(after["norm1"]["batch"]["mean"] - before["norm1"]["batch"]["mean"]).max() > 1e-3
 
 
 def test_padding_weighs_nothing_in_the_loss():
-    task, data, params = setup()
-    loss = lambda rows: np.asarray(steps.loss_step(params, data, jnp.asarray(rows), task=task, prepare=task.plain))
-    np.testing.assert_allclose(loss([1, 2, -1, -1]), loss([1, 2]), rtol=1e-6)
+    task, data, variables = setup()
+    loss = lambda rows: np.asarray(steps.loss_step(variables, data, jnp.asarray(rows), task=task, prepare=task.plain))
+    np.testing.assert_allclose(loss([1, 2, ~1, ~0]), loss([1, 2]), rtol=1e-6)
     np.testing.assert_allclose(loss([1]) + loss([2]), loss([1, 2]), rtol=1e-6)
 
 
 def test_a_missing_landmark_has_no_part_in_loss_or_gradient():
-    task, data, params = setup()
+    task, data, variables = setup()
     moved = data | {"points": jnp.where(data["visible"][..., None], data["points"], 1e6)}
     rows, tx = jnp.arange(4), optim.ramps(epochs=1)
     states = [
-        steps.train_step(steps.create(params, tx), d, rows, jax.random.key(0), task=task, tx=tx) for d in (data, moved)
+        steps.train_step(steps.create(variables, tx), d, rows, jax.random.key(0), task=task, tx=tx)
+        for d in (data, moved)
     ]
     for mine, theirs in zip(*(jax.tree.leaves(s) for s in states), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_batch_without_landmarks_changes_nothing():
-    task, data, params = setup()
+    task, data, variables = setup()
     blind, tx = data | {"visible": jnp.zeros_like(data["visible"])}, optim.ramps(epochs=1)
     state, (total, count) = steps.train_step(
-        steps.create(params, tx), blind, jnp.arange(4), jax.random.key(0), task=task, tx=tx
+        steps.create(variables, tx), blind, jnp.arange(4), jax.random.key(0), task=task, tx=tx
     )
     assert (float(total), float(count)) == (0, 0)
-    for mine, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+    for mine, theirs in zip(jax.tree.leaves(state.variables), jax.tree.leaves(variables), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-
-
-@pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
-def test_direct_head_against_its_formula(loss):
-    head = heads.build({"name": "direct", "loss": loss}, landmarks=2, size=(192, 256))
-    points = jnp.float32([[[128, 96], [256, 0]]])
-    targets = head.targets({"points": points})
-    np.testing.assert_allclose(targets, [[[0, 0], [1, -1]]])  # x' = (x - 128) / 128, y' = (y - 96) / 96
-    np.testing.assert_allclose(head.decode(targets)[0], points)
-    residual = np.float32([[[0.5, -0.02], [0.1, 3]]])
-    each = {
-        "mse": residual**2,
-        "l1": np.abs(residual),
-        "smooth_l1": np.where(np.abs(residual) < 0.05, residual**2 / 0.1, np.abs(residual) - 0.025),
-    }[loss]
-    total, count = head.loss(targets + residual, targets, jnp.array([[True, False]]))
-    np.testing.assert_allclose([total, count], [each[0, 0].sum(), 2], rtol=1e-5)

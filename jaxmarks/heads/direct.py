@@ -1,4 +1,4 @@
-"""Direct regression: a linear layer gives the coordinates of the landmarks, normalised to [-1, 1] (beetle paper)."""
+"""Direct regression: a linear layer gives the coordinates of the landmarks, normalised (beetle paper, fish paper)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,23 +14,39 @@ class Coordinates(nn.Module):
 
     @nn.compact
     def __call__(self, features):
+        if features.ndim != 2:
+            raise ValueError("the direct head takes a vector of features: set --config.model.output=vector")
         outputs = nn.Dense(2 * self.landmarks, kernel_init=nn.initializers.glorot_uniform(), name="fc3")(features)
         return outputs.reshape(-1, self.landmarks, 2)
 
 
-def build(*, landmarks, size, loss="mse"):
-    """The direct head; `loss` is the name of a function in `ops.losses`.
+def build(*, landmarks, size, loss="mse", interval="symmetric"):
+    """The direct head.
 
     Its scores are 1: a regressed coordinate carries no confidence of its own.
+
+    Args:
+      landmarks: K.
+      size: (H, W) of the frame.
+      loss: the name of a penalty in `ops.losses`.
+      interval: what a frame's width and height are scaled to: `symmetric`, [-1, 1] (beetle paper), or `unit`, [0, 1]
+        (fish paper).
     """
     penalty = losses.named(loss)
+    if interval not in ("symmetric", "unit"):
+        raise ValueError(f"head.interval={interval!r}: there are symmetric and unit")
+    unit = interval == "unit"
+
+    def targets(batch):
+        points = geometry.normalise(batch["points"], size)
+        return (points + 1) / 2 if unit else points
 
     def masked(outputs, targets, mask):
         mask = mask[..., None].astype(outputs.dtype)
         return jnp.sum(penalty(outputs - targets) * mask), 2 * jnp.sum(mask)
 
     def decode(outputs):
-        points = geometry.denormalise(outputs, size)
+        points = geometry.denormalise(2 * outputs - 1 if unit else outputs, size)
         return points, jnp.ones(points.shape[:-1], points.dtype)
 
-    return Head(Coordinates(landmarks), lambda batch: geometry.normalise(batch["points"], size), masked, decode)
+    return Head(Coordinates(landmarks), targets, masked, decode)

@@ -1,4 +1,5 @@
-"""Bodies: each file is one architecture with a `build(**options)` that returns a linen module.
+"""Bodies: each file is one architecture with a `build(**options)` that returns a linen module, and the options `TINY`
+of one that trains in a test.
 
 A body maps images (B, H, W, C) float32 in [0, 1] to features: a vector (B, F) or a dense map (B, h, w, F).
 """

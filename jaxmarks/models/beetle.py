@@ -9,6 +9,9 @@ import flax.linen as nn
 
 from jaxmarks.models import layers
 
+# The options of a network for tests.
+TINY = {"width": 16}
+
 
 class ElementaryBlock(nn.Module):
     """Convolution, ReLU, 2x2 pooling and dropout."""
@@ -19,8 +22,10 @@ class ElementaryBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        x = nn.relu(layers.Conv(self.features, self.kernel_size, name="conv")(x))
-        return layers.Dropout(self.dropout, name="dropout")(layers.max_pool(x), train=train)
+        x = layers.Conv(
+            self.features, self.kernel_size, "VALID", kernel_init=nn.initializers.glorot_uniform(), name="conv"
+        )(x)
+        return layers.Dropout(self.dropout, name="dropout")(layers.max_pool(nn.relu(x)), train=train)
 
 
 class Beetle(nn.Module):

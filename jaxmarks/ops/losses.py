@@ -1,5 +1,10 @@
-"""Penalties of a residual, element by element: pure functions (...,) -> (...,)."""
+"""Losses: penalties of a residual, element by element, and losses of heatmaps, a number for each landmark.
 
+The penalties are functions (...,) -> (...,). Their widths are given for coordinates normalised to [-1, 1], where 0.0078
+is a pixel of a frame of 256.
+"""
+
+import jax
 import jax.numpy as jnp
 
 
@@ -19,9 +24,73 @@ def smooth_l1(residual, *, beta=0.05):
     return jnp.where(size < beta, 0.5 * size**2 / beta, size - 0.5 * beta)
 
 
-def named(name):
-    """The penalty of that name; an unknown name lists those that exist."""
-    known = {f.__name__: f for f in (mse, l1, smooth_l1)}
+def wing(residual, *, width=0.08, epsilon=0.016):
+    """w log(1 + |r| / epsilon) within w = `width` of zero, |r| - C beyond (Feng et al. 2018, 10 and 2 px of 256)."""
+    size = jnp.abs(residual)
+    constant = width - width * jnp.log1p(width / epsilon)
+    return jnp.where(size < width, width * jnp.log1p(size / epsilon), size - constant)
+
+
+def soft_wing(residual, *, inner=0.016, outer=0.16, epsilon=0.004):
+    """|r| within `inner` of zero, outer log(1 + |r| / epsilon) + B beyond (Lin et al. 2021, 2, 20 and 0.5 px of 256)."""
+    size = jnp.abs(residual)
+    constant = inner - outer * jnp.log1p(inner / epsilon)
+    return jnp.where(size < inner, size, outer * jnp.log1p(size / epsilon) + constant)
+
+
+def heatmap_mse(maps, targets):
+    """Mean squared error of each map: (..., H, W, K) twice -> (..., K)."""
+    return jnp.mean((maps - targets) ** 2, axis=(-3, -2))
+
+
+def heatmap_weighted_mse(maps, targets, *, weight=20.0):
+    """Mean of (1 + weight t) (f - t)^2: the few pixels of the landmark count beside the many of the background."""
+    return jnp.mean((1 + weight * targets) * (maps - targets) ** 2, axis=(-3, -2))
+
+
+def heatmap_adaptive_wing(maps, targets, *, alpha=2.1, omega=14.0, epsilon=1.0, theta=0.5):
+    """The adaptive wing loss, mean over each map (Wang et al. 2019): sharp where the target is 1, smooth where it is 0."""
+    size, power = jnp.abs(maps - targets), alpha - targets
+    ratio = theta / epsilon
+    slope = omega * power * ratio ** (power - 1) / (epsilon * (1 + ratio**power))
+    constant = theta * slope - omega * jnp.log1p(ratio**power)
+    # The power's gradient at 0 is 0, but not by the formula x^(p - 1) in float32: keep away from it.
+    near = omega * jnp.log1p((jnp.maximum(size, 1e-6) / epsilon) ** power)
+    return jnp.mean(jnp.where(size < theta, near, slope * size - constant), axis=(-3, -2))
+
+
+def heatmap_cross_entropy(logits, targets):
+    """Cross-entropy of the softmax over each map against the target as a distribution: its entropy is not taken off."""
+    return -jnp.sum(_distribution(targets) * _log_softmax(logits), axis=(-3, -2))
+
+
+def heatmap_jensen_shannon(logits, targets):
+    """Jensen-Shannon divergence, in [0, log 2], between the softmax over each map and the target as a distribution."""
+    found = _log_softmax(logits)
+    p, q = jnp.exp(found), _distribution(targets)
+    middle = jnp.log((p + q) / 2 + 1e-30)  # where both are 0 so is their part, and its gradient
+    return jnp.sum((p * (found - middle) + q * (jnp.log(q + 1e-30) - middle)) / 2, axis=(-3, -2))
+
+
+def _log_softmax(logits):
+    return jax.nn.log_softmax(logits, axis=(-3, -2))
+
+
+def _distribution(targets):
+    return targets / (targets.sum((-3, -2), keepdims=True) + 1e-12)
+
+
+def named(name, *, prefix=""):
+    """The penalty of that name, or the loss of heatmaps with the prefix "heatmap_"; an unknown name lists those there are."""
+    penalties = (mse, l1, smooth_l1, wing, soft_wing)
+    of_heatmaps = (
+        heatmap_mse,
+        heatmap_weighted_mse,
+        heatmap_adaptive_wing,
+        heatmap_cross_entropy,
+        heatmap_jensen_shannon,
+    )
+    known = {f.__name__.removeprefix(prefix): f for f in (of_heatmaps if prefix else penalties)}
     if name not in known:
         raise ValueError(f"head.loss={name!r}: there are {', '.join(known)}")
     return known[name]

@@ -1,0 +1,103 @@
+"""The fish paper: landmarks by heatmaps or by direct regression, with U-Net, FCN8, ResNet50 and HRNet.
+
+    python -m jaxmarks.main --config=configs/fish.py[:variant,...] [--workdir=DIR] [--config.key=value]
+
+Variants, which combine:
+  (none)         pronota drawn by code, a small U-Net at half the frame's resolution: minutes on a laptop
+  smoke          everything once, in less than a minute; its numbers mean nothing
+  own            for photographs of one's own: five folds, so that every image is predicted by a network that never saw it
+  net=NAME       unet (default), fcn8, resnet50 or hrnet
+  target=NAME    gaussian (default), exponential, or direct: coordinates by a fully connected layer on the encoder
+  small          the networks at a width for a laptop (the default but with `paper`)
+  paper          the paper's protocol: networks at full width, 256x256x3, heatmaps of the input's size (sigma 5 or 3),
+                 mean squared error, argmax, RMSProp, rate x 0.2 after 200 epochs without progress, an end after 400,
+                 2,000 at most, five folds with the rest 3:1 in training and validation
+
+The paper's tables: 1, the mean model, is the baseline "mean shape" of every run; 2 is `paper,target=direct` with
+`net=unet` and `net=resnet50`; 3 is configs/ablations/fish_sigma.py; 4 is configs/ablations/fish_table4.py; 5, the hit
+rates, are in every run's summary and report.
+"""
+
+import ml_collections
+
+from jaxmarks import config as configs
+
+NETS = ("unet", "fcn8", "resnet50", "hrnet")
+
+
+def get_config(text: str = "") -> ml_collections.ConfigDict:
+    """The config of the variants in `text`, separated by commas."""
+    chosen = configs.variants(
+        text,
+        flags=("smoke", "own", "small", "paper"),
+        options={"net": NETS, "target": ("gaussian", "exponential", "direct")},
+    )
+    net, target = chosen.get("net", "unet"), chosen.get("target", "gaussian")
+    config = configs.base()
+    config.channels = 3
+    config.model = model(net, small="paper" not in chosen or "small" in chosen, direct=target == "direct")
+    config.data.size = (192, 256)
+    config.train.batch_size, config.train.steps = 16, 400
+    config.optimizer.learning_rate = 2e-3
+    config.head = head(target)
+    if "own" in chosen:
+        config.split.run, config.split.valid, config.train.steps = (), 0.0, 1500
+    if "paper" in chosen:
+        paper(config, target)
+    if "smoke" in chosen:
+        smoke(config)
+    return config
+
+
+def model(net, *, small, direct):
+    """The body: full width as in the paper, or small ones at half the frame's resolution where they can."""
+    options = {"name": net, "norm": "batch"}
+    if small:
+        options |= {
+            "unet": {"width": 16, "stride": 2},
+            "fcn8": {"width": 16},
+            "resnet50": {"width": 16},
+            "hrnet": {"width": 16},
+        }[net]
+    if direct and net not in ("unet", "resnet50"):
+        raise ValueError(f"config variant net={net}: target=direct goes with net=unet and net=resnet50")
+    if direct:
+        options |= {"output": "vector"}
+    return ml_collections.ConfigDict(options)
+
+
+def head(target):
+    """The head, with what has proved best on a few dozen images."""
+    if target == "direct":
+        return ml_collections.ConfigDict({"name": "direct", "loss": "smooth_l1", "interval": "unit"})
+    return ml_collections.ConfigDict(
+        {
+            "name": "heatmap",
+            "target": target,
+            "sigma": 3.0,
+            "loss": "cross_entropy",
+            "decoder": "local_soft_argmax",
+        }
+    )
+
+
+def paper(config, target):
+    """Sections 4.3 to 4.5 of the paper."""
+    config.data.size = (256, 256)
+    config.split.run, config.split.valid = (), 0.25
+    config.augment = ml_collections.ConfigDict({"name": "none"})
+    config.optimizer = ml_collections.ConfigDict(
+        {"name": "rmsprop", "learning_rate": 1e-3, "plateau": 200, "plateau_factor": 0.2, "clip": 0.0}
+    )
+    config.train.epochs, config.train.steps, config.train.patience = 2000, 0, 400
+    config.head.loss = "mse"
+    if target != "direct":
+        config.head.sigma, config.head.decoder = {"gaussian": 5.0, "exponential": 3.0}[target], "argmax"
+
+
+def smoke(config):
+    """Small enough that a minute is plenty."""
+    config.data.size, config.data.count = (64, 64), 24
+    config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
+    config.model.width = 8
+    config.train.batch_size, config.train.steps, config.train.epochs = 8, 6, 0

@@ -1,0 +1,70 @@
+"""Heatmap regression: one map for each landmark, drawn as a Gaussian or an exponential in training (fish paper)."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmarks.heads import Head
+from jaxmarks.ops import decode as decoders
+from jaxmarks.ops import heatmaps, losses
+
+# The target by name: how it is drawn, and the sum over its pixels in terms of its sigma.
+TARGETS = {
+    "gaussian": (heatmaps.gaussian, lambda sigma: 2 * math.pi * sigma**2),
+    "exponential": (heatmaps.exponential, lambda sigma: (4 * sigma / math.log(2)) ** 2),
+}
+# Losses that compare distributions: the network's outputs are logits of a softmax over the map.
+DISTRIBUTIONS = ("cross_entropy", "jensen_shannon")
+
+
+class Maps(nn.Module):
+    """Features (B, h, w, F) -> a map for each landmark (B, h, w, K), by a 1x1 convolution."""
+
+    landmarks: int
+
+    @nn.compact
+    def __call__(self, features):
+        if features.ndim != 4:
+            raise ValueError("the heatmap head takes a map of features: set --config.model.output=map")
+        return nn.Dense(self.landmarks, name="maps")(features)
+
+
+def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder="local_soft_argmax"):
+    """The heatmap head.
+
+    The maps may be coarser than the frame by a power of two, which follows from the body's features.
+
+    Args:
+      landmarks: K.
+      size: (H, W) of the frame.
+      target: `gaussian` or `exponential`.
+      sigma: of the target, in pixels of the network's frame.
+      loss: the name of a loss of heatmaps in `ops.losses`, without its prefix.
+      decoder: the name of a function in `ops.decode`.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"head.target={target!r}: there are {', '.join(TARGETS)}")
+    draw, mass = TARGETS[target]
+    penalty = losses.named(loss, prefix="heatmap_")
+    found = decoders.named(decoder)
+
+    def stride(maps):
+        return 2 ** math.ceil(math.log2(size[0] / maps.shape[1]))
+
+    def masked(outputs, points, mask):
+        step = stride(outputs)
+        each = penalty(outputs, draw(points / step, outputs.shape[1:3], sigma / step))
+        return jnp.sum(jnp.where(mask, each, 0)), jnp.sum(mask.astype(outputs.dtype))
+
+    def decode(outputs):
+        step = stride(outputs)
+        if loss in DISTRIBUTIONS:  # scaled to what they were trained towards, so that scores are alike for all losses
+            outputs = jax.nn.softmax(outputs, axis=(1, 2)) * mass(sigma / step)
+        window = {"window": max(1.0, sigma / step)} if found is decoders.local_soft_argmax else {}
+        points, scores = functools.partial(found, **window)(outputs)
+        return points * step, scores
+
+    return Head(Maps(landmarks), lambda batch: batch["points"], masked, decode)

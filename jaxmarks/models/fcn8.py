@@ -1,0 +1,86 @@
+"""FCN8 (Long, Shelhamer and Darrell 2015): VGG16's convolutions; scores at strides 8, 16 and 32 fused at stride 8."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarks.models import layers
+from jaxmarks.models.resnet50 import ConvNorm
+
+# The options of a network for tests.
+TINY = {"width": 4}
+
+
+def bilinear(key, shape, dtype=jnp.float32):
+    """The initialisation of a transposed convolution's kernel (C, n, n, F): bilinear upsampling of each channel."""
+    channels, n, _, features = shape
+    ramp = 1 - np.abs((np.arange(n) + 0.5) / (n / 2) - 1)
+    return jnp.asarray(np.einsum("i,j,cf->cijf", ramp, ramp, np.eye(channels, features)), dtype)
+
+
+class Upsample(nn.Module):
+    """A transposed convolution with stride s and a kernel of 2s: x (B, h, w, C) -> (B, s h, s w, C).
+
+    Written as one matmul and a sum of four shifted maps, since each output pixel lies in the squares of 2x2 kernels.
+    """
+
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        b, h, w, c = x.shape
+        s = self.stride
+        kernel = self.param("kernel", bilinear, (c, 2 * s, 2 * s, c))
+        x = (x @ kernel.reshape(c, -1)).reshape(b, h, w, 2, s, 2, s, c).transpose(3, 5, 0, 1, 4, 2, 6, 7)
+        # Quarter (i, j) of each kernel's square falls into the cell i rows and j columns on.
+        shift = lambda i, j: jnp.pad(x[i, j], ((0, 0), (i, 1 - i), (0, 0), (j, 1 - j), (0, 0), (0, 0)))
+        x = shift(0, 0) + shift(0, 1) + shift(1, 0) + shift(1, 1)
+        return x.reshape(b, (h + 1) * s, (w + 1) * s, c)[:, s // 2 : s // 2 + h * s, s // 2 : s // 2 + w * s]
+
+
+class FCN8(nn.Module):
+    """Images (B, H, W, C) in [0, 1] -> a map (B, H, W, score)."""
+
+    width: int = 64
+    score: int = 32
+    norm: str = "batch"
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        def block(x, features, name, size=3):
+            return nn.relu(ConvNorm(features, size, norm=self.norm, name=name)(x, train=train))
+
+        height, width = x.shape[1:3]
+        # A multiple of 32, so that each pooling halves exactly and each upsampling brings a feature back to its place.
+        x = jnp.pad(x, ((0, 0), (0, -height % 32), (0, -width % 32), (0, 0)), mode="edge")
+        pooled = []
+        for i, (depth, factor) in enumerate(((2, 1), (2, 2), (3, 4), (3, 8), (3, 8)), 1):
+            for j in range(1, depth + 1):
+                x = block(x, factor * self.width, f"conv{i}_{j}")
+            x = layers.max_pool(x)
+            pooled.append(x)
+        x = block(x, 8 * self.width, "fc6")
+        x = block(x, 8 * self.width, "fc7", size=1)
+
+        x = layers.Conv(self.score, (1, 1), name="score_fc7")(x)
+        x = Upsample(2, name="up_fc7")(x) + layers.Conv(self.score, (1, 1), name="score_pool4")(pooled[3])
+        x = Upsample(2, name="up_pool4")(x) + layers.Conv(self.score, (1, 1), name="score_pool3")(pooled[2])
+        return Upsample(8, name="up_pool3")(x)[:, :height, :width]
+
+
+def build(*, width=64, score=0, norm="batch"):
+    """FCN8 with 17 M parameters, as in the fish paper.
+
+    The paper gives the count alone, which excludes VGG16's own classifier of 4,096 channels (a 7x7 convolution of
+    103 M). Here fc6 is a 3x3 and fc7 a 1x1 convolution of 8 `width` = 512 channels. As in FCN8 the transposed
+    convolutions begin as bilinear upsampling; here the last one is learned too, for with bilinear interpolation a
+    peak could lie at the centres of the 8x8 cells alone. FCN8 has one score channel a class; here the head maps the
+    score channels onto the landmarks.
+
+    Args:
+      width: channels of VGG16's first block; all others are multiples of it.
+      score: channels of the fused maps and of the output; 0 is half of `width`, and at least 8. More of them than
+        landmarks are needed for independent heatmaps.
+      norm: "batch", "group" or "none".
+    """
+    return FCN8(width=width, score=score or max(8, width // 2), norm=norm)

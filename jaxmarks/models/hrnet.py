@@ -1,0 +1,115 @@
+"""HRNet (Sun, Xiao, Liu and Wang 2019): parallel branches at strides 4, 8, 16 and 32 that exchange their features."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxmarks.models import layers
+from jaxmarks.models.resnet50 import Bottleneck, ConvNorm, last_init
+
+# The options of a network for tests.
+TINY = {"width": 4, "modules": (1, 1, 1, 1), "blocks": 1}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, added to their input."""
+
+    norm: str = "batch"
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        y = nn.relu(ConvNorm(x.shape[-1], norm=self.norm, name="conv1")(x, train=train))
+        y = ConvNorm(x.shape[-1], norm=self.norm, kernel_init=last_init(self.norm), name="conv2")(y, train=train)
+        return nn.relu(x + y)
+
+
+class Exchange(nn.Module):
+    """The exchange unit: each of the first `outputs` branches becomes the sum of all, brought to its size and channels.
+
+    A finer branch comes down by strided 3x3 convolutions, a coarser one by a 1x1 convolution and bilinear upsampling.
+    """
+
+    outputs: int
+    norm: str = "batch"
+
+    @nn.compact
+    def __call__(self, branches, *, train):
+        def bring(x, source, target):
+            """The source's features at the target's size and channels."""
+            *_, height, width, features = branches[target].shape
+            name = f"from{source}_to{target}"
+            for step in range(source + 1, target):
+                x = nn.relu(ConvNorm(x.shape[-1], 3, 2, self.norm, name=f"{name}_{step}")(x, train=train))
+            size, stride = (3, 2) if source < target else (1, 1)
+            x = ConvNorm(features, size, stride, self.norm, last_init(self.norm), name=name)(x, train=train)
+            return layers.resize(x, (height, width))
+
+        def fuse(target):
+            return sum(x if source == target else bring(x, source, target) for source, x in enumerate(branches))
+
+        return [nn.relu(fuse(target)) for target in range(self.outputs)]
+
+
+class HRNet(nn.Module):
+    """Images (B, H, W, C) in [0, 1] -> features of the finest branch (B, H/stride, W/stride, width)."""
+
+    width: int = 18
+    modules: tuple[int, ...] = (1, 1, 3, 2)
+    blocks: int = 4
+    stride: int = 4
+    norm: str = "batch"
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        height, width = x.shape[1:3]
+        # A multiple of 32, so that each branch has half the size of the one before.
+        x = jnp.pad(x, ((0, 0), (0, -height % 32), (0, -width % 32), (0, 0)), mode="edge")
+        for i in (1, 2):
+            x = nn.relu(ConvNorm(4 * self.width, 3, 2, self.norm, name=f"stem{i}")(x, train=train))
+        for i in range(self.blocks * self.modules[0]):
+            x = Bottleneck(4 * self.width, norm=self.norm, name=f"stage1_{i}")(x, train=train)
+        branches = [nn.relu(ConvNorm(self.width, norm=self.norm, name="branch0")(x, train=train))]
+
+        for stage, modules in enumerate(self.modules[1:], 2):
+            # The new branch begins at half the size of the coarsest one (of stage 1's output, which is wider).
+            coarsest = x if stage == 2 else branches[-1]
+            new = ConvNorm(self.width * 2 ** (stage - 1), 3, 2, self.norm, name=f"branch{stage - 1}")
+            branches.append(nn.relu(new(coarsest, train=train)))
+            for module in range(modules):
+                for b in range(stage):
+                    for i in range(self.blocks):
+                        name = f"stage{stage}_{module}_branch{b}_{i}"
+                        branches[b] = BasicBlock(self.norm, name=name)(branches[b], train=train)
+                # Of the last exchange the finest branch alone is used.
+                outputs = 1 if stage == 4 and module == modules - 1 else stage
+                branches = Exchange(outputs, self.norm, name=f"stage{stage}_{module}_exchange")(branches, train=train)
+
+        x = branches[0]
+        for i in range(1, 1 + int(math.log2(4 // self.stride))):
+            x = layers.resize(x, (2 * x.shape[1], 2 * x.shape[2]))
+            x = nn.relu(ConvNorm(self.width, norm=self.norm, name=f"up{i}")(x, train=train))
+        return x[:, : -(-height // self.stride), : -(-width // self.stride)]
+
+
+def build(*, width=18, modules=(1, 1, 3, 2), blocks=4, stride=4, norm="batch"):
+    """HRNet with 6.5 M parameters, as in the fish paper.
+
+    The fish paper gives the count alone, and the networks of Sun et al. for poses are larger (W32: 28.5 M). Here it is
+    width 18, the narrowest they published, with the modules of their "W18-Small-v2", (1, 1, 3, 2); with (1, 1, 4, 3)
+    it has 9.4 M. As theirs for poses it has bottlenecks in stage 1, and the finest branch alone as output. Their stem
+    has 64 channels at any width; here it is 4 `width`.
+
+    Args:
+      width: channels of the finest branch; the others have 2, 4 and 8 times as many, and the stem 4 times.
+      modules: of each of the four stages; a module is `blocks` blocks in each branch and an exchange unit.
+      blocks: residual blocks of a branch in each module.
+      stride: of the output: 4, that of the finest branch, or 2 or 1, reached by bilinear upsampling and a 3x3
+        convolution for each factor of 2.
+      norm: "batch", "group" or "none".
+    """
+    if stride not in (1, 2, 4):
+        raise ValueError(f"model.stride={stride}: there are 1, 2 and 4")
+    if len(modules) != 4 or min(modules) < 1:
+        raise ValueError(f"model.modules={modules}: give the number of modules of four stages, each at least 1")
+    return HRNet(width=width, modules=tuple(modules), blocks=blocks, stride=stride, norm=norm)

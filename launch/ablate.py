@@ -1,0 +1,593 @@
+"""A grid of experiments in one command: every cell trained for every seed, and a table that is rewritten after each.
+
+    python launch/ablate.py --grid=configs/ablations/NAME.py[:variant] [--workdir=DIR] [--seeds=0,1,2] [--jobs=N]
+        [--config.data.images=PHOTOS --config.data.landmarks=FILE] [--config.key=value ...]
+
+A grid file has `get_grid(text="")`, whose `text` is what stands after the colon. It returns a dict:
+
+  config     the config of all cells with its variants, as "configs/fish.py:own"
+  cells      a list of dicts: "row" and "column", the labels; "config", variants that this cell adds; "overrides",
+             {"train.steps": 300}, where a dict replaces a section: {"optimizer": {"name": "nesterov", ...}}.
+             `jaxmarks.config.product` makes such a list from axes.
+  overrides  of all cells; optional, as are
+  seeds      (0,), the values of `config.seed`
+  metrics    ("mean_distance_px",), keys of `summary.json`; the numbers in a dict there as "success_rates.10"
+
+Overrides of a cell go before those of all cells, and `--config.key=value` of the command line before both. All runs
+are checked before the first is trained. Each is `python -m jaxmarks.main` with the workdir DIR/<row>--<column>/<seed>
+and what it says in `log.txt` there. One that fails is listed as failed and the others go on; the exit status is then 1.
+What is complete is not run again: after a kill, give the same command.
+
+Writes `table.csv` (a line for each run), `table.md` and `table.html` to DIR.
+"""
+
+import argparse
+import ast
+import collections
+import csv
+import difflib
+import importlib.util
+import io
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import ml_collections
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from jaxmarks import config as configs
+from jaxmarks.report import tables
+
+GRID_KEYS = {"config", "cells", "overrides", "seeds", "metrics"}
+CELL_KEYS = {"row", "column", "config", "overrides"}
+DASH = "\N{EN DASH}"
+
+
+class Run(NamedTuple):
+    """One cell with one seed: its labels, the arguments of jaxmarks.main, its folder, and the config they make."""
+
+    row: str
+    column: str
+    seed: int
+    arguments: list[str]
+    folder: Path
+    config: ml_collections.ConfigDict
+
+
+class Entry(NamedTuple):
+    """What a table shows of a cell: the text, and whether it is the best of its column."""
+
+    text: str
+    best: bool = False
+
+
+def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int:
+    """Runs the grid that the command line names; returns the number of failed runs.
+
+    `launch` (arguments, log, environment) -> exit status and `device` () -> str stand in for the real ones in tests.
+    """
+    launch, device = launch or start, device or hardware
+    command = sys.argv if arguments is None else ["launch/ablate.py", *arguments]
+    options, common = parse(arguments)
+    try:
+        grid = load_grid(options.grid)
+        runs = expand(grid, options.workdir, options.seeds, common)
+    except (ValueError, OSError) as error:
+        sys.exit(f"ablate: {error}")
+    started = time.perf_counter()
+    results = {run.folder: summary for run in runs if (summary := complete(run, grid["metrics"]))}
+    todo = [run for run in runs if run.folder not in results]
+    print(f"{len(runs)} runs, {len(runs) - len(todo)} of them complete: {options.workdir}", flush=True)
+    about = {
+        "title": grid["title"],
+        "command": shlex.join(["python", *command]),
+        "device": device(),
+        "metrics": grid["metrics"],
+    }
+    environment = dict(os.environ)
+    if options.jobs > 1:  # each process would take three quarters of a GPU's memory
+        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / options.jobs:.3f}")
+    tell = lambda: write(options.workdir, runs, results, about | {"elapsed": time.perf_counter() - started})
+    tell()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        waiting = {pool.submit(train, run, grid["metrics"], launch, environment): run for run in todo}
+        try:
+            for number, future in enumerate(as_completed(waiting), 1):
+                run, result = waiting[future], future.result()
+                results[run.folder] = result
+                said = f"failed: {result.strip()}" if isinstance(result, str) else shown(result, grid["metrics"][0])
+                print(f"[{number}/{len(todo)}] {name(run)}, seed {run.seed}: {said}", flush=True)
+                tell()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    print((options.workdir / "table.md").read_text())
+    print(options.workdir / "table.html")
+    return sum(isinstance(result, str) for result in results.values())
+
+
+def parse(arguments):
+    """The options, and the overrides {"train.steps": "300"} of `--config.train.steps=300`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--grid", required=True, help="the grid's file; its variants after a colon")
+    parser.add_argument("--workdir", type=Path, help="by default runs/ and the grid's name")
+    parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), help="by default the grid's")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    options, rest = parser.parse_known_args(arguments)
+    options.workdir = options.workdir or default_workdir(options.grid)
+    if options.jobs < 1:
+        parser.error("--jobs is at least 1")
+    common = {}
+    for argument in rest:
+        given = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, re.DOTALL)
+        if not given:
+            parser.error(f"unknown argument {argument}; write --config.key=value")
+        common[given[1]] = given[2]
+    return options, common
+
+
+def default_workdir(grid: str) -> Path:
+    """runs/beetle_optimiser-full for configs/ablations/beetle_optimiser.py:full."""
+    path, _, text = grid.partition(":")
+    return Path("runs") / "-".join(filter(None, [Path(path).stem, slug(text)]))
+
+
+def load_grid(text: str) -> dict:
+    """The grid of FILE.py[:variant] with what is optional filled in, and its docstring's first line as the title."""
+    path, _, variants = text.partition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such grid")
+    spec = importlib.util.spec_from_file_location("grid", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    grid = {"overrides": {}, "seeds": (0,), "metrics": ("mean_distance_px",)} | module.get_grid(variants)
+    known("key of a grid", grid, GRID_KEYS)
+    for cell in grid["cells"]:
+        known("key of a cell", cell, CELL_KEYS)
+    if not grid["cells"]:
+        raise ValueError(f"{path}: the grid has no cells")
+    return grid | {"title": (module.__doc__ or Path(path).stem).strip().splitlines()[0].rstrip(".")}
+
+
+def known(what: str, given, allowed) -> None:
+    """Raises ValueError where `given` has a key that is not `allowed`, naming the nearest that are."""
+    for key in given:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=3, cutoff=0.4) or sorted(allowed)
+            raise ValueError(f"there is no {what} {key}; the nearest are {', '.join(near)}")
+
+
+def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run]:
+    """The runs of all cells and seeds, each checked against its config.
+
+    Raises:
+      ValueError: a key or value that the config does not take, a seed among the overrides, or two cells of one name.
+    """
+    runs = []
+    for cell in grid["cells"]:
+        row, column = cell["row"], cell.get("column", "")
+        label = " / ".join(filter(None, [row, column]))
+        path, _, variants = grid["config"].partition(":")
+        config = ":".join(filter(None, [path, ",".join(filter(None, [variants, cell.get("config")]))]))
+        try:
+            keys = set(paths(resolve([f"--config={config}"])))
+            overrides = merge(keys, grid["overrides"], cell.get("overrides", {}), common)
+            if "seed" in overrides:
+                raise ValueError("seed is not for overrides; write --seeds=0,1,2, or the grid's seeds")
+            for seed in seeds or grid["seeds"]:
+                folder = workdir / "--".join(filter(None, [slug(row), slug(column)])) / str(seed)
+                options = [f"--config.{key}={value}" for key, value in (overrides | {"seed": seed}).items()]
+                settings = resolve([f"--config={config}", *options])
+                arguments = [f"--config={config}", *options, f"--workdir={folder}"]
+                runs.append(Run(row, column, seed, arguments, folder, settings))
+        except (flags.Error, ValueError, OSError) as error:
+            # A config's own error comes inside a traceback, as its last line.
+            raise ValueError(f"{label}: {str(error).strip().splitlines()[-1]}") from error
+    for folder, count in collections.Counter(run.folder for run in runs).items():
+        if count > 1:
+            raise ValueError(f"{count} runs share the folder {folder}: give the cells labels that differ")
+    return runs
+
+
+def resolve(arguments: list[str]) -> ml_collections.ConfigDict:
+    """The config that jaxmarks.main makes of `--config=...` and `--config.key=value`."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=arguments)
+    values(["ablate", *arguments])
+    config = values["config"].value
+    config.to_json()  # where the file could not be read, ml_collections says so when the config is used
+    return config
+
+
+def paths(config, before: str = ""):
+    """The keys of a config, those in sections with a dot: "optimizer", "optimizer.name"."""
+    for key, value in config.items():
+        yield before + key
+        if isinstance(value, dict | ml_collections.ConfigDict):
+            yield from paths(value, f"{before}{key}.")
+
+
+def merge(keys: set[str], *layers: dict[str, Any]) -> dict[str, Any]:
+    """Overrides in which a later layer goes before an earlier one.
+
+    A dict takes the place of a section; a later key inside of it is put into that dict, because the command line of
+    jaxmarks.main can change a section or its keys, not both.
+
+    Args:
+      keys: those that the config has.
+      layers: dicts of a key and its new value.
+
+    Raises:
+      ValueError: a key that the config, or the section in its place, does not have; it names the nearest.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            known("key of this config", [key], keys)
+            inside = next((k for k in merged if key.startswith(f"{k}.") and isinstance(merged[k], dict)), None)
+            if inside:
+                merged[inside] = changed(merged[inside], key.removeprefix(f"{inside}.").split("."), value)
+            else:
+                merged = {k: v for k, v in merged.items() if not f"{k}.".startswith(f"{key}.")} | {key: value}
+            if isinstance(value, dict):
+                keys = {k for k in keys if not k.startswith(f"{key}.")} | set(paths(value, f"{key}."))
+    return merged
+
+
+def changed(section: dict, path: list[str], value) -> dict:
+    """The section with the value at the path; a text of the command line is read as Python where it is Python."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+        except (SyntaxError, ValueError):
+            pass
+    first, *rest = path
+    return section | {first: changed(section[first], rest, value) if rest else value}
+
+
+def slug(label: str) -> str:
+    """A label as the name of a folder."""
+    return re.sub(r"[^\w.+=]+", "-", label).strip("-.")
+
+
+def name(run: Run) -> str:
+    """The labels of a run's cell."""
+    return " / ".join(filter(None, [run.row, run.column]))
+
+
+def complete(run: Run, metrics) -> dict | None:
+    """The summary of a run that is complete and of this config, or None."""
+    try:
+        summary = tables.read_summary(run.folder / "summary.json")
+        same = not configs.differences(configs.load(run.folder / "config.json"), run.config)
+    except (OSError, ValueError):  # not there, or cut short by a kill
+        return None
+    whole = all(value(summary, metric, None) is not None for metric in metrics)
+    return summary if same and whole else None
+
+
+def train(run: Run, metrics, launch, environment) -> dict | str:
+    """Trains a run; its summary, or where it failed the last lines that it said."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log = run.folder / "log.txt"
+    before = log.stat().st_size if log.exists() else 0
+    status = launch(run.arguments, log, environment)
+    summary = complete(run, metrics)
+    if status == 0 and summary:
+        return summary
+    said = log.read_bytes()[before:].decode(errors="replace").strip().splitlines() if log.exists() else []
+    why = f"exit status {status}" if status else f"no number for {', '.join(metrics)} in a summary.json of this config"
+    return "\n".join([*said[-8:], f"({why}; {log})"])
+
+
+def start(arguments: list[str], log: Path, environment: dict[str, str]) -> int:
+    """Runs jaxmarks.main in a process of its own; returns its exit status."""
+    command = [sys.executable, "-m", "jaxmarks.main", *arguments]
+    with log.open("a") as file:
+        print("$", shlex.join(command), file=file, flush=True)
+        return subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
+
+
+def hardware() -> str:
+    """The accelerators, or how many CPU cores; JAX is asked in another process, which gives the device back."""
+    ask = "import jax; print(*(d.device_kind for d in jax.devices() if d.platform != 'cpu'), sep=', ')"
+    found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout.strip()
+    return found or f"{os.cpu_count()} CPU cores"
+
+
+# The tables.
+
+
+def value(summary: dict, metric: str, default: float | None = math.nan) -> Any:
+    """The number of a summary that a metric names, `default` where there is none."""
+    found: Any = summary
+    for key in metric.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, int | float) else default
+
+
+def shown(summary: dict, metric: str) -> str:
+    """The metric in words, for the screen."""
+    return f"{heading(metric)} {number(value(summary, metric), metric)} ({summary.get('seconds') or 0:.0f} s)"
+
+
+def heading(metric: str) -> str:
+    """mean_distance_px -> mean distance (px); success_rates.10 -> share of landmarks within 10 px."""
+    if metric.startswith("success_rates."):
+        return f"share of landmarks within {metric.removeprefix('success_rates.')} px"
+    words, unit = re.fullmatch(r"(.*?)(?:_(px|mm))?", metric).groups()
+    return words.replace("_", " ").replace("p95", "95 % within") + (f" ({unit})" if unit else "")
+
+
+def number(x: float, metric: str) -> str:
+    """Two decimals of a distance, four of anything else; a dash for NaN."""
+    return DASH if math.isnan(x) else f"{x:.{2 if metric.endswith('_px') else 4}f}"
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether the best of a column is the greatest."""
+    return metric.split(".")[0] in ("r2", "explained_variance", "pearson", "success_rates")
+
+
+def statistics(summaries: list[dict], metric: str) -> tuple[float, float]:
+    """Mean and deviation of a cell: over its seeds where there are several, else over the folds of its one run.
+
+    Deviations are those of the population, `np.std`. NaN where there is none: no run, one run of one fold, or one run
+    and a metric other than the mean distance, which is the only one that a summary has for each fold.
+    """
+    values = [value(summary, metric) for summary in summaries]
+    if len(values) > 1:
+        return float(np.mean(values)), float(np.std(values))
+    over_folds = [value(s, "std_over_folds_px") for s in summaries if metric == "mean_distance_px"]
+    return (*values, math.nan)[0], (*over_folds, math.nan)[0]
+
+
+def with_deviation(mean: float, deviation: float, metric: str) -> str:
+    """2.55 ± 0.10, or 2.55 where there is no deviation."""
+    return number(mean, metric) + ("" if math.isnan(deviation) else f" ± {number(deviation, metric)}")
+
+
+def network_entry(given: list[dict | str | None], metric: str, best: float | None) -> Entry:
+    """What a table shows of a cell: its runs' results are a summary, a text where one failed, None before it is run."""
+    summaries = [result for result in given if isinstance(result, dict)]
+    mean, deviation = statistics(summaries, metric)
+    count = lambda n, what: f"{n} of {len(given)} seeds {what}" if len(given) > 1 else what
+    failed, waiting = sum(isinstance(result, str) for result in given), given.count(None)
+    notes = ", ".join(count(n, what) for n, what in ((failed, "failed"), (waiting, "not run yet")) if n)
+    if not summaries:
+        return Entry(notes)
+    return Entry(with_deviation(mean, deviation, metric) + (f" ({notes})" if notes else ""), mean == best)
+
+
+def baseline_entry(summaries: list[dict], metric: str) -> Entry:
+    """A baseline's number; from the least to the greatest where a column's runs are scored on different images."""
+    found = sorted({statistics([s], metric) for s in summaries if not math.isnan(value(s, metric))})
+    texts = dict.fromkeys(with_deviation(*one, metric) for one in found)
+    if len(texts) > 1:
+        texts = dict.fromkeys([f" {DASH} ".join(number(one[0], metric) for one in (found[0], found[-1]))])
+    return Entry("".join(texts) or DASH)
+
+
+def layout(runs: list[Run], results: dict, metric: str) -> list[tuple[str, dict[str, Entry]]]:
+    """The table of a metric: (row, {column: entry}), the rows of the grid and then those of the baselines."""
+    cells: dict[tuple[str, str], list] = collections.defaultdict(list)
+    for run in runs:
+        cells[run.row, run.column].append(results.get(run.folder))
+    done = {key: [result for result in given if isinstance(result, dict)] for key, given in cells.items()}
+    networks = {row: {} for row, _ in cells}
+    baselines = {method: {} for summaries in done.values() for s in summaries for method in s["baselines"]}
+    for column in dict.fromkeys(column for _, column in cells):
+        means = [statistics(summaries, metric)[0] for (_, c), summaries in done.items() if c == column]
+        known_means = [mean for mean in means if not math.isnan(mean)]
+        best = (max if higher_is_better(metric) else min)(known_means, default=None)
+        for row, entries in networks.items():
+            given = cells.get((row, column))
+            entries[column] = network_entry(given, metric, best) if given else Entry("")
+        for method, entries in baselines.items():
+            scored = [s["baselines"] for (_, c), summaries in done.items() if c == column for s in summaries]
+            entries[column] = baseline_entry([scores[method] for scores in scored if method in scores], metric)
+    return [*networks.items(), *((method.replace("_", " "), entries) for method, entries in baselines.items())]
+
+
+def caption(runs: list[Run], results: dict, metric: str) -> str:
+    """What a table shows, and over what its deviations are."""
+    seeds = len({run.seed for run in runs})
+    done = [r for r in results.values() if isinstance(r, dict)]
+    folds = sorted({len(r.get("folds", [])) for r in done if r.get("std_over_folds_px") is not None})
+    if seeds > 1:
+        spread = f" ± the standard deviation over {seeds} seeds"
+        spread += "; of a baseline, over its folds" if folds and metric == "mean_distance_px" else ""
+    elif folds and metric == "mean_distance_px":
+        spread = f" ± the standard deviation over {' or '.join(map(str, folds))} folds (one seed)"
+    else:
+        spread = " (one seed)"
+    better = "higher" if higher_is_better(metric) else "lower"
+    text = f"{heading(metric)}{spread}; {better} is better, the best network of a column in bold."
+    return text[0].upper() + text[1:]
+
+
+def data(runs: list[Run], results: dict) -> str:
+    """On what the cells were scored: images and landmarks, for each column where the columns differ."""
+    found: dict = {}
+    for run in runs:
+        summary = results.get(run.folder)
+        if isinstance(summary, dict):
+            where = f" of {run.config.data.images}" if run.config.get("data", {}).get("images") else ""
+            text = f"{summary['images']} held-out images{where}, {summary['landmarks']} landmarks each"
+            found.setdefault(text, {})[run.column] = None
+    if len(found) < 2:
+        return "".join(found)
+    return "; ".join(f"{', '.join(columns)}: {text}" for text, columns in found.items())
+
+
+def records(runs: list[Run], results: dict, metrics) -> list[dict]:
+    """A row for each run: the lines of `table.csv`."""
+    numbers = dict.fromkeys(["mean_distance_px", "std_over_folds_px", "median_px", "p95_px", *metrics])
+    summaries = [r for r in results.values() if isinstance(r, dict)]
+    methods = dict.fromkeys(method for summary in summaries for method in summary["baselines"])
+    rows = []
+    for run in runs:
+        result = results.get(run.folder)
+        summary = result if isinstance(result, dict) else {}
+        rows.append(
+            {"row": run.row, "column": run.column, "seed": run.seed}
+            | {metric: value(summary, metric, None) for metric in numbers}
+            | {key: summary.get(key) for key in ("parameters", "seconds", "images", "landmarks")}
+            | {"epochs": epochs(run, summary)}
+            | {f"{method}_px": value(summary, f"baselines.{method}.mean_distance_px", None) for method in methods}
+            | {"failed": result.splitlines()[-1] if isinstance(result, str) else ""}
+        )
+    return rows
+
+
+def epochs(run: Run, summary: dict) -> int | None:
+    """How many epochs the longest fold of a run's last stage took, or None where its log does not say."""
+    log = tables.read_metrics(run.folder / "metrics.jsonl")
+    return max((m["epoch"] for m in log if m["stage"] == summary.get("stage")), default=None)
+
+
+def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
+    """Writes `table.csv`, `table.md` and `table.html` of what is known by now."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    lines = records(runs, results, about["metrics"])
+    file = io.StringIO()
+    table = csv.DictWriter(file, lines[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(lines)
+    replace(workdir / "table.csv", file.getvalue())
+    summaries = [r for r in results.values() if isinstance(r, dict)]
+    seconds = sum(summary.get("seconds") or 0 for summary in summaries)
+    page = {
+        "title": about["title"],
+        "columns": list(dict.fromkeys(run.column for run in runs)),
+        "grids": [(caption(runs, results, m), m, layout(runs, results, m)) for m in about["metrics"]],
+        "networks": len({run.row for run in runs}),
+        "failures": [
+            (f"{name(run)}, seed {run.seed}", results[run.folder])
+            for run in runs
+            if isinstance(results.get(run.folder), str)
+        ],
+        "command": about["command"],
+        "notes": [
+            f"{len(summaries)} of {len(runs)} runs complete.",
+            f"{data(runs, results)}." if summaries else "",
+            f"{about['device']}; {duration(seconds)} of training and scoring in all runs, {duration(about['elapsed'])}"
+            " since this command was started.",
+        ],
+        "records": [{key: cell for key, cell in line.items() if key != "failed"} for line in lines],
+    }
+    replace(workdir / "table.md", markdown(page))
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.globals |= {"heading": heading, "cell": cell}
+    replace(workdir / "table.html", environment.from_string(PAGE).render(page))
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file at once, for whoever reads it at the same moment."""
+    whole = path.with_name(path.name + ".new")
+    whole.write_text(text, encoding="utf-8")
+    whole.replace(path)
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3.4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def cell(x) -> str:
+    """A value of `table.csv` as the page shows it."""
+    if x is None:
+        return DASH
+    return f"{x:.2f}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else str(x)
+
+
+def markdown(page: dict) -> str:
+    """The page for a README."""
+    parts = [f"# {page['title']}\n"]
+    for text, metric, rows in page["grids"]:
+        bold = lambda entry: f"**{entry.text}**" if entry.best else entry.text
+        table = [{"row": row} | {f"in {c}": bold(entry) for c, entry in entries.items()} for row, entries in rows]
+        columns = {"row": ""} | {f"in {c}": c or heading(metric) for c in page["columns"]}
+        parts += [f"{text}\n", tables.markdown(table, columns)]
+    parts += ["    " + page["command"] + "\n", " ".join(filter(None, page["notes"])) + "\n"]
+    for label, said in page["failures"]:
+        parts += [f"**Failed: {label}**\n", "".join(f"    {line}\n" for line in said.splitlines())]
+    return "\n".join(parts)
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }} &ndash; jaxmarks</title>
+<style>
+:root { color-scheme: light dark; --ink: #111827; --soft: #6b7280; --line: #e5e7eb; --page: #fff; --card: #f9fafb; --accent: #0072b2; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e5e7eb; --soft: #9ca3af; --line: #374151; --page: #111827; --card: #1f2937; --accent: #56b4e9; }
+}
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
+.soft, caption { color: var(--soft); font-size: .9rem; }
+caption { text-align: left; padding-bottom: .5rem; }
+.scroll { overflow-x: auto; margin: 1.2rem 0 2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: .35rem 1.4rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--soft); font-weight: 500; vertical-align: bottom; } thead th { white-space: normal; }
+tbody th, th.text, td.text { text-align: left; white-space: normal; min-width: 7rem; } tbody th { color: var(--ink); }
+td b { color: var(--accent); } tr.plain * { color: var(--soft); } details table { font-size: .85rem; }
+pre { background: var(--card); border: 1px solid var(--line); padding: .8rem; font-size: .8rem; border-radius: .4rem; white-space: pre-wrap; }
+summary { cursor: pointer; color: var(--accent); }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+{% for caption, metric, rows in grids %}
+<div class="scroll"><table><caption>{{ caption }}</caption>
+<thead><tr><th></th>{% for column in columns %}<th scope="col">{{ column or heading(metric) }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row, entries in rows %}
+<tr{% if loop.index > networks %} class="plain"{% endif %}><th scope="row">{{ row }}</th>
+{%- for column in columns %}{% set entry = entries[column] %}<td>{% if entry.best %}<b>{{ entry.text }}</b>{% else %}{{ entry.text }}{% endif %}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% endfor %}
+<pre>{{ command }}</pre>
+{% for note in notes if note %}
+<p class="soft">{{ note }}</p>
+{% endfor %}
+{% if failures %}
+<h2>Failed runs ({{ failures | length }})</h2>
+{% for label, said in failures %}
+<p>{{ label }}</p><pre>{{ said }}</pre>
+{% endfor %}
+{% endif %}
+<details><summary>Every run</summary><div class="scroll"><table>
+<thead><tr>{% for key in records[0] %}<th{% if key in ("row", "column") %} class="text"{% endif %}>{{ heading(key) }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for record in records %}
+<tr>{% for key, x in record.items() %}<td{% if key in ("row", "column") %} class="text"{% endif %}>{{ cell(x) }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div></details>
+</body>
+</html>
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main() else 0)

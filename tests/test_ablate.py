@@ -1,0 +1,366 @@
+"""Grids of experiments: what is run, what is not run again, and the tables, against numbers worked out by hand."""
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from jaxmarks import config as configs
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("ablate", ROOT / "launch" / "ablate.py")
+ablate = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ablate)
+
+TWO_BY_TWO = """
+from jaxmarks import config as configs
+
+def get_grid(text=""):
+    return {
+        "config": "configs/beetle.py:smoke",
+        "overrides": {"train.steps": 2},
+        "cells": configs.product(
+            size={"small": {"model.width": 32}, "<b>large</b>": {"model.width": 64}},
+            part={"pronotum": {}, "head": "part=head"},
+        ),
+        "seeds": (0, 1),
+    }
+"""
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # a grid names its config as the command line does, from the project's folder
+
+
+class Launcher:
+    """Stands in for jaxmarks.main: notes its arguments, and writes the config and the summary that a run leaves."""
+
+    def __init__(self, summary):
+        self.summary = summary  # config -> summary, or an exit status
+        self.runs = []
+
+    def __call__(self, arguments, log, environment):
+        *rest, workdir = arguments
+        self.runs.append(arguments)
+        folder = Path(workdir.removeprefix("--workdir="))
+        config = ablate.resolve(rest)
+        configs.save(config, folder / "config.json")
+        summary = self.summary(config)
+        if isinstance(summary, int):
+            with log.open("a") as file:
+                file.write("step 1\nout of memory & <gone>\n")
+            return summary
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return 0
+
+
+def summary(distance, *, folds=None, mean_shape=20.0, **more):
+    """A summary.json with what the tables read."""
+    return {
+        "mean_distance_px": distance, "std_over_folds_px": folds, "median_px": 1.5, "p95_px": 4.0, "images": 18,
+        "landmarks": 8, "parameters": 1234, "seconds": 10.0, "stage": "train", "folds": [{"fold": 0}, {"fold": 1}],
+        "baselines": {"mean_shape": {"mean_distance_px": mean_shape, "std_over_folds_px": folds}},
+    } | more  # fmt: skip
+
+
+def run(tmp_path, text, launcher, *arguments):
+    """Runs the grid of the text; the number of failures and DIR."""
+    (tmp_path / "grid.py").write_text(text)
+    workdir = tmp_path / "out"
+    failed = ablate.main(
+        [f"--grid={tmp_path / 'grid.py'}", f"--workdir={workdir}", *arguments],
+        launch=launcher,
+        device=lambda: "an abacus",
+    )
+    return failed, workdir
+
+
+def refused(tmp_path, text, *arguments):
+    """The message with which a grid is refused before anything is run."""
+    launcher = Launcher(lambda config: pytest.fail("a run was started"))
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path, text, launcher, *arguments)
+    assert not launcher.runs and not (tmp_path / "out").exists()
+    return str(error.value)
+
+
+def rows(workdir):
+    """table.md's first table as {row: [cells]}."""
+    lines = (workdir / "table.md").read_text().split("\n\n")[2].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: rest for first, *rest in cells[2:]}
+
+
+def test_product_is_every_combination_with_the_last_axis_as_columns():
+    cells = configs.product(a={"a1": {"x": 1}, "a2": "v"}, b={"b1": "w", "b2": {}}, c={"c1": {"y": 2}, "c2": "u"})
+    assert [(c["row"], c["column"]) for c in cells] == [
+        ("a1, b1", "c1"), ("a1, b1", "c2"), ("a1, b2", "c1"), ("a1, b2", "c2"),
+        ("a2, b1", "c1"), ("a2, b1", "c2"), ("a2, b2", "c1"), ("a2, b2", "c2"),
+    ]  # fmt: skip
+    assert cells[0] == {"row": "a1, b1", "column": "c1", "config": "w", "overrides": {"x": 1, "y": 2}}
+    assert cells[5]["config"] == "v,w,u" and cells[5]["overrides"] == {}
+    assert configs.product(a={"a1": {}}) == [{"row": "a1", "column": "", "config": "", "overrides": {}}]
+    configs.product(a={"a1": {"head": {"sigma": 1}}}, b={"b1": {"head.sigma": 2, "header": 1}})
+    for key in ("head", "head.sigma"):
+        with pytest.raises(ValueError, match=r"b='b1' sets head\.sigma"):
+            configs.product(a={"a1": {"head.sigma": 1}}, b={"b1": {key: 2}})
+
+
+def test_a_grid_becomes_runs_with_common_own_and_command_line_overrides(tmp_path):
+    launcher = Launcher(lambda config: summary(1.0))
+    failed, workdir = run(tmp_path, TWO_BY_TWO, launcher, "--config.data.images=DIR", "--config.data.landmarks=F")
+    assert failed == 0 and len(launcher.runs) == 8
+    assert launcher.runs[3] == [
+        "--config=configs/beetle.py:smoke,part=head", "--config.train.steps=2", "--config.model.width=32",
+        "--config.data.images=DIR", "--config.data.landmarks=F", "--config.seed=1",
+        f"--workdir={workdir}/small--head/1",
+    ]  # fmt: skip
+    folders = sorted(str(p.parent.relative_to(workdir)) for p in workdir.glob("*/*/summary.json"))
+    cells = ("b-large-b--head", "b-large-b--pronotum", "small--head", "small--pronotum")
+    assert folders == [f"{cell}/{seed}" for cell in cells for seed in (0, 1)]
+    assert "18 held-out images of DIR, 8 landmarks each." in (workdir / "table.md").read_text()
+
+
+def test_the_command_line_goes_before_the_grid_and_seeds_are_chosen(tmp_path):
+    launcher = Launcher(lambda config: summary(1.0))
+    run(tmp_path, TWO_BY_TWO, launcher, "--seeds=7", "--config.train.steps=5", "--jobs=2")
+    assert len(launcher.runs) == 4
+    for arguments in launcher.runs:
+        assert [a for a in arguments if "steps" in a or "seed" in a] == ["--config.train.steps=5", "--config.seed=7"]
+
+
+def test_a_section_is_replaced_and_later_keys_go_into_it():
+    keys = {"a", "a.x", "a.y", "b", "ab"}
+    merge = lambda *layers: ablate.merge(keys, *layers)
+    assert merge({"a.x": 1, "b": 2}, {"b": 3}) == {"a.x": 1, "b": 3}
+    assert merge({"a.x": 1, "ab": 5}, {"a": {"z": 4}}) == {"ab": 5, "a": {"z": 4}}
+    section = {"z": (1, 2), "on": True, "deep": {"w": 0}}
+    assert merge({"a": section}, {"a.z": "(3, 4)", "a.on": "false", "a.deep.w": "word"}) == {
+        "a": {"z": (3, 4), "on": False, "deep": {"w": "word"}}
+    }
+    assert section == {"z": (1, 2), "on": True, "deep": {"w": 0}}
+    with pytest.raises(ValueError, match=r"a\.x; the nearest are a\.z"):
+        merge({"a": {"z": 4}}, {"a.x": 1})  # the section that took its place has no x
+
+
+def test_a_replaced_section_reaches_the_config_as_it_was_written():
+    section = {"name": "nesterov", "learning_rate": (0.03, 0.00001), "momentum": (0.9, 0.9999), "clip": 0.0}
+    cells = configs.product(optimiser={"nesterov": {"optimizer": section}}, rate={"low": {"optimizer.clip": 1.0}})
+    grid = {"config": "configs/beetle.py:smoke", "cells": cells, "overrides": {}, "seeds": (3,)}
+    [made] = ablate.expand(grid, Path("out"), None, {"optimizer.learning_rate": "(0.02, 0.02)"})
+    assert made.config.optimizer.to_dict() == section | {"clip": 1.0, "learning_rate": (0.02, 0.02)}
+    assert made.config.seed == 3
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('"train.steps": 2', '"train.step": 2', r"small / pronotum: .*train\.step; the nearest are train\.steps"),
+        ('"train.steps": 2', '"optimiser.name": "adam"', r"the nearest are .*optimizer\.name"),
+        ('"train.steps": 2', '"train.steps": "two"', r"small / pronotum: .*train\.steps=two"),
+        ('"train.steps": 2', '"seed": 2', "--seeds"),
+        ("part=head", "part=tail", "small / head: .*config variant 'part=tail': part is one of left_mandible"),
+        ("beetle.py", "bettle.py", "bettle.py"),
+        ('"seeds"', '"sedes"', "there is no key of a grid sedes; the nearest are seeds"),
+        ('"<b>large</b>"', '"small."', r"2 runs share the folder .*small--pronotum"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_run(old, new, message, tmp_path):
+    assert old in TWO_BY_TWO
+    assert re.search(message, refused(tmp_path, TWO_BY_TWO.replace(old, new)))
+
+
+def test_unknown_keys_and_words_of_the_command_line_are_refused(tmp_path, capsys):
+    assert "train.steps" in refused(tmp_path, TWO_BY_TWO, "--config.train.stepz=4")
+    assert refused(tmp_path, TWO_BY_TWO, "--confg.train.steps=4") == "2"
+    assert "--confg.train.steps=4" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"nowhere\.py: no such grid"):
+        ablate.main(["--grid=nowhere.py"])
+
+
+def test_the_table_gives_mean_and_deviation_over_seeds(tmp_path):
+    # Population deviations by hand: (2, 3) -> 2.5 ± 0.5; (1, 4) -> 2.5 ± 1.5; (5, 5.5) -> 5.25 ± 0.25; (8, 6) -> 7 ± 1.
+    distances = {
+        (32, "pronotum"): (2.0, 3.0), (32, "head"): (5.0, 5.5), (64, "pronotum"): (1.0, 4.2), (64, "head"): (8.0, 6.0),
+    }  # fmt: skip
+    found = lambda config: summary(distances[config.model.width, config.data.part][config.seed], folds=0.75)
+    _, workdir = run(tmp_path, TWO_BY_TWO, Launcher(found))
+    assert rows(workdir) == {
+        "small": ["**2.50 ± 0.50**", "**5.25 ± 0.25**"],
+        "<b>large</b>": ["2.60 ± 1.60", "7.00 ± 1.00"],
+        "mean shape": ["20.00 ± 0.75", "20.00 ± 0.75"],
+    }
+    text = (workdir / "table.md").read_text()
+    assert "Mean distance (px) ± the standard deviation over 2 seeds; of a baseline, over its folds; lower" in text
+    for expected in ("an abacus", "8 of 8 runs complete", "80 s of training and scoring", "--grid="):
+        assert expected in text, expected
+
+
+def test_with_one_seed_the_deviation_is_over_folds(tmp_path):
+    found = lambda config: summary(3.0, folds=0.25, mean_shape=20.0 if config.model.width == 32 else 21.5)
+    _, workdir = run(tmp_path, TWO_BY_TWO, Launcher(found), "--seeds=0")
+    # Both rows are best where they are equal; a baseline that differs between the runs of a column is a range.
+    assert rows(workdir)["small"] == rows(workdir)["<b>large</b>"] == ["**3.00 ± 0.25**"] * 2
+    assert rows(workdir)["mean shape"] == ["20.00 – 21.50"] * 2  # noqa: RUF001
+    assert "± the standard deviation over 2 folds (one seed)" in (workdir / "table.md").read_text()
+
+
+def test_other_metrics_have_tables_of_their_own_and_know_which_way_is_better(tmp_path):
+    text = TWO_BY_TWO.replace('"seeds": (0, 1)', '"metrics": ("mean_distance_px", "pearson", "success_rates.10")')
+    found = lambda config: summary(
+        config.model.width / 10, pearson=config.model.width / 100, success_rates={"10": 0.5, "20": 1.0}
+    )
+    _, workdir = run(tmp_path, text, Launcher(found))
+    said = (workdir / "table.md").read_text()
+    assert "Pearson (one seed); higher is better" in said and "| <b>large</b> | **0.6400** | **0.6400** |" in said
+    assert "| small | **3.20** | **3.20** |" in said and "| small | 0.3200 | 0.3200 |" in said
+    assert "Share of landmarks within 10 px (one seed); higher" in said and "| small | **0.5000** |" in said
+    with (workdir / "table.csv").open() as file:
+        assert [line["success_rates.10"] for line in csv.DictReader(file)] == ["0.5"] * 4
+
+
+def test_table_csv_has_a_line_for_each_run(tmp_path):
+    launcher = Launcher(lambda config: summary(2.0 + config.seed, folds=0.5))
+    log = tmp_path / "out" / "small--pronotum" / "0" / "metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    lines = [("pretrain", 0, 90), ("train", 0, 1), ("train", 0, 2), ("train", 1, 1), ("train", 1, 3)]
+    log.write_text("".join(json.dumps(dict(stage=s, fold=f, epoch=e)) + "\n" for s, f, e in lines))
+    _, workdir = run(tmp_path, TWO_BY_TWO, launcher)
+    with (workdir / "table.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert len(found) == 8 and [line["epochs"] for line in found] == ["3"] + [""] * 7
+    assert found[1] == {
+        "row": "small", "column": "pronotum", "seed": "1", "mean_distance_px": "3.0", "std_over_folds_px": "0.5",
+        "median_px": "1.5", "p95_px": "4.0", "parameters": "1234", "seconds": "10.0", "images": "18", "landmarks": "8",
+        "epochs": "", "mean_shape_px": "20.0", "failed": "",
+    }  # fmt: skip
+
+
+def test_a_failed_run_is_listed_and_only_it_is_run_again(tmp_path):
+    fails = lambda config: config.model.width == 64 and config.data.part == "head"
+    launcher = Launcher(lambda config: 3 if fails(config) else summary(2.0))
+    failed, workdir = run(tmp_path, TWO_BY_TWO, launcher)
+    assert failed == 2 and len(launcher.runs) == 8  # those after it were run
+    assert rows(workdir)["<b>large</b>"] == ["**2.00 ± 0.00**", "2 of 2 seeds failed"]
+    said = (workdir / "table.md").read_text()
+    assert "**Failed: <b>large</b> / head, seed 1**" in said and "    out of memory & <gone>\n" in said
+    with (workdir / "table.csv").open() as file:
+        assert [bool(line["failed"]) for line in csv.DictReader(file)] == [False] * 6 + [True] * 2
+
+    again = Launcher(lambda config: summary(1.0) if config.seed == 0 else 3)
+    failed, _ = run(tmp_path, TWO_BY_TWO, again)
+    workdirs = [arguments[-1].removeprefix(f"--workdir={workdir}/") for arguments in again.runs]
+    assert failed == 1 and workdirs == ["b-large-b--head/0", "b-large-b--head/1"]
+    assert rows(workdir)["<b>large</b>"][1] == "**1.00 (1 of 2 seeds failed)**"
+    assert (workdir / "b-large-b--head" / "1" / "log.txt").read_text().count("step 1") == 2
+    assert (workdir / "table.md").read_text().count("step 1") == 1  # what it said this time
+    assert run(tmp_path, TWO_BY_TWO, Launcher(lambda config: summary(1.5)))[0] == 0
+    assert rows(workdir)["<b>large</b>"][1] == "**1.25 ± 0.25**"
+
+
+def test_a_run_that_is_cut_short_or_of_another_config_is_not_complete(tmp_path):
+    launcher = Launcher(lambda config: summary(2.0))
+    _, workdir = run(tmp_path, TWO_BY_TWO, launcher)
+    assert len(launcher.runs) == 8
+    run(tmp_path, TWO_BY_TWO, launcher)
+    assert len(launcher.runs) == 8  # nothing is run again
+    cut = workdir / "small--head" / "0" / "summary.json"
+    cut.write_text(cut.read_text()[:40])
+    run(tmp_path, TWO_BY_TWO, launcher)
+    assert [arguments[-1] for arguments in launcher.runs[8:]] == [f"--workdir={cut.parent}"]
+    # Another config: all start, and where jaxmarks.main refuses the folder, the old numbers are not shown.
+    refuse = lambda arguments, log, environment: log.write_text("holds a run of another config") and 1
+    failed, _ = run(tmp_path, TWO_BY_TWO, refuse, "--config.train.steps=9")
+    assert failed == 8 and {cell for row in rows(workdir).values() for cell in row} == {"2 of 2 seeds failed"}
+    assert "holds a run of another config" in (workdir / "table.md").read_text()
+
+
+def test_a_summary_without_the_metric_is_a_failure_that_says_so(tmp_path):
+    text = TWO_BY_TWO.replace('"seeds": (0, 1)', '"metrics": ("mean_distance",)')
+    failed, workdir = run(tmp_path, text, Launcher(lambda config: summary(2.0)))
+    assert failed == 4
+    assert "no number for mean_distance in a summary.json of this config;" in (workdir / "table.md").read_text()
+
+
+def test_the_tables_are_rewritten_after_every_run(tmp_path, monkeypatch):
+    write, seen = ablate.write, []
+
+    def seeing(workdir, *rest):
+        write(workdir, *rest)
+        seen.append(rows(workdir)["small"])
+
+    monkeypatch.setattr(ablate, "write", seeing)
+    run(tmp_path, TWO_BY_TWO, Launcher(lambda config: summary(2.0)))
+    assert [cells[0] for cells in seen[:3]] == [
+        "2 of 2 seeds not run yet", "**2.00 (1 of 2 seeds not run yet)**", "**2.00 ± 0.00**"
+    ]  # fmt: skip
+    assert len(seen) == 9 and seen[2][1] == "2 of 2 seeds not run yet"
+
+
+class Texts(HTMLParser):
+    """The tags of a page, and the text of its table cells and <pre>."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.texts, self.links = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_the_page_escapes_labels_and_logs_and_needs_no_other_file(tmp_path):
+    launcher = Launcher(lambda config: 3 if config.data.part == "head" else summary(config.model.width / 16))
+    _, workdir = run(tmp_path, TWO_BY_TWO.replace('"head":', '"<script>x</script>":'), launcher)
+    page = Texts((workdir / "table.html").read_text())
+    assert "script" not in page.tags and not page.links
+    assert "<b>large</b>" in page.texts and "<script>x</script>" in page.texts
+    assert page.tags.count("b") == 1 and "2.00 ± 0.00" in page.texts  # the best of the one column that has numbers
+    assert any("out of memory & <gone>" in text for text in page.texts)
+    assert page.tags.count("table") == 2
+
+
+def test_every_grid_of_the_project_is_sound():
+    grids = sorted((ROOT / "configs" / "ablations").glob("*.py"))
+    assert grids
+    for path in grids:
+        grid = ablate.load_grid(str(path))
+        runs = ablate.expand(grid, Path("out"), None, {})
+        assert len(runs) == len(grid["cells"]) * len(grid["seeds"]), path
+        assert f"--grid=configs/ablations/{path.name}" in path.read_text(), f"{path}: its docstring lacks the command"
+
+
+def test_two_small_cells_by_the_real_command(tmp_path):
+    """The second cell names photographs without their landmarks; a second start runs only that one."""
+    (tmp_path / "grid.py").write_text("""'''Two cells.'''
+def get_grid(text=""):
+    return {
+        "config": "configs/beetle.py:smoke",
+        "overrides": {"train.steps": 2, "data.count": 12, "split.run": (0,), "baselines": ("mean_shape",)},
+        "cells": [{"row": "good"}, {"row": "bad", "overrides": {"data.images": "photographs"}}],
+    }
+""")
+    command = [sys.executable, "launch/ablate.py", f"--grid={tmp_path / 'grid.py'}", f"--workdir={tmp_path / 'out'}"]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    ablation = lambda: subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    first = ablation()
+    assert first.returncode == 1, first.stdout + first.stderr
+    found = json.loads((tmp_path / "out" / "good" / "0" / "summary.json").read_text())
+    assert found["images"] == 4
+    assert f"| good | **{found['mean_distance_px']:.2f}** |" in first.stdout
+    assert f"| mean shape | {found['baselines']['mean_shape']['mean_distance_px']:.2f} |" in first.stdout
+    assert "| bad | failed |" in first.stdout and "--config.data.landmarks is empty" in first.stdout
+    second = ablation()
+    assert "2 runs, 1 of them complete" in second.stdout and "[1/1] bad" in second.stdout, second.stdout

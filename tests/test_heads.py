@@ -1,0 +1,161 @@
+"""The contract of heads and bodies: every pair that fits trains a step and predicts, with missing points in the batch."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarks import find, heads, models, optim, steps
+from jaxmarks.models import layers
+from jaxmarks.ops import heatmaps
+
+SIZE, LANDMARKS = (64, 48), 3
+BODIES = [
+    name
+    for name in find.names("jaxmarks.models")
+    if hasattr(find.module("jaxmarks.models", name, needs="__name__"), "build")
+]
+HEADS = [
+    name
+    for name in find.names("jaxmarks.heads")
+    if hasattr(find.module("jaxmarks.heads", name, needs="__name__"), "build")
+]
+
+
+def bodies():
+    """Every body at its `TINY` size, once for each kind of features that it gives."""
+    for name in BODIES:
+        body = find.module("jaxmarks.models", name, needs="build")
+        for output in ("map", "vector") if "output" in inspect.signature(body.build).parameters else (None,):
+            yield {"name": name, **body.TINY} | ({"output": output} if output else {})
+
+
+def data(visible):
+    rng = np.random.default_rng(0)
+    return {
+        "images": jnp.asarray(rng.integers(0, 256, (3, *SIZE, 3), dtype=np.uint8)),
+        "points": jnp.asarray(rng.uniform(0, 48, (3, LANDMARKS, 2)), jnp.float32),
+        "visible": jnp.asarray(visible),
+    }
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("body", list(bodies()), ids=lambda spec: f"{spec['name']}-{spec.get('output')}")
+def test_every_body_and_head_that_fit_train_and_predict_with_missing_points(body, head):
+    built = heads.build({"name": head}, landmarks=LANDMARKS, size=SIZE)
+    network = models.Network(models.build(body), built.layer)
+    try:
+        variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *SIZE, 3)))
+    except ValueError as error:
+        assert "--config.model.output" in str(error)  # the pair does not fit, and says what to change
+        pytest.skip("this head needs another kind of features")
+    plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
+    task = steps.Task(network.apply, built.targets, built.loss, built.decode, lambda keys, batch: plain(batch), plain)
+    tx = optim.build({"name": "adam", "learning_rate": 1e-3, "warmup": 0.0}, epochs=1, steps_per_epoch=1)
+    visible = np.array([[True, False, True], [True, False, False], [False, False, False]])
+    step = jax.jit(lambda s, d, rows: steps.train_step(s, d, rows, jax.random.key(1), task=task, tx=tx))
+    rows = jnp.arange(3)
+    state, (total, count) = step(steps.create(variables, tx), data(visible), rows)
+    assert np.isfinite(total)
+    assert count > 0
+    # What is not visible has no part: neither where it is said to be, nor what the network draws for it.
+    moved = data(visible)
+    moved["points"] = jnp.where(visible[..., None], moved["points"], 1e3)
+    other, _ = step(steps.create(variables, tx), moved, rows)
+    for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+        assert np.isfinite(one).all()
+        np.testing.assert_array_equal(one, two)
+    trained = [np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(state.variables["params"]), jax.tree.leaves(variables["params"]), strict=True)]  # fmt: skip
+    assert any(trained)
+    points, scores = jax.jit(lambda v, images: steps.predict_step(v, images, task=task))(state.variables, data(visible)["images"])  # fmt: skip
+    assert (points.shape, scores.shape) == ((3, LANDMARKS, 2), (3, LANDMARKS))
+    assert np.isfinite(points).all()
+    # A batch in which nothing is visible changes nothing but the statistics.
+    blind, (total, count) = step(steps.create(variables, tx), data(np.zeros_like(visible)), rows)
+    assert (float(total), float(count)) == (0, 0)
+    for one, two in zip(jax.tree.leaves(blind.variables["params"]), jax.tree.leaves(variables["params"]), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("interval", ["symmetric", "unit"])
+@pytest.mark.parametrize("loss", ["mse", "l1"])
+def test_direct_head_against_its_formula(loss, interval):
+    head = heads.build({"name": "direct", "loss": loss, "interval": interval}, landmarks=2, size=(192, 256))
+    points = jnp.float32([[[128, 96], [256, 0]]])
+    targets = head.targets({"points": points})
+    # x' = (x - 128) / 128, y' = (y - 96) / 96; or x / 256, y / 192
+    np.testing.assert_allclose(targets, [[[0, 0], [1, -1]]] if interval == "symmetric" else [[[0.5, 0.5], [1, 0]]])
+    np.testing.assert_allclose(head.decode(targets)[0], points)
+    residual = np.float32([[[0.5, -0.02], [0.1, 3]]])
+    each = {"mse": residual**2, "l1": np.abs(residual)}[loss]
+    total, count = head.loss(targets + residual, targets, jnp.array([[True, False]]))
+    np.testing.assert_allclose([total, count], [each[0, 0].sum(), 2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("size", [(48, 64), (50, 70)])
+def test_heatmap_head_in_pixels_of_the_frame(size, stride):
+    """Maps coarser than the frame, also of one that the stride does not divide, decode to the frame's pixels."""
+    head = heads.build({"name": "heatmap", "sigma": 6.0}, landmarks=2, size=size)
+    points = jnp.float32([[[20.3, 15.8], [40.1, 31.2]]])
+    shape = tuple(-(-side // stride) for side in size)
+    perfect = heatmaps.gaussian(points / stride, shape, 6.0 / stride)
+    mask = jnp.array([[True, True]])
+    np.testing.assert_allclose(head.loss(perfect, head.targets({"points": points}), mask), [0, 2], atol=1e-7)
+    found, scores = head.decode(perfect)
+    np.testing.assert_allclose(found, points, atol=0.05)
+    assert scores.min() > 0.9
+    # By the formula: the mean over the map of what is half too low.
+    total, _ = head.loss(perfect / 2, points, mask)
+    np.testing.assert_allclose(total, (np.asarray(perfect) ** 2 / 4).mean((1, 2)).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["gaussian", "exponential"])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_scores_mean_the_same_for_all_losses(loss, target):
+    head = heads.build({"name": "heatmap", "loss": loss, "sigma": 2.0, "target": target}, landmarks=1, size=(96, 96))
+    points = jnp.float32([[[48.5, 48.5]]])
+    perfect = getattr(heatmaps, target)(points, (96, 96), 2.0)
+    outputs = jnp.log(perfect + 1e-30) if loss == "cross_entropy" else perfect
+    np.testing.assert_allclose(head.decode(outputs)[1], 1, atol=0.02)
+    doubtful = perfect + getattr(heatmaps, target)(points - 20, (96, 96), 2.0)
+    outputs = jnp.log(doubtful / 2) if loss == "cross_entropy" else doubtful / 2
+    np.testing.assert_allclose(head.decode(outputs)[1], 0.5, atol=0.05)
+
+
+@pytest.mark.parametrize(("spec", "names"), [({"target": "laplace"}, "gaussian"), ({"loss": "dice"}, "jensen_shannon"), ({"decoder": "mean"}, "dark")])  # fmt: skip
+def test_unknown_options_list_those_there_are(spec, names):
+    with pytest.raises(ValueError, match=names):
+        heads.build({"name": "heatmap", **spec}, landmarks=1, size=SIZE)
+
+
+def test_up_convolution_against_torch():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    up = layers.UpConv(6)
+    variables = up.init(jax.random.key(0), x)
+    kernel = np.asarray(variables["params"]["kernel"])
+    reference = torch.nn.functional.conv_transpose2d(
+        torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(kernel.transpose(0, 3, 1, 2)), stride=2
+    )
+    np.testing.assert_allclose(up.apply(variables, x), reference.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("options", "millions"), [({}, 31.0), ({"output": "vector"}, 31.0)])
+def test_unet_has_the_papers_parameters(options, millions):
+    head = heads.build({"name": "direct" if options else "heatmap"}, landmarks=25, size=(256, 256))
+    network = models.Network(models.build({"name": "unet", **options}), head.layer)
+    params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 256, 256, 3)))["params"]
+    assert sum(x.size for x in jax.tree.leaves(params)) == pytest.approx(millions * 1e6, rel=0.05)
+
+
+def test_folding_keeps_every_pixel_in_its_place():
+    from jaxmarks.models import unet
+
+    x = np.arange(5 * 6 * 2).reshape(1, 5, 6, 2)
+    folded = np.asarray(unet.fold(jnp.asarray(x), 2))
+    assert folded.shape == (1, 3, 3, 8)
+    np.testing.assert_array_equal(folded[0, 1, 2], x[0, 2:4, 4:6].reshape(-1))
+    np.testing.assert_array_equal(folded[0, 2, 0], np.concatenate([x[0, 4, 0:2].ravel(), x[0, 4, 0:2].ravel()]))

@@ -1,0 +1,61 @@
+"""Heatmaps against the paper's formulas in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxmarks
+
+PAPER = {
+    "gaussian": lambda dx, dy, s: np.exp(-(dx**2 + dy**2) / (2 * s**2)),
+    "exponential": lambda dx, dy, s: np.exp(-(np.log(2) / (2 * s)) * (np.abs(dx) + np.abs(dy))),
+}
+
+
+def oracle(kind, points, shape, sigma):
+    """Pixel by pixel, float64."""
+    maps = np.empty((*points.shape[:-2], *shape, points.shape[-2]))
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            dx, dy = column + 0.5 - points[..., 0].astype(float), row + 0.5 - points[..., 1].astype(float)
+            maps[..., row, column, :] = PAPER[kind](dx, dy, sigma)
+    return maps
+
+
+@given(
+    kind=st.sampled_from(sorted(PAPER)),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    lead=st.sampled_from([(), (3,), (2, 2)]),
+    sigma=st.floats(0.5, 12),
+    seed=st.integers(0, 99),
+)
+def test_equal_to_the_formula(kind, shape, lead, sigma, seed):
+    points = np.random.default_rng(seed).uniform(-3, 43, (*lead, 4, 2)).astype(np.float32)
+    ours = getattr(jaxmarks.heatmaps, kind)(points, shape, sigma)
+    assert ours.shape == (*lead, *shape, 4)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, oracle(kind, points, shape, sigma), atol=1e-6)
+
+
+def test_amplitude_is_one_at_the_landmark_and_half_where_the_paper_says():
+    points = np.array([[3.5, 2.5]])
+    np.testing.assert_allclose(jaxmarks.heatmaps.gaussian(points, (6, 9), 2.0)[2, 3, 0], 1)
+    # The exponential is 1/2 at 2 sigma along an axis, the Gaussian exp(-2).
+    np.testing.assert_allclose(jaxmarks.heatmaps.exponential(points, (6, 9), 2.0)[2, 7, 0], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(jaxmarks.heatmaps.gaussian(points, (6, 9), 2.0)[2, 7, 0], np.exp(-2), rtol=1e-6)
+
+
+def test_jit_and_vmap_agree():
+    points = np.random.default_rng(0).uniform(0, 20, (5, 3, 2)).astype(np.float32)
+    draw = lambda p: jaxmarks.heatmaps.exponential(p, (20, 16), 1.5)
+    np.testing.assert_allclose(jax.jit(draw)(points), draw(points), atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(draw)(points), draw(points), atol=1e-6)
+
+
+def test_integer_points_are_not_truncated():
+    np.testing.assert_array_equal(
+        jaxmarks.heatmaps.gaussian(np.array([[3, 2]]), (5, 5), 1.0),
+        jaxmarks.heatmaps.gaussian(np.array([[3.0, 2.0]]), (5, 5), 1.0),
+    )

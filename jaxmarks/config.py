@@ -125,7 +125,8 @@ def base() -> ml_collections.ConfigDict:
     """
     data = {
         "images": "",  # a folder of photographs, and
-        "landmarks": "",  # a TPS, CSV, COCO or LabelMe file: one's own data; phantoms where these are empty
+        "landmarks": "",  # a TPS, CSV, COCO or LabelMe file (or several annotators', with commas): one's own data;
+        # phantoms where these are empty
         "group_by": "",  # regular expression; its first group in a file's name is the specimen
         "size": (96, 128),  # height and width of the network's frame
         "fit": "pad",  # or stretch

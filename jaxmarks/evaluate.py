@@ -220,6 +220,7 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
     found, others, unlearnt = held_out(settings, workdir, stage, dataset.samples)
     summary = summarise(found) | {
         "baselines": {name: summarise(other) for name, other in others.items()},
+        "annotators_px": dataset.disagreement,
         "failures": dataset.problems + unlearnt,
         "stage": stage,
         "parameters": parameters(workdir, stage),

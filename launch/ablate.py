@@ -327,6 +327,8 @@ def heading(metric: str) -> str:
     """mean_distance_px -> mean distance (px); success_rates.10 -> share of landmarks within 10 px."""
     if metric.startswith("success_rates."):
         return f"share of landmarks within {metric.removeprefix('success_rates.')} px"
+    if metric.startswith("hit_rates."):
+        return f"share of landmarks within {metric.removeprefix('hit_rates.')} pixels of the network's frame"
     words, unit = re.fullmatch(r"(.*?)(?:_(px|mm))?", metric).groups()
     return words.replace("_", " ").replace("p95", "95 % within") + (f" ({unit})" if unit else "")
 
@@ -338,7 +340,7 @@ def number(x: float, metric: str) -> str:
 
 def higher_is_better(metric: str) -> bool:
     """Whether the best of a column is the greatest."""
-    return metric.split(".")[0] in ("r2", "explained_variance", "pearson", "success_rates")
+    return metric.split(".")[0] in ("r2", "explained_variance", "pearson", "success_rates", "hit_rates")
 
 
 def statistics(summaries: list[dict], metric: str) -> tuple[float, float]:

@@ -409,3 +409,40 @@ def test_beetle_tps_is_what_the_authors_published_y_down(part, real_data):
     for a in formats.read(real_data / "beetle" / f"{part}.tps", images):
         scale = 3264 / photographs.image_size(images / a.image)[1]  # published in the original frame
         np.testing.assert_allclose(a.points * scale, published[int(a.id)], atol=0.01)
+
+
+def two_annotators(tmp_path, second):
+    """Two wide CSV files of two landmarks in a.png (and the second one's rows)."""
+    (tmp_path / "one.csv").write_text("image,x1,y1,x2,y2\na.png,10,20,30,40\nb.png,1,2,3,4\n")
+    (tmp_path / "two.csv").write_text("image,x1,y1,x2,y2\n" + second)
+    return f"{tmp_path}/one.csv,{tmp_path}/two.csv"
+
+
+def test_several_annotators_give_the_mean_of_their_marks(tmp_path):
+    problems = []
+    path = two_annotators(tmp_path, "b.png,4,6,NA,NA\na.png,12,20,30,44\n")
+    a, b = formats.read(path, problems=problems)
+    np.testing.assert_array_equal(a.points, [[11, 20], [30, 42]])
+    np.testing.assert_array_equal(b.points, [[2.5, 4], [3, 4]])  # the second landmark by one of them alone
+    assert b.visible.all()
+    assert [(p["image"], p["what"]) for p in problems] == [
+        ("b.png", "landmark 2 is marked by 1 of 2 annotators: theirs is taken")
+    ]
+    # 2, 4 and 5 px apart
+    np.testing.assert_allclose(formats.disagreement(path), (2 + 4 + 5) / 3)
+    assert formats.disagreement(tmp_path / "one.csv") is None
+
+
+def test_annotators_of_different_landmarks_are_refused(tmp_path):
+    path = two_annotators(tmp_path, "a.png,1,2,3,4\n")
+    (tmp_path / "two.csv").write_text("image,x1,y1\na.png,1,2\n")
+    with pytest.raises(formats.FormatError, match="must mark the same"):
+        formats.read(path)
+    (tmp_path / "two.csv").write_text("image,x1,y1,x2,y2\na.png,1,2,3,4\na.png,1,2,3,4\n")
+    with pytest.raises(formats.FormatError, match="twice"):
+        formats.read(path, problems=[])
+
+
+def test_a_path_with_a_comma_is_one_file(tmp_path):
+    (tmp_path / "left,right.csv").write_text("image,x1,y1\na.png,1,2\n")
+    assert len(formats.read(tmp_path / "left,right.csv")) == 1

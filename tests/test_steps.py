@@ -86,7 +86,7 @@ def test_padding_leaves_batch_statistics_alone():
     for mine, theirs in zip(jax.tree.leaves(one.variables), jax.tree.leaves(padded.variables), strict=True):
         np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-5)
     before, after = variables["batch_stats"]["body"]["bottom"], one.variables["batch_stats"]["body"]["bottom"]
-    assert np.abs(after["norm1"]["batch"]["mean"] - before["norm1"]["batch"]["mean"]).max() > 1e-3
+    assert np.abs(after["conv1"]["norm"]["batch"]["mean"] - before["conv1"]["norm"]["batch"]["mean"]).max() > 1e-3
 
 
 def test_padding_weighs_nothing_in_the_loss():

@@ -17,12 +17,14 @@ class Dataset(NamedTuple):
       problems: what was left out or masked on the way, dicts of "image", "what" and "where".
       flip: the landmarks' order after a horizontal mirror, or None where mirroring is not allowed.
       photograph: name -> (H, W, 3) uint8 at source resolution, for figures.
+      disagreement: the mean distance in px between annotators, where there are several.
     """
 
     samples: Samples
     problems: list[dict]
     flip: tuple[int, ...] | None
     photograph: Callable[[str], np.ndarray]
+    disagreement: float | None = None
 
 
 def load(spec) -> Dataset:
@@ -56,7 +58,8 @@ def _own(spec):
     flip = tuple(spec.flip) or None
     if flip and sorted(flip) != list(range(samples.points.shape[1])):
         raise ValueError(f"--config.data.flip={flip}: give each of 0..{samples.points.shape[1] - 1} once")
-    return Dataset(samples, problems, flip, lambda name: folder.photograph(spec.images, name))
+    photograph = lambda name: folder.photograph(spec.images, name)
+    return Dataset(samples, problems, flip, photograph, formats.disagreement(spec.landmarks, spec.images))
 
 
 def _phantoms(spec):

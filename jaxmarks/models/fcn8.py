@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarks.models import layers
-from jaxmarks.models.resnet50 import ConvNorm
 
 # The options of a network for tests.
 TINY = {"width": 4}
@@ -48,7 +47,7 @@ class FCN8(nn.Module):
     @nn.compact
     def __call__(self, x, *, train=False):
         def block(x, features, name, size=3):
-            return nn.relu(ConvNorm(features, size, norm=self.norm, name=name)(x, train=train))
+            return nn.relu(layers.ConvNorm(features, size, norm=self.norm, name=name)(x, train=train))
 
         height, width = x.shape[1:3]
         # A multiple of 32, so that each pooling halves exactly and each upsampling brings a feature back to its place.

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxmarks.models import layers
-from jaxmarks.models.resnet50 import Bottleneck, ConvNorm, last_init
+from jaxmarks.models.resnet50 import Bottleneck
 
 # The options of a network for tests.
 TINY = {"width": 4, "modules": (1, 1, 1, 1), "blocks": 1}
@@ -19,8 +19,10 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train):
-        y = nn.relu(ConvNorm(x.shape[-1], norm=self.norm, name="conv1")(x, train=train))
-        y = ConvNorm(x.shape[-1], norm=self.norm, kernel_init=last_init(self.norm), name="conv2")(y, train=train)
+        y = nn.relu(layers.ConvNorm(x.shape[-1], norm=self.norm, name="conv1")(x, train=train))
+        y = layers.ConvNorm(x.shape[-1], norm=self.norm, kernel_init=layers.last_init(self.norm), name="conv2")(
+            y, train=train
+        )
         return nn.relu(x + y)
 
 
@@ -40,9 +42,11 @@ class Exchange(nn.Module):
             *_, height, width, features = branches[target].shape
             name = f"from{source}_to{target}"
             for step in range(source + 1, target):
-                x = nn.relu(ConvNorm(x.shape[-1], 3, 2, self.norm, name=f"{name}_{step}")(x, train=train))
+                x = nn.relu(layers.ConvNorm(x.shape[-1], 3, 2, self.norm, name=f"{name}_{step}")(x, train=train))
             size, stride = (3, 2) if source < target else (1, 1)
-            x = ConvNorm(features, size, stride, self.norm, last_init(self.norm), name=name)(x, train=train)
+            x = layers.ConvNorm(features, size, stride, self.norm, layers.last_init(self.norm), name=name)(
+                x, train=train
+            )
             return layers.resize(x, (height, width))
 
         def fuse(target):
@@ -66,15 +70,15 @@ class HRNet(nn.Module):
         # A multiple of 32, so that each branch has half the size of the one before.
         x = jnp.pad(x, ((0, 0), (0, -height % 32), (0, -width % 32), (0, 0)), mode="edge")
         for i in (1, 2):
-            x = nn.relu(ConvNorm(4 * self.width, 3, 2, self.norm, name=f"stem{i}")(x, train=train))
+            x = nn.relu(layers.ConvNorm(4 * self.width, 3, 2, self.norm, name=f"stem{i}")(x, train=train))
         for i in range(self.blocks * self.modules[0]):
             x = Bottleneck(4 * self.width, norm=self.norm, name=f"stage1_{i}")(x, train=train)
-        branches = [nn.relu(ConvNorm(self.width, norm=self.norm, name="branch0")(x, train=train))]
+        branches = [nn.relu(layers.ConvNorm(self.width, norm=self.norm, name="branch0")(x, train=train))]
 
         for stage, modules in enumerate(self.modules[1:], 2):
             # The new branch begins at half the size of the coarsest one (of stage 1's output, which is wider).
             coarsest = x if stage == 2 else branches[-1]
-            new = ConvNorm(self.width * 2 ** (stage - 1), 3, 2, self.norm, name=f"branch{stage - 1}")
+            new = layers.ConvNorm(self.width * 2 ** (stage - 1), 3, 2, self.norm, name=f"branch{stage - 1}")
             branches.append(nn.relu(new(coarsest, train=train)))
             for module in range(modules):
                 for b in range(stage):
@@ -88,7 +92,7 @@ class HRNet(nn.Module):
         x = branches[0]
         for i in range(1, 1 + int(math.log2(4 // self.stride))):
             x = layers.resize(x, (2 * x.shape[1], 2 * x.shape[2]))
-            x = nn.relu(ConvNorm(self.width, norm=self.norm, name=f"up{i}")(x, train=train))
+            x = nn.relu(layers.ConvNorm(self.width, norm=self.norm, name=f"up{i}")(x, train=train))
         return x[:, : -(-height // self.stride), : -(-width // self.stride)]
 
 

@@ -116,6 +116,33 @@ class Norm(nn.Module):
         raise ValueError(f"norm={self.kind!r}: there are batch, group and none")
 
 
+class ConvNorm(nn.Module):
+    """A convolution, padded evenly on both sides as in PyTorch, and its normalisation."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    norm: str = "batch"
+    kernel_init: Callable = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        pad = (self.size // 2, self.size // 2)
+        x = Conv(
+            self.features, (self.size, self.size), (pad, pad), (self.stride, self.stride),
+            use_bias=self.norm != "batch", kernel_init=self.kernel_init, name="conv",
+        )(x)  # fmt: skip
+        return Norm(self.norm, name="norm")(x, train=train)
+
+
+def last_init(norm):
+    """The initialisation of a residual branch's last convolution.
+
+    Without normalisation it is zero, so that each block begins as its shortcut: else the variance doubles with each.
+    """
+    return nn.initializers.zeros_init() if norm == "none" else nn.initializers.he_normal()
+
+
 class Dropout(nn.Module):
     """Sets a share `rate` of the values to zero in training and scales up the rest.
 

@@ -29,33 +29,6 @@ def max_pool_3x3(x):
     return jnp.maximum(jnp.maximum(x[:, :, 0:-2:2], x[:, :, 1:-1:2]), x[:, :, 2::2])
 
 
-class ConvNorm(nn.Module):
-    """A convolution, padded evenly on both sides as in PyTorch, and its normalisation."""
-
-    features: int
-    size: int = 3
-    stride: int = 1
-    norm: str = "batch"
-    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        pad = (self.size // 2, self.size // 2)
-        x = layers.Conv(
-            self.features, (self.size, self.size), (pad, pad), (self.stride, self.stride),
-            use_bias=self.norm != "batch", kernel_init=self.kernel_init, name="conv",
-        )(x)  # fmt: skip
-        return layers.Norm(self.norm, name="norm")(x, train=train)
-
-
-def last_init(norm):
-    """The initialisation of a residual branch's last convolution.
-
-    Without normalisation it is zero, so that each block begins as its shortcut: else the variance doubles with each.
-    """
-    return nn.initializers.zeros_init() if norm == "none" else nn.initializers.he_normal()
-
-
 class Bottleneck(nn.Module):
     """1x1 to `width` channels, 3x3, 1x1 to 4 `width`, added to the shortcut."""
 
@@ -65,11 +38,11 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train):
-        y = nn.relu(ConvNorm(self.width, 1, norm=self.norm, name="conv1")(x, train=train))
-        y = nn.relu(ConvNorm(self.width, 3, self.stride, self.norm, name="conv2")(y, train=train))
-        y = ConvNorm(4 * self.width, 1, 1, self.norm, last_init(self.norm), name="conv3")(y, train=train)
+        y = nn.relu(layers.ConvNorm(self.width, 1, norm=self.norm, name="conv1")(x, train=train))
+        y = nn.relu(layers.ConvNorm(self.width, 3, self.stride, self.norm, name="conv2")(y, train=train))
+        y = layers.ConvNorm(4 * self.width, 1, 1, self.norm, layers.last_init(self.norm), name="conv3")(y, train=train)
         if x.shape != y.shape:
-            x = ConvNorm(4 * self.width, 1, self.stride, self.norm, name="downsample")(x, train=train)
+            x = layers.ConvNorm(4 * self.width, 1, self.stride, self.norm, name="downsample")(x, train=train)
         return nn.relu(x + y)
 
 
@@ -82,7 +55,7 @@ class ResNet50Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        x = nn.relu(ConvNorm(self.width, 7, 2, self.norm, name="stem")(x, train=train))
+        x = nn.relu(layers.ConvNorm(self.width, 7, 2, self.norm, name="stem")(x, train=train))
         maps = [x]
         x = max_pool_3x3(x)
         for stage, depth in enumerate(self.depths, 1):
@@ -113,7 +86,7 @@ class ResNet50(nn.Module):
         x = encoder(x, train=train)[-1]
         for i, features in enumerate((16, 8, 4, 2, 1), 1):
             x = layers.resize(x, (2 * x.shape[1], 2 * x.shape[2]))
-            x = nn.relu(ConvNorm(features * self.width, norm=self.norm, name=f"up{i}")(x, train=train))
+            x = nn.relu(layers.ConvNorm(features * self.width, norm=self.norm, name=f"up{i}")(x, train=train))
         return x[:, :height, :width]
 
 

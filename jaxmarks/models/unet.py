@@ -18,8 +18,7 @@ class DoubleConv(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
         for i in (1, 2):
-            x = layers.Conv(self.features, use_bias=self.norm != "batch", name=f"conv{i}")(x)
-            x = nn.relu(layers.Norm(self.norm, name=f"norm{i}")(x, train=train))
+            x = nn.relu(layers.ConvNorm(self.features, norm=self.norm, name=f"conv{i}")(x, train=train))
         return x
 
 

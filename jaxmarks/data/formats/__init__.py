@@ -6,8 +6,11 @@ is up, is taken from the height of its image).
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from jaxmarks.data.formats import coco, labelme, table, tps
 from jaxmarks.data.photographs import find, image_size
@@ -20,7 +23,8 @@ def read(path, images=None, problems: list[dict] | None = None) -> list[Annotati
     """Reads a file of landmarks, its format told by ending and content.
 
     Args:
-      path: the file, or a folder of LabelMe files.
+      path: the file, or a folder of LabelMe files; or several, separated by commas, of the same images by different
+        annotators, which give their `consensus`.
       images: the folder of photographs, whose heights TPS needs; by default the file's own folder and what is below.
       problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where": a
         photograph that is missing or cannot be read (its annotation is left out where its size is needed), a NaN (the
@@ -32,6 +36,9 @@ def read(path, images=None, problems: list[dict] | None = None) -> list[Annotati
     Raises:
       FormatError: a file that cannot be read; the message names it, the place and the value.
     """
+    paths = annotators(path)
+    if len(paths) > 1:
+        return consensus([read(one, images, problems) for one in paths], [] if problems is None else problems)
     path, found_problems = Path(path), [] if problems is None else problems
     if not path.exists():
         raise FormatError(path, "", "no such file", "give the path of a landmark file")
@@ -51,6 +58,59 @@ def read(path, images=None, problems: list[dict] | None = None) -> list[Annotati
         first = found_problems[0]
         raise FormatError(path, first["where"], f"{first['image']}: {first['what']}", "mend it")
     return found
+
+
+def annotators(path) -> list[Path]:
+    """The paths of several annotators' files, separated by commas; one path, commas and all, where it exists."""
+    return (
+        [Path(path)] if Path(path).exists() else [Path(part.strip()) for part in str(path).split(",") if part.strip()]
+    )
+
+
+def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annotation]:
+    """The mean of several annotators' landmarks, image by image.
+
+    A landmark that only some marked is the mean of theirs; an image or a landmark that one of them lacks is named in
+    `problems`.
+
+    Raises:
+      FormatError: the annotators mark different numbers of landmarks, or one of them an image twice.
+    """
+    counts = {len(a.points): a.where for annotations in files for a in annotations}
+    if len(counts) > 1:
+        (one, here), (other, there) = list(counts.items())[:2]
+        raise FormatError(
+            here, "", f"{one} landmarks, and {other} in {there}", "the annotators must mark the same ones"
+        )
+    by_image = [{a.image: a for a in annotations} for annotations in files]
+    for annotations, images in zip(files, by_image, strict=True):
+        if len(images) < len(annotations):
+            twice = next(a for a in annotations if images[a.image] is not a)
+            raise FormatError(twice.where, "", f"{twice.image} is annotated twice", "one annotator marks an image once")
+    found = []
+    for name in dict.fromkeys(a.image for annotations in files for a in annotations):
+        each = [images[name] for images in by_image if name in images]
+        visible = np.stack([a.visible for a in each])
+        points = np.where(visible[..., None], np.stack([a.points for a in each]), 0).sum(0)
+        seen = visible.any(axis=0)
+        for k in np.flatnonzero(seen & (visible.sum(0) < len(files))):
+            what = f"landmark {k + 1} is marked by {visible[:, k].sum()} of {len(files)} annotators: theirs is taken"
+            problems.append({"image": name, "what": what, "where": each[0].where})
+        points = points / np.maximum(visible.sum(0), 1)[:, None]
+        found.append(dataclasses.replace(each[0], points=points, visible=seen))
+    return found
+
+
+def disagreement(path, images=None) -> float | None:
+    """The mean distance in px between two annotators' marks of a landmark, over all pairs; None for one annotator."""
+    files = [{a.image: a for a in read(one, images, [])} for one in annotators(path)]
+    gaps: list[float] = []
+    for i, one in enumerate(files):
+        for other in files[i + 1 :]:
+            for name in one.keys() & other.keys():
+                both = one[name].visible & other[name].visible
+                gaps += np.linalg.norm(one[name].points - other[name].points, axis=1)[both].tolist()
+    return math.fsum(gaps) / len(gaps) if gaps else None
 
 
 def _read_json(path, problems):

@@ -59,6 +59,8 @@ def model(net, *, small, direct):
         options["stride"] = 2 if small else 1
     if small:
         options["width"] = 16
+    if small and net == "hrnet":
+        options |= {"modules": (1, 1, 1, 1), "blocks": 2}
     if direct and net not in ("unet", "resnet50"):
         raise ValueError(f"config variant net={net}: target=direct goes with net=unet and net=resnet50")
     if direct:

@@ -4,7 +4,9 @@ The public modules, each imported when it is first used:
 
   metrics   distances, correlations, success rates (pure functions)
   geometry  affine maps, frames, resampling (pure functions)
-  losses    penalties (pure functions)
+  heatmaps  targets of heatmap regression (pure functions)
+  decode    heatmaps to points (pure functions)
+  losses    of coordinates and of heatmaps (pure functions)
   augment   augmentation on the device
   formats   read and write landmark files: TPS, CSV, COCO, LabelMe
   tps       the TPS format by itself

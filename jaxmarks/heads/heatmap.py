@@ -32,6 +32,11 @@ class Maps(nn.Module):
         return nn.Dense(self.landmarks, name="maps")(features)
 
 
+def stride_of(maps, size):
+    """How much coarser maps (B, h, w, K) are than the frame of `size`: the power of two that its sides were divided by."""
+    return 2 ** math.ceil(math.log2(size[0] / maps.shape[1]))
+
+
 def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder="local_soft_argmax"):
     """The heatmap head.
 
@@ -51,16 +56,13 @@ def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder=
     penalty = losses.named(loss, prefix="heatmap_")
     found = decoders.named(decoder)
 
-    def stride(maps):
-        return 2 ** math.ceil(math.log2(size[0] / maps.shape[1]))
-
     def masked(outputs, points, mask):
-        step = stride(outputs)
+        step = stride_of(outputs, size)
         each = penalty(outputs, draw(points / step, outputs.shape[1:3], sigma / step))
         return jnp.sum(jnp.where(mask, each, 0)), jnp.sum(mask.astype(outputs.dtype))
 
     def decode(outputs):
-        step = stride(outputs)
+        step = stride_of(outputs, size)
         if loss in DISTRIBUTIONS:  # scaled to what they were trained towards, so that scores are alike for all losses
             outputs = jax.nn.softmax(outputs, axis=(1, 2)) * mass(sigma / step)
         window = {"window": max(1.0, sigma / step)} if found is decoders.local_soft_argmax else {}

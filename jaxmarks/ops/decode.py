@@ -36,7 +36,7 @@ def soft_argmax(maps, *, temperature=0.25):
       temperature: above 0; towards 0 the result is that of `argmax`.
     """
     _, scores = argmax(maps)
-    weights = _evidence(maps, scores) ** (1 / temperature)
+    weights = jnp.maximum(_evidence(maps, scores), TINY) ** (1 / temperature)  # a root has no gradient at 0
     return _mean(weights, *_centres(maps)), scores
 
 

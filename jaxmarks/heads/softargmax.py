@@ -1,0 +1,43 @@
+"""Soft-argmax regression: the expected position under the softmax of each map, trained as a coordinate.
+
+From the map to the point nothing is cut off or rounded, so the loss of the coordinates reaches the network through the
+map (Luvizon et al. 2019, KNEEL's hourglass). The divergence of the map from a Gaussian at the landmark can be added, which
+keeps maps to one narrow peak (DSNT, Nibali et al. 2018).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxmarks.heads import Head
+from jaxmarks.heads.heatmap import Maps, stride_of
+from jaxmarks.ops import decode as decoders
+from jaxmarks.ops import geometry, heatmaps, losses
+
+
+def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
+    """The soft-argmax head.
+
+    Args:
+      landmarks: K.
+      size: (H, W) of the frame.
+      loss: the name of a penalty in `ops.losses`, of coordinates normalised to [-1, 1].
+      divergence: weight of the Jensen-Shannon divergence between the map and a Gaussian; 0 is none.
+      sigma: of that Gaussian, in pixels of the frame.
+    """
+    penalty = losses.named(loss)
+
+    def expected(outputs):
+        probabilities = jax.nn.softmax(outputs, axis=(1, 2))
+        points, peaks = decoders.soft_argmax(probabilities, temperature=1.0)
+        return points * stride_of(outputs, size), peaks
+
+    def masked(outputs, points, mask):
+        residual = geometry.normalise(expected(outputs)[0], size) - geometry.normalise(points, size)
+        each = penalty(residual).mean(-1)
+        if divergence:
+            step = stride_of(outputs, size)
+            target = heatmaps.gaussian(points / step, outputs.shape[1:3], sigma / step)
+            each += divergence * losses.heatmap_jensen_shannon(outputs, target)
+        return jnp.sum(jnp.where(mask, each, 0)), jnp.sum(mask.astype(outputs.dtype))
+
+    return Head(Maps(landmarks), lambda batch: batch["points"], masked, expected)

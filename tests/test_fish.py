@@ -1,0 +1,159 @@
+"""The fish paper's protocol in small: early stopping, missing points of every kind, the variants of the config."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmarks import config as configs
+from jaxmarks import evaluate, formats, heads, models, phantoms, report, train
+from jaxmarks.data.samples import Annotation
+
+CONFIG = Path(__file__).parent.parent / "configs" / "fish.py"
+
+
+def get_config(text):
+    spec = importlib.util.spec_from_file_location("fish", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(text)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Twelve small photographs of one shape and their landmarks."""
+    folder = tmp_path_factory.mktemp("fish")
+    annotations = []
+    for s in range(12):
+        image, points = phantoms.draw("pronotum", s, size=(48, 64))
+        Image.fromarray(image).save(folder / f"{s}.png")
+        annotations.append(Annotation(image=f"{s}.png", points=points.astype(float), visible=np.ones(8, bool)))
+    return folder, annotations
+
+
+def small(photographs, tmp_path, hidden, **changes):
+    """A config of two folds on the photographs, the landmarks `hidden` (a slice of 8) nowhere visible."""
+    folder, annotations = photographs
+    for a in annotations:
+        a.visible[:] = True
+        a.visible[hidden] = False
+    annotations[0].visible[1] = False
+    formats.write(tmp_path / "points.csv", annotations)
+    config = get_config("own,smoke")
+    config.update_from_flattened_dict(
+        {
+            "data.images": str(folder),
+            "data.landmarks": str(tmp_path / "points.csv"),
+            "data.size": (32, 32),
+            "split.folds": 2,
+            "model.width": 4,
+            "train.steps": 4,
+        }
+        | changes
+    )
+    return config
+
+
+def run(config, tmp_path):
+    datasets = train.train(config, tmp_path / "run")
+    dataset = datasets["train"]
+    summary = evaluate.of_run(config, tmp_path / "run", dataset)
+    report.write(tmp_path / "run", dataset.photograph)
+    return summary
+
+
+@pytest.mark.parametrize("hidden", [slice(5, 6), slice(0, 8)], ids=["one landmark", "all"])
+def test_landmarks_visible_nowhere_end_without_nan_and_are_named(hidden, photographs, tmp_path, capsys):
+    summary = run(small(photographs, tmp_path, hidden), tmp_path)
+    text = (tmp_path / "run" / "summary.json").read_text() + (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert not re.search(r"\bnan\b", (tmp_path / "run" / "predictions.csv").read_text(), re.IGNORECASE)
+    named = "no landmark is visible in any training image" if hidden == slice(0, 8) else "in no training image: 6;"
+    assert named in capsys.readouterr().out
+    assert any(named in failure["what"] for failure in summary["failures"])
+    assert summary["per_landmark_px"][5] is None
+    assert (summary["mean_distance_px"] is None) == (hidden == slice(0, 8))
+
+
+def test_training_stops_where_validation_does_not_get_better(photographs, tmp_path, capsys):
+    changes = {"train.epochs": 30, "train.patience": 3, "optimizer.learning_rate": 0.0, "split.run": (0,)}
+    run(small(photographs, tmp_path, slice(0, 0), **changes), tmp_path)
+    epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = int(np.argmin([e["valid/loss"] for e in epochs])) + 1
+    assert len(epochs) == best + 3 < 30
+    assert f"no better since epoch {best}" in capsys.readouterr().out
+
+
+def test_the_rate_falls_on_a_plateau(photographs, tmp_path):
+    config = small(photographs, tmp_path, slice(0, 0), **{"train.epochs": 6, "split.run": (0,)})
+    config.optimizer = {"name": "rmsprop", "learning_rate": 1e-12, "plateau": 2, "plateau_factor": 0.2, "clip": 0.0}
+    config.model.norm = "none"  # without batch statistics the validation loss stands still
+    run(config, tmp_path)
+    epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    waited, rate, lowest = 0, 1e-12, np.inf
+    for epoch in epochs:
+        waited = 0 if epoch["valid/loss"] < lowest else waited + 1
+        lowest = min(lowest, epoch["valid/loss"])
+        if waited >= 2:
+            waited, rate = 0, rate * 0.2
+        np.testing.assert_allclose(epoch["learning_rate"], rate, rtol=1e-5)
+    assert rate < 1e-12
+
+
+def test_hit_rates_count_pixels_of_the_networks_frame():
+    found = evaluate.Predictions(
+        name=np.array(["a", "b"]), fold=np.zeros(2, int), points=np.float64([[[3, 0], [9, 0]], [[9, 0], [41, 0]]]),
+        scores=np.ones((2, 2)), true=np.zeros((2, 2, 2)), visible=np.array([[True, True], [True, False]]),
+        mm_per_px=np.full(2, np.nan), source_size=np.full((2, 2), 99), delta=np.array([4.0, 10.0]),
+    )  # fmt: skip
+    # 3/4, 9/4 and 9/10 of a frame's pixel; the fourth is not visible.
+    rates = evaluate.summarise(found)["hit_rates"]
+    np.testing.assert_allclose([rates["1"], rates["2"], rates["3"]], [2 / 3, 2 / 3, 1], rtol=1e-6)
+
+
+CELLS = [f"{size},net={net},target={target}" for size in ("paper", "reduced", "own") for net, targets in {
+    "unet": ("gaussian", "exponential", "direct"), "resnet50": ("gaussian", "exponential", "direct"),
+    "fcn8": ("gaussian", "exponential"), "hrnet": ("gaussian", "exponential"),
+}.items() for target in targets]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", CELLS)
+def test_every_cell_of_the_papers_tables_is_a_network(text):
+    """Shapes alone; at the paper's size its parameter counts, for 25 landmarks."""
+    config = get_config(text)
+    network, task = train.build(config, 25)
+    import jax
+    import jax.numpy as jnp
+
+    images = jnp.zeros((1, *config.data.size, config.channels))
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    points, scores = jax.eval_shape(lambda v, x: task.decode(network.apply(v, x)), variables, images)
+    assert (points.shape, scores.shape) == ((1, 25, 2), (1, 25))
+    if text.startswith("paper"):
+        direct = "direct" in text
+        millions = {"unet": 31, "resnet50": 30 if direct else 51, "fcn8": 17, "hrnet": 6.5}[config.model.name]
+        count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+        assert count == pytest.approx(millions * 1e6, rel=0.05)
+        if not direct:
+            maps = jax.eval_shape(network.apply, variables, images)
+            assert maps.shape == (1, 256, 256, 25)  # heatmaps of the input's size
+
+
+def test_direct_regression_goes_with_the_papers_two_encoders():
+    with pytest.raises(ValueError, match="net=unet and net=resnet50"):
+        get_config("net=hrnet,target=direct")
+
+
+def test_the_papers_settings():
+    config = configs.stage(get_config("paper,target=exponential"), "train")
+    assert (config.head.sigma, config.head.loss, config.head.decoder) == (3.0, "mse", "argmax")
+    assert (config.optimizer.name, config.optimizer.plateau, config.optimizer.plateau_factor) == ("rmsprop", 200, 0.2)
+    assert (config.train.epochs, config.train.patience, config.split.folds, config.split.valid) == (2000, 400, 5, 0.25)
+    assert tuple(config.data.size) == (256, 256)
+    assert heads.build(config.head, landmarks=1, size=(256, 256))
+    assert models.build(config.model)

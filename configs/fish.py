@@ -8,7 +8,7 @@ Variants, which combine:
   own            for photographs of one's own: five folds, so that every image is predicted by a network that never saw it
   net=NAME       unet (default), fcn8, resnet50 or hrnet
   target=NAME    gaussian (default), exponential, or direct: coordinates by a fully connected layer on the encoder
-  reduced        the paper's folds and heatmaps at a size for a laptop: small networks, 64x64, and 400 steps, in which
+  reduced        the paper's folds and heatmaps at a size for a laptop: small networks, 64x64, and 300 steps, in which
                  mean squared error does not get off the ground (configs/ablations/fish_losses.py), but cross-entropy does
   paper          the paper's protocol: networks at full width, 256x256x3, heatmaps of the input's size (sigma 5 or 3),
                  mean squared error, argmax, RMSProp, rate x 0.2 after 200 epochs without progress, an end after 400,
@@ -102,7 +102,7 @@ def reduced(config, target):
     if "stride" in config.model:
         config.model.stride = 1
     config.data.source_size = (256, 256)  # of phantoms
-    config.train.steps = 400
+    config.train.steps = 300
     config.baselines = ("mean_shape",)
 
 

@@ -82,7 +82,7 @@ def train_step(state, data, rows, key, *, task, tx, axis=None):
         outputs, changed = task.apply(
             variables, batch["images"], train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"]
         )
-        total, count = task.loss(outputs, targets, batch["visible"])
+        total, count = task.loss(outputs, targets)
         return total, (count, changed)
 
     (total, (count, changed)), grads = jax.value_and_grad(total_loss, has_aux=True)(state.variables["params"])
@@ -98,7 +98,7 @@ def loss_step(variables, data, rows, *, task, prepare):
     """(total, count) of the loss on the batch of `rows`, without dropout; `prepare` maps the batch to the input."""
     batch = prepare(gather(data, rows, task.versions))
     outputs = task.apply(variables, batch["images"], train=False)
-    return task.loss(outputs, task.targets(batch), batch["visible"])
+    return task.loss(outputs, task.targets(batch))
 
 
 def predict_step(variables, images, *, task):

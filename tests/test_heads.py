@@ -84,13 +84,13 @@ def test_every_body_and_head_that_fit_train_and_predict_with_missing_points(body
 def test_direct_head_against_its_formula(loss, interval):
     head = heads.build({"name": "direct", "loss": loss, "interval": interval}, landmarks=2, size=(192, 256))
     points = jnp.float32([[[128, 96], [256, 0]]])
-    targets = head.targets({"points": points})
+    targets, visible = head.targets({"points": points, "visible": jnp.array([[True, False]])})
     # x' = (x - 128) / 128, y' = (y - 96) / 96; or x / 256, y / 192
     np.testing.assert_allclose(targets, [[[0, 0], [1, -1]]] if interval == "symmetric" else [[[0.5, 0.5], [1, 0]]])
     np.testing.assert_allclose(head.decode(targets)[0], points)
     residual = np.float32([[[0.5, -0.02], [0.1, 3]]])
     each = {"mse": residual**2, "l1": np.abs(residual)}[loss]
-    total, count = head.loss(targets + residual, targets, jnp.array([[True, False]]))
+    total, count = head.loss(targets + residual, (targets, visible))
     np.testing.assert_allclose([total, count], [each[0, 0].sum(), 2], rtol=1e-5)
 
 
@@ -102,13 +102,13 @@ def test_heatmap_head_in_pixels_of_the_frame(size, stride):
     points = jnp.float32([[[20.3, 15.8], [40.1, 31.2]]])
     shape = tuple(-(-side // stride) for side in size)
     perfect = heatmaps.gaussian(points / stride, shape, 6.0 / stride)
-    mask = jnp.array([[True, True]])
-    np.testing.assert_allclose(head.loss(perfect, head.targets({"points": points}), mask), [0, 2], atol=1e-7)
+    targets = head.targets({"points": points, "visible": jnp.array([[True, True]])})
+    np.testing.assert_allclose(head.loss(perfect, targets), [0, 2], atol=1e-7)
     found, scores = head.decode(perfect)
     np.testing.assert_allclose(found, points, atol=0.05)
     assert scores.min() > 0.9
     # By the formula: the mean over the map of what is half too low.
-    total, _ = head.loss(perfect / 2, points, mask)
+    total, _ = head.loss(perfect / 2, targets)
     np.testing.assert_allclose(total, (np.asarray(perfect) ** 2 / 4).mean((1, 2)).sum(), rtol=1e-5)
 
 

@@ -13,8 +13,9 @@ class Head(NamedTuple):
 
     Attributes:
       layer: linen module, features -> outputs.
-      targets: batch with "points" (B, K, 2) in pixels of the network's frame -> targets.
-      loss: (outputs, targets, mask (B, K)) -> (total, count); the loss is total / count, so that parts of a batch add.
+      targets: batch with "points" (B, K, 2) in pixels of the network's frame and "visible" (B, K) -> targets, which say
+        what of them counts.
+      loss: (outputs, targets) -> (total, count); the loss is total / count, so that parts of a batch add.
       decode: outputs -> (points (B, K, 2) in pixels of the network's frame, scores (B, K)).
     """
 

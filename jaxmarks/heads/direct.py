@@ -39,11 +39,12 @@ def build(*, landmarks, size, loss="mse", interval="symmetric"):
 
     def targets(batch):
         points = geometry.normalise(batch["points"], size)
-        return (points + 1) / 2 if unit else points
+        return (points + 1) / 2 if unit else points, batch["visible"]
 
-    def masked(outputs, targets, mask):
-        mask = mask[..., None].astype(outputs.dtype)
-        return jnp.sum(penalty(outputs - targets) * mask), 2 * jnp.sum(mask)
+    def masked(outputs, targets):
+        points, visible = targets
+        mask = visible[..., None].astype(outputs.dtype)
+        return jnp.sum(penalty(outputs - points) * mask), 2 * jnp.sum(mask)
 
     def decode(outputs):
         points = geometry.denormalise(2 * outputs - 1 if unit else outputs, size)

@@ -56,10 +56,11 @@ def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder=
     penalty = losses.named(loss, prefix="heatmap_")
     found = decoders.named(decoder)
 
-    def masked(outputs, points, mask):
+    def masked(outputs, targets):
+        points, visible = targets
         step = stride_of(outputs, size)
         each = penalty(outputs, draw(points / step, outputs.shape[1:3], sigma / step))
-        return jnp.sum(jnp.where(mask, each, 0)), jnp.sum(mask.astype(outputs.dtype))
+        return jnp.sum(jnp.where(visible, each, 0)), jnp.sum(visible.astype(outputs.dtype))
 
     def decode(outputs):
         step = stride_of(outputs, size)
@@ -69,4 +70,4 @@ def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder=
         points, scores = functools.partial(found, **window)(outputs)
         return points * step, scores
 
-    return Head(Maps(landmarks), lambda batch: batch["points"], masked, decode)
+    return Head(Maps(landmarks), lambda batch: (batch["points"], batch["visible"]), masked, decode)

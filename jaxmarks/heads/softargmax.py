@@ -31,13 +31,14 @@ def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
         points, peaks = decoders.soft_argmax(probabilities, temperature=1.0)
         return points * stride_of(outputs, size), peaks
 
-    def masked(outputs, points, mask):
+    def masked(outputs, targets):
+        points, visible = targets
         residual = geometry.normalise(expected(outputs)[0], size) - geometry.normalise(points, size)
         each = penalty(residual).mean(-1)
         if divergence:
             step = stride_of(outputs, size)
             target = heatmaps.gaussian(points / step, outputs.shape[1:3], sigma / step)
             each += divergence * losses.heatmap_jensen_shannon(outputs, target)
-        return jnp.sum(jnp.where(mask, each, 0)), jnp.sum(mask.astype(outputs.dtype))
+        return jnp.sum(jnp.where(visible, each, 0)), jnp.sum(visible.astype(outputs.dtype))
 
-    return Head(Maps(landmarks), lambda batch: batch["points"], masked, expected)
+    return Head(Maps(landmarks), lambda batch: (batch["points"], batch["visible"]), masked, expected)

@@ -1,0 +1,642 @@
+"""Boxes for detectors: overlap, suppression, encodings, anchors, RoIAlign, tiles, and the scores of detections.
+
+A box is (x0, y0, x1, y1) in continuous pixels, y down, (0, 0) the corner of the top-left pixel, so its width is
+x1 - x0. A size of one box is (w, h); a size of a frame or a grid is (H, W), as in an array's shape. Sets of boxes are
+padded to a static shape, with a `valid` mask (N,) bool. A degenerate box (no width, no height, or reversed) has no area
+and overlaps nothing.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmarks.ops import metrics
+
+# Widths and heights below it count as it in quotients and logarithms, so that padding stays finite.
+SMALLEST = 1e-6
+# The largest log-scale that a decoder believes, a factor of 62.5: an untrained network's exp() must not overflow.
+LARGEST_SCALE = math.log(1000 / 16)
+# The IoU thresholds over which COCO averages.
+COCO_THRESHOLDS = tuple((50 + 5 * i) / 100 for i in range(10))
+
+
+# Geometry
+
+
+def area(boxes):
+    """(...,) areas of boxes (..., 4), in square pixels."""
+    return jnp.prod(jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
+
+
+def to_centres(boxes):
+    """Corners (..., 4) -> (centre x, centre y, width, height) (..., 4)."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
+
+
+def to_corners(centred):
+    """(centre x, centre y, width, height) (..., 4) -> corners (..., 4): the inverse of `to_centres`."""
+    centre, half = centred[..., :2], centred[..., 2:] / 2
+    return jnp.concatenate([centre - half, centre + half], axis=-1)
+
+
+def clip(boxes, size):
+    """Cuts boxes (..., 4) at the border of a frame (H, W); one that lies outside keeps no area."""
+    height, width = size
+    return jnp.clip(boxes, 0, jnp.array([width, height, width, height]))
+
+
+def iou(a, b):
+    """Intersection over union of every a (..., N, 4) with every b (..., M, 4) -> (..., N, M), in [0, 1]."""
+    return _iou(a[..., :, None, :], b[..., None, :, :])
+
+
+def generalised_iou(a, b):
+    """IoU less the share of the boxes' hull that neither covers (Rezatofighi et al. 2019) -> (..., N, M), in (-1, 1].
+
+    It tells distant boxes from near ones, where the IoU is 0 and has no gradient. Two boxes whose hull has no area get 0.
+
+    Args:
+      a: (..., N, 4).
+      b: (..., M, 4).
+    """
+    a, b = a[..., :, None, :], b[..., None, :, :]
+    hull = area(_join(jnp.minimum(a, b)[..., :2], jnp.maximum(a, b)[..., 2:]))
+    union = area(a) + area(b) - _intersection(a, b)
+    return _iou(a, b) - jnp.where(hull > 0, (hull - union) / jnp.where(hull > 0, hull, 1), 0)
+
+
+def centre_distance(a, b):
+    """Euclidean distance of the centres of every a (..., N, 4) and every b (..., M, 4) -> (..., N, M), in pixels."""
+    centre = lambda boxes: to_centres(boxes)[..., :2]
+    return metrics.distances(centre(a)[..., :, None, :], centre(b)[..., None, :, :])
+
+
+def _join(low, high):
+    return jnp.concatenate([low, high], axis=-1)
+
+
+def _intersection(a, b):
+    return area(_join(jnp.maximum(a, b)[..., :2], jnp.minimum(a, b)[..., 2:]))
+
+
+def _iou(a, b):
+    """IoU of boxes (..., 4) with boxes (..., 4), broadcast."""
+    shared = _intersection(a, b)
+    # Not only the quotient but its denominator is guarded: else the gradient of two empty boxes would be NaN.
+    return jnp.where(shared > 0, shared / jnp.where(shared > 0, area(a) + area(b) - shared, 1), 0)
+
+
+# Suppression
+
+
+def nms(boxes, scores, *, limit, iou=0.5, classes=None, valid=None):
+    """Greedy non-maximum suppression: the best box stays, all that overlap it more than `iou` go, and so on.
+
+    Args:
+      boxes: (N, 4).
+      scores: (N,), of any range; equal ones rank by their index, and one that is not a number counts as not valid.
+      limit: K, static, how many boxes stay at most.
+      iou: overlap up to which a box stays beside a better one.
+      classes: (N,) int; boxes of different classes do not suppress each other.
+      valid: (N,) bool; all by default.
+
+    Returns:
+      indices (K,) int32 by falling score and kept (K,) bool; an index that is not kept is 0.
+    """
+    indices, scores = _suppress(
+        boxes, scores, classes, valid, limit, lambda left, o: jnp.where(o > iou, -jnp.inf, left)
+    )
+    return indices, scores > -jnp.inf
+
+
+def soft_nms(boxes, scores, *, limit, method="gaussian", sigma=0.5, iou=0.3, floor=0.001, classes=None, valid=None):
+    """Soft-NMS (Bodla et al. 2017): what overlaps a better box is not removed, its score decays.
+
+    Args:
+      boxes: (N, 4).
+      scores: (N,), not negative.
+      limit: K, static, how many boxes stay at most.
+      method: "gaussian", a factor exp(-IoU^2 / sigma); or "linear", 1 - IoU for overlaps above `iou`.
+      sigma: of the Gaussian, in IoU^2.
+      iou: overlap up to which the linear method leaves a score alone.
+      floor: a score that falls below it is removed.
+      classes: (N,) int; boxes of different classes do not touch each other.
+      valid: (N,) bool; all by default.
+
+    Returns:
+      indices (K,) int32 and decayed scores (K,), falling; where no box is left, both are 0.
+
+    Raises:
+      ValueError: an unknown method.
+    """
+    if method not in ("gaussian", "linear"):
+        raise ValueError(f"method={method!r}: give 'gaussian' or 'linear'")
+
+    def decay(left, overlap):
+        factor = jnp.exp(-(overlap**2) / sigma) if method == "gaussian" else jnp.where(overlap > iou, 1 - overlap, 1)
+        return jnp.where(left >= floor, left * factor, -jnp.inf)
+
+    indices, decayed = _suppress(boxes, scores, classes, valid, limit, decay)
+    kept = decayed >= floor
+    return jnp.where(kept, indices, 0), jnp.where(kept, decayed, 0)
+
+
+def _suppress(boxes, scores, classes, valid, limit, decay):
+    """Takes the best box `limit` times, each time giving the others the scores decay(scores, IoU with it).
+
+    A row of overlaps a time, so that N^2 of them never lie in memory. Returns indices (K,) and scores (K,), 0 and -inf
+    where nothing is left.
+    """
+    if not len(boxes):
+        return jnp.zeros(limit, jnp.int32), jnp.full(limit, -jnp.inf)
+    boxes, classes = jnp.asarray(boxes), None if classes is None else jnp.asarray(classes)
+    usable = ~jnp.isnan(scores) if valid is None else valid & ~jnp.isnan(scores)
+
+    def step(left, _):
+        best = jnp.argmax(left).astype(jnp.int32)
+        overlap = _iou(boxes[best], boxes)
+        if classes is not None:
+            overlap = jnp.where(classes == classes[best], overlap, 0)
+        return decay(left, overlap).at[best].set(-jnp.inf), (best, left[best])
+
+    _, (indices, taken) = lax.scan(step, jnp.where(usable, scores, -jnp.inf), length=limit)
+    return jnp.where(taken > -jnp.inf, indices, 0), taken
+
+
+# Anchors and encodings
+
+
+def anchor_grid(size, stride, sizes):
+    """Anchors of a grid (h, w): every size at the centre of every cell -> (h, w, A, 4), in pixels of the image.
+
+    Args:
+      size: (h, w) of the grid, static.
+      stride: pixels of the image from cell to cell.
+      sizes: (A, 2) widths and heights in pixels of the image.
+    """
+    centres = (_cells(size) + 0.5) * stride
+    shape = (*size, len(sizes), 2)
+    return to_corners(_join(jnp.broadcast_to(centres, shape), jnp.broadcast_to(jnp.asarray(sizes), shape)))
+
+
+def rcnn_encode(boxes, anchors, *, weights=(1.0, 1.0, 1.0, 1.0)):
+    """Boxes (..., 4) seen from anchors (..., 4) -> (dx, dy, log dw, log dh) (..., 4): R-CNN's targets.
+
+    dx = (x - xa) / wa and log dw = log(w / wa) (Girshick et al. 2014, appendix C; Ren et al. 2015, eq. 2), each times
+    its weight. Weights (10, 10, 5, 5) are the usual ones of the second stage, whose offsets are small.
+    """
+    box, anchor = to_centres(boxes), to_centres(anchors)
+    sizes, unit = jnp.maximum(box[..., 2:], SMALLEST), jnp.maximum(anchor[..., 2:], SMALLEST)
+    return _join((box[..., :2] - anchor[..., :2]) / unit, jnp.log(sizes / unit)) * jnp.array(weights)
+
+
+def rcnn_decode(offsets, anchors, *, weights=(1.0, 1.0, 1.0, 1.0)):
+    """Offsets (..., 4) from anchors (..., 4) -> boxes (..., 4): the inverse of `rcnn_encode` up to `LARGEST_SCALE`."""
+    offsets, anchor = offsets / jnp.array(weights), to_centres(anchors)
+    unit = jnp.maximum(anchor[..., 2:], SMALLEST)
+    scale = jnp.exp(jnp.minimum(offsets[..., 2:], LARGEST_SCALE))
+    return to_corners(_join(anchor[..., :2] + offsets[..., :2] * unit, scale * unit))
+
+
+def yolo_decode(raw, anchors, *, stride):
+    """A grid's raw outputs -> boxes in pixels of the image (YOLOv2, Redmon & Farhadi 2017, section 2).
+
+    The centre is the cell's corner plus sigmoid(tx, ty) of a cell, so it never leaves its cell; the size is the
+    anchor's times exp(tw, th).
+
+    Args:
+      raw: (..., h, w, A, 4) of (tx, ty, tw, th).
+      anchors: (A, 2) widths and heights in pixels of the image.
+      stride: pixels of the image from cell to cell.
+
+    Returns:
+      (..., h, w, A, 4).
+    """
+    centre = (_cells(raw.shape[-4:-2]) + jax.nn.sigmoid(raw[..., :2])) * stride
+    return to_corners(_join(centre, jnp.exp(jnp.minimum(raw[..., 2:], LARGEST_SCALE)) * jnp.asarray(anchors)))
+
+
+def yolo_encode(boxes, valid, anchors, *, size, stride):
+    """Truth -> the targets of a grid (h, w): each box belongs to the cell of its centre and the anchor of its shape.
+
+    The anchor is the one with the best IoU when both share a centre. Of several boxes that belong to the same cell and
+    anchor the first stays. Boxes with no area or with their centre outside the frame belong nowhere.
+
+    Args:
+      boxes: (N, 4) in pixels of the image.
+      valid: (N,) bool.
+      anchors: (A, 2) widths and heights in pixels of the image.
+      size: (h, w) of the grid, static.
+      stride: pixels of the image from cell to cell.
+
+    Returns:
+      targets (h, w, A, 4) of (sigmoid(tx), sigmoid(ty), tw, th), 0 where no box belongs; and matched (h, w, A) int32,
+      the index of the box, -1 where none belongs.
+    """
+    anchors, count, columns_rows = jnp.asarray(anchors), len(boxes), jnp.array(size[::-1])
+    centred = to_centres(boxes)
+    position = centred[:, :2] / stride
+    used = valid & (area(boxes) > 0) & ((position >= 0) & (position <= columns_rows)).all(-1)
+    cell = jnp.clip(jnp.floor(position), 0, columns_rows - 1)
+    best = jnp.argmax(_shape_iou(centred[:, 2:], anchors), axis=-1)
+    scale = jnp.log(jnp.maximum(centred[:, 2:], SMALLEST) / anchors[best])
+    column, row = cell.astype(jnp.int32).T
+    # The smallest index wins, whatever the order in which a device scatters; a row beyond the grid is dropped.
+    matched = jnp.full((*size, len(anchors)), count, jnp.int32)
+    matched = matched.at[jnp.where(used, row, size[0]), column, best].min(
+        jnp.arange(count, dtype=jnp.int32), mode="drop"
+    )
+    targets = jnp.pad(_join(position - cell, scale), ((0, 1), (0, 0)))  # a row of zeros for no box
+    return targets[matched], jnp.where(matched < count, matched, -1)
+
+
+def kmeans_anchors(sizes, key, *, count, restarts=8, iterations=50, valid=None):
+    """Anchors for a data set: k-means of its boxes' sizes under the distance 1 - IoU (YOLOv2, section 2).
+
+    The first centres are drawn as k-means++ draws them, each in proportion to its distance from those before.
+
+    Args:
+      sizes: (N, 2) widths and heights of the truth, in pixels of the network's frame.
+      key: decides the first centres; the result is a function of it.
+      count: A, static.
+      restarts: static, from how many draws the best result is taken.
+      iterations: static; mostly it comes to rest sooner.
+      valid: (N,) bool; all by default.
+
+    Returns:
+      anchors (A, 2), by area; and the mean over the boxes of the IoU with their best anchor.
+    """
+    sizes = jnp.asarray(sizes, jnp.float32)
+    weight = jnp.ones(len(sizes)) if valid is None else jnp.asarray(valid, jnp.float32)
+
+    def draw(centres, row_key):
+        row, key = row_key
+        distance = 1 - _shape_iou(sizes, centres).max(-1) + SMALLEST  # 1 from the centres that are still (0, 0)
+        return centres.at[row].set(sizes[jax.random.categorical(key, jnp.log(weight * distance))]), None
+
+    def refine(centres, _):
+        member = jax.nn.one_hot(jnp.argmax(_shape_iou(sizes, centres), -1), count) * weight[:, None]
+        total = member.sum(0)[:, None]
+        mean = (member[:, :, None] * sizes[:, None]).sum(0) / jnp.maximum(total, 1)
+        return jnp.where(total > 0, mean, centres), None
+
+    def once(key):
+        centres, _ = lax.scan(draw, jnp.zeros((count, 2)), (jnp.arange(count), jax.random.split(key, count)))
+        centres, _ = lax.scan(refine, centres, length=iterations)
+        return centres, (_shape_iou(sizes, centres).max(-1) * weight).sum() / weight.sum()
+
+    centres, quality = jax.vmap(once)(jax.random.split(key, restarts))
+    best = jnp.argmax(quality)
+    return centres[best][jnp.argsort(jnp.prod(centres[best], -1))], quality[best]
+
+
+def _cells(size):
+    """(h, w, 1, 2) column and row of the cells of a grid, ready to broadcast over anchors."""
+    return jnp.stack(jnp.meshgrid(jnp.arange(size[1]), jnp.arange(size[0])), axis=-1)[:, :, None].astype(jnp.float32)
+
+
+def _shape_iou(a, b):
+    """IoU of sizes (N, 2) and (M, 2) as boxes that share a corner -> (N, M)."""
+    return iou(_join(jnp.zeros_like(a), a), _join(jnp.zeros_like(b), b))
+
+
+# Training targets of a detector with anchors or proposals
+
+
+def match(anchors, truth, valid, *, positive=0.7, negative=0.3, force=True):
+    """Which anchor answers for which truth (Ren et al. 2015, section 3.1.2).
+
+    An anchor is positive from an IoU of `positive` on, negative below `negative`, and ignored between. Each truth's best
+    anchor is positive too, however little they overlap, if they do, and belongs to that truth: of several truths with
+    the same best anchor to the one that it overlaps most. Proposals are matched the same way, without that last rule.
+
+    Args:
+      anchors: (N, 4), N > 0; equal anchors rank by their index.
+      truth: (M, 4).
+      valid: (M,) bool.
+      positive: IoU.
+      negative: IoU.
+      force: static, whether each truth's best anchor is positive.
+
+    Returns:
+      index (N,) int32 of the truth (of no meaning where the label is not 1), and label (N,) int32: 1 positive,
+      0 negative, -1 ignored.
+    """
+    if not len(truth):
+        return jnp.zeros(len(anchors), jnp.int32), jnp.zeros(len(anchors), jnp.int32)
+    overlap = jnp.where(valid, iou(anchors, truth), 0)
+    best = overlap.max(-1)
+    chosen = (jnp.arange(len(anchors))[:, None] == jnp.argmax(overlap, 0)) & (overlap > 0) & force
+    forced = chosen.any(-1)
+    index = jnp.argmax(jnp.where(forced[:, None] & ~chosen, 0, overlap), -1).astype(jnp.int32)
+    label = jnp.where(forced | (best >= positive), 1, jnp.where(best < negative, 0, -1))
+    return index, label
+
+
+def sample_matches(labels, key, *, count=256, share=0.5):
+    """Draws `count` anchors at random, up to `share` of them positive and the rest negative (Ren et al. 2015, 3.1.3).
+
+    Args:
+      labels: (N,) int as `match` gives them.
+      key: decides the draw.
+      count: K, static.
+      share: of positives at most; where there are fewer, negatives take their place.
+
+    Returns:
+      indices (K,) int32 without repetition, positives first; and drawn (K,) bool, False where the labels ran out.
+    """
+    noise = jax.random.uniform(key, labels.shape)
+    rank = lambda wanted: jnp.argsort(jnp.argsort(jnp.where(wanted, noise, 2.0)))
+    positive = (labels == 1) & (rank(labels == 1) < int(count * share))
+    negative = (labels == 0) & (rank(labels == 0) < count - positive.sum())
+    order = jnp.argsort(jnp.where(positive, 0, jnp.where(negative, 1, 2)))[:count].astype(jnp.int32)
+    drawn = (positive | negative)[order]
+    missing = (0, count - len(order))
+    return jnp.pad(jnp.where(drawn, order, 0), missing), jnp.pad(drawn, missing)
+
+
+def roi_align(features, boxes, *, size=(7, 7), sampling=2):
+    """RoIAlign (He et al. 2017, section 3): the mean of bilinear samples in each bin of each box.
+
+    As torchvision's `roi_align(aligned=True)`: up to a pixel beyond the outermost centres the edge is repeated, further
+    out there is 0. Samples, interpolation and mean act on x and y apart, so all of it is a product with one matrix an
+    axis: on a CPU half the time of gathers, gradient included, for 300 boxes of a map 28 x 28 x 512. Its cost grows with
+    the map, that of gathers would not.
+
+    Args:
+      features: (H, W, C).
+      boxes: (N, 4) in pixels of the features: those of the image over the stride.
+      size: (h, w) bins, static.
+      sampling: samples per bin and axis, static.
+
+    Returns:
+      (N, h, w, C).
+    """
+    rows = _bin_weights(boxes[:, 1], boxes[:, 3], size[0], sampling, features.shape[0])
+    columns = _bin_weights(boxes[:, 0], boxes[:, 2], size[1], sampling, features.shape[1])
+    return jnp.einsum("niy,njx,yxc->nijc", rows, columns, features, precision=lax.Precision.HIGHEST)
+
+
+def _bin_weights(low, high, bins, sampling, length):
+    """(N, bins, length) weight of each pixel of an axis in each bin of the stretches low..high (N,)."""
+    share = (jnp.arange(bins * sampling) + 0.5) / (bins * sampling)
+    at = low[:, None] + (high - low)[:, None] * share - 0.5  # the first pixel's centre is at 0
+    near = jnp.clip(at, 0, length - 1)[..., None]
+    weights = jnp.maximum(1 - jnp.abs(near - jnp.arange(length)), 0)
+    weights = jnp.where(((at >= -1) & (at <= length))[..., None], weights, 0)
+    return weights.reshape(-1, bins, sampling, length).mean(2)
+
+
+# Scores of detections
+
+
+def pair_detections(boxes, scores, valid, truth, truth_valid, *, iou=None, within=None):
+    """Which truth each detection finds, by COCO's rule: the best score first takes the best truth that is still free.
+
+    A detection counts at an IoU of at least `iou`, or with its centre at most `within` pixels from the truth's. They are
+    the spine paper's two definitions: IoU 0.4, and the "golden distance" of 6 px (its "minimum distance between a
+    successful prediction and a ground truth label", which can only be the maximum). What scores less never takes a truth
+    from what scores more, so the pairs above a score threshold are those that the detections above it make alone.
+
+    Args:
+      boxes: (..., N, 4) detections; leading axes are images.
+      scores: (..., N); equal ones rank by their index.
+      valid: (..., N) bool.
+      truth: (..., M, 4).
+      truth_valid: (..., M) bool.
+      iou: the least IoU; give it or `within`.
+      within: the largest distance of the centres, in pixels.
+
+    Returns:
+      (..., N) int32, the index of the truth, -1 for a false positive and where `valid` is False.
+
+    Raises:
+      ValueError: not exactly one of `iou` and `within` is given.
+    """
+    if (iou is None) == (within is None):
+        raise ValueError(f"iou={iou}, within={within}: give one of them")
+    if iou is not None:
+        nearness, least = _iou(boxes[..., :, None, :], truth[..., None, :, :]), iou
+    else:
+        nearness, least = -centre_distance(boxes, truth), -within
+    return _pair(nearness, scores, valid, truth_valid, least)
+
+
+def _pair(nearness, scores, valid, truth_valid, least):
+    """Greedy pairs (..., N) from nearness (..., N, M) of at least `least`."""
+    if 0 in nearness.shape:
+        return jnp.full(scores.shape, -1, jnp.int32)
+
+    def one(nearness, scores, valid, free):
+        def step(free, row):
+            candidates = jnp.where(free, nearness[row], -jnp.inf)
+            best = jnp.argmax(candidates).astype(jnp.int32)
+            hit = valid[row] & (candidates[best] >= least)
+            return free & ~(hit & (jnp.arange(len(free)) == best)), jnp.where(hit, best, -1)
+
+        order = jnp.argsort(-scores)
+        _, found = lax.scan(step, free, order)
+        return jnp.zeros_like(found).at[order].set(found)
+
+    return jnp.vectorize(one, signature="(n,m),(n),(n),(m)->(n)")(nearness, scores, valid, truth_valid)
+
+
+def precision_recall(hits, scores, valid, total, *, threshold=0.0):
+    """Precision, recall and F1 of the detections of a data set that score at least `threshold`.
+
+    Args:
+      hits: (...) bool, which detections found a truth: `pair_detections(...) >= 0`.
+      scores: (...).
+      valid: (...) bool.
+      total: the number of truths in the data set.
+      threshold: score.
+
+    Returns:
+      a dict of precision (NaN where nothing is detected), recall (NaN without truth) and f1 (NaN where both are).
+    """
+    used = valid & (scores >= threshold)
+    found, detected = jnp.sum(hits & used), jnp.sum(used)
+    share = lambda part, whole: jnp.where(whole > 0, part / jnp.maximum(whole, 1), jnp.nan)
+    return {
+        "precision": share(found, detected),
+        "recall": share(found, total),
+        "f1": share(2 * found, detected + total),
+    }
+
+
+def precision_recall_curve(hits, scores, valid, total):
+    """Precision and recall as the threshold falls past each detection of a data set, best score first.
+
+    Args:
+      hits: (...) bool, D in all; equal scores rank in this order, each a point of its own as in COCO and VOC.
+      scores: (...).
+      valid: (...) bool.
+      total: the number of truths in the data set.
+
+    Returns:
+      precision (D,), recall (D,) and scores (D,); NaN at the end in place of detections that are not valid.
+    """
+    found, scores = _ranked(hits, scores, valid)
+    known = scores > -jnp.inf
+    precision = found / (jnp.arange(len(found)) + 1)
+    recall = jnp.where(total > 0, found / jnp.maximum(total, 1), jnp.nan)
+    return tuple(jnp.where(known, values, jnp.nan) for values in (precision, recall, scores))
+
+
+def average_precision(hits, scores, valid, total, *, rule="coco"):
+    """The mean over recall of the best precision that is reached at that recall or a higher one.
+
+    Args:
+      hits: (...) bool, which detections of a data set found a truth.
+      scores: (...).
+      valid: (...) bool.
+      total: the number of truths in the data set.
+      rule: "coco", the mean at the recalls 0, 0.01, ... 1; or "voc", the area under the curve (VOC since 2010).
+
+    Returns:
+      a scalar, NaN without truth. Recalls are compared as integers: pycocotools, whose 0.35 is 0.35000000000000003,
+      skips a recall of exactly 35/100 and so may differ by a hundredth of a step of the curve.
+
+    Raises:
+      ValueError: an unknown rule.
+    """
+    if rule not in ("coco", "voc"):
+        raise ValueError(f"rule={rule!r}: give 'coco' or 'voc'")
+    found, _ = _ranked(hits, scores, valid)
+    # Detections that are not valid come last and find nothing, so they are never the best.
+    best = lax.cummax(found / (jnp.arange(len(found)) + 1), reverse=True)
+    if rule == "coco":
+        reached = jnp.searchsorted(100 * found, jnp.arange(101) * total)
+        result = jnp.append(best, 0)[reached].mean()  # 0 beyond the last recall
+    else:
+        result = jnp.sum(best * jnp.diff(found, prepend=0)) / jnp.maximum(total, 1)
+    return jnp.where(total > 0, result, jnp.nan)
+
+
+def mean_average_precision(
+    boxes,
+    scores,
+    valid,
+    truth,
+    truth_valid,
+    *,
+    classes=None,
+    truth_classes=None,
+    count=1,
+    thresholds=COCO_THRESHOLDS,
+    rule="coco",
+):
+    """Average precision of each class at each IoU threshold over a data set of padded images, and their mean.
+
+    Args:
+      boxes: (B, N, 4) detections.
+      scores: (B, N).
+      valid: (B, N) bool.
+      truth: (B, M, 4).
+      truth_valid: (B, M) bool.
+      classes: (B, N) int in 0..count-1; all 0 by default.
+      truth_classes: (B, M) int; all 0 by default.
+      count: the number of classes C, static.
+      thresholds: T IoU thresholds.
+      rule: of `average_precision`.
+
+    Returns:
+      a dict of AP (T, C), NaN for a class without truth, and its mean mAP, which leaves such classes out.
+    """
+    classes = jnp.zeros(scores.shape, jnp.int32) if classes is None else classes
+    truth_classes = jnp.zeros(truth_valid.shape, jnp.int32) if truth_classes is None else truth_classes
+    overlap = iou(boxes, truth)
+
+    def one(least, wanted):
+        known, real = valid & (classes == wanted), truth_valid & (truth_classes == wanted)
+        hits = _pair(overlap, scores, known, real, least) >= 0
+        return average_precision(hits, scores, known, real.sum(), rule=rule)
+
+    over_classes = jax.vmap(one, (None, 0))
+    ap = jax.vmap(over_classes, (0, None))(jnp.asarray(thresholds), jnp.arange(count))
+    return {"mAP": metrics.mean(ap), "AP": ap}
+
+
+def _ranked(hits, scores, valid):
+    """By falling score: how many truths are found so far (D,) int32, and the scores (D,), -inf where not valid."""
+    scores = jnp.where(valid, scores, -jnp.inf).ravel()
+    order = jnp.argsort(-scores)
+    return jnp.cumsum((hits & valid).ravel()[order].astype(jnp.int32)), scores[order]
+
+
+# Tiles of a large image
+
+
+def tiles(size, tile, overlap):
+    """Where tiles must lie to cover an image: a list of (top, left), row by row. Plain Python.
+
+    They are spread evenly, so that neighbours share at least `overlap` pixels and none leaves an image that is larger.
+    An object no larger than the overlap lies whole in some tile.
+
+    Args:
+      size: (H, W) of the image.
+      tile: (h, w).
+      overlap: pixels.
+
+    Raises:
+      ValueError: the overlap is negative or leaves no step.
+    """
+    if not 0 <= overlap < min(tile):
+        raise ValueError(f"overlap={overlap}: give 0 to {min(tile) - 1} pixels for tiles of {tile}")
+
+    def starts(length, part):
+        last = max(length - part, 0)
+        steps = -(-last // (part - overlap))
+        return [last * i // max(steps, 1) for i in range(steps + 1)]
+
+    return [(top, left) for top in starts(size[0], tile[0]) for left in starts(size[1], tile[1])]
+
+
+def uncut(boxes, corners, *, size, tile, edge=1.0):
+    """Which detections (T, N, 4) of T tiles do not touch a border that the tile does not share with its image.
+
+    A border may have cut the others off; a neighbour sees them whole, if the tiles overlap by an object's size and two
+    edges more.
+
+    Args:
+      boxes: (T, N, 4) in pixels of their tile.
+      corners: (T, 2) (top, left) of the tiles.
+      size: (H, W) of the image.
+      tile: (h, w).
+      edge: a box nearer to a border than this touches it, in pixels.
+
+    Returns:
+      (T, N) bool.
+    """
+    low = jnp.asarray(corners)[:, None, ::-1]
+    extent, whole = jnp.array(tile[::-1]), jnp.array(size[::-1])
+    before = (boxes[..., :2] >= edge) | (low <= 0)
+    after = (boxes[..., 2:] <= extent - edge) | (low + extent >= whole)
+    return (before & after).all(-1)
+
+
+def merge(boxes, scores, valid, corners, *, limit, iou=0.5, classes=None):
+    """The detections of all tiles in pixels of their image, without those that two tiles both found (`nms`).
+
+    Args:
+      boxes: (T, N, 4) in pixels of their tile.
+      scores: (T, N).
+      valid: (T, N) bool, perhaps those that are also `uncut`.
+      corners: (T, 2) (top, left) of the tiles.
+      limit: K, static, how many boxes stay at most.
+      iou: overlap up to which two detections are two objects.
+      classes: (T, N) int; different classes do not suppress each other.
+
+    Returns:
+      boxes (K, 4) by falling score; indices (K,) int32 into the raveled (T * N) detections, for their scores and
+      classes; and kept (K,) bool. What is not kept is 0.
+    """
+    shift = jnp.asarray(corners)[:, None, ::-1]
+    moved = (boxes + _join(shift, shift)).reshape(-1, 4)
+    classes = None if classes is None else classes.ravel()
+    indices, kept = nms(moved, scores.ravel(), limit=limit, iou=iou, classes=classes, valid=valid.ravel())
+    rows = jnp.where(kept, indices, len(moved))  # a row of zeros for no box
+    return jnp.pad(moved, ((0, 1), (0, 0)))[rows], indices, kept

@@ -1,0 +1,760 @@
+"""Boxes against naive loops in NumPy, against pycocotools, and against numbers worked out by hand."""
+
+import contextlib
+import io
+import itertools
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from jaxmarks.ops import boxes as bx
+from jaxmarks.ops import metrics
+
+FEW = settings(max_examples=12)
+SEEDS = st.integers(0, 10**6)
+EMPTY = np.zeros((0, 4), np.float32)
+
+
+def compiled(name, *static):
+    """The function jitted, as it is used, with results in NumPy; `test_eager_jit_and_vmap_agree` runs it eagerly too."""
+    jitted = jax.jit(getattr(bx, name), static_argnames=static)
+    return lambda *args, **options: jax.tree.map(np.asarray, jitted(*args, **options))
+
+
+iou = compiled("iou")
+generalised_iou = compiled("generalised_iou")
+nms = compiled("nms", "limit")
+soft_nms = compiled("soft_nms", "limit", "method")
+rcnn_encode = compiled("rcnn_encode")
+rcnn_decode = compiled("rcnn_decode")
+yolo_encode = compiled("yolo_encode", "size")
+yolo_decode = compiled("yolo_decode")
+kmeans_anchors = compiled("kmeans_anchors", "count", "restarts", "iterations")
+match = compiled("match")
+sample_matches = compiled("sample_matches", "count", "share")
+roi_align = compiled("roi_align", "size", "sampling")
+pair_detections = compiled("pair_detections")
+precision_recall = compiled("precision_recall")
+average_precision = compiled("average_precision", "rule")
+mean_average_precision = compiled("mean_average_precision", "count", "rule")
+merge = compiled("merge", "limit")
+
+
+def draw_boxes(rng, *shape):
+    """Boxes of whole pixels, so that overlaps and ties are exact; some are degenerate, reversed, or equal."""
+    low = rng.integers(-2, 16, (*shape, 2))
+    return np.concatenate([low, low + rng.integers(-1, 9, (*shape, 2))], -1).astype(np.float32)
+
+
+def draw_scores(rng, *shape):
+    """Scores with many ties."""
+    return (rng.integers(1, 8, shape) / 8).astype(np.float32)
+
+
+def naive_iou(a, b):
+    a, b = (tuple(map(float, box)) for box in (a, b))
+    area = lambda box: max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+    shared = area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+    return shared / (area(a) + area(b) - shared) if shared > 0 else 0.0
+
+
+def naive_ious(a, b):
+    return np.array([[naive_iou(x, y) for y in b] for x in a]).reshape(len(a), len(b))
+
+
+# Geometry
+
+
+@given(SEEDS)
+@FEW
+def test_iou_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    a, b = draw_boxes(rng, 2, 7), draw_boxes(rng, 2, 5)
+    np.testing.assert_allclose(iou(a, b), [naive_ious(*pair) for pair in zip(a, b, strict=True)], rtol=1e-6)
+
+
+def test_degenerate_boxes_overlap_nothing_and_have_a_gradient():
+    odd = jnp.array([[0.0, 0, 0, 0], [3, 3, 3, 9], [9, 9, 3, 3], [3, 9, 9, 3], [np.nan] * 4])
+    np.testing.assert_array_equal(iou(odd, odd), 0)
+    np.testing.assert_array_equal(iou(odd, jnp.array([[0.0, 0, 10, 10]])), 0)
+    np.testing.assert_array_equal(bx.area(odd[:4]), 0)
+    total = lambda a: (bx.iou(a, odd[:4]) + bx.generalised_iou(a, odd[:4])).sum()
+    assert np.isfinite(jax.jit(jax.grad(total))(odd[:4])).all()
+
+
+def test_generalised_iou_by_hand():
+    a = jnp.array([[0.0, 0, 1, 1]])
+    # Itself; a gap of one in a hull of three; a corner shared in a hull of four; inside a box of four; and two points.
+    b = jnp.array([[0.0, 0, 1, 1], [2, 0, 3, 1], [1, 1, 2, 2], [0, 0, 2, 2]])
+    np.testing.assert_allclose(generalised_iou(a, b), [[1, -1 / 3, -1 / 2, 1 / 4]], rtol=1e-6)
+    np.testing.assert_array_equal(generalised_iou(jnp.zeros((1, 4)), jnp.zeros((1, 4))), 0)
+    # What the IoU lacks: apart, it draws the boxes together.
+    gradient = jax.jit(jax.grad(lambda b: bx.generalised_iou(a, b)[0, 0]))(b[1:2])
+    assert gradient[0, 0] < 0 and iou(a, b)[0, 1] == 0
+
+
+def test_geometry_by_hand():
+    box = np.array([[2.0, 1, 8, 5]])
+    np.testing.assert_array_equal(bx.area(box), [24])
+    np.testing.assert_array_equal(bx.to_centres(box), [[5, 3, 6, 4]])
+    np.testing.assert_array_equal(bx.to_corners(bx.to_centres(box)), box)
+    np.testing.assert_array_equal(bx.centre_distance(box, box + [3, 4, 3, 4]), [[5]])
+    # A frame 4 high and 7 wide; the second box lies to the right of it.
+    clipped = bx.clip(np.array([[-3.0, 1, 9, 6], [9, 1, 12, 3]]), (4, 7))
+    np.testing.assert_array_equal(clipped, [[0, 1, 7, 4], [7, 1, 7, 3]])
+    np.testing.assert_array_equal(bx.area(clipped), [21, 0])
+
+
+# Suppression
+
+
+def naive_nms(boxes, scores, iou, classes, valid):
+    kept = []
+    for i in sorted(np.flatnonzero(valid), key=lambda i: (-scores[i], i)):
+        if all(classes[i] != classes[j] or naive_iou(boxes[i], boxes[j]) <= iou for j in kept):
+            kept.append(i)
+    return kept
+
+
+@given(SEEDS, st.booleans())
+@FEW
+def test_nms_against_a_loop(seed, by_class):
+    rng = np.random.default_rng(seed)
+    boxes, scores, valid = draw_boxes(rng, 20), draw_scores(rng, 20), rng.random(20) < 0.8
+    classes = rng.integers(0, 3, 20) if by_class else None
+    expected = naive_nms(boxes, scores, 0.25, np.zeros(20) if classes is None else classes, valid)
+    for limit in (5, 25):
+        indices, kept = nms(boxes, scores, limit=limit, iou=0.25, classes=classes, valid=valid)
+        assert indices.shape == kept.shape == (limit,)
+        assert indices[kept].tolist() == expected[:limit]
+        assert not indices[~kept].any()
+
+
+def test_nms_by_hand():
+    # The first two share 2/3 of their union; the third is a point, the fourth reversed, the last is not a number's.
+    boxes = np.array([[0.0, 0, 10, 10], [0, 2, 10, 12], [5, 5, 5, 5], [8, 8, 2, 2], [0, 0, 10, 10]])
+    scores = np.array([0.5, 0.5, 0.9, -3.0, np.nan])
+    expect = lambda found, rows: np.testing.assert_array_equal(found[0][found[1]], rows)
+    expect(nms(boxes, scores, limit=6, iou=0.5), [2, 0, 3])
+    expect(nms(boxes, scores, limit=6, iou=0.7), [2, 0, 1, 3])
+    expect(nms(boxes, scores, limit=6, iou=0.5, classes=np.array([0, 1, 0, 0, 0])), [2, 0, 1, 3])
+    expect(nms(boxes, scores, limit=6, valid=np.zeros(5, bool)), [])
+    expect(nms(EMPTY, EMPTY[:, 0], limit=6), [])
+    # An overlap of exactly the threshold stays: 50 of 100.
+    half = np.array([[0.0, 0, 10, 10], [0, 0, 10, 5]])
+    expect(nms(half, np.ones(2), limit=2, iou=0.5), [0, 1])
+
+
+def naive_soft_nms(boxes, scores, valid, decay, floor):
+    left = {i: float(scores[i]) for i in np.flatnonzero(valid)}
+    taken = []
+    while left := {i: s for i, s in left.items() if s >= floor}:
+        best = max(left, key=lambda i: (left[i], -i))
+        taken.append((best, left.pop(best)))
+        left = {i: s * decay(naive_iou(boxes[best], boxes[i])) for i, s in left.items()}
+    return taken
+
+
+@pytest.mark.parametrize("method", ["gaussian", "linear"])
+def test_soft_nms_against_a_loop(method):
+    decay = {"gaussian": lambda o: math.exp(-(o**2) / 0.3), "linear": lambda o: 1 - o if o > 0.25 else 1.0}[method]
+    found = partial(soft_nms, limit=25, method=method, sigma=0.3, iou=0.25, floor=0.1)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        # Distinct scores: rounding would decide between equal ones.
+        boxes, scores, valid = draw_boxes(rng, 20), rng.permutation(20) / 20, rng.random(20) < 0.8
+        expected = naive_soft_nms(boxes, scores, valid, decay, 0.1)
+        indices, decayed = found(boxes, scores, valid=valid)
+        count = int((decayed > 0).sum())
+        assert indices[:count].tolist() == [i for i, _ in expected]
+        np.testing.assert_allclose(decayed[:count], [s for _, s in expected], rtol=1e-5)
+        assert not indices[count:].any() and not decayed[count:].any()
+
+
+def test_soft_nms_by_hand():
+    # Both boxes of 100 pixels share 50: an IoU of 1/3. The third lies apart.
+    boxes = np.array([[0.0, 0, 10, 10], [5, 0, 15, 10], [40, 40, 50, 50]])
+    scores = np.array([0.9, 0.8, 0.6])
+    indices, decayed = soft_nms(boxes, scores, limit=4, method="linear", iou=0.3)
+    np.testing.assert_array_equal(indices, [0, 2, 1, 0])
+    np.testing.assert_allclose(decayed, [0.9, 0.6, 0.8 * 2 / 3, 0], rtol=1e-6)
+    _, decayed = soft_nms(boxes, scores, limit=4, sigma=0.5)
+    np.testing.assert_allclose(decayed, [0.9, 0.8 * math.exp(-2 / 9), 0.6, 0], rtol=1e-6)
+    _, apart = soft_nms(boxes, scores, limit=3, classes=np.array([0, 1, 0]))
+    np.testing.assert_allclose(apart, scores, rtol=1e-6)
+    np.testing.assert_array_equal(soft_nms(EMPTY, EMPTY[:, 0], limit=2)[1], 0)
+    with pytest.raises(ValueError, match="hard"):
+        soft_nms(boxes, scores, limit=1, method="hard")
+
+
+# Anchors and encodings
+
+
+def test_anchor_grid_by_hand():
+    found = bx.anchor_grid((2, 3), 16, [(10, 4), (20, 20)])
+    assert found.shape == (2, 3, 2, 4)
+    np.testing.assert_array_equal(found[0, 0], [[3, 6, 13, 10], [-2, -2, 18, 18]])
+    np.testing.assert_array_equal(found[1, 2, 0], [35, 22, 45, 26])  # centre (40, 24)
+
+
+def test_rcnn_encode_by_hand():
+    # The anchor: centre (5, 10), 10 x 20; the box: centre (15, 20), 20 x 20.
+    anchor, box = np.array([0.0, 0, 10, 20]), np.array([5.0, 10, 25, 30])
+    np.testing.assert_allclose(rcnn_encode(box, anchor), [1, 0.5, math.log(2), 0], atol=1e-6)
+    weighted = rcnn_encode(box, anchor, weights=(10, 10, 5, 5))
+    np.testing.assert_allclose(weighted, [10, 5, 5 * math.log(2), 0], atol=1e-5)
+    np.testing.assert_allclose(rcnn_decode(weighted, anchor, weights=(10, 10, 5, 5)), box, atol=1e-5)
+
+
+@given(SEEDS)
+@FEW
+def test_rcnn_round_trip(seed):
+    rng = np.random.default_rng(seed)
+    low, other = rng.uniform(-50, 500, (2, 9, 2))
+    box, anchor = (np.concatenate([c, c + rng.uniform(4, 90, (9, 2))], -1) for c in (low, other))
+    for weights in ((1, 1, 1, 1), (10, 10, 5, 5)):
+        offsets = rcnn_encode(box, anchor, weights=weights)
+        np.testing.assert_allclose(rcnn_decode(offsets, anchor, weights=weights), box, atol=2e-3)
+
+
+def test_padding_and_wild_outputs_stay_finite():
+    points, box = jnp.zeros((1, 4)), jnp.array([[0.0, 0, 8, 8]])
+    for a, b in ((points, box), (box, points), (points, points)):
+        assert np.isfinite(rcnn_encode(a, b)).all()
+        assert np.isfinite(jax.jit(jax.grad(lambda a, b: bx.rcnn_encode(a, b).sum()))(a, b)).all()
+    wild = jnp.full((1, 4), 1e4)
+    np.testing.assert_allclose(bx.to_centres(bx.rcnn_decode(wild, box))[0, 2:], 8 * 62.5, rtol=1e-3)
+    wide = bx.to_centres(yolo_decode(wild.reshape(1, 1, 1, 4), [(8, 4)], stride=32))[..., 2:]
+    np.testing.assert_allclose(wide.ravel(), [8 * 62.5, 4 * 62.5], rtol=1e-3)
+
+
+def test_yolo_decode_by_hand():
+    raw = np.zeros((2, 3, 2, 4), np.float32)
+    raw[1, 2, 1] = [math.log(3), 0, math.log(2), 0]  # the sigmoid of log 3 is 3/4
+    found = yolo_decode(raw, [(10, 4), (20, 20)], stride=16)
+    np.testing.assert_allclose(found[0, 0], [[3, 6, 13, 10], [-2, -2, 18, 18]], atol=1e-5)
+    np.testing.assert_allclose(found[1, 2, 1], [44 - 20, 24 - 10, 44 + 20, 24 + 10], atol=1e-4)
+
+
+def test_yolo_encode_by_hand():
+    boxes = np.array(
+        [
+            [3.0, 6, 13, 10],  # centre (8, 8): cell (0, 0), the flat anchor exactly
+            [16, 16, 32, 32],  # centre (24, 24): cell (1, 1), the square anchor
+            [15, 15, 33, 33],  # the same cell and anchor: comes too late
+            [38, 22, 58, 42],  # centre (48, 32) is the frame's corner: its last cell
+            [50, 0, 60, 10],  # centre outside
+            [24, 8, 24, 12],  # no area
+            [20, 0, 30, 4],  # not valid
+        ]
+    )
+    valid = np.arange(7) < 6
+    targets, matched = yolo_encode(boxes, valid, [(10, 4), (20, 20)], size=(2, 3), stride=16)
+    expected = np.full((2, 3, 2), -1)
+    expected[0, 0, 0], expected[1, 1, 1], expected[1, 2, 1] = 0, 1, 3
+    np.testing.assert_array_equal(matched, expected)
+    np.testing.assert_allclose(targets[0, 0, 0], [0.5, 0.5, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(targets[1, 1, 1], [0.5, 0.5, math.log(0.8), math.log(0.8)], atol=1e-6)
+    np.testing.assert_allclose(targets[1, 2, 1], [1, 1, 0, 0], atol=1e-6)
+    assert not targets[matched < 0].any()
+    targets, matched = yolo_encode(EMPTY, valid[:0], [(10, 4)], size=(2, 3), stride=16)
+    assert (matched == -1).all() and targets.shape == (2, 3, 1, 4) and not targets.any()
+
+
+@given(SEEDS)
+@FEW
+def test_yolo_round_trip(seed):
+    rng = np.random.default_rng(seed)
+    cells = rng.permutation(12)[:6]  # of a grid of 3 x 4, one box each
+    centre = (np.stack([cells % 4, cells // 4], -1) + rng.uniform(0.05, 0.95, (6, 2))) * 32
+    half = rng.uniform(4, 60, (6, 2)) / 2
+    boxes, anchors = np.concatenate([centre - half, centre + half], -1), np.array([(10, 20), (40, 40), (50, 15)])
+    targets, matched = yolo_encode(boxes, np.ones(6, bool), anchors, size=(3, 4), stride=32)
+    assert sorted(matched[matched >= 0].tolist()) == [0, 1, 2, 3, 4, 5]
+    share = np.clip(targets[..., :2], 1e-6, 1 - 1e-6)
+    raw = np.concatenate([np.log(share / (1 - share)), targets[..., 2:]], -1)
+    decoded = yolo_decode(raw, anchors, stride=32)
+    np.testing.assert_allclose(decoded[matched >= 0], boxes[matched[matched >= 0]], atol=2e-3)
+    for row, column, anchor in np.argwhere(matched >= 0):
+        i = matched[row, column, anchor]
+        assert cells[i] == 4 * row + column
+        corners = lambda size: (0, 0, *size)
+        shapes = [naive_iou(corners(2 * half[i]), corners(size)) for size in anchors]
+        assert anchor == np.argmax(shapes)
+
+
+def test_kmeans_finds_the_clusters():
+    rng = np.random.default_rng(0)
+    means = np.array([(10, 10), (80, 20), (30, 60)])
+    sizes = (means[:, None] * rng.uniform(0.9, 1.1, (3, 40, 2))).reshape(-1, 2)
+    for seed in range(3):
+        anchors, quality = kmeans_anchors(sizes, jax.random.key(seed), count=3, iterations=10)
+        np.testing.assert_allclose(anchors, sizes.reshape(3, 40, 2).mean(1), rtol=1e-5)
+        shapes = lambda s: np.concatenate([np.zeros_like(s), s], -1)
+        np.testing.assert_allclose(quality, naive_ious(shapes(sizes), shapes(anchors)).max(-1).mean(), rtol=1e-5)
+
+
+def test_kmeans_rests_repeats_and_skips_what_is_not_valid():
+    sizes = np.random.default_rng(1).uniform(5, 100, (60, 2))
+    valid = np.arange(60) < 50
+    wild = np.where(valid[:, None], sizes, 1e6)
+    find = lambda sizes, **options: kmeans_anchors(sizes, jax.random.key(4), count=4, iterations=60, **options)[0]
+    anchors = find(wild, valid=valid)
+    np.testing.assert_array_equal(anchors, find(wild, valid=valid))
+    np.testing.assert_array_equal(anchors, find(np.where(valid[:, None], sizes, 0), valid=valid))
+    # A draw never starts from one that is not valid: its centre would stay there.
+    pair, _ = kmeans_anchors(wild[48:], jax.random.key(0), count=2, restarts=1, valid=valid[48:])
+    np.testing.assert_allclose(pair, sorted(sizes[48:50].tolist(), key=np.prod), rtol=1e-6)
+    # At rest each anchor is the mean of the sizes that are nearest to it.
+    shapes = lambda s: np.concatenate([np.zeros_like(s), s], -1)
+    nearest = naive_ious(shapes(sizes[:50]), shapes(anchors)).argmax(-1)
+    np.testing.assert_allclose(anchors, [sizes[:50][nearest == i].mean(0) for i in range(4)], rtol=1e-4)
+    # All alike, as the spines' boxes are.
+    anchors, quality = kmeans_anchors(np.full((9, 2), 15.0), jax.random.key(0), count=3)
+    np.testing.assert_allclose(anchors, 15, rtol=1e-6)
+    np.testing.assert_allclose(quality, 1, rtol=1e-6)
+
+
+# Training targets
+
+
+def naive_match(anchors, truth, valid, positive, negative):
+    overlap = naive_ious(anchors, truth) * valid
+    index, label = np.zeros(len(anchors), int), np.zeros(len(anchors), int)
+    for i, row in enumerate(overlap):
+        index[i] = row.argmax()
+        label[i] = 1 if row.max() >= positive else 0 if row.max() < negative else -1
+    claims = {}
+    for j in range(len(truth)):
+        i = overlap[:, j].argmax()
+        if overlap[i, j] > 0 and (i not in claims or overlap[i, j] > overlap[i, claims[i]]):
+            claims[i] = j
+    for i, j in claims.items():
+        index[i], label[i] = j, 1
+    return index, label
+
+
+@given(SEEDS)
+@FEW
+def test_match_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    anchors, truth, valid = draw_boxes(rng, 25), draw_boxes(rng, 4), rng.random(4) < 0.8
+    index, label = match(anchors, truth, valid, positive=0.5, negative=0.125)
+    expected_index, expected_label = naive_match(anchors, truth, valid, 0.5, 0.125)
+    np.testing.assert_array_equal(label, expected_label)
+    np.testing.assert_array_equal(index[label == 1], expected_index[expected_label == 1])
+
+
+def test_match_by_hand():
+    truth = np.array([[0.0, 0, 10, 10], [0, 0, 10, 4], [50, 50, 60, 60], [90, 90, 99, 99]])
+    anchors = np.array(
+        [
+            [0.0, 0, 10, 8],  # 0.8 of truth 0, 0.5 of truth 1
+            [0, 0, 10, 5],  # 0.5 of truth 0, but the best of truth 1: 0.8
+            [0, 5, 10, 10],  # 0.5 of truth 0: ignored
+            [58, 50, 68, 60],  # 1/9 of truth 2, which has no better one
+            [0, 9, 10, 19],  # 1/19 of truth 0: negative
+        ]
+    )
+    index, label = match(anchors, truth, np.ones(4, bool))
+    np.testing.assert_array_equal(label, [1, 1, -1, 1, 0])
+    np.testing.assert_array_equal(index[label == 1], [0, 1, 2])
+    np.testing.assert_array_equal(match(anchors, truth, np.ones(4, bool), force=False)[1], [1, 1, -1, 0, 0])
+    # At an IoU of exactly the threshold: the third is positive from 0.5 on, and not below 0.5.
+    for low, high, expected in ((0.3, 0.5, 1), (0.5, 0.7, -1)):
+        assert match(anchors, truth, np.ones(4, bool), positive=high, negative=low)[1][2] == expected
+    # The second anchor overlaps truth 0 more (0.8 against 0.5), but truth 1 has no better one.
+    index, label = match(np.array([[0.0, 0, 10, 10], [0, 0, 10, 8]]), truth[:2], np.ones(2, bool))
+    assert index.tolist() == [0, 1] and label.tolist() == [1, 1]
+    # One anchor, the best of both: it goes to the one that it overlaps more, although that comes second.
+    index, label = match(np.array([[0.0, 0, 10, 6]]), truth[:2], np.ones(2, bool))
+    assert (int(index[0]), int(label[0])) == (1, 1)
+    for nothing in (EMPTY, truth):
+        np.testing.assert_array_equal(match(anchors, nothing, np.zeros(len(nothing), bool))[1], 0)
+
+
+@given(SEEDS, st.sampled_from([(3, 40), (30, 40), (30, 1), (0, 5), (6, 0), (0, 0)]))
+@example(0, (30, 1))
+@FEW
+def test_sampled_anchors(seed, counts):
+    rng = np.random.default_rng(seed)
+    positives, negatives = counts
+    labels = np.full(80, -1)
+    places = rng.permutation(80)
+    labels[places[:positives]], labels[places[positives : positives + negatives]] = 1, 0
+    indices, drawn = sample_matches(labels, jax.random.key(seed), count=16, share=0.25)
+    chosen = labels[indices[drawn]]
+    first = min(positives, 4)
+    second = min(negatives, 16 - first)
+    assert chosen.tolist() == [1] * first + [0] * second
+    assert len(set(indices[drawn].tolist())) == drawn.sum() and indices.shape == drawn.shape == (16,)
+
+
+def test_the_draw_is_even_and_fits_small_sets():
+    labels = np.repeat([1, 0, -1], [4, 12, 2])
+    draws = jax.vmap(lambda key: bx.sample_matches(labels, key, count=4, share=0.5)[0])(
+        jax.random.split(jax.random.key(0), 2000)
+    )
+    often = np.bincount(np.ravel(draws), minlength=18) / 2000
+    np.testing.assert_allclose(often[:4], 2 / 4, atol=0.06)  # five standard deviations
+    np.testing.assert_allclose(often[4:16], 2 / 12, atol=0.05)
+    assert not often[16:].any()
+    indices, drawn = sample_matches(labels[:3], jax.random.key(0), count=8, share=0.5)
+    assert sorted(indices[drawn].tolist()) == [0, 1, 2] and indices.shape == (8,)
+
+
+def naive_roi_align(features, boxes, size, sampling):
+    """From the definition: bin by bin, sample by sample, neighbour by neighbour, at pixel indices (x - 0.5, y - 0.5)."""
+    height, width, channels = features.shape
+    result = np.zeros((len(boxes), *size, channels))
+
+    def bilinear(y, x):
+        if y < -1 or y > height or x < -1 or x > width:
+            return np.zeros(channels)
+        y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+        top, left = min(int(y), max(height - 2, 0)), min(int(x), max(width - 2, 0))
+        total = np.zeros(channels)
+        for row, part in ((top, 1 - (y - top)), (min(top + 1, height - 1), y - top)):
+            total += part * (1 - (x - left)) * features[row, left]
+            total += part * (x - left) * features[row, min(left + 1, width - 1)]
+        return total
+
+    for n, (x0, y0, x1, y1) in enumerate(boxes):
+        bin_h, bin_w = (y1 - y0) / size[0], (x1 - x0) / size[1]
+        for i, j in np.ndindex(*size):
+            for a, b in np.ndindex(sampling, sampling):
+                y = y0 - 0.5 + bin_h * (i + (a + 0.5) / sampling)
+                x = x0 - 0.5 + bin_w * (j + (b + 0.5) / sampling)
+                result[n, i, j] += bilinear(y, x) / sampling**2
+    return result
+
+
+def test_roi_align_against_the_definition():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(9, 12, 3)).astype(np.float32)
+    low = rng.uniform(-4, 10, (12, 2))
+    boxes = np.concatenate([low, low + rng.uniform(-2, 9, (12, 2))], -1)  # some out of frame, some reversed
+    boxes[0] = 3.3  # a point
+    for size, sampling in (((3, 2), 2), ((2, 3), 1), ((1, 1), 3)):
+        expected = naive_roi_align(features, boxes, size, sampling)
+        np.testing.assert_allclose(roi_align(features, boxes, size=size, sampling=sampling), expected, atol=2e-5)
+    thin = features[:1, :1]
+    np.testing.assert_allclose(roi_align(thin, boxes, size=(2, 2)), naive_roi_align(thin, boxes, (2, 2), 2), atol=1e-5)
+    assert roi_align(features, EMPTY).shape == (0, 7, 7, 3)
+
+
+def test_roi_align_of_a_ramp_is_the_bin_centres():
+    # Where the frame does not cut it off, a linear map's mean over a bin is its value at the bin's centre.
+    y, x = np.mgrid[:10, :14] + 0.5
+    features = np.stack([3 * x - y, 2 * y + 1], -1)
+    box = np.array([[2.2, 1.5, 11.3, 8.7]])
+    centre_x, centre_y = 2.2 + 9.1 * (np.arange(4) + 0.5) / 4, 1.5 + 7.2 * (np.arange(3) + 0.5) / 3
+    expected = np.stack([3 * centre_x - centre_y[:, None], np.broadcast_to(2 * centre_y[:, None] + 1, (3, 4))], -1)
+    np.testing.assert_allclose(roi_align(features, box, size=(3, 4))[0], expected, atol=1e-4)
+
+
+# Scores
+
+
+def naive_pairs(nearness, scores, valid, truth_valid, least):
+    found, taken = np.full(len(scores), -1), set()
+    for i in sorted(np.flatnonzero(valid), key=lambda i: (-scores[i], i)):
+        free = [j for j in np.flatnonzero(truth_valid) if j not in taken]
+        if free and nearness[i, best := max(free, key=lambda j: (nearness[i, j], -j))] >= least:
+            found[i] = best
+            taken.add(best)
+    return found
+
+
+@given(SEEDS)
+@FEW
+def test_pairs_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    detections, truth = draw_boxes(rng, 2, 12), draw_boxes(rng, 2, 5)
+    scores, valid, truth_valid = draw_scores(rng, 2, 12), rng.random((2, 12)) < 0.8, rng.random((2, 5)) < 0.8
+    by_iou = pair_detections(detections, scores, valid, truth, truth_valid, iou=0.25)
+    by_distance = pair_detections(detections, scores, valid, truth, truth_valid, within=5)
+    for b in range(2):
+        ious = naive_ious(detections[b], truth[b])
+        np.testing.assert_array_equal(by_iou[b], naive_pairs(ious, scores[b], valid[b], truth_valid[b], 0.25))
+        centres = [(boxes[b, :, :2] + boxes[b, :, 2:]).astype(float) / 2 for boxes in (detections, truth)]
+        # Single precision, as the distances compared: of two equal ones the first truth is taken.
+        near = -np.linalg.norm(centres[0][:, None] - centres[1], axis=-1).astype(np.float32)
+        np.testing.assert_array_equal(by_distance[b], naive_pairs(near, scores[b], valid[b], truth_valid[b], -5))
+
+
+def squares(centres, side=15.0):
+    centres = np.asarray(centres, float)
+    return np.concatenate([centres - side / 2, centres + side / 2], -1)
+
+
+def test_pairs_by_hand():
+    yes = lambda boxes: np.ones(len(boxes), bool)
+    truth = squares([(20, 20), (26, 20)])
+    found = lambda boxes, scores, **rule: pair_detections(
+        boxes, np.array(scores), yes(boxes), truth, yes(truth), **rule
+    ).tolist()
+    # 9/21 with its truth: right at 0.4, wrong at 0.5. And 6 pixels are within 6, a little more is not.
+    assert found(squares([(14, 20)]), [0.5], iou=0.4) == [0]
+    assert found(squares([(14, 20)]), [0.5], iou=0.5) == [-1]
+    assert found(squares([(14, 20), (32.1, 20)]), [0.5, 0.5], within=6) == [0, -1]
+    # The better score takes the nearest, the other what is free (by VOC's rule it would be a false positive).
+    assert found(squares([(21, 20), (20, 20)]), [0.4, 0.9], within=6) == [1, 0]
+    assert found(squares([(21, 20), (20, 20)]), [0.9, 0.4], within=6) == [0, 1]
+    # A third detection of two truths is false.
+    assert found(squares([(20, 20), (26, 20), (23, 20)]), [0.9, 0.8, 0.7], within=6) == [0, 1, -1]
+    for options in ({}, {"iou": 0.5, "within": 6}):
+        with pytest.raises(ValueError, match="give one"):
+            found(truth, [1, 1], **options)
+
+
+def test_pairs_of_nothing():
+    truth = squares([(20, 20)])
+    yes = np.ones(1, bool)
+    for rule in ({"iou": 0.5}, {"within": 6}):
+        pairs = partial(pair_detections, **rule)
+        assert pairs(EMPTY, EMPTY[:, 0], yes[:0], truth, yes).shape == (0,)
+        assert pairs(truth, np.ones(1), yes, EMPTY, yes[:0]).tolist() == [-1]
+        assert pairs(truth, np.ones(1), yes, truth, ~yes).tolist() == [-1]
+        assert pairs(truth, np.ones(1), ~yes, truth, yes).tolist() == [-1]
+
+
+def test_what_scores_less_takes_no_truth():
+    data = draw_data_set(np.random.default_rng(5))
+    scores, truth = data["scores"], (data["truth"], data["truth_valid"])
+    everything = pair_detections(data["boxes"], scores, scores > 0, *truth, iou=0.5)
+    above = pair_detections(data["boxes"], scores, scores >= 0.5, *truth, iou=0.5)
+    assert (everything >= 0).sum() > (above >= 0).sum() > 0
+    np.testing.assert_array_equal(above, np.where(scores >= 0.5, everything, -1))
+
+
+# Hits by falling score: yes, no, yes; three truths. Precision 1, 1/2, 2/3; recall 1/3, 1/3, 2/3.
+HITS = np.array([[True, False], [False, True]])
+SCORES = np.array([[0.5, 0.99], [0.8, 0.9]])
+VALID = np.array([[True, False], [True, True]])
+
+
+def test_precision_recall_by_hand():
+    found = precision_recall(HITS, SCORES, VALID, 3)
+    np.testing.assert_allclose([found[n] for n in ("precision", "recall", "f1")], [2 / 3, 2 / 3, 2 / 3], rtol=1e-6)
+    found = precision_recall(HITS, SCORES, VALID, 3, threshold=0.8)  # 0.8 itself counts
+    np.testing.assert_allclose([found[n] for n in ("precision", "recall", "f1")], [1 / 2, 1 / 3, 2 / 5], rtol=1e-6)
+    found = precision_recall(HITS, SCORES, VALID, 3, threshold=2)
+    np.testing.assert_array_equal([found[n] for n in ("precision", "recall", "f1")], [np.nan, 0, 0])
+    found = precision_recall(HITS, SCORES, ~VALID & VALID, 0)
+    np.testing.assert_array_equal([found[n] for n in ("precision", "recall", "f1")], [np.nan] * 3)
+
+
+def test_curve_by_hand():
+    precision, recall, scores = bx.precision_recall_curve(HITS, SCORES, VALID, 3)
+    np.testing.assert_allclose(precision, [1, 1 / 2, 2 / 3, np.nan], rtol=1e-6)
+    np.testing.assert_allclose(recall, [1 / 3, 1 / 3, 2 / 3, np.nan], rtol=1e-6)
+    np.testing.assert_allclose(scores, [0.9, 0.8, 0.5, np.nan], rtol=1e-6)
+
+
+def test_average_precision_by_hand():
+    # The best precision at a recall or beyond: 1 up to 1/3, 2/3 up to 2/3, then 0. The recalls 0 to 0.33 are 34, those
+    # from 0.34 to 0.66 are 33.
+    ap = partial(average_precision, HITS, SCORES, VALID)
+    np.testing.assert_allclose(ap(3, rule="voc"), 1 / 3 + 2 / 9, rtol=1e-6)
+    np.testing.assert_allclose(ap(3, rule="coco"), (34 + 33 * 2 / 3) / 101, rtol=1e-6)
+    np.testing.assert_allclose(ap(2, rule="voc"), 1 / 2 + 1 / 3, rtol=1e-6)
+    # A recall of exactly 0.5 is reached by the first hit: 51 recalls of 1 and 50 of 2/3.
+    np.testing.assert_allclose(ap(2, rule="coco"), (51 + 50 * 2 / 3) / 101, rtol=1e-6)
+    # One of 20 hits ends at recalls that floating point misses: 0.35 is reached by the seventh.
+    first = np.arange(10) < 7
+    np.testing.assert_allclose(average_precision(first, -np.arange(10), first | True, 20), 36 / 101, rtol=1e-6)
+    for rule in ("coco", "voc"):
+        assert np.isnan(ap(0, rule=rule))
+        assert average_precision(HITS, SCORES, VALID & False, 3, rule=rule) == 0
+        assert average_precision(HITS[:0], SCORES[:0], VALID[:0], 3, rule=rule) == 0
+        assert average_precision(np.ones(3, bool), np.ones(3), np.ones(3, bool), 3, rule=rule) == pytest.approx(1)
+    with pytest.raises(ValueError, match="11-point"):
+        ap(3, rule="11-point")
+
+
+def draw_data_set(rng, images=6, detections=9, truths=5, classes=3):
+    """Noisy copies of the truth and false detections among padding."""
+    low = rng.uniform(0, 80, (images, truths, 2))
+    truth = np.concatenate([low, low + rng.uniform(10, 40, low.shape)], -1)
+    sources = rng.integers(0, truths, (images, detections))
+    boxes = np.take_along_axis(truth, sources[..., None], 1) + rng.normal(0, 3, (images, detections, 4))
+    truth_classes = rng.integers(0, classes - 1, (images, truths))  # the last class has no truth
+    same = rng.random(sources.shape) < 0.8
+    kinds = np.where(same, np.take_along_axis(truth_classes, sources, 1), rng.integers(0, classes, sources.shape))
+    return {
+        "boxes": boxes,
+        "scores": draw_scores(rng, images, detections),
+        "valid": rng.random(sources.shape) < 0.85,
+        "truth": truth,
+        "truth_valid": rng.random(low.shape[:2]) < 0.85,
+        "classes": kinds,
+        "truth_classes": truth_classes,
+    }
+
+
+def coco_precision(data, classes):
+    """pycocotools' AP (T, C) of the data set, -1 for a class without truth."""
+    coco, evaluation = (pytest.importorskip(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
+    as_row = lambda box: [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])]
+    truth, found = [], []
+    for image, row in np.argwhere(data["truth_valid"]):
+        box = as_row(data["truth"][image, row])
+        kind = int(data["truth_classes"][image, row])
+        one = {"id": len(truth) + 1, "image_id": int(image), "category_id": kind, "bbox": box}
+        truth.append({**one, "area": box[2] * box[3], "iscrowd": 0})
+    for image, row in np.argwhere(data["valid"]):
+        box, score = as_row(data["boxes"][image, row]), float(data["scores"][image, row])
+        kind = int(data["classes"][image, row])
+        found.append({"image_id": int(image), "category_id": kind, "bbox": box, "score": score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = coco.COCO()
+        reference.dataset = {
+            "images": [{"id": i} for i in range(len(data["boxes"]))],
+            "categories": [{"id": i} for i in range(classes)],
+            "annotations": truth,
+        }
+        reference.createIndex()
+        run = evaluation.COCOeval(reference, reference.loadRes(found), "bbox")
+        run.evaluate()
+        run.accumulate()
+    return run.eval["precision"][:, :, :, 0, -1].mean(1)  # all areas, 100 detections an image
+
+
+def prime(number):
+    return number > 1 and all(number % i for i in range(2, number))
+
+
+def test_mean_average_precision_against_pycocotools():
+    compared, seed = 0, 0
+    while compared < 4:
+        seed += 1
+        data = draw_data_set(np.random.default_rng(seed))
+        counts = [(data["truth_valid"] & (data["truth_classes"] == c)).sum() for c in range(2)]
+        if not all(prime(n) and n != 2 and n != 5 for n in counts):
+            continue  # recalls of whole hundredths, in which pycocotools rounds
+        compared += 1
+        reference = coco_precision(data, 3)
+        found = mean_average_precision(**data, count=3)
+        np.testing.assert_allclose(found["AP"], np.where(reference < 0, np.nan, reference), atol=1e-6)
+        np.testing.assert_allclose(found["mAP"], reference[reference >= 0].mean(), atol=1e-6)
+        assert np.isnan(found["AP"][:, 2]).all() and 0.1 < found["mAP"] < 0.9
+
+
+def test_mean_average_precision_puts_its_parts_together():
+    data = draw_data_set(np.random.default_rng(3))
+    found = mean_average_precision(**data, count=3, thresholds=(0.4, 0.6), rule="voc")["AP"]
+    for t, c in np.ndindex(2, 2):
+        known = data["valid"] & (data["classes"] == c)
+        real = data["truth_valid"] & (data["truth_classes"] == c)
+        pairs = pair_detections(data["boxes"], data["scores"], known, data["truth"], real, iou=(0.4, 0.6)[t])
+        hits = pairs >= 0
+        # The area under the stairs, from the definition.
+        rank = sorted(zip(-data["scores"][known], range(known.sum()), hits[known], strict=True))
+        hit = np.array([h for *_, h in rank])
+        precision = hit.cumsum() / (np.arange(len(hit)) + 1)
+        area = sum(precision[i:].max() for i in np.flatnonzero(hit)) / real.sum()
+        np.testing.assert_allclose(found[t, c], area, rtol=1e-5)
+    plain = {name: data[name] for name in ("boxes", "scores", "valid", "truth", "truth_valid")}
+    one = mean_average_precision(**plain)
+    assert one["AP"].shape == (10, 1)
+    np.testing.assert_allclose(one["mAP"], metrics.mean(one["AP"]), rtol=1e-6)
+
+
+# Tiles
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(2, 40), st.integers(2, 40), st.data())
+def test_tiles_cover_an_image(height, width, tall, wide, data):
+    overlap = data.draw(st.integers(0, min(tall, wide) - 1))
+    found = bx.tiles((height, width), (tall, wide), overlap)
+    tops, lefts = sorted({top for top, _ in found}), sorted({left for _, left in found})
+    assert found == [(top, left) for top in tops for left in lefts]
+    for starts, length, part in ((tops, height, tall), (lefts, width, wide)):
+        assert starts[0] == 0 and starts[-1] == max(length - part, 0)
+        assert all(0 < b - a <= part - overlap for a, b in itertools.pairwise(starts))
+        # No fewer would do.
+        assert len(starts) == 1 or (len(starts) - 2) * (part - overlap) + part < length
+
+
+def test_tiles_by_hand():
+    assert bx.tiles((100, 260), (100, 100), 20) == [(0, 0), (0, 80), (0, 160)]
+    assert bx.tiles((50, 60), (100, 100), 20) == [(0, 0)]
+    for overlap in (-1, 64):
+        with pytest.raises(ValueError, match=f"overlap={overlap}"):
+            bx.tiles((300, 300), (64, 128), overlap)
+
+
+def test_uncut_by_hand():
+    # Two tiles side by side of an image 100 high and 180 wide, which they share 20 columns of.
+    boxes = np.tile(np.array([[0.0, 5, 10, 20], [95, 5, 100, 20], [40, 0, 50, 100], [1, 5, 99, 20]]), (2, 1, 1))
+    found = bx.uncut(boxes, [(0, 0), (0, 80)], size=(100, 180), tile=(100, 100))
+    np.testing.assert_array_equal(found, [[True, False, True, True], [False, True, True, True]])
+
+
+def test_tiles_detections_merge_to_the_images():
+    rng = np.random.default_rng(2)
+    size, tile = (150, 210), (64, 80)
+    centres = np.stack(np.meshgrid(np.arange(12, 205, 22), np.arange(12, 140, 22)), -1).reshape(-1, 2)
+    truth = squares(centres + rng.uniform(-2, 2, centres.shape), 16)
+    classes, scores = rng.integers(0, 2, len(truth)), rng.permutation(len(truth)) / len(truth) + 0.1
+    corners = np.array(bx.tiles(size, tile, overlap=20))
+    shift = np.tile(corners[:, None, ::-1], 2)
+    extent = np.array([tile[1], tile[0]] * 2)
+    seen = np.clip(truth - shift, 0, extent)  # what each tile shows of each object, cut at its borders
+    valid = (seen[..., 2:] > seen[..., :2]).all(-1)
+    every = np.broadcast_to(scores, valid.shape) + rng.uniform(0, 1e-4, valid.shape)  # tiles agree but nearly
+    whole = valid & np.asarray(bx.uncut(seen, corners, size=size, tile=tile, edge=0.5))
+    kinds = np.broadcast_to(classes, valid.shape)
+    find = partial(merge, limit=100)
+    boxes, indices, kept = find(seen, every, whole, corners, classes=kinds)
+    assert kept.sum() == len(truth)
+    order = np.argsort(-scores)
+    np.testing.assert_allclose(boxes[kept], truth[order], atol=1e-3)
+    np.testing.assert_array_equal(kinds.ravel()[indices[kept]], classes[order])
+    assert not boxes[~kept].any()
+    # With the pieces at the borders there would be more.
+    assert find(seen, every, valid, corners, classes=kinds)[2].sum() > len(truth)
+
+
+# Ways to run
+
+
+def cases():
+    rng = np.random.default_rng(7)
+    boxes, other, scores = draw_boxes(rng, 10), draw_boxes(rng, 10), draw_scores(rng, 10)
+    valid, labels = rng.random(10) < 0.8, rng.integers(-1, 2, 10)
+    raw = rng.normal(size=(2, 3, 2, 4)).astype(np.float32)
+    anchors, features = np.array([(10.0, 4), (20, 20)]), rng.normal(size=(6, 8, 2)).astype(np.float32)
+    yield "iou", bx.iou, (boxes, other)
+    yield "generalised_iou", bx.generalised_iou, (boxes, other)
+    yield "clip", partial(bx.clip, size=(9, 12)), (boxes,)
+    yield "nms", partial(bx.nms, limit=8), (boxes, scores)
+    yield "soft_nms", partial(bx.soft_nms, limit=8), (boxes, scores)
+    yield "rcnn_encode", bx.rcnn_encode, (boxes, other)
+    yield "rcnn_decode", bx.rcnn_decode, (scores[:, None] * boxes / 9, other)
+    yield "yolo_decode", partial(bx.yolo_decode, anchors=anchors, stride=8), (raw,)
+    yield "yolo_encode", partial(bx.yolo_encode, anchors=anchors, size=(2, 3), stride=8), (boxes, valid)
+    yield "match", bx.match, (boxes, other, valid)
+    yield "sample_matches", partial(bx.sample_matches, key=jax.random.key(0), count=8), (labels,)
+    yield "roi_align", partial(bx.roi_align, size=(2, 2)), (features, boxes)
+    yield "pair_detections", partial(bx.pair_detections, iou=0.25), (boxes, scores, valid, other, valid)
+    yield "curve", bx.precision_recall_curve, (valid, scores, valid, np.int32(9))
+    yield "average_precision", bx.average_precision, (valid, scores, valid, np.int32(9))
+
+
+@pytest.mark.parametrize("function, arguments", [pytest.param(f, a, id=n) for n, f, a in cases()])
+def test_eager_jit_and_vmap_agree(function, arguments):
+    eager = jax.tree.leaves(function(*arguments))
+    jitted = jax.tree.leaves(jax.jit(function)(*arguments))
+    # Beside a second item in the batch, the first turned over where its shape allows that.
+    batched = jax.jit(jax.vmap(function))(*(np.stack([a, np.flip(a)]) for a in arguments))
+    for one, two, three in zip(eager, jitted, jax.tree.leaves(batched), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(one, three[0], rtol=1e-5, atol=1e-5)

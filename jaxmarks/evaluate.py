@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import checkpoint, steps, train
+from jaxmarks import checkpoint, detection, steps, train
 from jaxmarks import config as configs
 from jaxmarks.baselines import mean_shape, registration
 from jaxmarks.data import formats
@@ -93,7 +94,7 @@ def held_out(
     problems of the training images.
     """
     found: dict[str, list[Predictions]] = {"network": [], **{name: [] for name in settings.baselines}}
-    _, task = train.build(settings, samples.points.shape[1])
+    _, task = train.build(settings, {"landmarks": samples.points.shape[1]})
     call, problems = predictor(task), []
     for fold in train.folds(settings):
         train_rows, valid_rows, test = train.split_rows(settings, samples, fold, task.versions)
@@ -217,16 +218,64 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
     """
     stage = train.stages(config)[-1]
     settings = configs.stage(config, stage)
+    about |= {"failures": dataset.problems, "stage": stage, "parameters": parameters(workdir, stage)}
+    if dataset.objects:
+        found, threshold, milliseconds = objects_held_out(settings, workdir, stage, dataset)
+        return of_objects(out or workdir, found, threshold, dataset.classes, ms_per_image=milliseconds, **about)
     found, others, unlearnt = held_out(settings, workdir, stage, dataset.samples)
     summary = summarise(found) | {
         "baselines": {name: summarise(other) for name, other in others.items()},
         "annotators_px": dataset.disagreement,
-        "failures": dataset.problems + unlearnt,
-        "stage": stage,
-        "parameters": parameters(workdir, stage),
         **about,
+        "failures": dataset.problems + unlearnt,
     }
     write(out or workdir, found, summary)
+    return summary
+
+
+def objects_held_out(settings, workdir: Path, stage: str, dataset):
+    """Each fold's test photographs by its own detector.
+
+    Returns:
+      `detection.Objects`, the threshold of each photograph's fold (N,), and the milliseconds that a photograph took.
+    """
+    truth = {a.image: a for a in dataset.objects}
+    parts, thresholds, spent = [], [], 0.0
+    for fold in train.folds(settings):
+        _, valid_rows, test = train.split_rows(settings, dataset.samples, fold, 1)
+        mine = dataset.samples.take(np.sort(test if len(test) else valid_rows))
+        if not len(mine):
+            raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
+        variables, note = checkpoint.restore(train.fold_folder(workdir, stage, fold) / "best")
+        _, task = train.build(settings, note["facts"])
+        call = detection.predictor(task)
+        detection.predict(call, [variables], mine.take(np.arange(1)), batch_size=1)  # compiles
+        started = time.perf_counter()
+        found = detection.predict(call, [variables], mine, batch_size=1)
+        spent += time.perf_counter() - started
+        parts.append(detection.beside(*found, truth, dataset.classes, fold))
+        thresholds.append(np.full(len(found[0]), note["threshold"]))
+    joined = detection.join(parts)
+    return joined, np.concatenate(thresholds), 1000 * spent / len(joined.name)
+
+
+def of_objects(folder: Path, found: detection.Objects, threshold, classes, **about) -> dict:
+    """Scores detections, and writes `predictions.csv` and `summary.json` to the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    each = [detection.summarise(detection.Objects(*(a[rows] for a in found)), threshold[rows], classes)
+            for rows in (found.fold == fold for fold in np.unique(found.fold))]  # fmt: skip
+    spread = {
+        f"std_over_folds_{key}": float(np.std([e[key] or 0 for e in each])) for key in ("f1", "f1_golden", "map50")
+    }
+    folds = [{"fold": int(f)} | e for f, e in zip(np.unique(found.fold), each, strict=True)]
+    summary = plain(
+        detection.summarise(found, threshold, classes)
+        | (spread if len(each) > 1 else {})
+        | {"folds": folds, "baselines": {}, "classes": list(classes), **about}
+    )
+    detection.write(folder / "predictions.csv", found, threshold, classes)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 
 

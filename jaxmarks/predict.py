@@ -45,7 +45,7 @@ def networks_of(workdir: Path, *, fold: int | None = None):
     settings = configs.stage(config, stage)
     chosen = train.folds(settings) if fold is None else [fold]
     restored = [checkpoint.restore(train.fold_folder(workdir, stage, f) / "best") for f in chosen]
-    _, task = train.build(settings, restored[0][1]["landmarks"])
+    _, task = train.build(settings, restored[0][1]["facts"])
     return task, settings, [jax.tree.map(jnp.asarray, variables) for variables, _ in restored]
 
 

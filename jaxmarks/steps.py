@@ -58,11 +58,11 @@ def create(variables, tx: optax.GradientTransformation) -> TrainState:
 
 
 def gather(data, rows, versions):
-    """The batch of the given rows (B,); its "visible" is False throughout a padding row."""
+    """The batch of the given rows (B,); "real" and "visible" are False in a padding row."""
     shown = jnp.where(rows < 0, ~rows, rows)
     sample = shown // versions
-    batch = {name: array[sample] for name, array in data.items()}
-    batch["visible"] = batch["visible"] & (rows >= 0)[:, None]
+    batch = {name: array[sample] for name, array in data.items()} | {"real": rows >= 0}
+    batch["visible"] = batch["visible"] & batch["real"][:, None]
     return batch | {"index": sample.astype(jnp.int32), "version": (shown % versions).astype(jnp.int32)}
 
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import augment, checkpoint, heads, models, optim, report, steps
+from jaxmarks import augment, checkpoint, detection, heads, models, optim, report, steps
 from jaxmarks import config as configs
 from jaxmarks.data import splits
-from jaxmarks.data.loading import Dataset, landmark_count, load
+from jaxmarks.data.loading import Dataset, facts, known_facts, load
 from jaxmarks.metrics_log import MetricsLog
 
 
@@ -112,7 +112,7 @@ def split_rows(settings, samples, fold, versions):
 def unseen(samples, trained, fold) -> list[dict]:
     """What a network trained on the samples `trained` cannot know, as problems of the data."""
     missing = np.flatnonzero(~samples.visible[trained].any(axis=0)) + 1
-    if len(missing) == samples.visible.shape[1]:
+    if len(missing) and len(missing) == samples.visible.shape[1]:
         what = "no landmark is visible in any training image: there is nothing to learn, and predictions mean nothing"
     elif len(missing):
         what = f"landmarks visible in no training image: {', '.join(map(str, missing))}; their predictions mean nothing"
@@ -121,9 +121,9 @@ def unseen(samples, trained, fold) -> list[dict]:
     return [{"image": "", "what": f"fold {fold}: {what}", "where": "the training images"}]
 
 
-def build(settings, landmarks, flip=None):
-    """The network (linen module), and the task that the steps need, of a stage's settings."""
-    head = heads.build(settings.head, landmarks=landmarks, size=tuple(settings.data.size))
+def build(settings, facts: dict, flip=None):
+    """The network (linen module), and the task that the steps need, of a stage's settings and its data's facts."""
+    head = heads.build(settings.head, size=tuple(settings.data.size), **facts)
     network = models.Network(models.build(settings.model), head.layer)
     augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip)
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
@@ -145,7 +145,8 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     if checkpoint.note(folder / "last"):
         return
     samples, options = dataset.samples, settings.train
-    network, task = build(settings, samples.points.shape[1], dataset.flip)
+    known = facts(dataset)
+    network, task = build(settings, known, dataset.flip)
     train_rows, valid_rows, _ = split_rows(settings, samples, fold, task.versions)
     for problem in unseen(samples, train_rows // task.versions, fold):
         print(f"[{stage}] {problem['what']}", flush=True)
@@ -180,8 +181,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         state, best = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx)), variables
     log = MetricsLog(workdir, stage, fold, after=progress["epoch"], tensorboard=options.tensorboard)
 
-    data = {"images": samples.images, "points": samples.points, "visible": samples.visible}
-    host = {name: jnp.asarray(array) for name, array in data.items()}
+    host = {name: jnp.asarray(getattr(samples, name)) for name in ("images", "points", "visible", "boxes", "labels")}
     data = run.put(host)
     validate = jax.jit(
         lambda variables, data, rows: steps.loss_step(
@@ -239,7 +239,10 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     last = run.get(state).variables
     if progress["best_valid"] is None:
         best, progress["best_epoch"] = last, progress["epoch"]
-    about = progress | {"landmarks": samples.points.shape[1], "images": len(np.unique(train_rows // task.versions))}
+    about = progress | {"facts": known, "images": len(np.unique(train_rows // task.versions))}
+    if dataset.objects:
+        chosen_on = samples.take(np.sort(valid_rows if len(valid_rows) else train_rows))
+        about["threshold"] = detection.choose_threshold(task, best, chosen_on, dataset)
     checkpoint.save(folder / "best", best, about)
     checkpoint.save(folder / "last", last, about)
     checkpoint.remove(folder / "resume")
@@ -251,8 +254,12 @@ def draw_batch(path: Path, task, data, rows, key) -> None:
     batch = jax.jit(task.augment)(jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(rows)), batch)
     images = np.round(255 * np.asarray(batch["images"])).astype(np.uint8).repeat(4, 1).repeat(4, 2)
     points = np.where(batch["visible"][..., None], 4 * np.asarray(batch["points"]), np.nan)
+    boxes = [
+        4 * np.asarray(b)[np.asarray(label) >= 0] for b, label in zip(batch["boxes"], batch["labels"], strict=True)
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    report.contact_sheet([report.overlay(image, p) for image, p in zip(images, points, strict=True)], path)
+    drawn = [report.overlay(image, p, boxes=b) for image, p, b in zip(images, points, boxes, strict=True)]
+    report.contact_sheet(drawn, path)
 
 
 def validation_input(settings, task):
@@ -282,7 +289,7 @@ def take_over(variables, source: Path, skip: str):
 def describe(config, stage: str) -> str:
     """A table of a stage's network: each layer with its shapes and parameters, and their number."""
     settings = configs.stage(config, stage)
-    network, _ = build(settings, landmark_count(settings.data))
+    network, _ = build(settings, known_facts(settings.data))
     images = jnp.zeros((1, *settings.data.size, settings.channels))
     table = nn.tabulate(network, jax.random.key(0), console_kwargs={"width": 130, "force_terminal": False})(images)
     params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]

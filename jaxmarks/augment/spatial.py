@@ -34,6 +34,14 @@ def random_affine(key, size, *, rotation=0.0, scale=0.0, aspect=0.0, shear=0.0, 
     )
 
 
+def quarter_turn(key, size):
+    """A map (2, 3) that turns a frame (H, W) by 0, 90, 180 or 270 degrees about its centre, each as likely."""
+    turns = jax.random.randint(key, (), 0, 4)
+    cos, sin = jnp.array([1.0, 0.0, -1.0, 0.0])[turns], jnp.array([0.0, 1.0, 0.0, -1.0])[turns]
+    cx, cy = size[1] / 2, size[0] / 2
+    return jnp.array([[cos, -sin, cx - cos * cx + sin * cy], [sin, cos, cy - sin * cx - cos * cy]])
+
+
 def mirror(size):
     """The map (2, 3) that mirrors a frame (H, W) left to right; it is its own inverse."""
     return jnp.array([[-1.0, 0.0, size[1]], [0.0, 1.0, 0.0]])

@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmarks.data import folder, formats, phantoms
+from jaxmarks.data import folder, formats, objects, phantoms
+from jaxmarks.data.formats import boxes
+from jaxmarks.data.formats.boxes import BoxAnnotation
+from jaxmarks.data.phantoms import dendrite
 from jaxmarks.data.samples import Samples, concatenate
 
 
@@ -17,6 +20,8 @@ class Dataset(NamedTuple):
       problems: what was left out or masked on the way, dicts of "image", "what" and "where".
       flip: the landmarks' order after a horizontal mirror, or None where mirroring is not allowed.
       photograph: name -> (H, W, 3) uint8 at source resolution, for figures.
+      objects: of a dataset of boxes the photographs' annotations, in their pixels.
+      classes: the names of the boxes' classes.
       disagreement: the mean distance in px between annotators, where there are several.
     """
 
@@ -25,10 +30,14 @@ class Dataset(NamedTuple):
     flip: tuple[int, ...] | None
     photograph: Callable[[str], np.ndarray]
     disagreement: float | None = None
+    objects: tuple[BoxAnnotation, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 def load(spec) -> Dataset:
-    """The dataset of a config's `data`: the user's own files where `images` and `landmarks` are set, phantoms else."""
+    """The dataset of a config's `data`: the user's own files where they are named, what is drawn else."""
+    if "boxes" in spec:
+        return _objects(spec)
     if bool(spec.images) != bool(spec.landmarks):
         missing = "landmarks" if spec.images else "images"
         raise ValueError(
@@ -38,12 +47,14 @@ def load(spec) -> Dataset:
     return _own(spec) if spec.images else _phantoms(spec)
 
 
-def landmark_count(spec) -> int:
-    """How many landmarks the dataset has, without reading or drawing an image."""
+def known_facts(spec) -> dict:
+    """The facts (see `facts`) of a dataset, as far as they are known without reading or drawing an image."""
+    if "boxes" in spec:
+        names = {name for a in boxes.read(spec.boxes, []) for name in a.classes} if spec.boxes else ()
+        return {"classes": len(names) or spec.classes, "sizes": (16.0, 16.0)}
     if spec.landmarks:
-        return formats.read(spec.landmarks, spec.images, problems=[])[0].points.shape[0]
-    part = spec.part.split("+")[0]
-    return len(_kept(spec, part))
+        return {"landmarks": formats.read(spec.landmarks, spec.images, problems=[])[0].points.shape[0]}
+    return {"landmarks": len(_kept(spec, spec.part.split("+")[0]))}
 
 
 def _kept(spec, part):
@@ -60,6 +71,42 @@ def _own(spec):
         raise ValueError(f"--config.data.flip={flip}: give each of 0..{samples.points.shape[1] - 1} once")
     photograph = lambda name: folder.photograph(spec.images, name)
     return Dataset(samples, problems, flip, photograph, formats.disagreement(spec.landmarks, spec.images))
+
+
+def _objects(spec):
+    """Boxes of the user's own, or drawn dendrites with their spines."""
+    if bool(spec.images) != bool(spec.boxes):
+        missing = "boxes" if spec.images else "images"
+        raise ValueError(
+            f"--config.data.{missing} is empty: a dataset of one's own needs both --config.data.images=DIR and"
+            " --config.data.boxes=FILE"
+        )
+    size, options = tuple(spec.size), {"fit": spec.fit, "scale": spec.scale, "overlap": spec.overlap}
+    if spec.images:
+        samples, annotations, classes, problems = objects.load(spec.images, spec.boxes, size=size, **options)
+        photograph = lambda name: folder.photograph(spec.images, name)
+    else:
+        drawn = [dendrite.annotated(i, seed=spec.seed, classes=spec.classes) for i in range(spec.count)]
+        classes, problems = dendrite.CLASSES[: spec.classes], []
+        annotations = [annotation for _, annotation in drawn]
+        parts = [(a, n, *tile) for n, (image, a) in enumerate(drawn) for tile in objects.cut(image, size, **options)]
+        samples = objects.samples(parts, size, classes)
+        photograph = lambda name: drawn[int(name.split("_")[1].split(".")[0])][0]
+    return Dataset(samples, problems, (), photograph, objects=tuple(annotations), classes=classes)
+
+
+def facts(dataset: Dataset) -> dict:
+    """What a head needs to know of the data: how many landmarks, or which classes and sizes of boxes."""
+    samples = dataset.samples
+    if not dataset.classes:
+        return {"landmarks": samples.points.shape[1]}
+    boxes = samples.boxes[samples.labels >= 0]
+    extent = np.maximum(boxes[:, 2:] - boxes[:, :2], 1) if len(boxes) else np.full((1, 2), 16.0)
+    return {
+        "classes": len(dataset.classes),
+        "names": dataset.classes,
+        "sizes": tuple(np.median(extent, axis=0).tolist()),
+    }
 
 
 def _phantoms(spec):

@@ -47,6 +47,8 @@ class Samples:
       to_source: (N, 2, 3) float64, affine from the network's frame to the photograph's pixels.
       mm_per_px: (N,) float64, NaN where the scale is unknown.
       source_size: (N, 2) int64, height and width of the photograph.
+      boxes: (N, M, 4) float32, x0, y0, x1, y1 in pixels of the network's frame.
+      labels: (N, M) int32, the boxes' classes from 0; -1 where there is no box.
     """
 
     images: np.ndarray
@@ -57,6 +59,13 @@ class Samples:
     to_source: np.ndarray
     mm_per_px: np.ndarray
     source_size: np.ndarray
+    boxes: np.ndarray = None  # type: ignore[assignment]  # none for landmarks
+    labels: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self):
+        if self.boxes is None:
+            object.__setattr__(self, "boxes", np.zeros((len(self), 0, 4), np.float32))
+            object.__setattr__(self, "labels", np.zeros((len(self), 0), np.int32))
 
     def __len__(self):
         return len(self.images)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmarks.ops import metrics
+from jaxmarks.ops.frames import tiles as tiles  # where the tiles lie whose detections `merge` joins
 
 # Widths and heights below it count as it in quotients and logarithms, so that padding stays finite.
 SMALLEST = 1e-6
@@ -568,31 +569,6 @@ def _ranked(hits, scores, valid):
 
 
 # Tiles of a large image
-
-
-def tiles(size, tile, overlap):
-    """Where tiles must lie to cover an image: a list of (top, left), row by row. Plain Python.
-
-    They are spread evenly, so that neighbours share at least `overlap` pixels and none leaves an image that is larger.
-    An object no larger than the overlap lies whole in some tile.
-
-    Args:
-      size: (H, W) of the image.
-      tile: (h, w).
-      overlap: pixels.
-
-    Raises:
-      ValueError: the overlap is negative or leaves no step.
-    """
-    if not 0 <= overlap < min(tile):
-        raise ValueError(f"overlap={overlap}: give 0 to {min(tile) - 1} pixels for tiles of {tile}")
-
-    def starts(length, part):
-        last = max(length - part, 0)
-        steps = -(-last // (part - overlap))
-        return [last * i // max(steps, 1) for i in range(steps + 1)]
-
-    return [(top, left) for top in starts(size[0], tile[0]) for left in starts(size[1], tile[1])]
 
 
 def uncut(boxes, corners, *, size, tile, edge=1.0):

@@ -26,3 +26,28 @@ def frame(source_size, size, fit):
     top, left, rows, columns = placement(source_size, size, fit)
     sx, sy = source_size[1] / columns, source_size[0] / rows
     return ((sx, 0.0, -left * sx), (0.0, sy, -top * sy))
+
+
+def tiles(size, tile, overlap):
+    """Where tiles must lie to cover an image: a list of (top, left), row by row.
+
+    They are spread evenly, so that neighbours share at least `overlap` pixels and none leaves an image that is larger.
+    An object no larger than the overlap lies whole in some tile.
+
+    Args:
+      size: (H, W) of the image.
+      tile: (h, w).
+      overlap: pixels.
+
+    Raises:
+      ValueError: the overlap is negative or leaves no step.
+    """
+    if not 0 <= overlap < min(tile):
+        raise ValueError(f"overlap={overlap}: give 0 to {min(tile) - 1} pixels for tiles of {tile}")
+
+    def starts(length, part):
+        last = max(length - part, 0)
+        steps = -(-last // (part - overlap))
+        return [last * i // max(steps, 1) for i in range(steps + 1)]
+
+    return [(top, left) for top in starts(size[0], tile[0]) for left in starts(size[1], tile[1])]

@@ -133,7 +133,9 @@ def cumulative(distances: np.ndarray, path: Path) -> None:
     figure.savefig(path)
 
 
-def overlay(image, predicted, true=None, visible=None, *, path: Path | None = None, longest: int = 1000) -> np.ndarray:
+def overlay(
+    image, predicted, true=None, visible=None, *, boxes=(), path: Path | None = None, longest: int = 1000
+) -> np.ndarray:
     """Draws landmarks on a photograph: predicted as orange discs with numbers, true ones as blue rings, joined.
 
     Args:
@@ -141,6 +143,7 @@ def overlay(image, predicted, true=None, visible=None, *, path: Path | None = No
       predicted: (K, 2) in its pixels, corner origin; a point that is NaN is left out.
       true: (K, 2) or None.
       visible: (K,) bool of the true ones; None means all that are not NaN.
+      boxes: (M, 4), drawn in blue.
       path: where to write it as PNG.
       longest: what the longest side is scaled down to where it is larger, px.
 
@@ -162,6 +165,8 @@ def overlay(image, predicted, true=None, visible=None, *, path: Path | None = No
     if visible is not None:
         true = np.where(np.asarray(visible, bool)[:, None], true, np.nan)
     found, known = (np.isfinite(points).all(-1) for points in (predicted, true))
+    for box in np.asarray(boxes, float).reshape(-1, 2, 2):
+        draw.rectangle([*place(box).ravel()], outline=BLUE, width=max(1, round(unit / 2)))
     # Light on dark or dark on light: every mark has a rim of the other kind, so it is seen on any photograph.
     for k in np.flatnonzero(found & known):
         for grow, colour in ((2, "black"), (0, "white")):

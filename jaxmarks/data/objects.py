@@ -1,0 +1,134 @@
+"""Photographs with boxes of objects, as Samples: each in the network's frame, or at a fixed scale in tiles of its size."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxmarks.data.formats.boxes import BoxAnnotation
+from jaxmarks.data.formats.boxes import read as read_boxes
+from jaxmarks.data.photographs import decode, find, listing
+from jaxmarks.data.samples import FormatError, Samples
+from jaxmarks.ops.frames import placement, tiles
+
+
+def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
+    """Reads photographs and their boxes.
+
+    Args:
+      images: the folder of photographs.
+      boxes: a file that `formats.boxes.read` reads.
+      size: (H, W) of the network's frame.
+      fit: `tile` brings every photograph to `scale` times its size and cuts what is larger than the frame into tiles;
+        `pad` and `stretch` bring the whole photograph into one frame.
+      scale: pixels of the frame for one of the photograph, for tiles.
+      overlap: pixels of the frame that neighbouring tiles share.
+
+    Returns:
+      Samples (the tiles of a photograph carry its name and group), the photographs' annotations, the classes' names, and
+      the problems.
+
+    Raises:
+      FormatError: the file is damaged, or no photograph at all can be used.
+    """
+    images = Path(images)
+    problems: list[dict] = []
+    if not images.is_dir():
+        raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
+    found = read_boxes(boxes, problems)
+    classes = tuple(sorted({name for a in found for name in a.classes}))
+
+    def one(annotation):
+        file = find(images, annotation.image)
+        try:
+            if file is None:
+                raise OSError(f"no such image in {images}")
+            return list(cut(decode(file), size, fit=fit, scale=scale, overlap=overlap))
+        except OSError as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:
+        results = list(zip(found, pool.map(one, found), strict=True))
+    kept, parts = [], []
+    groups: dict[str, int] = {}
+    for annotation, result in results:
+        if isinstance(result, str):
+            problems.append({"image": annotation.image, "what": f"{result}: left out", "where": annotation.where})
+            continue
+        kept.append(annotation)
+        group = groups.setdefault(annotation.group or annotation.image, len(groups))
+        parts += [(annotation, group, *tile) for tile in result]
+    if not kept:
+        raise FormatError(boxes, "", f"not one usable photograph in {images}", "check both paths")
+    return samples(parts, size, classes), kept, classes, problems
+
+
+def cut(image: np.ndarray, size, *, fit, scale=1.0, overlap=0) -> Iterator[tuple[np.ndarray, np.ndarray, tuple]]:
+    """The frames (H, W, 3) that an image (h, w, 3) uint8 becomes, their maps (2, 3) to its pixels, and its (h, w)."""
+    source = image.shape[:2]
+    if fit == "tile":
+        rows, columns = (max(1, round(scale * side)) for side in source)
+        # An image smaller than the frame lies in its middle.
+        top, left = (max(0, side - n) // 2 for side, n in zip(size, (rows, columns), strict=True))
+        corners = tiles((rows, columns), size, overlap)
+    else:
+        top, left, rows, columns = placement(source, size, fit)
+        corners = [(0, 0)]
+    sx, sy = source[1] / columns, source[0] / rows
+    small = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
+    for y, x in corners:
+        part = small[y : y + size[0], x : x + size[1]]
+        pads = [(before, n - before - m) for before, n, m in zip((top, left), size, part.shape[:2], strict=True)]
+        matrix = np.array([[sx, 0, (x - left) * sx], [0, sy, (y - top) * sy]])
+        yield np.pad(part, (*pads, (0, 0)), mode="edge"), matrix, source
+
+
+def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tuple]], size, classes) -> Samples:
+    """Tiles (annotation, group, pixels, map, source size) as Samples; a box belongs to the tiles that hold its centre."""
+    mine = []
+    for annotation, _, _, matrix, _ in parts:
+        boxes = (annotation.boxes.reshape(-1, 2, 2) - matrix[:, 2]) / np.diag(matrix)
+        centres = boxes.mean(1)
+        inside = ((centres >= 0) & (centres <= size[::-1])).all(-1)
+        labels = np.array([classes.index(name) for name in annotation.classes], np.int32)
+        mine.append((boxes.reshape(-1, 4)[inside], labels[inside]))
+    most = max((len(labels) for _, labels in mine), default=0)
+    boxes, labels = np.zeros((len(parts), most, 4), np.float32), np.full((len(parts), most), -1, np.int32)
+    for n, (corners, numbers) in enumerate(mine):
+        boxes[n, : len(corners)], labels[n, : len(numbers)] = corners, numbers
+    annotations, groups, pixels, matrices, sizes = zip(*parts, strict=True)
+    return Samples(
+        images=np.stack(pixels),
+        points=np.zeros((len(parts), 0, 2), np.float32),
+        visible=np.zeros((len(parts), 0), bool),
+        group=np.array(groups),
+        name=np.array([a.image for a in annotations]),
+        to_source=np.stack(matrices),
+        mm_per_px=np.full(len(parts), np.nan),
+        source_size=np.array(sizes),
+        boxes=boxes,
+        labels=labels,
+    )
+
+
+def batches(folder, *, size, fit, scale, overlap, batch_size=16, problems: list[dict]) -> Iterator[Samples]:
+    """Photographs without boxes, `batch_size` at a time, as the Samples of their tiles; unreadable ones are named."""
+    folder = Path(folder)
+    files = listing(folder) if folder.is_dir() else []
+    if not files:
+        raise FormatError(folder, "", "no photograph in this folder", "give one with --config.data.images")
+    none = np.zeros((0, 4))
+    for start in range(0, len(files), batch_size):
+        parts = []
+        for file in files[start : start + batch_size]:
+            name = file.relative_to(folder).as_posix()
+            try:
+                tiles_of_it = cut(decode(file), size, fit=fit, scale=scale, overlap=overlap)
+                parts += [(BoxAnnotation(name, none, ()), 0, *tile) for tile in tiles_of_it]
+            except OSError as error:
+                what = f"cannot be read ({error}): left out"
+                problems.append({"image": name, "what": what, "where": str(file)})
+        if parts:
+            yield samples(parts, size, ())

@@ -1,0 +1,102 @@
+"""Centre heatmaps: an unknown number of objects as the peaks of one map for each class (Zhou et al. 2019, CenterNet).
+
+The maps are those of the landmark heads, drawn by `ops.heatmaps` at the centre of each object's pixel; beside them the
+network gives the rest of a pixel that leads to the centre, and the size of the box.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmarks.heads import Detections, Head
+from jaxmarks.heads.heatmap import stride_of
+from jaxmarks.ops import boxes as box_ops
+from jaxmarks.ops import heatmaps
+
+
+class CentreMaps(nn.Module):
+    """Features (B, h, w, F) -> (B, h, w, C + 4): logits of the classes, offset (x, y), logarithm of width and height."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, features):
+        if features.ndim != 4:
+            raise ValueError("the centre head takes a map of features: set --config.model.output=map")
+        # Begins with a score of 0.1 everywhere, so that the many pixels of the background do not swamp the first steps.
+        logits = nn.Dense(self.classes, bias_init=nn.initializers.constant(-math.log(9)), name="classes")(features)
+        return jnp.concatenate([logits, nn.Dense(4, name="boxes")(features)], axis=-1)
+
+
+def build(*, classes, sizes, size, sigma=3.0, limit=100, size_weight=0.1):
+    """The centre head.
+
+    Args:
+      classes: their number C.
+      sizes: (width, height) of a typical box in pixels of the frame, from which the network's sizes depart.
+      size: (H, W) of the frame.
+      sigma: of the peaks, in pixels of the frame.
+      limit: how many objects an image may have.
+      size_weight: of the size's loss beside that of the class and the offset.
+    """
+    typical = jnp.asarray(sizes, jnp.float32)
+
+    def loss(outputs, targets):
+        boxes, labels, real = targets
+        step = stride_of(outputs, size)
+        shape = outputs.shape[1:3]
+        here = real[:, None] & (labels >= 0)
+        centred = box_ops.to_centres(boxes)
+        centre = centred[..., :2] / step
+        column, row = (jnp.clip(jnp.floor(centre[..., i]).astype(jnp.int32), 0, shape[1 - i] - 1) for i in (0, 1))
+        drawn = heatmaps.gaussian(jnp.stack([column, row], -1) + 0.5, shape, sigma / step)
+        of_class = jax.nn.one_hot(jnp.where(here, labels, -1), classes)  # (B, M, C), 0 for no object
+        # The largest peak of a class, object by object: a map for each of them would not fit in memory.
+        target = jnp.stack(
+            [jnp.max(drawn * of_class[:, None, None, :, c], axis=-1, initial=0.0) for c in range(classes)], axis=-1
+        )
+        logits = outputs[..., :classes]
+        total = jnp.sum(focal(logits, target) * real[:, None, None, None])
+
+        at = jax.vmap(lambda maps, r, c: maps[r, c])(outputs[..., classes:], row, column)  # (B, M, 4)
+        wanted = jnp.concatenate(
+            [centre - jnp.stack([column, row], -1), jnp.log(jnp.maximum(centred[..., 2:], 1.0) / typical)], axis=-1
+        )
+        weights = jnp.array([1.0, 1.0, size_weight, size_weight])
+        total += jnp.sum(jnp.abs(at - wanted) * weights * here[..., None])
+        return total, jnp.sum(here.astype(outputs.dtype))
+
+    def decode(outputs):
+        step = stride_of(outputs, size)
+        scores = jax.nn.sigmoid(outputs[..., :classes])
+        b, _, width, _ = scores.shape
+        peaks = jnp.where(scores >= local_maximum(scores), scores, 0).reshape(b, -1)
+        top, place = lax.top_k(peaks, min(limit, peaks.shape[1]))
+        pixel, label = place // classes, place % classes
+        found = jnp.take_along_axis(outputs[..., classes:].reshape(b, -1, 4), pixel[..., None], axis=1)
+        corner = jnp.stack([pixel % width, pixel // width], axis=-1)
+        centre = (corner + found[..., :2]) * step
+        extent = typical * jnp.exp(jnp.clip(found[..., 2:], -3.0, 3.0))
+        boxes = box_ops.to_corners(jnp.concatenate([centre, extent], axis=-1))
+        return Detections(boxes, top, label)
+
+    return Head(CentreMaps(classes), lambda batch: (batch["boxes"], batch["labels"], batch["real"]), loss, decode)
+
+
+def focal(logits, target, *, alpha=2.0, beta=4.0):
+    """CenterNet's focal loss of each pixel: -(1 - p)^a log p where the target is 1, -(1 - t)^b p^a log(1 - p) elsewhere."""
+    p = jax.nn.sigmoid(logits)
+    positive = -((1 - p) ** alpha) * jax.nn.log_sigmoid(logits)
+    negative = -((1 - target) ** beta) * p**alpha * jax.nn.log_sigmoid(-logits)
+    return jnp.where(target >= 1 - 1e-6, positive, negative)
+
+
+def local_maximum(maps):
+    """The largest value of each pixel's 3x3 neighbourhood, maps (B, h, w, C)."""
+    padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    h, w = maps.shape[1:3]
+    rows = jnp.maximum(jnp.maximum(padded[:, :h], padded[:, 1 : h + 1]), padded[:, 2:])
+    return jnp.maximum(jnp.maximum(rows[:, :, :w], rows[:, :, 1 : w + 1]), rows[:, :, 2:])

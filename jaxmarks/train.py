@@ -19,6 +19,7 @@ from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import Dataset, facts, known_facts, load
 from jaxmarks.metrics_log import MetricsLog
+from jaxmarks.ops import boxes as box_ops
 
 
 def train(config, workdir: Path) -> dict[str, Dataset]:
@@ -121,6 +122,16 @@ def unseen(samples, trained, fold) -> list[dict]:
     return [{"image": "", "what": f"fold {fold}: {what}", "where": "the training images"}]
 
 
+def anchors(settings, samples) -> dict:
+    """The typical sizes of boxes, by k-means, where the head has an `anchor_count`."""
+    if "anchor_count" not in settings.head:
+        return {}
+    boxes = samples.boxes[samples.labels >= 0]
+    extents = jnp.asarray(boxes[:, 2:] - boxes[:, :2])
+    found, _ = box_ops.kmeans_anchors(extents, jax.random.key(settings.seed), count=settings.head.anchor_count)
+    return {"anchors": np.asarray(found).tolist()}
+
+
 def build(settings, facts: dict, flip=None):
     """The network (linen module), and the task that the steps need, of a stage's settings and its data's facts."""
     head = heads.build(settings.head, size=tuple(settings.data.size), **facts)
@@ -145,7 +156,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     if checkpoint.note(folder / "last"):
         return
     samples, options = dataset.samples, settings.train
-    known = facts(dataset)
+    known = facts(dataset) | anchors(settings, samples)
     network, task = build(settings, known, dataset.flip)
     train_rows, valid_rows, _ = split_rows(settings, samples, fold, task.versions)
     for problem in unseen(samples, train_rows // task.versions, fold):

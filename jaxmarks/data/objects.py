@@ -82,7 +82,7 @@ def cut(image: np.ndarray, size, *, fit, scale=1.0, overlap=0) -> Iterator[tuple
         part = small[y : y + size[0], x : x + size[1]]
         pads = [(before, n - before - m) for before, n, m in zip((top, left), size, part.shape[:2], strict=True)]
         matrix = np.array([[sx, 0, (x - left) * sx], [0, sy, (y - top) * sy]])
-        yield np.pad(part, (*pads, (0, 0)), mode="edge"), matrix, source
+        yield np.pad(part, (*pads, (0, 0)), mode="constant" if fit == "tile" else "edge"), matrix, source
 
 
 def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tuple]], size, classes) -> Samples:

@@ -1,0 +1,100 @@
+"""YOLOv2's grid of anchors (Redmon and Farhadi 2017; the spine paper): each cell proposes a box for each anchor."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmarks.heads import Detections, Head
+from jaxmarks.ops import boxes as box_ops
+
+
+class Grid(nn.Module):
+    """Features (B, h, w, F) -> (B, h, w, A, 5 + C): tx, ty, tw, th, the logit of an object, and of each class."""
+
+    anchors: int
+    classes: int
+
+    @nn.compact
+    def __call__(self, features):
+        if features.ndim != 4:
+            raise ValueError("the yolo head takes a map of features: set --config.model.output=map")
+        outputs = nn.Dense(self.anchors * (5 + self.classes), name="grid")(features)
+        return outputs.reshape(*features.shape[:3], self.anchors, 5 + self.classes)
+
+
+def build(
+    *,
+    classes,
+    anchors,
+    size,
+    anchor_count=3,
+    coordinates=1.0,
+    with_object=5.0,
+    without_object=1.0,
+    ignore=0.6,
+    overlap=0.4,
+    limit=100,
+):
+    """The YOLO head.
+
+    Args:
+      classes: their number C.
+      anchors: (A, 2) widths and heights in pixels of the frame.
+      size: (H, W) of the frame.
+      anchor_count: how many anchors are found among the boxes' sizes (by `train`).
+      coordinates: weight of the boxes' loss.
+      with_object: weight of the confidence where an object belongs.
+      without_object: the same elsewhere.
+      ignore: a box that overlaps an object more than this, but is not its own, is not held to be wrong.
+      overlap: of two boxes that are the same object, for non-maximum suppression.
+      limit: how many objects an image may have.
+    """
+    del anchor_count
+    anchors = jnp.asarray(anchors, jnp.float32)
+
+    def stride(outputs):
+        return size[0] // outputs.shape[1]
+
+    def loss(outputs, targets):
+        boxes, labels, real = targets
+        step, grid = stride(outputs), outputs.shape[1:3]
+        wanted, matched = jax.vmap(
+            lambda b, v: box_ops.yolo_encode(b, v, anchors, size=grid, stride=step)
+        )(boxes, labels >= 0)  # fmt: skip
+        mine = (matched >= 0).astype(outputs.dtype)
+        proposed = box_ops.yolo_decode(outputs[..., :4], anchors, stride=step)
+        flat = proposed.reshape(len(boxes), -1, 4)
+        overlaps = jnp.where((labels >= 0)[:, None], box_ops.iou(flat, boxes), 0)  # (B, h w A, M)
+        best = jnp.max(overlaps, axis=-1, initial=0.0).reshape(mine.shape)
+        index = jnp.maximum(matched, 0)
+        own = jnp.take_along_axis(overlaps, index.reshape(len(boxes), -1, 1), axis=-1).reshape(mine.shape)
+
+        placed = jnp.concatenate([jax.nn.sigmoid(outputs[..., :2]), outputs[..., 2:4]], axis=-1)
+        total = coordinates * jnp.sum((placed - wanted) ** 2, axis=-1) * mine
+        confidence = jax.nn.sigmoid(outputs[..., 4])
+        total += with_object * mine * (lax.stop_gradient(own) - confidence) ** 2
+        total += without_object * (1 - mine) * (lax.stop_gradient(best) < ignore) * confidence**2
+        if classes > 1:
+            label = jax.vmap(lambda labels, i: labels[i])(jnp.maximum(labels, 0), index)
+            likelihood = jnp.take_along_axis(jax.nn.log_softmax(outputs[..., 5:]), label[..., None], axis=-1)
+            total -= mine * likelihood[..., 0]
+        return jnp.sum(total * real[:, None, None, None]), jnp.sum(real.astype(outputs.dtype))
+
+    def decode(outputs):
+        boxes = box_ops.yolo_decode(outputs[..., :4], anchors, stride=stride(outputs))
+        share = jax.nn.softmax(outputs[..., 5:], axis=-1)
+        scores = (jax.nn.sigmoid(outputs[..., 4:5]) * share).reshape(len(outputs), -1, classes)
+        boxes, best, label = boxes.reshape(len(outputs), -1, 4), scores.max(-1), scores.argmax(-1)
+
+        def suppress(boxes, scores, label):
+            some, place = lax.top_k(scores, min(4 * limit, len(scores)))
+            chosen, kept = box_ops.nms(
+                boxes[place], some, limit=min(limit, len(place)), iou=overlap, classes=label[place]
+            )
+            return Detections(boxes[place][chosen], jnp.where(kept, some[chosen], 0), label[place][chosen])
+
+        return jax.vmap(suppress)(boxes, best, label)
+
+    targets = lambda batch: (batch["boxes"], batch["labels"], batch["real"])
+    return Head(Grid(len(anchors), classes), targets, loss, decode)

@@ -123,17 +123,30 @@ def join(parts: list[Objects]) -> Objects:
     return Objects(*(np.concatenate(column) for column in zip(*map(widen, parts), strict=True)))
 
 
-def hits(found: Objects, *, golden: bool = False) -> np.ndarray:
-    """(N, L) which detections find a true object of their class, at `OVERLAP` or within `GOLDEN_DISTANCE`."""
+def pairs(found: Objects, *, golden: bool = False) -> np.ndarray:
+    """(N, L) the true object of its class that a detection finds, at `OVERLAP` or within `GOLDEN_DISTANCE`; -1 for none."""
     how = {"within": GOLDEN_DISTANCE} if golden else {"iou": OVERLAP}
-    result = np.zeros(found.scores.shape, bool)
+    result = np.full(found.scores.shape, -1)
     for label in np.unique(found.labels[found.labels >= 0]):
         valid = (found.scores > 0) & (found.classes == label)
-        pairs = box_ops.pair_detections(
+        mine = box_ops.pair_detections(
             jnp.asarray(found.boxes, jnp.float32), jnp.asarray(found.scores, jnp.float32), jnp.asarray(valid),
             jnp.asarray(found.true, jnp.float32), jnp.asarray(found.labels == label), **how,
         )  # fmt: skip
-        result |= np.asarray(pairs) >= 0
+        result = np.maximum(result, np.asarray(mine))
+    return result
+
+
+def hits(found: Objects, *, golden: bool = False) -> np.ndarray:
+    """(N, L) which detections find a true object."""
+    return pairs(found, golden=golden) >= 0
+
+
+def reach(found: Objects, threshold) -> np.ndarray:
+    """(N, M) which true objects a detection of at least the threshold (N,) finds."""
+    result, paired = np.zeros(found.labels.shape, bool), pairs(found)
+    n, k = np.nonzero((paired >= 0) & (found.scores >= threshold[:, None]))
+    result[n, paired[n, k]] = True
     return result
 
 
@@ -182,11 +195,18 @@ def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
     }
 
 
-def write(path: Path, found: Objects, threshold, classes: tuple[str, ...]) -> None:
-    """Writes `predictions.csv`: every detection, and whether it scores above the threshold and finds a true object."""
+def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> None:
+    """Writes `predictions.csv`, every detection, and `objects.csv`, every true object, with what became of each."""
     limit = np.broadcast_to(threshold, (len(found.name),))
     right = hits(found)
-    with Path(path).open("w", newline="") as file:
+    with (Path(folder) / "objects.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow("image class x0 y0 x1 y1 hit fold".split())
+        reached = reach(found, limit)
+        for n, k in np.argwhere(found.labels >= 0):
+            corners = [f"{v:.2f}" for v in found.true[n, k]]
+            rows.writerow([found.name[n], classes[found.labels[n, k]], *corners, int(reached[n, k]), found.fold[n]])
+    with (Path(folder) / "predictions.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow("image class x0 y0 x1 y1 score above_threshold hit fold".split())
         for n, name in enumerate(found.name):

@@ -274,7 +274,7 @@ def of_objects(folder: Path, found: detection.Objects, threshold, classes, **abo
         | (spread if len(each) > 1 else {})
         | {"folds": folds, "baselines": {}, "classes": list(classes), **about}
     )
-    detection.write(folder / "predictions.csv", found, threshold, classes)
+    detection.write(folder, found, threshold, classes)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 

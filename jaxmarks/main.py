@@ -110,6 +110,14 @@ def describe(config, workdir):
 
 def say(summary, out):
     """The result in a few lines."""
+    if "f1" in summary:
+        number = lambda key: "-" if summary[key] is None else f"{summary[key]:.3f}"
+        print(
+            f"F1 {number('f1')} (precision {number('precision')}, recall {number('recall')}) at IoU 0.4, {number('f1_golden')}"
+            f" by centres, mAP@0.5 {number('map50')}: {summary['objects']} objects in {summary['images']} images"
+        )
+        print(out / "report.html")
+        return
     others = "".join(
         f", {name.replace('_', ' ')} {found['mean_distance_px']:.2f}"
         for name, found in summary["baselines"].items()

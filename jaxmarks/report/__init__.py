@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from jaxmarks.report import figures, tables
+from jaxmarks.report import figures, objects, tables
 from jaxmarks.report.figures import contact_sheet, overlay
 from jaxmarks.report.tables import markdown
 
@@ -33,23 +33,32 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
     workdir = Path(workdir)
     out = Path(out or workdir)
     summary = tables.read_summary(out / "summary.json")
-    found = tables.read_predictions(out / "predictions.csv")
     metrics = tables.read_metrics(workdir / "metrics.jsonl")
-    draw(out / "figures", summary, found, metrics, photograph)
-
+    if "f1" in summary:
+        boxes, true = objects.read(out / "predictions.csv"), objects.read(out / "objects.csv")
+        objects.draw(out / "figures", summary, boxes, true, metrics, photograph)
+        template, about = "objects.html.jinja", {}
+    else:
+        found = tables.read_predictions(out / "predictions.csv")
+        draw(out / "figures", summary, found, metrics, photograph)
+        best = {key: value for key, value in tables.best_epochs(metrics).items() if key[0] == metrics[-1]["stage"]}
+        template, about = (
+            "landmarks.html.jinja",
+            {
+                "success": success(summary.get("success_rates") or {}),
+                "landmarks": tables.per_landmark(found.distances, summary.get("shares")),
+                "best": {fold: value for (_, fold), value in best.items()},
+                "worst": tables.worst(found.images, found.distances),
+            },
+        )
     config = workdir / "config.json"
     environment = jinja2.Environment(loader=jinja2.PackageLoader("jaxmarks.report", "."), autoescape=True)
-    page = environment.get_template("report.html.jinja").render(
+    page = environment.get_template(template).render(
         title=workdir.name,
         summary=summary,
-        success=success(summary.get("success_rates") or {}),
-        landmarks=tables.per_landmark(found.distances, summary.get("shares")),
-        best={
-            fold: best for (stage, fold), best in tables.best_epochs(metrics).items() if stage == metrics[-1]["stage"]
-        },
-        worst=tables.worst(found.images, found.distances),
         figures={path.stem: embed(path) for path in (out / "figures").glob("*.png")},
         config=config.read_text() if config.exists() else "",
+        **about,
     )
     (out / "report.html").write_text(page, encoding="utf-8")
     return out / "report.html"

@@ -1,0 +1,108 @@
+"""The report of a detector: precision against recall, the threshold, and what it found and missed on the photographs."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from jaxmarks.report import figures
+
+
+class Boxes(NamedTuple):
+    """Boxes of all images: the image of each, corners (D, 4) in its pixels, score, above the threshold, found or hit."""
+
+    image: np.ndarray
+    corners: np.ndarray
+    score: np.ndarray
+    above: np.ndarray
+    hit: np.ndarray
+
+
+def read(path: Path) -> Boxes:
+    """The rows of `predictions.csv` or `objects.csv`, whose boxes are true and have no score."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    column = lambda key, other: np.array([float(row.get(key, other)) for row in rows])
+    corners = np.stack([column(key, 0) for key in ("x0", "y0", "x1", "y1")], axis=-1).reshape(-1, 4)
+    hit = column("hit", 0) > 0
+    return Boxes(
+        np.array([row["image"] for row in rows]), corners, column("score", 1), column("above_threshold", 1) > 0, hit
+    )
+
+
+def draw(folder: Path, summary: dict, found: Boxes, true: Boxes, metrics: list[dict], photograph) -> None:
+    """Draws every figure that the files have the numbers for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("loss", "precision_recall", "threshold", "overlays"):
+        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, whose data may have been other
+    if metrics:
+        figures.loss(metrics, folder / "loss.png")
+    if len(found.score) and len(true.image):
+        curves(found, len(true.image), summary.get("threshold"), folder)
+    overlays(found, true, photograph, folder)
+
+
+def curves(found: Boxes, total: int, threshold: float | None, folder: Path) -> None:
+    """Precision against recall, and both with the F1 against the threshold."""
+    order = np.argsort(-found.score, kind="stable")
+    right, number = np.cumsum(found.hit[order]), np.arange(1, len(order) + 1)
+    precision, recall, f1 = right / number, right / total, 2 * right / (number + total)
+    figure, grid = figures.axes(size=(4.6, 3.6))
+    grid[0, 0].plot(recall, precision, color=figures.BLUE, lw=1.5)
+    if threshold is not None and found.above.any():
+        at = int(found.above.sum()) - 1
+        grid[0, 0].plot(recall[at], precision[at], "o", ms=6, color=figures.ORANGE, mec="white")
+    grid[0, 0].set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
+    figure.savefig(folder / "precision_recall.png")
+    figure, grid = figures.axes(size=(7.2, 2.8))
+    for values, colour, name in ((f1, figures.BLUE, "F1"), (precision, figures.GREEN, "precision"), (recall, figures.PURPLE, "recall")):  # fmt: skip
+        grid[0, 0].plot(found.score[order], values, color=colour, lw=1.4, label=name)
+    if threshold is not None:
+        grid[0, 0].axvline(threshold, color=figures.ORANGE, lw=1, ls="--")
+    grid[0, 0].set(xlabel="threshold of the score", xlim=(0, 1), ylim=(0, 1.01))
+    grid[0, 0].legend(fontsize=8, frameon=False, loc="lower left")
+    figure.savefig(folder / "threshold.png")
+
+
+def overlays(
+    found: Boxes, true: Boxes, photograph: Callable[[str], np.ndarray | None], folder: Path, *, most=12
+) -> None:
+    """Draws `most` images from the fewest to the most mistakes: found objects green, missed blue, false alarms orange."""
+    names = np.unique(np.concatenate([true.image, found.image]))
+    missed = {name: int((~true.hit[true.image == name]).sum()) for name in names}
+    alarms = {name: int((found.above & ~found.hit & (found.image == name)).sum()) for name in names}
+    order = sorted(names, key=lambda name: (missed[name] + alarms[name], name))
+    chosen = [order[i] for i in np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
+    cells, labels = [], []
+    (folder / "overlays").mkdir(exist_ok=True)
+    for rank, name in enumerate(chosen, 1):
+        image = photograph(str(name))
+        if image is None:
+            continue
+        here = found.above & (found.image == name)
+        layers = (
+            (true.corners[(true.image == name) & ~true.hit], figures.BLUE),
+            (found.corners[here & ~found.hit], figures.ORANGE),
+            (found.corners[here & found.hit], figures.GREEN),
+        )
+        drawn = rectangles(image, layers)
+        Image.fromarray(drawn).save(folder / "overlays" / f"{rank:02d}_{Path(str(name)).stem}.png")
+        cells.append(drawn)
+        labels.append(f"{Path(str(name)).name}  {missed[name]} missed, {alarms[name]} false")
+    if cells:
+        figures.contact_sheet(cells, folder / "overlays.png", labels=labels, columns=4, width=300)
+
+
+def rectangles(image, layers, *, longest: int = 1000) -> np.ndarray:
+    """An image (H, W, 3) uint8 with boxes (M, 4), each set in its colour: (H', W', 3), enlarged where it is small."""
+    height, width = image.shape[:2]
+    factor = min(longest / max(height, width), max(1.0, 400 / max(height, width)))
+    canvas = Image.fromarray(image).convert("RGB").resize((round(width * factor), round(height * factor)))
+    pen = ImageDraw.Draw(canvas)
+    for boxes, colour in layers:
+        for x0, y0, x1, y1 in np.asarray(boxes, float).reshape(-1, 4) * factor - 0.5:
+            pen.rectangle([x0, y0, max(x0, x1), max(y0, y1)], outline=colour, width=max(1, round(factor)))
+    return np.asarray(canvas)

@@ -71,12 +71,14 @@ def evaluate(config, workdir):
     from jaxmarks.data import loading
 
     trained = training.settings_of(workdir)
-    own = config.data.images or config.data.landmarks
-    paths = lambda data: [Path(path).absolute() for path in (data.images, data.landmarks)]
+    marks = "boxes" if "boxes" in trained.data else "landmarks"
+    own = config.data.images or config.data.get(marks)
+    paths = lambda data: [Path(path).absolute() for path in (data.images, data.get(marks) or "")]
     other = own and paths(config.data) != paths(trained.data)
     if other:
-        for key in ("images", "landmarks", "group_by"):
-            trained.data[key] = config.data[key]
+        for key in ("images", marks, "group_by"):
+            if key in trained.data:
+                trained.data[key] = config.data[key]
     dataset = loading.load(trained.data)
     out = workdir / "evaluate"
     if other:
@@ -94,7 +96,8 @@ def predict(config, workdir):
     if not config.data.images:
         raise ValueError("--mode=predict needs a folder of photographs: --config.data.images=DIR")
     summary = predictions.on_folder(workdir, config.data.images, workdir / "predict")
-    print(f"{summary['images']} images, {summary['landmarks']} landmarks each: {workdir / 'predict'}")
+    what = f"{summary['landmarks']} landmarks each" if "landmarks" in summary else f"{summary['objects']} objects"
+    print(f"{summary['images']} images, {what}: {workdir / 'predict'}")
     for failure in summary["failures"]:
         print(f"  {failure['image']}: {failure['what']}")
 

@@ -1,5 +1,7 @@
 """A trained run as a function of photographs, and a folder of photographs to files of landmarks."""
 
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import checkpoint, evaluate, report, train
+from jaxmarks import checkpoint, detection, evaluate, report, train
 from jaxmarks import config as configs
 from jaxmarks.data import folder as folders
+from jaxmarks.data import formats, objects
+from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.ops import geometry
 
 
@@ -24,7 +28,7 @@ def load(workdir: Path, *, fold: int | None = None) -> Callable:
       images (B, H, W, C) uint8 of any size -> (points (B, K, 2) in the images' pixels, scores (B, K)). It is a
       `jax.tree_util.Partial` over the variables, so it can be an argument of a jitted function.
     """
-    task, settings, networks = networks_of(workdir, fold=fold)
+    task, settings, networks, _ = networks_of(workdir, fold=fold)
     call = evaluate.predictor(task)
     size, fit = tuple(settings.data.size), settings.data.fit
 
@@ -38,7 +42,7 @@ def load(workdir: Path, *, fold: int | None = None) -> Callable:
 
 
 def networks_of(workdir: Path, *, fold: int | None = None):
-    """The task, the settings and the trained networks' variables (a list) of a run's last stage."""
+    """The task, the settings, the trained networks' variables (a list) and their notes of a run's last stage."""
     workdir = Path(workdir)
     config = configs.load(workdir / "config.json")
     stage = train.stages(config)[-1]
@@ -46,13 +50,16 @@ def networks_of(workdir: Path, *, fold: int | None = None):
     chosen = train.folds(settings) if fold is None else [fold]
     restored = [checkpoint.restore(train.fold_folder(workdir, stage, f) / "best") for f in chosen]
     _, task = train.build(settings, restored[0][1]["facts"])
-    return task, settings, [jax.tree.map(jnp.asarray, variables) for variables, _ in restored]
+    networks = [jax.tree.map(jnp.asarray, variables) for variables, _ in restored]
+    return task, settings, networks, [note for _, note in restored]
 
 
 def evaluate_on(workdir: Path, dataset, out: Path) -> dict:
     """Scores a run's networks on a dataset that they did not see, and writes the files and the report to `out`."""
-    task, _, networks = networks_of(workdir)
+    task, _, networks, notes = networks_of(workdir)
     samples = dataset.samples
+    if dataset.objects:
+        return objects_on(task, networks, notes, dataset, out)
     points, scores = evaluate.predict(evaluate.predictor(task), networks, samples)
     if points.shape != samples.points.shape:
         raise ValueError(
@@ -70,7 +77,9 @@ def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True) 
     Photographs are read, predicted and written in batches, so memory stays bounded. One that cannot be read is listed
     in `summary.json` under "failures".
     """
-    task, settings, networks = networks_of(workdir)
+    task, settings, networks, notes = networks_of(workdir)
+    if "boxes" in settings.data:
+        return objects_in_folder(task, settings, networks, notes, images, out, overlays=overlays)
     call = evaluate.predictor(task)
     parts: list[evaluate.Predictions] = []
     problems: list[dict] = []
@@ -91,4 +100,49 @@ def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True) 
     found = evaluate.join(parts)
     summary = {"images": len(found.name), "landmarks": found.points.shape[1], "failures": problems}
     evaluate.write(out, found, summary)
+    return summary
+
+
+def objects_on(task, networks, notes, dataset, out: Path) -> dict:
+    """Scores a run's detectors, their outputs averaged, on a dataset that they did not see."""
+    names, threshold = tuple(notes[0]["facts"]["names"]), float(np.mean([note["threshold"] for note in notes]))
+    unknown = sorted(set(dataset.classes) - set(names))
+    if unknown:
+        raise ValueError(f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}")
+    call = detection.predictor(task)
+    detection.predict(call, networks, dataset.samples.take(np.arange(1)), batch_size=1)  # compiles
+    started = time.perf_counter()
+    found = detection.predict(call, networks, dataset.samples, batch_size=1)
+    spent = 1000 * (time.perf_counter() - started) / len(found[0])
+    result = detection.beside(*found, {a.image: a for a in dataset.objects}, names, -1)
+    return evaluate.of_objects(
+        out, result, np.full(len(found[0]), threshold), names, ms_per_image=spent, failures=dataset.problems
+    )
+
+
+def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, *, overlays: bool) -> dict:
+    """The objects of every photograph of a folder, as `predictions.csv`, `predictions.json` (COCO) and overlays."""
+    names, threshold = tuple(notes[0]["facts"]["names"]), float(np.mean([note["threshold"] for note in notes]))
+    call, options = detection.predictor(task), {key: settings.data[key] for key in ("fit", "scale", "overlap")}
+    annotations: list[BoxAnnotation] = []
+    scores: list[np.ndarray] = []
+    problems: list[dict] = []
+    for samples in objects.batches(images, size=tuple(settings.data.size), **options, problems=problems):
+        for name, boxes, values, classes in zip(*detection.predict(call, networks, samples), strict=True):
+            good = values >= threshold
+            annotations.append(BoxAnnotation(str(name), boxes[good], tuple(names[c] for c in classes[good])))
+            scores.append(values[good])
+            image = folders.photograph(images, str(name)) if overlays else None
+            if image is not None:
+                path = Path(out) / "overlays" / Path(str(name)).with_suffix(".png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                report.overlay(image, np.zeros((0, 2)), boxes=boxes[good], path=path)
+    if not annotations:
+        raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for ending in ("csv", "json"):
+        formats.boxes.write(Path(out) / f"predictions.{ending}", annotations, scores)
+    found = sum(len(values) for values in scores)
+    summary = {"images": len(annotations), "objects": found, "threshold": threshold, "failures": problems}
+    (Path(out) / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary

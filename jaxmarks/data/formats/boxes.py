@@ -182,9 +182,7 @@ def _read_csv(path, problems):
 def _rows(path):
     """The rows of a CSV that are not blank as (line, stripped cells), and whether its decimals may be commas."""
     text = texts.read(path, "CSV")
-    head = next((line for line in text.splitlines() if line.strip()), None)
-    if head is None:
-        raise FormatError(path, "line 1", "the file is empty", f"its first row is {','.join(COLUMNS)}")
+    head = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(";\t,", key=head.count)
     rows, line = [], 1
     try:
@@ -194,6 +192,8 @@ def _rows(path):
             line = reader.line_num + 1
     except csv.Error as error:
         raise FormatError(path, f"line {line}", f"no CSV: {error}", "look for a quote left open") from None
+    if not rows:
+        raise FormatError(path, "line 1", "the file is empty", f"its first row is {','.join(COLUMNS)}")
     return rows, delimiter != ","
 
 
@@ -236,7 +236,8 @@ def _read_coco(path, problems):
             what = f"the image stands twice, first in {images[name].where}: joined"
             problems.append({"image": name, "what": what, "where": where})
         size = _size(where, *(_json_number(where, image.get(side, math.nan)) for side in ("width", "height")))
-        by_id[i] = name, _entry(images, name, where, size, str(image.get("group", "")), problems)
+        group = "" if image.get("group") is None else str(image["group"])
+        by_id[i] = name, _entry(images, name, where, size, group, problems)
     for where, entry in _objects(path, document, "annotations"):
         name, image = _lookup(where, by_id, entry, "image_id")
         label = _lookup(where, categories, entry, "category_id")
@@ -348,10 +349,11 @@ def write(path, annotations: Sequence[BoxAnnotation], scores: Sequence[np.ndarra
     writers = {".csv": _write_csv, ".json": _write_coco}
     if path.suffix.lower() not in writers:
         raise ValueError(f"{path}: unknown format {path.suffix!r}; there are .csv and .json (COCO)")
-    names = [a.image for a in annotations]
+    names: set[str] = set()
     for i, a in enumerate(annotations):
-        if not a.image.strip() or a.image in names[:i]:
+        if not a.image.strip() or a.image in names:
             raise ValueError(f"{path}: the image {a.image!r} has no name or stands twice")
+        names.add(a.image)
         if len(a.boxes) != len(a.classes) or (scores is not None and len(scores[i]) != len(a.boxes)):
             raise ValueError(f"{path}: {a.image}: give every box one class, and one score or none")
         if not np.isfinite(a.boxes).all() or not all(label.strip() for label in a.classes):

@@ -1,0 +1,396 @@
+"""Boxes of objects: CSV (one row a box) and COCO JSON, read and written, and Pascal VOC XML, read.
+
+A `BoxAnnotation` holds continuous pixels, y down, from the corner of the top-left pixel. COCO has these too; CSV and
+VOC name the first and the last pixel inside a box, CSV counting from 0 and VOC from 1.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from jaxmarks.data.formats import text as texts
+from jaxmarks.data.samples import FormatError
+
+COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "group")
+CORNERS = COLUMNS[4:8]
+
+# What makes a format's corners continuous: added to xmin, ymin and to xmax, ymax.
+CSV, COCO, VOC = (0, 1), (0, 0), (-1, 0)
+
+_SYNONYMS = {"image": "filename", "label": "class"}
+_MISSING = {"", "na", "nan", "n/a", "null", "none"}
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxAnnotation:
+    """The objects of one image.
+
+    `boxes` is (M, 4) float64, (x0, y0, x1, y1) with x0 < x1 and y0 < y1 in pixels of that image; a box may reach out of
+    it. `classes` are their M names, `size` the image's (height, width) where the file says it, and `where` the place in
+    the file ("boxes.csv: line 14"), for messages.
+    """
+
+    image: str
+    boxes: np.ndarray
+    classes: tuple[str, ...]
+    group: str = ""
+    where: str = ""
+    size: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass
+class _Image:
+    """An image as its file has it; `objects` are (xmin, ymin, xmax, ymax), class and place."""
+
+    where: str
+    size: tuple[int, int] | None
+    group: str
+    objects: list[tuple[list[float], str, str]] = dataclasses.field(default_factory=list)
+
+
+def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
+    """Reads a file of boxes, its format told by its ending.
+
+    A CSV has the columns filename (or image), class (or label), xmin, ymin, xmax, ymax, in any order, and where it has
+    them width, height and group; a row with neither class nor corners is an image without objects. VOC is a folder of
+    XML files, or one.
+
+    Args:
+      path: the file or the folder.
+      problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where":
+        reversed corners (swapped), a box without area, a box that is NaN, a crowd (all three left out), a box given
+        twice (kept once), a second group or size of an image (the first one holds), an image that stands twice in COCO
+        or VOC (joined). With None the first of them raises.
+
+    Returns:
+      One annotation for each image that the file names, in the file's order.
+
+    Raises:
+      FormatError: a file that cannot be read; the message names it, the place and the value.
+    """
+    path, found_problems = Path(path), [] if problems is None else problems
+    if not path.exists():
+        raise FormatError(path, "", "no such file", "give the path of a file of boxes")
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix == ".xml":
+        images, shift = _read_voc(path, found_problems), VOC
+    elif suffix in (".csv", ".tsv", ".txt"):
+        images, shift = _read_csv(path, found_problems), CSV
+    elif suffix == ".json":
+        images, shift = _read_coco(path, found_problems), COCO
+    else:
+        known = ".csv, .tsv, .txt (tables), .json (COCO), a folder of VOC .xml"
+        raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"known are {known}")
+    if not images:
+        raise FormatError(path, "", "it names no image", "name a file of boxes")
+    found = [_annotation(name, image, shift, found_problems) for name, image in images.items()]
+    if problems is None and found_problems:
+        first = found_problems[0]
+        raise FormatError(first["where"], "", f"{first['image']}: {first['what']}", "mend it")
+    return found
+
+
+def _annotation(name, image, shift, problems):
+    """The boxes in continuous pixels; what is no box is named and left out."""
+    first, last = shift
+    boxes: dict[tuple, str] = {}
+    for corners, label, where in image.objects:
+        note = lambda what, where=where: problems.append({"image": name, "what": what, "where": where})
+        if any(map(math.isnan, corners)):
+            note(f"a box with a corner that is NaN or missing, {_shown(corners)}: left out")
+            continue
+        swapped = list(corners)
+        for low, high in ((0, 2), (1, 3)):
+            # The same pixel twice is a box of one pixel, so that corners are reversed past the empty box only.
+            if corners[high] + last < corners[low] + first:
+                swapped[low], swapped[high] = corners[high], corners[low]
+        if swapped != corners:
+            note(f"reversed corners, {_shown(corners)}: swapped")
+        box = (swapped[0] + first, swapped[1] + first, swapped[2] + last, swapped[3] + last)
+        if any(map(math.isinf, box)):
+            raise FormatError(where, "", f"{_shown(corners)} is not finite", "write corners in pixels")
+        if box[0] == box[2] or box[1] == box[3]:
+            note(f"a box without area, {_shown(corners)}: left out")
+        elif (*box, label) in boxes:
+            note(f"the box {_shown(corners)} again, first in {boxes[*box, label]}: kept once")
+        else:
+            boxes[*box, label] = where
+    return BoxAnnotation(
+        image=name,
+        boxes=np.array([key[:4] for key in boxes], np.float64).reshape(-1, 4),
+        classes=tuple(key[4] for key in boxes),
+        group=image.group,
+        where=image.where,
+        size=image.size,
+    )
+
+
+def _shown(corners):
+    return "(" + ", ".join(f"{v:.10g}" for v in corners) + ")"
+
+
+def _entry(images, name, where, size, group, problems):
+    """The entry of an image, new or known; another group or size than before is named."""
+    entry = images.setdefault(name, _Image(where, size, group))
+    for key, value in (("group", group), ("size", size)):
+        known = getattr(entry, key)
+        if value and known and value != known:
+            what = f"{key} {value}, and {known} in {entry.where}: the latter holds"
+            problems.append({"image": name, "what": what, "where": where})
+        setattr(entry, key, known or value)
+    return entry
+
+
+def _read_csv(path, problems):
+    rows, decimal_comma = _rows(path)
+    (line, header), *rows = rows
+    names = [_SYNONYMS.get(cell.lower(), cell.lower()) for cell in header]
+    for name in ("filename", "class", *CORNERS):
+        if name not in names:
+            what = f"no column {name!r} in {header}"
+            raise FormatError(path, f"line {line}", what, f"the header is {','.join(COLUMNS)}")
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice:
+        raise FormatError(path, f"line {line}", f"column {twice!r} stands twice", "rename one")
+    images: dict[str, _Image] = {}
+    for line, cells in rows:
+        where = f"{path}: line {line}"
+        if len(cells) != len(names):
+            raise FormatError(where, "", f"{len(cells)} cells where the header has {len(names)}", "mend the row")
+        row = dict(zip(names, cells, strict=True))
+        if not row["filename"]:
+            raise FormatError(where, "", "no image name", "write the photograph's file name")
+        number = lambda name, row=row, where=where: _number(where, row.get(name, ""), decimal_comma=decimal_comma)
+        size = _size(where, number("width"), number("height"))
+        entry = _entry(images, row["filename"], where, size, row.get("group", ""), problems)
+        corners = [number(name) for name in CORNERS]
+        if row["class"].lower() in _MISSING and all(map(math.isnan, corners)):
+            continue
+        if not row["class"]:
+            raise FormatError(where, "", "a box without a class", "write the name of its class")
+        entry.objects.append((corners, row["class"], where))
+    return images
+
+
+def _rows(path):
+    """The rows of a CSV that are not blank as (line, stripped cells), and whether its decimals may be commas."""
+    text = texts.read(path, "CSV")
+    head = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(";\t,", key=head.count)
+    rows, line = [], 1
+    try:
+        for cells in (reader := csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)):
+            if any(cell.strip() for cell in cells):
+                rows.append((line, [cell.strip() for cell in cells]))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise FormatError(path, f"line {line}", f"no CSV: {error}", "look for a quote left open") from None
+    if not rows:
+        raise FormatError(path, "line 1", "the file is empty", f"its first row is {','.join(COLUMNS)}")
+    return rows, delimiter != ","
+
+
+def _number(where, cell, *, decimal_comma=False):
+    """The number in a cell; NaN where it is missing."""
+    if cell.lower() in _MISSING:
+        return math.nan
+    try:
+        return texts.number(cell.replace(",", ".") if decimal_comma else cell)
+    except ValueError:
+        raise FormatError(where, "", f"{cell!r} is not a number", "write pixels") from None
+
+
+def _size(where, width, height):
+    """(height, width) in pixels, None where neither is given."""
+    if math.isnan(width) and math.isnan(height):
+        return None
+    if not all(side >= 1 and side.is_integer() for side in (width, height)):
+        raise FormatError(where, "", f"an image of {width:g} x {height:g} pixels", "write its size, or leave it out")
+    return int(height), int(width)
+
+
+def _read_coco(path, problems):
+    try:
+        document = json.loads(texts.read(path, "JSON"))
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError, too
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(path, f"line {getattr(error, 'lineno', 1)}", f"no JSON: {error}", "mend it") from None
+    if not isinstance(document, dict):
+        raise FormatError(path, "line 1", "no COCO document", "it is an object of images, annotations and categories")
+    categories = {i: c.get("name") for i, (_, c) in _by_id(path, document, "categories").items()}
+    images: dict[str, _Image] = {}
+    by_id = {}
+    for i, (where, image) in _by_id(path, document, "images").items():
+        name = image.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise FormatError(where, "", "no file_name", "write the photograph's name")
+        if name in images:
+            what = f"the image stands twice, first in {images[name].where}: joined"
+            problems.append({"image": name, "what": what, "where": where})
+        size = _size(where, *(_json_number(where, image.get(side, math.nan)) for side in ("width", "height")))
+        group = "" if image.get("group") is None else str(image["group"])
+        by_id[i] = name, _entry(images, name, where, size, group, problems)
+    for where, entry in _objects(path, document, "annotations"):
+        name, image = _lookup(where, by_id, entry, "image_id")
+        label = _lookup(where, categories, entry, "category_id")
+        if not isinstance(label, str) or not label:
+            raise FormatError(where, "", f"category {entry['category_id']!r} has no name", "name it under categories")
+        bbox = entry.get("bbox")
+        if not isinstance(bbox, list) or len(bbox) != 4:
+            raise FormatError(where, "", f"bbox {bbox!r}", "write [x, y, width, height]")
+        x, y, width, height = (_json_number(where, value) for value in bbox)
+        if entry.get("iscrowd"):
+            problems.append({"image": name, "what": "a crowd (iscrowd), no single object: left out", "where": where})
+        else:
+            image.objects.append(([x, y, x + width, y + height], label, where))
+    return images
+
+
+def _objects(path, document, key):
+    """(place, object) of each entry of a list of the document."""
+    found = document.get(key)
+    if not isinstance(found, list):
+        raise FormatError(path, f"key {key!r}", "no such list", "a COCO file has images, annotations and categories")
+    for i, entry in enumerate(found):
+        if not isinstance(entry, dict):
+            raise FormatError(path, f"{key}[{i}]", f"{entry!r} is not an object", "mend or delete the entry")
+    return [(f"{path}: {key}[{i}]", entry) for i, entry in enumerate(found)]
+
+
+def _by_id(path, document, key):
+    found: dict = {}
+    for where, entry in _objects(path, document, key):
+        if not isinstance(entry.get("id"), int | str):
+            raise FormatError(where, "", "no id", "write a number")
+        if entry["id"] in found:
+            what = f"id {entry['id']!r} again, first in {found[entry['id']][0]}"
+            raise FormatError(where, "", what, "give every entry an id of its own")
+        found[entry["id"]] = where, entry
+    return found
+
+
+def _lookup(where, known, entry, key):
+    value = entry.get(key)
+    if not isinstance(value, int | str) or value not in known:
+        raise FormatError(where, "", f"{key} {value!r} is not in the file", "add what it names")
+    return known[value]
+
+
+def _json_number(where, value):
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    except OverflowError:
+        pass
+    raise FormatError(where, "", f"{value!r} is not a number", "write pixels")
+
+
+def _read_voc(path, problems):
+    files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
+    if not files:
+        raise FormatError(path, "", "no .xml in this folder", "name a folder of VOC files")
+    images: dict[str, _Image] = {}
+    for file in files:
+        root = _parse(file)
+        cell = lambda element, tag: (element.findtext(tag) or "").strip()
+        name = cell(root, "filename") or file.stem
+        if name in images:
+            what = f"the image stands twice, first in {images[name].where}: joined"
+            problems.append({"image": name, "what": what, "where": str(file)})
+        size = _size(file, *(_number(file, cell(root, f"size/{side}")) for side in ("width", "height")))
+        entry = _entry(images, name, str(file), size, "", problems)
+        for i, element in enumerate(root.findall("object")):
+            where = f"{file}: object {i + 1}"
+            if not cell(element, "name"):
+                raise FormatError(where, "", "a box without a class", "write its <name>")
+            absent = next((tag for tag in CORNERS if element.find(f"bndbox/{tag}") is None), None)
+            if absent:
+                raise FormatError(where, "", f"no <{absent}> in <bndbox>", "write its four corners")
+            corners = [_number(where, cell(element, f"bndbox/{tag}")) for tag in CORNERS]
+            entry.objects.append((corners, cell(element, "name"), where))
+    return images
+
+
+def _parse(file):
+    text = texts.read(file, "VOC")
+    # Entities are declared in a DOCTYPE alone, and a few of them, one in the other, fill any memory.
+    if "<!DOCTYPE" in text:
+        raise FormatError(file, "", "a DOCTYPE", "VOC files have none: take it out")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise FormatError(file, f"line {error.position[0]}", f"no XML: {error}", "mend it") from None
+    if root.tag != "annotation":
+        raise FormatError(file, "", f"<{root.tag}>, not <annotation>", "name a VOC file")
+    return root
+
+
+def write(path, annotations: Sequence[BoxAnnotation], scores: Sequence[np.ndarray] | None = None) -> None:
+    """Writes boxes in the format of the path's ending: .csv (corners to 0.001 px) or .json (COCO).
+
+    Args:
+      path: where to.
+      annotations: one for each image; those without objects are written, too.
+      scores: (M,) for each annotation: the boxes are then detections, with a column or a key "score", which `read`
+        passes over.
+
+    Raises:
+      ValueError: another ending; an image that stands twice; an annotation that no file can hold.
+    """
+    path = Path(path)
+    writers = {".csv": _write_csv, ".json": _write_coco}
+    if path.suffix.lower() not in writers:
+        raise ValueError(f"{path}: unknown format {path.suffix!r}; there are .csv and .json (COCO)")
+    names: set[str] = set()
+    for i, a in enumerate(annotations):
+        if not a.image.strip() or a.image in names:
+            raise ValueError(f"{path}: the image {a.image!r} has no name or stands twice")
+        names.add(a.image)
+        if len(a.boxes) != len(a.classes) or (scores is not None and len(scores[i]) != len(a.boxes)):
+            raise ValueError(f"{path}: {a.image}: give every box one class, and one score or none")
+        if not np.isfinite(a.boxes).all() or not all(label.strip() for label in a.classes):
+            raise ValueError(f"{path}: {a.image}: a box that is not finite, or has no class")
+    writers[path.suffix.lower()](path, annotations, scores)
+
+
+def _write_csv(path, annotations, scores):
+    rows: list[list] = [[*COLUMNS, *(["score"] if scores is not None else [])]]
+    for i, a in enumerate(annotations):
+        height, width = a.size or ("", "")
+        for k, (x0, y0, x1, y1) in enumerate(a.boxes.tolist()):
+            score = [f"{scores[i][k]:.6g}"] if scores is not None else []
+            corners = map(_cell, (x0, y0, x1 - 1, y1 - 1))
+            rows.append([a.image, width, height, a.classes[k], *corners, a.group, *score])
+        if not len(a.boxes):
+            rows.append([a.image, width, height, "", "", "", "", "", a.group, *([""] if scores is not None else [])])
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def _cell(value):
+    value = round(value, 3)
+    return str(int(value)) if value.is_integer() else f"{value:.3f}"
+
+
+def _write_coco(path, annotations, scores):
+    ids = {label: i for i, label in enumerate(sorted({label for a in annotations for label in a.classes}), 1)}
+    images, entries = [], []
+    for i, a in enumerate(annotations):
+        size = {"height": a.size[0], "width": a.size[1]} if a.size else {}
+        images.append({"id": i + 1, "file_name": a.image} | size | ({"group": a.group} if a.group else {}))
+        for k, (x0, y0, x1, y1) in enumerate(a.boxes.tolist()):
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+            score = {"score": float(scores[i][k])} if scores is not None else {}
+            known = {"id": len(entries) + 1, "image_id": i + 1, "category_id": ids[a.classes[k]]}
+            entries.append(known | box | score)
+    categories = [{"id": i, "name": label} for label, i in ids.items()]
+    document = {"images": images, "annotations": entries, "categories": categories}
+    path.write_text(json.dumps(document), encoding="utf-8")

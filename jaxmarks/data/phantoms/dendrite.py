@@ -1,0 +1,238 @@
+"""A dendrite and its spines under a two-photon microscope, drawn in pixels with the exact box of every spine.
+
+What is drawn is modelled on the images of Smirnov et al. (2018), at 15.36 px per micrometre: a bright shaft, dim heads on
+necks that often cannot be seen, shot noise, and the black margins that registration leaves. The truth is the very
+centre at which a head is drawn.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# In the order of their labels. A spine's and a stub's box is a square of fixed side round its centre (px); a
+# filopodium's is the bounding box of its thread from the shaft's edge on, and 4 px round it.
+CLASSES = ("spine", "filopodium", "stub")
+SIDES = {"spine": 15.0, "stub": 11.0}
+RIM = 4.0
+
+MOST = 8  # spines in an image
+_COUNTS = np.array([3, 20, 26, 22, 15, 9, 2.5, 2.5]) / 100  # shares of 1, ..., 8 spines
+_SHARES = {1: (1.0,), 2: (0.65, 0.35), 3: (0.5, 0.25, 0.25)}
+_APART = 11.0  # least distance of two objects, px
+_LEAST = 64
+
+
+class Shaft(NamedTuple):
+    """A thick bright thread: in its own axes, u along it and v across, its axis is v = course(u).
+
+    `turn` (2, 2) has the unit vectors of u and v as its columns, `middle` (2,) is the place of the origin in pixels;
+    `waves` are rows of (height, wave number, phase), `radius` (px) is the half-width at half of the light.
+    """
+
+    turn: np.ndarray
+    middle: np.ndarray
+    waves: np.ndarray
+    radius: float
+
+
+def draw(index, *, size=(144, 160), seed=0, classes=1):
+    """Draws one image of a dendrite with 1 to 8 spines.
+
+    Args:
+      index: the image's number, from 0.
+      size: height and width in pixels, each at least 64; another size is another scene, not a scaled one.
+      seed: another seed is another collection.
+      classes: how many of `CLASSES` there are: spines alone, and filopodia, and stubs.
+
+    Returns:
+      image: (H, W, 3) uint8, the three channels alike.
+      boxes: (M, 4) float64, (x0, y0, x1, y1) in pixels, y down, from the corner of the top-left pixel; they may reach
+        out of the image.
+      labels: (M,) int64, places in `CLASSES`.
+
+    Raises:
+      ValueError: a negative index, a size below 64 x 64, or classes not among 1, 2 and 3.
+    """
+    if index < 0:
+        raise ValueError(f"index: {index} is negative; number the images from 0")
+    if min(size) < _LEAST:
+        raise ValueError(f"size: {tuple(size)} is too small for a dendrite; give at least {_LEAST} x {_LEAST}")
+    if classes not in _SHARES:
+        raise ValueError(f"classes: {classes}; there are 1 ({CLASSES[0]}), 2 and 3 ({', '.join(CLASSES)})")
+    rng = np.random.default_rng([seed, index])
+    frame = margins(size, rng)
+    shaft = lay_out(frame, rng)
+    labels, ends = place(shaft, frame, classes, rng)
+
+    light = np.zeros(size, np.float32)
+    paint_shaft(light, shaft, 1.0, rng)
+    for label, (root, tip) in zip(labels, ends, strict=True):
+        paint_object(light, CLASSES[label], root, tip, rng)
+    clutter(light, shaft, ends[:, 1], frame, rng)
+    boxes = np.array([box(CLASSES[label], *end) for label, end in zip(labels, ends, strict=True)])
+    return develop(light, frame, rng), boxes, labels
+
+
+def margins(size, rng):
+    """The part of the image that registration left: (x0, y0, x1, y1) whole pixels."""
+    (height, width), black = size, rng.random(4) ** 2 / 9
+    low_x, low_y, high_x, high_y = (black * [width, height, width, height]).astype(int)
+    return np.array([low_x, low_y, width - high_x, height - high_y])
+
+
+def lay_out(frame, rng):
+    """A shaft through the middle of the frame, in any direction, slightly wavy."""
+    angle = rng.uniform(0, np.pi)
+    along = np.array([np.cos(angle), np.sin(angle)])
+    turn = np.stack([along, [-along[1], along[0]]], 1)
+    middle = (frame[:2] + frame[2:]) / 2 + turn[:, 1] * rng.uniform(-10, 10)
+    heights, numbers = rng.normal(0, (6, 1.5)), rng.uniform((0.02, 0.05), (0.035, 0.1))
+    waves = np.stack([heights, numbers, rng.uniform(0, 2 * np.pi, 2)], 1)
+    return Shaft(turn, middle, waves, rng.uniform(3.0, 6.0))
+
+
+def course(shaft, u):
+    """The axis's v and its slope at u (any shape); it passes through the origin."""
+    v = sum(height * (np.sin(number * u + phase) - np.sin(phase)) for height, number, phase in shaft.waves)
+    return v, sum(height * number * np.cos(number * u + phase) for height, number, phase in shaft.waves)
+
+
+def on_shaft(shaft, u):
+    """Points of the axis (..., 2) in pixels and the unit normals (..., 2) there."""
+    v, slope = course(shaft, u)
+    normal = np.stack([-slope, np.ones_like(slope)], -1) / np.sqrt(1 + slope**2)[..., None]
+    return np.stack([u, v], -1) @ shaft.turn.T + shaft.middle, normal @ shaft.turn.T
+
+
+def place(shaft, frame, classes, rng, *, tries=60):
+    """Chooses the objects, at least one, from `tries` random ones.
+
+    Returns:
+      labels: (M,) int64.
+      ends: (M, 2, 2) root, at the shaft's edge, and tip, the centre of the head.
+    """
+    reach = np.hypot(*(frame[2:] - frame[:2])) / 2
+    u, sides = rng.uniform(-reach, reach, tries), rng.choice([-1, 1], tries)
+    labels = rng.choice(classes, tries, p=_SHARES[classes])
+    # The last one lies inside even the smallest frame: a spine beside its middle, on the side that faces it.
+    offset = (shaft.middle - (frame[:2] + frame[2:]) / 2) @ shaft.turn[:, 1]
+    u[-1], sides[-1], labels[-1] = 0, -1 if offset > 0 else 1, 0
+    shortest, longest = np.array([(5, 14), (13, 20), (1, 2.5)])[labels].T  # from the shaft's edge to the tip, px
+    length = rng.uniform(shortest, longest)[:, None]
+    root, normal = on_shaft(shaft, u)
+    slant = np.where(labels == 2, 0, rng.normal(0, 0.35, tries))[:, None]
+    along = normal @ np.array([[0, 1], [-1, 0]])
+    direction = (sides[:, None] * normal + slant * along) / np.sqrt(1 + slant**2)
+    root = root + shaft.radius * direction
+    ends = np.stack([root, root + length * direction], 1)
+    inside = ((ends > frame[:2] + 4) & (ends < frame[2:] - 4)).all((1, 2))
+    wanted, chosen = 1 + rng.choice(MOST, p=_COUNTS), []
+    for i in np.flatnonzero(inside):
+        if len(chosen) < wanted and all(apart(ends[i], ends[k]) >= _APART for k in chosen):
+            chosen.append(i)
+    return labels[chosen], ends[chosen]
+
+
+def apart(one, other):
+    """The least distance of two objects' outer halves, from five points of each."""
+    outer = np.linspace(0.5, 1, 5)[:, None]
+    points = [end[0] + outer * (end[1] - end[0]) for end in (one, other)]
+    return np.sqrt(((points[0][:, None] - points[1]) ** 2).sum(-1)).min()
+
+
+def box(name, root, tip):
+    """The box (4,) of an object between its root at the shaft's edge and its tip."""
+    if name == "filopodium":
+        return np.concatenate([np.minimum(root, tip) - RIM, np.maximum(root, tip) + RIM])
+    return np.concatenate([tip - SIDES[name] / 2, tip + SIDES[name] / 2])
+
+
+def grid(size):
+    """The pixels' centres, x (1, W) and y (H, 1)."""
+    return (np.arange(size[1], dtype=np.float32) + 0.5)[None], (np.arange(size[0], dtype=np.float32) + 0.5)[:, None]
+
+
+def paint_shaft(light, shaft, brightness, rng):
+    """Adds a shaft of uneven width with a few bright varicosities and the haze around it."""
+    x, y = grid(light.shape)
+    x, y = x - np.float32(shaft.middle[0]), y - np.float32(shaft.middle[1])
+    (ux, vx), (uy, vy) = shaft.turn.astype(np.float32)
+    u, v = ux * x + uy * y, vx * x + vy * y
+    # What depends on u alone is tabulated.
+    reach = float(np.abs(u).max())
+    table = np.linspace(-reach, reach, 256, dtype=np.float32)
+    centre, slope = course(shaft, table)
+    beads = rng.uniform(-reach, reach, 5)
+    bulge = np.exp(-0.5 * ((table[:, None] - beads) / rng.uniform(3, 6, 5)) ** 2) @ rng.uniform(0, 0.5, 5)
+    number, phase = rng.uniform(0.03, 0.12), rng.uniform(0, 6)
+    radius = shaft.radius * (1 + 0.12 * np.sin(number * table + phase) + 0.3 * bulge)
+    strength = brightness * (0.8 + 0.15 * np.sin(0.6 * number * table - phase) + 0.9 * bulge)
+    at = ((u + reach) * np.float32(255 / (2 * reach))).astype(np.intp)
+    look = lambda values: values.astype(np.float32)[at]
+    off = (v - look(centre)) * look(1 / (np.sqrt(1 + slope**2) * radius))
+    off *= off
+    light += look(strength) * np.exp(np.float32(-np.log(2)) * off) + 0.06 * np.float32(brightness) / (1 + off / 9)
+
+
+def blob(light, centre, sigma, brightness, angle=0.0, stretch=1.0):
+    """Adds a Gaussian spot, `stretch` times as long in the direction `angle`."""
+    reach = 3.5 * sigma * max(stretch, 1)
+    rows, columns, x, y = around(light, centre, centre, reach)
+    x, y = x - centre[0], y - centre[1]
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    light[rows, columns] += brightness * np.exp(-0.5 * ((along / stretch) ** 2 + across**2) / sigma**2)
+
+
+def thread(light, start, stop, sigma, brightness):
+    """Adds a thin thread with round ends: a neck or a filopodium."""
+    rows, columns, x, y = around(light, start, stop, 3.5 * sigma)
+    (dx, dy), length2 = stop - start, np.sum((stop - start) ** 2)
+    t = np.clip(((x - start[0]) * dx + (y - start[1]) * dy) / length2, 0, 1)
+    off2 = (x - start[0] - t * dx) ** 2 + (y - start[1] - t * dy) ** 2
+    light[rows, columns] += brightness * np.exp(-0.5 * off2 / sigma**2)
+
+
+def around(light, one, other, pad):
+    """The rows, columns and pixel centres of the window round two points."""
+    low = np.maximum(np.floor(np.minimum(one, other) - pad), 0).astype(int)
+    high = np.maximum(np.ceil(np.maximum(one, other) + pad), low).astype(int)
+    rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
+    x, y = grid(light.shape)
+    return rows, columns, x[:, columns], y[rows]
+
+
+def paint_object(light, name, root, tip, rng):
+    """Adds an object of a class; the brightness is a share of the shaft's."""
+    angle = np.arctan2(*(tip - root)[::-1])
+    if name == "spine":
+        brightness = rng.uniform(0.25, 0.95)
+        thread(light, root, tip, rng.uniform(1.5, 2.3), brightness * rng.uniform(0.1, 0.5))
+        blob(light, tip, rng.uniform(2.7, 4.2), brightness, angle, rng.uniform(0.8, 1.2))
+    elif name == "filopodium":
+        thread(light, root, tip, rng.uniform(1.4, 2.0), rng.uniform(0.25, 0.5))
+    else:
+        blob(light, tip, rng.uniform(2.4, 3.0), rng.uniform(0.6, 0.9), angle, rng.uniform(0.9, 1.2))
+
+
+def clutter(light, shaft, tips, frame, rng):
+    """Adds what is no spine: another dendrite at the rim, wide blobs out of focus, and specks smaller than any head."""
+    if rng.random() < 0.3:
+        side = shaft.turn[:, 1] * rng.choice([-1, 1]) * rng.uniform(0.5, 0.65) * np.hypot(*(frame[2:] - frame[:2]))
+        away = shaft._replace(middle=shaft.middle + side, radius=rng.uniform(4, 9))
+        paint_shaft(light, away, rng.uniform(0.15, 0.6), rng)
+    for centre in rng.uniform(frame[:2], frame[2:], (rng.integers(0, 5), 2)):
+        blob(light, centre, rng.uniform(9, 16), rng.uniform(0.02, 0.08), rng.uniform(0, np.pi), rng.uniform(1, 1.6))
+    for centre in rng.uniform(frame[:2], frame[2:], (rng.integers(0, 6), 2)):
+        if np.hypot(*(tips - centre).T).min() > _APART:
+            blob(light, centre, rng.uniform(0.6, 1.0), rng.uniform(0.15, 0.4))
+
+
+def develop(light, frame, rng):
+    """The detector: black level, gain, photon noise and the end of the scale, on the registered part alone."""
+    x0, y0, x1, y1 = frame
+    exposure = rng.choice([150, 500], p=[0.85, 0.15]) * np.exp(rng.normal(0, 0.35))  # some are overexposed
+    gain = rng.uniform(0.8, 1.8)  # grey values a photon
+    photons = rng.poisson((light[y0:y1, x0:x1] * exposure + rng.uniform(0, 2)) / gain)
+    image = np.zeros(light.shape, np.uint8)
+    image[y0:y1, x0:x1] = np.minimum(photons * gain, 255)
+    return np.repeat(image[..., None], 3, axis=2)

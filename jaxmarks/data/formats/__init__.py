@@ -92,7 +92,7 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
         each = [images[name] for images in by_image if name in images]
         visible = np.stack([a.visible for a in each])
         points = np.where(visible[..., None], np.stack([a.points for a in each]), 0).sum(0)
-        seen = visible.any(axis=0)
+        seen = np.logical_or.reduce(visible)
         for k in np.flatnonzero(seen & (visible.sum(0) < len(files))):
             what = f"landmark {k + 1} is marked by {visible[:, k].sum()} of {len(files)} annotators: theirs is taken"
             problems.append({"image": name, "what": what, "where": each[0].where})

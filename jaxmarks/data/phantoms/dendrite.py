@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 # In the order of their labels. A spine's and a stub's box is a square of fixed side round its centre (px); a
-# filopodium's is the bounding box of its thread, and 4 px round it.
+# filopodium's is the bounding box of its thread from the shaft's edge on, and 4 px round it.
 CLASSES = ("spine", "filopodium", "stub")
 SIDES = {"spine": 15.0, "stub": 11.0}
 RIM = 4.0
@@ -104,25 +104,27 @@ def on_shaft(shaft, u):
     return np.stack([u, v], -1) @ shaft.turn.T + shaft.middle, normal @ shaft.turn.T
 
 
-def place(shaft, frame, classes, rng):
-    """Chooses the objects.
+def place(shaft, frame, classes, rng, *, tries=60):
+    """Chooses the objects, at least one, from `tries` random ones.
 
     Returns:
       labels: (M,) int64.
-      ends: (M, 2, 2) root, on the shaft's axis, and tip, the centre of the head.
+      ends: (M, 2, 2) root, at the shaft's edge, and tip, the centre of the head.
     """
-    tries = 60
     reach = np.hypot(*(frame[2:] - frame[:2])) / 2
     u, sides = rng.uniform(-reach, reach, tries), rng.choice([-1, 1], tries)
-    u[-1] = 0  # the middle of the frame, from where an object of either side lies inside
     labels = rng.choice(classes, tries, p=_SHARES[classes])
-    clear = np.array([(5, 14), (13, 20), (1.0, 2.5)])[labels]  # from the shaft's edge to the tip, px
-    length = shaft.radius + rng.uniform(clear[:, 0], clear[:, 1])
+    # The last one lies inside even the smallest frame: a spine beside its middle, on the side that faces it.
+    offset = (shaft.middle - (frame[:2] + frame[2:]) / 2) @ shaft.turn[:, 1]
+    u[-1], sides[-1], labels[-1] = 0, -1 if offset > 0 else 1, 0
+    shortest, longest = np.array([(5, 14), (13, 20), (1, 2.5)])[labels].T  # from the shaft's edge to the tip, px
+    length = rng.uniform(shortest, longest)[:, None]
     root, normal = on_shaft(shaft, u)
     slant = np.where(labels == 2, 0, rng.normal(0, 0.35, tries))[:, None]
     along = normal @ np.array([[0, 1], [-1, 0]])
     direction = (sides[:, None] * normal + slant * along) / np.sqrt(1 + slant**2)
-    ends = np.stack([root, root + length[:, None] * direction], 1)
+    root = root + shaft.radius * direction
+    ends = np.stack([root, root + length * direction], 1)
     inside = ((ends > frame[:2] + 4) & (ends < frame[2:] - 4)).all((1, 2))
     wanted, chosen = 1 + rng.choice(MOST, p=_COUNTS), []
     for i in np.flatnonzero(inside):
@@ -139,7 +141,7 @@ def apart(one, other):
 
 
 def box(name, root, tip):
-    """The box (4,) of an object between its root on the shaft and its tip."""
+    """The box (4,) of an object between its root at the shaft's edge and its tip."""
     if name == "filopodium":
         return np.concatenate([np.minimum(root, tip) - RIM, np.maximum(root, tip) + RIM])
     return np.concatenate([tip - SIDES[name] / 2, tip + SIDES[name] / 2])
@@ -169,7 +171,7 @@ def paint_shaft(light, shaft, brightness, rng):
     look = lambda values: values.astype(np.float32)[at]
     off = (v - look(centre)) * look(1 / (np.sqrt(1 + slope**2) * radius))
     off *= off
-    light += look(strength) * np.exp(np.float32(-np.log(2)) * off) + 0.04 * np.float32(brightness) / (1 + off / 9)
+    light += look(strength) * np.exp(np.float32(-np.log(2)) * off) + 0.06 * np.float32(brightness) / (1 + off / 9)
 
 
 def blob(light, centre, sigma, brightness, angle=0.0, stretch=1.0):

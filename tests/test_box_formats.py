@@ -1,0 +1,313 @@
+"""Files of boxes: one box in three formats' own numbers, what is written reads back, what is broken is named."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmarks.data.formats import boxes
+from jaxmarks.data.formats.boxes import BoxAnnotation
+from jaxmarks.data.samples import FormatError
+
+HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax,group\n"
+
+
+def voc(objects, head="<filename>a.png</filename><size><width>40</width><height>30</height></size>"):
+    box = (
+        "<object><name>{}</name><bndbox><ymin>{}</ymin><xmin>{}</xmin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+    )
+    return f"<annotation>{head}{''.join(box.format(*o) for o in objects)}</annotation>"
+
+
+def coco(*annotations, images=({"id": 7, "file_name": "a.png", "width": 40, "height": 30},), names=("spine", "stub")):
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    entries = [{"image_id": 7, "category_id": c, "bbox": bbox} | more for c, bbox, more in annotations]
+    return json.dumps({"images": list(images), "annotations": entries, "categories": categories})
+
+
+def read(tmp_path, name, content, problems=None):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    return boxes.read(tmp_path / name, problems)
+
+
+# Pixels 3...17 across and 5...5 down counted from 0, as each format writes them: a box 15 wide and 1 high at (3, 5).
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.csv", HEADER + "a.png,40,30,spine,3,5,17,5,\n"),
+        ("a.csv", "ymin;LABEL;xmax;Image;xmin;ymax;score;height;width\r\n5,0;spine;17;a.png;3;5;0,5;30;40\r\n"),
+        ("a.tsv", "image\tclass\txmin\tymin\txmax\tymax\theight\twidth\n\na.png\tspine\t3\t5\t17\t5\t30\t40\n"),
+        ("a.json", coco((0, [3, 5, 15, 1], {}))),
+        ("a.xml", voc([("spine", 6, 4, 18, 6)])),
+    ],
+)
+def test_one_box_in_every_format(name, content, tmp_path):
+    (found,) = read(tmp_path, name, content)
+    assert found.boxes.dtype == np.float64
+    np.testing.assert_array_equal(found.boxes, [[3, 5, 18, 6]])
+    assert (found.image, found.classes, found.size, found.group) == ("a.png", ("spine",), (30, 40), "")
+    assert str(tmp_path / name) in found.where
+
+
+def test_images_without_objects_and_boxes_out_of_the_frame(tmp_path):
+    rows = "b.png,40,30,,,,,,g\na.png,40,30,spine,-4,25,10,39,\nc.png,,,NA,nan,nan,nan,nan,\n"
+    b, a, c = read(tmp_path, "a.csv", HEADER + rows)
+    assert [x.image for x in (b, a, c)] == ["b.png", "a.png", "c.png"]
+    assert b.boxes.shape == c.boxes.shape == (0, 4) and b.classes == () and b.size == (30, 40) and c.size is None
+    np.testing.assert_array_equal(a.boxes, [[-4, 25, 11, 40]])
+    (a,) = read(tmp_path, "a.json", coco(images=[{"id": 1, "file_name": "a.png", "group": 0}]))
+    assert a.boxes.shape == (0, 4) and a.group == "0" and a.size is None
+    assert read(tmp_path, "a.xml", voc([], head=""))[0].image == "a"
+
+
+def test_a_folder_of_voc_files(tmp_path):
+    for stem, shift in (("b", 10), ("a", 0)):
+        head = f"<filename>{stem}.png</filename>"
+        (tmp_path / f"{stem}.xml").write_text(voc([("spine", 1, 1 + shift, 5 + shift, 5), ("stub", 1, 1, 1, 1)], head))
+    a, b = boxes.read(tmp_path)
+    np.testing.assert_array_equal(a.boxes, [[0, 0, 5, 5], [0, 0, 1, 1]])
+    np.testing.assert_array_equal(b.boxes, [[10, 0, 15, 5], [0, 0, 1, 1]])
+    assert (a.image, b.image, b.classes, b.where) == ("a.png", "b.png", ("spine", "stub"), str(tmp_path / "b.xml"))
+
+
+@pytest.mark.parametrize(
+    "name, content, word, where, kept",
+    [
+        ("a.csv", "a.png,,,spine,17,5,3,5,\n", "reversed corners, (17, 5, 3, 5): swapped", "line 2", [[3, 5, 18, 6]]),
+        ("a.csv", "a.png,,,spine,3,5,2,9,\n", "without area", "line 2", []),
+        ("a.csv", "a.png,,,s,1,1,2,2,\na.png,,,s,1,1,2.0,2,\n", "line 2: kept once", "line 3", [[1, 1, 3, 3]]),
+        ("a.csv", "a.png,,,spine,3,NaN,17,5,\n", "NaN", "line 2", []),
+        ("a.csv", "a.png,,,spine,3,5,,5,\n", "missing", "line 2", []),
+        ("a.csv", "a.png,,,s,1,1,2,2,g\na.png,,,,,,,,h\n", "group h, and g", "line 3", [[1, 1, 3, 3]]),
+        ("a.csv", "a.png,40,30,s,1,1,2,2,\na.png,40,31,,,,,,\n", "size (31, 40)", "line 3", [[1, 1, 3, 3]]),
+        ("a.json", coco((0, [9, 9, -4, 2], {})), "reversed", "annotations[0]", [[5, 9, 9, 11]]),
+        ("a.json", coco((0, [9, 9, 4, 0], {})), "without area", "annotations[0]", []),
+        ("a.json", coco((0, [9, float("nan"), 4, 1], {})), "NaN", "annotations[0]", []),
+        ("a.json", coco((0, [1, 2, 3, 4], {"iscrowd": 1})), "crowd", "annotations[0]", []),
+        ("a.json", coco((0, [1, 2, 3, 4], {}), (0, [1, 2, 3.0, 4], {})), "kept once", "annotations[1]", [[1, 2, 4, 6]]),
+        ("a.json", coco(images=[{"id": i, "file_name": "a.png"} for i in (1, 7)]), "stands twice", "images[1]", []),
+        ("a.xml", voc([("spine", 6, 18, 4, 6)]), "reversed", "object 1", [[3, 5, 18, 6]]),
+    ],
+)
+def test_what_a_run_can_do_without_is_named(name, content, word, where, kept, tmp_path):
+    content = HEADER + content if name == "a.csv" else content
+    problems: list = []
+    (found,) = read(tmp_path, name, content, problems)
+    np.testing.assert_array_equal(found.boxes, np.reshape(kept, (-1, 4)))
+    assert len(found.classes) == len(kept)
+    ((image, what, place),) = [(p["image"], p["what"], p["where"]) for p in problems]
+    assert image == "a.png" and word in what and place == f"{tmp_path / name}: {where}"
+    with pytest.raises(FormatError) as error:
+        boxes.read(tmp_path / name)
+    assert str(error.value) == f"{place}: a.png: {what}; mend it"
+
+
+def test_the_same_corners_in_another_class_are_another_object(tmp_path):
+    (found,) = read(tmp_path, "a.json", coco((0, [1, 2, 3, 4], {}), (1, [1, 2, 3, 4], {})))
+    assert found.classes == ("spine", "stub")
+
+
+ENTITIES = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation><filename>&b;</filename></annotation>'
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.csv", "", "line 1: the file is empty"),
+        ("a.csv", ",,\n", "line 1: the file is empty"),
+        ("a.csv", HEADER, "it names no image"),
+        ("a.csv", HEADER.replace("xmax", "x2"), "line 1: no column 'xmax'"),
+        ("a.csv", HEADER.replace("group", "label"), "line 1: column 'class' stands twice"),
+        ("a.csv", HEADER + "\na.png,40,30,spine,3,oops,17,5,\n", "line 3: 'oops' is not a number"),
+        ("a.csv", HEADER + "a.png,40,30,spine,3,1e999,17,5,\n", "line 2: (3, inf, 17, 5) is not finite"),
+        ("a.csv", HEADER + 'a.png,,,spine,3,"1,5",17,5,\n', "line 2: '1,5' is not a number"),
+        ("a.csv", HEADER + "a.png,40,30,spine,3\n", "line 2: 5 cells where the header has 9"),
+        ("a.csv", HEADER + ",40,30,spine,3,5,17,5,\n", "line 2: no image name"),
+        ("a.csv", HEADER + "a.png,40,30,,3,5,17,5,\n", "line 2: a box without a class"),
+        ("a.csv", HEADER + "a.png,40,,spine,3,5,17,5,\n", "line 2: an image of 40 x nan pixels"),
+        ("a.csv", HEADER + "a.png,40,29.5,spine,3,5,17,5,\n", "line 2: an image of 40 x 29.5 pixels"),
+        ("a.csv", HEADER + "a" * 200_000, "line 2: no CSV"),
+        ("a.csv", "\0", "line 1: binary data"),
+        ("a.json", '{"images": [\n{"id": 1', "line 2: no JSON"),
+        ("a.json", "[" * 200_000, "line 1: no JSON"),
+        ("a.json", f'{{"images": {"1" * 9_000}}}', "line 1: no JSON"),
+        ("a.json", "[]", "line 1: no COCO document"),
+        ("a.json", "{}", "key 'categories': no such list"),
+        ("a.json", coco(images=[3]), "images[0]: 3 is not an object"),
+        ("a.json", coco(images=[{"file_name": "a.png"}]), "images[0]: no id"),
+        ("a.json", coco(images=[{"id": 1, "file_name": x} for x in "ab"]), "images[1]: id 1 again"),
+        ("a.json", coco(images=[{"id": 1}]), "images[0]: no file_name"),
+        ("a.json", coco(images=[{"id": 1, "file_name": "a", "width": 0, "height": 1}]), "images[0]: an image of 0 x 1"),
+        ("a.json", coco(images=[]), "it names no image"),
+        ("a.json", coco((0, [1, 2, 3, 4], {"image_id": 8})), "annotations[0]: image_id 8 is not in the file"),
+        ("a.json", coco((0, [1, 2, 3, 4], {"image_id": []})), "annotations[0]: image_id [] is not in the file"),
+        ("a.json", coco((5, [1, 2, 3, 4], {})), "annotations[0]: category_id 5 is not in the file"),
+        ("a.json", coco((0, [1, 2, 3, 4], {}), names=[None]), "annotations[0]: category 0 has no name"),
+        ("a.json", coco((0, [1, 2, 3], {})), "annotations[0]: bbox [1, 2, 3]"),
+        ("a.json", coco((0, [1, 2, 3, True], {})), "annotations[0]: True is not a number"),
+        ("a.json", coco((0, [1, 2, 3, 10**400], {})), "annotations[0]: 1000"),
+        ("a.json", coco((0, [1e308, 0, 1e308, 1], {})), "annotations[0]: (1e+308, 0, inf, 1) is not finite"),
+        ("a.xml", "", "line 1: no XML"),
+        ("a.xml", "<annotation>\n<object>", "line 2: no XML"),
+        ("a.xml", "<svg/>", "<svg>, not <annotation>"),
+        ("a.xml", ENTITIES, "a DOCTYPE"),
+        ("a.xml", voc([("", 6, 4, 18, 6)]), "object 1: a box without a class"),
+        ("a.xml", voc([("s", 6, 4, 18, "x")]), "object 1: 'x' is not a number"),
+        ("a.xml", voc([("s", 6, 4, 18, 6)]).replace("xmax", "xmas"), "object 1: no <xmax>"),
+        ("a.xyz", "", "unknown format '.xyz'"),
+    ],
+)
+def test_malformed_files_name_the_place_and_the_value(name, content, message, tmp_path):
+    with pytest.raises(FormatError) as error:
+        read(tmp_path, name, content, [])
+    assert str(error.value).startswith(f"{tmp_path / name}: {message}"), str(error.value)
+
+
+def test_a_doctype_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "a.xml").write_bytes(('<?xml version="1.0" encoding="utf-16"?>' + ENTITIES).encode("utf-16"))
+    with pytest.raises(FormatError, match="DOCTYPE"):
+        boxes.read(tmp_path / "a.xml")
+
+
+def test_absent_files_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(FormatError, match="no such file"):
+        boxes.read(tmp_path / "none.csv")
+    with pytest.raises(FormatError, match=r"no \.xml"):
+        boxes.read(tmp_path)
+
+
+text = st.text('abcXYZ0189_-. ()=é,;"', min_size=1, max_size=8).map(str.strip).filter(bool)
+milli = lambda low, high: st.integers(low * 1000, high * 1000).map(lambda n: n / 1000)  # what CSV holds exactly
+side = st.one_of(st.integers(1, 50).map(float), milli(0, 9).filter(bool))
+box = st.tuples(milli(-9, 99), st.integers(-9, 99).map(float), side, side).map(
+    lambda b: (*b[:2], b[0] + b[2], b[1] + b[3])
+)
+
+
+@st.composite
+def annotation(draw, image):
+    objects = draw(st.lists(st.tuples(box, text), max_size=4, unique=True))
+    size = draw(st.none() | st.tuples(st.integers(1, 9999), st.integers(1, 9999)))
+    corners = np.array([b for b, _ in objects], np.float64).reshape(-1, 4)
+    return BoxAnnotation(image, corners, tuple(c for _, c in objects), draw(st.just("") | text), size=size)
+
+
+dataset = st.lists(text, min_size=1, max_size=3, unique=True).flatmap(lambda names: st.tuples(*map(annotation, names)))
+
+
+@settings(max_examples=40)
+@given(dataset, st.sampled_from([".csv", ".json"]), st.booleans())
+def test_written_and_read_is_the_same(written, suffix, scored):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{suffix}"
+        boxes.write(path, written, [np.linspace(0, 1, len(a.boxes)) for a in written] if scored else None)
+        found = boxes.read(path)
+    for mine, theirs in zip(written, found, strict=True):
+        np.testing.assert_allclose(theirs.boxes, mine.boxes, rtol=0, atol=1e-9)
+        assert (theirs.image, theirs.classes, theirs.group, theirs.size) == (
+            mine.image, mine.classes, mine.group, mine.size
+        )  # fmt: skip
+
+
+def test_the_written_csv_to_the_letter(tmp_path):
+    a = BoxAnnotation("a.png", np.array([[3.0, 5, 18, 6], [0.5, 1 / 3, 2, 9.99999]]), ("s", "t"), "g", size=(30, 40))
+    boxes.write(tmp_path / "a.csv", [a, BoxAnnotation("b.png", np.zeros((0, 4)), ())], [[1, 0.25], []])
+    assert (tmp_path / "a.csv").read_text().splitlines() == [
+        HEADER.strip() + ",score",
+        "a.png,40,30,s,3,5,17,5,g,1",
+        "a.png,40,30,t,0.500,0.333,1,9,g,0.25",
+        "b.png,,,,,,,,,",
+    ]
+
+
+def test_the_written_coco_is_what_its_tools_read(tmp_path):
+    a = BoxAnnotation("a.png", np.array([[3.0, 5, 18, 6]]), ("s",), size=(30, 40))
+    boxes.write(tmp_path / "a.json", [a], [[0.5]])
+    document = json.loads((tmp_path / "a.json").read_text())
+    assert document["images"] == [{"id": 1, "file_name": "a.png", "height": 30, "width": 40}]
+    assert document["annotations"] == [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [3, 5, 15, 1], "area": 15, "iscrowd": 0, "score": 0.5}
+    ]
+    assert document["categories"] == [{"id": 1, "name": "s"}]
+
+
+@pytest.mark.parametrize(
+    "written, scores, message",
+    [
+        ([BoxAnnotation("", np.zeros((0, 4)), ())], None, "no name"),
+        ([BoxAnnotation("a", np.zeros((0, 4)), ())] * 2, None, "stands twice"),
+        ([BoxAnnotation("a", np.ones((1, 4)), ())], None, "one class"),
+        ([BoxAnnotation("a", np.ones((1, 4)), ("s",))], [[]], "one score"),
+        ([BoxAnnotation("a", np.ones((1, 4)), (" ",))], None, "no class"),
+        ([BoxAnnotation("a", np.full((1, 4), np.nan), ("s",))], None, "not finite"),
+    ],
+)
+def test_what_no_file_can_hold_is_not_written(written, scores, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        boxes.write(tmp_path / "a.csv", written, scores)
+    with pytest.raises(ValueError, match=r"unknown format '\.xml'"):
+        boxes.write(tmp_path / "a.xml", [])
+
+
+VALID = {
+    ".csv": HEADER + 'a.png,40,30,"spine",3,5,17,5,g\nb.png,,,,,,,,\n',
+    ".json": coco((0, [3, 5, 15, 1], {"iscrowd": 0}), (1, [-1.5, 2e0, 3, 4], {})),
+    ".xml": voc([("spine", 6, 4, 18, 6), ("stub", 1, 1, 2, 2)]),
+}
+scraps = [
+    "nan",
+    "inf",
+    "-1e999",
+    "null",
+    "[]",
+    "{}",
+    "true",
+    '"',
+    ",",
+    "\n",
+    "\r",
+    "<",
+    "&x;",
+    "</object>",
+    "\0",
+    "ÿ",
+    "9" * 5000,
+]
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(VALID)), st.data())
+def test_damaged_files_give_a_result_or_a_format_error(suffix, data):
+    content = VALID[suffix]
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        scrap = data.draw(st.sampled_from(scraps) | st.text(max_size=3))
+        content = content[:start] + scrap + content[start + data.draw(st.integers(0, 8)) :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{suffix}"
+        path.write_bytes(content.encode(data.draw(st.sampled_from(["utf-8", "latin-1", "utf-16"])), "replace"))
+        try:
+            found = boxes.read(path, [])
+        except FormatError as error:
+            assert str(path) in str(error)
+            return
+    for a in found:
+        assert a.image and len(a.boxes) == len(a.classes) and all(a.classes)
+        assert np.isfinite(a.boxes).all() and (a.boxes[:, :2] < a.boxes[:, 2:]).all()
+
+
+def test_the_real_file_is_read_and_written_to_the_letter(real_data, tmp_path):
+    file = real_data / "spines" / "boxes.csv"
+    found = boxes.read(file)
+    assert len(found) == 1653 and sum(len(a.boxes) for a in found) == 6248
+    outside = [(a.boxes < 0).any(1) | (a.boxes[:, 2:] > [a.size[1], a.size[0]]).any(1) for a in found]
+    assert sum(int(o.sum()) for o in outside) == 71
+    sides = np.concatenate([a.boxes[:, 2:] - a.boxes[:, :2] for a in found])
+    assert (np.median(sides, 0) == 15).all() and {label for a in found for label in a.classes} == {"dendrite"}
+    boxes.write(tmp_path / "a.json", found)
+    boxes.write(tmp_path / "a.csv", boxes.read(tmp_path / "a.json"))
+    assert (tmp_path / "a.csv").read_text().splitlines() == file.read_text().splitlines()

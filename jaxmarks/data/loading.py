@@ -86,12 +86,15 @@ def _objects(spec):
         samples, annotations, classes, problems = objects.load(spec.images, spec.boxes, size=size, **options)
         photograph = lambda name: folder.photograph(spec.images, name)
     else:
-        drawn = [dendrite.annotated(i, seed=spec.seed, classes=spec.classes) for i in range(spec.count)]
-        classes, problems = dendrite.CLASSES[: spec.classes], []
-        annotations = [annotation for _, annotation in drawn]
-        parts = [(a, n, *tile) for n, (image, a) in enumerate(drawn) for tile in objects.cut(image, size, **options)]
+        classes, problems, annotations, parts = dendrite.CLASSES[: spec.classes], [], [], []
+        for i in range(spec.count):
+            image, corners, labels = dendrite.draw(i, seed=spec.seed, classes=spec.classes)
+            annotation = BoxAnnotation(f"dendrite_{i}.png", corners, tuple(classes[label] for label in labels))
+            annotations.append(annotation)
+            parts += [(annotation, i, *tile) for tile in objects.cut(image, size, **options)]
         samples = objects.samples(parts, size, classes)
-        photograph = lambda name: drawn[int(name.split("_")[1].split(".")[0])][0]
+        number = lambda name: int(name.removeprefix("dendrite_").removesuffix(".png"))
+        photograph = lambda name: dendrite.draw(number(name), seed=spec.seed, classes=spec.classes)[0]
     return Dataset(samples, problems, (), photograph, objects=tuple(annotations), classes=classes)
 
 

@@ -1,0 +1,157 @@
+"""Objects as bright or dark spots: Laplacians of Gaussians of the objects' size, the classical detector of small objects."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+from skimage import feature
+
+# What is tried, in terms of the median side of the boxes: a Gaussian spot that looks as wide as its box has a sigma of
+# about a fifth of the side, a disc that fills it answers best at the side / (2 sqrt 2).
+RANGES = ((0.12, 0.25), (0.2, 0.3), (0.25, 0.4))
+SIGMAS = 4
+# A response below it is noise for certain (half a spot's contrast, in an image from 0 to 1, is what it can answer).
+FAINTEST = 0.01
+# A spot counts as found at this IoU, as in `jaxmarks.detection`.
+OVERLAP = 0.4
+
+
+class Spots(NamedTuple):
+    """How the objects of one class are found; sigmas and sizes in pixels.
+
+    Attributes:
+      label: the class.
+      threshold: the response, of an image in [0, 1] to -sigma^2 times the Laplacian of a Gaussian, above which a spot
+        is an object.
+      sigmas: (least, largest).
+      size: (width, height) of the box put round each.
+      sign: 1 for spots brighter than what is around them, -1 for darker ones.
+    """
+
+    label: int
+    threshold: float
+    sigmas: tuple[float, float]
+    size: tuple[float, float]
+    sign: int
+
+
+def fit(images: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> tuple[Spots, ...]:
+    """Chooses range of sizes and threshold of each class for the best F1 on the training images.
+
+    Args:
+      images: (N, H, W, C) uint8.
+      boxes: (N, M, 4) corners in pixels.
+      labels: (N, M) int; -1 is no box.
+
+    Returns:
+      One `Spots` for each class that has a box.
+    """
+    grey = _grey(images)
+    return tuple(_fit(grey, boxes, labels == label, int(label)) for label in np.unique(labels[labels >= 0]))
+
+
+def predict(
+    parameters: tuple[Spots, ...], images: np.ndarray, *, limit: int = 100
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The spots of each image, the best first, faint ones too: those that score 0.5 are the fitted threshold's.
+
+    Args:
+      parameters: of `fit`.
+      images: (N, H, W, C) uint8.
+      limit: how many an image may have.
+
+    Returns:
+      boxes (N, L, 4), scores (N, L) and classes (N, L) int. A score is response / (response + threshold); 0 is no
+      object.
+    """
+    each = []
+    for image in _grey(images):
+        found = [(spots, *_spots(image, spots)) for spots in parameters]
+        boxes = np.concatenate([np.zeros((0, 4)), *(b for _, b, _ in found)])
+        scores = np.concatenate([np.zeros(0), *(r / (r + spots.threshold) for spots, _, r in found)])
+        classes = np.concatenate([np.zeros(0, int), *(np.full(len(r), spots.label) for spots, _, r in found)])
+        order = np.argsort(-scores, kind="stable")[:limit]
+        each.append((boxes[order], scores[order], classes[order]))
+    most = max((len(scores) for _, scores, _ in each), default=0)
+    pad = lambda a: np.pad(a, ((0, most - len(a)),) + ((0, 0),) * (a.ndim - 1))
+    empty = np.zeros((0, 0, 4)), np.zeros((0, 0)), np.zeros((0, 0), int)
+    return tuple(np.stack([pad(e[i]) for e in each]) for i in range(3)) if each else empty
+
+
+def _grey(images):
+    """(N, H, W, C) uint8 -> (N, H, W) in [0, 1]."""
+    return images.mean(-1) / 255
+
+
+def _fit(grey, boxes, mine, label):
+    """The `Spots` of the boxes `mine` (N, M) bool."""
+    size = np.median((boxes[..., 2:] - boxes[..., :2])[mine], axis=0)
+    sign, side, best = _sign(grey, boxes, mine), float(size.mean()), (-1.0, None)
+    for low, high in RANGES:
+        spots = Spots(label, FAINTEST, (low * side, high * side), tuple(size.tolist()), sign)
+        responses, hits = [], []
+        for image, true, is_mine in zip(grey, boxes, mine, strict=True):
+            found, response = _spots(image, spots)
+            responses.append(response)
+            hits.append(_hits(found, true[is_mine]))
+        f1, threshold = _best(np.concatenate(responses), np.concatenate(hits), mine.sum())
+        if f1 > best[0]:
+            best = f1, spots._replace(threshold=threshold)
+    return best[1]
+
+
+def _sign(grey, boxes, mine):
+    """Whether the middles of the boxes are brighter (1) or darker (-1) than their images."""
+    brighter = []
+    for image, true, is_mine in zip(grey, boxes, mine, strict=True):
+        centres = ((true[:, :2] + true[:, 2:]) / 2)[is_mine]
+        column, row = (np.clip(centres[:, i].astype(int), 0, image.shape[1 - i] - 1) for i in (0, 1))
+        brighter.append(image[row, column] - image.mean())
+    return 1 if np.concatenate(brighter).mean() >= 0 else -1
+
+
+def _spots(image, spots):
+    """Boxes (L, 4) and responses (L,) of the spots of an image (H, W), the strongest first."""
+    image = spots.sign * image
+    low, high = spots.sigmas
+    found = feature.blob_log(image, low, high, SIGMAS, threshold=FAINTEST)
+    row, column, sigma = found.T
+    responses = np.zeros(len(found))
+    for s in np.unique(sigma):
+        cube = -(s**2) * ndimage.gaussian_laplace(image, s)
+        at = sigma == s
+        responses[at] = cube[row[at].astype(int), column[at].astype(int)]
+    centre = np.stack([column, row], axis=-1) + 0.5
+    half = np.array(spots.size) / 2
+    order = np.argsort(-responses, kind="stable")
+    return np.concatenate([centre - half, centre + half], axis=-1)[order], responses[order]
+
+
+def _hits(found, true):
+    """Which boxes (L, 4), the best first, find one of the true ones (M, 4) that no better one found."""
+    free, hits = np.ones(len(true), bool), np.zeros(len(found), bool)
+    overlap = _iou(found[:, None], true[None])
+    for i in range(len(found) if len(true) else 0):
+        candidates = np.where(free, overlap[i], -1)
+        k = int(np.argmax(candidates))
+        if candidates[k] >= OVERLAP:
+            free[k], hits[i] = False, True
+    return hits
+
+
+def _iou(a, b):
+    area = lambda box: np.prod(np.maximum(box[..., 2:] - box[..., :2], 0), axis=-1)
+    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+    shared = area(np.concatenate([low, high], axis=-1))
+    return shared / np.maximum(area(a) + area(b) - shared, 1e-9)
+
+
+def _best(responses, hits, total):
+    """The best F1 of a threshold, and that threshold: halfway to the next response below it."""
+    order = np.argsort(-responses, kind="stable")
+    if not len(order):
+        return 0.0, FAINTEST
+    f1 = 2 * np.cumsum(hits[order]) / (np.arange(1, len(order) + 1) + total)
+    k = int(np.argmax(f1))
+    below = responses[order[k + 1]] if k + 1 < len(order) else FAINTEST
+    return float(f1[k]), float((responses[order[k]] + below) / 2)

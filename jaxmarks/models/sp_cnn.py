@@ -1,0 +1,46 @@
+"""SP-CNN's body (the spine paper after Tofighi et al. 2018): five convolutions at full resolution, the head's is the sixth.
+
+The paper says of the network only that it has six layers, is fully convolutional, and has no pooling, dropout or
+normalisation. Left open, and chosen here: 64 channels in each layer, ReLU, and kernels of 5x5, with which a pixel of the
+output sees 21x21 of the input, a spine's 15x15 box and what it stands on.
+"""
+
+import flax.linen as nn
+
+from jaxmarks.models import layers
+from jaxmarks.models.unet import fold
+
+# The options of a network for tests.
+TINY = {"width": 4}
+
+
+class SPCNN(nn.Module):
+    """Images (B, H, W, C) -> a map (B, ceil(H / stride), ceil(W / stride), width)."""
+
+    width: int = 64
+    kernel: int = 5
+    stride: int = 1
+    norm: str = "none"
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = fold(x, self.stride)
+        for i in range(1, 6):
+            x = nn.relu(layers.ConvNorm(self.width, self.kernel, norm=self.norm, name=f"conv{i}")(x, train=train))
+        return x
+
+
+def build(*, width=64, kernel=5, stride=1, norm="none"):
+    """SP-CNN's features, 0.4 M parameters with the defaults.
+
+    Args:
+      width: channels of each convolution.
+      kernel: side of each kernel, odd.
+      stride: 1, 2, 4: how much coarser than the frame the map is; the paper's is 1.
+      norm: `batch`, `group` or `none`, which is the paper's.
+    """
+    if stride & (stride - 1) or stride < 1:
+        raise ValueError(f"model.stride={stride}: a power of two")
+    if kernel % 2 == 0:
+        raise ValueError(f"model.kernel={kernel}: an odd number, so that a map keeps its size")
+    return SPCNN(width=width, kernel=kernel, stride=stride, norm=norm)

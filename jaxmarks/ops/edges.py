@@ -1,0 +1,126 @@
+"""Smoothing that keeps edges, and edges: the bilateral filter and Canny's detector, for grey images of any batch shape.
+
+Beyond its border an image continues with its outermost pixels.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jax import lax
+
+
+def bilateral(image, *, sigma_space, sigma_colour):
+    """The mean of each pixel's neighbours, the nearer and the more alike the heavier (Tomasi and Manduchi 1998).
+
+    A weight is exp(-d^2 / (2 sigma_space^2)) exp(-c^2 / (2 sigma_colour^2)), d the distance and c the difference of the
+    grey values, within a square of 3 sigma_space to each side.
+
+    Args:
+      image: (..., H, W) float.
+      sigma_space: pixels.
+      sigma_colour: in the image's own grey values.
+
+    Returns:
+      (..., H, W), within the range of the image.
+    """
+    radius = math.ceil(3 * sigma_space)
+    side = 2 * radius + 1
+    padded = _pad(image, radius)
+
+    def add(k, sums):
+        down, across = k // side, k % side
+        other = lax.dynamic_slice_in_dim(padded, down, image.shape[-2], -2)
+        other = lax.dynamic_slice_in_dim(other, across, image.shape[-1], -1)
+        far = ((down - radius) ** 2 + (across - radius) ** 2) / sigma_space**2
+        weight = jnp.exp(-0.5 * (far + ((other - image) / sigma_colour) ** 2))
+        return sums[0] + weight * other, sums[1] + weight
+
+    # A loop, for written out it would be thousands of operations to compile.
+    total, weights = lax.fori_loop(0, side**2, add, (jnp.zeros_like(image), jnp.zeros_like(image)))
+    return total / weights
+
+
+def canny(image, *, sigma, low, high):
+    """Edges one pixel wide (Canny 1986), those of `skimage.feature.canny`.
+
+    The image is smoothed by a Gaussian; where the gradient is largest along its own direction, by linear interpolation
+    between the neighbours, lies an edge, if it is at least `low` there and joined (8 neighbours) to one of at least
+    `high`. The outermost pixels have none.
+
+    Args:
+      image: (..., H, W) float.
+      sigma: of the Gaussian, pixels.
+      low: the least length of the gradient by Sobel's kernels, which give 8 for a slope of 1 a pixel.
+      high: that of at least one pixel of each edge.
+
+    Returns:
+      (..., H, W) bool.
+    """
+    height, width = image.shape[-2:]
+    smooth = _gaussian(image, sigma)
+    gy, gx = _sobel(smooth)
+    length = jnp.hypot(gx, gy)
+    padded = _pad(length, 1)
+    at = lambda down, across: padded[..., 1 + down : 1 + down + height, 1 + across : 1 + across + width]
+
+    steep = jnp.abs(gy) > jnp.abs(gx)
+    alike = (gy > 0) == (gx > 0)  # y is down: the gradient points along the diagonal from the top left
+    larger, smaller = jnp.maximum(jnp.abs(gx), jnp.abs(gy)), jnp.minimum(jnp.abs(gx), jnp.abs(gy))
+    share = smaller / jnp.where(larger > 0, larger, 1)
+
+    def ahead(sign):
+        """The length one step along the gradient: between the next pixel of the row or column and the diagonal one."""
+        straight = jnp.where(steep, at(sign, 0), jnp.where(alike, at(0, sign), at(0, -sign)))
+        diagonal = jnp.where(alike, at(sign, sign), at(sign, -sign))
+        return share * diagonal + (1 - share) * straight
+
+    ridge = (length > 0) & (ahead(1) <= length) & (ahead(-1) <= length)
+    inside = jnp.zeros((height, width), bool).at[1:-1, 1:-1].set(True)
+    weak = ridge & inside & (length >= low)
+    return hysteresis(weak & (length >= high), weak)
+
+
+def hysteresis(strong, weak):
+    """The pixels of `weak` (..., H, W) bool that a path of such pixels joins to one of `strong` (..., H, W) bool."""
+
+    def grow(state):
+        count, _, now = state
+        return count + 1, now, weak & _dilate(now)
+
+    def unfinished(state):
+        count, before, now = state
+        return (count < weak.shape[-2] * weak.shape[-1]) & (before != now).any()  # no path is longer
+
+    return lax.while_loop(unfinished, grow, (0, jnp.zeros_like(weak), strong & weak))[2]
+
+
+def _dilate(mask):
+    """What touches the mask (..., H, W) bool, corners included, and the mask."""
+    for axis in (-2, -1):
+        side = mask.shape[axis]
+        padded = jnp.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 1) if axis == a else (0, 0) for a in (-2, -1)])
+        before, after = (lax.slice_in_dim(padded, i, i + side, axis=axis % mask.ndim) for i in (0, 2))
+        mask = mask | before | after
+    return mask
+
+
+def _sobel(image):
+    """The gradient down and across by Sobel's kernels, unscaled: each (..., H, W)."""
+    p = _pad(image, 1)
+    along_x = p[..., :, :-2] + 2 * p[..., :, 1:-1] + p[..., :, 2:]
+    along_y = p[..., :-2, :] + 2 * p[..., 1:-1, :] + p[..., 2:, :]
+    return along_x[..., 2:, :] - along_x[..., :-2, :], along_y[..., :, 2:] - along_y[..., :, :-2]
+
+
+def _gaussian(image, sigma):
+    """Gaussian smoothing, cut off at 4 sigma."""
+    radius = int(4 * sigma + 0.5)
+    weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
+    height, width = image.shape[-2:]
+    padded = _pad(image, radius)
+    down = sum(w * padded[..., i : i + height, :] for i, w in enumerate(weights)) / sum(weights)
+    return sum(w * down[..., i : i + width] for i, w in enumerate(weights)) / sum(weights)
+
+
+def _pad(image, radius):
+    return jnp.pad(image, [(0, 0)] * (image.ndim - 2) + [(radius, radius)] * 2, mode="edge")

@@ -1,0 +1,336 @@
+"""Detection: tiles and their boxes, joining, thresholds and scores by hand, the heads against naive computations."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from jaxmarks import detection, evaluate, heads, predict, report, train
+from jaxmarks.data import loading, objects
+from jaxmarks.data.formats import boxes as box_files
+from jaxmarks.data.formats.boxes import BoxAnnotation
+from jaxmarks.ops import boxes as box_ops
+
+CONFIG = Path(__file__).parent.parent / "configs" / "spines.py"
+
+
+def get_config(text):
+    spec = importlib.util.spec_from_file_location("spines", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(text)
+
+
+def squares(size, corners, side=9):
+    """A dark image with bright squares at (x, y), and their boxes."""
+    image = np.zeros((*size, 3), np.uint8)
+    for x, y in corners:
+        image[y : y + side, x : x + side] = 255
+    return image, np.array([[x, y, x + side, y + side] for x, y in corners], float).reshape(-1, 4)
+
+
+def seer(size):
+    """A detector that sees squares: the boxes of bright regions, larger ones first, four at most."""
+
+    def call(networks, images):
+        del networks
+        found = np.zeros((len(images), 4, 4), np.float32), np.zeros((len(images), 4), np.float32)
+        for n, image in enumerate(np.asarray(images)):
+            labelled, _ = ndimage.label(image[..., 0] > 127)
+            regions = sorted(
+                ndimage.find_objects(labelled), key=lambda r: -(r[0].stop - r[0].start) * (r[1].stop - r[1].start)
+            )
+            for k, (rows, columns) in enumerate(regions[:4]):
+                found[0][n, k] = columns.start, rows.start, columns.stop, rows.stop
+                found[1][n, k] = 0.9 - 0.1 * k
+        return heads.Detections(*found, np.zeros(found[1].shape, np.int32))
+
+    return call
+
+
+@given(
+    source=st.tuples(st.integers(5, 90), st.integers(5, 90)), size=st.tuples(st.integers(20, 50), st.integers(20, 50)),
+    scale=st.sampled_from([0.5, 1.0, 2.0]), fit=st.sampled_from(["tile", "pad", "stretch"]),
+)  # fmt: skip
+def test_tiles_cover_the_image_and_map_back_to_it(source, size, scale, fit):
+    y, x = np.mgrid[: source[0], : source[1]]
+    image = np.stack([2 * x, 2 * y, np.full_like(x, 200)], axis=-1).astype(np.uint8)
+    seen = np.zeros(source, bool)
+    for tile, matrix, of in objects.cut(image, size, fit=fit, scale=scale, overlap=5):
+        assert (of, tile.shape) == (source, (*size, 3))
+        ys, xs = np.mgrid[: size[0], : size[1]] + 0.5
+        u, v = xs * matrix[0, 0] + matrix[0, 2], ys * matrix[1, 1] + matrix[1, 2]
+        inside = (u > 0) & (u < source[1]) & (v > 0) & (v < source[0])
+        seen[np.floor(v[inside]).astype(int), np.floor(u[inside]).astype(int)] = True
+        deep = (u > 2) & (u < source[1] - 2) & (v > 2) & (v < source[0] - 2)
+        # A pixel shows the colour of its place: twice the coordinate of a pixel's centre, less a half.
+        np.testing.assert_allclose(tile[deep][:, 0], 2 * (u[deep] - 0.5), atol=1 + 2 * matrix[0, 0])
+        np.testing.assert_allclose(tile[deep][:, 1], 2 * (v[deep] - 0.5), atol=1 + 2 * matrix[1, 1])
+    if fit == "tile" and scale >= 1:
+        assert seen.all()
+
+
+def test_a_box_belongs_to_the_tiles_that_hold_its_centre():
+    image, boxes = squares((60, 100), [(2, 3), (46, 20), (88, 45)])
+    annotation = BoxAnnotation("a.png", boxes, ("s", "t", "s"))
+    tiles = list(objects.cut(image, (60, 60), fit="tile", overlap=20))
+    found = objects.samples([(annotation, 0, *tile) for tile in tiles], (60, 60), ("s", "t"))
+    assert found.labels.tolist() == [[0, 1], [1, 0]]
+    for n in range(2):
+        for box in found.boxes[n]:
+            x0, y0, x1, y1 = box.astype(int)
+            assert (found.images[n, y0:y1, x0:x1] == 255).all()
+
+
+@pytest.mark.parametrize("size", [(20, 20), (130, 90), (700, 900)])
+def test_objects_of_an_image_of_any_size_are_found_once(size):
+    rng = np.random.default_rng(0)
+    grid = [(x, y) for y in range(2, size[0] - 10, 48) for x in range(2, size[1] - 10, 48)]
+    corners = [tuple(np.add(p, rng.integers(0, 2, 2)).tolist()) for p in grid]
+    image, boxes = squares(size, corners)
+    annotation = BoxAnnotation("a.png", boxes, ("s",) * len(boxes))
+    tiles = [(annotation, 0, *tile) for tile in objects.cut(image, (96, 96), fit="tile", overlap=24)]
+    samples = objects.samples(tiles, (96, 96), ("s",))
+    # The seer names four of a tile: enough for this grid.
+    names, found, scores, _ = detection.predict(seer((96, 96)), [], samples)
+    assert names.tolist() == ["a.png"]
+    whole = found[0][scores[0] > 0]
+    # Squares that a tile's border cuts are seen in part there and whole elsewhere.
+    result = detection.beside(names, found, scores, np.zeros(scores.shape, int), {"a.png": annotation}, ("s",), 0)
+    assert len(whole) == len(boxes)
+    assert detection.reach(result, np.array([0.0])).all()
+
+
+def by_hand():
+    """Two images: two of three objects found with one false alarm; none found of one."""
+    true = np.zeros((2, 3, 4))
+    true[0] = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
+    true[1, 0] = [0, 0, 10, 10]
+    labels = np.array([[0, 0, 0], [0, -1, -1]])
+    boxes, scores = np.zeros((2, 3, 4)), np.zeros((2, 3))
+    boxes[0] = [[1, 0, 11, 10], [70, 70, 80, 80], [20, 0, 30, 12]]
+    scores[0] = [0.9, 0.6, 0.4]
+    boxes[1, 0], scores[1, 0] = [8, 0, 18, 10], 0.3
+    return detection.Objects(np.array(["a", "b"]), np.zeros(2, int), boxes, scores, np.zeros((2, 3), int), true, labels)
+
+
+def test_scores_by_hand():
+    found = by_hand()
+    summary = detection.summarise(found, 0.35, ("s",))
+    # Above 0.35: a hit (IoU 9/11), a false alarm, a hit (IoU 10/12); four objects.
+    np.testing.assert_allclose([summary[k] for k in ("precision", "recall", "f1")], [2 / 3, 1 / 2, 4 / 7])
+    np.testing.assert_allclose(summary["f1_golden"], 4 / 7)
+    assert detection.reach(found, np.array([0.35, 0.35])).tolist() == [[True, True, False], [False, False, False]]
+    # F1 with one, two, three and four detections: 2/5, 2/6, 4/7, 4/8. So between 0.4 and 0.3.
+    np.testing.assert_allclose(detection.best_threshold(found), 0.35)
+    # AP by COCO: precision 1 up to a recall of 1/4 (26 of 101 points), 2/3 up to 1/2 (25 more).
+    np.testing.assert_allclose(summary["map50"], (26 + 25 * 2 / 3) / 101, rtol=1e-5)
+    assert detection.summarise(found, 0.95, ("s",))["precision"] is None
+
+
+@given(seed=st.integers(0, 200))
+def test_best_threshold_against_trying_all(seed):
+    rng = np.random.default_rng(seed)
+    true = np.zeros((2, 4, 4))
+    true[:, :, :2] = rng.integers(0, 5, (2, 4, 2)) * 12
+    true[:, :, 2:] = true[:, :, :2] + 10
+    scores = np.round(rng.random((2, 5)), 1) * (rng.random((2, 5)) > 0.2)
+    pick = rng.integers(0, 4, (2, 5))
+    boxes = np.take_along_axis(true, pick[..., None], 1) + rng.normal(size=(2, 5, 1)) * 3
+    found = detection.Objects(np.array(["a", "b"]), np.zeros(2, int), boxes, scores, np.zeros((2, 5), int), true, np.zeros((2, 4), int))  # fmt: skip
+    best = detection.best_threshold(found)
+    score = lambda t: detection.summarise(found, t, ("s",))["f1"] or 0.0
+    candidates = [*np.unique(scores[scores > 0]), 0.5]
+    if scores.max() > 0:
+        # Equal scores stand or fall together, whatever was best within them.
+        assert score(best) >= max(score(c) for c in candidates) - 0.15
+        assert score(best) > 0 or max(score(c) for c in candidates) == 0
+
+
+def test_folds_of_different_widths_are_joined():
+    one = by_hand()
+    other = one._replace(
+        boxes=one.boxes[:, :1], scores=one.scores[:, :1], classes=one.classes[:, :1], fold=np.ones(2, int)
+    )
+    both = detection.join([one, other])
+    assert both.boxes.shape == (4, 3, 4)
+    assert (both.scores[2:, 1:] == 0).all()
+    assert both.labels.tolist() == 2 * one.labels.tolist()
+
+
+# The heads.
+
+
+def batch_of(boxes, labels, size):
+    return {
+        "boxes": jnp.asarray(boxes, jnp.float32), "labels": jnp.asarray(labels, jnp.int32),
+        "real": jnp.array([True, True, False])[: len(boxes)],
+        "images": jnp.zeros((len(boxes), *size, 1)),
+    }  # fmt: skip
+
+
+BOXES = np.array([[[4, 6, 14, 18], [30, 40, 42, 50], [0, 0, 0, 0]], [[20, 20, 31, 33], [0, 0, 0, 0], [0, 0, 0, 0]], [[5, 5, 9, 9]] * 3], float)  # fmt: skip
+LABELS = np.array([[0, 1, -1], [1, -1, -1], [0, 0, 0]])
+
+
+def test_centre_head_decodes_what_it_is_trained_towards():
+    head = heads.build({"name": "centre", "limit": 5}, size=(64, 64), classes=2, sizes=(10.0, 12.0))
+    outputs = np.full((3, 32, 32, 6), -9.0, np.float32)
+    for b, k in ((0, 0), (0, 1), (1, 0)):
+        x0, y0, x1, y1 = BOXES[b, k]
+        cx, cy = (x0 + x1) / 4, (y0 + y1) / 4
+        row, column = int(cy), int(cx)
+        outputs[b, row, column, LABELS[b, k]] = 9
+        outputs[b, row, column, 2:] = cx - column, cy - row, np.log((x1 - x0) / 10), np.log((y1 - y0) / 12)
+    perfect = jnp.asarray(outputs)
+    batch = batch_of(BOXES, LABELS, (64, 64))
+    total, count = head.loss(perfect, head.targets(batch))
+    assert count == 3
+    assert total < 0.05
+    found = head.decode(perfect)
+    for b, k in ((0, 0), (0, 1), (1, 0)):
+        n = int(np.argmin(np.abs(np.asarray(found.boxes[b]) - BOXES[b, k]).sum(-1)))
+        np.testing.assert_allclose(found.boxes[b, n], BOXES[b, k], atol=1e-4)
+        assert found.classes[b, n] == LABELS[b, k]
+        assert found.scores[b, n] > 0.99
+    gradient = jax.grad(lambda o: head.loss(o, head.targets(batch))[0])(jnp.zeros_like(perfect))
+    assert np.isfinite(gradient).all()
+    assert (np.asarray(gradient[2]) == 0).all()  # padding
+
+
+def test_focal_loss_against_its_formula():
+    from jaxmarks.heads import centre
+
+    rng = np.random.default_rng(0)
+    logits, target = rng.normal(size=50) * 3, np.concatenate([np.ones(5), rng.random(45)])
+    p = 1 / (1 + np.exp(-logits))
+    expected = np.where(target == 1, -((1 - p) ** 2) * np.log(p), -((1 - target) ** 4) * p**2 * np.log(1 - p))
+    np.testing.assert_allclose(centre.focal(jnp.float32(logits), jnp.float32(target)), expected, rtol=2e-5, atol=1e-6)
+
+
+def test_yolo_loss_against_loops():
+    anchors = np.array([[10.0, 12.0], [4.0, 4.0]])
+    head = heads.build({"name": "yolo", "ignore": 0.5}, size=(64, 64), classes=2, anchors=anchors.tolist())
+    rng = np.random.default_rng(1)
+    outputs = rng.normal(size=(3, 2, 2, 2, 7)).astype(np.float32)
+    batch = batch_of(BOXES, LABELS, (64, 64))
+    total, count = head.loss(jnp.asarray(outputs), head.targets(batch))
+    assert count == 2
+    sigmoid = lambda x: 1 / (1 + np.exp(-x.astype(float)))
+    expected = 0.0
+    for b in range(2):
+        truth = [(box, label) for box, label in zip(BOXES[b], LABELS[b], strict=True) if label >= 0]
+        owner = {}
+        for box, label in truth:
+            w, h = box[2] - box[0], box[3] - box[1]
+            shape = [min(w, a) * min(h, c) / (w * h + a * c - min(w, a) * min(h, c)) for a, c in anchors]
+            row, column = int((box[1] + box[3]) / 64), int((box[0] + box[2]) / 64)
+            owner.setdefault((row, column, int(np.argmax(shape))), (box, label))
+        for place in np.ndindex(2, 2, 2):
+            o, (row, column, a) = outputs[b][place], place
+            centre = (np.array([column, row]) + sigmoid(o[:2])) * 32
+            extent = np.exp(o[2:4]) * anchors[a]
+            proposed = np.concatenate([centre - extent / 2, centre + extent / 2])
+            overlap = lambda box, p=proposed: float(box_ops.iou(jnp.float32(box)[None], jnp.float32(p)[None])[0, 0])
+            if place in owner:
+                box, label = owner[place]
+                place_in_cell = (box[:2] + box[2:]) / 64 - [column, row]
+                scale = np.log((box[2:] - box[:2]) / anchors[a])
+                expected += ((sigmoid(o[:2]) - place_in_cell) ** 2).sum() + ((o[2:4] - scale) ** 2).sum()
+                expected += 5 * (overlap(box) - sigmoid(o[4])) ** 2
+                expected += np.log(np.exp(o[5:]).sum()) - o[5 + label]
+            elif max(overlap(box) for box, _ in truth) < 0.5:
+                expected += sigmoid(o[4]) ** 2
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
+
+
+def test_yolo_decodes_what_it_encodes_and_suppresses_doubles():
+    anchors = [[10.0, 12.0], [30.0, 30.0]]
+    head = heads.build({"name": "yolo", "limit": 6}, size=(64, 64), classes=2, anchors=anchors)
+    outputs = np.full((1, 2, 2, 2, 7), -9.0, np.float32)
+    box = np.array([4.0, 6, 14, 18])
+    centre = (box[:2] + box[2:]) / 64
+    for a in range(2):
+        outputs[0, 0, 0, a, :2] = np.log(centre / (1 - centre))
+        outputs[0, 0, 0, a, 2:4] = np.log((box[2:] - box[:2]) / anchors[a])
+        outputs[0, 0, 0, a, 4:] = 5 - a, -3, 3
+    found = head.decode(jnp.asarray(outputs))
+    np.testing.assert_allclose(found.boxes[0, 0], box, atol=1e-3)
+    assert found.classes[0, 0] == 1
+    assert (np.asarray(found.scores[0]) > 0.1).sum() == 1
+
+
+# The whole road.
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Fourteen images of different sizes with squares, one of them without any."""
+    folder = tmp_path_factory.mktemp("squares")
+    rng = np.random.default_rng(0)
+    annotations = []
+    for n in range(14):
+        size = (60 + 3 * n, 70)
+        corners = [] if n == 5 else [(int(x), int(y)) for x, y in zip(rng.integers(2, 50, 2), (5, 30), strict=True)]
+        image, boxes = squares(size, corners)
+        Image.fromarray(image).save(folder / f"{n}.png")
+        annotations.append(BoxAnnotation(f"{n}.png", boxes, ("square",) * len(boxes), group=str(n // 2)))
+    box_files.write(folder / "boxes.csv", annotations)
+    return folder
+
+
+def small(data, **changes):
+    config = get_config("own,smoke")
+    config.update_from_flattened_dict(
+        {
+            "data.images": str(data), "data.boxes": str(data / "boxes.csv"), "data.size": (64, 64), "split.folds": 2,
+            "model.width": 4, "model.depth": 2, "train.steps": 60,
+        } | changes
+    )  # fmt: skip
+    return config
+
+
+def test_a_detector_from_files_to_report_and_back(data, tmp_path):
+    config = small(data)
+    dataset = train.train(config, tmp_path / "run")["train"]
+    summary = evaluate.of_run(config, tmp_path / "run", dataset)
+    page = report.write(tmp_path / "run", dataset.photograph).read_text()
+    assert summary["images"] == 14
+    assert summary["objects"] == 26
+    assert summary["f1"] > 0.8  # squares on black are easy
+    assert f"{summary['f1']:.3f}" in page
+    with (tmp_path / "run" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    used = [row for row in rows if row["above_threshold"] == "1"]
+    hits = sum(row["hit"] == "1" for row in used)
+    np.testing.assert_allclose(summary["f1"], 2 * hits / (len(used) + 26))
+    groups = {row["image"]: row["fold"] for row in rows}
+    for n in range(0, 14, 2):  # a group is never divided
+        assert len({groups.get(f"{n}.png"), groups.get(f"{n + 1}.png")} - {None}) == 1
+    found = predict.on_folder(tmp_path / "run", data, tmp_path / "out")
+    assert found["images"] == 14
+    assert len(box_files.read(tmp_path / "out" / "predictions.csv")) == 14
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"]
+    again = predict.evaluate_on(tmp_path / "run", dataset, tmp_path / "again")
+    assert again["f1"] > 0.8
+
+
+def test_the_facts_of_drawn_dendrites():
+    config = get_config("")
+    config.data.update({"count": 5, "classes": 3, "size": (96, 96)})
+    dataset = loading.load(config.data)
+    facts = loading.facts(dataset)
+    assert facts["names"] == ("spine", "filopodium", "stub")
+    assert len(dataset.objects) == 5
+    assert len(dataset.samples) > 5  # an image of 144x160 is several tiles
+    image = dataset.photograph("dendrite_3.png")
+    assert image.shape == (144, 160, 3)

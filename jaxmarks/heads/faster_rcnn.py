@@ -150,7 +150,7 @@ def build(
     candidates=1000,
     proposal_overlap=0.7,
     pool=7,
-    hidden=256,
+    hidden=128,
     class_agnostic=True,
     phase="joint",
     alpha=1.0,

@@ -23,9 +23,10 @@ of norm 1.)
 - R is the share of what it would be if y were 1 everywhere, times the number of objects; and the error is a sum for each
   object, its unit the sum of squares of a peak. Both are then numbers of order 1 an object;
 - targets are Gaussians, and their pixels weigh `positive` times more: with plain MSE a network without normalisation
-  stays at the empty map on drawn dendrites (held-out F1 0.00; 0.95 with it).
+  stays at the empty map on drawn dendrites (held-out F1 0.00 without, 0.93 and 0.95 with it, in two short runs).
 
-The third reason remains in small: a peak at a wrong place costs about ten times what R pays for it at a weight of 0.1.
+The third reason remains in small: at a weight of 0.1 a peak in a wrong place costs 7 times (one pixel) to 30 times (a
+Gaussian) what R pays for it. Whether R is of use is another question: those two runs reached 0.93 and 0.95 without it.
 
 Shapes that are learned maximise their share of R: they become filters that answer to the edges near the peaks, and not
 to the others. R depends on the autocorrelation of a shape alone: a shape and its reflection through the centre are one.
@@ -170,7 +171,7 @@ def build(
     def decode(outputs):
         step = stride_of(outputs.maps, size)
         y = jnp.clip(evidence(outputs), 0, 1)
-        b, h, w, _ = y.shape
+        b, _, w, _ = y.shape
         peaks = jnp.where((y >= local_maximum(y)) & (y > floor), y, 0).reshape(b, -1)
         scores, place = lax.top_k(peaks, min(4 * limit, peaks.shape[1]))
         pixel, label = place // classes, place % classes
@@ -240,8 +241,12 @@ def max_pool(maps, window):
     """The largest value within an odd window round each pixel, stride 1: (B, h, w, C) -> the same shape."""
     for axis in (1, 2):
         pads = [(window // 2, window // 2) if a == axis else (0, 0) for a in range(4)]
-        padded, side = jnp.pad(maps, pads, constant_values=-jnp.inf), maps.shape[axis]
-        maps = jnp.stack([lax.slice_in_dim(padded, i, i + side, axis=axis) for i in range(window)]).max(0)
+        maps, span = jnp.pad(maps, pads, constant_values=-jnp.inf), 1
+        while span < window:  # what a pixel knows doubles each time
+            step = min(span, window - span)
+            left = maps.shape[axis] - step
+            maps = jnp.maximum(*(lax.slice_in_dim(maps, i, i + left, axis=axis) for i in (0, step)))
+            span += step
     return maps
 
 

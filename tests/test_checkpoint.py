@@ -24,7 +24,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
 def test_parameters_come_back_without_being_described(tmp_path):
     checkpoint.save(tmp_path / "best", state().variables, {})
     found, _ = checkpoint.restore(tmp_path / "best")
-    np.testing.assert_array_equal(found["body"]["w"], np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(found["params"]["body"]["w"], np.arange(6.0).reshape(2, 3))
 
 
 def test_a_changed_array_is_noticed(tmp_path):

@@ -207,9 +207,10 @@ def test_finetuning_starts_from_pretraining_with_another_output(tmp_path):
     )
     assert re.search(r"new: head/fc3/bias \(source has \(16,\), network \(22,\)\), head/fc3/kernel", said)
     before, after = (
-        checkpoint.restore(tmp_path / "checkpoints" / s / "fold1" / "last")[0] for s in ("pretrain", "finetune")
+        checkpoint.restore(tmp_path / "checkpoints" / s / "fold1" / "last")[0]["params"]
+        for s in ("pretrain", "finetune")
     )
-    pretrained = checkpoint.restore(tmp_path / "checkpoints/pretrain/fold1/best")[0]
+    pretrained = checkpoint.restore(tmp_path / "checkpoints/pretrain/fold1/best")[0]["params"]
     np.testing.assert_array_equal(
         after["body"]["block1"]["conv"]["kernel"], pretrained["body"]["block1"]["conv"]["kernel"]
     )

@@ -89,12 +89,12 @@ def test_two_steps_equal_numpy(monkeypatch):
     params = net.init(jax.random.key(1), jnp.zeros((1, *size, 1)))["params"]
     plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
     task = steps.Task(
-        apply=lambda params, images, **how: net.apply({"params": params}, images, **how),
+        apply=net.apply,
         targets=head.targets, loss=head.loss, decode=head.decode, augment=lambda keys, batch: plain(batch), plain=plain,
     )  # fmt: skip
     rate, momentum = (0.3, 0.1), (0.9, 0.99)
     tx = optim.ramps(rate, momentum, epochs=2, steps_per_epoch=1)
-    state = steps.create(params, tx)
+    state = steps.create({"params": params}, tx)
     data = {"images": jnp.asarray(images), "points": jnp.asarray(points), "visible": jnp.asarray(visible)}
 
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
@@ -112,9 +112,11 @@ def test_two_steps_equal_numpy(monkeypatch):
         # Lasagne: v <- m v - r g, p <- p + m v - r g
         v = jax.tree.map(lambda v, g, m=m, r=r: m * v - r * g, v, grads)
         p = jax.tree.map(lambda p, v, g, m=m, r=r: p + m * v - r * g, p, v, grads)
-    for mine, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(p), strict=True):
+    for mine, theirs in zip(jax.tree.leaves(state.variables), jax.tree.leaves(p), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
-    moved = np.abs(np.asarray(state.params["head"]["fc3"]["kernel"]) - np.asarray(params["head"]["fc3"]["kernel"]))
+    moved = np.abs(
+        np.asarray(state.variables["params"]["head"]["fc3"]["kernel"]) - np.asarray(params["head"]["fc3"]["kernel"])
+    )
     assert moved.max() > 1e-3  # far above the tolerance: the comparison says something
 
 

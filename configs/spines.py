@@ -4,18 +4,27 @@
 
 Variants, which combine:
   (none)         spines drawn by code, the centre heatmap
+  centre, yolo, faster_rcnn, sp_cnn   the detector
+  own            for photographs of one's own: --config.data.images=DIR --config.data.boxes=FILE
+  random         a tenth of the photographs for the test, at random (the spine paper's split), in place of whole groups
+  paper          the spine paper's size, network and schedule of the detector, and its split: for a GPU
   smoke          everything once; its numbers mean nothing
-  own            for photographs of one's own: --config.data.images=DIR --config.data.boxes=FILE, five folds by group
 """
 
 import ml_collections
 
 from jaxmarks import config as configs
 
+DETECTORS = ("centre", "yolo", "faster_rcnn", "sp_cnn")
+
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
     """The config of the variants in `text`, separated by commas."""
-    chosen = configs.variants(text, flags=("smoke", "own", "centre"))
+    chosen = configs.variants(text, flags=(*DETECTORS, "own", "random", "paper", "smoke"))
+    detectors = [name for name in DETECTORS if name in chosen]
+    if len(detectors) > 1:
+        raise ValueError(f"config variants {', '.join(detectors)}: choose one detector")
+    detector = detectors[0] if detectors else "centre"
     config = configs.base()
     data = {
         "images": "",
@@ -29,17 +38,56 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         "seed": 0,
     }
     config.data = ml_collections.ConfigDict(data)
-    config.model = ml_collections.ConfigDict({"name": "unet", "width": 16, "depth": 3, "stride": 2, "norm": "batch"})
-    config.head = ml_collections.ConfigDict({"name": "centre", "sigma": 3.0, "limit": 100})
     config.augment.update({"rotation": 0.0, "shear": 0.0, "quarter_turns": True, "translation": 0.1, "noise": 0.03})
-    config.optimizer.learning_rate = 2e-3
-    config.train.batch_size, config.train.steps = 16, 500
-    config.split.valid = 0.1
-    config.baselines = ()
+    config.train.batch_size = 16
+    config.baselines = ("blobs",)
+    {"centre": centre, "yolo": yolo, "faster_rcnn": faster_rcnn, "sp_cnn": sp_cnn}[detector](config)
     if "own" in chosen:
         config.split.run = ()
+    if "random" in chosen or "paper" in chosen:
+        config.split.by, config.split.folds, config.split.run = "image", 10, (0,)
     if "smoke" in chosen:
-        config.data.size, config.data.count = (96, 96), 24
-        config.split.folds, config.split.valid = 3, 0.2
-        config.model.width, config.train.batch_size, config.train.steps = 8, 8, 6
+        smoke(config)
     return config
+
+
+def centre(config):
+    """A small U-Net at half resolution with a map of centres (Zhou et al. 2019)."""
+    config.model = ml_collections.ConfigDict({"name": "unet", "width": 16, "depth": 3, "stride": 2, "norm": "batch"})
+    config.head = ml_collections.ConfigDict({"name": "centre", "sigma": 3.0, "limit": 100})
+    config.optimizer.learning_rate = 2e-3
+    config.train.steps = 1500
+
+
+def yolo(config):
+    """YOLOv2-tiny with half the channels, on tiles enlarged twice, at five sizes."""
+    config.data.update({"size": (320, 320), "scale": 2.0, "overlap": 64})
+    config.model = ml_collections.ConfigDict({"name": "yolo_tiny", "width": 8, "norm": "batch"})
+    config.head = ml_collections.ConfigDict({"name": "yolo", "anchor_count": 3, "limit": 100})
+    config.optimizer.update({"learning_rate": 1e-3, "weight_decay": 5e-4})
+    config.train.steps, config.train.sizes = 4000, (256, 288, 320, 352, 384)
+
+
+def faster_rcnn(config):
+    """Both stages on a small U-Net's features at stride 4."""
+    config.model = ml_collections.ConfigDict({"name": "unet", "width": 16, "depth": 3, "stride": 4, "norm": "batch"})
+    config.head = ml_collections.ConfigDict({"name": "faster_rcnn", "phase": "joint", "limit": 100})
+    config.optimizer.learning_rate = 1e-3
+    config.train.steps = 2000
+
+
+def sp_cnn(config):
+    """Six convolutions to a map of centres, rewarded where the edges look like a spine."""
+    config.model = ml_collections.ConfigDict({"name": "sp_cnn", "width": 32, "norm": "batch"})
+    config.head = ml_collections.ConfigDict({"name": "shape_prior"})
+    config.optimizer.learning_rate = 1e-3
+    config.train.steps = 1000
+
+
+def smoke(config):
+    """Small and short."""
+    config.data.count = 24
+    config.split.folds, config.split.valid = 3, 0.2
+    config.train.batch_size, config.train.steps = 8, 6
+    config.model.width = 4
+    config.train.sizes = config.train.sizes[:2]

@@ -138,7 +138,8 @@ def base() -> ml_collections.ConfigDict:
         "source_size": (192, 256),  # the phantoms' photographs, in whose pixels errors are given
     }
     split = {
-        "by": "group",  # whole specimens; or random, over the versions of all images (the beetle paper's)
+        "by": "group",  # whole specimens; or image, each photograph for itself (the spine paper's), which flatters where
+        # some are nearly the same; or random, over the versions of all images (the beetle paper's)
         "folds": 5,
         "run": (0,),  # which folds, from 0; empty: all
         "valid": 0.1,  # share of what is not tested that chooses the best epoch
@@ -175,6 +176,7 @@ def base() -> ml_collections.ConfigDict:
         "steps": 1000,  # used where
         "epochs": 0,  # is 0
         "patience": 0,  # epochs without a lower validation loss until training stops; 0: never
+        "sizes": (),  # heights at which the frame is shown, another one each epoch; empty: its own alone
         "devices": 0,  # 0: all
         "checkpoint_seconds": 60,
         "tensorboard": False,

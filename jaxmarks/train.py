@@ -96,18 +96,28 @@ def pick_fold(folder: Path, fold: int) -> Path:
     return next((p for p in done if p.name == f"fold{fold}"), done[0]) / "best"
 
 
+def sizes(settings) -> list[tuple[int, int]]:
+    """The sizes (H, W) at which training shows the frame, in turn, where `train.sizes` names their heights."""
+    height, width = settings.data.size
+    return [(side, round(side * width / height)) for side in settings.train.sizes]
+
+
 def split_rows(settings, samples, fold, versions):
     """The rows (sample x versions + version) of training and validation, and the samples of the test."""
+    # The tiles of a photograph have its name, and stay together.
+    images = {name: n for n, name in enumerate(dict.fromkeys(samples.name.tolist()))}
+    alone = settings.split.by == "image"
     split = splits.by_group(
-        samples.group, folds=settings.split.folds, fold=fold, valid=settings.split.valid, seed=settings.split.seed
+        np.array([images[name] for name in samples.name.tolist()]) if alone else samples.group,
+        folds=settings.split.folds, fold=fold, valid=settings.split.valid, seed=settings.split.seed,
     )
     expand = lambda samples: (samples[:, None] * versions + np.arange(versions)).reshape(-1)
-    if settings.split.by == "group":
+    if settings.split.by in ("group", "image"):
         return expand(split.train), split.valid * versions + versions - 1, split.test
     if settings.split.by == "random":
         rows = expand(np.sort(np.concatenate([split.train, split.valid])))
         return *splits.random(rows, valid=settings.split.valid, seed=settings.split.seed + fold), split.test
-    raise ValueError(f"--config.split.by={settings.split.by}: there are group and random")
+    raise ValueError(f"--config.split.by={settings.split.by}: there are group, image and random")
 
 
 def unseen(samples, trained, fold) -> list[dict]:
@@ -132,11 +142,14 @@ def anchors(settings, samples) -> dict:
     return {"anchors": np.asarray(found).tolist()}
 
 
-def build(settings, facts: dict, flip=None):
-    """The network (linen module), and the task that the steps need, of a stage's settings and its data's facts."""
-    head = heads.build(settings.head, size=tuple(settings.data.size), **facts)
+def build(settings, facts: dict, flip=None, size=None):
+    """The network (linen module), and the task that the steps need, of a stage's settings and its data's facts.
+
+    With a `size` (H, W) the task trains on the frame shown at that size.
+    """
+    head = heads.build(settings.head, size=size or tuple(settings.data.size), **facts)
     network = models.Network(models.build(settings.model), head.layer)
-    augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip)
+    augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=size)
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
     task = steps.Task(
         network.apply, head.targets, head.loss, head.decode, augmentation.apply, plain, augmentation.versions
@@ -176,7 +189,9 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     frozen = settings.freeze
     if frozen:
         tx = optim.freeze(tx, variables["params"], lambda path: re.match(frozen, path) is not None)
-    run = steps.runner(task, tx, devices=devices)
+    tasks = [build(settings, known, dataset.flip, size)[1] for size in sizes(settings)] or [task]
+    runs = [steps.runner(one, tx, devices=devices) for one in tasks]
+    run = runs[0]
 
     progress = {"epoch": 0, "best_valid": None, "best_epoch": 0, "seconds": 0.0}
     resumed = checkpoint.note(folder / "resume")
@@ -205,9 +220,9 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     before, first = progress["seconds"], progress["epoch"]
     for epoch in range(first + 1, epochs + 1):
         began = time.perf_counter()
-        order = np.random.default_rng((settings.seed, fold, epoch)).permutation(train_rows)
-        rows = steps.batches(order, batch)
-        state, train_loss = run.epoch(state, data, rows, jax.random.fold_in(key, epoch))
+        draw = np.random.default_rng((settings.seed, fold, epoch))
+        rows = steps.batches(draw.permutation(train_rows), batch)
+        state, train_loss = runs[draw.integers(len(runs))].epoch(state, data, rows, jax.random.fold_in(key, epoch))
         trained = time.perf_counter()
         if not np.isfinite(train_loss):
             raise FloatingPointError(

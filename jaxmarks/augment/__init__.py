@@ -21,13 +21,20 @@ class Augmentation(NamedTuple):
     apply: Callable
 
 
-def build(spec: Mapping[str, Any], *, channels: int, flip: tuple[int, ...] | None = None) -> Augmentation:
+def build(
+    spec: Mapping[str, Any],
+    *,
+    channels: int,
+    flip: tuple[int, ...] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Augmentation:
     """The augmentation that `spec` describes: a "name" (none, paper_x7, modern) and that one's options.
 
     Args:
       spec: the name and the options.
       channels: what the network takes, 1 (luminance) or 3.
       flip: the landmarks' order after a horizontal mirror, or None where images must not be mirrored.
+      size: (H, W) of what comes out, the whole frame shown larger or smaller (modern alone); None: that of what goes in.
 
     Raises:
       ValueError: an unknown name or option (the message lists those that exist), or a `flip` that no mirror makes.
@@ -35,7 +42,7 @@ def build(spec: Mapping[str, Any], *, channels: int, flip: tuple[int, ...] | Non
     known: dict[str, tuple[int, Callable]] = {
         "none": (1, _unchanged),
         "paper_x7": (paper.VERSIONS, paper.build),
-        "modern": (1, functools.partial(modern.build, flip=flip)),
+        "modern": (1, functools.partial(modern.build, flip=flip, size=size)),
     }
     options = dict(spec)
     name = options.pop("name", None)
@@ -45,8 +52,10 @@ def build(spec: Mapping[str, Any], *, channels: int, flip: tuple[int, ...] | Non
         raise ValueError(f"channels={channels}: a network takes 1 (luminance) or 3")
     if flip is not None and not all(k < len(flip) and flip[k] == i for i, k in enumerate(flip)):
         raise ValueError(f"flip={flip}: mirroring twice must bring every landmark back to its place")
+    if size is not None and name != "modern":
+        raise ValueError(f"augment.name={name} keeps the frame's size: set --config.train.sizes='()' or augment.name=modern")
     versions, builder = known[name]
-    allowed = [option for option in inspect.signature(builder).parameters if option not in ("channels", "flip")]
+    allowed = [option for option in inspect.signature(builder).parameters if option not in ("channels", "flip", "size")]
     if unknown := [option for option in options if option not in allowed]:
         raise ValueError(f"augment.{unknown[0]}: {name} has {', '.join(allowed) or 'no options'}")
     return Augmentation(versions, builder(channels=channels, **options))

@@ -16,6 +16,7 @@ def build(
     *,
     channels: int,
     flip: tuple[int, ...] | None = None,
+    size: tuple[int, int] | None = None,
     rotation: float = 15.0,
     scale: float = 0.15,
     aspect: float = 0.05,
@@ -35,7 +36,7 @@ def build(
     """`apply(keys, batch)`; each strength is that of the function of its name, and 0 leaves that out.
 
     `mirror` is the probability of a mirrored sample where `flip`, the landmarks' order in it, is given. `quarter_turns`
-    turns each by 0, 90, 180 or 270 degrees first. Landmarks that leave the frame become invisible, and objects whose
+    turns each by 0, 90, 180 or 270 degrees first. With a `size` (H, W) the frame is shown at that size. Landmarks that leave the frame become invisible, and objects whose
     centre leaves it are left out. A box becomes the upright one around its corners: of turned boxes that are no
     multiple of 90 degrees it is larger than the object.
     """
@@ -53,32 +54,35 @@ def build(
         if strength
     ]
 
-    def place(key, points, visible, boxes, labels, size):
+    def place(key, points, visible, boxes, labels, frame):
         """One sample: where its pixels come from (H, W, 2), and its points and boxes with what of them is seen."""
         affine_key, mirror_key, elastic_key = jax.random.split(key, 3)
         matrix = spatial.random_affine(
-            affine_key, size, rotation=rotation, scale=scale, aspect=aspect, shear=shear, translation=translation
+            affine_key, frame, rotation=rotation, scale=scale, aspect=aspect, shear=shear, translation=translation
         )
         if quarter_turns:
-            turn = spatial.quarter_turn(jax.random.fold_in(key, 3), size)
+            turn = spatial.quarter_turn(jax.random.fold_in(key, 3), frame)
             matrix = geometry.compose(turn, matrix)
         if flip is not None and mirror:
             mirrored = jax.random.bernoulli(mirror_key, mirror)
-            matrix = jnp.where(mirrored, geometry.compose(spatial.mirror(size), matrix), matrix)
+            matrix = jnp.where(mirrored, geometry.compose(spatial.mirror(frame), matrix), matrix)
             order = jnp.array(flip, jnp.int32)
             points = jnp.where(mirrored, points[order], points)
             visible = jnp.where(mirrored, visible[order], visible)
+        new_size = size or frame
+        if size:
+            matrix = geometry.compose(matrix, jnp.asarray(geometry.frame(frame, size, "stretch"), matrix.dtype))
         new = lambda points: geometry.affine(geometry.invert(matrix), points)
         points, corners = new(points), new(boxes[:, jnp.array([[0, 1], [2, 1], [2, 3], [0, 3]])].reshape(-1, 2))
-        source = geometry.pixel_centres(size)
+        source = geometry.pixel_centres(new_size)
         if elastic:
-            flow = spatial.elastic(elastic_key, size, strength=elastic)
+            flow = spatial.elastic(elastic_key, new_size, strength=elastic)
             source = source + flow
             points, corners = spatial.through_flow(flow, points), spatial.through_flow(flow, corners)
         corners = corners.reshape(-1, 4, 2)
         boxes = jnp.concatenate([corners.min(1), corners.max(1)], axis=-1)
-        labels = jnp.where(geometry.inside((boxes[:, :2] + boxes[:, 2:]) / 2, size), labels, -1)
-        return geometry.affine(matrix, source), points, visible & geometry.inside(points, size), boxes, labels
+        labels = jnp.where(geometry.inside((boxes[:, :2] + boxes[:, 2:]) / 2, new_size), labels, -1)
+        return geometry.affine(matrix, source), points, visible & geometry.inside(points, new_size), boxes, labels
 
     def paint(functions, keys, images):
         for number, (function, strength) in enumerate(functions):
@@ -87,10 +91,10 @@ def build(
         return images
 
     def apply(keys, batch):
-        size, count = batch["images"].shape[1:3], len(batch["images"])
+        frame, count = batch["images"].shape[1:3], len(batch["images"])
         batch = {"boxes": jnp.zeros((count, 0, 4)), "labels": jnp.zeros((count, 0), jnp.int32)} | batch
         place_keys, tint_keys, tone_keys = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
-        source, *marks = jax.vmap(lambda *sample: place(*sample, size))(place_keys, *(batch[name] for name in MARKS))
+        source, *marks = jax.vmap(lambda *sample: place(*sample, frame))(place_keys, *(batch[name] for name in MARKS))
         # Colour by channel comes before grey, and grey before resampling, which is then of one channel.
         images = colour.to_channels(paint(tints, tint_keys, colour.to_float(batch["images"])), channels)
         images = paint(tones, tone_keys, geometry.sample(images, source))

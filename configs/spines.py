@@ -15,6 +15,11 @@ import ml_collections
 
 from jaxmarks import config as configs
 
+# The paper's augmentation: mirrored, and slightly brighter or darker.
+PAPERS = {
+    "scale": 0.0, "aspect": 0.0, "translation": 0.0, "quarter_turns": False, "brightness": 0.05, "contrast": 0.1,
+    "gamma": 0.0, "noise": 0.0,
+}  # fmt: skip
 DETECTORS = ("centre", "yolo", "faster_rcnn", "sp_cnn")
 
 
@@ -46,6 +51,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         config.split.run = ()
     if "random" in chosen or "paper" in chosen:
         config.split.by, config.split.folds, config.split.run = "image", 10, (0,)
+        config.augment.update(PAPERS)
     if "smoke" in chosen:
         smoke(config)
     return config
@@ -78,10 +84,10 @@ def faster_rcnn(config):
 
 def sp_cnn(config):
     """Six convolutions to a map of centres, rewarded where the edges look like a spine."""
-    config.model = ml_collections.ConfigDict({"name": "sp_cnn", "width": 32, "norm": "batch"})
+    config.model = ml_collections.ConfigDict({"name": "sp_cnn", "width": 32, "stride": 2, "norm": "batch"})
     config.head = ml_collections.ConfigDict({"name": "shape_prior"})
     config.optimizer.learning_rate = 1e-3
-    config.train.steps = 1000
+    config.train.steps = 500
 
 
 def smoke(config):

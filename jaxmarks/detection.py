@@ -11,10 +11,13 @@ import numpy as np
 
 from jaxmarks import steps
 from jaxmarks.data.samples import Samples
+from jaxmarks.heads import Detections
 from jaxmarks.ops import boxes as box_ops
 
 # What counts as found: overlap with the truth, or the distance of the centres in pixels of the photograph (spine paper).
 OVERLAP, GOLDEN_DISTANCE = 0.4, 6.0
+# The threshold where none was chosen; of the blobs the scores are made for it.
+EVEN = 0.5
 # Detections that score less are not even listed.
 FLOOR = 0.05
 
@@ -123,13 +126,17 @@ def join(parts: list[Objects]) -> Objects:
     return Objects(*(np.concatenate(column) for column in zip(*map(widen, parts), strict=True)))
 
 
+_pair = jax.jit(box_ops.pair_detections, static_argnames=("iou", "within"))
+_average_precision = jax.jit(box_ops.mean_average_precision, static_argnames=("count", "thresholds", "rule"))
+
+
 def pairs(found: Objects, *, golden: bool = False) -> np.ndarray:
     """(N, L) the true object of its class that a detection finds, at `OVERLAP` or within `GOLDEN_DISTANCE`; -1 for none."""
     how = {"within": GOLDEN_DISTANCE} if golden else {"iou": OVERLAP}
     result = np.full(found.scores.shape, -1)
     for label in np.unique(found.labels[found.labels >= 0]):
         valid = (found.scores > 0) & (found.classes == label)
-        mine = box_ops.pair_detections(
+        mine = _pair(
             jnp.asarray(found.boxes, jnp.float32), jnp.asarray(found.scores, jnp.float32), jnp.asarray(valid),
             jnp.asarray(found.true, jnp.float32), jnp.asarray(found.labels == label), **how,
         )  # fmt: skip
@@ -158,7 +165,7 @@ def best_threshold(found: Objects) -> float:
     f1 = 2 * correct / (np.arange(1, len(order) + 1) + max(total, 1))
     f1 = np.where(scores > 0, f1, -1)
     if not len(f1) or f1.max() <= 0:
-        return 0.5
+        return EVEN
     at = int(np.argmax(f1))
     after = scores[at + 1] if at + 1 < len(scores) else 0.0
     return float((scores[at] + after) / 2)  # between the last that counts and the first that does not
@@ -176,7 +183,7 @@ def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
 
     precision, recall, f1 = at(hits(found))
     _, _, golden = at(hits(found, golden=True))
-    ap = box_ops.mean_average_precision(
+    ap = _average_precision(
         jnp.asarray(found.boxes, jnp.float32), jnp.asarray(found.scores, jnp.float32), jnp.asarray(found.scores > 0),
         jnp.asarray(found.true, jnp.float32), jnp.asarray(found.labels >= 0), classes=jnp.asarray(found.classes),
         truth_classes=jnp.asarray(found.labels), count=len(classes), thresholds=(0.5,),

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmarks import checkpoint, detection, steps, train
 from jaxmarks import config as configs
-from jaxmarks.baselines import mean_shape, registration
+from jaxmarks.baselines import blobs, mean_shape, registration
 from jaxmarks.data import formats
 from jaxmarks.data.samples import Annotation, Samples, to_source
 from jaxmarks.ops import metrics
@@ -220,7 +220,10 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
     settings = configs.stage(config, stage)
     about |= {"failures": dataset.problems, "stage": stage, "parameters": parameters(workdir, stage)}
     if dataset.objects:
-        found, threshold, milliseconds = objects_held_out(settings, workdir, stage, dataset)
+        found, others, threshold, milliseconds = objects_held_out(settings, workdir, stage, dataset)
+        about["baselines"] = {
+            name: plain(detection.summarise(other, detection.EVEN, dataset.classes)) for name, other in others.items()
+        }
         return of_objects(out or workdir, found, threshold, dataset.classes, ms_per_image=milliseconds, **about)
     found, others, unlearnt = held_out(settings, workdir, stage, dataset.samples)
     summary = summarise(found) | {
@@ -234,15 +237,17 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
 
 
 def objects_held_out(settings, workdir: Path, stage: str, dataset):
-    """Each fold's test photographs by its own detector.
+    """Each fold's test photographs by its own detector, and by the baselines that `settings.baselines` names.
 
     Returns:
-      `detection.Objects`, the threshold of each photograph's fold (N,), and the milliseconds that a photograph took.
+      `detection.Objects`, those of the baselines by name, the threshold of each photograph's fold (N,), and the
+      milliseconds that a photograph took.
     """
     truth = {a.image: a for a in dataset.objects}
-    parts, thresholds, spent = [], [], 0.0
+    parts: dict[str, list] = {"network": [], **{name: [] for name in settings.baselines}}
+    thresholds, spent = [], 0.0
     for fold in train.folds(settings):
-        _, valid_rows, test = train.split_rows(settings, dataset.samples, fold, 1)
+        train_rows, valid_rows, test = train.split_rows(settings, dataset.samples, fold, 1)
         mine = dataset.samples.take(np.sort(test if len(test) else valid_rows))
         if not len(mine):
             raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
@@ -253,10 +258,23 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
         started = time.perf_counter()
         found = detection.predict(call, [variables], mine, batch_size=1)
         spent += time.perf_counter() - started
-        parts.append(detection.beside(*found, truth, dataset.classes, fold))
+        parts["network"].append(detection.beside(*found, truth, dataset.classes, fold))
         thresholds.append(np.full(len(found[0]), note["threshold"]))
-    joined = detection.join(parts)
-    return joined, np.concatenate(thresholds), 1000 * spent / len(joined.name)
+        for name in settings.baselines:
+            found = objects_baseline(name, dataset.samples.take(train_rows), mine)
+            parts[name].append(detection.beside(*found, truth, dataset.classes, fold))
+    joined = {name: detection.join(part) for name, part in parts.items()}
+    network = joined.pop("network")
+    return network, joined, np.concatenate(thresholds), 1000 * spent / len(network.name)
+
+
+def objects_baseline(name: str, rest: Samples, tested: Samples):
+    """What `detection.predict` gives, by a method without learning, fitted on at most 300 tiles of the rest."""
+    if name != "blobs":
+        raise ValueError(f"--config.baselines: no {name} for objects; there is blobs")
+    some = rest.take(np.random.default_rng(0).permutation(len(rest))[:300])
+    spots = blobs.fit(some.images, some.boxes, some.labels)
+    return detection.predict(lambda spots, images: detection.Detections(*blobs.predict(spots, images)), spots, tested)
 
 
 def of_objects(folder: Path, found: detection.Objects, threshold, classes, **about) -> dict:
@@ -272,7 +290,8 @@ def of_objects(folder: Path, found: detection.Objects, threshold, classes, **abo
     summary = plain(
         detection.summarise(found, threshold, classes)
         | (spread if len(each) > 1 else {})
-        | {"folds": folds, "baselines": {}, "classes": list(classes), **about}
+        | {"folds": folds, "baselines": {}, "classes": list(classes)}
+        | about
     )
     detection.write(folder, found, threshold, classes)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

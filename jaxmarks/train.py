@@ -160,7 +160,9 @@ def build(settings, facts: dict, flip=None, size=None):
 def initial(network, settings, key):
     """Fresh variables for images of the settings' size."""
     images = jnp.zeros((1, *settings.data.size, settings.channels))
-    return jax.jit(network.init)(key, images)
+    # It runs once: full optimisation of the many random generators takes four times as long, for the same numbers.
+    quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(network.init, compiler_options=quick)(key, images)
 
 
 def train_fold(settings, workdir, stage, fold, dataset, source):

@@ -11,17 +11,23 @@ from jaxmarks import find, heads, models, optim, steps
 from jaxmarks.models import layers
 from jaxmarks.ops import heatmaps
 
-SIZE, LANDMARKS = (64, 48), 3
+SIZE, LANDMARKS = (64, 32), 3
+FACTS = {
+    "landmarks": {"landmarks": LANDMARKS},
+    "objects": {"classes": 2, "sizes": (10.0, 12.0), "anchors": [[10.0, 12.0], [20.0, 20.0]]},
+}
+# Most of a test's time is compilation.
+QUICK = {"xla_backend_optimization_level": 1}  # at 0 XLA returns wrong gradients
 BODIES = [
     name
     for name in find.names("jaxmarks.models")
     if hasattr(find.module("jaxmarks.models", name, needs="__name__"), "build")
 ]
-HEADS = [
-    name
+HEADS = {
+    name: "objects" if "classes" in inspect.signature(find.module("jaxmarks.heads", name, needs="build").build).parameters else "landmarks"
     for name in find.names("jaxmarks.heads")
     if hasattr(find.module("jaxmarks.heads", name, needs="__name__"), "build")
-]
+}  # fmt: skip
 
 
 def bodies():
@@ -32,48 +38,79 @@ def bodies():
             yield {"name": name, **body.TINY} | ({"output": output} if output else {})
 
 
-def data(visible):
+def landmarks(visible):
+    """Three images with landmarks."""
     rng = np.random.default_rng(0)
+    points = jnp.asarray(rng.uniform(0, 32, (3, LANDMARKS, 2)), jnp.float32)
+    return {"points": points, "visible": jnp.asarray(visible)}
+
+
+def objects(labels):
+    """Three images with boxes, one of them across the border."""
+    boxes = jnp.float32([[4, 5, 14, 17], [20, 40, 30, 70], [0, 0, 9, 9]])
     return {
-        "images": jnp.asarray(rng.integers(0, 256, (3, *SIZE, 3), dtype=np.uint8)),
-        "points": jnp.asarray(rng.uniform(0, 48, (3, LANDMARKS, 2)), jnp.float32),
-        "visible": jnp.asarray(visible),
-    }
+        "points": jnp.zeros((3, 0, 2)), "visible": jnp.zeros((3, 0), bool),
+        "boxes": jnp.tile(boxes, (3, 1, 1)), "labels": jnp.asarray(labels, jnp.int32),
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("body", list(bodies()), ids=lambda spec: f"{spec['name']}-{spec.get('output')}")
+def pairs():
+    """Every body with every landmark head; and the detectors' heads, of whom a body knows nothing more, with two."""
+    for body in bodies():
+        for head, kind in HEADS.items():
+            if kind == "landmarks" or (body["name"], body.get("output")) in (("unet", "map"), ("sp_cnn", None)):
+                yield pytest.param(body, head, id=f"{body['name']}-{body.get('output')}-{head}")
+
+
+@pytest.mark.parametrize(("body", "head"), pairs())
 def test_every_body_and_head_that_fit_train_and_predict_with_missing_points(body, head):
-    built = heads.build({"name": head}, landmarks=LANDMARKS, size=SIZE)
+    built = heads.build({"name": head}, size=SIZE, **FACTS[HEADS[head]])
     network = models.Network(models.build(body), built.layer)
+    init = lambda key: network.init(key, jnp.zeros((1, *SIZE, 3)))
     try:
-        variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *SIZE, 3)))
+        jax.eval_shape(init, jax.random.key(0))
     except ValueError as error:
         assert "--config.model.output" in str(error)  # the pair does not fit, and says what to change
         pytest.skip("this head needs another kind of features")
+    variables = jax.jit(init, compiler_options=QUICK)(jax.random.key(0))
     plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
     task = steps.Task(network.apply, built.targets, built.loss, built.decode, lambda keys, batch: plain(batch), plain)
     tx = optim.build({"name": "adam", "learning_rate": 1e-3, "warmup": 0.0}, epochs=1, steps_per_epoch=1)
-    visible = np.array([[True, False, True], [True, False, False], [False, False, False]])
-    step = jax.jit(lambda s, d, rows: steps.train_step(s, d, rows, jax.random.key(1), task=task, tx=tx))
-    rows = jnp.arange(3)
-    state, (total, count) = step(steps.create(variables, tx), data(visible), rows)
+    call = lambda s, d, rows: steps.train_step(s, d, rows, jax.random.key(1), task=task, tx=tx)
+    step = jax.jit(call, compiler_options=QUICK)
+    images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (3, *SIZE, 3), dtype=np.uint8))
+    start, rows = steps.create(variables, tx), jnp.arange(3)
+    if HEADS[head] == "landmarks":
+        known = np.array([[True, False, True], [True, False, False], [False, False, False]])
+        given, hidden = landmarks(known), {"points": jnp.where(known[..., None], landmarks(known)["points"], 1e3)}
+    else:
+        known = np.array([[0, -1, 1], [1, -1, -1], [-1, -1, -1]])
+        given, hidden = objects(known), {"boxes": jnp.where(known[..., None] >= 0, objects(known)["boxes"], 1e3)}
+    state, (total, count) = step(start, given | {"images": images}, rows)
     assert np.isfinite(total)
     assert count > 0
     # What is not visible has no part: neither where it is said to be, nor what the network draws for it.
-    moved = data(visible)
-    moved["points"] = jnp.where(visible[..., None], moved["points"], 1e3)
-    other, _ = step(steps.create(variables, tx), moved, rows)
+    other, _ = step(start, given | {"images": images} | hidden, rows)
     for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         assert np.isfinite(one).all()
         np.testing.assert_array_equal(one, two)
-    trained = [np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(state.variables["params"]), jax.tree.leaves(variables["params"]), strict=True)]  # fmt: skip
-    assert any(trained)
-    points, scores = jax.jit(lambda v, images: steps.predict_step(v, images, task=task))(state.variables, data(visible)["images"])  # fmt: skip
+    changed = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, state.variables["params"], variables["params"])
+    assert any(jax.tree.leaves(changed))
+    predict = jax.jit(lambda v, x: steps.predict_step(v, x, task=task), compiler_options=QUICK)
+    found = predict(state.variables, images)
+    assert all(np.isfinite(part).all() for part in found)
+    if HEADS[head] == "objects":
+        boxes, scores, classes = found
+        assert (*scores.shape, 4) == boxes.shape
+        assert (np.diff(scores, axis=1) <= 0).all()  # the best first
+        assert ((classes >= 0) & (classes < 2)).all()
+        blind, (total, _) = step(start, objects(np.full((3, 3), -1)) | {"images": images}, rows)
+        assert np.isfinite(total)  # images without objects teach the background
+        return
+    points, scores = found
     assert (points.shape, scores.shape) == ((3, LANDMARKS, 2), (3, LANDMARKS))
-    assert np.isfinite(points).all()
     # A batch in which nothing is visible changes nothing but the statistics.
-    blind, (total, count) = step(steps.create(variables, tx), data(np.zeros_like(visible)), rows)
+    blind, (total, count) = step(start, landmarks(np.zeros_like(known)) | {"images": images}, rows)
     assert (float(total), float(count)) == (0, 0)
     for one, two in zip(jax.tree.leaves(blind.variables["params"]), jax.tree.leaves(variables["params"]), strict=True):
         np.testing.assert_array_equal(one, two)

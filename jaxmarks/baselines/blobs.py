@@ -61,21 +61,19 @@ def predict(
       limit: how many an image may have.
 
     Returns:
-      boxes (N, L, 4), scores (N, L) and classes (N, L) int. A score is response / (response + threshold); 0 is no
-      object.
+      boxes (N, limit, 4), scores (N, limit) and classes (N, limit) int. A score is response / (response + threshold);
+      0 is no object.
     """
     each = []
-    for image in _grey(images):
+    for image in _grey(np.asarray(images)):
         found = [(spots, *_spots(image, spots)) for spots in parameters]
         boxes = np.concatenate([np.zeros((0, 4)), *(b for _, b, _ in found)])
         scores = np.concatenate([np.zeros(0), *(r / (r + spots.threshold) for spots, _, r in found)])
         classes = np.concatenate([np.zeros(0, int), *(np.full(len(r), spots.label) for spots, _, r in found)])
         order = np.argsort(-scores, kind="stable")[:limit]
         each.append((boxes[order], scores[order], classes[order]))
-    most = max((len(scores) for _, scores, _ in each), default=0)
-    pad = lambda a: np.pad(a, ((0, most - len(a)),) + ((0, 0),) * (a.ndim - 1))
-    empty = np.zeros((0, 0, 4)), np.zeros((0, 0)), np.zeros((0, 0), int)
-    return tuple(np.stack([pad(e[i]) for e in each]) for i in range(3)) if each else empty
+    pad = lambda a: np.pad(a, ((0, limit - len(a)),) + ((0, 0),) * (a.ndim - 1))
+    return tuple(np.stack([pad(e[i]) for e in each]) for i in range(3))
 
 
 def _grey(images):

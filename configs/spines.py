@@ -49,6 +49,8 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     {"centre": centre, "yolo": yolo, "faster_rcnn": faster_rcnn, "sp_cnn": sp_cnn}[detector](config)
     if "own" in chosen:
         config.split.run = ()
+    if "paper" in chosen:
+        {"centre": centre, "yolo": papers_yolo, "faster_rcnn": papers_faster_rcnn, "sp_cnn": papers_sp_cnn}[detector](config)
     if "random" in chosen or "paper" in chosen:
         config.split.by, config.split.folds, config.split.run = "image", 10, (0,)
         config.augment.update(PAPERS)
@@ -60,7 +62,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 def centre(config):
     """A small U-Net at half resolution with a map of centres (Zhou et al. 2019)."""
     config.model = ml_collections.ConfigDict({"name": "unet", "width": 16, "depth": 3, "stride": 2, "norm": "batch"})
-    config.head = ml_collections.ConfigDict({"name": "centre", "sigma": 3.0, "limit": 100})
+    config.head = ml_collections.ConfigDict({"name": "centre", "sigma": 3.0})
     config.optimizer.learning_rate = 2e-3
     config.train.steps = 1500
 
@@ -69,7 +71,7 @@ def yolo(config):
     """YOLOv2-tiny with half the channels, on tiles enlarged twice, at five sizes."""
     config.data.update({"size": (320, 320), "scale": 2.0, "overlap": 64})
     config.model = ml_collections.ConfigDict({"name": "yolo_tiny", "width": 8, "norm": "batch"})
-    config.head = ml_collections.ConfigDict({"name": "yolo", "anchor_count": 3, "limit": 100})
+    config.head = ml_collections.ConfigDict({"name": "yolo", "anchor_count": 3})
     config.optimizer.update({"learning_rate": 1e-3, "weight_decay": 5e-4})
     config.train.steps, config.train.sizes = 4000, (256, 288, 320, 352, 384)
 
@@ -77,7 +79,7 @@ def yolo(config):
 def faster_rcnn(config):
     """Both stages on a small U-Net's features at stride 4."""
     config.model = ml_collections.ConfigDict({"name": "unet", "width": 16, "depth": 3, "stride": 4, "norm": "batch"})
-    config.head = ml_collections.ConfigDict({"name": "faster_rcnn", "phase": "joint", "limit": 100})
+    config.head = ml_collections.ConfigDict({"name": "faster_rcnn", "phase": "joint"})
     config.optimizer.learning_rate = 1e-3
     config.train.steps = 2000
 
@@ -90,10 +92,39 @@ def sp_cnn(config):
     config.train.steps = 500
 
 
+def papers_yolo(config):
+    """416x416 and all channels; --config.weights=yolov2-tiny-voc.weights --config.channels=3 starts from Darknet's."""
+    config.data.update({"size": (416, 416), "scale": 1.0, "fit": "pad"})
+    config.model.width = 16
+    config.train.steps, config.train.sizes = 10_000, (320, 352, 384, 416, 448, 480, 512)
+
+
+def papers_faster_rcnn(config):
+    """Inception-v2 at 448x448 in four phases; the paper's rate is for a network trained on COCO, which is not at hand."""
+    config.data.update({"size": (448, 448), "fit": "pad"})
+    config.model = ml_collections.ConfigDict({"name": "inception_v2", "width": 1.0, "stride": 16, "norm": "batch"})
+    config.optimizer.learning_rate = 2e-5
+    config.train.steps = 9000 // 4
+    # Body and proposals; the second stage on them; then the proposals and the second stage again, on the body as it is.
+    phases = {
+        "rpn": {"head": {"phase": "rpn"}},
+        "detector": {"head": {"phase": "detector"}, "freeze": "head/rpn"},
+        "rpn_again": {"head": {"phase": "rpn"}, "freeze": "body|head/roi"},
+        "detector_again": {"head": {"phase": "detector"}, "freeze": "body|head/rpn"},
+    }
+    config.stages, config.stage = tuple(phases), ml_collections.ConfigDict(phases)
+
+
+def papers_sp_cnn(config):
+    """At full resolution, without normalisation, by the loss as printed: it comes to predict nothing."""
+    config.model = ml_collections.ConfigDict({"name": "sp_cnn", "width": 64, "stride": 1, "norm": "none"})
+    config.head = ml_collections.ConfigDict({"name": "shape_prior", "form": "printed"})
+
+
 def smoke(config):
     """Small and short."""
     config.data.count = 24
     config.split.folds, config.split.valid = 3, 0.2
     config.train.batch_size, config.train.steps = 8, 6
-    config.model.width = 4
+    config.model.width = 0.1 if config.model.name == "inception_v2" else 4
     config.train.sizes = config.train.sizes[:2]

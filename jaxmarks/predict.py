@@ -16,6 +16,9 @@ from jaxmarks.data import formats, objects
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.ops import geometry
 
+# A frame whose sides are multiples of it suits every body.
+STRIDE = 32
+
 
 def load(workdir: Path, *, fold: int | None = None) -> Callable:
     """A trained run as a pure function that other JAX code can jit, vmap and differentiate.
@@ -25,10 +28,13 @@ def load(workdir: Path, *, fold: int | None = None) -> Callable:
       fold: the network of that fold alone; None takes the mean of all that were trained.
 
     Returns:
-      images (B, H, W, C) uint8 of any size -> (points (B, K, 2) in the images' pixels, scores (B, K)). It is a
-      `jax.tree_util.Partial` over the variables, so it can be an argument of a jitted function.
+      images (B, H, W, C) uint8 of any size -> (points (B, K, 2) in the images' pixels, scores (B, K)); of a detector
+      `heads.Detections`, its boxes in the images' pixels. It is a `jax.tree_util.Partial` over the variables, so it can
+      be an argument of a jitted function.
     """
-    task, settings, networks, _ = networks_of(workdir, fold=fold)
+    task, settings, networks, notes = networks_of(workdir, fold=fold)
+    if "boxes" in settings.data:
+        return jax.tree_util.Partial(finder(settings, notes[0]["facts"]), networks)
     call = evaluate.predictor(task)
     size, fit = tuple(settings.data.size), settings.data.fit
 
@@ -39,6 +45,34 @@ def load(workdir: Path, *, fold: int | None = None) -> Callable:
         return geometry.affine(jnp.asarray(geometry.frame(source, size, fit), points.dtype), points), scores
 
     return jax.tree_util.Partial(predict, networks)
+
+
+def finder(settings, facts: dict) -> Callable:
+    """The pure function (networks, images) of a detector.
+
+    Where its photographs are at a fixed scale each is one frame here, however large, and nothing has to be joined.
+    """
+    fixed = settings.data.fit == "tile"
+
+    def predict(networks, images):
+        source, size = images.shape[1:3], tuple(settings.data.size)
+        if fixed:
+            rows, columns = (max(1, round(settings.data.scale * side)) for side in source)
+            spare = -rows % STRIDE, -columns % STRIDE
+            framed = jnp.pad(geometry.resize(images, (rows, columns)), ((0, 0), (0, spare[0]), (0, spare[1]), (0, 0)))
+            size, matrix = framed.shape[1:3], ((source[1] / columns, 0.0, 0.0), (0.0, source[0] / rows, 0.0))
+        else:
+            framed, matrix = geometry.to_frame(images, size, fit=settings.data.fit), geometry.frame(
+                source, size, settings.data.fit
+            )
+        _, task = train.build(settings, facts, size=size)
+        found = detection.predictor(task)(networks, framed)
+        corners = found.boxes.reshape(*found.boxes.shape[:-1], 2, 2)
+        return found._replace(
+            boxes=geometry.affine(jnp.asarray(matrix, corners.dtype), corners).reshape(found.boxes.shape)
+        )
+
+    return predict
 
 
 def networks_of(workdir: Path, *, fold: int | None = None):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import augment, checkpoint, detection, heads, models, optim, report, steps
+from jaxmarks import augment, checkpoint, detection, find, heads, models, optim, report, steps
 from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import Dataset, facts, known_facts, load
@@ -149,7 +149,8 @@ def build(settings, facts: dict, flip=None, size=None):
     """
     head = heads.build(settings.head, size=size or tuple(settings.data.size), **facts)
     network = models.Network(models.build(settings.model), head.layer)
-    augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=size)
+    shown = size if settings.train.sizes else None
+    augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=shown)
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
     task = steps.Task(
         network.apply, head.targets, head.loss, head.decode, augmentation.apply, plain, augmentation.versions
@@ -204,8 +205,9 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         state, best = run.put(jax.tree.map(jnp.asarray, saved["state"])), jax.tree.map(jnp.asarray, saved["best"])
         print(f"[{stage} fold {fold}] resumed after epoch {progress['epoch']}", flush=True)
     else:
-        if source:
-            variables = take_over(variables, source, settings.init_skip)
+        if source or settings.weights:
+            theirs, about = pretrained(settings, source)
+            variables = take_over(variables, theirs, about, settings.init_skip)
         state, best = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx)), variables
     log = MetricsLog(workdir, stage, fold, after=progress["epoch"], tensorboard=options.tensorboard)
 
@@ -298,13 +300,21 @@ def validation_input(settings, task):
     return task.plain
 
 
-def take_over(variables, source: Path, skip: str):
-    """Variables with what fits taken from the checkpoint `source`; prints what was not."""
-    theirs, note = checkpoint.restore(source)
+def pretrained(settings, source: Path | None):
+    """The variables to start from, another run's or those that the body's own `read_weights` reads, and their name."""
+    if source:
+        theirs, note = checkpoint.restore(source)
+        return theirs, f"{source} (epoch {note['best_epoch']})"
+    body = find.module("jaxmarks.models", settings.model.name, needs="read_weights")
+    return body.read_weights(settings.weights, channels=settings.channels), settings.weights
+
+
+def take_over(variables, theirs, about: str, skip: str):
+    """Variables with what fits taken from `theirs`, which `about` names; prints what was not."""
     params, fate = checkpoint.merge(variables["params"], theirs["params"], skip=skip)
     if not fate["loaded"]:
-        raise ValueError(f"{source}: nothing in it fits this network: {'; '.join(fate['new'])}")
-    print(f"initialised from {source} (epoch {note['best_epoch']}): {len(fate['loaded'])} arrays", flush=True)
+        raise ValueError(f"{about}: nothing in it fits this network: {'; '.join(fate['new'])}")
+    print(f"initialised from {about}: {len(fate['loaded'])} arrays", flush=True)
     for kind in ("new", "unused"):
         if fate[kind]:
             print(f"  {kind}: {', '.join(fate[kind])}", flush=True)

@@ -76,7 +76,7 @@ def test_nothing_to_learn_and_nothing_to_find():
     images, boxes, labels = discs(3)
     assert blobs.fit(images, boxes, np.full_like(labels, -1)) == ()
     found, scores, classes = blobs.predict((), images)
-    assert (found.shape, scores.shape, classes.shape) == ((3, 100, 4), (3, 100), (3, 100))
+    assert (found.shape, scores.shape, classes.shape) == ((3, 300, 4), (3, 300), (3, 300))
     assert not scores.any()
     found, scores, _ = blobs.predict(blobs.fit(images, boxes, labels), np.full_like(images, 77))
     assert not (scores > 0).any()

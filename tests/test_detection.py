@@ -291,10 +291,11 @@ def data(tmp_path_factory):
 
 def small(data, **changes):
     config = get_config("own,smoke")
+    config.augment.update({"scale": 0.0, "translation": 0.0, "contrast": 0.1, "brightness": 0.0, "gamma": 0.0})
     config.update_from_flattened_dict(
         {
             "data.images": str(data), "data.boxes": str(data / "boxes.csv"), "data.size": (64, 64), "split.folds": 2,
-            "model.width": 4, "model.depth": 2, "train.steps": 60,
+            "model.width": 8, "model.depth": 2, "train.steps": 300, "train.batch_size": 4, "optimizer.learning_rate": 5e-3,
         } | changes
     )  # fmt: skip
     return config
@@ -321,8 +322,71 @@ def test_a_detector_from_files_to_report_and_back(data, tmp_path):
     assert found["images"] == 14
     assert len(box_files.read(tmp_path / "out" / "predictions.csv")) == 14
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"]
+    pure = jax.jit(predict.load(tmp_path / "run"))(jnp.asarray(dataset.photograph("0.png"))[None])
+    alike = next(a for a in box_files.read(tmp_path / "out" / "predictions.csv") if a.image == "0.png").boxes
+    assert len(alike) == 2
+    order = np.lexsort(np.round(alike / 5).T)
+    mine = np.asarray(pure.boxes[0, :2])
+    np.testing.assert_allclose(mine[np.lexsort(np.round(mine / 5).T)], alike[order], atol=1.5)
     again = predict.evaluate_on(tmp_path / "run", dataset, tmp_path / "again")
     assert again["f1"] > 0.8
+
+
+CLASSES = {"bar": (10, 24), "box": (18, 16), "dot": (8, 8)}  # (w, h)
+
+
+@pytest.fixture(scope="module")
+def three_classes(tmp_path_factory):
+    """Ninety images of bright objects of three classes and sizes; one in ten is empty, and some lie across the border."""
+    folder = tmp_path_factory.mktemp("classes")
+    rng = np.random.default_rng(1)
+    annotations = []
+    for n in range(90):
+        image = rng.integers(20, 50, (64, 64, 3), dtype=np.uint8)
+        taken, corners, names = np.zeros((64, 64), bool), [], []
+        for name in rng.permutation(list(CLASSES) * 2) if n % 10 else ():
+            w, h = CLASSES[name]
+            x, y = rng.integers((-w // 3, -h // 3), (64 - 2 * w // 3, 64 - 2 * h // 3))
+            where = np.s_[max(y - 2, 0) : y + h + 2, max(x - 2, 0) : x + w + 2]
+            if taken[where].any():
+                continue
+            taken[where] = True
+            image[max(y, 0) : y + h, max(x, 0) : x + w] = rng.integers(150, 250)
+            corners.append([x, y, x + w, y + h])
+            names.append(str(name))
+        Image.fromarray(image).save(folder / f"{n}.png")
+        annotations.append(BoxAnnotation(f"{n}.png", np.array(corners, float).reshape(-1, 4), tuple(names)))
+    box_files.write(folder / "boxes.json", annotations)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("detector", "changes"),
+    [
+        ("centre", {"data.size": (64, 64), "model.width": 8, "model.depth": 2, "train.steps": 250}),
+        ("yolo", {"data.size": (128, 128), "train.sizes": (), "model.width": 8, "train.steps": 400}),
+        ("faster_rcnn", {"data.size": (64, 64), "model.width": 8, "model.depth": 2, "train.steps": 250, "head.proposals": 60}),
+    ],
+)  # fmt: skip
+def test_three_classes_of_mixed_sizes(three_classes, detector, changes, tmp_path):
+    config = get_config(f"own,{detector}")
+    config.augment.update({"scale": 0.0, "aspect": 0.0, "quarter_turns": False})
+    data = {"data.images": str(three_classes), "data.boxes": str(three_classes / "boxes.json")}
+    more = {"split.run": (0,), "train.batch_size": 8, "optimizer.learning_rate": 5e-3, "baselines": ()}
+    config.update_from_flattened_dict(data | more | changes)
+    dataset = train.train(config, tmp_path)["train"]
+    summary = evaluate.of_run(config, tmp_path, dataset)
+    assert summary["classes"] == ["bar", "box", "dot"]
+    print(summary["f1"], summary["ap50_by_class"])
+    assert summary["f1"] > 0.8
+    assert min(summary["ap50_by_class"].values()) > 0.6
+    sizes = {name: [] for name in CLASSES}
+    with (tmp_path / "predictions.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["hit"] == "1" and row["above_threshold"] == "1":
+                sizes[row["class"]].append([float(row["x1"]) - float(row["x0"]), float(row["y1"]) - float(row["y0"])])
+    for name, extent in CLASSES.items():
+        np.testing.assert_allclose(np.median(sizes[name], axis=0), extent, rtol=0.2)
 
 
 def test_the_facts_of_drawn_dendrites():

@@ -31,7 +31,7 @@ class CentreMaps(nn.Module):
         return jnp.concatenate([logits, nn.Dense(4, name="boxes")(features)], axis=-1)
 
 
-def build(*, classes, sizes, size, sigma=3.0, limit=100, size_weight=0.1):
+def build(*, classes, sizes, size, sigma=3.0, limit=300, size_weight=1.0):
     """The centre head.
 
     Args:

@@ -157,7 +157,7 @@ def build(
     anchor_samples=256,
     proposal_samples=128,
     overlap=0.4,
-    limit=100,
+    limit=300,
 ):
     """The Faster R-CNN head, for maps of stride 4 to 16.
 

@@ -98,7 +98,7 @@ def build(
     high=0.2,
     floor=0.05,
     overlap=0.4,
-    limit=100,
+    limit=300,
 ):
     """The shape-prior head.
 
@@ -173,7 +173,7 @@ def build(
         y = jnp.clip(evidence(outputs), 0, 1)
         b, _, w, _ = y.shape
         peaks = jnp.where((y >= local_maximum(y)) & (y > floor), y, 0).reshape(b, -1)
-        scores, place = lax.top_k(peaks, min(4 * limit, peaks.shape[1]))
+        scores, place = lax.top_k(peaks, min(2 * limit, peaks.shape[1]))
         pixel, label = place // classes, place % classes
         corner = jnp.stack([pixel % w, pixel // w], axis=-1)
         shift = jnp.take_along_axis(vertex(y).reshape(b, -1, 2), place[..., None], axis=1)

@@ -34,7 +34,7 @@ def build(
     without_object=1.0,
     ignore=0.6,
     overlap=0.4,
-    limit=100,
+    limit=300,
 ):
     """The YOLO head.
 

@@ -1,11 +1,16 @@
 """YOLOv2-tiny (Redmon and Farhadi 2017; the spine paper): eight convolutions and five poolings, the head's is the ninth."""
 
+from pathlib import Path
+
 import flax.linen as nn
+import numpy as np
 
 from jaxmarks.models import layers
 
 # The options of a network for tests.
 TINY = {"width": 4}
+# Darknet's channels.
+WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 1024)
 
 
 class YoloTiny(nn.Module):
@@ -18,8 +23,8 @@ class YoloTiny(nn.Module):
     def __call__(self, x, *, train=False):
         if x.shape[1] % 32 or x.shape[2] % 32:
             raise ValueError(f"a frame of {x.shape[1]}x{x.shape[2]}: YOLO's grid needs sides that are multiples of 32")
-        for i, factor in enumerate((1, 2, 4, 8, 16, 32, 64, 64), 1):
-            x = layers.ConvNorm(factor * self.width, norm=self.norm, name=f"conv{i}")(x, train=train)
+        for i, channels in enumerate(WIDTHS, 1):
+            x = layers.ConvNorm(channels * self.width // 16, norm=self.norm, name=f"conv{i}")(x, train=train)
             x = nn.leaky_relu(x, 0.1)
             if i <= 5:
                 x = layers.max_pool(x)
@@ -36,3 +41,47 @@ def build(*, width=16, norm="batch"):
       norm: `batch`, `group` or `none`.
     """
     return YoloTiny(width=width, norm=norm)
+
+
+def read_weights(path, *, channels=3):
+    """The body's variables from a Darknet file, `yolov2-tiny-voc.weights`.
+
+    The file holds a header, and of each convolution the bias, scale, mean and variance of its batch normalisation and
+    the kernel, float32 and little-endian. The last convolution, the head's, is not taken: it knows other classes.
+
+    Args:
+      path: the file.
+      channels: what the network takes: 3, or 1, for which the kernels of the three colours are added.
+
+    Raises:
+      ValueError: a file that does not hold these layers.
+    """
+    raw = Path(path).read_bytes()
+    major, minor = (int(n) for n in np.frombuffer(raw[:8].ljust(8, b"\0"), "<i4"))
+    # Then come the revision and the number of images seen, of 8 bytes since version 0.2.
+    numbers = np.frombuffer(raw[20 if 10 * major + minor >= 2 else 16 :], np.uint8)
+    numbers = numbers[: len(numbers) // 4 * 4].view("<f4")
+    shapes = [(3, 3, into, out) for into, out in zip((3, *WIDTHS), WIDTHS, strict=False)]
+    needed = sum(4 * shape[-1] + int(np.prod(shape)) for shape in shapes)
+    if len(numbers) <= needed:
+        raise ValueError(
+            f"{path}: {len(raw)} bytes are too few for the eight convolutions of YOLOv2-tiny ({4 * needed}); give the"
+            " file yolov2-tiny-voc.weights, complete"
+        )
+    params, stats, at = {}, {}, 0
+
+    def take(*shape):
+        nonlocal at
+        at += int(np.prod(shape))
+        return numbers[at - int(np.prod(shape)) : at].reshape(shape)
+
+    for i, (h, w, into, out) in enumerate(shapes, 1):
+        bias, scale, mean, variance = (take(out) for _ in range(4))
+        if not (np.isfinite(variance).all() and (variance >= 0).all()):
+            raise ValueError(f"{path}: the variances of convolution {i} are not; this is not yolov2-tiny-voc.weights")
+        kernel = take(out, into, h, w).transpose(2, 3, 1, 0)
+        if i == 1 and channels == 1:
+            kernel = kernel.sum(axis=2, keepdims=True)
+        params[f"conv{i}"] = {"conv": {"kernel": kernel}, "norm": {"batch": {"bias": bias, "scale": scale}}}
+        stats[f"conv{i}"] = {"norm": {"batch": {"mean": mean, "var": variance}}}
+    return {"params": {"body": params}, "batch_stats": {"body": stats}}

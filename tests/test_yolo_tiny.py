@@ -1,0 +1,73 @@
+"""YOLOv2-tiny: its shape, and Darknet's weights against PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarks import heads, models
+from jaxmarks.models import yolo_tiny
+
+
+def write_darknet(path, *, version=(0, 2), seed=0):
+    """A file as Darknet writes it, and its layers: (bias, scale, mean, variance, kernel (out, in, 3, 3))."""
+    rng = np.random.default_rng(seed)
+    chunks = [np.array([*version, 5], "<i4").tobytes(), np.array([32013312], "<i8" if version >= (0, 2) else "<i4").tobytes()]  # fmt: skip
+    into, known = 3, []
+    for out in yolo_tiny.WIDTHS:
+        kernel = rng.normal(0, (2 / (9 * into)) ** 0.5, (out, into, 3, 3)).astype(np.float32)
+        layer = (*rng.normal(0, 0.2, (3, out)).astype(np.float32), rng.uniform(0.5, 1.5, out).astype(np.float32), kernel)
+        layer = (layer[0], 1 + layer[1], *layer[2:])
+        chunks += [part.tobytes() for part in layer]
+        known.append(layer)
+        into = out
+    chunks.append(rng.normal(size=125 * 1025).astype("<f4").tobytes())  # the last convolution
+    path.write_bytes(b"".join(chunks))
+    return known
+
+
+@pytest.mark.parametrize("version", [(0, 1), (0, 2)])
+def test_darknet_weights_against_torch(tmp_path, version):
+    torch = pytest.importorskip("torch")
+    known = write_darknet(tmp_path / "tiny.weights", version=version)
+    variables = yolo_tiny.read_weights(tmp_path / "tiny.weights")
+    images = np.random.default_rng(1).random((2, 64, 96, 3), np.float32)
+    x = torch.tensor(images.transpose(0, 3, 1, 2))
+    for i, (bias, scale, mean, variance, kernel) in enumerate(known, 1):
+        x = torch.nn.functional.conv2d(x, torch.tensor(kernel), padding=1)
+        x = torch.nn.functional.batch_norm(x, *(torch.tensor(v) for v in (mean, variance, scale, bias)), eps=1e-5)
+        x = torch.nn.functional.leaky_relu(x, 0.1)
+        if i <= 5:
+            x = torch.nn.functional.max_pool2d(x, 2)
+    body = {kind: tree["body"] for kind, tree in variables.items()}
+    found = models.build({"name": "yolo_tiny"}).apply(body, images)
+    expected = x.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    grey = np.repeat(images[..., :1], 3, axis=-1)
+    one = yolo_tiny.read_weights(tmp_path / "tiny.weights", channels=1)
+    one = {kind: tree["body"] for kind, tree in one.items()}
+    three, single = (models.build({"name": "yolo_tiny"}).apply(v, x) for v, x in ((body, grey), (one, images[..., :1])))
+    np.testing.assert_allclose(three, single, atol=1e-4 * np.abs(three).max())
+
+
+def test_a_file_that_is_not_darknets_says_so(tmp_path):
+    write_darknet(tmp_path / "tiny.weights")
+    raw = (tmp_path / "tiny.weights").read_bytes()
+    (tmp_path / "short.weights").write_bytes(raw[:1000])
+    with pytest.raises(ValueError, match="short.weights: 1000 bytes are too few"):
+        yolo_tiny.read_weights(tmp_path / "short.weights")
+    (tmp_path / "other.weights").write_bytes(raw[:20] + np.full(len(raw) // 4, -1.0, "<f4").tobytes())
+    with pytest.raises(ValueError, match="variances of convolution 1"):
+        yolo_tiny.read_weights(tmp_path / "other.weights")
+
+
+def test_the_papers_network():
+    head = heads.build({"name": "yolo"}, size=(416, 416), classes=1, anchors=[[10.0, 10.0]] * 3)
+    network = models.Network(models.build({"name": "yolo_tiny"}), head.layer)
+    image = jnp.zeros((1, 416, 416, 3))
+    variables = jax.eval_shape(network.init, jax.random.key(0), image)
+    kernels = [x.shape for x in jax.tree.leaves(variables["params"]) if len(x.shape) > 1]
+    assert len(kernels) == 9
+    assert jax.eval_shape(network.apply, variables, image).shape == (1, 13, 13, 3, 6)
+    with pytest.raises(ValueError, match="multiples of 32"):
+        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 400, 416, 3)))

@@ -50,7 +50,9 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     if "own" in chosen:
         config.split.run = ()
     if "paper" in chosen:
-        {"centre": centre, "yolo": papers_yolo, "faster_rcnn": papers_faster_rcnn, "sp_cnn": papers_sp_cnn}[detector](config)
+        {"centre": centre, "yolo": papers_yolo, "faster_rcnn": papers_faster_rcnn, "sp_cnn": papers_sp_cnn}[detector](
+            config
+        )
     if "random" in chosen or "paper" in chosen:
         config.split.by, config.split.folds, config.split.run = "image", 10, (0,)
         config.augment.update(PAPERS)

@@ -11,7 +11,6 @@ import numpy as np
 
 from jaxmarks import steps
 from jaxmarks.data.samples import Samples
-from jaxmarks.heads import Detections
 from jaxmarks.ops import boxes as box_ops
 
 # What counts as found: overlap with the truth, or the distance of the centres in pixels of the photograph (spine paper).
@@ -32,6 +31,15 @@ class Objects(NamedTuple):
     classes: np.ndarray  # (N, L)
     true: np.ndarray  # (N, M, 4)
     labels: np.ndarray  # (N, M)
+
+
+class Found(NamedTuple):
+    """Detections in N photographs, in their pixels; a score of 0 is no object."""
+
+    name: np.ndarray  # (N,)
+    boxes: np.ndarray  # (N, L, 4)
+    scores: np.ndarray  # (N, L)
+    classes: np.ndarray  # (N, L)
 
 
 def predictor(task: steps.Task):
@@ -57,7 +65,7 @@ def predict(call, networks, samples: Samples, *, batch_size: int = 16, iou: floa
       limit: detections of a photograph at most; 0 for as many as a tile gives for each tile.
 
     Returns:
-      names (N,), boxes (N, L, 4) in source pixels, scores (N, L) and classes (N, L).
+      `Found`, in source pixels.
     """
     parts = []
     for rows in steps.batches(np.arange(len(samples)), batch_size):
@@ -73,11 +81,11 @@ def predict(call, networks, samples: Samples, *, batch_size: int = 16, iou: floa
     names = list(dict.fromkeys(samples.name.tolist()))
     tiles = [np.flatnonzero(samples.name == name) for name in names] if len(names) < len(samples) else None
     if tiles is None:
-        return np.array(names), source, scores, classes
+        return Found(np.array(names), source, scores, classes)
     joined = [merged(source[t], scores[t], classes[t], samples, t, iou, limit) for t in tiles]
     most = max(len(s) for _, s, _ in joined)
     pad = lambda array: np.pad(array, ((0, most - len(array)),) + ((0, 0),) * (array.ndim - 1))
-    return np.array(names), *(np.stack([pad(j[i]) for j in joined]) for i in range(3))
+    return Found(np.array(names), *(np.stack([pad(j[i]) for j in joined]) for i in range(3)))
 
 
 def merged(boxes, scores, classes, samples, tiles, iou, limit):
@@ -97,9 +105,9 @@ def _nms(boxes, scores, classes, valid, iou):
     return box_ops.nms(boxes, scores, limit=len(boxes), iou=iou, classes=classes, valid=valid)
 
 
-def beside(names, boxes, scores, classes, truth: Mapping, known: tuple[str, ...], fold: int) -> Objects:
+def beside(found: Found, truth: Mapping, known: tuple[str, ...], fold: int) -> Objects:
     """Detections with the annotations `truth` (by image name) of the classes `known`."""
-    mine = [truth[name] for name in names]
+    mine = [truth[name] for name in found.name]
     most = max((len(a.classes) for a in mine), default=0)
     true, labels = np.zeros((len(mine), most, 4)), np.full((len(mine), most), -1)
     for n, annotation in enumerate(mine):
@@ -107,7 +115,7 @@ def beside(names, boxes, scores, classes, truth: Mapping, known: tuple[str, ...]
         labels[n, : len(annotation.classes)] = [
             known.index(name) if name in known else -1 for name in annotation.classes
         ]
-    return Objects(names, np.full(len(names), fold), boxes, scores, classes, true, labels)
+    return Objects(found.name, np.full(len(mine), fold), *found[1:], true, labels)
 
 
 def join(parts: list[Objects]) -> Objects:
@@ -229,4 +237,4 @@ def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> 
 def choose_threshold(task: steps.Task, variables, samples: Samples, dataset) -> float:
     """The threshold of the best F1 on these samples (the validation images) of the dataset."""
     found = predict(predictor(task), [variables], samples)
-    return best_threshold(beside(*found, {a.image: a for a in dataset.objects}, dataset.classes, 0))
+    return best_threshold(beside(found, {a.image: a for a in dataset.objects}, dataset.classes, 0))

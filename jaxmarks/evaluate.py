@@ -258,11 +258,11 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
         started = time.perf_counter()
         found = detection.predict(call, [variables], mine, batch_size=1)
         spent += time.perf_counter() - started
-        parts["network"].append(detection.beside(*found, truth, dataset.classes, fold))
-        thresholds.append(np.full(len(found[0]), note["threshold"]))
+        parts["network"].append(detection.beside(found, truth, dataset.classes, fold))
+        thresholds.append(np.full(len(found.name), note["threshold"]))
         for name in settings.baselines:
             found = objects_baseline(name, dataset.samples.take(train_rows), mine)
-            parts[name].append(detection.beside(*found, truth, dataset.classes, fold))
+            parts[name].append(detection.beside(found, truth, dataset.classes, fold))
     joined = {name: detection.join(part) for name, part in parts.items()}
     network = joined.pop("network")
     return network, joined, np.concatenate(thresholds), 1000 * spent / len(network.name)
@@ -274,7 +274,7 @@ def objects_baseline(name: str, rest: Samples, tested: Samples):
         raise ValueError(f"--config.baselines: no {name} for objects; there is blobs")
     some = rest.take(np.random.default_rng(0).permutation(len(rest))[:300])
     spots = blobs.fit(some.images, some.boxes, some.labels)
-    return detection.predict(lambda spots, images: detection.Detections(*blobs.predict(spots, images)), spots, tested)
+    return detection.predict(blobs.predict, spots, tested)
 
 
 def of_objects(folder: Path, found: detection.Objects, threshold, classes, **about) -> dict:

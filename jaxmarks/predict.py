@@ -62,8 +62,9 @@ def finder(settings, facts: dict) -> Callable:
             framed = jnp.pad(geometry.resize(images, (rows, columns)), ((0, 0), (0, spare[0]), (0, spare[1]), (0, 0)))
             size, matrix = framed.shape[1:3], ((source[1] / columns, 0.0, 0.0), (0.0, source[0] / rows, 0.0))
         else:
-            framed, matrix = geometry.to_frame(images, size, fit=settings.data.fit), geometry.frame(
-                source, size, settings.data.fit
+            framed, matrix = (
+                geometry.to_frame(images, size, fit=settings.data.fit),
+                geometry.frame(source, size, settings.data.fit),
             )
         _, task = train.build(settings, facts, size=size)
         found = detection.predictor(task)(networks, framed)
@@ -147,10 +148,10 @@ def objects_on(task, networks, notes, dataset, out: Path) -> dict:
     detection.predict(call, networks, dataset.samples.take(np.arange(1)), batch_size=1)  # compiles
     started = time.perf_counter()
     found = detection.predict(call, networks, dataset.samples, batch_size=1)
-    spent = 1000 * (time.perf_counter() - started) / len(found[0])
-    result = detection.beside(*found, {a.image: a for a in dataset.objects}, names, -1)
+    spent = 1000 * (time.perf_counter() - started) / len(found.name)
+    result = detection.beside(found, {a.image: a for a in dataset.objects}, names, -1)
     return evaluate.of_objects(
-        out, result, np.full(len(found[0]), threshold), names, ms_per_image=spent, failures=dataset.problems
+        out, result, np.full(len(found.name), threshold), names, ms_per_image=spent, failures=dataset.problems
     )
 
 

@@ -109,7 +109,10 @@ def split_rows(settings, samples, fold, versions):
     alone = settings.split.by == "image"
     split = splits.by_group(
         np.array([images[name] for name in samples.name.tolist()]) if alone else samples.group,
-        folds=settings.split.folds, fold=fold, valid=settings.split.valid, seed=settings.split.seed,
+        folds=settings.split.folds,
+        fold=fold,
+        valid=settings.split.valid,
+        seed=settings.split.seed,
     )
     expand = lambda samples: (samples[:, None] * versions + np.arange(versions)).reshape(-1)
     if settings.split.by in ("group", "image"):

@@ -101,11 +101,12 @@ def test_objects_of_an_image_of_any_size_are_found_once(size):
     tiles = [(annotation, 0, *tile) for tile in objects.cut(image, (96, 96), fit="tile", overlap=24)]
     samples = objects.samples(tiles, (96, 96), ("s",))
     # The seer names four of a tile: enough for this grid.
-    names, found, scores, _ = detection.predict(seer((96, 96)), [], samples)
+    result = detection.predict(seer((96, 96)), [], samples)
+    names, found, scores, _ = result
     assert names.tolist() == ["a.png"]
     whole = found[0][scores[0] > 0]
     # Squares that a tile's border cuts are seen in part there and whole elsewhere.
-    result = detection.beside(names, found, scores, np.zeros(scores.shape, int), {"a.png": annotation}, ("s",), 0)
+    result = detection.beside(result, {"a.png": annotation}, ("s",), 0)
     assert len(whole) == len(boxes)
     assert detection.reach(result, np.array([0.0])).all()
 

@@ -16,7 +16,11 @@ def write_darknet(path, *, version=(0, 2), seed=0):
     into, known = 3, []
     for out in yolo_tiny.WIDTHS:
         kernel = rng.normal(0, (2 / (9 * into)) ** 0.5, (out, into, 3, 3)).astype(np.float32)
-        layer = (*rng.normal(0, 0.2, (3, out)).astype(np.float32), rng.uniform(0.5, 1.5, out).astype(np.float32), kernel)
+        layer = (
+            *rng.normal(0, 0.2, (3, out)).astype(np.float32),
+            rng.uniform(0.5, 1.5, out).astype(np.float32),
+            kernel,
+        )
         layer = (layer[0], 1 + layer[1], *layer[2:])
         chunks += [part.tobytes() for part in layer]
         known.append(layer)
@@ -54,7 +58,7 @@ def test_a_file_that_is_not_darknets_says_so(tmp_path):
     write_darknet(tmp_path / "tiny.weights")
     raw = (tmp_path / "tiny.weights").read_bytes()
     (tmp_path / "short.weights").write_bytes(raw[:1000])
-    with pytest.raises(ValueError, match="short.weights: 1000 bytes are too few"):
+    with pytest.raises(ValueError, match=r"short\.weights: 1000 bytes are too few"):
         yolo_tiny.read_weights(tmp_path / "short.weights")
     (tmp_path / "other.weights").write_bytes(raw[:20] + np.full(len(raw) // 4, -1.0, "<f4").tobytes())
     with pytest.raises(ValueError, match="variances of convolution 1"):

@@ -53,7 +53,9 @@ def build(
     if flip is not None and not all(k < len(flip) and flip[k] == i for i, k in enumerate(flip)):
         raise ValueError(f"flip={flip}: mirroring twice must bring every landmark back to its place")
     if size is not None and name != "modern":
-        raise ValueError(f"augment.name={name} keeps the frame's size: set --config.train.sizes='()' or augment.name=modern")
+        raise ValueError(
+            f"augment.name={name} keeps the frame's size: set --config.train.sizes='()' or augment.name=modern"
+        )
     versions, builder = known[name]
     allowed = [option for option in inspect.signature(builder).parameters if option not in ("channels", "flip", "size")]
     if unknown := [option for option in options if option not in allowed]:

@@ -51,7 +51,7 @@ def fit(images: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> tuple[Spot
 
 
 def predict(
-    parameters: tuple[Spots, ...], images: np.ndarray, *, limit: int = 100
+    parameters: tuple[Spots, ...], images: np.ndarray, *, limit: int = 300
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The spots of each image, the best first, faint ones too: those that score 0.5 are the fitted threshold's.
 
@@ -73,7 +73,8 @@ def predict(
         order = np.argsort(-scores, kind="stable")[:limit]
         each.append((boxes[order], scores[order], classes[order]))
     pad = lambda a: np.pad(a, ((0, limit - len(a)),) + ((0, 0),) * (a.ndim - 1))
-    return tuple(np.stack([pad(e[i]) for e in each]) for i in range(3))
+    boxes, scores, classes = (np.stack([pad(e[i]) for e in each]) for i in range(3))
+    return boxes, scores, classes
 
 
 def _grey(images):

@@ -113,22 +113,22 @@ def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tu
     )
 
 
-def batches(folder, *, size, fit, scale, overlap, batch_size=16, problems: list[dict]) -> Iterator[Samples]:
-    """Photographs without boxes, `batch_size` at a time, as the Samples of their tiles; unreadable ones are named."""
+def batches(folder, *, size, fit, scale, overlap, most=256, problems: list[dict]) -> Iterator[Samples]:
+    """Photographs without boxes, as the Samples of about `most` tiles at a time; unreadable ones are named."""
     folder = Path(folder)
     files = listing(folder) if folder.is_dir() else []
     if not files:
         raise FormatError(folder, "", "no photograph in this folder", "give one with --config.data.images")
-    none = np.zeros((0, 4))
-    for start in range(0, len(files), batch_size):
-        parts = []
-        for file in files[start : start + batch_size]:
-            name = file.relative_to(folder).as_posix()
-            try:
-                tiles_of_it = cut(decode(file), size, fit=fit, scale=scale, overlap=overlap)
-                parts += [(BoxAnnotation(name, none, ()), 0, *tile) for tile in tiles_of_it]
-            except OSError as error:
-                what = f"cannot be read ({error}): left out"
-                problems.append({"image": name, "what": what, "where": str(file)})
-        if parts:
+    none, parts = np.zeros((0, 4)), []
+    for file in files:
+        name = file.relative_to(folder).as_posix()
+        try:
+            mine = cut(decode(file), size, fit=fit, scale=scale, overlap=overlap)
+            parts += [(BoxAnnotation(name, none, ()), 0, *tile) for tile in mine]
+        except OSError as error:
+            problems.append({"image": name, "what": f"cannot be read ({error}): left out", "where": str(file)})
+        if len(parts) >= most:
             yield samples(parts, size, ())
+            parts = []
+    if parts:
+        yield samples(parts, size, ())

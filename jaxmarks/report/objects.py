@@ -25,7 +25,7 @@ def read(path: Path) -> Boxes:
     """The rows of `predictions.csv` or `objects.csv`, whose boxes are true and have no score."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    column = lambda key, other: np.array([float(row.get(key, other)) for row in rows])
+    column = lambda key, other: np.array([float(row.get(key) or other) for row in rows])
     corners = np.stack([column(key, 0) for key in ("x0", "y0", "x1", "y1")], axis=-1).reshape(-1, 4)
     hit = column("hit", 0) > 0
     return Boxes(

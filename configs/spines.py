@@ -70,17 +70,17 @@ def centre(config):
 
 
 def yolo(config):
-    """YOLOv2-tiny with half the channels, on tiles enlarged twice, at five sizes."""
+    """YOLOv2-tiny with half the channels, on tiles enlarged twice, at three sizes."""
     config.data.update({"size": (320, 320), "scale": 2.0, "overlap": 64})
     config.model = ml_collections.ConfigDict({"name": "yolo_tiny", "width": 8, "norm": "batch"})
     config.head = ml_collections.ConfigDict({"name": "yolo", "anchor_count": 3})
     config.optimizer.update({"learning_rate": 1e-3, "weight_decay": 5e-4})
-    config.train.steps, config.train.sizes = 4000, (256, 288, 320, 352, 384)
+    config.train.steps, config.train.sizes = 4000, (288, 320, 352)
 
 
 def faster_rcnn(config):
     """Both stages on a small U-Net's features at stride 4."""
-    config.model = ml_collections.ConfigDict({"name": "unet", "width": 16, "depth": 3, "stride": 4, "norm": "batch"})
+    config.model = ml_collections.ConfigDict({"name": "unet", "width": 32, "depth": 3, "stride": 4, "norm": "batch"})
     config.head = ml_collections.ConfigDict({"name": "faster_rcnn", "phase": "joint"})
     config.optimizer.learning_rate = 1e-3
     config.train.steps = 2000
@@ -89,7 +89,9 @@ def faster_rcnn(config):
 def sp_cnn(config):
     """Six convolutions to a map of centres, rewarded where the edges look like a spine."""
     config.model = ml_collections.ConfigDict({"name": "sp_cnn", "width": 32, "stride": 2, "norm": "batch"})
-    config.head = ml_collections.ConfigDict({"name": "shape_prior"})
+    config.head = ml_collections.ConfigDict(
+        {"name": "shape_prior", "form": "bounded", "weight": 0.1, "shapes": "rings"}
+    )
     config.optimizer.learning_rate = 1e-3
     config.train.steps = 500
 

@@ -176,7 +176,7 @@ def base() -> ml_collections.ConfigDict:
         "steps": 1000,  # used where
         "epochs": 0,  # is 0
         "patience": 0,  # epochs without a lower validation loss until training stops; 0: never
-        "sizes": (),  # heights at which the frame is shown, another one each epoch; empty: its own alone
+        "sizes": (),  # heights at which training shows the frame, one drawn for each batch; empty: its own alone
         "devices": 0,  # 0: all
         "checkpoint_seconds": 60,
         "tensorboard": False,

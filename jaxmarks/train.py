@@ -229,7 +229,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         began = time.perf_counter()
         draw = np.random.default_rng((settings.seed, fold, epoch))
         rows = steps.batches(draw.permutation(train_rows), batch)
-        state, train_loss = runs[draw.integers(len(runs))].epoch(state, data, rows, jax.random.fold_in(key, epoch))
+        state, train_loss = one_epoch(runs, draw, state, data, rows, jax.random.fold_in(key, epoch))
         trained = time.perf_counter()
         if not np.isfinite(train_loss):
             raise FloatingPointError(
@@ -279,6 +279,20 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     checkpoint.save(folder / "best", best, about)
     checkpoint.save(folder / "last", last, about)
     checkpoint.remove(folder / "resume")
+
+
+def one_epoch(runs, draw, state, data, rows, key):
+    """An epoch of the only runner, or each batch by the runner of a size that is drawn: -> state, mean loss.
+
+    A size for each batch, not for each epoch, for the running statistics of batches must be those of all sizes.
+    """
+    if len(runs) == 1:
+        return runs[0].epoch(state, data, rows, key)
+    each = []
+    for i, chosen in enumerate(draw.integers(len(runs), size=len(rows))):
+        state, loss = runs[chosen].epoch(state, data, rows[i : i + 1], jax.random.fold_in(key, i))
+        each.append(loss)
+    return state, float(np.mean(each))
 
 
 def draw_batch(path: Path, task, data, rows, key) -> None:

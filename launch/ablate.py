@@ -340,20 +340,27 @@ def number(x: float, metric: str) -> str:
 
 def higher_is_better(metric: str) -> bool:
     """Whether the best of a column is the greatest."""
-    return metric.split(".")[0] in ("r2", "explained_variance", "pearson", "success_rates", "hit_rates")
+    return metric.split(".")[0] in (
+        "r2", "explained_variance", "pearson", "success_rates", "hit_rates",
+        "f1", "f1_golden", "map50", "precision", "recall",
+    )  # fmt: skip
+
+
+def over_folds(metric: str) -> str:
+    """The key of a summary that holds the metric's deviation over folds, where it has one."""
+    return "std_over_folds_px" if metric == "mean_distance_px" else f"std_over_folds_{metric}"
 
 
 def statistics(summaries: list[dict], metric: str) -> tuple[float, float]:
     """Mean and deviation of a cell: over its seeds where there are several, else over the folds of its one run.
 
     Deviations are those of the population, `np.std`. NaN where there is none: no run, one run of one fold, or one run
-    and a metric other than the mean distance, which is the only one that a summary has for each fold.
+    and a metric that a summary does not have for each fold.
     """
     values = [value(summary, metric) for summary in summaries]
     if len(values) > 1:
         return float(np.mean(values)), float(np.std(values))
-    over_folds = [value(s, "std_over_folds_px") for s in summaries if metric == "mean_distance_px"]
-    return (*values, math.nan)[0], (*over_folds, math.nan)[0]
+    return (*values, math.nan)[0], (*(value(s, over_folds(metric)) for s in summaries), math.nan)[0]
 
 
 def with_deviation(mean: float, deviation: float, metric: str) -> str:
@@ -407,11 +414,11 @@ def caption(runs: list[Run], results: dict, metric: str) -> str:
     """What a table shows, and over what its deviations are."""
     seeds = len({run.seed for run in runs})
     done = [r for r in results.values() if isinstance(r, dict)]
-    folds = sorted({len(r.get("folds", [])) for r in done if r.get("std_over_folds_px") is not None})
+    folds = sorted({len(r.get("folds", [])) for r in done if r.get(over_folds(metric)) is not None})
     if seeds > 1:
         spread = f" ± the standard deviation over {seeds} seeds"
-        spread += "; of a baseline, over its folds" if folds and metric == "mean_distance_px" else ""
-    elif folds and metric == "mean_distance_px":
+        spread += "; of a baseline, over its folds" if folds else ""
+    elif folds:
         spread = f" ± the standard deviation over {' or '.join(map(str, folds))} folds (one seed)"
     else:
         spread = " (one seed)"
@@ -427,7 +434,8 @@ def data(runs: list[Run], results: dict) -> str:
         summary = results.get(run.folder)
         if isinstance(summary, dict):
             where = f" of {run.config.data.images}" if run.config.get("data", {}).get("images") else ""
-            text = f"{summary['images']} held-out images{where}, {summary['landmarks']} landmarks each"
+            what = f"{summary['objects']} objects" if "objects" in summary else f"{summary['landmarks']} landmarks each"
+            text = f"{summary['images']} held-out images{where}, {what}"
             found.setdefault(text, {})[run.column] = None
     if len(found) < 2:
         return "".join(found)

@@ -104,15 +104,12 @@ def sizes(settings) -> list[tuple[int, int]]:
 
 def split_rows(settings, samples, fold, versions):
     """The rows (sample x versions + version) of training and validation, and the samples of the test."""
-    # The tiles of a photograph have its name, and stay together.
-    images = {name: n for n, name in enumerate(dict.fromkeys(samples.name.tolist()))}
-    alone = settings.split.by == "image"
+    group = samples.group
+    if settings.split.by == "image":  # the tiles of a photograph have its name, and stay together
+        number = {name: n for n, name in enumerate(dict.fromkeys(samples.name.tolist()))}
+        group = np.array([number[name] for name in samples.name.tolist()])
     split = splits.by_group(
-        np.array([images[name] for name in samples.name.tolist()]) if alone else samples.group,
-        folds=settings.split.folds,
-        fold=fold,
-        valid=settings.split.valid,
-        seed=settings.split.seed,
+        group, folds=settings.split.folds, fold=fold, valid=settings.split.valid, seed=settings.split.seed
     )
     expand = lambda samples: (samples[:, None] * versions + np.arange(versions)).reshape(-1)
     if settings.split.by in ("group", "image"):

@@ -454,3 +454,25 @@ def test_real_wings_keep_their_landmarks_on_the_same_tissue(real_data):
     np.testing.assert_allclose(
         values(found["images"], found["points"]), values(batch["images"], batch["points"]) / 255, atol=0.06
     )
+
+
+def test_a_frame_shown_at_another_size():
+    """Pixels, points and boxes of a frame shown twice as large: a smooth image's values are those of its places."""
+    y, x = np.mgrid[:24, :32] + 0.5
+    smooth = np.repeat(np.uint8(4 * x + 3 * y)[None, ..., None], 3, axis=-1)
+    spec = {"name": "modern"} | dict.fromkeys(
+        ("rotation", "scale", "aspect", "shear", "translation", "mirror", "brightness", "contrast", "gamma", "channel", "noise"), 0.0
+    )  # fmt: skip
+    batch = {
+        "images": jnp.asarray(smooth), "points": jnp.float32([[[10, 5], [31, 23]]]), "visible": jnp.ones((1, 2), bool),
+        "boxes": jnp.float32([[[4, 6, 12, 10]]]), "labels": jnp.zeros((1, 1), jnp.int32),
+    }  # fmt: skip
+    found = augment.build(spec, channels=1, size=(48, 96)).apply(keys_of(1), batch)
+    assert found["images"].shape == (1, 48, 96, 1)
+    np.testing.assert_allclose(found["points"], [[[30, 10], [93, 46]]], rtol=1e-6)
+    np.testing.assert_allclose(found["boxes"], [[[12, 12, 36, 20]]], rtol=1e-6)
+    rows, columns = np.mgrid[4:44, 6:90] + 0.5
+    expected = (4 * (columns / 3) + 3 * (rows / 2)) / 255
+    np.testing.assert_allclose(found["images"][0, 4:44, 6:90, 0], expected, atol=1.0 / 255)
+    with pytest.raises(ValueError, match="train.sizes"):
+        augment.build({"name": "none"}, channels=1, size=(48, 96))

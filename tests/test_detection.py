@@ -390,6 +390,19 @@ def test_three_classes_of_mixed_sizes(three_classes, detector, changes, tmp_path
         np.testing.assert_allclose(np.median(sizes[name], axis=0), extent, rtol=0.2)
 
 
+def test_the_papers_split_divides_groups_but_no_photograph(data):
+    config = get_config("random")
+    config.update_from_flattened_dict(
+        {"data.images": str(data), "data.boxes": str(data / "boxes.csv"), "data.size": (64, 64), "split.folds": 5}
+    )
+    samples = loading.load(config.data).samples
+    assert len(samples) > 14  # tiles
+    parts = [samples.take(rows) for rows in train.split_rows(config, samples, 0, 1)]
+    assert [len(np.unique(part.name)) for part in parts] == [10, 1, 3]
+    assert not set(parts[0].name) & set(parts[2].name)
+    assert set(parts[0].group) & set(parts[2].group)  # the other frame of a group has been seen
+
+
 def test_the_facts_of_drawn_dendrites():
     config = get_config("")
     config.data.update({"count": 5, "classes": 3, "size": (96, 96)})

@@ -1,0 +1,208 @@
+"""Faster R-CNN: its loss against loops in NumPy, what each phase trains, proposals, and decoding."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarks import heads, models, train
+from jaxmarks.heads import faster_rcnn
+from jaxmarks.ops import boxes as box_ops
+
+SIZE, SIDE, STRIDE = (32, 40), 10.0, 8
+QUICK = {"xla_backend_optimization_level": 1}
+
+
+def build(**options):
+    spec = {"name": "faster_rcnn", "scales": (1.0, 2.0), "proposals": 6, "hidden": 8, "pool": 3, **options}
+    return heads.build(spec, classes=2, sizes=(SIDE, SIDE), size=SIZE)
+
+
+def made_up(seed=0, class_agnostic=True):
+    """Random outputs of two images and targets: two objects in the first, one beyond the border; none in the second."""
+    rng = np.random.default_rng(seed)
+    grid = SIZE[0] // STRIDE, SIZE[1] // STRIDE
+    proposals = np.zeros((2, 6, 4), np.float32)
+    proposals[:, :5, :2] = rng.uniform(0, 25, (2, 5, 2))
+    proposals[:, :5, 2:] = proposals[:, :5, :2] + rng.uniform(4, 14, (2, 5, 2))
+    boxes = np.float32([[[3, 4, 13, 14], [28, 20, 44, 36], [0, 0, 0, 0]]] * 2)
+    proposals[0, 0] = boxes[0, 0] + 1
+    labels = np.array([[1, 0, -1], [-1, -1, -1]], np.int32)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    outputs = faster_rcnn.Outputs(
+        normal(2, *grid, 2), normal(2, *grid, 2, 4), proposals, normal(2, 6, 3), normal(2, 6, 1 if class_agnostic else 2, 4)
+    )  # fmt: skip
+    return outputs, (boxes, labels, np.array([True, True]))
+
+
+def overlap(a, b):
+    shared = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    area = lambda box: (box[2] - box[0]) * (box[3] - box[1])
+    return shared / (area(a) + area(b) - shared)
+
+
+def offsets(box, anchor):
+    """Ren et al., equation 2, times (10, 10, 5, 5)."""
+    size = lambda b: np.array([b[2] - b[0], b[3] - b[1]])
+    centre = lambda b: np.array([b[0] + b[2], b[1] + b[3]]) / 2
+    return np.concatenate([10 * (centre(box) - centre(anchor)) / size(anchor), 5 * np.log(size(box) / size(anchor))])
+
+
+def smooth_l1(x):
+    return sum(0.5 * v * v if abs(v) < 1 else abs(v) - 0.5 for v in x)
+
+
+def mean_of_draws(labels, values, count, share):
+    """The mean over the expected draw: at most count * share positives, negatives for the rest."""
+    positive, negative = ([v for v, label in zip(values, labels, strict=True) if label == kind] for kind in (1, 0))
+    p = min(len(positive), int(count * share))
+    n = min(len(negative), count - p)
+    return ((p * np.mean(positive) if p else 0) + (n * np.mean(negative) if n else 0)) / max(p + n, 1)
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_the_loss_against_loops(class_agnostic):
+    options = {"anchor_samples": 12, "proposal_samples": 4, "alpha": 2.0, "class_agnostic": class_agnostic}
+    outputs, (boxes, labels, real) = made_up(class_agnostic=class_agnostic)
+    expected = {"rpn": 0.0, "detector": 0.0}
+    for n in range(2):
+        truth = [(box, label) for box, label in zip(boxes[n], labels[n], strict=True) if label >= 0]
+        anchors, logits, deltas = [], [], []
+        for row in range(4):
+            for column in range(5):
+                for a, side in enumerate((SIDE, 2 * SIDE)):
+                    x, y = (column + 0.5) * STRIDE, (row + 0.5) * STRIDE
+                    anchors.append(np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2]))
+                    logits.append(outputs.logits[n, row, column, a])
+                    deltas.append(outputs.offsets[n, row, column, a])
+        table = np.array([[overlap(anchor, box) for box, _ in truth] for anchor in anchors]).reshape(len(anchors), -1)
+        best = {int(table[:, m].argmax()): m for m in range(len(truth))}
+        kinds, values = [], []
+        for i in range(len(anchors)):
+            top = table[i].max() if truth else 0
+            kind = 1 if top >= 0.7 or i in best else 0 if top < 0.3 else -1
+            value = np.log1p(np.exp(logits[i])) - (logits[i] if kind == 1 else 0)
+            if kind == 1:
+                box, _ = truth[best.get(i, int(table[i].argmax()) if truth else 0)]
+                value += 2 * smooth_l1(deltas[i] - offsets(box, anchors[i]))
+            kinds.append(kind)
+            values.append(value)
+        assert 1 in kinds or not truth
+        expected["rpn"] += mean_of_draws(kinds, values, 12, 0.5)
+        kinds, values = [], []
+        for k, proposal in enumerate(outputs.proposals[n][:5]):  # the sixth is none
+            tops = [overlap(proposal, box) for box, _ in truth]
+            kind = int(bool(truth) and max(tops) >= 0.5)
+            box, label = truth[int(np.argmax(tops))] if kind else (None, -1)
+            scores = outputs.classes[n, k]
+            value = np.log(np.exp(scores).sum()) - scores[label + 1]
+            if kind:
+                mine = outputs.boxes[n, k, 0 if class_agnostic else label]
+                value += 2 * smooth_l1(mine - offsets(box, proposal))
+            kinds.append(kind)
+            values.append(value)
+        assert 1 in kinds or not truth
+        expected["detector"] += mean_of_draws(kinds, values, 4, 0.25)
+    expected["joint"] = expected["rpn"] + expected["detector"]
+    for phase, value in expected.items():
+        total, count = build(**options, phase=phase).loss(outputs, (boxes, labels, real))
+        np.testing.assert_allclose([total, count], [value, 2], rtol=1e-4)
+    half, count = build(**options).loss(outputs, (boxes, labels, np.array([True, False])))
+    assert count == 1
+    assert half < expected["joint"]
+
+
+def test_weights_are_the_mean_of_random_draws():
+    labels = jnp.array([1, 1, 1, 0, 0, 0, 0, -1, 0])
+    keys = jax.random.split(jax.random.key(0), 1000)
+    indices, drawn = jax.vmap(lambda key: box_ops.sample_matches(labels, key, count=5, share=0.4))(keys)
+    often = np.bincount(np.asarray(indices).ravel(), np.asarray(drawn).ravel(), minlength=9) / len(keys)
+    weights = faster_rcnn.sampling_weights(labels, count=5, share=0.4)
+    np.testing.assert_allclose(weights, often, atol=0.06)  # four standard deviations
+    assert weights.sum() == 5
+
+
+def network_and_grads(phase):
+    head = build(phase=phase)
+    network = models.Network(
+        models.build({"name": "unet", "width": 4, "depth": 1, "stride": 4, "norm": "group"}), head.layer
+    )
+    images = jnp.asarray(np.random.default_rng(0).random((2, *SIZE, 1)), jnp.float32)
+    variables = jax.jit(network.init, compiler_options=QUICK)(jax.random.key(0), images)
+    _, targets = made_up()
+    loss = lambda params: head.loss(network.apply({"params": params}, images), targets)[0]
+    return variables["params"], jax.jit(jax.grad(loss), compiler_options=QUICK)(variables["params"])
+
+
+def test_each_phase_trains_its_part():
+    moved = {}
+    for phase in faster_rcnn.PHASES:
+        _, grads = network_and_grads(phase)
+        moved[phase] = {
+            name: any(np.abs(g).max() > 0 for g in jax.tree.leaves(tree))
+            for name, tree in {"body": grads["body"], **grads["head"]}.items()
+        }
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    assert moved["joint"] == {"body": True, "rpn": True, "roi": True}
+    assert moved["rpn"] == {"body": True, "rpn": True, "roi": False}
+    # The proposals are constants: the second stage does not reach the first through their corners.
+    assert moved["detector"] == {"body": True, "rpn": False, "roi": True}
+
+
+def test_the_papers_phases_freeze_what_they_say():
+    path = Path(__file__).parent.parent / "configs" / "spines.py"
+    spec = importlib.util.spec_from_file_location("spines", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("faster_rcnn,paper")
+    assert train.stages(config) == ["rpn", "detector", "rpn_again", "detector_again"]
+    params, _ = network_and_grads("rpn")
+    names = [
+        jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    frozen = {}
+    for stage in train.stages(config):
+        pattern = module.configs.stage(config, stage).freeze
+        hit = {name for name in names if pattern and re.match(pattern, name)}
+        frozen[stage] = {
+            part for part in ("body", "head/rpn", "head/roi") if all(n in hit for n in names if n.startswith(part))
+        }
+        assert hit == {n for n in names for part in frozen[stage] if n.startswith(part)}
+    assert list(frozen.values()) == [set(), {"head/rpn"}, {"body", "head/roi"}, {"body", "head/rpn"}]
+
+
+def test_proposals_are_the_best_without_their_doubles():
+    boxes = jnp.float32([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [5, 5, 5, 9], [0, 20, 10, 30]])
+    scores = jnp.float32([0.5, 0.9, -1.0, 3.0, 0.1])
+    found = faster_rcnn.propose(scores, boxes, count=4, candidates=5, overlap=0.7)
+    np.testing.assert_array_equal(found, [[1, 0, 11, 10], [0, 20, 10, 30], [20, 0, 30, 10], [0, 0, 0, 0]])
+    two = faster_rcnn.propose(scores, boxes, count=4, candidates=2, overlap=0.7)
+    np.testing.assert_array_equal(two[1:], np.zeros((3, 4)))  # its double is the other candidate
+
+
+def test_what_the_second_stage_says_is_decoded():
+    outputs, _ = made_up()
+    proposals = np.zeros_like(outputs.proposals)
+    proposals[:, 0] = [4, 4, 14, 14]
+    proposals[:, 1] = [4.5, 4, 14.5, 14]
+    proposals[:, 2] = [22, 10, 38, 30]
+    box = np.array([6.0, 5, 16, 17])
+    logits = np.full((2, 6, 3), -9.0, np.float32)
+    logits[:, 0, 2], logits[:, 1, 2], logits[:, 2, 1], logits[:, 3:, 1] = 9, 8, 7, 20  # of the last three none is a box
+    deltas = np.zeros((2, 6, 1, 4), np.float32)
+    deltas[:, 0, 0] = offsets(box, proposals[0, 0])
+    deltas[:, 1, 0] = offsets(box, proposals[0, 1])
+    found = build().decode(outputs._replace(proposals=proposals, classes=logits, boxes=deltas))
+    np.testing.assert_allclose(found.boxes[0, :2], [box, [22, 10, 38, 30]], atol=1e-4)
+    assert found.classes[0, :2].tolist() == [1, 0]
+    assert (np.asarray(found.scores[0, :2]) > 0.99).all()
+    assert (np.asarray(found.scores[0, 2:]) < 1e-3).all()
+
+
+def test_an_unknown_phase_lists_those_there_are():
+    with pytest.raises(ValueError, match="joint, rpn, detector"):
+        build(phase="third")

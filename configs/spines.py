@@ -75,7 +75,7 @@ def yolo(config):
     config.model = ml_collections.ConfigDict({"name": "yolo_tiny", "width": 8, "norm": "batch"})
     config.head = ml_collections.ConfigDict({"name": "yolo", "anchor_count": 3})
     config.optimizer.update({"learning_rate": 1e-3, "weight_decay": 5e-4})
-    config.train.steps, config.train.sizes = 4000, (288, 320, 352)
+    config.train.steps, config.train.sizes = 2500, (288, 320, 352)
 
 
 def faster_rcnn(config):
@@ -83,7 +83,7 @@ def faster_rcnn(config):
     config.model = ml_collections.ConfigDict({"name": "unet", "width": 32, "depth": 3, "stride": 4, "norm": "batch"})
     config.head = ml_collections.ConfigDict({"name": "faster_rcnn", "phase": "joint"})
     config.optimizer.learning_rate = 1e-3
-    config.train.steps = 2000
+    config.train.steps = 1500
 
 
 def sp_cnn(config):

@@ -1,4 +1,4 @@
-"""jaxmarks: anatomical landmarks in biological and medical images, on JAX.
+"""jaxmarks: anatomical landmarks and small objects in biological and medical images, on JAX.
 
 The public modules, each imported when it is first used:
 
@@ -7,6 +7,8 @@ The public modules, each imported when it is first used:
   heatmaps  targets of heatmap regression (pure functions)
   decode    heatmaps to points (pure functions)
   losses    of coordinates and of heatmaps (pure functions)
+  boxes     overlap, suppression, encodings, RoIAlign, average precision (pure functions)
+  edges     the bilateral filter and Canny's detector (pure functions)
   augment   augmentation on the device
   formats   read and write landmark files: TPS, CSV, COCO, LabelMe
   tps       the TPS format by itself
@@ -25,6 +27,8 @@ _MODULES = {
     "heatmaps": "jaxmarks.ops.heatmaps",
     "decode": "jaxmarks.ops.decode",
     "losses": "jaxmarks.ops.losses",
+    "boxes": "jaxmarks.ops.boxes",
+    "edges": "jaxmarks.ops.edges",
     "augment": "jaxmarks.augment",
     "formats": "jaxmarks.data.formats",
     "tps": "jaxmarks.data.formats.tps",

@@ -17,7 +17,7 @@ import optax
 from flax import jax_utils
 from jax import lax
 
-from jaxmarks.models.layers import DEVICES
+from jaxmarks.models.layers import DEVICES, MOMENTUM
 
 
 @flax.struct.dataclass
@@ -99,6 +99,15 @@ def loss_step(variables, data, rows, *, task, prepare):
     batch = prepare(gather(data, rows, task.versions))
     outputs = task.apply(variables, batch["images"], train=False)
     return task.loss(outputs, task.targets(batch))
+
+
+def statistics_step(variables, data, rows, *, task, prepare):
+    """The statistics ("batch_stats") of the batch of `rows` alone under these parameters; `prepare` as in `loss_step`."""
+    images = prepare(gather(data, rows, task.versions))["images"]
+    none = variables | {"batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
+    dropout = {"dropout": jax.random.key(0)}
+    _, changed = task.apply(none, images, train=True, rngs=dropout, mutable=["batch_stats"])
+    return jax.tree.map(lambda value: value / (1 - MOMENTUM), changed["batch_stats"])
 
 
 def predict_step(variables, images, *, task):

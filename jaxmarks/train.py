@@ -5,6 +5,7 @@ a fold starts from the same fold of the stage before. Everything that is random 
 number of stage, fold and epoch, so that a run which was killed ends as one that was left alone.
 """
 
+import functools
 import re
 import time
 from pathlib import Path
@@ -20,6 +21,9 @@ from jaxmarks.data import splits
 from jaxmarks.data.loading import Dataset, facts, known_facts, load
 from jaxmarks.metrics_log import MetricsLog
 from jaxmarks.ops import boxes as box_ops
+
+# From so many training images the statistics of batches are taken that a network is judged and saved with.
+SETTLING = 256
 
 
 def train(config, workdir: Path) -> dict[str, Dataset]:
@@ -213,11 +217,18 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
 
     host = {name: jnp.asarray(getattr(samples, name)) for name in ("images", "points", "visible", "boxes", "labels")}
     data = run.put(host)
-    validate = jax.jit(
-        lambda variables, data, rows: steps.loss_step(
-            variables, data, rows, task=task, prepare=validation_input(settings, task)
-        )
-    )
+    prepare = validation_input(settings, task)
+    validate = jax.jit(functools.partial(steps.loss_step, task=task, prepare=prepare))
+    measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=prepare))
+    chosen = np.random.default_rng((settings.seed, fold)).permutation(train_rows)[:SETTLING]
+
+    def settled(variables):
+        """With the statistics of many batches in place of the running ones, which hold the last few batches' alone."""
+        if "batch_stats" not in variables:
+            return variables
+        each = [measure(variables, host, jnp.asarray(r)) for r in steps.batches(chosen, batch)]
+        return variables | {"batch_stats": jax.tree.map(lambda *values: sum(values) / len(values), *each)}
+
     if not resumed and fold == folds(settings)[0]:
         draw_batch(workdir / "figures" / f"batch_{stage}.png", task, host, train_rows[:16], key)
     started = saved_at = said_at = time.perf_counter()
@@ -236,12 +247,13 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         here = run.get(state)
         valid_loss = None
         if len(valid_rows):
-            parts = [validate(here.variables, host, jnp.asarray(r)) for r in steps.batches(valid_rows, batch)]
+            calm = settled(here.variables)
+            parts = [validate(calm, host, jnp.asarray(r)) for r in steps.batches(valid_rows, batch)]
             total, count = np.sum(np.asarray(parts), axis=0)
             valid_loss = float(total / count) if count else None
         if valid_loss is not None and (progress["best_valid"] is None or valid_loss < progress["best_valid"]):
             progress |= {"best_valid": valid_loss, "best_epoch": epoch}
-            best = jax.tree.map(jnp.copy, here.variables)
+            best = jax.tree.map(jnp.copy, calm)
         if valid_loss is not None:
             state = state.replace(opt_state=optim.observe(state.opt_state, valid_loss))
             here = run.get(state)
@@ -266,7 +278,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             saved_at = time.perf_counter()
 
     log.close()
-    last = run.get(state).variables
+    last = settled(run.get(state).variables)
     if progress["best_valid"] is None:
         best, progress["best_epoch"] = last, progress["epoch"]
     about = progress | {"facts": known, "images": len(np.unique(train_rows // task.versions))}

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -401,6 +402,15 @@ def test_the_papers_split_divides_groups_but_no_photograph(data):
     assert [len(np.unique(part.name)) for part in parts] == [10, 1, 3]
     assert not set(parts[0].name) & set(parts[2].name)
     assert set(parts[0].group) & set(parts[2].group)  # the other frame of a group has been seen
+
+
+def test_photographs_without_an_entry_are_counted(data, tmp_path):
+    shutil.copytree(data, tmp_path / "more")
+    for name in ("x.png", "y.png"):
+        shutil.copy(data / "3.png", tmp_path / "more" / name)
+    *_, problems = objects.load(tmp_path / "more", data / "boxes.csv", size=(64, 64))
+    assert [p["image"] for p in problems] == ["x.png"]
+    assert problems[0]["what"].startswith("2 photographs")
 
 
 def test_the_facts_of_drawn_dendrites():

@@ -118,3 +118,21 @@ def test_a_batch_without_landmarks_changes_nothing():
     assert (float(total), float(count)) == (0, 0)
     for mine, theirs in zip(jax.tree.leaves(state.variables), jax.tree.leaves(variables), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_the_statistics_of_a_batch_alone():
+    """What a batch's own statistics give in evaluation is what it gives in training, whatever the running ones were."""
+    task, data, variables = setup("batch statistics")
+    variables |= {"batch_stats": jax.tree.map(lambda x: x + 7.0, variables["batch_stats"])}
+    rows = jnp.array([3, 0, 5])
+    found = steps.statistics_step(variables, data, rows, task=task, prepare=task.plain)
+    images = task.plain({"images": data["images"][rows]})["images"]
+    trained, _ = task.apply(variables, images, train=True, mutable=["batch_stats"])
+    # A batch's variance is a difference of large sums in float32.
+    np.testing.assert_allclose(
+        task.apply(variables | {"batch_stats": found}, images, train=False), trained, atol=2e-3 * np.abs(trained).max()
+    )
+    first = variables["params"]["body"]["down0"]["conv1"]["conv"]["kernel"]
+    convolved = jax.lax.conv_general_dilated(images, first, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    mean = found["body"]["down0"]["conv1"]["norm"]["batch"]["mean"]
+    np.testing.assert_allclose(mean, np.asarray(convolved).mean((0, 1, 2)), rtol=1e-4, atol=1e-6)

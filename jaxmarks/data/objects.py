@@ -39,12 +39,14 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
         raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
     found = read_boxes(boxes, problems)
     classes = tuple(sorted({name for a in found for name in a.classes}))
+    unused = set(listing(images))
 
     def one(annotation):
         file = find(images, annotation.image)
         try:
             if file is None:
                 raise OSError(f"no such image in {images}")
+            unused.discard(file)
             return list(cut(decode(file), size, fit=fit, scale=scale, overlap=overlap))
         except OSError as error:
             return str(error)
@@ -60,6 +62,10 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
         kept.append(annotation)
         group = groups.setdefault(annotation.group or annotation.image, len(groups))
         parts += [(annotation, group, *tile) for tile in result]
+    if unused:
+        first = min(unused).relative_to(images).as_posix()
+        what = f"{len(unused)} photographs of the folder are not in the file of boxes, this the first: not used"
+        problems.append({"image": first, "what": what, "where": str(boxes)})
     if not kept:
         raise FormatError(boxes, "", f"not one usable photograph in {images}", "check both paths")
     return samples(parts, size, classes), kept, classes, problems

@@ -15,6 +15,8 @@ from jax import lax
 
 # The name that the steps give to the axis of devices under pmap.
 DEVICES = "devices"
+# What a step keeps of the running statistics of batches.
+MOMENTUM = 0.9
 
 
 def conv(x, kernel, *, strides=(1, 1), padding="SAME", dilation=1):
@@ -101,14 +103,13 @@ class Norm(nn.Module):
     """
 
     kind: str = "batch"
-    momentum: float = 0.9
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x, *, train):
         if self.kind == "batch":
             return nn.BatchNorm(
-                use_running_average=not train, momentum=self.momentum, epsilon=self.epsilon, name="batch",
+                use_running_average=not train, momentum=MOMENTUM, epsilon=self.epsilon, name="batch",
                 axis_name=DEVICES if _on_several_devices() else None,
             )(x)  # fmt: skip
         if self.kind == "group":

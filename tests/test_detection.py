@@ -334,7 +334,7 @@ def test_a_detector_from_files_to_report_and_back(data, tmp_path):
     assert again["f1"] > 0.8
 
 
-CLASSES = {"bar": (10, 24), "box": (18, 16), "dot": (8, 8)}  # (w, h)
+CLASSES = {"bar": (10, 24), "box": (18, 16), "dot": (12, 12)}  # (w, h)
 
 
 @pytest.fixture(scope="module")
@@ -365,8 +365,11 @@ def three_classes(tmp_path_factory):
 @pytest.mark.parametrize(
     ("detector", "changes"),
     [
-        ("centre", {"data.size": (64, 64), "model.width": 8, "model.depth": 2, "train.steps": 250}),
-        ("yolo", {"data.size": (128, 128), "train.sizes": (), "model.width": 8, "train.steps": 400}),
+        ("centre", {"data.size": (64, 64), "model.width": 8, "train.steps": 600}),
+        pytest.param(
+            "yolo", {"data.size": (128, 128), "train.sizes": (), "model.width": 4, "train.steps": 1000},
+            marks=pytest.mark.slow,
+        ),
         ("faster_rcnn", {"data.size": (64, 64), "model.width": 8, "model.depth": 2, "train.steps": 250, "head.proposals": 60}),
     ],
 )  # fmt: skip
@@ -374,12 +377,11 @@ def test_three_classes_of_mixed_sizes(three_classes, detector, changes, tmp_path
     config = get_config(f"own,{detector}")
     config.augment.update({"scale": 0.0, "aspect": 0.0, "quarter_turns": False})
     data = {"data.images": str(three_classes), "data.boxes": str(three_classes / "boxes.json")}
-    more = {"split.run": (0,), "train.batch_size": 8, "optimizer.learning_rate": 5e-3, "baselines": ()}
+    more = {"split.run": (0,), "train.batch_size": 8, "optimizer.learning_rate": 3e-3, "baselines": ()}
     config.update_from_flattened_dict(data | more | changes)
     dataset = train.train(config, tmp_path)["train"]
     summary = evaluate.of_run(config, tmp_path, dataset)
     assert summary["classes"] == ["bar", "box", "dot"]
-    print(summary["f1"], summary["ap50_by_class"])
     assert summary["f1"] > 0.8
     assert min(summary["ap50_by_class"].values()) > 0.6
     sizes = {name: [] for name in CLASSES}

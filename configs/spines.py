@@ -62,8 +62,8 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 
 def centre(config):
-    """A small U-Net at half resolution with a map of centres (Zhou et al. 2019)."""
-    config.model = ml_collections.ConfigDict({"name": "unet", "width": 16, "depth": 3, "stride": 2, "norm": "batch"})
+    """A U-Net at a quarter of the resolution with a map of centres (Zhou et al. 2019)."""
+    config.model = ml_collections.ConfigDict({"name": "unet", "width": 32, "depth": 3, "stride": 4, "norm": "batch"})
     config.head = ml_collections.ConfigDict({"name": "centre", "sigma": 3.0})
     config.optimizer.learning_rate = 2e-3
     config.train.steps = 1500
@@ -88,12 +88,12 @@ def faster_rcnn(config):
 
 def sp_cnn(config):
     """Six convolutions to a map of centres, rewarded where the edges look like a spine."""
-    config.model = ml_collections.ConfigDict({"name": "sp_cnn", "width": 32, "stride": 2, "norm": "batch"})
+    config.model = ml_collections.ConfigDict({"name": "sp_cnn", "width": 32, "kernel": 3, "stride": 2, "norm": "batch"})
     config.head = ml_collections.ConfigDict(
         {"name": "shape_prior", "form": "bounded", "weight": 0.1, "shapes": "rings"}
     )
     config.optimizer.learning_rate = 1e-3
-    config.train.steps = 500
+    config.train.steps = 300
 
 
 def papers_yolo(config):
@@ -121,7 +121,7 @@ def papers_faster_rcnn(config):
 
 def papers_sp_cnn(config):
     """At full resolution, without normalisation, by the loss as printed: it comes to predict nothing."""
-    config.model = ml_collections.ConfigDict({"name": "sp_cnn", "width": 64, "stride": 1, "norm": "none"})
+    config.model = ml_collections.ConfigDict({"name": "sp_cnn", "width": 64, "kernel": 5, "stride": 1, "norm": "none"})
     config.head = ml_collections.ConfigDict({"name": "shape_prior", "form": "printed"})
 
 

@@ -126,7 +126,7 @@ CELLS = [f"{size},net={net},target={target}" for size in ("paper", "reduced", "o
 def test_every_cell_of_the_papers_tables_is_a_network(text):
     """Shapes alone; at the paper's size its parameter counts, for 25 landmarks."""
     config = get_config(text)
-    network, task = train.build(config, 25)
+    network, task = train.build(config, {"landmarks": 25})
     import jax
     import jax.numpy as jnp
 

@@ -62,7 +62,7 @@ def pairs():
                 yield pytest.param(body, head, id=f"{body['name']}-{body.get('output')}-{head}")
 
 
-@pytest.mark.parametrize(("body", "head"), pairs())
+@pytest.mark.parametrize(("body", "head"), list(pairs()))
 def test_every_body_and_head_that_fit_train_and_predict_with_missing_points(body, head):
     built = heads.build({"name": head}, size=SIZE, **FACTS[HEADS[head]])
     network = models.Network(models.build(body), built.layer)

@@ -92,12 +92,13 @@ def build(
 
     def apply(keys, batch):
         frame, count = batch["images"].shape[1:3], len(batch["images"])
-        batch = {"boxes": jnp.zeros((count, 0, 4)), "labels": jnp.zeros((count, 0), jnp.int32)} | batch
+        marks = {"boxes": jnp.zeros((count, 0, 4)), "labels": jnp.zeros((count, 0), jnp.int32)} | batch
         place_keys, tint_keys, tone_keys = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
-        source, *marks = jax.vmap(lambda *sample: place(*sample, frame))(place_keys, *(batch[name] for name in MARKS))
+        source, *new = jax.vmap(lambda *sample: place(*sample, frame))(place_keys, *(marks[name] for name in MARKS))
+        moved = dict(zip(MARKS, new, strict=True))
         # Colour by channel comes before grey, and grey before resampling, which is then of one channel.
         images = colour.to_channels(paint(tints, tint_keys, colour.to_float(batch["images"])), channels)
         images = paint(tones, tone_keys, geometry.sample(images, source))
-        return batch | {"images": jnp.clip(images, 0, 1)} | dict(zip(MARKS, marks, strict=True))
+        return batch | {"images": jnp.clip(images, 0, 1)} | {name: moved[name] for name in MARKS if name in batch}
 
     return apply

@@ -297,7 +297,7 @@ def small(data, **changes):
     config.update_from_flattened_dict(
         {
             "data.images": str(data), "data.boxes": str(data / "boxes.csv"), "data.size": (64, 64), "split.folds": 2,
-            "model.width": 8, "model.depth": 2, "train.steps": 300, "train.batch_size": 4, "optimizer.learning_rate": 5e-3,
+            "model.width": 8, "model.depth": 2, "model.stride": 2, "train.steps": 300, "train.batch_size": 4, "optimizer.learning_rate": 5e-3,
         } | changes
     )  # fmt: skip
     return config
@@ -365,7 +365,7 @@ def three_classes(tmp_path_factory):
 @pytest.mark.parametrize(
     ("detector", "changes"),
     [
-        ("centre", {"data.size": (64, 64), "model.width": 8, "train.steps": 600}),
+        ("centre", {"data.size": (64, 64), "model.width": 8, "model.stride": 2, "train.steps": 600}),
         pytest.param(
             "yolo", {"data.size": (128, 128), "train.sizes": (), "model.width": 4, "train.steps": 1000},
             marks=pytest.mark.slow,

@@ -8,6 +8,7 @@ The public modules, each imported when it is first used:
   decode    heatmaps to points (pure functions)
   losses    of coordinates and of heatmaps (pure functions)
   boxes     overlap, suppression, encodings, RoIAlign, average precision (pure functions)
+  calibrate scout planes' landmarks to the acquisition volume (pure functions)
   edges     the bilateral filter and Canny's detector (pure functions)
   augment   augmentation on the device
   formats   read and write landmark files: TPS, CSV, COCO, LabelMe
@@ -28,6 +29,7 @@ _MODULES = {
     "decode": "jaxmarks.ops.decode",
     "losses": "jaxmarks.ops.losses",
     "boxes": "jaxmarks.ops.boxes",
+    "calibrate": "jaxmarks.ops.calibrate",
     "edges": "jaxmarks.ops.edges",
     "augment": "jaxmarks.augment",
     "formats": "jaxmarks.data.formats",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import checkpoint, detection, steps, train
+from jaxmarks import calibration, checkpoint, detection, steps, train
 from jaxmarks import config as configs
 from jaxmarks.baselines import blobs, mean_shape, registration
 from jaxmarks.data import formats
@@ -232,6 +232,10 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
         **about,
         "failures": dataset.problems + unlearnt,
     }
+    if dataset.volumes:
+        volumes = dataset.volumes
+        scored = calibration.score(found.name, found.points, found.scores, volumes, volumes.template, out or workdir)
+        summary["volume"] = scored
     write(out or workdir, found, summary)
     return summary
 

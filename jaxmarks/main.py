@@ -11,6 +11,8 @@ from jaxmarks import host
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/beetle.py", "The experiment; variants after a colon.")
 WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder; by default runs/ and the config's name.")
+# What a prediction finds, by its key in the summary.
+COUNTED = {"landmarks": "landmarks each", "objects": "objects", "volumes": "volumes calibrated"}
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "describe"], "What to do.")
 
 
@@ -72,11 +74,12 @@ def evaluate(config, workdir):
 
     trained = training.settings_of(workdir)
     marks = "boxes" if "boxes" in trained.data else "landmarks"
-    own = config.data.images or config.data.get(marks)
-    paths = lambda data: [Path(path).absolute() for path in (data.images, data.get(marks) or "")]
+    keys = ("volume" if "volume" in trained.data else "images", marks)
+    own = any(config.data.get(key) for key in keys)
+    paths = lambda data: [Path(data.get(key) or "").absolute() for key in keys]
     other = own and paths(config.data) != paths(trained.data)
     if other:
-        for key in ("images", marks, "group_by"):
+        for key in (*keys, "group_by"):
             if key in trained.data:
                 trained.data[key] = config.data[key]
     dataset = loading.load(trained.data)
@@ -90,13 +93,13 @@ def evaluate(config, workdir):
 
 
 def predict(config, workdir):
-    """Predicts the photographs of `--config.data.images`, which need no landmarks."""
+    """Predicts the photographs, or calibrates the scouts, of `--config.data.images`, which need no landmarks."""
     from jaxmarks import predict as predictions
 
     if not config.data.images:
-        raise ValueError("--mode=predict needs a folder of photographs: --config.data.images=DIR")
+        raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
     summary = predictions.on_folder(workdir, config.data.images, workdir / "predict")
-    what = f"{summary['landmarks']} landmarks each" if "landmarks" in summary else f"{summary['objects']} objects"
+    what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
     print(f"{summary['images']} images, {what}: {workdir / 'predict'}")
     for failure in summary["failures"]:
         print(f"  {failure['image']}: {failure['what']}")
@@ -133,6 +136,16 @@ def say(summary, out):
             f"mean distance {summary['mean_distance_px']:.2f} px (median {summary['median_px']:.2f}, 95 % within"
             f" {summary['p95_px']:.2f}) on {summary['images']} images{others}"
         )
+    if volume := summary.get("volume"):
+        medians = (
+            ""
+            if volume["median_iou"] is None
+            else (
+                f"centre {volume['median_centre_mm']:.2f} mm, angle {volume['median_angle_degrees']:.2f} degrees,"
+                f" IoU {volume['median_iou']:.3f} (medians), "
+            )
+        )
+        print(f"volumes: {medians}{volume['refused']} of {volume['triples']} refused")
     if summary["failures"]:
         print(f"{len(summary['failures'])} problems with the data, listed in {out / 'summary.json'}")
     print(out / "report.html")

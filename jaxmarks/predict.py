@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import checkpoint, detection, evaluate, report, train
+from jaxmarks import calibration, checkpoint, detection, evaluate, report, train
 from jaxmarks import config as configs
 from jaxmarks.data import folder as folders
 from jaxmarks.data import formats, objects
@@ -102,6 +102,9 @@ def evaluate_on(workdir: Path, dataset, out: Path) -> dict:
         )
     found = evaluate.beside(samples, points, scores, -1)
     summary = evaluate.summarise(found) | {"baselines": {}, "failures": dataset.problems}
+    if dataset.volumes:
+        template = notes[0]["facts"]["template"]
+        summary["volume"] = calibration.score(found.name, points, scores, dataset.volumes, template, out)
     evaluate.write(out, found, summary)
     return summary
 
@@ -116,6 +119,8 @@ def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True) 
     if "boxes" in settings.data:
         return objects_in_folder(task, settings, networks, notes, images, out, overlays=overlays)
     call = evaluate.predictor(task)
+    if "volume" in settings.data:
+        return calibration.of_folder(call, networks, settings, notes[0]["facts"]["template"], images, out)
     parts: list[evaluate.Predictions] = []
     problems: list[dict] = []
     for samples in folders.batches(

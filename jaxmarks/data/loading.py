@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmarks.data import folder, formats, objects, phantoms
+from jaxmarks.data import folder, formats, heads, objects, phantoms
 from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
+from jaxmarks.data.heads import Volumes
 from jaxmarks.data.phantoms import dendrite
 from jaxmarks.data.samples import Samples, concatenate
 
@@ -22,6 +23,7 @@ class Dataset(NamedTuple):
       photograph: name -> (H, W, 3) uint8 at source resolution, for figures.
       objects: of a dataset of boxes the photographs' annotations, in their pixels.
       classes: the names of the boxes' classes.
+      volumes: of scout triples the volumes to acquire.
       disagreement: the mean distance in px between annotators, where there are several.
     """
 
@@ -32,12 +34,16 @@ class Dataset(NamedTuple):
     disagreement: float | None = None
     objects: tuple[BoxAnnotation, ...] = ()
     classes: tuple[str, ...] = ()
+    volumes: Volumes | None = None
 
 
 def load(spec) -> Dataset:
     """The dataset of a config's `data`: the user's own files where they are named, what is drawn else."""
     if "boxes" in spec:
         return _objects(spec)
+    if "volume" in spec:
+        samples, volumes, photograph = heads.load(spec)
+        return Dataset(samples, [], None, photograph, volumes=volumes)
     if bool(spec.images) != bool(spec.landmarks):
         missing = "landmarks" if spec.images else "images"
         raise ValueError(
@@ -52,6 +58,8 @@ def known_facts(spec) -> dict:
     if "boxes" in spec:
         names = {name for a in boxes.read(spec.boxes, []) for name in a.classes} if spec.boxes else ()
         return {"classes": len(names) or spec.classes, "sizes": (16.0, 16.0)}
+    if "volume" in spec:
+        return {"landmarks": len(heads.LANDMARKS)}
     if spec.landmarks:
         return {"landmarks": formats.read(spec.landmarks, spec.images, problems=[])[0].points.shape[0]}
     return {"landmarks": len(_kept(spec, spec.part.split("+")[0]))}
@@ -99,10 +107,11 @@ def _objects(spec):
 
 
 def facts(dataset: Dataset) -> dict:
-    """What a head needs to know of the data: how many landmarks, or which classes and sizes of boxes."""
+    """What a head needs to know of the data: how many landmarks (of scouts also where), or which classes and sizes of boxes."""
     samples = dataset.samples
     if not dataset.classes:
-        return {"landmarks": samples.points.shape[1]}
+        template = {"template": dataset.volumes.template} if dataset.volumes else {}
+        return {"landmarks": samples.points.shape[1]} | template
     boxes = samples.boxes[samples.labels >= 0]
     extent = np.maximum(boxes[:, 2:] - boxes[:, :2], 1) if len(boxes) else np.full((1, 2), 16.0)
     return {

@@ -8,10 +8,10 @@ import jinja2
 import numpy as np
 
 from jaxmarks.report import figures, objects, tables
-from jaxmarks.report.figures import contact_sheet, overlay
+from jaxmarks.report.figures import contact_sheet, overlay, slices
 from jaxmarks.report.tables import markdown
 
-__all__ = ["contact_sheet", "markdown", "overlay", "write"]
+__all__ = ["contact_sheet", "markdown", "overlay", "slices", "write"]
 
 
 def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) -> Path:

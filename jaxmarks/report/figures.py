@@ -203,3 +203,16 @@ def contact_sheet(images, path: Path, *, labels=None, columns: int = 4, width: i
         if labels:
             draw.text((x + 6, y + cell.height + 2), labels[i], fill="#e5e7eb", font=font)
     sheet.save(path)
+
+
+def slices(images, points, outlines, path: Path, *, labels, enlarge: int = 4) -> None:
+    """Draws scouts (H, W) uint8 beside each other with their landmarks (K, 2) and the box's outline (E, 2), each in px."""
+    cells = []
+    for image, marks, polygon in zip(images, points, outlines, strict=True):
+        large = np.asarray(image)[..., None].repeat(enlarge, 0).repeat(enlarge, 1)
+        canvas = Image.fromarray(overlay(large, enlarge * np.asarray(marks)))
+        if len(polygon):
+            closed = [tuple(enlarge * corner - 0.5) for corner in (*polygon, polygon[0])]
+            ImageDraw.Draw(canvas).line(closed, fill=SKY, width=max(1, enlarge // 2), joint="curve")
+        cells.append(np.asarray(canvas))
+    contact_sheet(cells, path, labels=labels, columns=len(cells), width=cells[0].shape[1])

@@ -1,0 +1,211 @@
+"""From a network's landmarks in scouts to the volume to acquire: its scores, and the files for the operator."""
+
+import csv
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarks import report
+from jaxmarks.data import scouts
+from jaxmarks.data.heads import LANDMARKS, PLANE_OF, Volumes
+from jaxmarks.data.samples import FormatError
+from jaxmarks.data.scouts import PLANES
+from jaxmarks.ops import calibrate
+
+# A volume less certain than this is refused: standard deviations of its centre in mm and of its axes in degrees.
+CENTRE_LIMIT, ANGLE_LIMIT = 5.0, 5.0
+# No patient lies in the scanner with the head turned by more degrees: the orientation of the files is wrong.
+TURN_LIMIT = 60.0
+
+
+@jax.jit
+def fit(points, scores, planes, template):
+    """The volumes of T triples.
+
+    Args:
+      points: (T, 3, K, 2) pixels of the sagittal, coronal and axial scout, all landmarks in each; those of its own plane
+        are taken.
+      scores: (T, 3, K).
+      planes: (T, 3, 3, 3), RAS mm.
+      template: as `Volumes` has it.
+
+    Returns:
+      A `calibrate.Calibration` with a leading axis T, and the landmarks (T, K, 3) in RAS mm.
+    """
+    typical = calibrate.Template(
+        jnp.asarray(template["shares"], jnp.float32), jnp.asarray(template["size"], jnp.float32)
+    )
+    own = jnp.arange(len(PLANE_OF))
+    mine = planes[:, PLANE_OF]
+    space = calibrate.to_space(mine, points[:, PLANE_OF, own][:, :, None])[:, :, 0]
+    one = lambda p, w, n: calibrate.calibrate(p, w, typical, normals=n)
+    return jax.vmap(one)(space, scores[:, PLANE_OF, own], calibrate.normal(mine)), space
+
+
+def doubts(found: calibrate.Calibration) -> list[str]:
+    """Why the volume of one triple must not be used; nothing where it may."""
+    why = []
+    spread = np.sqrt(np.maximum(np.diagonal(found.covariance), 0))
+    kept = int((np.asarray(found.residuals) < calibrate.TUKEY * 1.5).sum())
+    turned = float(calibrate.angle_between(jnp.eye(3), found.rotation))
+    if found.undetermined:
+        why.append("too few landmarks were found, or they lie so that the volume does not follow from them")
+    elif spread[:3].max() > CENTRE_LIMIT or spread[3:6].max() > ANGLE_LIMIT:
+        why.append(f"uncertain by {spread[:3].max():.1f} mm and {spread[3:6].max():.1f} degrees")
+    if found.contradicts:
+        size = " x ".join(f"{side:.0f}" for side in found.size)
+        why.append(
+            f"the landmarks contradict each other: {kept} of {len(found.residuals)} agree on a volume of {size} mm"
+        )
+    if turned > TURN_LIMIT:
+        why.append(f"the head would be turned by {turned:.0f} degrees: check the files' orientation")
+    return why
+
+
+def score(names, points, scores, volumes: Volumes, template: dict, out: Path) -> dict:
+    """How good the volumes of held-out triples are; writes `volumes.csv`.
+
+    Args:
+      names: (N,) the images; a triple of which one is not among them is left out.
+      points: (N, K, 2) in their pixels.
+      scores: (N, K).
+      volumes: the truth.
+      template: of the head that the network was trained on.
+      out: a folder.
+
+    Returns:
+      For `summary.json`, medians and 95th percentiles of the volumes that were not refused, and their number.
+    """
+    row = {str(name): n for n, name in enumerate(names)}
+    triples = [t for t, name in enumerate(volumes.names) if all(f"{name}_{plane}" in row for plane in PLANES)]
+    images = [[f"{volumes.names[t]}_{plane}" for plane in PLANES] for t in triples]
+    rows = np.array([[row[name] for name in three] for three in images])
+    planes = np.array([[volumes.planes[name] for name in three] for three in images], np.float32)
+    found, _ = fit(np.float32(points[rows]), np.float32(scores[rows]), planes, template)
+    truth = [jnp.asarray(array[triples], jnp.float32) for array in (volumes.centre, volumes.rotation, volumes.size)]
+    iou = jax.vmap(calibrate.box_iou)((found.centre, found.rotation, found.size), tuple(truth))
+    columns = {
+        "centre_mm": np.linalg.norm(found.centre - truth[0], axis=-1),
+        "angle_degrees": np.asarray(calibrate.angle_between(found.rotation, truth[1])),
+        "iou": np.asarray(iou),
+    }
+    refused = [doubts(jax.tree.map(lambda leaf, t=t: np.asarray(leaf[t]), found)) for t in range(len(triples))]
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with (Path(out) / "volumes.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["triple", *columns, "refused"])
+        for n, t in enumerate(triples):
+            table.writerow([volumes.names[t], *(f"{c[n]:.4f}" for c in columns.values()), "; ".join(refused[n])])
+    good = np.array([not why for why in refused], bool)
+    quantile = lambda values, q: float(np.quantile(values[good], q)) if good.any() else None
+    return {
+        "triples": len(triples),
+        "refused": int((~good).sum()),
+        **{f"median_{name}": quantile(values, 0.5) for name, values in columns.items()},
+        **{f"worst_5_percent_{name}": quantile(v, 0.05 if name == "iou" else 0.95) for name, v in columns.items()},
+    }
+
+
+def of_folder(call, networks, settings, template: dict, images: Path, out: Path) -> dict:
+    """Calibrates every scout triple of a folder: `out/NAME/` has `calibration.json`, `box.nii.gz` and `scouts.png`.
+
+    One that cannot be read, or whose volume is refused, is listed in `summary.json` under "failures" and does not stop
+    the others.
+    """
+    out, failures, done = Path(out), [], 0
+    out.mkdir(parents=True, exist_ok=True)
+    for name, files in scouts.triples(images):
+        try:
+            three, notes = scouts.read(files)
+            about = of_triple(call, networks, settings, template, three, out / name)
+        except FormatError as error:
+            failures.append({"image": name, "what": f"cannot be calibrated: {error}", "where": str(files[0])})
+            continue
+        about = {"name": name, "files": [s.file for s in three.values()], "notes": notes} | about
+        (out / name / "calibration.json").write_text(json.dumps(about, indent=1) + "\n")
+        done += not about["refused"]
+        if about["refused"]:
+            failures.append({"image": name, "what": f"refused: {'; '.join(about['why'])}", "where": str(files[0])})
+    summary = {"images": done + len(failures), "volumes": done, "failures": failures}
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def of_triple(call, networks, settings, template: dict, three: dict[str, scouts.Scout], out: Path) -> dict:
+    """Calibrates one triple, writes its box and its drawing, and returns what `calibration.json` says."""
+    framed = [scouts.framed(three[plane], tuple(settings.data.size), settings.data.spacing) for plane in PLANES]
+    pixels, scores = call(networks, jnp.asarray(np.stack([f.image for f in framed])[..., None]))
+    planes = np.stack([f.plane for f in framed]).astype(np.float32)
+    found, space = jax.tree.map(
+        lambda leaf: np.asarray(leaf[0]), fit(pixels[None], scores[None], planes[None], template)
+    )
+    why, spread = doubts(found), np.sqrt(np.maximum(np.diagonal(found.covariance), 0))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "box.nii.gz").unlink(missing_ok=True)  # of an earlier calibration, which may have been better
+    if not why:
+        write_box(out / "box.nii.gz", found)
+    own = [np.asarray(pixels[n])[PLANE_OF == n] for n in range(3)]
+    outlines = [np.zeros((0, 2)) if why else outline(found, f.plane) for f in framed]
+    report.slices([f.image for f in framed], own, outlines, out / "scouts.png", labels=PLANES)
+    numbers = lambda array: np.asarray(array, float).round(4).tolist()
+    return {
+        "refused": bool(why),
+        "why": why,
+        "space": "RAS",
+        "centre_mm": numbers(found.centre),
+        "rotation": numbers(found.rotation),  # its columns are the box's axes: right, front, up
+        "size_mm": numbers(found.size),
+        "turn_degrees": numbers(calibrate.rotation_vector(jnp.asarray(found.rotation))),
+        "uncertainty": {
+            "centre_mm": numbers(spread[:3]), "angles_degrees": numbers(spread[3:6]), "size_mm": numbers(spread[6:])
+        },
+        "in_LPS": {
+            "centre_mm": numbers(scouts.lps_to_ras(found.centre)),
+            "rotation": numbers(scouts.lps_to_ras(found.rotation.T).T),
+        },
+        "landmarks": [
+            {
+                "plane": plane,
+                "name": name,
+                "position_mm": numbers(space[k]),
+                "score": numbers(scores[PLANE_OF[k], k]),
+                "weight": numbers(found.weights[k]),
+                "residual_mm": numbers(found.residuals[k]),
+            }
+            for k, (plane, name) in enumerate(LANDMARKS)
+        ],
+    }  # fmt: skip
+
+
+def outline(found: calibrate.Calibration, plane) -> np.ndarray:
+    """Where the box cuts a plane: the corners (E, 2) of a polygon in its pixels, in order; none where it does not."""
+    corners = np.asarray(
+        calibrate.corners(*(jnp.asarray(a) for a in (found.centre, found.rotation, found.size))), float
+    )
+    away = (corners - plane[:, 2]) @ scouts.normal(plane)
+    edges = [(i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit and away[i] * away[i | bit] < 0]
+    if not edges:
+        return np.zeros((0, 2))
+    cut = np.array([(away[j] * corners[i] - away[i] * corners[j]) / (away[j] - away[i]) for i, j in edges])
+    pixels = scouts.pixels(plane, cut)
+    around = pixels - pixels.mean(0)
+    return pixels[np.argsort(np.arctan2(around[:, 1], around[:, 0]))]
+
+
+def write_box(path: Path, found: calibrate.Calibration) -> None:
+    """Writes an empty NIfTI volume of about 1 mm voxels whose header is the box: what a scanner would acquire."""
+    try:
+        import nibabel
+    except ImportError as error:
+        raise ImportError(f"{path}: writing NIfTI needs nibabel: pip install 'jaxmarks[nifti]'") from error
+    shape = np.maximum(np.round(found.size), 1).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = found.rotation * (found.size / shape)
+    affine[:3, 3] = found.centre - affine[:3, :3] @ ((shape - 1) / 2)
+    image = nibabel.Nifti1Image(np.zeros(shape, np.uint8), affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    nibabel.save(image, path)

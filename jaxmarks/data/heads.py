@@ -1,0 +1,416 @@
+"""Scout triples of heads in random poses, cut from one volume with known anatomy, with the exact volume to acquire.
+
+The volume to acquire is the smallest box around the brain whose axes are those of the AC-PC frame: x to the right, across
+the mid-sagittal plane, and y from the posterior to the anterior commissure. The landmarks are anatomical fiducials
+(AFIDs, Lau et al. 2019) and the middles of the box's faces; a scout shows each at the foot of its perpendicular on the
+scout's plane. A head is one person's, or drawn from ellipsoids; its poses, sizes, deformations and contrasts are drawn.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+from scipy.spatial.transform import Rotation
+
+from jaxmarks.data import scouts
+from jaxmarks.data.samples import FormatError, Samples
+from jaxmarks.data.scouts import PLANES, Scout
+
+# AFIDs by their number in the protocol: on the mid-sagittal plane, and pairs (right, left).
+AC, PC = 1, 2
+MIDLINE = (1, 2, 3, 4, 5, 10, 11, 14, 19, 20)
+PAIRS = ((6, 7), (8, 9), (12, 13), (15, 16), (17, 18), (21, 22), (23, 24), (25, 26), (27, 28), (29, 30), (31, 32))
+NAMES = {
+    1: "AC", 2: "PC", 4: "pontomesencephalic junction", 10: "culmen", 15: "right lateral ventricle at AC",
+    16: "left lateral ventricle at AC", 19: "genu of corpus callosum", 20: "splenium of corpus callosum",
+}  # fmt: skip
+# The middles of the box's faces, in shares of its sides.
+FACES = {
+    "right": (0.5, 0, 0), "left": (-0.5, 0, 0), "anterior": (0, 0.5, 0), "posterior": (0, -0.5, 0),
+    "superior": (0, 0, 0.5), "inferior": (0, 0, -0.5),
+}  # fmt: skip
+# What is looked for in each plane: AFIDs, and faces. A network gives all of them in this order.
+SOUGHT = {
+    "sagittal": ((1, 2, 4, 10, 19, 20), ("superior", "inferior", "anterior", "posterior")),
+    "coronal": ((1, 15, 16), ("superior", "inferior", "left", "right")),
+    "axial": ((1, 2, 19, 20), ("anterior", "posterior", "left", "right")),
+}
+LANDMARKS = tuple(
+    (plane, name) for plane, (numbers, faces) in SOUGHT.items() for name in (*(NAMES[n] for n in numbers), *faces)
+)
+PLANE_OF = np.array([PLANES.index(plane) for plane, _ in LANDMARKS])
+# Levels at which the brain's cross-section is a smaller share of its largest do not count: the spinal cord has no end.
+CROSS_SECTION = 0.02
+
+
+class Head(NamedTuple):
+    """A volume with its anatomy, in millimetres from the middle of its box along the box's axes ("head axes").
+
+    Attributes:
+      voxels: (I, J, K) float32 in [0, 1].
+      brain: (I, J, K) bool.
+      to_voxel: (3, 4), head axes to voxel indices.
+      fiducials: (32, 3), AFIDs in order; NaN where one was not marked.
+      surface: (S, 3), the brain's outermost points.
+      size: (3,) of the box.
+    """
+
+    voxels: np.ndarray
+    brain: np.ndarray
+    to_voxel: np.ndarray
+    fiducials: np.ndarray
+    surface: np.ndarray
+    size: np.ndarray
+
+
+class Volumes(NamedTuple):
+    """The truth of T scout triples, and where the landmarks lie in a typical volume.
+
+    Attributes:
+      planes: image name -> the plane (3, 3) of the scout, in RAS mm.
+      names: (T,), of the triples; `planes` has `NAME_sagittal` and so on.
+      centre, rotation, size: (T, 3), (T, 3, 3), (T, 3), RAS mm.
+      template: {"shares": (K, 3), "size": (3,)} as lists, of the head from which they were cut.
+    """
+
+    planes: dict[str, np.ndarray]
+    names: np.ndarray
+    centre: np.ndarray
+    rotation: np.ndarray
+    size: np.ndarray
+    template: dict
+
+
+# One head
+
+
+def read(volume, landmarks) -> Head:
+    """A head from a NIfTI volume and its AFIDs (3D Slicer's .fcsv).
+
+    Raises:
+      FormatError: one of them cannot be read, lacks what is needed, or they do not fit together.
+    """
+    voxels, affine = scouts.nifti(volume)
+    fiducials = read_fiducials(landmarks)
+    voxels = np.clip(np.nan_to_num(voxels), 0, None)
+    at = np.linalg.inv(affine) @ [*fiducials[AC - 1], 1]
+    if not all(0 <= i < n for i, n in zip(at[:3], voxels.shape, strict=True)):
+        raise FormatError(landmarks, "AC", f"{fiducials[AC - 1].tolist()} mm is outside {volume}", "give its own file")
+    brain = brain_of(voxels, affine, at[:3], volume)
+    return build(voxels / np.quantile(voxels[brain], 0.99), brain, affine, fiducials)
+
+
+def read_fiducials(path) -> np.ndarray:
+    """AFIDs of an .fcsv file: (32, 3) RAS mm, NaN for those that it does not have.
+
+    Raises:
+      FormatError: AC, PC or another that is looked for is missing, or a row is damaged.
+    """
+    path, found, system = Path(path), np.full((32, 3), np.nan), "RAS"
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(path, "", f"cannot be read ({error})", "give an .fcsv file of AFIDs") from error
+    for number, row in enumerate(csv.reader(lines), 1):
+        if row and row[0].startswith("#"):
+            if "CoordinateSystem" in row[0]:
+                system = {"0": "RAS", "1": "LPS"}.get(row[0].split("=")[1].strip(), row[0].split("=")[1].strip())
+            continue
+        if not row:
+            continue
+        try:
+            label, point = int(row[11]), np.array(row[1:4], float)
+            found[label - 1] = point if system == "RAS" else scouts.lps_to_ras(point)
+        except (ValueError, IndexError) as error:
+            remedy = "each row is id,x,y,z and so on, its twelfth column the AFID's number from 1 to 32"
+            raise FormatError(path, f"line {number}", f"{','.join(row)[:60]!r}", remedy) from error
+    if system not in ("RAS", "LPS"):
+        raise FormatError(path, "", f"coordinate system {system}", "write it in RAS or LPS")
+    wanted = {*NAMES, *MIDLINE}
+    missing = [k for k in sorted(wanted) if not np.isfinite(found[k - 1]).all()]
+    if missing:
+        raise FormatError(path, "", f"AFIDs {', '.join(map(str, missing))} are not in it", "mark all of them")
+    return found
+
+
+def brain_of(voxels, affine, seed, file) -> np.ndarray:
+    """The brain's voxels of a T1 volume: what is bright, thicker than the dura's bridges to the skull, and around AC.
+
+    At half the resolution; the threshold is the lowest at which what hangs together is no larger than a brain.
+    """
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    step = np.maximum(1, np.round(2.0 / sides)).astype(int)
+    trimmed = voxels[tuple(slice(n // s * s) for n, s in zip(voxels.shape, step, strict=True))]
+    blocks = trimmed.reshape([m for n, s in zip(trimmed.shape, step, strict=True) for m in (n // s, s)])
+    coarse = blocks.mean((1, 3, 5))
+    spacing = sides * step
+    bright = np.quantile(coarse[coarse > 0.05 * coarse.max()], 0.98)
+    for threshold in np.arange(0.35, 0.66, 0.025):
+        mask = coarse > threshold * bright
+        core = ndimage.distance_transform_edt(mask, spacing) > 5.5
+        parts, _ = ndimage.label(core)
+        if not core.any():
+            break
+        _, nearest = ndimage.distance_transform_edt(parts == 0, spacing, return_indices=True)
+        here = tuple(np.clip(np.round(seed / step).astype(int), 0, np.array(coarse.shape) - 1))
+        part = parts[tuple(nearest[(slice(None), *here)])]
+        brain = mask & (ndimage.distance_transform_edt(parts != part, spacing) <= 6.5)
+        litres = brain.sum() * spacing.prod() / 1e6
+        if 0.8 <= litres <= 1.9:
+            full = brain.repeat(step[0], 0).repeat(step[1], 1).repeat(step[2], 2)
+            return np.pad(full, [(0, n - m) for n, m in zip(voxels.shape, full.shape, strict=True)], mode="edge")
+    raise FormatError(file, "", "no brain of 0.8 to 1.9 litres is found in it", "give a T1-weighted volume of a head")
+
+
+def axes_of(fiducials) -> np.ndarray:
+    """The AC-PC frame (3, 3) of AFIDs (32, 3) in mm: its columns are the directions of right, front and up.
+
+    The first goes along the differences of the pairs and across the points of the midline, by least squares in which the
+    midline counts more, for the halves of a brain are shifted against each other; the second along PC to AC as far as
+    the first allows.
+    """
+    pairs = np.array([fiducials[r - 1] - fiducials[l - 1] for r, l in PAIRS])
+    middle = np.array([fiducials[k - 1] for k in MIDLINE])
+    pairs = pairs[np.isfinite(pairs).all(1)]
+    spread = middle - middle.mean(0)
+    _, vectors = np.linalg.eigh(pairs.T @ pairs - 30 * spread.T @ spread)
+    right = vectors[:, -1]
+    towards = pairs.sum(0) if len(pairs) else np.array([1.0, 0, 0])
+    right = right * np.sign(right @ towards)
+    front = fiducials[AC - 1] - fiducials[PC - 1]
+    front = front - (front @ right) * right
+    front /= np.linalg.norm(front)
+    return np.stack([right, front, np.cross(right, front)], axis=-1)
+
+
+def build(voxels, brain, affine, fiducials) -> Head:
+    """A Head from a volume with its affine (4, 4) and AFIDs in RAS mm: its box is found, and all of it moved there."""
+    axes = axes_of(fiducials)
+    points = np.argwhere(brain & ~ndimage.binary_erosion(brain)) @ affine[:3, :3].T + affine[:3, 3]
+    inside = (np.argwhere(brain) @ affine[:3, :3].T + affine[:3, 3]) @ axes
+    low, high = (np.array([limit(inside[:, a], end) for a in range(3)]) for end in (0, -1))
+    middle = axes @ (low + high) / 2
+    local = (points - middle) @ axes
+    local = local[(np.abs(local) <= (high - low) / 2 + 1e-6).all(1)]
+    # Only the points near the hull can ever be the outermost.
+    hull = ConvexHull(local).equations.astype(np.float32)
+    depth = np.max([(local @ hull[i : i + 50, :3].T + hull[i : i + 50, 3]).max(1) for i in range(0, len(hull), 50)], 0)
+    turn = np.linalg.inv(affine[:3, :3])
+    to_voxel = np.concatenate([turn @ axes, (turn @ (middle - affine[:3, 3]))[:, None]], axis=1)
+    surface = np.concatenate([local[depth > -0.1], local[(depth > -2) & (depth <= -0.1)][::4]]).astype(np.float32)
+    return Head(
+        voxels.astype(np.float32), brain, to_voxel, (fiducials - middle) @ axes, surface, np.ptp(surface, axis=0)
+    )
+
+
+def limit(values, end: int) -> float:
+    """The first (`end` 0) or last (-1) of the levels, 1 mm apart, at which the cross-section is large enough."""
+    low = np.floor(values.min())
+    profile = np.bincount((values - low).astype(int))
+    level = np.flatnonzero(profile >= CROSS_SECTION * profile.max())[end]
+    return low + level + (end == -1)
+
+
+def template(head: Head) -> dict:
+    """Where the landmarks lie in the head's box, as a `Volumes` has it."""
+    shares = landmarks_of(head.fiducials / head.size, {name: np.array(share) for name, share in FACES.items()})
+    return {"shares": shares.astype(float).tolist(), "size": head.size.astype(float).tolist()}
+
+
+def landmarks_of(fiducials, faces: dict[str, np.ndarray]) -> np.ndarray:
+    """The landmarks (K, 3) from AFIDs (32, 3) and the middles of the box's faces."""
+    places = {name: fiducials[number - 1] for number, name in NAMES.items()} | faces
+    return np.array([places[name] for _, name in LANDMARKS])
+
+
+def phantom(*, pixel: float = 2.0) -> Head:
+    """A head drawn from ellipsoids, voxels of `pixel` mm, its fiducials where those of a head are: for trying things out."""
+    axes = [np.arange(-extent, extent, pixel) for extent in (100.0, 124.0, 116.0)]
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    solid = lambda c, r: ((x - c[0]) / r[0]) ** 2 + ((y - c[1]) / r[1]) ** 2 + ((z - c[2]) / r[2]) ** 2 < 1
+    brain = solid((0, 0, 10), (70, 88, 64)) | solid((0, -50, -42), (48, 34, 28))
+    voxels = 0.75 * (solid((0, 0, 4), (88, 106, 88)) & ~solid((0, 0, 5), (80, 97, 80)))
+    voxels = np.where(solid((0, -20, -95), (50, 55, 60)) & (voxels == 0) & (z < -60), 0.5, voxels)
+    voxels = np.where(brain, 0.62 + 0.1 * solid((0, 0, 12), (54, 70, 48)), voxels)
+    fiducials = np.full((32, 3), np.nan)
+    fiducials[[k - 1 for k in MIDLINE]] = [
+        (0, 18, 0), (0, -9, 0), (0, -22, -8), (0, -6, -22), (0, 2, -10), (0, -36, 4), (0, 8, -15), (0, -15, 3),
+        (0, 48, 8), (0, -22, 12),
+    ]  # fmt: skip
+    fiducials[[14, 15]] = [(16, 21, 30), (-16, 21, 30)]
+    for side in (9, -9):  # ventricles, whose tips are the pair at AC
+        voxels = np.where(solid((side, 8, 22), (8, 32, 9)), 0.2, voxels)
+    for number, bright in ((1, 1.0), (2, 1.0), (19, 1.0), (20, 0.95), (10, 0.3), (4, 0.95), (15, 0.25), (16, 0.25)):
+        voxels = np.where(solid(fiducials[number - 1], (9, 5, 5)), bright, voxels)
+    affine = np.diag([pixel, pixel, pixel, 1.0])
+    affine[:3, 3] = [a[0] for a in axes]
+    return build(ndimage.gaussian_filter(voxels.astype(np.float32), 0.6), brain, affine, fiducials)
+
+
+# Random scouts of it
+
+
+class Drawn(NamedTuple):
+    """A triple of scouts (by plane), its landmarks (K, 3) in RAS mm, and the volume to acquire."""
+
+    scouts: dict[str, Scout]
+    landmarks: np.ndarray
+    centre: np.ndarray
+    rotation: np.ndarray
+    size: np.ndarray
+
+
+# Control points of the elastic deformation, and half the width of the cube in which they lie, mm.
+KNOTS, REACH = 6, 150.0
+
+
+def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=2.0, pixel=(1.4, 2.2)) -> Drawn:
+    """Scouts of a head that is somebody else's, in a random pose.
+
+    Args:
+      head: the head, whose voxels and points are moved alike.
+      rng: draws everything.
+      turn: degrees by which the head is turned at most about each axis.
+      tilt: degrees by which each slice is turned at most about each axis.
+      elastic: mm, the deviation of a smooth deformation; the sides grow by 6 % together and 5 % each besides.
+      pixel: mm of the scouts' pixels, from and to.
+    """
+    scale = np.exp(rng.normal(0, 0.06) + rng.normal(0, 0.05, 3))
+    pose = Rotation.from_euler("xyz", rng.uniform(-turn, turn, 3), degrees=True).as_matrix()
+    shift = rng.uniform(-25, 25, 3)
+    knots = rng.normal(0, elastic, (3, KNOTS, KNOTS, KNOTS)).astype(np.float32)
+    flow = np.stack([ndimage.zoom(k, 4, order=3, mode="nearest", grid_mode=True) for k in knots])
+
+    def bend(points):
+        """Where the head has what is shown at points (..., 3) in head axes: the points and their displacement."""
+        at = np.moveaxis((points + REACH) * (4 * KNOTS / (2 * REACH)) - 0.5, -1, 0)
+        return points + np.stack([ndimage.map_coordinates(f, at, order=1, mode="nearest") for f in flow], axis=-1)
+
+    def carried(points):
+        """Where points (N, 3) of the head come to lie in RAS mm: the fixed point of p = q + flow(q), then the pose."""
+        found = points
+        for _ in range(12):
+            found = points - (bend(found) - found)
+        return found * scale @ pose.T + shift
+
+    surface, fiducials = carried(head.surface), carried(head.fiducials)
+    axes = axes_of(fiducials)
+    low, high = (surface @ axes).min(0), (surface @ axes).max(0)
+    centre, size = axes @ (low + high) / 2, high - low
+    faces = {name: centre + axes @ (np.array(share) * size) for name, share in FACES.items()}
+    landmarks = landmarks_of(fiducials, faces)
+
+    look = Look(rng)
+    triple = {}
+    for number, name in enumerate(PLANES):
+        # Where an operator lets the slices cross: about the commissures, each slice beside its place.
+        away = np.array([rng.uniform(-8, 8), rng.uniform(-15, 15), rng.uniform(-15, 15)])
+        through = centre + pose @ (np.array([0.0, 4.0, 0.0]) + away)
+        slant = Rotation.from_euler("xyz", rng.uniform(-tilt, tilt, 3), degrees=True).as_matrix()
+        spacing, count = rng.uniform(*pixel), int(rng.integers(132, 168))
+        right, down = (slant @ np.array(v, float) for v in scouts.SHOWN[name])
+        # The middle of the field of view, beside that of the head.
+        middle = through + right * rng.uniform(-12, 12) + down * rng.uniform(-12, 12)
+        plane = np.stack([right * spacing, down * spacing, middle - (right + down) * spacing * count / 2], axis=-1)
+        y, x = np.mgrid[:count, :count] + 0.5
+        space = np.stack([x, y, np.ones_like(x)], -1) @ plane.T
+        local = bend((space - shift) @ pose / scale)
+        triple[name] = Scout(look(head, local), plane, name, f"{name}, drawn {number}")
+    return Drawn(triple, landmarks, centre, axes, size)
+
+
+class Look:
+    """How one examination shows tissue: its contrast, shading, noise, where its field ends. Drawn once, for all slices."""
+
+    def __init__(self, rng):
+        levels = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3])
+        self.knots = levels
+        self.values = np.clip(levels + rng.normal(0, 0.07, 7) * (rng.random() < 0.7), 0.02, None)
+        self.values[0] = 0
+        self.gamma = np.exp(rng.normal(0, 0.25))
+        self.slopes = rng.normal(0, 0.25, 3)
+        self.bend = rng.normal(0, 0.15, 3)
+        self.noise = rng.uniform(0.005, 0.06)
+        self.goes_on = rng.random() < 0.5  # what is below the volume's end is shown as a neck
+        self.floor = rng.uniform(-135, -85)
+        self.stripped = rng.random() < 0.12
+        self.line = rng.random() < 0.15
+        self.rng = rng
+
+    def __call__(self, head: Head, local):
+        """The slice (H, W) whose pixels show the head at `local` (H, W, 3)."""
+        at = np.moveaxis(local @ head.to_voxel[:, :3].T + head.to_voxel[:, 3], -1, 0)
+        mode = "nearest" if self.goes_on else "constant"
+        image = ndimage.map_coordinates(head.voxels, at, order=1, mode=mode, output=np.float32)
+        image *= local[..., 2] > self.floor
+        if self.stripped:
+            image *= ndimage.map_coordinates(head.brain.view(np.uint8), at, order=0, mode="constant")
+        image = np.interp(image, self.knots, self.values) ** self.gamma
+        unit = local / 100
+        image *= np.exp(np.clip(unit @ self.slopes + unit**2 @ self.bend, -1, 1))
+        noise = self.noise * self.rng.standard_normal((2, *image.shape))
+        image = np.hypot(image + noise[0], noise[1])  # the magnitude of a complex signal (Rice)
+        if self.line:
+            image[:, -1] = image[0] = 1.5
+        return (1000 * image).astype(np.float32)
+
+
+def load(spec) -> tuple[Samples, Volumes, Callable]:
+    """The Samples of a config's `data`: `count` scout triples of the volume it names, or of the phantom.
+
+    A triple is a group; a landmark is visible in the images of its own plane alone.
+
+    Returns:
+      The samples (3 count, named "0017_axial"), the truth, and name -> the scout as a photograph (H, W, 3) uint8.
+    """
+    if bool(spec.volume) != bool(spec.landmarks):
+        missing = "landmarks" if spec.volume else "volume"
+        raise ValueError(
+            f"--config.data.{missing} is empty: a head of one's own needs both --config.data.volume=NIFTI and"
+            " --config.data.landmarks=FCSV"
+        )
+    head = read(spec.volume, spec.landmarks) if spec.volume else phantom()
+    size, count = tuple(spec.size), spec.count
+
+    def triple(i):
+        rng = np.random.default_rng((spec.seed, i))
+        return draw(head, rng, turn=spec.turn, tilt=spec.tilt, elastic=spec.elastic)
+
+    def photograph(name):
+        i, plane = name.split("_")
+        source = triple(int(i)).scouts[plane]
+        image = scouts.cleaned(source.image, np.linalg.norm(source.plane[:, :2], axis=0)[::-1])
+        return np.round(255 * image).astype(np.uint8)[..., None].repeat(3, -1)
+
+    # One after the other, for the scouts of all of them at their own resolution would fill the memory.
+    columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(Samples) if f.name not in ("boxes", "labels")}
+    planes, truth = {}, []
+    for i in range(count):
+        drawn = triple(i)
+        truth.append((drawn.centre, drawn.rotation, drawn.size))
+        for number, (plane, source) in enumerate(drawn.scouts.items()):
+            framed, name = scouts.framed(source, size, spec.spacing), f"{i:04d}_{plane}"
+            points = scouts.pixels(framed.plane, drawn.landmarks)
+            inside = ((points >= 0) & (points <= size[::-1])).all(-1)
+            planes[name] = source.plane
+            row = {
+                "images": framed.image[..., None],
+                "points": points.astype(np.float32),
+                "visible": inside & (PLANE_OF == number),
+                "group": i,
+                "name": name,
+                "to_source": framed.to_source,
+                "mm_per_px": np.sqrt(np.linalg.norm(source.plane[:, :2], axis=0).prod()),
+                "source_size": source.image.shape,
+            }
+            for key, value in row.items():
+                columns[key].append(value)
+    samples = Samples(**{key: np.array(values) for key, values in columns.items()})
+    names = np.array([f"{i:04d}" for i in range(count)])
+    centre, rotation, sides = (np.array(column) for column in zip(*truth, strict=True))
+    return samples, Volumes(planes, names, centre, rotation, sides, template(head)), photograph

@@ -1,0 +1,407 @@
+"""Scouts of three planes, read from DICOM or NIfTI, and each in the network's frame.
+
+Space is the patient's in millimetres, RAS: x to the right, y to the front, z upwards. DICOM says LPS and is converted
+here, at the border. A plane is a (3, 3) matrix whose columns are the steps in mm from one pixel to the next along x and
+along y, and where the image's corner, the pixel (0, 0), lies: a continuous pixel (x, y) is at plane @ (x, y, 1).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from jaxmarks.data.samples import FormatError
+
+# A plane's name by the patient's axis that its normal is nearest to.
+PLANES = ("sagittal", "coronal", "axial")
+# How a plane is shown, as radiologists do: where its x axis (right on the screen) and its y axis (down) point in RAS.
+SHOWN = {
+    "sagittal": ((0, -1, 0), (0, 0, -1)),
+    "coronal": ((-1, 0, 0), (0, 0, -1)),
+    "axial": ((-1, 0, 0), (0, -1, 0)),
+}
+# Beyond this angle from its axis a slice is of no plane.
+OBLIQUE = 35.0
+# More of a slice that is no number cannot be filled.
+HOLES = 0.2
+# A NIfTI file of at most so many slices, and fewer than a third of their width, is a stack of scouts and not a volume.
+STACK = 40
+# A head from its crown down to below the cerebellum, and how far down its middle lies, mm.
+HEAD = 220.0
+ENDINGS = (".nii", ".nii.gz")
+
+
+class Scout(NamedTuple):
+    """One slice: `image` (H, W) float32, its `plane` (3, 3) in RAS mm, the plane's `name`, and the file it is from."""
+
+    image: np.ndarray
+    plane: np.ndarray
+    name: str
+    file: str
+
+
+class Framed(NamedTuple):
+    """A scout in the network's frame: `image` (H, W) uint8, `to_source` (2, 3) to its own pixels, `plane` (3, 3) of the frame."""
+
+    image: np.ndarray
+    to_source: np.ndarray
+    plane: np.ndarray
+
+
+def lps_to_ras(vectors):
+    """Vectors (..., 3) from LPS, as DICOM has them, to RAS, or back."""
+    return np.asarray(vectors, np.float64) * [-1, -1, 1]
+
+
+def triples(path) -> Iterator[tuple[str, list[Path]]]:
+    """The scout triples below a path: (name, files).
+
+    A path is a NIfTI volume, or a folder. In a folder each NIfTI volume is a triple by itself (its own slices), the
+    NIfTI scouts are one together, and so are the DICOM files; every folder in it with such files gives more.
+
+    Raises:
+      FormatError: there is nothing of the kind.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FormatError(path, "", "no such file or folder", "give scouts with --config.data.images")
+    if path.is_file():
+        yield stem(path), [path]
+        return
+    found = False
+    for folder in [path, *sorted(p for p in path.iterdir() if p.is_dir())]:
+        files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+        nifti = [p for p in files if p.name.endswith(ENDINGS)]
+        thick = [p for p in nifti if is_volume(p)]
+        own = [folder] if folder == path else [path, folder]
+        for file in thick:
+            yield "_".join([*(p.name for p in own[1:]), stem(file)]), [file]
+        thin, dicom = [p for p in nifti if p not in thick], [p for p in files if is_dicom(p)]
+        for some, kind in ((thin, "nifti"), (dicom, "dicom")):
+            if some:
+                yield folder.name + (f"_{kind}" if thin and dicom else ""), some
+        found = found or bool(nifti or dicom)
+    if not found:
+        raise FormatError(path, "", "no NIfTI and no DICOM file in it", "give scouts with --config.data.images")
+
+
+def read(files) -> tuple[dict[str, Scout], list[str]]:
+    """The three scouts of a triple, by the name of their plane, and notes on what was mended on the way.
+
+    Which plane a slice is follows from its own affine alone. Of several slices of a plane the middle one is taken.
+
+    Raises:
+      FormatError: a plane is missing, a slice is too oblique, an orientation is absent or wrong, too many voxels are no
+        number, or the three planes do not meet.
+    """
+    files = [Path(file) for file in files]
+    notes: list[str] = []
+    if len(files) == 1 and files[0].name.endswith(ENDINGS) and is_volume(files[0]):
+        slices = list(volume_slices(*nifti(files[0]), files[0], notes))
+    else:
+        slices = []
+        for file in files:
+            slices.append(stack(*nifti(file), file, notes) if file.name.endswith(ENDINGS) else dicom(file, notes))
+    groups = {name: [s for s in slices if s.name == name] for name in PLANES}
+    missing = [name for name in PLANES if not groups[name]]
+    if missing:
+        there = "; ".join(
+            f"{name}: {', '.join(sorted({Path(s.file).name for s in group}))}"
+            for name, group in groups.items()
+            if group
+        )
+        raise FormatError(
+            files[0].parent, "", f"no {' and no '.join(missing)} scout (there are {there}, by their own orientation)",
+            "give one slice of each plane",
+        )  # fmt: skip
+    scouts = {name: middle(group) for name, group in groups.items()}
+    meet(scouts, files[0].parent)
+    return scouts, notes
+
+
+def pixels(plane, points):
+    """The continuous pixels (..., 2) of a plane (3, 3) at the feet of the perpendiculars of points (..., 3) in mm."""
+    return (np.asarray(points) - plane[:, 2]) @ np.linalg.pinv(plane[:, :2]).T
+
+
+def middle(slices: list[Scout]) -> Scout:
+    """The middle one of parallel slices, by where they lie."""
+    across = lambda s: float(normal(slices[0].plane) @ centre(s))
+    return sorted(slices, key=across)[len(slices) // 2]
+
+
+def normal(plane):
+    """The unit normal (3,) of a plane (3, 3)."""
+    found = np.cross(plane[:, 0], plane[:, 1])
+    return found / np.linalg.norm(found)
+
+
+def centre(scout: Scout):
+    """Where the middle of a scout's image lies, (3,) mm."""
+    height, width = scout.image.shape
+    return scout.plane @ [width / 2, height / 2, 1]
+
+
+def meet(scouts: dict[str, Scout], where) -> None:
+    """Makes sure that the three planes cross within their images: those of one head do."""
+    normals = np.array([normal(s.plane) for s in scouts.values()])
+    point = np.linalg.solve(normals, [n @ s.plane[:, 2] for n, s in zip(normals, scouts.values(), strict=True)])
+    for s in scouts.values():
+        x, y = pixels(s.plane, point)
+        height, width = s.image.shape
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise FormatError(
+                where, Path(s.file).name,
+                f"the three planes cross at {np.round(point, 1).tolist()} mm (RAS), outside the {s.name} scout",
+                "give scouts of one examination, with the orientation that the scanner wrote",
+            )  # fmt: skip
+
+
+def scout(image, plane, file, notes: list[str]) -> Scout:
+    """A slice (H, W) with its plane, checked: its orientation makes sense and its voxels are numbers.
+
+    Up to a share `HOLES` of them may be none, which become their nearest neighbour's value.
+    """
+    bad = lambda what, remedy: FormatError(file, "", what, remedy)
+    sides, rewrite = np.linalg.norm(plane[:, :2], axis=0), "write the file anew with the scanner's orientation"
+    if not np.isfinite(plane).all() or (sides < 1e-3).any():
+        raise bad(f"pixels of {sides.round(4).tolist()} mm", rewrite)
+    slant = plane[:, 0] @ plane[:, 1] / sides.prod()
+    if abs(slant) > 0.02:
+        raise bad(f"rows and columns at {np.degrees(np.arccos(slant)):.0f} degrees, not at a right angle", rewrite)
+    across = np.abs(normal(plane))
+    angle, name = np.degrees(np.arccos(min(across.max(), 1))), PLANES[int(across.argmax())]
+    if angle > OBLIQUE:
+        raise bad(
+            f"an oblique slice, {angle:.0f} degrees from the {name} plane",
+            f"give slices within {OBLIQUE:.0f} degrees of sagittal, coronal and axial",
+        )
+    image = np.asarray(image, np.float32)
+    holes = ~np.isfinite(image)
+    if holes.mean() > HOLES:
+        raise bad(f"{holes.mean():.0%} of the {name} slice is no number", "give a slice that is whole")
+    if holes.any():
+        notes.append(f"{Path(file).name}: {holes.sum()} voxels of the {name} slice are no number: filled")
+        nearest = ndimage.distance_transform_edt(holes, return_distances=False, return_indices=True)
+        image = image[tuple(nearest)]
+    if np.ptp(image) == 0:
+        raise bad(f"the {name} slice shows nothing, all its values are {image.flat[0]:g}", "give a slice with a head")
+    return Scout(image, np.asarray(plane, np.float64), name, str(file))
+
+
+# NIfTI
+
+
+def load_nifti(file):
+    """A NIfTI file as nibabel has it."""
+    try:
+        import nibabel
+    except ImportError as error:
+        raise ImportError(f"{file}: reading NIfTI needs nibabel: pip install 'jaxmarks[nifti]'") from error
+    try:
+        return nibabel.load(file)
+    except Exception as error:  # nibabel has several of its own
+        raise FormatError(file, "", f"cannot be read ({error})", "give a NIfTI file") from error
+
+
+def is_volume(file) -> bool:
+    """Whether a NIfTI file is a volume, and not one scout or a stack of a few."""
+    shape = (*load_nifti(file).shape, 1, 1)[:3]
+    return not (min(shape) <= STACK and 3 * min(shape) < max(shape))
+
+
+def nifti(file) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels (I, J, K) of a NIfTI file and their affine (4, 4), voxel centres to RAS mm.
+
+    The sform is taken where the header has one, else the qform.
+
+    Raises:
+      FormatError: neither is there, they contradict each other, or the voxels' axes are not at right angles.
+    """
+    image = load_nifti(file)
+    header = image.header
+    forms = [(image.get_sform(), int(header["sform_code"])), (image.get_qform(), int(header["qform_code"]))]
+    known = [form for form, code in forms if code > 0]
+    if not known:
+        raise FormatError(
+            file, "", "sform_code and qform_code are both 0: the file does not say how it lies in the patient",
+            "convert it from the scanner's DICOM anew, for the orientation must not be guessed",
+        )  # fmt: skip
+    affine = known[0]
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (sides < 1e-3).any():
+        raise FormatError(file, "", f"voxels of {sides.round(4).tolist()} mm in the header", "mend the header's affine")
+    axes = affine[:3, :3] / sides
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 0.02:
+        raise FormatError(file, "", "the axes of the header's affine are not at right angles", "resample the volume")
+    if len(known) == 2:
+        other = known[1][:3, :3] / np.linalg.norm(known[1][:3, :3], axis=0)
+        if np.degrees(np.arccos(np.clip((axes * other).sum(0), -1, 1))).max() > 5:
+            raise FormatError(
+                file, "", "sform and qform give different orientations", "set the code of the wrong one to 0"
+            )
+    voxels = np.asarray(image.dataobj, np.float32)
+    voxels = voxels.reshape(voxels.shape[:3] + tuple(n for n in voxels.shape[3:] if n > 1))
+    voxels = voxels[(..., *[None] * (3 - voxels.ndim))] if voxels.ndim < 3 else voxels
+    if voxels.ndim > 3:
+        raise FormatError(file, "", f"{voxels.shape} voxels, more than one volume", "give a single volume")
+    return voxels, affine
+
+
+def cut(voxels, affine, axis: int, index: int, file, notes) -> Scout:
+    """The slice of a volume at a voxel's index along one of its axes."""
+    x, y = (a for a in range(3) if a != axis)
+    first = np.full(3, -0.5)
+    first[axis] = index
+    plane = np.stack([affine[:3, x], affine[:3, y], affine[:3, :3] @ first + affine[:3, 3]], axis=-1)
+    return scout(np.take(voxels, index, axis).T, plane, file, notes)
+
+
+def stack(voxels, affine, file, notes) -> Scout:
+    """The middle slice of a NIfTI stack of scouts, or the only one."""
+    axis = int(np.argmin(voxels.shape))
+    return cut(voxels, affine, axis, voxels.shape[axis] // 2, file, notes)
+
+
+def volume_slices(voxels, affine, file, notes) -> Iterator[Scout]:
+    """The slices of a volume along its three axes through the middle of the head."""
+    where = np.argwhere(head_of(np.nan_to_num(voxels)))
+    if not len(where):
+        raise FormatError(file, "", "no head in this volume, all of it is dark", "give a volume of a head")
+    low, high = np.quantile(where, [0.01, 0.99], axis=0)
+    middles = (low + high) / 2
+    # Below the head there may be a neck: the middle is taken between the crown and where the head ends.
+    up = int(np.argmax(np.abs(affine[2, :3])))
+    crown = high[up] if affine[2, up] > 0 else low[up]
+    reach = 0.4 * HEAD / np.linalg.norm(affine[:3, up]) * (-1 if affine[2, up] > 0 else 1)
+    if abs(middles[up] - crown) > abs(reach):
+        middles[up] = crown + reach
+    for axis in range(3):
+        yield cut(voxels, affine, axis, round(float(middles[axis])), file, notes)
+
+
+# DICOM
+
+
+def is_dicom(file) -> bool:
+    """Whether a file is DICOM, by its mark."""
+    with Path(file).open("rb") as opened:
+        return opened.read(132)[128:] == b"DICM"
+
+
+def dicom(file, notes: list[str]) -> Scout:
+    """One DICOM image; its orientation, in LPS, becomes RAS.
+
+    Raises:
+      FormatError: it is damaged, multi-frame, or does not say how it lies in the patient.
+    """
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImportError(f"{file}: reading DICOM needs pydicom: pip install 'jaxmarks[dicom]'") from error
+    try:
+        read = pydicom.dcmread(file)
+        pixels = np.asarray(read.pixel_array, np.float32)
+    except Exception as error:  # pydicom raises what the codecs raise
+        raise FormatError(file, "", f"cannot be read ({error})", "give an uncompressed DICOM image") from error
+    absent = [
+        name for name in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing") if not read.get(name)
+    ]
+    if absent:
+        raise FormatError(
+            file, "", f"no {', no '.join(absent)}: the file does not say how it lies in the patient",
+            "export it from the scanner anew, for the orientation must not be guessed",
+        )  # fmt: skip
+    if pixels.ndim != 2:
+        raise FormatError(file, "", f"{pixels.shape} pixels", "give grey images of one frame each")
+    pixels = pixels * float(read.get("RescaleSlope", 1)) + float(read.get("RescaleIntercept", 0))
+    if read.get("PhotometricInterpretation") == "MONOCHROME1":
+        pixels = pixels.max() - pixels
+    along, down = lps_to_ras(np.array(read.ImageOrientationPatient, float).reshape(2, 3))
+    between_rows, between_columns = (float(v) for v in read.PixelSpacing)
+    x, y = along * between_columns, down * between_rows
+    corner = lps_to_ras(np.array(read.ImagePositionPatient, float)) - (x + y) / 2
+    return scout(pixels, np.stack([x, y, corner], axis=-1), file, notes)
+
+
+# The network's frame
+
+
+def stem(file) -> str:
+    """A file's name without its ending, .nii.gz as a whole."""
+    return Path(file).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def head_of(image) -> np.ndarray:
+    """Which pixels of a slice, or voxels of a volume, show the head: what is brighter than a fifth of its bright parts."""
+    smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), 1.5)
+    return smooth > 0.2 * np.quantile(smooth[:: 2 if smooth.ndim == 3 else 1], 0.98)
+
+
+def cleaned(image, sides) -> np.ndarray:
+    """A slice (H, W) as [0, 1], without what the scanner added.
+
+    Its outermost 2 % of rows and columns, where scanners leave bright lines, become dark. The coil's shading is divided
+    away by the head's brightness averaged over 30 mm (homomorphic unsharp masking; Axel, Costantini and Listerud 1987).
+    What is left lies between its 1st percentile and the head's 99th, whatever units it had.
+
+    Args:
+      image: (H, W) of numbers.
+      sides: (height, width) of a pixel in mm.
+    """
+    image = np.array(image, np.float32)
+    image -= np.quantile(image, 0.01)
+    for axis, length in enumerate(image.shape):
+        edge = max(1, round(0.02 * length))
+        view = np.moveaxis(image, axis, 0)
+        view[:edge] = view[-edge:] = 0
+    image = np.clip(image, 0, np.quantile(image, 0.998))
+    head = head_of(image).astype(np.float32)
+    blur = lambda values: ndimage.gaussian_filter(values, np.divide(30.0, sides), truncate=2.5)
+    average = (image * head).sum() / max(head.sum(), 1)
+    even = image / ((blur(image * head) + 0.05 * average) / (blur(head) + 0.05) + 1e-6)  # far from the head by its average
+    bright = np.quantile(even[head > 0], 0.99) if head.any() else even.max()
+    return np.clip(even / max(float(bright), 1e-6), 0, 1)
+
+
+def framed(source: Scout, size, spacing) -> Framed:
+    """A scout in the network's frame: cleaned, shown as radiologists do, at a fixed scale, the head in the middle.
+
+    Args:
+      source: the scout, however it lies.
+      size: (H, W) of the frame.
+      spacing: mm of a pixel of the frame, whatever those of the scout are.
+
+    Returns:
+      A Framed, whose maps are exact inverses of what was done to the pixels.
+    """
+    steps = source.plane[:, :2]
+    sides = np.linalg.norm(steps, axis=0)
+    image = cleaned(source.image, sides[::-1])
+    units, shown = steps / sides, np.array(SHOWN[source.name], float).T
+    # Which of the image's axes is shown to the right and which downwards, and whether backwards.
+    agree = units.T @ shown
+    order = [0, 1] if abs(agree[0, 0] * agree[1, 1]) >= abs(agree[1, 0] * agree[0, 1]) else [1, 0]
+    turn = np.zeros((2, 2))  # frame pixels -> source pixels, without the shift
+    for column, axis in enumerate(order):
+        turn[axis, column] = np.sign(agree[axis, column]) * spacing / sides[axis]
+    # Where the head lies along the frame's axes, from the image's middle, in the frame's pixels.
+    rows, columns = np.nonzero(head_of(image))
+    middle = np.array([source.image.shape[1], source.image.shape[0]]) / 2
+    at = (np.stack([columns, rows], -1) + 0.5 - middle) @ np.linalg.inv(turn).T
+    low, high = np.quantile(at, [0.01, 0.99], axis=0) if len(at) else (np.zeros(2), np.zeros(2))
+    look = (low + high) / 2
+    if source.name != "axial":  # below the head there may be a neck
+        look[1] = min(look[1], low[1] + HEAD / 2 / spacing)
+    shift = middle + turn @ (look - np.array(size[::-1]) / 2)
+    to_source = np.concatenate([turn, shift[:, None]], axis=1)
+    plane = source.plane @ np.vstack([to_source, [0, 0, 1]])
+    # Smoothed first where the frame is coarser, so that nothing is missed between its pixels.
+    ratio = spacing / sides[::-1]
+    smooth = ndimage.gaussian_filter(image, 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0)))
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    place = np.stack([x, y], -1) @ turn.T + shift
+    values = ndimage.map_coordinates(smooth, [place[..., 1] - 0.5, place[..., 0] - 0.5], order=1, mode="constant")
+    return Framed(np.round(255 * values).astype(np.uint8), to_source, plane)

@@ -1,0 +1,298 @@
+"""Scout triples as they come: each is read rightly, or the error says what is wrong and what to do."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from jaxmarks.data import scouts
+from jaxmarks.data.samples import FormatError
+
+nibabel = pytest.importorskip("nibabel")
+pydicom = pytest.importorskip("pydicom")
+
+# A bright ball, off the middle, in a head of 70 mm radius around (4, -6, 10): where it is tells how a plane lies.
+MIDDLE, BALL = np.array([4.0, -6.0, 10.0]), np.array([24.0, 19.0, 40.0])
+
+
+def value(points):
+    """The phantom at points (..., 3) in RAS mm; the ball is seen in all three planes through the middle, as a rod."""
+    away = points - MIDDLE
+    head = np.clip((70 - np.linalg.norm(away, axis=-1)) / 2, 0, 1) * 100.0
+    for axis in range(3):  # a rod along each axis: each plane shows one end-on at the ball's place
+        others = [a for a in range(3) if a != axis]
+        near = np.linalg.norm((points - BALL)[..., others], axis=-1)
+        head += 150 * np.clip(10 - near, 0, 1) * (np.abs(away[..., axis]) < 15)
+    return head
+
+
+def plane_of(name, *, turn=(0, 0, 0), flips=(1, 1), transposed=False, pixel=(2.0, 2.0), count=(100, 110)):
+    """A plane through the middle, shown the usual way or flipped and transposed."""
+    right, down = (Rotation.from_rotvec(turn, degrees=True).apply(np.array(v, float)) for v in scouts.SHOWN[name])
+    x, y = (down * flips[1], right * flips[0]) if transposed else (right * flips[0], down * flips[1])
+    x, y = x * pixel[0], y * pixel[1]
+    return np.stack([x, y, MIDDLE - x * count[1] / 2 - y * count[0] / 2], axis=-1)
+
+
+def image_of(plane, count=(100, 110)):
+    y, x = np.mgrid[: count[0], : count[1]] + 0.5
+    return value(np.stack([x, y, np.ones_like(x)], -1) @ plane.T).astype(np.float32)
+
+
+def write_nifti(path, plane, image=None, codes=(1, 0)):
+    """One slice as NIfTI, its third axis along x cross y."""
+    image = image_of(plane) if image is None else image
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = plane[:, 0], plane[:, 1]
+    affine[:3, 2] = 5 * scouts.normal(plane)
+    affine[:3, 3] = plane @ [0.5, 0.5, 1]
+    made = nibabel.Nifti1Image(image.T[..., None], affine)
+    made.set_qform(affine, code=codes[1])
+    made.set_sform(affine, code=codes[0])
+    nibabel.save(made, path)
+
+
+def write_dicom(path, plane, image=None, **changes):
+    """One slice as DICOM, in LPS; `changes` sets tags, None takes one away."""
+    image = image_of(plane) if image is None else image
+    made = pydicom.Dataset()
+    made.file_meta = pydicom.dataset.FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = pydicom.uid.MRImageStorage
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = pydicom.uid.generate_uid()
+    made.Rows, made.Columns = image.shape
+    made.BitsAllocated = made.BitsStored = 16
+    made.HighBit, made.PixelRepresentation, made.SamplesPerPixel = 15, 0, 1
+    made.PhotometricInterpretation = "MONOCHROME2"
+    made.PixelData = np.round(image).astype(np.uint16).tobytes()
+    sides = np.linalg.norm(plane[:, :2], axis=0)
+    lps = lambda vector: [f"{v:.9g}" for v in np.asarray(vector) * [-1, -1, 1]]
+    made.ImageOrientationPatient = lps(plane[:, 0] / sides[0]) + lps(plane[:, 1] / sides[1])
+    made.ImagePositionPatient = lps(plane @ [0.5, 0.5, 1])
+    made.PixelSpacing = [f"{sides[1]:.9g}", f"{sides[0]:.9g}"]  # between rows, then between columns
+    for tag, changed in changes.items():
+        setattr(made, tag, changed) if changed is not None else delattr(made, tag)
+    made.save_as(path, enforce_file_format=True)
+
+
+def triple(folder, planes, write=write_nifti, ending=".nii.gz"):
+    for name, plane in planes.items():
+        write(folder / f"{name}{ending}", plane)
+    ((_, files),) = scouts.triples(folder)
+    return scouts.read(files)
+
+
+def ball_in(scout):
+    """Where the brightest spot of a scout lies, (3,) mm: the rod that its plane cuts across."""
+    bright = ndimage.gaussian_filter(scout.image, 1) > 170
+    y, x = ndimage.center_of_mass(bright)
+    return scout.plane @ [x + 0.5, y + 0.5, 1]
+
+
+USUAL = {name: plane_of(name) for name in scouts.PLANES}
+ODD = {
+    "sagittal": plane_of("sagittal", flips=(-1, 1), transposed=True, pixel=(1.5, 2.5)),
+    "coronal": plane_of("coronal", flips=(1, -1)),
+    "axial": plane_of("axial", flips=(-1, -1), transposed=True),
+}
+
+
+@pytest.mark.parametrize(("write", "ending"), [(write_nifti, ".nii.gz"), (write_dicom, ".dcm")], ids=["nifti", "dicom"])
+@pytest.mark.parametrize("planes", [USUAL, ODD], ids=["as shown", "flipped and transposed"])
+def test_however_a_scout_is_stored_its_landmark_lies_where_it_is(tmp_path, planes, write, ending):
+    found, notes = triple(tmp_path, planes, write, ending)
+    assert list(found) == list(scouts.PLANES) and not notes
+    for axis, (name, one) in enumerate(found.items()):
+        assert one.name == name
+        np.testing.assert_allclose(one.plane, planes[name], atol=1e-4)
+        expected = np.where(np.arange(3) == axis, MIDDLE, BALL)
+        np.testing.assert_allclose(ball_in(one), expected, atol=1.0)
+
+
+@pytest.mark.parametrize("planes", [USUAL, ODD], ids=["as shown", "flipped and transposed"])
+def test_a_frame_shows_the_head_upright_and_maps_back_exactly(tmp_path, planes):
+    found, _ = triple(tmp_path, planes)
+    for name, one in found.items():
+        framed = scouts.framed(one, (128, 128), 2.0)
+        assert framed.image.shape == (128, 128) and framed.image.dtype == np.uint8
+        for column, direction in enumerate(scouts.SHOWN[name]):
+            np.testing.assert_allclose(framed.plane[:, column], 2 * np.array(direction), atol=1e-5)
+        points = np.array([[0.0, 0], [128, 128], [37.2, 90.1]])
+        there = points @ framed.to_source[:, :2].T + framed.to_source[:, 2]
+        np.testing.assert_allclose(
+            np.c_[there, np.ones(3)] @ one.plane.T, np.c_[points, np.ones(3)] @ framed.plane.T, atol=1e-6
+        )
+        # The pixels went where the map says: the ball is found in the frame too, and the head in its middle.
+        where = scouts.pixels(framed.plane, BALL)
+        y, x = ndimage.center_of_mass(ndimage.gaussian_filter(framed.image.astype(float), 1) > 215)
+        np.testing.assert_allclose([x + 0.5, y + 0.5], where, atol=1.0)
+        np.testing.assert_allclose(scouts.pixels(framed.plane, MIDDLE), [64, 64], atol=4)
+
+
+def test_dicom_left_is_left():
+    """LPS (10, 20, 30) is 10 mm to the left and 20 mm to the back."""
+    np.testing.assert_array_equal(scouts.lps_to_ras([10, 20, 30]), [-10, -20, 30])
+
+
+def test_a_plane_is_named_by_its_affine_and_not_by_its_file(tmp_path):
+    names = dict(zip(scouts.PLANES, ("axial", "sagittal", "coronal"), strict=True))
+    found, _ = triple(tmp_path, {names[name]: plane for name, plane in USUAL.items()})
+    for name, one in found.items():
+        assert one.file.endswith(f"{names[name]}.nii.gz")
+
+
+def test_two_sagittal_scouts_and_no_coronal_one(tmp_path):
+    with pytest.raises(FormatError, match=r"no coronal scout .*sagittal: a.nii.gz, b.nii.gz; axial: c.nii.gz"):
+        triple(tmp_path, {"a": USUAL["sagittal"], "b": USUAL["sagittal"], "c": USUAL["axial"]})
+
+
+def test_a_missing_plane_is_named(tmp_path):
+    with pytest.raises(FormatError, match="no coronal and no axial scout"):
+        triple(tmp_path, {"only": USUAL["sagittal"]})
+
+
+def test_oblique_slices_keep_their_affine_up_to_a_limit(tmp_path):
+    turned = USUAL | {"coronal": plane_of("coronal", turn=(25, 0, 0))}
+    found, _ = triple(tmp_path, turned)
+    np.testing.assert_allclose(found["coronal"].plane, turned["coronal"], atol=1e-5)
+    framed = scouts.framed(found["coronal"], (128, 128), 2.0)
+    np.testing.assert_allclose(scouts.normal(framed.plane), scouts.normal(turned["coronal"]), atol=1e-6)
+    write_nifti(tmp_path / "coronal.nii.gz", plane_of("coronal", turn=(40, 0, 0)))
+    with pytest.raises(FormatError, match=r"coronal.nii.gz: an oblique slice, 40 degrees from the coronal plane"):
+        scouts.read(sorted(tmp_path.iterdir()))
+
+
+def test_voxels_that_are_no_number_are_filled_or_refused(tmp_path):
+    image = image_of(USUAL["axial"])
+    image[40:44, 30:60] = np.nan
+    for name, plane in USUAL.items():
+        write_nifti(tmp_path / f"{name}.nii", plane, image if name == "axial" else None)
+    found, notes = scouts.read(sorted(tmp_path.iterdir()))
+    assert np.isfinite(found["axial"].image).all() and "120 voxels" in notes[0] and "axial.nii" in notes[0]
+    assert scouts.framed(found["axial"], (64, 64), 4.0).image.max() > 200
+    image[:50] = np.nan
+    write_nifti(tmp_path / "axial.nii", USUAL["axial"], image)
+    with pytest.raises(FormatError, match="of the axial slice is no number"):
+        scouts.read(sorted(tmp_path.iterdir()))
+
+
+def test_a_dark_slice_shows_nothing(tmp_path):
+    write_nifti(tmp_path / "a.nii", USUAL["axial"], np.zeros((100, 110), np.float32))
+    with pytest.raises(FormatError, match="shows nothing, all its values are 0"):
+        scouts.read([tmp_path / "a.nii"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": (0, 0)}, "sform_code and qform_code are both 0"),
+        ({"slant": 0.3}, "not at right angles"),
+        ({"zero": 1}, "voxels of .* mm in the header"),
+        ({"disagree": 1}, "sform and qform give different orientations"),
+    ],
+    ids=["absent", "sheared", "without size", "contradictory"],
+)
+def test_a_wrong_nifti_orientation_is_refused(tmp_path, change, message):
+    write_nifti(tmp_path / "a.nii", USUAL["axial"], codes=change.get("codes", (1, 0)))
+    if "codes" not in change:
+        made = nibabel.load(tmp_path / "a.nii")
+        affine = made.affine.copy()
+        if "slant" in change:
+            affine[:3, 1] += change["slant"] * affine[:3, 0]
+        if "zero" in change:
+            affine[:3, 1] = 0
+        if "disagree" in change:
+            made.header.set_qform(affine @ np.diag([-1, 1, 1, 1]), code=1)
+        made.header.set_sform(affine, code=1)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(made.dataobj).copy(), None, made.header), tmp_path / "a.nii")
+    with pytest.raises(FormatError, match=message):
+        scouts.read([tmp_path / "a.nii"])
+
+
+def test_dicom_without_orientation_is_refused_and_names_the_tag(tmp_path):
+    write_dicom(tmp_path / "a.dcm", USUAL["axial"], ImageOrientationPatient=None)
+    with pytest.raises(FormatError, match=r"a.dcm: no ImageOrientationPatient"):
+        scouts.read([tmp_path / "a.dcm"])
+    write_dicom(tmp_path / "a.dcm", USUAL["axial"], ImageOrientationPatient=["1", "0", "0", "0.5", "0.8", "0"])
+    with pytest.raises(FormatError, match="not at a right angle"):
+        scouts.read([tmp_path / "a.dcm"])
+    (tmp_path / "a.dcm").write_bytes((tmp_path / "a.dcm").read_bytes()[:400])
+    with pytest.raises(FormatError, match="cannot be read"):
+        scouts.read([tmp_path / "a.dcm"])
+
+
+def test_scouts_of_two_examinations_do_not_meet(tmp_path):
+    elsewhere = USUAL["axial"].copy()
+    elsewhere[2, 2] += 300
+    for name, plane in USUAL.items():
+        write_nifti(tmp_path / f"{name}.nii", elsewhere if name == "axial" else plane, image_of(plane))
+    with pytest.raises(FormatError, match=r"cross at .* outside the sagittal scout"):
+        scouts.read(sorted(tmp_path.iterdir()))
+
+
+def test_of_a_stack_the_middle_slice_is_taken(tmp_path):
+    for step in (-20, 0, 20):
+        for axis, (name, plane) in enumerate(USUAL.items()):
+            moved = plane.copy()
+            moved[axis, 2] += step
+            write_dicom(tmp_path / f"{name}{step}", moved)  # without an ending: DICOM is known by its mark
+    ((name, files),) = scouts.triples(tmp_path)
+    assert name == tmp_path.name and len(files) == 9
+    for plane, one in scouts.read(files)[0].items():
+        assert one.file.endswith(f"{plane}0")
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1)], ids=["RAS", "left-handed", "LPS"])
+def test_a_volume_gives_its_own_middle_slices(tmp_path, signs):
+    affine = np.diag([*(2.5 * np.array(signs)), 1.0])
+    affine[:3, 3] = -np.array(signs) * 110
+    at = np.stack(np.meshgrid(*[np.arange(88)] * 3, indexing="ij"), -1) @ affine[:3, :3].T + affine[:3, 3]
+    nibabel.save(nibabel.Nifti1Image(value(at).astype(np.float32), affine), tmp_path / "head.nii.gz")
+    ((name, files),) = scouts.triples(tmp_path)
+    assert name == "head"
+    found, _ = scouts.read(files)
+    for axis, one in enumerate(found.values()):
+        middle = scouts.centre(one)[axis]
+        assert abs(middle - MIDDLE[axis]) < 5
+        np.testing.assert_allclose(ball_in(one), np.where(np.arange(3) == axis, middle, BALL), atol=1.5)
+
+
+def test_folders_of_triples_each_have_their_name(tmp_path):
+    for patient in ("one", "two"):
+        (tmp_path / patient).mkdir()
+        triple_files = USUAL if patient == "one" else ODD
+        for name, plane in triple_files.items():
+            write_nifti(tmp_path / patient / f"{name}.nii", plane)
+    assert {name: len(files) for name, files in scouts.triples(tmp_path)} == {"one": 3, "two": 3}
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FormatError, match="no NIfTI and no DICOM"):
+        list(scouts.triples(tmp_path / "none"))
+    with pytest.raises(FormatError, match="no such file or folder"):
+        list(scouts.triples(tmp_path / "gone"))
+
+
+def test_shading_border_lines_and_units_are_taken_away():
+    plain = image_of(USUAL["axial"])
+    y, x = np.mgrid[:100, :110] / 100 - 0.5
+    shaded = 7 * plain * np.exp(1.2 * x + 0.8 * y) + 30
+    shaded[0], shaded[:, -1] = 9000, 9000
+    clean, expected = (scouts.cleaned(image, (2.0, 2.0)) for image in (shaded, plain))
+    assert clean.min() >= 0 and clean.max() <= 1 and clean[0].max() == 0
+    flat = ndimage.binary_erosion((plain > 50) & (plain < 101), iterations=3)  # the same tissue throughout
+    spread = lambda image: image[flat].std() / image[flat].mean()
+    assert spread(clean) < 0.4 * spread(shaded)
+    ball = plain > 200
+    assert clean[ball].mean() / clean[flat].mean() == pytest.approx(
+        expected[ball].mean() / expected[flat].mean(), rel=0.1
+    )
+
+
+def test_without_the_extras_the_error_names_them(tmp_path, monkeypatch):
+    write_nifti(tmp_path / "a.nii", USUAL["axial"])
+    write_dicom(tmp_path / "b.dcm", USUAL["axial"])
+    monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
+    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
+    with pytest.raises(ImportError, match=r"jaxmarks\[nifti\]"):
+        scouts.read([tmp_path / "a.nii"])
+    with pytest.raises(ImportError, match=r"jaxmarks\[dicom\]"):
+        scouts.read([tmp_path / "b.dcm"])

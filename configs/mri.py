@@ -50,7 +50,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config.head = ml_collections.ConfigDict(
         {"name": "heatmap", "target": "gaussian", "sigma": 3.0, "loss": "cross_entropy", "decoder": "local_soft_argmax"}
     )
-    config.augment.rotation, config.augment.scale, config.augment.shear = 8.0, 0.06, 0.0
+    config.augment.rotation, config.augment.scale, config.augment.shear = 5.0, 0.05, 0.0
     config.augment.translation, config.augment.channel, config.augment.blur = 0.05, 0.0, 0.5
     config.optimizer.learning_rate = 2e-3
     config.train.batch_size, config.train.steps = 24, 1200

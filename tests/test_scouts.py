@@ -278,13 +278,10 @@ def test_shading_border_lines_and_units_are_taken_away():
     shaded[0], shaded[:, -1] = 9000, 9000
     clean, expected = (scouts.cleaned(image, (2.0, 2.0)) for image in (shaded, plain))
     assert clean.min() >= 0 and clean.max() <= 1 and clean[0].max() == 0
-    flat = ndimage.binary_erosion((plain > 50) & (plain < 101), iterations=3)  # the same tissue throughout
-    spread = lambda image: image[flat].std() / image[flat].mean()
-    assert spread(clean) < 0.4 * spread(shaded)
-    ball = plain > 200
-    assert clean[ball].mean() / clean[flat].mean() == pytest.approx(
-        expected[ball].mean() / expected[flat].mean(), rel=0.1
-    )
+    head = ndimage.binary_erosion(plain > 50, iterations=3)
+    spread = lambda ratio: ratio[head].std() / ratio[head].mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        assert spread(clean / expected) < 0.4 * spread(shaded / plain)
 
 
 def test_without_the_extras_the_error_names_them(tmp_path, monkeypatch):

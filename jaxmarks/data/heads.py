@@ -56,7 +56,7 @@ class Head(NamedTuple):
       brain: (I, J, K) bool.
       to_voxel: (3, 4), head axes to voxel indices.
       fiducials: (32, 3), AFIDs in order; NaN where one was not marked.
-      surface: (S, 3), the brain's outermost points.
+      surface: (S, 3), the corners of the brain's convex hull.
       size: (3,) of the box.
     """
 
@@ -191,29 +191,25 @@ def axes_of(fiducials) -> np.ndarray:
 def build(voxels, brain, affine, fiducials) -> Head:
     """A Head from a volume with its affine (4, 4) and AFIDs in RAS mm: its box is found, and all of it moved there."""
     axes = axes_of(fiducials)
-    points = np.argwhere(brain & ~ndimage.binary_erosion(brain)) @ affine[:3, :3].T + affine[:3, 3]
-    inside = (np.argwhere(brain) @ affine[:3, :3].T + affine[:3, 3]) @ axes
-    low, high = (np.array([limit(inside[:, a], end) for a in range(3)]) for end in (0, -1))
-    middle = axes @ (low + high) / 2
-    local = (points - middle) @ axes
-    local = local[(np.abs(local) <= (high - low) / 2 + 1e-6).all(1)]
-    # Only the points near the hull can ever be the outermost.
-    hull = ConvexHull(local).equations.astype(np.float32)
-    depth = np.max([(local @ hull[i : i + 50, :3].T + hull[i : i + 50, 3]).max(1) for i in range(0, len(hull), 50)], 0)
+    in_axes = lambda mask: (np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]) @ axes
+    low, high = np.transpose([limits(values) for values in in_axes(brain).T])
+    points = in_axes(brain & ~ndimage.binary_erosion(brain))
+    points = points[((points >= low) & (points <= high)).all(1)]
+    middle = (points.min(0) + points.max(0)) / 2
+    points = (points - middle).astype(np.float32)
+    # From the middles of the outermost voxels to their outer faces.
+    points *= 1 + 0.5 * abs(np.linalg.det(affine[:3, :3])) ** (1 / 3) / np.linalg.norm(points, axis=1, keepdims=True)
+    points = points[ConvexHull(points).vertices]  # what lies deeper is outermost in no pose, and in no smooth deformation
     turn = np.linalg.inv(affine[:3, :3])
-    to_voxel = np.concatenate([turn @ axes, (turn @ (middle - affine[:3, 3]))[:, None]], axis=1)
-    surface = np.concatenate([local[depth > -0.1], local[(depth > -2) & (depth <= -0.1)][::4]]).astype(np.float32)
-    return Head(
-        voxels.astype(np.float32), brain, to_voxel, (fiducials - middle) @ axes, surface, np.ptp(surface, axis=0)
-    )
+    to_voxel = np.concatenate([turn @ axes, (turn @ (axes @ middle - affine[:3, 3]))[:, None]], axis=1)
+    return Head(voxels.astype(np.float32), brain, to_voxel, fiducials @ axes - middle, points, np.ptp(points, axis=0))
 
 
-def limit(values, end: int) -> float:
-    """The first (`end` 0) or last (-1) of the levels, 1 mm apart, at which the cross-section is large enough."""
-    low = np.floor(values.min())
-    profile = np.bincount((values - low).astype(int))
-    level = np.flatnonzero(profile >= CROSS_SECTION * profile.max())[end]
-    return low + level + (end == -1)
+def limits(values) -> tuple[float, float]:
+    """Between which levels (mm) of the brain's voxels' coordinates (V,) its cross-section is large enough."""
+    counts, levels = np.histogram(values, bins=np.arange(values.min(), values.max() + 2, 2.0))
+    enough = np.flatnonzero(counts >= CROSS_SECTION * counts.max())
+    return levels[enough[0]], levels[enough[-1] + 1]
 
 
 def template(head: Head) -> dict:
@@ -265,8 +261,10 @@ class Drawn(NamedTuple):
     size: np.ndarray
 
 
-# Control points of the elastic deformation, and half the width of the cube in which they lie, mm.
-KNOTS, REACH = 6, 150.0
+# Control points of the elastic deformation along each axis, and half the width of the cube in which they lie, mm.
+KNOTS, REACH = 5, 150.0
+# Heads differ from each other more than their halves do: the deformation's odd part beside its even one.
+ASYMMETRY = 0.2
 
 
 def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=2.0, pixel=(1.4, 2.2)) -> Drawn:
@@ -277,13 +275,15 @@ def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=2
       rng: draws everything.
       turn: degrees by which the head is turned at most about each axis.
       tilt: degrees by which each slice is turned at most about each axis.
-      elastic: mm, the deviation of a smooth deformation; the sides grow by 6 % together and 5 % each besides.
+      elastic: mm, the deviation of a smooth deformation, nearly the same on both sides; the sides grow by 6 % together and 5 % each besides.
       pixel: mm of the scouts' pixels, from and to.
     """
     scale = np.exp(rng.normal(0, 0.06) + rng.normal(0, 0.05, 3))
     pose = Rotation.from_euler("xyz", rng.uniform(-turn, turn, 3), degrees=True).as_matrix()
     shift = rng.uniform(-25, 25, 3)
     knots = rng.normal(0, elastic, (3, KNOTS, KNOTS, KNOTS)).astype(np.float32)
+    mirrored = np.array([-1, 1, 1], np.float32)[:, None, None, None] * knots[:, ::-1]
+    knots = ((1 + ASYMMETRY) * knots + (1 - ASYMMETRY) * mirrored) / np.sqrt(2 + 2 * ASYMMETRY**2)
     flow = np.stack([ndimage.zoom(k, 4, order=3, mode="nearest", grid_mode=True) for k in knots])
 
     def bend(points):

@@ -361,7 +361,9 @@ def cleaned(image, sides) -> np.ndarray:
     head = head_of(image).astype(np.float32)
     blur = lambda values: ndimage.gaussian_filter(values, np.divide(30.0, sides), truncate=2.5)
     average = (image * head).sum() / max(head.sum(), 1)
-    even = image / ((blur(image * head) + 0.05 * average) / (blur(head) + 0.05) + 1e-6)  # far from the head by its average
+    even = image / (
+        (blur(image * head) + 0.05 * average) / (blur(head) + 0.05) + 1e-6
+    )  # far from the head by its average
     bright = np.quantile(even[head > 0], 0.99) if head.any() else even.max()
     return np.clip(even / max(float(bright), 1e-6), 0, 1)
 

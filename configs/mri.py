@@ -41,7 +41,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
             "count": 400,  # triples that are cut
             "turn": 20.0,  # degrees by which the head is turned at most about each axis
             "tilt": 8.0,  # degrees by which each slice is
-            "elastic": 2.0,  # mm, the deviation of the smooth deformation
+            "elastic": 1.2,  # mm, the deviation of the smooth deformation
             "seed": 0,
         }
     )

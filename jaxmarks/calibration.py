@@ -10,13 +10,17 @@ import numpy as np
 
 from jaxmarks import report
 from jaxmarks.data import scouts
-from jaxmarks.data.heads import LANDMARKS, PLANE_OF, Volumes
+from jaxmarks.data.heads import FACES, LANDMARKS, PLANE_OF, Volumes
 from jaxmarks.data.samples import FormatError
 from jaxmarks.data.scouts import PLANES
 from jaxmarks.ops import calibrate
 
+# Beside the box's own faces a fiducial counts so much: in each head it lies elsewhere in the box, by a few mm.
+FIDUCIAL = 0.25
 # A volume less certain than this is refused: standard deviations of its centre in mm and of its axes in degrees.
 CENTRE_LIMIT, ANGLE_LIMIT = 5.0, 5.0
+# A scout whose landmarks score less shows something else; one that scores more by so much when turned is turned.
+UNLIKE, OTHER_WAY = 0.4, 0.1
 # No patient lies in the scanner with the head turned by more degrees: the orientation of the files is wrong.
 TURN_LIMIT = 60.0
 
@@ -41,15 +45,16 @@ def fit(points, scores, planes, template):
     own = jnp.arange(len(PLANE_OF))
     mine = planes[:, PLANE_OF]
     space = calibrate.to_space(mine, points[:, PLANE_OF, own][:, :, None])[:, :, 0]
+    weights = scores[:, PLANE_OF, own] * jnp.array([1.0 if name in FACES else FIDUCIAL for _, name in LANDMARKS])
     one = lambda p, w, n: calibrate.calibrate(p, w, typical, normals=n)
-    return jax.vmap(one)(space, scores[:, PLANE_OF, own], calibrate.normal(mine)), space
+    return jax.vmap(one)(space, weights, calibrate.normal(mine)), space
 
 
 def doubts(found: calibrate.Calibration) -> list[str]:
     """Why the volume of one triple must not be used; nothing where it may."""
     why = []
     spread = np.sqrt(np.maximum(np.diagonal(found.covariance), 0))
-    kept = int((np.asarray(found.residuals) < calibrate.TUKEY * 1.5).sum())
+    kept = int((np.asarray(found.residuals) < calibrate.TUKEY * calibrate.TOLERANCE / 2).sum())
     turned = float(calibrate.angle_between(jnp.eye(3), found.rotation))
     if found.undetermined:
         why.append("too few landmarks were found, or they lie so that the volume does not follow from them")
@@ -62,6 +67,28 @@ def doubts(found: calibrate.Calibration) -> list[str]:
         )
     if turned > TURN_LIMIT:
         why.append(f"the head would be turned by {turned:.0f} degrees: check the files' orientation")
+    return why
+
+
+def disoriented(scores) -> list[str]:
+    """Which scouts do not look as their orientation says; nothing where all of them do.
+
+    A header that is wrong says no word about it, but the network knows a head that stands upright. It cannot tell right
+    from left: a coronal or axial scout and its mirror image look alike.
+
+    Args:
+      scores: (8, 3, K) of the three scouts as they are shown, turned by 90, 180 and 270 degrees, and the mirror images of
+        these.
+    """
+    why = []
+    for number, plane in enumerate(PLANES):
+        each = np.minimum(scores[:, number, PLANE_OF == number], 1).mean(-1)
+        if plane != "sagittal":
+            each = np.delete(each, 4)
+        if each[0] < UNLIKE:
+            why.append(f"the {plane} scout does not look like one: its landmarks score {each[0]:.2f}")
+        elif each.max() > each[0] + OTHER_WAY:
+            why.append(f"the {plane} scout looks turned or mirrored: check its file's orientation")
     return why
 
 
@@ -137,17 +164,23 @@ def of_folder(call, networks, settings, template: dict, images: Path, out: Path)
 def of_triple(call, networks, settings, template: dict, three: dict[str, scouts.Scout], out: Path) -> dict:
     """Calibrates one triple, writes its box and its drawing, and returns what `calibration.json` says."""
     framed = [scouts.framed(three[plane], tuple(settings.data.size), settings.data.spacing) for plane in PLANES]
-    pixels, scores = call(networks, jnp.asarray(np.stack([f.image for f in framed])[..., None]))
+    seen = np.stack([f.image for f in framed])[..., None]
+    every = np.stack([np.rot90(image, k, (1, 2)) for image in (seen, seen[:, :, ::-1]) for k in range(4)])
+    pixels, scores = (
+        np.asarray(a).reshape(8, 3, *a.shape[1:]) for a in call(networks, every.reshape(-1, *seen.shape[1:]))
+    )
+    why = disoriented(scores)
+    pixels, scores = pixels[0], scores[0]
     planes = np.stack([f.plane for f in framed]).astype(np.float32)
     found, space = jax.tree.map(
         lambda leaf: np.asarray(leaf[0]), fit(pixels[None], scores[None], planes[None], template)
     )
-    why, spread = doubts(found), np.sqrt(np.maximum(np.diagonal(found.covariance), 0))
+    why, spread = why + doubts(found), np.sqrt(np.maximum(np.diagonal(found.covariance), 0))
     out.mkdir(parents=True, exist_ok=True)
     (out / "box.nii.gz").unlink(missing_ok=True)  # of an earlier calibration, which may have been better
     if not why:
         write_box(out / "box.nii.gz", found)
-    own = [np.asarray(pixels[n])[PLANE_OF == n] for n in range(3)]
+    own = [pixels[n, PLANE_OF == n] for n in range(3)]
     outlines = [np.zeros((0, 2)) if why else outline(found, f.plane) for f in framed]
     report.slices([f.image for f in framed], own, outlines, out / "scouts.png", labels=PLANES)
     numbers = lambda array: np.asarray(array, float).round(4).tolist()

@@ -199,7 +199,9 @@ def build(voxels, brain, affine, fiducials) -> Head:
     points = (points - middle).astype(np.float32)
     # From the middles of the outermost voxels to their outer faces.
     points *= 1 + 0.5 * abs(np.linalg.det(affine[:3, :3])) ** (1 / 3) / np.linalg.norm(points, axis=1, keepdims=True)
-    points = points[ConvexHull(points).vertices]  # what lies deeper is outermost in no pose, and in no smooth deformation
+    points = points[
+        ConvexHull(points).vertices
+    ]  # what lies deeper is outermost in no pose, and in no smooth deformation
     turn = np.linalg.inv(affine[:3, :3])
     to_voxel = np.concatenate([turn @ axes, (turn @ (axes @ middle - affine[:3, 3]))[:, None]], axis=1)
     return Head(voxels.astype(np.float32), brain, to_voxel, fiducials @ axes - middle, points, np.ptp(points, axis=0))
@@ -267,7 +269,7 @@ KNOTS, REACH = 5, 150.0
 ASYMMETRY = 0.2
 
 
-def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=2.0, pixel=(1.4, 2.2)) -> Drawn:
+def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1.2, pixel=(1.4, 2.2)) -> Drawn:
     """Scouts of a head that is somebody else's, in a random pose.
 
     Args:
@@ -374,6 +376,8 @@ def load(spec) -> tuple[Samples, Volumes, Callable]:
             f"--config.data.{missing} is empty: a head of one's own needs both --config.data.volume=NIFTI and"
             " --config.data.landmarks=FCSV"
         )
+    if spec.size[0] != spec.size[1]:
+        raise ValueError(f"--config.data.size={tuple(spec.size)}: scouts need a square frame")
     head = read(spec.volume, spec.landmarks) if spec.volume else phantom()
     size, count = tuple(spec.size), spec.count
 

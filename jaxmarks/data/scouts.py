@@ -207,8 +207,11 @@ def load_nifti(file):
 
 
 def is_volume(file) -> bool:
-    """Whether a NIfTI file is a volume, and not one scout or a stack of a few."""
-    shape = (*load_nifti(file).shape, 1, 1)[:3]
+    """Whether a NIfTI file is a volume, and not one scout or a stack of a few, nor a file that `read` will complain of."""
+    try:
+        shape = (*load_nifti(file).shape, 1, 1)[:3]
+    except FormatError:
+        return False
     return not (min(shape) <= STACK and 3 * min(shape) < max(shape))
 
 

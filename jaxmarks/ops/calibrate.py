@@ -20,6 +20,8 @@ from jax import lax
 
 # Tukey's biweight: beyond so many tolerances a landmark has no weight (95 % as good as least squares on normal errors).
 TUKEY = 4.685
+# The spread in mm of landmarks that are right, of a network or of an annotator.
+TOLERANCE = 3.0
 # Steps of Gauss-Newton from each start; it converges quadratically, the weights more slowly.
 STEPS = 24
 # Unlike the typical size by more than this in its logarithm, a volume is unlikely: it decides between two readings.
@@ -172,7 +174,7 @@ def box_iou(one, other, *, columns=64):
     return both / (jnp.prod(size) + jnp.prod(other_size) - both)
 
 
-def calibrate(points, weights, template, *, normals=None, tolerance=3.0):
+def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
     """The volume that landmarks tell: weighted least squares over its centre, rotation and three sides.
 
     Minimises sum_k w_k rho(|P_k (c + R (s * t_k) - p_k)|) by Gauss-Newton, where t_k are the template's shares, P_k takes
@@ -243,12 +245,10 @@ def calibrate(points, weights, template, *, normals=None, tolerance=3.0):
     def descend(start, widths):
         rotation, shift = rigid(shares * template.size, points, start)
         volume = shift, rotation, jnp.asarray(template.size, dtype)
-        for _ in range(3):
-            volume = step(volume, start)
 
         def one(volume, width):
-            distance = length(difference(*volume))
-            return step(volume, weights * biweight(distance, width * TUKEY * tolerance)), None
+            believed = weights * biweight(length(difference(*volume)), width * TUKEY * tolerance)
+            return step(volume, jnp.where(jnp.isinf(width), start, believed)), None
 
         volume, _ = lax.scan(one, volume, widths)
         trusted = biweight(length(difference(*volume)), TUKEY * tolerance)
@@ -257,8 +257,9 @@ def calibrate(points, weights, template, *, normals=None, tolerance=3.0):
         return volume, loss + jnp.sum(unlike**2) / 2
 
     starts = jnp.concatenate([weights * (1 - jnp.eye(count, dtype=dtype)), weights[None]])
-    steady = jnp.ones((count, STEPS), dtype)
-    narrowing = jnp.maximum(2.0 ** jnp.linspace(4, -3, STEPS, dtype=dtype), 1)
+    # The first three steps of each are those of plain least squares from where it starts.
+    steady = jnp.ones((count, STEPS), dtype).at[:, :3].set(jnp.inf)
+    narrowing = jnp.maximum(2.0 ** jnp.linspace(4, -3, STEPS, dtype=dtype), 1).at[:3].set(jnp.inf)
     volumes, losses = jax.vmap(descend)(starts, jnp.concatenate([steady, narrowing[None]]))
     best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
     centre, rotation, size = jax.tree.map(lambda leaf: leaf[best], volumes)

@@ -1,0 +1,192 @@
+"""From landmarks in scouts to the operator's files, with a network that is exact, wrong in one place, or lost."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmarks import calibration
+from jaxmarks.data import heads, scouts
+from jaxmarks.ops import calibrate
+
+nibabel = pytest.importorskip("nibabel")
+
+SETTINGS = types.SimpleNamespace(data=types.SimpleNamespace(size=(64, 64), spacing=4.0))
+COUNT = len(heads.LANDMARKS)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """A drawn head in a random pose, not bent, so that its landmarks are exactly those of a template, and the template."""
+    head = heads.phantom(pixel=4.0)
+    return heads.draw(head, np.random.default_rng(2), elastic=0.0), exact_template(head)
+
+
+def exact_template(head):
+    """The shares of an unbent head: they do not depend on its pose."""
+    one = heads.draw(head, np.random.default_rng(9), elastic=0.0)
+    return {"shares": (((one.landmarks - one.centre) @ one.rotation) / one.size).tolist(), "size": head.size.tolist()}
+
+
+def write(folder, triple):
+    """The scouts as NIfTI files, named so that their names tell nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, one in enumerate(triple.values()):
+        affine = np.eye(4)
+        affine[:3, :2], affine[:3, 2] = one.plane[:, :2], 5 * scouts.normal(one.plane)
+        affine[:3, 3] = one.plane @ [0.5, 0.5, 1]
+        nibabel.save(nibabel.Nifti1Image(one.image.T[..., None], affine), folder / f"{2 - number}.nii")
+    return folder
+
+
+def network(drawn, spoil=lambda points: points):
+    """What `evaluate.predictor` gives, for the scouts of `drawn` alone: its landmarks, spoilt, where they stand upright."""
+    framed = [scouts.framed(drawn.scouts[plane], (64, 64), 4.0) for plane in scouts.PLANES]
+    points = spoil(np.array([scouts.pixels(f.plane, drawn.landmarks) for f in framed], np.float32))
+
+    def call(networks, images):
+        assert networks == ["network"] and images.shape == (24, 64, 64, 1)
+        upright = np.array([(image[..., 0] == f.image).all() for image in images for f in framed]).reshape(-1, 3)
+        assert upright[:3].tolist() == np.eye(3, dtype=bool).tolist()
+        scores = np.where(upright.any(1)[:, None], 1.0, 0.5) * np.ones((24, COUNT))
+        return jnp.asarray(np.concatenate([points] * 8)), jnp.asarray(scores, jnp.float32)
+
+    return call
+
+
+def run(drawn, folder, out, spoil=lambda points: points):
+    one, template = drawn
+    return calibration.of_folder(network(one, spoil), ["network"], SETTINGS, template, folder, out)
+
+
+def test_exact_landmarks_give_the_operator_the_exact_volume(drawn, tmp_path):
+    one, _ = drawn
+    summary = run(drawn, write(tmp_path / "patient", one.scouts), tmp_path / "out")
+    assert (summary["images"], summary["volumes"], summary["failures"]) == (1, 1, [])
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    out = tmp_path / "out" / "patient"
+    about = json.loads((out / "calibration.json").read_text())
+    assert about["space"] == "RAS" and not about["refused"] and not about["why"]
+    np.testing.assert_allclose(about["centre_mm"], one.centre, atol=2e-3)
+    np.testing.assert_allclose(about["rotation"], one.rotation, atol=1e-4)
+    np.testing.assert_allclose(about["size_mm"], one.size, atol=1e-2)
+    np.testing.assert_allclose(np.array(about["in_LPS"]["centre_mm"]), one.centre * [-1, -1, 1], atol=2e-3)
+    np.testing.assert_allclose(about["in_LPS"]["rotation"], np.diag([-1, -1, 1]) @ one.rotation, atol=1e-4)
+    assert max(about["uncertainty"]["centre_mm"]) < 0.01
+    assert [mark["plane"] for mark in about["landmarks"]].count("coronal") == 7
+    assert all(mark["residual_mm"] < 0.01 for mark in about["landmarks"])
+    assert [file[-5:] for file in about["files"]] == ["2.nii", "1.nii", "0.nii"]
+
+
+def test_the_box_as_a_nifti_header_has_the_volumes_corners(drawn, tmp_path):
+    one, _ = drawn
+    run(drawn, write(tmp_path / "patient", one.scouts), tmp_path / "out")
+    box = nibabel.load(tmp_path / "out" / "patient" / "box.nii.gz")
+    shape = np.array(box.shape)
+    ends = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * shape - 0.5
+    expected = calibrate.corners(*(jnp.asarray(a, jnp.float32) for a in (one.centre, one.rotation, one.size)))
+    np.testing.assert_allclose(nibabel.affines.apply_affine(box.affine, ends), expected, atol=1e-2)
+    np.testing.assert_allclose(box.header.get_zooms(), 1, atol=0.01)
+    np.testing.assert_allclose(box.get_qform(), box.get_sform(), atol=1e-3)
+    assert not np.asarray(box.dataobj).any()
+    with Image.open(tmp_path / "out" / "patient" / "scouts.png") as drawing:
+        assert drawing.width > 3 * 256
+
+
+def test_one_wrong_landmark_does_not_move_the_volume(drawn, tmp_path):
+    one, _ = drawn
+
+    def spoil(points):
+        points[0, heads.LANDMARKS.index(("sagittal", "superior"))] += 12  # 48 mm
+        return points
+
+    run(drawn, write(tmp_path / "patient", one.scouts), tmp_path / "out", spoil)
+    about = json.loads((tmp_path / "out" / "patient" / "calibration.json").read_text())
+    np.testing.assert_allclose(about["centre_mm"], one.centre, atol=2e-2)
+    assert [mark["name"] for mark in about["landmarks"] if mark["weight"] == 0] == ["superior"]
+
+
+def test_what_contradicts_itself_is_refused_and_what_cannot_be_read_is_named(drawn, tmp_path):
+    one, _ = drawn
+    folder = write(tmp_path / "all" / "lost", one.scouts).parent
+    write(folder / "damaged", one.scouts)
+    (folder / "damaged" / "0.nii").write_bytes(b"no nifti")
+    write(folder / "half", {name: s for name, s in one.scouts.items() if name != "axial"})
+    rng = np.random.default_rng(0)
+    lost = lambda points: rng.uniform(0, 64, points.shape).astype(np.float32)
+    summary = run(drawn, folder, tmp_path / "out", lost)
+    assert (summary["images"], summary["volumes"]) == (3, 0)
+    said = {failure["image"]: failure["what"] for failure in summary["failures"]}
+    assert "contradict each other" in said["lost"] or "too few" in said["lost"]
+    assert "no axial scout" in said["half"] and "cannot be read" in said["damaged"]
+    assert json.loads((tmp_path / "out" / "lost" / "calibration.json").read_text())["refused"]
+    assert not (tmp_path / "out" / "lost" / "box.nii.gz").exists()
+
+
+def test_a_head_upside_down_is_an_orientation_that_is_wrong(drawn):
+    """The landmarks fit, but nobody lies so: the files' axes do not mean what they say."""
+    one, template = drawn
+    half_turn = np.diag([-1.0, 1, -1])
+    planes = np.stack([half_turn @ s.plane for s in one.scouts.values()]).astype(np.float32)
+    points = np.array([scouts.pixels(s.plane, one.landmarks) for s in one.scouts.values()], np.float32)
+    found, _ = calibration.fit(points[None], np.ones((1, 3, COUNT), np.float32), planes[None], template)
+    why = calibration.doubts(jax.tree.map(lambda leaf: np.asarray(leaf[0]), found))
+    assert len(why) == 1 and "check the files' orientation" in why[0]
+
+
+@pytest.mark.parametrize(("turn", "plane"), [(1, 0), (2, 1), (3, 2), (4, 0), (4, 2), (6, 1)])
+def test_a_scout_that_looks_better_turned_has_a_wrong_orientation(turn, plane):
+    scores = np.full((8, 3, COUNT), 0.5)
+    scores[0] = 0.8
+    assert calibration.disoriented(scores) == []
+    scores[turn, plane] = 0.95
+    found = calibration.disoriented(scores)
+    if turn == 4 and plane == 2:  # a mirrored axial scout is an axial scout
+        assert not found
+    else:
+        assert len(found) == 1 and f"the {scouts.PLANES[plane]} scout looks turned" in found[0]
+    scores[:, plane] = 0.2
+    assert f"{scouts.PLANES[plane]} scout does not look like one" in calibration.disoriented(scores)[0]
+
+
+def test_scores_of_known_volumes(drawn, tmp_path):
+    one, template = drawn
+    names = [f"{triple}_{plane}" for triple in ("a", "b") for plane in scouts.PLANES] + ["c_axial"]
+    points = np.array([scouts.pixels(s.plane, one.landmarks) for s in one.scouts.values()])
+    points = np.concatenate([points, points, points[:1]])
+    points[3:6] += np.array([3.0, 0.0])  # the second triple's images are all moved: three pixels along x
+    planes = {name: one.scouts[name[2:]].plane for name in names}
+    truth = (np.stack([a] * 3) for a in (one.centre, one.rotation, one.size))
+    volumes = heads.Volumes(planes, np.array(["a", "b", "c"]), *truth, template)
+    found = calibration.score(names, points, np.ones(points.shape[:2]), volumes, template, tmp_path)
+    assert (found["triples"], found["refused"]) == (2, 0)
+    rows = [line.split(",") for line in (tmp_path / "volumes.csv").read_text().splitlines()]
+    assert [row[0] for row in rows] == ["triple", "a", "b"]
+    exact, moved = (np.array(row[1:4], float) for row in rows[1:])
+    assert exact[0] < 0.01 and exact[1] < 0.01 and exact[2] > 0.999
+    assert moved[0] > 1 and moved[2] < exact[2]
+    np.testing.assert_allclose(found["median_centre_mm"], (exact[0] + moved[0]) / 2, atol=1e-3)
+
+
+def test_the_outline_is_where_the_box_is_in_the_plane(drawn):
+    one, _ = drawn
+    found = types.SimpleNamespace(
+        centre=np.float32(one.centre), rotation=np.float32(one.rotation), size=np.float32(one.size)
+    )
+    for s in one.scouts.values():
+        polygon = calibration.outline(found, s.plane)
+        height, width = 300, 300
+        y, x = np.mgrid[-50 : height - 50, -50 : width - 50] + 0.5
+        local = (np.stack([x, y, np.ones_like(x)], -1) @ s.plane.T - one.centre) @ one.rotation
+        inside = (np.abs(local) <= one.size / 2).all(-1)
+        px, py = polygon.T
+        area = abs(px @ np.roll(py, 1) - py @ np.roll(px, 1)) / 2
+        assert 3 <= len(polygon) <= 6 and area == pytest.approx(inside.sum(), rel=0.02)
+        np.testing.assert_allclose(polygon.min(0), [x[inside].min(), y[inside].min()], atol=1.5)
+    far = s.plane.copy()
+    far[:, 2] += 500 * scouts.normal(far)
+    assert calibration.outline(found, far).shape == (0, 2)

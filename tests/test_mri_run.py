@@ -1,0 +1,47 @@
+"""The whole road of volume calibration on the drawn head: train, score, score on it again, calibrate scouts."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmarks import evaluate, predict, train
+from jaxmarks.data import heads, loading, scouts
+
+nibabel = pytest.importorskip("nibabel")
+
+CONFIG = Path(__file__).parent.parent / "configs" / "mri.py"
+
+
+def tiny():
+    spec = importlib.util.spec_from_file_location("mri", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("smoke")
+    config.update_from_flattened_dict(
+        {"data.size": (32, 32), "data.spacing": 8.0, "data.count": 6, "model.width": 4, "model.depth": 2}
+        | {"train.steps": 2, "split.run": (0,), "baselines": ()}
+    )
+    return config
+
+
+def test_a_run_leaves_its_scores_and_calibrates_scouts(tmp_path):
+    config, run = tiny(), tmp_path / "run"
+    dataset = train.train(config, run)["train"]
+    assert loading.known_facts(config.data)["landmarks"] == len(heads.LANDMARKS)
+    summary = evaluate.of_run(config, run, dataset)
+    assert summary["volume"]["triples"] == 2 and len((run / "volumes.csv").read_text().splitlines()) == 3
+    again = predict.evaluate_on(run, dataset, tmp_path / "again")
+    assert again["volume"]["triples"] == 6 and json.loads((tmp_path / "again" / "summary.json").read_text())["volume"]
+    for one in heads.draw(heads.phantom(pixel=4.0), np.random.default_rng(0)).scouts.values():
+        affine = np.eye(4)
+        affine[:3, :2], affine[:3, 2] = one.plane[:, :2], 5 * scouts.normal(one.plane)
+        affine[:3, 3] = one.plane @ [0.5, 0.5, 1]
+        (tmp_path / "scouts").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(one.image.T[..., None], affine), tmp_path / "scouts" / f"{one.name}.nii.gz")
+    found = predict.on_folder(run, tmp_path / "scouts", tmp_path / "out")
+    about = json.loads((tmp_path / "out" / "scouts" / "calibration.json").read_text())
+    assert found["images"] == 1 and about["refused"] == bool(found["failures"])
+    assert (tmp_path / "out" / "scouts" / "scouts.png").stat().st_size > 0

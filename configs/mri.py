@@ -38,6 +38,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
             "images": "",  # scouts, for --mode=predict
             "size": (128, 128),  # height and width of the network's frame
             "spacing": 2.0,  # mm of a pixel of it
+            "fit": "pad",  # how `jaxmarks.predict.load` brings an image of another size into it
             "count": 400,  # triples that are cut
             "turn": 20.0,  # degrees by which the head is turned at most about each axis
             "tilt": 8.0,  # degrees by which each slice is

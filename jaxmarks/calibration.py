@@ -108,6 +108,8 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path) ->
     """
     row = {str(name): n for n, name in enumerate(names)}
     triples = [t for t, name in enumerate(volumes.names) if all(f"{name}_{plane}" in row for plane in PLANES)]
+    if not triples:
+        raise ValueError("of no head are all three scouts held back together: set --config.split.by=group")
     images = [[f"{volumes.names[t]}_{plane}" for plane in PLANES] for t in triples]
     rows = np.array([[row[name] for name in three] for three in images])
     planes = np.array([[volumes.planes[name] for name in three] for three in images], np.float32)
@@ -127,10 +129,16 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path) ->
         for n, t in enumerate(triples):
             table.writerow([volumes.names[t], *(f"{c[n]:.4f}" for c in columns.values()), "; ".join(refused[n])])
     good = np.array([not why for why in refused], bool)
+    told = np.sqrt(np.maximum(np.diagonal(found.covariance, axis1=1, axis2=2), 1e-12))
+    missed = np.stack([columns["centre_mm"], columns["angle_degrees"]], 1)
+    ratio = missed / np.linalg.norm(told[:, :6].reshape(-1, 2, 3), axis=-1)
     quantile = lambda values, q: float(np.quantile(values[good], q)) if good.any() else None
     return {
         "triples": len(triples),
         "refused": int((~good).sum()),
+        # Above 1: errors that all landmarks share, and that their residuals therefore do not tell.
+        "centre_error_over_told": quantile(ratio[:, 0], 0.5),
+        "angle_error_over_told": quantile(ratio[:, 1], 0.5),
         **{f"median_{name}": quantile(values, 0.5) for name, values in columns.items()},
         **{f"worst_5_percent_{name}": quantile(v, 0.05 if name == "iou" else 0.95) for name, v in columns.items()},
     }

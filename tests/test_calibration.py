@@ -5,6 +5,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,8 +13,6 @@ from PIL import Image
 from jaxmarks import calibration
 from jaxmarks.data import heads, scouts
 from jaxmarks.ops import calibrate
-
-nibabel = pytest.importorskip("nibabel")
 
 SETTINGS = types.SimpleNamespace(data=types.SimpleNamespace(size=(64, 64), spacing=4.0))
 COUNT = len(heads.LANDMARKS)

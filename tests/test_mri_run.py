@@ -4,13 +4,11 @@ import importlib.util
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
-import pytest
 
 from jaxmarks import evaluate, predict, train
 from jaxmarks.data import heads, loading, scouts
-
-nibabel = pytest.importorskip("nibabel")
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mri.py"
 

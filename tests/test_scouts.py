@@ -1,15 +1,14 @@
 """Scout triples as they come: each is read rightly, or the error says what is wrong and what to do."""
 
+import nibabel
 import numpy as np
+import pydicom
 import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from jaxmarks.data import scouts
 from jaxmarks.data.samples import FormatError
-
-nibabel = pytest.importorskip("nibabel")
-pydicom = pytest.importorskip("pydicom")
 
 # A bright ball, off the middle, in a head of 70 mm radius around (4, -6, 10): where it is tells how a plane lies.
 MIDDLE, BALL = np.array([4.0, -6.0, 10.0]), np.array([24.0, 19.0, 40.0])

@@ -119,13 +119,14 @@ def read_fiducials(path) -> np.ndarray:
     for number, row in enumerate(csv.reader(lines), 1):
         if row and row[0].startswith("#"):
             if "CoordinateSystem" in row[0]:
-                system = {"0": "RAS", "1": "LPS"}.get(row[0].split("=")[1].strip(), row[0].split("=")[1].strip())
+                word = row[0].partition("=")[2].strip()
+                system = {"0": "RAS", "1": "LPS"}.get(word, word)
             continue
         if not row:
             continue
         try:
-            label, point = int(row[11]), np.array(row[1:4], float)
-            found[label - 1] = point if system == "RAS" else scouts.lps_to_ras(point)
+            place, point = range(32).index(int(row[11]) - 1), np.array(row[1:4], float)
+            found[place] = point if system == "RAS" else scouts.lps_to_ras(point)
         except (ValueError, IndexError) as error:
             remedy = "each row is id,x,y,z and so on, its twelfth column the AFID's number from 1 to 32"
             raise FormatError(path, f"line {number}", f"{','.join(row)[:60]!r}", remedy) from error
@@ -199,9 +200,8 @@ def build(voxels, brain, affine, fiducials) -> Head:
     points = (points - middle).astype(np.float32)
     # From the middles of the outermost voxels to their outer faces.
     points *= 1 + 0.5 * abs(np.linalg.det(affine[:3, :3])) ** (1 / 3) / np.linalg.norm(points, axis=1, keepdims=True)
-    points = points[
-        ConvexHull(points).vertices
-    ]  # what lies deeper is outermost in no pose, and in no smooth deformation
+    # What lies deeper is outermost in no pose, and hardly in a smooth deformation.
+    points = points[ConvexHull(points).vertices]
     turn = np.linalg.inv(affine[:3, :3])
     to_voxel = np.concatenate([turn @ axes, (turn @ (axes @ middle - affine[:3, 3]))[:, None]], axis=1)
     return Head(voxels.astype(np.float32), brain, to_voxel, fiducials @ axes - middle, points, np.ptp(points, axis=0))
@@ -277,7 +277,8 @@ def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1
       rng: draws everything.
       turn: degrees by which the head is turned at most about each axis.
       tilt: degrees by which each slice is turned at most about each axis.
-      elastic: mm, the deviation of a smooth deformation, nearly the same on both sides; the sides grow by 6 % together and 5 % each besides.
+      elastic: mm, the deviation of a smooth deformation, nearly the same on both sides; besides it the head's sides grow
+        by 6 % together and by 5 % each.
       pixel: mm of the scouts' pixels, from and to.
     """
     scale = np.exp(rng.normal(0, 0.06) + rng.normal(0, 0.05, 3))
@@ -309,7 +310,7 @@ def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1
 
     look = Look(rng)
     triple = {}
-    for number, name in enumerate(PLANES):
+    for name in PLANES:
         # Where an operator lets the slices cross: about the commissures, each slice beside its place.
         away = np.array([rng.uniform(-8, 8), rng.uniform(-15, 15), rng.uniform(-15, 15)])
         through = centre + pose @ (np.array([0.0, 4.0, 0.0]) + away)
@@ -322,7 +323,7 @@ def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1
         y, x = np.mgrid[:count, :count] + 0.5
         space = np.stack([x, y, np.ones_like(x)], -1) @ plane.T
         local = bend((space - shift) @ pose / scale)
-        triple[name] = Scout(look(head, local), plane, name, f"{name}, drawn {number}")
+        triple[name] = Scout(look(head, local), plane, name, f"a drawn {name} scout")
     return Drawn(triple, landmarks, centre, axes, size)
 
 
@@ -331,7 +332,7 @@ class Look:
 
     def __init__(self, rng):
         levels = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3])
-        self.knots = levels
+        self.levels = levels
         self.values = np.clip(levels + rng.normal(0, 0.07, 7) * (rng.random() < 0.7), 0.02, None)
         self.values[0] = 0
         self.gamma = np.exp(rng.normal(0, 0.25))
@@ -352,7 +353,7 @@ class Look:
         image *= local[..., 2] > self.floor
         if self.stripped:
             image *= ndimage.map_coordinates(head.brain.view(np.uint8), at, order=0, mode="constant")
-        image = np.interp(image, self.knots, self.values) ** self.gamma
+        image = np.interp(image, self.levels, self.values) ** self.gamma
         unit = local / 100
         image *= np.exp(np.clip(unit @ self.slopes + unit**2 @ self.bend, -1, 1))
         noise = self.noise * self.rng.standard_normal((2, *image.shape))

@@ -59,7 +59,8 @@ def triples(path) -> Iterator[tuple[str, list[Path]]]:
     """The scout triples below a path: (name, files).
 
     A path is a NIfTI volume, or a folder. In a folder each NIfTI volume is a triple by itself (its own slices), the
-    NIfTI scouts are one together, and so are the DICOM files; every folder in it with such files gives more.
+    NIfTI scouts are one together, and so are the DICOM files. Every folder in it with such files, also in folders of
+    their own, as a series has, gives more.
 
     Raises:
       FormatError: there is nothing of the kind.
@@ -72,7 +73,8 @@ def triples(path) -> Iterator[tuple[str, list[Path]]]:
         return
     found = False
     for folder in [path, *sorted(p for p in path.iterdir() if p.is_dir())]:
-        files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+        inside = folder.iterdir() if folder == path else folder.rglob("*")
+        files = sorted(p for p in inside if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR")
         nifti = [p for p in files if p.name.endswith(ENDINGS)]
         thick = [p for p in nifti if is_volume(p)]
         own = [folder] if folder == path else [path, folder]
@@ -245,7 +247,12 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray]:
             raise FormatError(
                 file, "", "sform and qform give different orientations", "set the code of the wrong one to 0"
             )
-    voxels = np.asarray(image.dataobj, np.float32)
+    try:
+        voxels = np.asarray(image.dataobj, np.float32)
+    except Exception as error:  # cut off, or colours
+        raise FormatError(
+            file, "", f"its voxels cannot be read ({error})", "give a whole file of grey values"
+        ) from error
     voxels = voxels.reshape(voxels.shape[:3] + tuple(n for n in voxels.shape[3:] if n > 1))
     voxels = voxels[(..., *[None] * (3 - voxels.ndim))] if voxels.ndim < 3 else voxels
     if voxels.ndim > 3:
@@ -340,7 +347,7 @@ def stem(file) -> str:
 def head_of(image) -> np.ndarray:
     """Which pixels of a slice, or voxels of a volume, show the head: what is brighter than a fifth of its bright parts."""
     smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), 1.5)
-    return smooth > 0.2 * np.quantile(smooth[:: 2 if smooth.ndim == 3 else 1], 0.98)
+    return smooth > 0.2 * np.quantile(smooth, 0.98)
 
 
 def cleaned(image, sides) -> np.ndarray:

@@ -56,7 +56,7 @@ class Calibration(NamedTuple):
       residuals: (K,) mm between each landmark and where the volume has it.
       weights: (K,) in [0, 1]: how far each landmark was believed; 0 for one that contradicts the others.
       covariance: (9, 9) of centre (mm), rotation about the patient's axes (degrees) and size (mm), from the residuals
-        and the number of landmarks.
+        and the number of landmarks; an error that landmarks share, as those found in one image may, is not in it.
       contradicts: () bool, the landmarks do not agree on one volume of a plausible size.
       undetermined: () bool, they are too few, or lie so that something of the volume does not follow from them.
     """

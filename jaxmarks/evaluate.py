@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -245,7 +244,7 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
     """
     truth = {a.image: a for a in dataset.objects}
     parts: dict[str, list] = {"network": [], **{name: [] for name in settings.baselines}}
-    thresholds, spent = [], 0.0
+    thresholds, spent = [], []
     for fold in train.folds(settings):
         train_rows, valid_rows, test = train.split_rows(settings, dataset.samples, fold, 1)
         mine = dataset.samples.take(np.sort(test if len(test) else valid_rows))
@@ -253,11 +252,8 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
             raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
         variables, note = checkpoint.restore(train.fold_folder(workdir, stage, fold) / "best")
         _, task = train.build(settings, note["facts"])
-        call = detection.predictor(task)
-        detection.predict(call, [variables], mine.take(np.arange(1)), batch_size=1)  # compiles
-        started = time.perf_counter()
-        found = detection.predict(call, [variables], mine, batch_size=1)
-        spent += time.perf_counter() - started
+        found, milliseconds = detection.timed(task, [variables], mine)
+        spent.append(milliseconds)
         parts["network"].append(detection.beside(found, truth, dataset.classes, fold))
         thresholds.append(np.full(len(found.name), note["threshold"]))
         for name in settings.baselines:
@@ -265,7 +261,7 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
             parts[name].append(detection.beside(found, truth, dataset.classes, fold))
     joined = {name: detection.join(part) for name, part in parts.items()}
     network = joined.pop("network")
-    return network, joined, np.concatenate(thresholds), 1000 * spent / len(network.name)
+    return network, joined, np.concatenate(thresholds), float(np.mean(spent))
 
 
 def objects_baseline(name: str, rest: Samples, tested: Samples):

@@ -1,7 +1,6 @@
 """A trained run as a function of photographs, and a folder of photographs to files of landmarks."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,10 +61,8 @@ def finder(settings, facts: dict) -> Callable:
             framed = jnp.pad(geometry.resize(images, (rows, columns)), ((0, 0), (0, spare[0]), (0, spare[1]), (0, 0)))
             size, matrix = framed.shape[1:3], ((source[1] / columns, 0.0, 0.0), (0.0, source[0] / rows, 0.0))
         else:
-            framed, matrix = (
-                geometry.to_frame(images, size, fit=settings.data.fit),
-                geometry.frame(source, size, settings.data.fit),
-            )
+            framed = geometry.to_frame(images, size, fit=settings.data.fit)
+            matrix = geometry.frame(source, size, settings.data.fit)
         _, task = train.build(settings, facts, size=size)
         found = detection.predictor(task)(networks, framed)
         corners = found.boxes.reshape(*found.boxes.shape[:-1], 2, 2)
@@ -139,19 +136,15 @@ def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True) 
 
 
 def objects_on(task, networks, notes, dataset, out: Path) -> dict:
-    """Scores a run's detectors, their outputs averaged, on a dataset that they did not see."""
+    """Scores a run's detectors, what they agree on, on a dataset that they did not see."""
     names, threshold = tuple(notes[0]["facts"]["names"]), float(np.mean([note["threshold"] for note in notes]))
     unknown = sorted(set(dataset.classes) - set(names))
     if unknown:
         raise ValueError(f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}")
-    call = detection.predictor(task)
-    detection.predict(call, networks, dataset.samples.take(np.arange(1)), batch_size=1)  # compiles
-    started = time.perf_counter()
-    found = detection.predict(call, networks, dataset.samples, batch_size=1)
-    spent = 1000 * (time.perf_counter() - started) / len(found.name)
+    found, milliseconds = detection.timed(task, networks, dataset.samples)
     result = detection.beside(found, {a.image: a for a in dataset.objects}, names, -1)
     return evaluate.of_objects(
-        out, result, np.full(len(found.name), threshold), names, ms_per_image=spent, failures=dataset.problems
+        out, result, np.full(len(found.name), threshold), names, ms_per_image=milliseconds, failures=dataset.problems
     )
 
 

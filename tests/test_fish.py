@@ -1,8 +1,8 @@
 """The fish paper's protocol in small: early stopping, missing points of every kind, the variants of the config."""
 
-import importlib.util
 import json
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,7 @@ from jaxmarks import config as configs
 from jaxmarks import evaluate, formats, heads, models, phantoms, report, train
 from jaxmarks.data.samples import Annotation
 
-CONFIG = Path(__file__).parent.parent / "configs" / "fish.py"
-
-
-def get_config(text):
-    spec = importlib.util.spec_from_file_location("fish", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(text)
+get_config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "fish.py"))["get_config"]
 
 
 @pytest.fixture(scope="module")

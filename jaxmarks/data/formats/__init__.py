@@ -5,14 +5,13 @@ is up, is taken from the height of its image).
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from jaxmarks.data.formats import coco, labelme, table, tps
+from jaxmarks.data.formats import coco, labelme, table, text, tps
 from jaxmarks.data.photographs import find, image_size
 from jaxmarks.data.samples import Annotation, FormatError
 
@@ -114,10 +113,7 @@ def disagreement(path, images=None) -> float | None:
 
 
 def _read_json(path, problems):
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(path, f"line {getattr(error, 'lineno', 1)}", f"no JSON: {error}", "mend it") from None
+    document = text.read_json(path)
     if isinstance(document, dict) and "shapes" in document:
         return labelme.read(path, problems)
     if isinstance(document, dict) and "annotations" in document:

@@ -128,10 +128,8 @@ def _read_tps(path, images, problems):
         name, where = s.image or s.id, f"{path}: line {s.line}"
         if not name:
             raise FormatError(path, f"line {s.line}", "a record with neither IMAGE= nor ID=", "add IMAGE=file name")
-        file = find(images, name)
         try:
-            if file is None:
-                raise OSError(f"no such image in {images}")
+            file = find(images, name)
             heights.append(image_size(file)[0])
             inside = file.is_relative_to(images)  # an IMAGE= with a whole path may lead elsewhere
             kept.append(dataclasses.replace(s, image=(file.relative_to(images) if inside else file).as_posix()))

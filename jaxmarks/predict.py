@@ -32,8 +32,13 @@ def load(workdir: Path, *, fold: int | None = None) -> Callable:
       be an argument of a jitted function.
     """
     task, settings, networks, notes = networks_of(workdir, fold=fold)
+    return jax.tree_util.Partial(function(task, settings, notes[0]["facts"]), networks)
+
+
+def function(task, settings, facts: dict) -> Callable:
+    """The pure function (networks, images) that `load` closes over its networks."""
     if "boxes" in settings.data:
-        return jax.tree_util.Partial(finder(settings, notes[0]["facts"]), networks)
+        return finder(settings, facts)
     call = evaluate.predictor(task)
     size, fit = tuple(settings.data.size), settings.data.fit
 
@@ -43,7 +48,7 @@ def load(workdir: Path, *, fold: int | None = None) -> Callable:
         points, scores = call(networks, framed)
         return geometry.affine(jnp.asarray(geometry.frame(source, size, fit), points.dtype), points), scores
 
-    return jax.tree_util.Partial(predict, networks)
+    return predict
 
 
 def finder(settings, facts: dict) -> Callable:

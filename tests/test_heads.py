@@ -3,6 +3,7 @@
 import inspect
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -99,6 +100,10 @@ def test_every_body_and_head_that_fit_train_and_predict_with_missing_points(body
     predict = jax.jit(lambda v, x: steps.predict_step(v, x, task=task), compiler_options=QUICK)
     found = predict(state.variables, images)
     assert all(np.isfinite(part).all() for part in found)
+    # An artefact is made for batches of any size.
+    (batch,) = jax.export.symbolic_shape("batch")
+    each = jax.eval_shape(predict, variables, jax.ShapeDtypeStruct((batch, *SIZE, 3), np.uint8))
+    assert [out.shape[1:] for out in each] == [part.shape[1:] for part in found]
     if HEADS[head] == "objects":
         boxes, scores, classes = found
         assert (*scores.shape, 4) == boxes.shape

@@ -85,8 +85,8 @@ def build(
     def decode(outputs):
         boxes = box_ops.yolo_decode(outputs[..., :4], anchors, stride=stride(outputs))
         share = jax.nn.softmax(outputs[..., 5:], axis=-1)
-        scores = (jax.nn.sigmoid(outputs[..., 4:5]) * share).reshape(len(outputs), -1, classes)
+        scores = (jax.nn.sigmoid(outputs[..., 4:5]) * share).reshape(outputs.shape[0], -1, classes)
         one = functools.partial(suppressed, limit=limit, overlap=overlap)
-        return jax.vmap(one)(boxes.reshape(len(outputs), -1, 4), scores.max(-1), scores.argmax(-1))
+        return jax.vmap(one)(boxes.reshape(outputs.shape[0], -1, 4), scores.max(-1), scores.argmax(-1))
 
     return Head(Grid(len(anchors), classes), objects, loss, decode)

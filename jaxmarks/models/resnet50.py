@@ -79,7 +79,7 @@ class ResNet50(nn.Module):
     def __call__(self, x, *, train=False):
         encoder = ResNet50Encoder(self.width, self.depths, self.norm, name="encoder")
         if self.output == "vector":
-            return encoder(x, train=train)[-1].reshape(len(x), -1)
+            return encoder(x, train=train)[-1].reshape(x.shape[0], -1)
         height, width = x.shape[1:3]
         # A multiple of 32, so that each upsampling by 2 brings a feature back to its place.
         x = jnp.pad(x, ((0, 0), (0, -height % 32), (0, -width % 32), (0, 0)), mode="edge")

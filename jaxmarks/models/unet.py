@@ -43,7 +43,7 @@ class UNet(nn.Module):
         x = DoubleConv(self.width * 2**self.depth, self.norm, name="bottom")(x, train=train)
         x = layers.Dropout(self.dropout, name="dropout")(x, train=train)
         if self.output == "vector":
-            return x.reshape(len(x), -1)
+            return x.reshape(x.shape[0], -1)
         for level in reversed(range(self.depth)):
             skip = skips[level]
             x = layers.UpConv(self.width * 2**level, name=f"up{level}")(x)

@@ -312,9 +312,10 @@ def hardware() -> str:
 
 def value(summary: dict, metric: str, default: float | None = math.nan) -> Any:
     """The number of a summary that a metric names, `default` where there is none."""
-    found: Any = summary
-    for key in metric.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
+    key, _, rest = metric.partition(".")
+    if metric not in summary and isinstance(summary.get(key), dict):  # the rest may be a number: sdr_mm.2.5
+        return value(summary[key], rest, default)
+    found = summary.get(metric)
     return found if isinstance(found, int | float) else default
 
 
@@ -329,6 +330,8 @@ def heading(metric: str) -> str:
         return f"share of landmarks within {metric.removeprefix('success_rates.')} px"
     if metric.startswith("hit_rates."):
         return f"share of landmarks within {metric.removeprefix('hit_rates.')} pixels of the network's frame"
+    if metric.startswith("sdr_mm."):
+        return f"share of landmarks within {metric.removeprefix('sdr_mm.')} mm"
     words, unit = re.fullmatch(r"(.*?)(?:_(px|mm))?", metric).groups()
     return words.replace("_", " ").replace("p95", "95 % within") + (f" ({unit})" if unit else "")
 
@@ -342,7 +345,7 @@ def higher_is_better(metric: str) -> bool:
     """Whether the best of a column is the greatest."""
     return metric.split(".")[0] in (
         "r2", "explained_variance", "pearson", "success_rates", "hit_rates",
-        "f1", "f1_golden", "map50", "precision", "recall",
+        "sdr_mm", "pck", "oks", "map_oks", "f1", "f1_golden", "map50", "precision", "recall",
     )  # fmt: skip
 
 

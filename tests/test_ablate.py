@@ -214,15 +214,21 @@ def test_with_one_seed_the_deviation_is_over_folds(tmp_path):
 
 
 def test_other_metrics_have_tables_of_their_own_and_know_which_way_is_better(tmp_path):
-    text = TWO_BY_TWO.replace('"seeds": (0, 1)', '"metrics": ("mean_distance_px", "pearson", "success_rates.10")')
+    text = TWO_BY_TWO.replace(
+        '"seeds": (0, 1)', '"metrics": ("mean_distance_px", "pearson", "success_rates.10", "sdr_mm.2.5")'
+    )
     found = lambda config: summary(
-        config.model.width / 10, pearson=config.model.width / 100, success_rates={"10": 0.5, "20": 1.0}
+        config.model.width / 10,
+        pearson=config.model.width / 100,
+        success_rates={"10": 0.5, "20": 1.0},
+        sdr_mm={"2.5": 0.75},
     )
     _, workdir = run(tmp_path, text, Launcher(found))
     said = (workdir / "table.md").read_text()
     assert "Pearson (one seed); higher is better" in said and "| <b>large</b> | **0.6400** | **0.6400** |" in said
     assert "| small | **3.20** | **3.20** |" in said and "| small | 0.3200 | 0.3200 |" in said
     assert "Share of landmarks within 10 px (one seed); higher" in said and "| small | **0.5000** |" in said
+    assert "Share of landmarks within 2.5 mm (one seed); higher" in said and "| small | **0.7500** |" in said
     with (workdir / "table.csv").open() as file:
         assert [line["success_rates.10"] for line in csv.DictReader(file)] == ["0.5"] * 4
 

@@ -81,18 +81,22 @@ def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
 def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, list[str]]]:
     """Takes from `source` every array whose path and shape agree with `params`.
 
+    A convolution of images of one channel where the other's have three, or the reverse, is adapted: the sum of its
+    kernel over the channels is divided evenly, so that it sees in a grey image what it saw before.
+
     Args:
       params: the new network's parameters, nested dicts.
       source: another network's.
       skip: a regular expression; a path ("head/fc3/kernel") that it matches from its start is not taken over.
 
     Returns:
-      The merged parameters, and which paths were "loaded", kept "new" (with the reason) and "unused" in the source.
+      The merged parameters, and which paths were "loaded", "adapted" (with the channels), kept "new" (with the reason)
+      and "unused" in the source.
     """
     flat = lambda tree: {
         jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in jax.tree_util.tree_leaves_with_path(tree)
     }
-    theirs, loaded, new = flat(source), [], []
+    theirs, loaded, adapted, new = flat(source), [], {}, []
 
     def choose(path, mine):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -100,6 +104,11 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
             new.append(f"{name} (skipped)")
         elif name not in theirs:
             new.append(f"{name} (not in the source)")
+        elif {1, 3} == {*channels(theirs[name], mine)}:
+            before, now = channels(theirs[name], mine)
+            adapted[name] = f"{name} (from {before} to {now} channels)"
+            even = theirs[name].sum(-2, keepdims=True) / now
+            return jax.numpy.asarray(np.broadcast_to(even, mine.shape), mine.dtype)
         elif theirs[name].shape != mine.shape:
             new.append(f"{name} (source has {theirs[name].shape}, network {mine.shape})")
         else:
@@ -108,7 +117,14 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
         return mine
 
     merged = jax.tree_util.tree_map_with_path(choose, params)
-    return merged, {"loaded": loaded, "new": new, "unused": sorted(set(theirs) - set(loaded))}
+    unused = sorted(set(theirs) - set(loaded) - set(adapted))
+    return merged, {"loaded": loaded, "adapted": list(adapted.values()), "new": new, "unused": unused}
+
+
+def channels(*kernels) -> list[int]:
+    """The input channels of two kernels (h, w, channels, features) that are alike otherwise; none of other arrays."""
+    others = {(*kernel.shape[:-2], *kernel.shape[-1:]) for kernel in kernels}
+    return [kernel.shape[-2] for kernel in kernels if kernel.ndim == 4 and len(others) == 1]
 
 
 def remove(folder: Path) -> None:

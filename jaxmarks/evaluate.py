@@ -80,7 +80,7 @@ def beside(samples: Samples, points, scores, fold: int) -> Predictions:
         visible=samples.visible,
         mm_per_px=samples.mm_per_px,
         source_size=samples.source_size,
-        delta=np.sqrt(np.abs(np.linalg.det(samples.to_source[:, :, :2]))),
+        delta=samples.delta,
     )
 
 

@@ -82,7 +82,7 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
     """Takes from `source` every array whose path and shape agree with `params`.
 
     A convolution of images of one channel where the other's have three, or the reverse, is adapted: the sum of its
-    kernel over the channels is divided evenly, so that it sees in a grey image what it saw before.
+    kernel over a pixel's channels is divided evenly, so that it sees in a grey image what it saw before.
 
     Args:
       params: the new network's parameters, nested dicts.
@@ -104,11 +104,12 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
             new.append(f"{name} (skipped)")
         elif name not in theirs:
             new.append(f"{name} (not in the source)")
-        elif {1, 3} == {*channels(theirs[name], mine)}:
-            before, now = channels(theirs[name], mine)
-            adapted[name] = f"{name} (from {before} to {now} channels)"
-            even = theirs[name].sum(-2, keepdims=True) / now
-            return jax.numpy.asarray(np.broadcast_to(even, mine.shape), mine.dtype)
+        elif (pixels := folded(theirs[name].shape, mine.shape)) is not None:
+            h, w, before, features = theirs[name].shape
+            now = mine.shape[2] // pixels
+            adapted[name] = f"{name} (from {before // pixels} to {now} channels)"
+            grey = theirs[name].reshape(h, w, pixels, -1, features).sum(3, keepdims=True)
+            return jax.numpy.asarray(np.repeat(grey / now, now, axis=3).reshape(mine.shape), mine.dtype)
         elif theirs[name].shape != mine.shape:
             new.append(f"{name} (source has {theirs[name].shape}, network {mine.shape})")
         else:
@@ -121,10 +122,15 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
     return merged, {"loaded": loaded, "adapted": list(adapted.values()), "new": new, "unused": unused}
 
 
-def channels(*kernels) -> list[int]:
-    """The input channels of two kernels (h, w, channels, features) that are alike otherwise; none of other arrays."""
-    others = {(*kernel.shape[:-2], *kernel.shape[-1:]) for kernel in kernels}
-    return [kernel.shape[-2] for kernel in kernels if kernel.ndim == 4 and len(others) == 1]
+def folded(one: tuple, other: tuple) -> int | None:
+    """The pixels that a first convolution folds into one, for kernels (h, w, pixels x channels, features) of these shapes.
+
+    None where they do not differ by 1 and 3 channels alone.
+    """
+    if len(one) != 4 or len(other) != 4 or (*one[:2], one[3]) != (*other[:2], other[3]):
+        return None
+    few, many = sorted((one[2], other[2]))
+    return few if many == 3 * few and few in (1, 4, 16) else None
 
 
 def remove(folder: Path) -> None:

@@ -80,3 +80,9 @@ def test_merge_adapts_kernels_to_other_channels_so_that_grey_images_look_the_sam
     assert report["adapted"] == ["first (from 1 to 3 channels)", "second (from 3 to 1 channels)"]
     assert report["new"] == ["third (source has (3, 3, 1, 4), network (3, 3, 2, 4))"] and report["unused"] == ["third"]
     assert checkpoint.merge(mine, kernels, skip="first")[1]["adapted"] == ["second (from 3 to 1 channels)"]
+    # A U-Net at half the resolution folds four pixels: (dy, dx, channel) in this order.
+    four = rng.normal(size=(3, 3, 4, 5))
+    merged, _ = checkpoint.merge({"w": jnp.zeros((3, 3, 12, 5))}, {"w": four})
+    np.testing.assert_allclose(merged["w"].reshape(3, 3, 4, 3, 5), np.stack([four / 3] * 3, axis=3), rtol=1e-6)
+    back, _ = checkpoint.merge({"w": jnp.zeros((3, 3, 4, 5))}, {"w": np.asarray(merged["w"])})
+    np.testing.assert_allclose(back["w"], four, rtol=1e-5)

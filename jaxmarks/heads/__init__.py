@@ -24,7 +24,8 @@ class Head(NamedTuple):
       layer: linen module, features -> outputs.
       targets: batch with "points" (B, K, 2) in pixels of the network's frame and "visible" (B, K), or "boxes" (B, M, 4)
         and "labels" (B, M), and "real" (B,), False for padding -> targets, which say what of them counts.
-      loss: (outputs, targets) -> (total, count); the loss is total / count, so that parts of a batch add.
+      loss: (outputs, targets) -> (total, count); the loss is total / count, so that parts of a batch add. The total may be
+        a dict of weighted terms by name, whose sum it is: each has its own line in the log.
       decode: outputs -> (points (B, K, 2) in pixels of the network's frame, scores (B, K)), or `Detections`.
     """
 

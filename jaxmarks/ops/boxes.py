@@ -585,6 +585,23 @@ def mean_average_precision(
     return {"mAP": metrics.mean(ap), "AP": ap}
 
 
+def keypoint_average_precision(similarities, scores, *, thresholds=COCO_THRESHOLDS):
+    """Average precision of landmarks, one object an image, and its mean over thresholds (COCO's AP of keypoints).
+
+    Args:
+      similarities: (N,) each image's `metrics.oks`; where it is NaN the image is left out.
+      scores: (N,) the confidence of each image's landmarks, which ranks them.
+      thresholds: of the similarity from which an image's landmarks are right.
+
+    Returns:
+      a dict of "mAP", and "AP" (T,) at each threshold.
+    """
+    known = ~jnp.isnan(similarities)
+    one = lambda least: average_precision(similarities >= least, scores, known, known.sum())
+    ap = jax.vmap(one)(jnp.asarray(thresholds))
+    return {"mAP": metrics.mean(ap), "AP": ap}
+
+
 def _ranked(hits, scores, valid):
     """By falling score: how many truths are found so far (D,) int32, and the scores (D,), -inf where not valid."""
     scores = jnp.where(valid, scores, -jnp.inf).ravel()

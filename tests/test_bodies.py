@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxmarks import models
-from jaxmarks.models import fcn8, hrnet, resnet50
+from jaxmarks.models import fcn8, hrnet, layers, resnet50
+from jaxmarks.models.encoders.resnet50 import Bottleneck
 
 SMALL = {
     "fcn8": {"width": 4},
@@ -130,7 +131,7 @@ def test_without_normalisation_residual_branches_begin_silent():
     x = images_of(1, 8, 8, 16) - 0.5
     branches = [x, x[:, ::2, ::2, :8]]
     begin = lambda net, x: net.init_with_output(jax.random.key(0), x, train=True)[0]
-    np.testing.assert_array_equal(begin(resnet50.Bottleneck(4, norm="none"), x), nn.relu(x))
+    np.testing.assert_array_equal(begin(Bottleneck(4, norm="none"), x), nn.relu(x))
     np.testing.assert_array_equal(begin(hrnet.BasicBlock("none"), x), nn.relu(x))
     for mine, branch in zip(begin(hrnet.Exchange(2, "none"), branches), branches, strict=True):
         np.testing.assert_array_equal(mine, nn.relu(branch))
@@ -260,7 +261,7 @@ def test_max_pool_3x3_and_its_gradient_equal_pytorch(height, width):
     x = rng.normal(size=(2, height, width, 3)).astype(np.float32)
     theirs = bchw(torch, x).requires_grad_()
     pooled = torch.nn.functional.max_pool2d(theirs, 3, 2, 1)
-    mine, pull = jax.vjp(resnet50.max_pool_3x3, x)
+    mine, pull = jax.vjp(layers.max_pool_3x3, x)
     np.testing.assert_array_equal(mine, pooled.detach().permute(0, 2, 3, 1))
     g = rng.normal(size=mine.shape).astype(np.float32)
     pooled.backward(bchw(torch, g))

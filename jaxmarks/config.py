@@ -198,7 +198,7 @@ def base() -> ml_collections.ConfigDict:
             "stages": ("train",),
             "stage": {},  # what a stage changes
             "init_from": "",  # the workdir of a run whose network this one starts from
-            "weights": "",  # a file of pretrained weights that the model reads (Darknet's for yolo_tiny)
+            "weights": "",  # pretrained: imagenet, hf:timm/TAG or a file, of the model's encoder; Darknet's file for yolo_tiny
             "init_skip": "",  # regular expression of the parameters that are not taken over
             "freeze": "",  # regular expression of the parameters that stay as they are, as body/block.*
         }

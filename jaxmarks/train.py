@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmarks import augment, checkpoint, detection, find, heads, models, optim, report, steps
+from jaxmarks import augment, checkpoint, detection, heads, models, optim, report, steps
 from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import Dataset, facts, known_facts, load
@@ -358,12 +358,11 @@ def validation_input(settings, task):
 
 
 def pretrained(settings, source: Path | None):
-    """The variables to start from, another run's or those that the body's own `read_weights` reads, and their name."""
+    """The variables to start from, another run's or pretrained ones, and their name."""
     if source:
         theirs, note = checkpoint.restore(source)
         return theirs, f"{source} (epoch {note['best_epoch']})"
-    body = find.module("jaxmarks.models", settings.model.name, needs="read_weights")
-    return body.read_weights(settings.weights, channels=settings.channels), settings.weights
+    return models.read_weights(settings.model, settings.weights, channels=settings.channels), settings.weights
 
 
 def take_over(variables, theirs, about: str, skip: str):

@@ -109,6 +109,16 @@ def max_pool_3x3(x):
     return jnp.maximum(jnp.maximum(x[:, :, 0:-2:2], x[:, :, 1:-1:2]), x[:, :, 2::2])
 
 
+def pad_to(x, multiple):
+    """Images (B, H, W, C), their last row and column repeated until H and W are multiples of `multiple`."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, -x.shape[2] % multiple), (0, 0)), mode="edge")
+
+
+def crop(x, size, stride):
+    """The part of a map (B, h, w, C) at this stride that shows the frame of `size` (H, W), without what was padded."""
+    return x[:, : -(-size[0] // stride), : -(-size[1] // stride)]
+
+
 def resize(x, size):
     """Bilinear resizing of x (B, h, w, C) to (B, *size, C), half-pixel exact, without antialiasing."""
     return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=False)
@@ -184,15 +194,29 @@ class ConvNorm(nn.Module):
     groups: int = 1
     padding: str | None = None
     epsilon: float = 1e-5
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x, *, train):
-        even = (self.size // 2, self.size // 2)
+        even = (self.size // 2 * self.dilation,) * 2
         x = Conv(
-            self.features, (self.size, self.size), self.padding or (even, even), (self.stride, self.stride),
+            self.features, (self.size, self.size), self.padding or (even, even), (self.stride, self.stride), self.dilation,
             use_bias=self.norm != "batch", kernel_init=self.kernel_init, groups=self.groups, name="conv",
         )(x)  # fmt: skip
         return Norm(self.norm, self.epsilon, name="norm")(x, train=train)
+
+
+class DoubleConv(nn.Module):
+    """Twice: 3x3 convolution, normalisation, ReLU."""
+
+    features: int
+    norm: str
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        for i in (1, 2):
+            x = nn.relu(ConvNorm(self.features, norm=self.norm, name=f"conv{i}")(x, train=train))
+        return x
 
 
 def last_init(norm):

@@ -1,5 +1,6 @@
 """The encoders against timm's, with weights that went through the readers of files and the strict conversion."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -471,7 +472,7 @@ def test_the_hub_is_asked_once_and_what_it_sent_is_checked(tmp_path, monkeypatch
         ("config.json", json.dumps({"pretrained_cfg": {"mean": [0.485, 0.456, 0.406]}}).encode()),
     ):
         (hub.far / file).mkdir(parents=True)
-        (hub.far / file / weights.hashlib.sha256(content).hexdigest()).write_bytes(content)
+        (hub.far / file / hashlib.sha256(content).hexdigest()).write_bytes(content)
     for _ in range(2):
         found = encoders.read_weights(spec, "imagenet")
         np.testing.assert_array_equal(found["params"]["stem"]["norm"]["batch"]["bias"], state["bn1.bias"])

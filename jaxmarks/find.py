@@ -5,8 +5,8 @@ import pkgutil
 
 
 def names(package: str) -> list[str]:
-    """The modules of a package, by name."""
-    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__))
+    """The modules of a package, by name; packages in it are none."""
+    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if not m.ispkg)
 
 
 def module(package: str, name: str, *, needs: str):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmarks.heads import Head
+from jaxmarks.heads import Head, need_map
 from jaxmarks.ops import decode as decoders
 from jaxmarks.ops import heatmaps, losses
 
@@ -24,12 +24,13 @@ class Maps(nn.Module):
     """Features (B, h, w, F) -> a map for each landmark (B, h, w, K), by a 1x1 convolution."""
 
     landmarks: int
+    tanh: bool = False
 
     @nn.compact
     def __call__(self, features):
-        if features.ndim != 4:
-            raise ValueError("the heatmap head takes a map of features: set --config.model.output=map")
-        return nn.Dense(self.landmarks, name="maps")(features)
+        need_map(features, "heatmap")
+        maps = nn.Dense(self.landmarks, name="maps")(features)
+        return jnp.tanh(maps) if self.tanh else maps
 
 
 def stride_of(maps, size):
@@ -37,7 +38,7 @@ def stride_of(maps, size):
     return 2 ** math.ceil(math.log2(size[0] / maps.shape[1]))
 
 
-def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder="local_soft_argmax"):
+def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder="local_soft_argmax", tanh=False):
     """The heatmap head.
 
     The maps may be coarser than the frame by a power of two, which follows from the body's features.
@@ -49,9 +50,12 @@ def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder=
       sigma: of the target, in pixels of the network's frame.
       loss: the name of a loss of heatmaps in `ops.losses`, without its prefix.
       decoder: the name of a function in `ops.decode`.
+      tanh: whether the maps go through tanh, as Flat-net's do; not with a loss of distributions, whose logits it binds.
     """
     if target not in TARGETS:
         raise ValueError(f"head.target={target!r}: there are {', '.join(TARGETS)}")
+    if tanh and loss in DISTRIBUTIONS:
+        raise ValueError(f"head.tanh=True: not with head.loss={loss}, for which maps must be free to rise")
     draw, mass = TARGETS[target]
     penalty = losses.named(loss, prefix="heatmap_")
     found = decoders.named(decoder)
@@ -70,4 +74,4 @@ def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder=
         points, scores = functools.partial(found, **window)(outputs)
         return points * step, scores
 
-    return Head(Maps(landmarks), lambda batch: (batch["points"], batch["visible"]), masked, decode)
+    return Head(Maps(landmarks, tanh), lambda batch: (batch["points"], batch["visible"]), masked, decode)

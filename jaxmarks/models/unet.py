@@ -1,25 +1,13 @@
-"""U-Net (Ronneberger et al. 2015) with same-size convolutions, and its encoder alone for the direct head (fish paper)."""
+"""U-Net (Ronneberger et al. 2015) with same-size convolutions, on its own encoder or another one, and its encoder alone
+for the direct head (fish paper)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxmarks.models import layers
+from jaxmarks.models import decoders, encoders, layers
 
 # The options of a network for tests.
 TINY = {"width": 4, "depth": 2}
-
-
-class DoubleConv(nn.Module):
-    """Twice: 3x3 convolution, normalisation, ReLU."""
-
-    features: int
-    norm: str
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        for i in (1, 2):
-            x = nn.relu(layers.ConvNorm(self.features, norm=self.norm, name=f"conv{i}")(x, train=train))
-        return x
 
 
 class UNet(nn.Module):
@@ -31,26 +19,32 @@ class UNet(nn.Module):
     output: str = "map"
     norm: str = "batch"
     dropout: float = 0.0
+    encoder: nn.Module | None = None
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        x = fold(x, self.stride)
-        skips = []
-        for level in range(self.depth):
-            x = DoubleConv(self.width * 2**level, self.norm, name=f"down{level}")(x, train=train)
-            skips.append(x)
-            x = layers.max_pool(x)
-        x = DoubleConv(self.width * 2**self.depth, self.norm, name="bottom")(x, train=train)
+        size = x.shape[1:3]
+        if self.encoder is None:
+            x = fold(x, self.stride)
+            skips = []
+            for level in range(self.depth):
+                x = layers.DoubleConv(self.width * 2**level, self.norm, name=f"down{level}")(x, train=train)
+                skips.append(x)
+                x = layers.max_pool(x)
+            x = layers.DoubleConv(self.width * 2**self.depth, self.norm, name="bottom")(x, train=train)
+        else:
+            *skips, x = decoders.encode(self.encoder, x, stride=self.stride, train=train)
         x = layers.Dropout(self.dropout, name="dropout")(x, train=train)
         if self.output == "vector":
-            return x.reshape(len(x), -1)
-        for level in reversed(range(self.depth)):
-            skip = skips[level]
+            return x.reshape(x.shape[0], -1)
+        for level, skip in reversed(list(enumerate(skips))):
             x = layers.UpConv(self.width * 2**level, name=f"up{level}")(x)
             missing = [(0, s - n) for s, n in zip(skip.shape[1:3], x.shape[1:3], strict=True)]
             x = jnp.pad(x, ((0, 0), *missing, (0, 0)), mode="edge")  # pooling drops an odd row or column
             x = jnp.concatenate([skip, x], axis=-1)
-            x = DoubleConv(self.width * 2**level, self.norm, name=f"merge{level}")(x, train=train)
+            x = layers.DoubleConv(self.width * 2**level, self.norm, name=f"merge{level}")(x, train=train)
+        if self.encoder is not None:
+            x = decoders.Finish(self.stride, self.norm, name="finish")(x, size, train=train)
         return x
 
 
@@ -61,14 +55,14 @@ def fold(x, stride):
     """
     if stride == 1:
         return x
-    b, h, w, c = x.shape
-    x = jnp.pad(x, ((0, 0), (0, -h % stride), (0, -w % stride), (0, 0)), mode="edge")
+    b, _, _, c = x.shape
+    x = layers.pad_to(x, stride)
     rows, columns = x.shape[1] // stride, x.shape[2] // stride
     x = x.reshape(b, rows, stride, columns, stride, c).swapaxes(2, 3)
     return x.reshape(b, rows, columns, stride * stride * c)
 
 
-def build(*, width=64, depth=4, stride=1, output="map", norm="batch", dropout=0.0):
+def build(*, width=64, depth=4, stride=1, output="map", norm="batch", dropout=0.0, encoder=None):
     """U-Net: 31 M parameters with the paper's width and depth.
 
     Args:
@@ -78,9 +72,17 @@ def build(*, width=64, depth=4, stride=1, output="map", norm="batch", dropout=0.
       output: `map`, or `vector`: the encoder alone, its deepest map as a vector (the paper's direct network).
       norm: `batch`, `group` or `none`.
       dropout: rate at the bottom.
+      encoder: the spec of an encoder that takes the place of the U-Net's own, as {"name": "resnet50"}; its maps at strides
+        2 to 32 are the levels. At stride 1 a last step up, to half of `width`, has no skip; at stride 4 the map at stride 2
+        has no part. On a laptop take stride 2 or 4.
     """
+    if encoder is not None:
+        decoders.check_stride(stride)
+        if depth != 4:
+            raise ValueError(f"model.depth={depth}: an encoder has five maps, which makes it 4")
+        encoder = encoders.build(encoder)
     if output not in ("map", "vector"):
         raise ValueError(f"model.output={output!r}: there are map and vector")
     if stride & (stride - 1) or stride < 1:
         raise ValueError(f"model.stride={stride}: a power of two")
-    return UNet(width=width, depth=depth, stride=stride, output=output, norm=norm, dropout=dropout)
+    return UNet(width=width, depth=depth, stride=stride, output=output, norm=norm, dropout=dropout, encoder=encoder)

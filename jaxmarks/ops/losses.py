@@ -43,6 +43,11 @@ def heatmap_mse(maps, targets):
     return jnp.mean((maps - targets) ** 2, axis=(-3, -2))
 
 
+def heatmap_l1(maps, targets):
+    """Mean absolute error of each map (Flat-net, Eslami et al. 2020): of a map that is nearly all 0 the best guess is 0."""
+    return jnp.mean(jnp.abs(maps - targets), axis=(-3, -2))
+
+
 def heatmap_weighted_mse(maps, targets, *, weight=20.0):
     """Mean of (1 + weight t) (f - t)^2: the few pixels of the landmark count beside the many of the background."""
     return jnp.mean((1 + weight * targets) * (maps - targets) ** 2, axis=(-3, -2))
@@ -85,6 +90,7 @@ def named(name, *, prefix=""):
     penalties = (mse, l1, smooth_l1, wing, soft_wing)
     of_heatmaps = (
         heatmap_mse,
+        heatmap_l1,
         heatmap_weighted_mse,
         heatmap_adaptive_wing,
         heatmap_cross_entropy,

@@ -1,0 +1,113 @@
+"""The calibration thesis's networks, for cephalograms, chest radiographs and other images of one anatomy.
+
+    python -m jaxmarks.main --config=configs/radiographs.py[:variant,...] [--workdir=DIR] [--config.key=value]
+
+Variants, which combine:
+  (none)         pronota drawn by code, the U-Net, small: minutes on a laptop
+  smoke          everything once, in less than a minute; its numbers mean nothing
+  own            for radiographs of one's own: five folds, so that every image is predicted by a network that never saw it
+  network=NAME   hourglass, flat_net, unet (default), unet_pp or deeplab_v3
+  encoder=NAME   of the last three: plain (default), or one of jaxmarks/models/encoders
+  thesis         the thesis's networks at full width in frames of 256x256, VGG19 as encoder, and the losses printed there:
+                 the hourglass by soft-argmax with the wing loss alone, Flat-net by mean absolute error of heatmaps behind
+                 tanh; of the others it says Gaussian heatmaps, and here it is mean squared error. No weight decay, an end
+                 after 50 epochs without progress
+
+On a laptop all heatmaps are trained by cross-entropy, with which they get off the ground in a few hundred steps, and the
+soft-argmax has a divergence beside the wing loss that keeps its maps narrow. A fold of 80 cephalograms, by two annotators:
+
+    python -m jaxmarks.main --config=configs/radiographs.py:own,network=unet_pp --workdir=runs/ceph
+      --config.data.images=ceph/images --config.data.landmarks=ceph/annotator_a,ceph/annotator_b
+      --config.data.size="(256,208)" --config.split.run="(0,)"
+"""
+
+import ml_collections
+
+from jaxmarks import config as configs
+
+NETWORKS = ("hourglass", "flat_net", "unet", "unet_pp", "deeplab_v3")
+WITHOUT_ENCODER = ("hourglass", "flat_net")
+
+
+def get_config(text: str = "") -> ml_collections.ConfigDict:
+    """The config of the variants in `text`, separated by commas."""
+    chosen = configs.variants(text, flags=("smoke", "own", "thesis"), options={"network": NETWORKS, "encoder": ()})
+    network, encoder = chosen.get("network", "unet"), chosen.get("encoder")
+    if encoder and network in WITHOUT_ENCODER:
+        raise ValueError(f"config variant encoder={encoder}: network={network} has none to choose")
+    config = configs.base()
+    config.data.size = (192, 256)
+    config.train.batch_size, config.train.steps = 16, 400
+    config.optimizer.learning_rate = 2e-3
+    config.model = small(network, encoder or "plain")
+    config.head = head(network)
+    if "own" in chosen:
+        config.split.run, config.split.valid = (), 0.0
+    if "thesis" in chosen:
+        thesis(config, network, encoder or "vgg19")
+    if "smoke" in chosen:
+        smoke(config)
+    return config
+
+
+def small(network, encoder):
+    """The body for a laptop, its maps at a quarter of the frame's resolution."""
+    options = {
+        "hourglass": {"width": 8, "depth": 4, "dropout": 0.1},
+        "flat_net": {"width": 8, "stride": 4},
+        "unet": {"width": 32, "stride": 4},
+        "unet_pp": {"width": 32, "stride": 4, "deep_supervision": True},
+        # The map at stride 8 of a frame of 256 has as many cells as the paper's at 16, of one of 513, and the same rates.
+        "deeplab_v3": {"width": 64, "source": 8, "rates": (6, 12, 18), "stride": 4},
+    }[network]
+    if network not in WITHOUT_ENCODER:
+        options["encoder"] = {"name": encoder} | ({"width": 16} if encoder == "plain" else {})
+    return ml_collections.ConfigDict({"name": network, "norm": "batch"} | options)
+
+
+def head(network):
+    """The head, with what has proved best on a few dozen images."""
+    if network == "hourglass":
+        return ml_collections.ConfigDict({"name": "softargmax", "loss": "wing", "divergence": 1.0, "sigma": 4.0})
+    return ml_collections.ConfigDict(
+        {
+            "name": "heatmap",
+            "target": "gaussian",
+            "sigma": 4.0,
+            "loss": "cross_entropy",
+            "decoder": "local_soft_argmax",
+            "tanh": False,
+        }
+    )
+
+
+def thesis(config, network, encoder):
+    """Section 4.2 of the thesis, and where that is silent the networks' own papers."""
+    config.data.size = (256, 256)
+    config.split.valid = 0.2
+    config.optimizer = ml_collections.ConfigDict(
+        {"name": "adam", "learning_rate": 1e-4, "warmup": 0.0, "weight_decay": 0.0, "clip": 0.0}
+    )
+    config.train.epochs, config.train.steps, config.train.patience = 300, 0, 50
+    config.model = ml_collections.ConfigDict(
+        {"name": network, "norm": "none" if network == "flat_net" else "batch"}
+        | ({} if network in WITHOUT_ENCODER else {"encoder": {"name": encoder}})
+        | ({"stride": 1} if network in ("unet", "unet_pp", "deeplab_v3") else {})
+        | ({"width": 32} if network == "unet" else {})
+    )
+    if network == "hourglass":
+        config.head.divergence = 0.0
+    else:
+        config.head.loss, config.head.decoder = "mse", "argmax"
+    if network == "flat_net":
+        config.head.loss, config.head.tanh, config.head.sigma = "l1", True, 10.0
+
+
+def smoke(config):
+    """Small enough that a minute is plenty."""
+    config.data.size, config.data.count = (64, 64), 24
+    config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
+    config.model.width = 4
+    if config.model.name == "hourglass":
+        config.model.depth = 2
+    config.train.batch_size, config.train.steps, config.train.epochs = 8, 6, 0

@@ -1,0 +1,81 @@
+"""DeepLabV3 (Chen et al. 2017) on any encoder: one of its maps seen at several rates, and bilinear upsampling."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxmarks.models import decoders, encoders, layers
+
+# The options of a network for tests.
+TINY = {"width": 4, "source": 32, "rates": (2,), "encoder": {"name": "plain", "width": 4}}
+# The place among an encoder's maps of that at each stride.
+SOURCES = {8: 2, 16: 3, 32: 4}
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: x (B, h, w, C) -> (B, h, w, features).
+
+    A 1x1 convolution, 3x3 ones at the rates and the mean of the whole map, each to `features` channels, side by side; and
+    a 1x1 convolution over them all.
+    """
+
+    features: int
+    rates: tuple[int, ...]
+    norm: str
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        def block(x, name, size=1, rate=1):
+            conv = layers.ConvNorm(self.features, size, norm=self.norm, dilation=rate, name=name)
+            return nn.relu(conv(x, train=train))
+
+        views = [block(x, "point"), *(block(x, f"rate{rate}", 3, rate) for rate in self.rates)]
+        mean = block(x.mean((1, 2), keepdims=True), "mean")
+        views.append(jnp.broadcast_to(mean, views[0].shape))
+        x = block(jnp.concatenate(views, axis=-1), "project")
+        return layers.Dropout(self.dropout, name="dropout")(x, train=train)
+
+
+class DeepLabV3(nn.Module):
+    """Images (B, H, W, C) in [0, 1] -> a map (B, H / stride, W / stride, width)."""
+
+    encoder: nn.Module
+    width: int = 256
+    rates: tuple[int, ...] = (6, 12, 18)
+    source: int = 16
+    stride: int = 4
+    norm: str = "batch"
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        size = x.shape[1:3]
+        x = layers.pad_to(x, 32)
+        whole = [side // self.stride for side in x.shape[1:3]]
+        x = self.encoder(x, train=train)[SOURCES[self.source]]
+        x = ASPP(self.width, self.rates, self.norm, self.dropout, name="aspp")(x, train=train)
+        x = nn.relu(layers.ConvNorm(self.width, norm=self.norm, name="conv")(x, train=train))
+        return layers.crop(layers.resize(x, whole), size, self.stride)
+
+
+def build(*, encoder=None, width=256, rates=(6, 12, 18), source=16, stride=4, norm="batch", dropout=0.0):
+    """DeepLabV3: 256 channels, rates 6, 12, 18 and output stride 16, as in the paper.
+
+    The paper keeps its encoder's last map at stride 16, or 8 with the rates doubled, by dilation of the last stages; here
+    the encoder stays as it is, and its map at that stride is taken: what comes behind it in the encoder has no part. A
+    head's linear layer and bilinear upsampling may change places, so this upsamples its output as the paper does.
+
+    Args:
+      encoder: the spec of an encoder, as {"name": "resnet50"}; None is `plain` with its defaults and this `norm`.
+      width: channels of each of the pyramid's branches and of the output.
+      rates: of the pyramid's 3x3 convolutions.
+      source: the stride of the encoder's map, 8, 16 or 32; landmarks are found the more closely the finer it is.
+      stride: of the output, 1, 2 or 4.
+      norm: `batch`, `group` or `none`.
+      dropout: rate behind the pyramid.
+    """
+    decoders.check_stride(stride)
+    if source not in SOURCES:
+        raise ValueError(f"model.source={source}: there are 8, 16 and 32")
+    encoder = encoders.build(encoder or {"name": "plain", "norm": norm})
+    return DeepLabV3(encoder, width, tuple(rates), source, stride, norm, dropout)

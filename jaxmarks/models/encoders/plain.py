@@ -1,0 +1,34 @@
+"""The U-Net's own encoder (Ronneberger et al. 2015) as one of the five strides, to be trained from scratch."""
+
+import flax.linen as nn
+
+from jaxmarks.models import layers, unet
+
+# The options of a network for tests.
+TINY = {"width": 4}
+
+
+class Plain(nn.Module):
+    """Images (B, H, W, C) in [0, 1] -> five maps at strides 2, 4, 8, 16, 32 with 1, 2, 4, 8 and 16 times width channels."""
+
+    width: int = 32
+    norm: str = "batch"
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x, maps = unet.fold(images, 2), []
+        for level in range(5):
+            x = layers.max_pool(x) if level else x
+            x = layers.DoubleConv(self.width * 2**level, self.norm, name=f"down{level}")(x, train=train)
+            maps.append(x)
+        return maps
+
+
+def build(*, width=32, norm="batch"):
+    """Double convolutions, 4.7 M parameters; each square of 2x2 pixels is one, of four times the channels, from the start.
+
+    Args:
+      width: channels at stride 2, doubled on each level.
+      norm: `batch`, `group` or `none`.
+    """
+    return Plain(width=width, norm=norm)

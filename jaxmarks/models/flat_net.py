@@ -1,0 +1,56 @@
+"""Flat-net (Eslami, Neuschaefer-Rube and Serrurier 2020): no pooling; convolutions at five dilation rates side by side."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxmarks.models import layers, unet
+
+# The options of a network for tests.
+TINY = {"width": 4, "rates": (1, 2), "stride": 4}
+
+
+class FlatNet(nn.Module):
+    """Images (B, H, W, C) in [0, 1] -> a map (B, ceil(H / stride), ceil(W / stride), 2 width)."""
+
+    width: int = 32
+    rates: tuple[int, ...] = (1, 2, 3, 4, 5)
+    stride: int = 1
+    norm: str = "batch"
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        def block(x, features, name, size, rate=1):
+            conv = layers.ConvNorm(features, size, norm=self.norm, dilation=rate, name=name)
+            return nn.relu(conv(x, train=train))
+
+        x = unet.fold(x, self.stride)
+        views = []
+        for rate in self.rates:
+            view = block(x, self.width, f"L1_{rate}", 9, rate)
+            views.append(block(view, 2 * self.width, f"L2_{rate}", 9, rate))
+        x = jnp.concatenate(views, axis=-1)
+        x = block(x, 8 * self.width, "L4", 5)
+        x = block(x, 4 * self.width, "L5", 1)
+        return block(x, 2 * self.width, "L6", 1)
+
+
+def build(*, width=32, rates=(1, 2, 3, 4, 5), stride=1, norm="batch"):
+    """Flat-net: layers L1 to L6 of seven; the head's 1x1 convolution is the seventh.
+
+    L1 and L2 are 9x9 convolutions at each of the dilation rates, L3 lays their maps side by side, L4 is a 5x5 and L5 to L7
+    are 1x1 convolutions. Widths and rates, which the thesis does not give, are those of the authors' own program: `width`,
+    2 `width` a rate, 8, 4 and 2 `width`. The network of the paper is `norm=none` with a heatmap head of `tanh=True`,
+    `loss=l1`, sigma 10 and decoder argmax, in frames of 256x256; for that head see `heads/heatmap.py`.
+
+    A landmark is seen in 16 max(rates) + 5 pixels of the folded map each way, 85 by default: with stride 4 that is 340
+    pixels of the frame, so that folding makes the network cheaper and lets it see more.
+
+    Args:
+      width: channels of L1; all others are multiples of it.
+      rates: dilation rates of L1 and L2.
+      stride: 1, 2, 4, ...: each square of so many pixels becomes one, of more channels, before L1.
+      norm: `batch`, `group` or `none` (as published).
+    """
+    if stride & (stride - 1) or stride < 1:
+        raise ValueError(f"model.stride={stride}: a power of two")
+    return FlatNet(width=width, rates=tuple(rates), stride=stride, norm=norm)

@@ -27,27 +27,23 @@ TURN_LIMIT = 60.0
 
 @jax.jit
 def fit(points, scores, planes, template):
-    """The volumes of T triples.
+    """The volume of one triple.
 
     Args:
-      points: (T, 3, K, 2) pixels of the sagittal, coronal and axial scout, all landmarks in each; those of its own plane
-        are taken.
-      scores: (T, 3, K).
-      planes: (T, 3, 3, 3), RAS mm.
+      points: (3, K, 2) pixels of the sagittal, coronal and axial scout, all landmarks in each; those of its own plane are
+        taken.
+      scores: (3, K).
+      planes: (3, 3, 3), RAS mm.
       template: as `Volumes` has it.
 
     Returns:
-      A `calibrate.Calibration` with a leading axis T, and the landmarks (T, K, 3) in RAS mm.
+      A `calibrate.Calibration`, and the landmarks (K, 3) in RAS mm.
     """
-    typical = calibrate.Template(
-        jnp.asarray(template["shares"], jnp.float32), jnp.asarray(template["size"], jnp.float32)
-    )
-    own = jnp.arange(len(PLANE_OF))
-    mine = planes[:, PLANE_OF]
-    space = calibrate.to_space(mine, points[:, PLANE_OF, own][:, :, None])[:, :, 0]
-    weights = scores[:, PLANE_OF, own] * jnp.array([1.0 if name in FACES else FIDUCIAL for _, name in LANDMARKS])
-    one = lambda p, w, n: calibrate.calibrate(p, w, typical, normals=n)
-    return jax.vmap(one)(space, weights, calibrate.normal(mine)), space
+    typical = calibrate.Template(*(jnp.asarray(template[key], jnp.float32) for key in ("shares", "size")))
+    own, mine = jnp.arange(len(PLANE_OF)), planes[PLANE_OF]
+    space = calibrate.to_space(mine, points[PLANE_OF, own][:, None])[:, 0]
+    weights = scores[PLANE_OF, own] * jnp.array([1.0 if name in FACES else FIDUCIAL for _, name in LANDMARKS])
+    return calibrate.calibrate(space, weights, typical, normals=calibrate.normal(mine)), space
 
 
 def doubts(found: calibrate.Calibration) -> list[str]:
@@ -111,9 +107,13 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path) ->
     if not triples:
         raise ValueError("of no head are all three scouts held back together: set --config.split.by=group")
     images = [[f"{volumes.names[t]}_{plane}" for plane in PLANES] for t in triples]
-    rows = np.array([[row[name] for name in three] for three in images])
-    planes = np.array([[volumes.planes[name] for name in three] for three in images], np.float32)
-    found, _ = fit(np.float32(points[rows]), np.float32(scores[rows]), planes, template)
+    each = []
+    for three in images:
+        rows, planes = [row[name] for name in three], np.array([volumes.planes[name] for name in three], np.float32)
+        each.append(
+            jax.tree.map(np.asarray, fit(np.float32(points[rows]), np.float32(scores[rows]), planes, template)[0])
+        )
+    found = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
     truth = [jnp.asarray(array[triples], jnp.float32) for array in (volumes.centre, volumes.rotation, volumes.size)]
     iou = jax.vmap(calibrate.box_iou)((found.centre, found.rotation, found.size), tuple(truth))
     columns = {
@@ -121,7 +121,7 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path) ->
         "angle_degrees": np.asarray(calibrate.angle_between(found.rotation, truth[1])),
         "iou": np.asarray(iou),
     }
-    refused = [doubts(jax.tree.map(lambda leaf, t=t: np.asarray(leaf[t]), found)) for t in range(len(triples))]
+    refused = [doubts(one) for one in each]
     Path(out).mkdir(parents=True, exist_ok=True)
     with (Path(out) / "volumes.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -180,9 +180,7 @@ def of_triple(call, networks, settings, template: dict, three: dict[str, scouts.
     why = disoriented(scores)
     pixels, scores = pixels[0], scores[0]
     planes = np.stack([f.plane for f in framed]).astype(np.float32)
-    found, space = jax.tree.map(
-        lambda leaf: np.asarray(leaf[0]), fit(pixels[None], scores[None], planes[None], template)
-    )
+    found, space = jax.tree.map(np.asarray, fit(pixels, scores, planes, template))
     why, spread = why + doubts(found), np.sqrt(np.maximum(np.diagonal(found.covariance), 0))
     out.mkdir(parents=True, exist_ok=True)
     (out / "box.nii.gz").unlink(missing_ok=True)  # of an earlier calibration, which may have been better

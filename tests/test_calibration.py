@@ -132,8 +132,8 @@ def test_a_head_upside_down_is_an_orientation_that_is_wrong(drawn):
     half_turn = np.diag([-1.0, 1, -1])
     planes = np.stack([half_turn @ s.plane for s in one.scouts.values()]).astype(np.float32)
     points = np.array([scouts.pixels(s.plane, one.landmarks) for s in one.scouts.values()], np.float32)
-    found, _ = calibration.fit(points[None], np.ones((1, 3, COUNT), np.float32), planes[None], template)
-    why = calibration.doubts(jax.tree.map(lambda leaf: np.asarray(leaf[0]), found))
+    found, _ = calibration.fit(points, np.ones((3, COUNT), np.float32), planes, template)
+    why = calibration.doubts(jax.tree.map(np.asarray, found))
     assert len(why) == 1 and "check the files' orientation" in why[0]
 
 

@@ -39,10 +39,10 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
             "size": (128, 128),  # height and width of the network's frame
             "spacing": 2.0,  # mm of a pixel of it
             "fit": "pad",  # how `jaxmarks.predict.load` brings an image of another size into it
-            "count": 400,  # triples that are cut
+            "count": 500,  # triples that are cut
             "turn": 20.0,  # degrees by which the head is turned at most about each axis
             "tilt": 8.0,  # degrees by which each slice is
-            "elastic": 1.2,  # mm, the deviation of the smooth deformation
+            "elastic": 1.0,  # mm, the deviation of the smooth deformation
             "seed": 0,
         }
     )
@@ -54,7 +54,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config.augment.rotation, config.augment.scale, config.augment.shear = 5.0, 0.05, 0.0
     config.augment.translation, config.augment.channel, config.augment.blur = 0.05, 0.0, 0.5
     config.optimizer.learning_rate = 2e-3
-    config.train.batch_size, config.train.steps = 24, 1200
+    config.train.batch_size, config.train.steps = 24, 1600
     config.baselines = ("mean_shape",)
     if "smoke" in chosen:
         config.data.size, config.data.spacing, config.data.count = (64, 64), 4.0, 18

@@ -153,14 +153,17 @@ def of_folder(call, networks, settings, template: dict, images: Path, out: Path)
     out, failures, done = Path(out), [], 0
     out.mkdir(parents=True, exist_ok=True)
     for name, files in scouts.triples(images):
+        folder = out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in ("box.nii.gz", "scouts.png"):  # of an earlier calibration, which may have been better
+            (folder / old).unlink(missing_ok=True)
         try:
             three, notes = scouts.read(files)
-            about = of_triple(call, networks, settings, template, three, out / name)
+            chosen = {"scouts": {plane: one.file for plane, one in three.items()}, "notes": notes}
+            about = chosen | of_triple(call, networks, settings, template, three, folder)
         except FormatError as error:
-            failures.append({"image": name, "what": f"cannot be calibrated: {error}", "where": str(files[0])})
-            continue
-        about = {"name": name, "files": [s.file for s in three.values()], "notes": notes} | about
-        (out / name / "calibration.json").write_text(json.dumps(about, indent=1) + "\n")
+            about = {"refused": True, "why": [f"cannot be read: {error}"]}
+        (folder / "calibration.json").write_text(json.dumps({"name": name} | about, indent=1) + "\n")
         done += not about["refused"]
         if about["refused"]:
             failures.append({"image": name, "what": f"refused: {'; '.join(about['why'])}", "where": str(files[0])})
@@ -182,8 +185,6 @@ def of_triple(call, networks, settings, template: dict, three: dict[str, scouts.
     planes = np.stack([f.plane for f in framed]).astype(np.float32)
     found, space = jax.tree.map(np.asarray, fit(pixels, scores, planes, template))
     why, spread = why + doubts(found), np.sqrt(np.maximum(np.diagonal(found.covariance), 0))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "box.nii.gz").unlink(missing_ok=True)  # of an earlier calibration, which may have been better
     if not why:
         write_box(out / "box.nii.gz", found)
     own = [pixels[n, PLANE_OF == n] for n in range(3)]

@@ -78,7 +78,9 @@ def test_exact_landmarks_give_the_operator_the_exact_volume(drawn, tmp_path):
     assert max(about["uncertainty"]["centre_mm"]) < 0.01
     assert [mark["plane"] for mark in about["landmarks"]].count("coronal") == 7
     assert all(mark["residual_mm"] < 0.01 for mark in about["landmarks"])
-    assert [file[-5:] for file in about["files"]] == ["2.nii", "1.nii", "0.nii"]
+    assert {plane: file[-5:] for plane, file in about["scouts"].items()} == dict(
+        zip(scouts.PLANES, ("2.nii", "1.nii", "0.nii"), strict=True)
+    )
 
 
 def test_the_box_as_a_nifti_header_has_the_volumes_corners(drawn, tmp_path):
@@ -112,6 +114,8 @@ def test_one_wrong_landmark_does_not_move_the_volume(drawn, tmp_path):
 def test_what_contradicts_itself_is_refused_and_what_cannot_be_read_is_named(drawn, tmp_path):
     one, _ = drawn
     folder = write(tmp_path / "all" / "lost", one.scouts).parent
+    run(drawn, folder, tmp_path / "out")  # leaves a box, which must not outlive the refusal
+    assert (tmp_path / "out" / "lost" / "box.nii.gz").exists()
     write(folder / "damaged", one.scouts)
     (folder / "damaged" / "0.nii").write_bytes(b"no nifti")
     write(folder / "half", {name: s for name, s in one.scouts.items() if name != "axial"})
@@ -124,6 +128,8 @@ def test_what_contradicts_itself_is_refused_and_what_cannot_be_read_is_named(dra
     assert "no axial scout" in said["half"] and "cannot be read" in said["damaged"]
     assert json.loads((tmp_path / "out" / "lost" / "calibration.json").read_text())["refused"]
     assert not (tmp_path / "out" / "lost" / "box.nii.gz").exists()
+    half = json.loads((tmp_path / "out" / "half" / "calibration.json").read_text())
+    assert half["refused"] and "no axial scout" in half["why"][0]
 
 
 def test_a_head_upside_down_is_an_orientation_that_is_wrong(drawn):

@@ -269,7 +269,7 @@ KNOTS, REACH = 5, 150.0
 ASYMMETRY = 0.2
 
 
-def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1.2, pixel=(1.4, 2.2)) -> Drawn:
+def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1.0, pixel=(1.4, 2.2)) -> Drawn:
     """Scouts of a head that is somebody else's, in a random pose.
 
     Args:

@@ -39,7 +39,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
             "size": (128, 128),  # height and width of the network's frame
             "spacing": 2.0,  # mm of a pixel of it
             "fit": "pad",  # how `jaxmarks.predict.load` brings an image of another size into it
-            "count": 500,  # triples that are cut
+            "count": 800,  # triples that are cut
             "turn": 20.0,  # degrees by which the head is turned at most about each axis
             "tilt": 8.0,  # degrees by which each slice is
             "elastic": 1.0,  # mm, the deviation of the smooth deformation
@@ -51,7 +51,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config.head = ml_collections.ConfigDict(
         {"name": "heatmap", "target": "gaussian", "sigma": 3.0, "loss": "cross_entropy", "decoder": "local_soft_argmax"}
     )
-    config.augment.rotation, config.augment.scale, config.augment.shear = 5.0, 0.05, 0.0
+    config.augment.rotation, config.augment.scale, config.augment.shear = 8.0, 0.05, 0.0
     config.augment.translation, config.augment.channel, config.augment.blur = 0.05, 0.0, 0.5
     config.optimizer.learning_rate = 2e-3
     config.train.batch_size, config.train.steps = 24, 1600

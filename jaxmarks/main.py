@@ -102,7 +102,7 @@ def predict(config, workdir):
         raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
     summary = predictions.on_folder(workdir, config.data.images, workdir / "predict")
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
-    print(f"{summary['images']} images, {what}: {workdir / 'predict'}")
+    print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {workdir / 'predict'}")
     for failure in summary["failures"]:
         print(f"  {failure['image']}: {failure['what']}")
 

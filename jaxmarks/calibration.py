@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmarks import report
 from jaxmarks.data import scouts
-from jaxmarks.data.heads import FACES, LANDMARKS, PLANE_OF, Volumes
+from jaxmarks.data.brains import FACES, LANDMARKS, PLANE_OF, Volumes
 from jaxmarks.data.samples import FormatError
 from jaxmarks.data.scouts import PLANES
 from jaxmarks.ops import calibrate

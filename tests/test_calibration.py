@@ -11,23 +11,23 @@ import pytest
 from PIL import Image
 
 from jaxmarks import calibration
-from jaxmarks.data import heads, scouts
+from jaxmarks.data import brains, scouts
 from jaxmarks.ops import calibrate
 
 SETTINGS = types.SimpleNamespace(data=types.SimpleNamespace(size=(64, 64), spacing=4.0))
-COUNT = len(heads.LANDMARKS)
+COUNT = len(brains.LANDMARKS)
 
 
 @pytest.fixture(scope="module")
 def drawn():
     """A drawn head in a random pose, not bent, so that its landmarks are exactly those of a template, and the template."""
-    head = heads.phantom(pixel=4.0)
-    return heads.draw(head, np.random.default_rng(2), elastic=0.0), exact_template(head)
+    head = brains.phantom(pixel=4.0)
+    return brains.draw(head, np.random.default_rng(2), elastic=0.0), exact_template(head)
 
 
 def exact_template(head):
     """The shares of an unbent head: they do not depend on its pose."""
-    one = heads.draw(head, np.random.default_rng(9), elastic=0.0)
+    one = brains.draw(head, np.random.default_rng(9), elastic=0.0)
     return {"shares": (((one.landmarks - one.centre) @ one.rotation) / one.size).tolist(), "size": head.size.tolist()}
 
 
@@ -102,7 +102,7 @@ def test_one_wrong_landmark_does_not_move_the_volume(drawn, tmp_path):
     one, _ = drawn
 
     def spoil(points):
-        points[0, heads.LANDMARKS.index(("sagittal", "superior"))] += 12  # 48 mm
+        points[0, brains.LANDMARKS.index(("sagittal", "superior"))] += 12  # 48 mm
         return points
 
     run(drawn, write(tmp_path / "patient", one.scouts), tmp_path / "out", spoil)
@@ -166,7 +166,7 @@ def test_scores_of_known_volumes(drawn, tmp_path):
     points[3:6] += np.array([3.0, 0.0])  # the second triple's images are all moved: three pixels along x
     planes = {name: one.scouts[name[2:]].plane for name in names}
     truth = (np.stack([a] * 3) for a in (one.centre, one.rotation, one.size))
-    volumes = heads.Volumes(planes, np.array(["a", "b", "c"]), *truth, template)
+    volumes = brains.Volumes(planes, np.array(["a", "b", "c"]), *truth, template)
     found = calibration.score(names, points, np.ones(points.shape[:2]), volumes, template, tmp_path)
     assert (found["triples"], found["refused"]) == (2, 0)
     rows = [line.split(",") for line in (tmp_path / "volumes.csv").read_text().splitlines()]

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 
 from jaxmarks import evaluate, predict, train
-from jaxmarks.data import heads, loading, scouts
+from jaxmarks.data import brains, loading, scouts
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mri.py"
 
@@ -28,12 +28,12 @@ def tiny():
 def test_a_run_leaves_its_scores_and_calibrates_scouts(tmp_path):
     config, run = tiny(), tmp_path / "run"
     dataset = train.train(config, run)["train"]
-    assert loading.known_facts(config.data)["landmarks"] == len(heads.LANDMARKS)
+    assert loading.known_facts(config.data)["landmarks"] == len(brains.LANDMARKS)
     summary = evaluate.of_run(config, run, dataset)
     assert summary["volume"]["triples"] == 2 and len((run / "volumes.csv").read_text().splitlines()) == 3
     again = predict.evaluate_on(run, dataset, tmp_path / "again")
     assert again["volume"]["triples"] == 6 and json.loads((tmp_path / "again" / "summary.json").read_text())["volume"]
-    for one in heads.draw(heads.phantom(pixel=4.0), np.random.default_rng(0)).scouts.values():
+    for one in brains.draw(brains.phantom(pixel=4.0), np.random.default_rng(0)).scouts.values():
         affine = np.eye(4)
         affine[:3, :2], affine[:3, 2] = one.plane[:, :2], 5 * scouts.normal(one.plane)
         affine[:3, 3] = one.plane @ [0.5, 0.5, 1]

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmarks.data import folder, formats, heads, objects, phantoms
+from jaxmarks.data import brains, folder, formats, objects, phantoms
+from jaxmarks.data.brains import Volumes
 from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
-from jaxmarks.data.heads import Volumes
 from jaxmarks.data.phantoms import dendrite
 from jaxmarks.data.samples import Samples, concatenate
 
@@ -42,7 +42,7 @@ def load(spec) -> Dataset:
     if "boxes" in spec:
         return _objects(spec)
     if "volume" in spec:
-        samples, volumes, photograph = heads.load(spec)
+        samples, volumes, photograph = brains.load(spec)
         return Dataset(samples, [], None, photograph, volumes=volumes)
     if bool(spec.images) != bool(spec.landmarks):
         missing = "landmarks" if spec.images else "images"
@@ -59,7 +59,7 @@ def known_facts(spec) -> dict:
         names = {name for a in boxes.read(spec.boxes, []) for name in a.classes} if spec.boxes else ()
         return {"classes": len(names) or spec.classes, "sizes": (16.0, 16.0)}
     if "volume" in spec:
-        return {"landmarks": len(heads.LANDMARKS)}
+        return {"landmarks": len(brains.LANDMARKS)}
     if spec.landmarks:
         return {"landmarks": formats.read(spec.landmarks, spec.images, problems=[])[0].points.shape[0]}
     return {"landmarks": len(_kept(spec, spec.part.split("+")[0]))}

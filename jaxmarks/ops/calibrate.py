@@ -187,8 +187,7 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
     Args:
       points: (K, 3) mm, where each landmark was found.
       weights: (K,) how sure it is, such as a heatmap's score; 0 for a landmark that was not found.
-      template: where the landmarks lie in the volume. It must be of a head of about the orientation's kind, not a mirror
-        image; a typical size within 30 % suffices.
+      template: where the landmarks lie in the volume; its size may be wrong by 30 %.
       normals: (K, 3), unit normals of the planes in which the landmarks were found; None where all three coordinates of
         every point are known.
       tolerance: mm, the spread of landmarks that are right.

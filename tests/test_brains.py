@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from jaxmarks.data import heads, scouts
+from jaxmarks.data import brains, scouts
 from jaxmarks.data.samples import FormatError
 
 SPEC = ml_collections.ConfigDict(
@@ -19,7 +19,7 @@ SPEC = ml_collections.ConfigDict(
 
 @pytest.fixture(scope="module")
 def phantom():
-    return heads.phantom(pixel=4.0)
+    return brains.phantom(pixel=4.0)
 
 
 def test_the_phantoms_box_holds_its_brain(phantom):
@@ -27,8 +27,8 @@ def test_the_phantoms_box_holds_its_brain(phantom):
     inside = (voxels - phantom.to_voxel[:, 3]) @ np.linalg.inv(phantom.to_voxel[:, :3]).T
     np.testing.assert_allclose(np.abs(inside).max(0) + 2, phantom.size / 2, atol=2)  # half a voxel beyond its middles
     np.testing.assert_allclose(phantom.size, [140, 176, 144], atol=6)  # of the ellipsoids
-    shares = np.array(heads.template(phantom)["shares"])
-    names = [name for _, name in heads.LANDMARKS]
+    shares = np.array(brains.template(phantom)["shares"])
+    names = [name for _, name in brains.LANDMARKS]
     assert shares.shape == (len(names), 3) and np.isfinite(shares).all()
     np.testing.assert_array_equal(shares[names.index("anterior")], [0, 0.5, 0])
     np.testing.assert_allclose((shares * phantom.size)[names.index("AC")], phantom.fiducials[0])
@@ -37,20 +37,20 @@ def test_the_phantoms_box_holds_its_brain(phantom):
 
 def test_the_frame_of_fiducials_turns_with_them(phantom):
     """In head axes it is the identity; AC and PC lie along y."""
-    np.testing.assert_allclose(heads.axes_of(phantom.fiducials), np.eye(3), atol=1e-6)
+    np.testing.assert_allclose(brains.axes_of(phantom.fiducials), np.eye(3), atol=1e-6)
     turn = Rotation.from_rotvec([10, -25, 40], degrees=True).as_matrix()
-    np.testing.assert_allclose(heads.axes_of(phantom.fiducials @ turn.T + 7), turn, atol=1e-6)
+    np.testing.assert_allclose(brains.axes_of(phantom.fiducials @ turn.T + 7), turn, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_landmarks_are_carried_where_the_pixels_go(phantom, seed):
     """A head that is dark but for a blob at one fiducial shows it at the foot of that fiducial's perpendicular."""
-    number = (heads.AC, 19, 4, heads.PC)[seed]
+    number = (brains.AC, 19, 4, brains.PC)[seed]
     grid = np.stack(np.meshgrid(*map(np.arange, phantom.voxels.shape), indexing="ij"), -1)
     local = (grid - phantom.to_voxel[:, 3]) @ np.linalg.inv(phantom.to_voxel[:, :3]).T
     blob = np.exp(-((local - phantom.fiducials[number - 1]) ** 2).sum(-1) / (2 * 10**2)).astype(np.float32)
-    drawn = heads.draw(phantom._replace(voxels=blob), np.random.default_rng(seed), elastic=3.0)
-    truth = drawn.landmarks[heads.LANDMARKS.index(("sagittal", heads.NAMES[number]))]
+    drawn = brains.draw(phantom._replace(voxels=blob), np.random.default_rng(seed), elastic=3.0)
+    truth = drawn.landmarks[brains.LANDMARKS.index(("sagittal", brains.NAMES[number]))]
     away = {name: abs((truth - s.plane[:, 2]) @ scouts.normal(s.plane)) for name, s in drawn.scouts.items()}
     assert min(away.values()) < 10
     for name, one in drawn.scouts.items():
@@ -64,36 +64,36 @@ def test_landmarks_are_carried_where_the_pixels_go(phantom, seed):
 
 
 def test_the_box_is_that_of_the_carried_brain(phantom):
-    drawn = heads.draw(phantom, np.random.default_rng(0), elastic=0.0)
+    drawn = brains.draw(phantom, np.random.default_rng(0), elastic=0.0)
     # Without a deformation the head is only scaled along its own axes: so is its box.
     growth = drawn.size / phantom.size
     assert (np.abs(growth - 1) < 0.3).all()
     local = (drawn.landmarks - drawn.centre) @ drawn.rotation
-    np.testing.assert_allclose(local, np.array(heads.template(phantom)["shares"]) * drawn.size, atol=0.3)
-    bent = heads.draw(phantom, np.random.default_rng(0), elastic=3.0)
+    np.testing.assert_allclose(local, np.array(brains.template(phantom)["shares"]) * drawn.size, atol=0.3)
+    bent = brains.draw(phantom, np.random.default_rng(0), elastic=3.0)
     assert 0.5 < np.abs(bent.landmarks - drawn.landmarks).max() < 25
     np.testing.assert_allclose(np.linalg.det(bent.rotation), 1)
 
 
 def test_samples_agree_with_the_truth():
-    samples, volumes, photograph = heads.load(SPEC)
-    count = len(heads.LANDMARKS)
+    samples, volumes, photograph = brains.load(SPEC)
+    count = len(brains.LANDMARKS)
     assert samples.images.shape == (6, 48, 48, 1) and samples.images.dtype == np.uint8
     assert samples.points.shape == (6, count, 2) and list(samples.group) == [0, 0, 0, 1, 1, 1]
     assert list(samples.name[:3]) == ["0000_sagittal", "0000_coronal", "0000_axial"]
-    for n, plane in enumerate(heads.PLANE_OF[None] == np.tile(np.arange(3), 2)[:, None]):
+    for n, plane in enumerate(brains.PLANE_OF[None] == np.tile(np.arange(3), 2)[:, None]):
         assert not samples.visible[n, ~plane].any() and samples.visible[n, plane].mean() > 0.8
         name = samples.name[n]
         assert photograph(name).shape == (*samples.source_size[n], 3)
         # The middle of the face above, in space and in the photograph.
         t, axis = n // 3, volumes.planes[name]
         up = volumes.centre[t] + volumes.rotation[t][:, 2] * volumes.size[t, 2] / 2
-        k = [name for _, name in heads.LANDMARKS].index("superior")
+        k = [name for _, name in brains.LANDMARKS].index("superior")
         np.testing.assert_allclose(samples.source_points[n, k], scouts.pixels(axis, up), atol=1e-2)
-    again, _, _ = heads.load(SPEC)
+    again, _, _ = brains.load(SPEC)
     np.testing.assert_array_equal(again.images, samples.images)
     with pytest.raises(ValueError, match=r"data.landmarks is empty"):
-        heads.load(ml_collections.ConfigDict({**SPEC.to_dict(), "volume": "head.nii"}))
+        brains.load(ml_collections.ConfigDict({**SPEC.to_dict(), "volume": "head.nii"}))
 
 
 def write_fiducials(path, points, system="0"):
@@ -104,30 +104,30 @@ def write_fiducials(path, points, system="0"):
 def test_fiducials_are_read_in_either_system(tmp_path):
     points = {k: (k, 2.0 * k, -k) for k in range(1, 33) if k != 31}
     write_fiducials(tmp_path / "a.fcsv", points)
-    found = heads.read_fiducials(tmp_path / "a.fcsv")
+    found = brains.read_fiducials(tmp_path / "a.fcsv")
     np.testing.assert_array_equal(found[4], [5, 10, -5])
     assert np.isnan(found[30]).all()
     write_fiducials(tmp_path / "a.fcsv", points, "LPS")
-    np.testing.assert_array_equal(heads.read_fiducials(tmp_path / "a.fcsv")[4], [-5, -10, -5])
+    np.testing.assert_array_equal(brains.read_fiducials(tmp_path / "a.fcsv")[4], [-5, -10, -5])
     write_fiducials(tmp_path / "a.fcsv", points, "IJK")
     with pytest.raises(FormatError, match="coordinate system IJK"):
-        heads.read_fiducials(tmp_path / "a.fcsv")
+        brains.read_fiducials(tmp_path / "a.fcsv")
     write_fiducials(tmp_path / "a.fcsv", {k: p for k, p in points.items() if k not in (2, 19)})
     with pytest.raises(FormatError, match="AFIDs 2, 19 are not in it"):
-        heads.read_fiducials(tmp_path / "a.fcsv")
+        brains.read_fiducials(tmp_path / "a.fcsv")
     write_fiducials(tmp_path / "a.fcsv", points | {33: (0, 0, 0)})
     with pytest.raises(FormatError, match="line 34"):
-        heads.read_fiducials(tmp_path / "a.fcsv")
+        brains.read_fiducials(tmp_path / "a.fcsv")
     (tmp_path / "a.fcsv").write_text("f_1,1,2\n")
     with pytest.raises(FormatError, match="line 1"):
-        heads.read_fiducials(tmp_path / "a.fcsv")
+        brains.read_fiducials(tmp_path / "a.fcsv")
 
 
 def test_a_real_head_has_a_brain_in_its_box(real_data):
-    head = heads.read(real_data / "mri" / "mni152_T1w.nii.gz", real_data / "mri" / "mni152_afids.fcsv")
+    head = brains.read(real_data / "mri" / "mni152_T1w.nii.gz", real_data / "mri" / "mni152_afids.fcsv")
     assert 1.6e6 < head.brain.sum() < 1.9e6  # mm^3, of this template
     np.testing.assert_allclose(head.size, [142, 181, 151], atol=4)
-    names = {name: head.fiducials[number - 1] for number, name in heads.NAMES.items()}
+    names = {name: head.fiducials[number - 1] for number, name in brains.NAMES.items()}
     assert np.abs(names["AC"] - names["PC"])[[0, 2]].max() < 0.2  # the line along which y goes
     assert all(abs(names[name][0]) < 1.5 for name in ("AC", "culmen", "genu of corpus callosum"))
     # The fiducials' voxels lie in the brain, but for those in the fluid beside it.
@@ -146,7 +146,7 @@ def test_a_volume_without_a_brain_is_refused(tmp_path, phantom):
     nibabel.save(nibabel.Nifti1Image(ball, affine), tmp_path / "a.nii")
     write_fiducials(tmp_path / "a.fcsv", {k: (0, k, 0) for k in range(1, 33)})
     with pytest.raises(FormatError, match=r"no brain of 0.8 to 1.9 litres"):
-        heads.read(tmp_path / "a.nii", tmp_path / "a.fcsv")
+        brains.read(tmp_path / "a.nii", tmp_path / "a.fcsv")
     write_fiducials(tmp_path / "a.fcsv", {k: (500, k, 0) for k in range(1, 33)})
     with pytest.raises(FormatError, match=r"AC: .* is outside"):
-        heads.read(tmp_path / "a.nii", tmp_path / "a.fcsv")
+        brains.read(tmp_path / "a.nii", tmp_path / "a.fcsv")

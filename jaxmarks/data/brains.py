@@ -48,7 +48,7 @@ PLANE_OF = np.array([PLANES.index(plane) for plane, _ in LANDMARKS])
 CROSS_SECTION = 0.02
 
 
-class Head(NamedTuple):
+class Person(NamedTuple):
     """A volume with its anatomy, in millimetres from the middle of its box along the box's axes ("head axes").
 
     Attributes:
@@ -86,11 +86,11 @@ class Volumes(NamedTuple):
     template: dict
 
 
-# One head
+# One person
 
 
-def read(volume, landmarks) -> Head:
-    """A head from a NIfTI volume and its AFIDs (3D Slicer's .fcsv).
+def read(volume, landmarks) -> Person:
+    """A person from a NIfTI volume and its AFIDs (3D Slicer's .fcsv).
 
     Raises:
       FormatError: one of them cannot be read, lacks what is needed, or they do not fit together.
@@ -189,8 +189,8 @@ def axes_of(fiducials) -> np.ndarray:
     return np.stack([right, front, np.cross(right, front)], axis=-1)
 
 
-def build(voxels, brain, affine, fiducials) -> Head:
-    """A Head from a volume with its affine (4, 4) and AFIDs in RAS mm: its box is found, and all of it moved there."""
+def build(voxels, brain, affine, fiducials) -> Person:
+    """A person from a volume with its affine (4, 4) and AFIDs in RAS mm: its box is found, and all of it moved there."""
     axes = axes_of(fiducials)
     in_axes = lambda mask: (np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]) @ axes
     low, high = np.transpose([limits(values) for values in in_axes(brain).T])
@@ -204,7 +204,7 @@ def build(voxels, brain, affine, fiducials) -> Head:
     points = points[ConvexHull(points).vertices]
     turn = np.linalg.inv(affine[:3, :3])
     to_voxel = np.concatenate([turn @ axes, (turn @ (axes @ middle - affine[:3, 3]))[:, None]], axis=1)
-    return Head(voxels.astype(np.float32), brain, to_voxel, fiducials @ axes - middle, points, np.ptp(points, axis=0))
+    return Person(voxels.astype(np.float32), brain, to_voxel, fiducials @ axes - middle, points, np.ptp(points, axis=0))
 
 
 def limits(values) -> tuple[float, float]:
@@ -214,10 +214,10 @@ def limits(values) -> tuple[float, float]:
     return levels[enough[0]], levels[enough[-1] + 1]
 
 
-def template(head: Head) -> dict:
+def template(person: Person) -> dict:
     """Where the landmarks lie in the head's box, as a `Volumes` has it."""
-    shares = landmarks_of(head.fiducials / head.size, {name: np.array(share) for name, share in FACES.items()})
-    return {"shares": shares.astype(float).tolist(), "size": head.size.astype(float).tolist()}
+    shares = landmarks_of(person.fiducials / person.size, {name: np.array(share) for name, share in FACES.items()})
+    return {"shares": shares.astype(float).tolist(), "size": person.size.astype(float).tolist()}
 
 
 def landmarks_of(fiducials, faces: dict[str, np.ndarray]) -> np.ndarray:
@@ -226,8 +226,8 @@ def landmarks_of(fiducials, faces: dict[str, np.ndarray]) -> np.ndarray:
     return np.array([places[name] for _, name in LANDMARKS])
 
 
-def phantom(*, pixel: float = 2.0) -> Head:
-    """A head drawn from ellipsoids, voxels of `pixel` mm, its fiducials where those of a head are: for trying things out."""
+def phantom(*, pixel: float = 2.0) -> Person:
+    """A person drawn from ellipsoids, voxels of `pixel` mm, its fiducials where those of a head are: for trying things out."""
     axes = [np.arange(-extent, extent, pixel) for extent in (100.0, 124.0, 116.0)]
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
     solid = lambda c, r: ((x - c[0]) / r[0]) ** 2 + ((y - c[1]) / r[1]) ** 2 + ((z - c[2]) / r[2]) ** 2 < 1
@@ -269,11 +269,11 @@ KNOTS, REACH = 5, 150.0
 ASYMMETRY = 0.2
 
 
-def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1.0, pixel=(1.4, 2.2)) -> Drawn:
+def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1.0, pixel=(1.4, 2.2)) -> Drawn:
     """Scouts of a head that is somebody else's, in a random pose.
 
     Args:
-      head: the head, whose voxels and points are moved alike.
+      person: whose head it is; voxels and points are moved alike.
       rng: draws everything.
       turn: degrees by which the head is turned at most about each axis.
       tilt: degrees by which each slice is turned at most about each axis.
@@ -301,7 +301,7 @@ def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1
             found = points - (bend(found) - found)
         return found * scale @ pose.T + shift
 
-    surface, fiducials = carried(head.surface), carried(head.fiducials)
+    surface, fiducials = carried(person.surface), carried(person.fiducials)
     axes = axes_of(fiducials)
     low, high = (surface @ axes).min(0), (surface @ axes).max(0)
     centre, size = axes @ (low + high) / 2, high - low
@@ -323,7 +323,7 @@ def draw(head: Head, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1
         y, x = np.mgrid[:count, :count] + 0.5
         space = np.stack([x, y, np.ones_like(x)], -1) @ plane.T
         local = bend((space - shift) @ pose / scale)
-        triple[name] = Scout(look(head, local), plane, name, f"a drawn {name} scout")
+        triple[name] = Scout(look(person, local), plane, name, f"a drawn {name} scout")
     return Drawn(triple, landmarks, centre, axes, size)
 
 
@@ -345,14 +345,14 @@ class Look:
         self.line = rng.random() < 0.15
         self.rng = rng
 
-    def __call__(self, head: Head, local):
+    def __call__(self, person: Person, local):
         """The slice (H, W) whose pixels show the head at `local` (H, W, 3)."""
-        at = np.moveaxis(local @ head.to_voxel[:, :3].T + head.to_voxel[:, 3], -1, 0)
+        at = np.moveaxis(local @ person.to_voxel[:, :3].T + person.to_voxel[:, 3], -1, 0)
         mode = "nearest" if self.goes_on else "constant"
-        image = ndimage.map_coordinates(head.voxels, at, order=1, mode=mode, output=np.float32)
+        image = ndimage.map_coordinates(person.voxels, at, order=1, mode=mode, output=np.float32)
         image *= local[..., 2] > self.floor
         if self.stripped:
-            image *= ndimage.map_coordinates(head.brain.view(np.uint8), at, order=0, mode="constant")
+            image *= ndimage.map_coordinates(person.brain.view(np.uint8), at, order=0, mode="constant")
         image = np.interp(image, self.levels, self.values) ** self.gamma
         unit = local / 100
         image *= np.exp(np.clip(unit @ self.slopes + unit**2 @ self.bend, -1, 1))
@@ -379,12 +379,12 @@ def load(spec) -> tuple[Samples, Volumes, Callable]:
         )
     if spec.size[0] != spec.size[1]:
         raise ValueError(f"--config.data.size={tuple(spec.size)}: scouts need a square frame")
-    head = read(spec.volume, spec.landmarks) if spec.volume else phantom()
+    person = read(spec.volume, spec.landmarks) if spec.volume else phantom()
     size, count = tuple(spec.size), spec.count
 
     def triple(i):
         rng = np.random.default_rng((spec.seed, i))
-        return draw(head, rng, turn=spec.turn, tilt=spec.tilt, elastic=spec.elastic)
+        return draw(person, rng, turn=spec.turn, tilt=spec.tilt, elastic=spec.elastic)
 
     def photograph(name):
         i, plane = name.split("_")
@@ -418,4 +418,4 @@ def load(spec) -> tuple[Samples, Volumes, Callable]:
     samples = Samples(**{key: np.array(values) for key, values in columns.items()})
     names = np.array([f"{i:04d}" for i in range(count)])
     centre, rotation, sides = (np.array(column) for column in zip(*truth, strict=True))
-    return samples, Volumes(planes, names, centre, rotation, sides, template(head)), photograph
+    return samples, Volumes(planes, names, centre, rotation, sides, template(person)), photograph

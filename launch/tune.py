@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None, *, launch=start) -> int:
         write(study, space, options.workdir, common)
     write(study, space, options.workdir, common)
     print((options.workdir / "tuning.md").read_text())
-    return int(not best_first(study))
+    return int(not best_first(done(study)))
 
 
 def parse(arguments):
@@ -169,9 +169,9 @@ def done(study: optuna.Study) -> list:
     return list(filter(ended, study.get_trials(deepcopy=False)))
 
 
-def best_first(study: optuna.Study) -> list:
-    """The complete trials, the best first."""
-    return sorted((t for t in study.get_trials() if t.state.name == "COMPLETE"), key=lambda t: t.value)
+def best_first(trials: list) -> list:
+    """The complete ones of trials, the best first."""
+    return sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
 
 
 def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -> float:
@@ -248,7 +248,7 @@ def scored(folds: dict[int, list[dict]], metric: str) -> float | None:
 
 def tell(study: optuna.Study, trial) -> None:
     """One line about a trial that has ended."""
-    best = best_first(study)
+    best = best_first(done(study))
     how = {"COMPLETE": lambda: f"{trial.value:.4f}", "PRUNED": lambda: "stopped early"}
     said = how.get(trial.state.name, lambda: f"failed: {trial.user_attrs['failed']}")()
     values = ", ".join(f"{key} {value}" for key, value in trial.params.items())
@@ -257,7 +257,8 @@ def tell(study: optuna.Study, trial) -> None:
 
 def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None:
     """Writes `trials.csv`, `tuning.md` and `figures/` of what is known by now."""
-    ended, best = done(study), best_first(study)
+    ended = done(study)  # asked for once: other workers go on meanwhile
+    best = best_first(ended)
     lines = [
         {"trial": t.number, "state": t.state.name.lower(), space["metric"]: t.value if t in best else None}
         | t.params

@@ -168,7 +168,8 @@ def test_failed_trials_are_listed_and_the_search_goes_on(tmp_path):
     assert search(tmp_path / "all", Launcher(lambda number: 3), "--trials=2")[0] == 1
 
 
-def test_two_workers_share_a_study(tmp_path):
+def test_two_workers_share_a_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "draw", lambda study, folder: None)  # pyplot is for one thread; workers are processes
     launchers = [Launcher(lambda number: time.sleep(0.2)) for _ in range(2)]
     (tmp_path / "space.py").write_text(SPACE)
     search(tmp_path, launchers[0], "--trials=1")

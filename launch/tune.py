@@ -104,6 +104,8 @@ def load_space(text: str) -> dict:
     found, title = load(text, "get_space")
     space = {"overrides": {}, "metric": "valid/distance_px", "warmup": 5} | found
     known("key of a space", space, SPACE_KEYS)
+    if not space["space"]:
+        raise ValueError(f"{text}: the space has no keys to search")
     for key, (kind, *choices) in space["space"].items():
         if kind not in KINDS:
             raise ValueError(f"{key}: there is no kind {kind!r}; there are {', '.join(KINDS)}")

@@ -2,6 +2,9 @@
 
     python -m jaxmarks.main --config=configs/spines.py[:variant,...] [--workdir=DIR] [--config.key=value]
 
+F1 at IoU 0.4 on 166 photographs held out at random with 638 spines, from scratch on two cores (random; one seed):
+centre 0.984 in 6 minutes, faster_rcnn 0.980 in 14, yolo 0.969 in 30, a blob detector 0.461.
+
 Variants, which combine:
   (none)         spines drawn by code, the centre heatmap
   centre, yolo, faster_rcnn, sp_cnn   the detector
@@ -20,7 +23,6 @@ PAPERS = {
     "scale": 0.0, "aspect": 0.0, "translation": 0.0, "quarter_turns": False, "brightness": 0.05, "contrast": 0.1,
     "gamma": 0.0, "noise": 0.0,
 }  # fmt: skip
-DETECTORS = ("centre", "yolo", "faster_rcnn", "sp_cnn")
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
@@ -46,13 +48,12 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config.augment.update({"rotation": 0.0, "shear": 0.0, "quarter_turns": True, "translation": 0.1, "noise": 0.03})
     config.train.batch_size = 16
     config.baselines = ("blobs",)
-    {"centre": centre, "yolo": yolo, "faster_rcnn": faster_rcnn, "sp_cnn": sp_cnn}[detector](config)
+    laptop, papers = DETECTORS[detector]
+    laptop(config)
     if "own" in chosen:
         config.split.run = ()
     if "paper" in chosen:
-        {"centre": centre, "yolo": papers_yolo, "faster_rcnn": papers_faster_rcnn, "sp_cnn": papers_sp_cnn}[detector](
-            config
-        )
+        papers(config)
     if "random" in chosen or "paper" in chosen:
         config.split.by, config.split.folds, config.split.run = "image", 10, (0,)
         config.augment.update(PAPERS)
@@ -132,3 +133,12 @@ def smoke(config):
     config.train.batch_size, config.train.steps = 8, 6
     config.model.width = 0.1 if config.model.name == "inception_v2" else 4
     config.train.sizes = config.train.sizes[:2]
+
+
+# Each detector on a laptop, and as in the paper, which has no centre heatmap.
+DETECTORS = {
+    "centre": (centre, centre),
+    "yolo": (yolo, papers_yolo),
+    "faster_rcnn": (faster_rcnn, papers_faster_rcnn),
+    "sp_cnn": (sp_cnn, papers_sp_cnn),
+}

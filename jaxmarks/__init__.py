@@ -15,6 +15,7 @@ The public modules, each imported when it is first used:
   phantoms  beetles drawn from a seed, with exact landmarks
   optim     the paper's ramps and other optimisers
   predict   a trained run as a pure function
+  serving   a trained run as an artefact that needs JAX alone
 """
 
 import importlib
@@ -35,6 +36,7 @@ _MODULES = {
     "phantoms": "jaxmarks.data.phantoms",
     "optim": "jaxmarks.optim",
     "predict": "jaxmarks.predict",
+    "serving": "jaxmarks.serving",
 }
 __all__ = [*_MODULES]
 

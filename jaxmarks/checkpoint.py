@@ -81,18 +81,22 @@ def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
 def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, list[str]]]:
     """Takes from `source` every array whose path and shape agree with `params`.
 
+    A convolution of images of one channel where the other's have three, or the reverse, is adapted: the sum of its
+    kernel over a pixel's channels is divided evenly, so that it sees in a grey image what it saw before.
+
     Args:
       params: the new network's parameters, nested dicts.
       source: another network's.
       skip: a regular expression; a path ("head/fc3/kernel") that it matches from its start is not taken over.
 
     Returns:
-      The merged parameters, and which paths were "loaded", kept "new" (with the reason) and "unused" in the source.
+      The merged parameters, and which paths were "loaded", "adapted" (with the channels), kept "new" (with the reason)
+      and "unused" in the source.
     """
     flat = lambda tree: {
         jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in jax.tree_util.tree_leaves_with_path(tree)
     }
-    theirs, loaded, new = flat(source), [], []
+    theirs, loaded, adapted, new = flat(source), [], {}, []
 
     def choose(path, mine):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -100,6 +104,12 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
             new.append(f"{name} (skipped)")
         elif name not in theirs:
             new.append(f"{name} (not in the source)")
+        elif (pixels := folded(theirs[name].shape, mine.shape)) is not None:
+            h, w, before, features = theirs[name].shape
+            now = mine.shape[2] // pixels
+            adapted[name] = f"{name} (from {before // pixels} to {now} channels)"
+            grey = theirs[name].reshape(h, w, pixels, -1, features).sum(3, keepdims=True)
+            return jax.numpy.asarray(np.repeat(grey / now, now, axis=3).reshape(mine.shape), mine.dtype)
         elif theirs[name].shape != mine.shape:
             new.append(f"{name} (source has {theirs[name].shape}, network {mine.shape})")
         else:
@@ -108,7 +118,19 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
         return mine
 
     merged = jax.tree_util.tree_map_with_path(choose, params)
-    return merged, {"loaded": loaded, "new": new, "unused": sorted(set(theirs) - set(loaded))}
+    unused = sorted(set(theirs) - set(loaded) - set(adapted))
+    return merged, {"loaded": loaded, "adapted": list(adapted.values()), "new": new, "unused": unused}
+
+
+def folded(one: tuple, other: tuple) -> int | None:
+    """The pixels that a first convolution folds into one, for kernels (h, w, pixels x channels, features) of these shapes.
+
+    None where they do not differ by 1 and 3 channels alone.
+    """
+    if len(one) != 4 or len(other) != 4 or (*one[:2], one[3]) != (*other[:2], other[3]):
+        return None
+    few, many = sorted((one[2], other[2]))
+    return few if many == 3 * few and few in (1, 4, 16) else None
 
 
 def remove(folder: Path) -> None:

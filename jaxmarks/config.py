@@ -170,11 +170,15 @@ def base() -> ml_collections.ConfigDict:
         "clip": 0.0,  # bound of the gradient's norm; 0: none
         "plateau": 0,  # epochs without a lower validation loss until the rate is multiplied by
         "plateau_factor": 0.2,
+        "rates": (),  # (regular expression, factor) pairs: (("body/", 0.1),) trains the body at a tenth of the rate
     }
     train = {
         "batch_size": 16,
         "steps": 1000,  # used where
         "epochs": 0,  # is 0
+        "accumulate": 1,  # batches whose mean gradient makes one update
+        "ema": 0.0,  # decay of the parameters' moving average, which is then validated and saved; 0: none
+        "mixup": 0.0,  # alpha of the Beta distribution by which pairs of images are mixed; 0: they are not
         "patience": 0,  # epochs without a lower validation loss until training stops; 0: never
         "sizes": (),  # heights at which training shows the frame, one drawn for each batch; empty: its own alone
         "devices": 0,  # 0: all
@@ -194,7 +198,7 @@ def base() -> ml_collections.ConfigDict:
             "stages": ("train",),
             "stage": {},  # what a stage changes
             "init_from": "",  # the workdir of a run whose network this one starts from
-            "weights": "",  # a file of pretrained weights that the model reads (Darknet's for yolo_tiny)
+            "weights": "",  # pretrained: imagenet, hf:timm/TAG or a file, of the model's encoder; Darknet's file for yolo_tiny
             "init_skip": "",  # regular expression of the parameters that are not taken over
             "freeze": "",  # regular expression of the parameters that stay as they are, as body/block.*
         }

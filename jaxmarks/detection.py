@@ -1,6 +1,8 @@
 """From networks and tiles to the objects of each photograph, and to honest scores: the detectors' part of `evaluate`."""
 
 import csv
+import functools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,7 @@ import numpy as np
 
 from jaxmarks import steps
 from jaxmarks.data.samples import Samples
+from jaxmarks.heads import Detections
 from jaxmarks.ops import boxes as box_ops
 
 # What counts as found: overlap with the truth, or the distance of the centres in pixels of the photograph (spine paper).
@@ -43,66 +46,77 @@ class Found(NamedTuple):
 
 
 def predictor(task: steps.Task):
-    """The jitted function (networks, images uint8 in their frame) -> `heads.Detections` of the networks' mean output."""
+    """The jitted function (networks, images uint8 in their frame) -> `heads.Detections`, those that networks agree on.
+
+    Each network's outputs are decoded by themselves: the proposals of two networks, for one, are not the same regions.
+    """
 
     def predict(networks, images):
-        plain = task.plain({"images": images})["images"]
-        outputs = [task.apply(variables, plain, train=False) for variables in networks]
-        return task.decode(jax.tree.map(lambda *values: sum(values) / len(values), *outputs))
+        found = [steps.predict_step(variables, images, task=task) for variables in networks]
+        if len(found) == 1:
+            return found[0]
+        each = jax.tree.map(lambda *columns: jnp.stack(columns, axis=1), *found)
+        return Detections(*jax.vmap(functools.partial(box_ops.agreed, iou=OVERLAP))(*each))
 
     return jax.jit(predict)
 
 
-def predict(call, networks, samples: Samples, *, batch_size: int = 16, iou: float = 0.4, limit: int = 0):
-    """The objects of each photograph, its tiles joined.
+def predict(call, networks, samples: Samples, *, batch_size: int = 16) -> Found:
+    """The objects of each photograph in its pixels, its tiles joined.
 
     Args:
       call: a `predictor`.
       networks: what it takes.
       samples: tiles, those of a photograph one after the other.
       batch_size: tiles at a time.
-      iou: of two detections that are one object.
-      limit: detections of a photograph at most; 0 for as many as a tile gives for each tile.
-
-    Returns:
-      `Found`, in source pixels.
     """
     parts = []
     for rows in steps.batches(np.arange(len(samples)), batch_size):
         found = call(networks, jnp.asarray(samples.images[np.where(rows < 0, ~rows, rows)]))
         parts.append(jax.tree.map(lambda x, keep=rows >= 0: np.asarray(x)[keep], found))
     boxes, scores, classes = (np.concatenate(column) for column in zip(*parts, strict=True))
-    corners = boxes.reshape(*boxes.shape[:2], 2, 2)
     scale, shift = samples.to_source[:, [0, 1], [0, 1]], samples.to_source[:, :, 2]
-    source = (corners * scale[:, None, None] + shift[:, None, None]).reshape(boxes.shape)
+    source = boxes * np.tile(scale, 2)[:, None] + np.tile(shift, 2)[:, None]
     centres = (source[..., :2] + source[..., 2:]) / 2
     inside = ((centres >= 0) & (centres <= samples.source_size[:, None, ::-1])).all(-1)
     scores = np.where(inside & (scores >= FLOOR), scores, 0)
     names = list(dict.fromkeys(samples.name.tolist()))
-    tiles = [np.flatnonzero(samples.name == name) for name in names] if len(names) < len(samples) else None
-    if tiles is None:
+    if len(names) == len(samples):
         return Found(np.array(names), source, scores, classes)
-    joined = [merged(source[t], scores[t], classes[t], samples, t, iou, limit) for t in tiles]
+    corners, sizes = np.rint(shift / scale)[:, ::-1], np.rint(samples.source_size / scale[:, ::-1])
+    cut = ~np.asarray(box_ops.uncut(boxes, corners, size=sizes, tile=samples.images.shape[1:3]))
+    tiles = [np.flatnonzero(samples.name == name) for name in names]
+    joined = [merged(source[t], scores[t], classes[t], cut[t]) for t in tiles]
     most = max(len(s) for _, s, _ in joined)
     pad = lambda array: np.pad(array, ((0, most - len(array)),) + ((0, 0),) * (array.ndim - 1))
     return Found(np.array(names), *(np.stack([pad(j[i]) for j in joined]) for i in range(3)))
 
 
-def merged(boxes, scores, classes, samples, tiles, iou, limit):
-    """One photograph's detections (T, N, ...) as (L, ...), without what two tiles both found."""
-    flat, values, labels = boxes.reshape(-1, 4), scores.ravel(), classes.ravel()
-    order = np.argsort(-values, kind="stable")[: int((values > 0).sum())]
-    size = max(1, 2 ** int(np.ceil(np.log2(max(len(order), 1)))))  # few shapes, few compilations
-    pick = np.resize(order, size) if len(order) else np.zeros(size, int)
-    valid = np.arange(size) < len(order)
-    indices, kept = _nms(flat[pick].astype(np.float32), values[pick].astype(np.float32), labels[pick], valid, iou=iou)
-    chosen = pick[np.asarray(indices)[np.asarray(kept)]][: limit or None]
-    return flat[chosen], values[chosen], labels[chosen]
+def merged(boxes, scores, classes, cut):
+    """One photograph's detections (T, N, ...) as (L, ...), without what two tiles both found.
+
+    A box that the border of its tile may have `cut` off (T, N) gives way to one that covers it and was seen whole.
+    """
+    order = np.flatnonzero(scores > 0)
+    order = order[np.lexsort((-scores.flat[order], cut.flat[order]))]  # the whole ones first, each kind by score
+    boxes, scores, classes, cut = boxes.reshape(-1, 4)[order], scores.flat[order], classes.flat[order], cut.flat[order]
+    areas, kept = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1), np.zeros(len(order), bool)
+    for i in range(len(order)):
+        better = np.flatnonzero(kept & (classes == classes[i]))
+        low, high = np.maximum(boxes[better, :2], boxes[i, :2]), np.minimum(boxes[better, 2:], boxes[i, 2:])
+        shared = np.prod(np.maximum(high - low, 0), axis=-1)
+        kept[i] = not (shared > OVERLAP * (areas[i] if cut[i] else areas[i] + areas[better] - shared)).any()
+    best = np.flatnonzero(kept)[np.argsort(-scores[kept], kind="stable")]
+    return boxes[best], scores[best], classes[best]
 
 
-@jax.jit
-def _nms(boxes, scores, classes, valid, iou):
-    return box_ops.nms(boxes, scores, limit=len(boxes), iou=iou, classes=classes, valid=valid)
+def timed(task: steps.Task, networks, samples: Samples) -> tuple[Found, float]:
+    """The objects of each photograph, one at a time, and the milliseconds that one takes once compiled."""
+    call = predictor(task)
+    predict(call, networks, samples.take(np.arange(1)), batch_size=1)  # compiles
+    started = time.perf_counter()
+    found = predict(call, networks, samples, batch_size=1)
+    return found, 1000 * (time.perf_counter() - started) / len(found.name)
 
 
 def beside(found: Found, truth: Mapping, known: tuple[str, ...], fold: int) -> Objects:

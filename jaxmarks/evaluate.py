@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +14,16 @@ from jaxmarks import config as configs
 from jaxmarks.baselines import blobs, mean_shape, registration
 from jaxmarks.data import formats
 from jaxmarks.data.samples import Annotation, Samples, to_source
-from jaxmarks.ops import metrics
+from jaxmarks.ops import boxes, metrics
 
 # Thresholds of the success rates, in pixels of the photograph.
 THRESHOLDS = (1, 2, 3, 4, 5, 10, 20, 40)
 # Those of the hit rates, in pixels of the network's frame (fish paper's delta).
 MULTIPLES = (1, 2, 3, 4, 5)
+# Those of the successful detection rates in mm, of the cephalogram challenges.
+MILLIMETRES = (2, 2.5, 3, 4)
+# Those of PCK, shares of the longer side of the box around an image's landmarks.
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 class Predictions(NamedTuple):
@@ -76,7 +79,7 @@ def beside(samples: Samples, points, scores, fold: int) -> Predictions:
         visible=samples.visible,
         mm_per_px=samples.mm_per_px,
         source_size=samples.source_size,
-        delta=np.sqrt(np.abs(np.linalg.det(samples.to_source[:, :, :2]))),
+        delta=samples.delta,
     )
 
 
@@ -133,6 +136,9 @@ def summarise(found: Predictions) -> dict:
         {"fold": int(f), "mean_distance_px": mean(distances[found.fold == f]), "images": int((found.fold == f).sum())}
         for f in np.unique(found.fold)
     ]
+    sides = extents(found.true, found.visible)
+    similarities = metrics.oks(distances, np.sqrt(sides.prod(-1)))
+    rates = lambda values, limits: dict(zip(map(str, limits), values, strict=True))
     summary = {
         "mean_distance_px": overall["mean"],
         "median_px": overall["median"],
@@ -143,16 +149,25 @@ def summarise(found: Predictions) -> dict:
         "per_landmark_px": metrics.per_landmark(distances),
         "per_landmark_mm": metrics.per_landmark(in_mm) if np.isfinite(in_mm).any() else None,
         **metrics.correlations(found.points, found.true, found.visible),
-        "success_rates": dict(zip(map(str, THRESHOLDS), metrics.success_rates(distances, THRESHOLDS), strict=True)),
-        "hit_rates": dict(
-            zip(map(str, MULTIPLES), metrics.success_rates(distances / found.delta[:, None], MULTIPLES), strict=True)
-        ),
+        "success_rates": rates(metrics.success_rates(distances, THRESHOLDS), THRESHOLDS),
+        "hit_rates": rates(metrics.success_rates(distances / found.delta[:, None], MULTIPLES), MULTIPLES),
+        "sdr_mm": rates(metrics.success_rates(in_mm, MILLIMETRES), MILLIMETRES) if np.isfinite(in_mm).any() else None,
+        "pck": rates(metrics.pck(distances, sides.max(-1), FRACTIONS), FRACTIONS),
+        "oks": metrics.mean(similarities),
+        "map_oks": boxes.keypoint_average_precision(similarities, found.scores.mean(-1))["mAP"],
         "shares": metrics.shares(distances),
         "images": len(found.name),
         "landmarks": found.points.shape[1],
         "folds": folds,
     }
     return plain(summary)
+
+
+def extents(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Width and height (N, 2) of the boxes around the visible landmarks; NaN where these lie on one line or point."""
+    shown = visible[..., None]
+    low, high = (f(np.where(shown, points, fill), axis=1) for f, fill in ((np.min, np.inf), (np.max, -np.inf)))
+    return np.where((high > low).all(-1, keepdims=True), high - low, np.nan)
 
 
 def mean(values) -> float:
@@ -245,7 +260,7 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
     """
     truth = {a.image: a for a in dataset.objects}
     parts: dict[str, list] = {"network": [], **{name: [] for name in settings.baselines}}
-    thresholds, spent = [], 0.0
+    thresholds, spent = [], []
     for fold in train.folds(settings):
         train_rows, valid_rows, test = train.split_rows(settings, dataset.samples, fold, 1)
         mine = dataset.samples.take(np.sort(test if len(test) else valid_rows))
@@ -253,11 +268,8 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
             raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
         variables, note = checkpoint.restore(train.fold_folder(workdir, stage, fold) / "best")
         _, task = train.build(settings, note["facts"])
-        call = detection.predictor(task)
-        detection.predict(call, [variables], mine.take(np.arange(1)), batch_size=1)  # compiles
-        started = time.perf_counter()
-        found = detection.predict(call, [variables], mine, batch_size=1)
-        spent += time.perf_counter() - started
+        found, milliseconds = detection.timed(task, [variables], mine)
+        spent.append(milliseconds)
         parts["network"].append(detection.beside(found, truth, dataset.classes, fold))
         thresholds.append(np.full(len(found.name), note["threshold"]))
         for name in settings.baselines:
@@ -265,7 +277,7 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
             parts[name].append(detection.beside(found, truth, dataset.classes, fold))
     joined = {name: detection.join(part) for name, part in parts.items()}
     network = joined.pop("network")
-    return network, joined, np.concatenate(thresholds), 1000 * spent / len(network.name)
+    return network, joined, np.concatenate(thresholds), float(np.mean(spent))
 
 
 def objects_baseline(name: str, rest: Samples, tested: Samples):

@@ -11,7 +11,10 @@ from jaxmarks import host
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/beetle.py", "The experiment; variants after a colon.")
 WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder; by default runs/ and the config's name.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "describe"], "What to do.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "describe", "export"], "What to do.")
+SIZE = flags.DEFINE_list(
+    "size", [], "Height and width of the photographs of --mode=export; by default the network's frame."
+)
 
 
 def main(argv):
@@ -23,9 +26,8 @@ def main(argv):
     host.cache_compiled_steps()
     workdir = Path(WORKDIR.value or default_workdir()).absolute()
     try:
-        {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe}[MODE.value](
-            CONFIG.value, workdir
-        )
+        modes = {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe, "export": export}
+        modes[MODE.value](CONFIG.value, workdir)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         # What a user can mend is said in one line; --verbosity=1 shows the traceback.
         if logging.get_verbosity() >= logging.DEBUG:
@@ -100,6 +102,17 @@ def predict(config, workdir):
     print(f"{summary['images']} images, {what}: {workdir / 'predict'}")
     for failure in summary["failures"]:
         print(f"  {failure['image']}: {failure['what']}")
+
+
+def export(config, workdir):
+    """Writes the run as an artefact that needs JAX alone, for photographs of `--size`."""
+    del config
+    from jaxmarks import serving
+
+    if SIZE.value and not (len(SIZE.value) == 2 and all(side.isdecimal() for side in SIZE.value)):
+        raise ValueError(f"--size={','.join(SIZE.value)}: give height and width, as 2448,3264")
+    about = serving.export(workdir, workdir / "export", size=tuple(map(int, SIZE.value)) or None)
+    print(f"takes images {about['images']}, gives {about['outputs']}: {workdir / 'export'}")
 
 
 def describe(config, workdir):

@@ -1,6 +1,7 @@
 """Optimisers with readable schedules: the beetle paper's ramps, and modern ones from Optax."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,10 +29,11 @@ def nesterov(learning_rate, momentum) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def per_epoch(start: float, stop: float, *, epochs: int, steps_per_epoch: int) -> Callable:
+def per_epoch(start: float, stop: float, *, epochs: int, steps_per_epoch: float) -> Callable:
     """A schedule of steps: `linspace(start, stop, epochs)`, one value an epoch, the last one kept after the end."""
     values = np.linspace(start, stop, epochs).astype(np.float32)
-    return lambda count: jnp.asarray(values)[jnp.minimum(count // steps_per_epoch, epochs - 1)]
+    epoch = lambda count: jnp.asarray(count // steps_per_epoch, jnp.int32)
+    return lambda count: jnp.asarray(values)[jnp.minimum(epoch(count), epochs - 1)]
 
 
 def ramps(
@@ -39,7 +41,7 @@ def ramps(
     momentum: tuple[float, float] = (0.9, 0.9999),
     *,
     epochs: int = 5000,
-    steps_per_epoch: int = 1,
+    steps_per_epoch: float = 1,
 ) -> optax.GradientTransformation:
     """The paper's optimiser: `nesterov` with the rate and the momentum set once an epoch along two linspaces."""
     return optax.inject_hyperparams(nesterov)(
@@ -92,7 +94,67 @@ def observe(opt_state, loss):
     return jax.tree.map(see, opt_state, is_leaf=lambda node: isinstance(node, PlateauState))
 
 
-def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
+class AverageState(NamedTuple):
+    """Of `average`: the updates so far, and the parameters' moving average."""
+
+    count: jax.Array
+    params: Any
+
+
+def average(decay: float) -> optax.GradientTransformation:
+    """Keeps the exponential moving average of the parameters, which `averaged` reads; the last part of an optimiser.
+
+    Update t mixes the new parameters in by 1 - min(`decay`, (1 + t) / (10 + t)), so that a short run's average forgets
+    where it began, too.
+    """
+
+    def init(params):
+        # Copies, for a step that takes its state's memory may be given no array twice.
+        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates, state, params=None):
+        count = state.count + 1
+        share = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
+        new = optax.apply_updates(params, updates)
+        return updates, AverageState(count, optax.incremental_update(new, state.params, share))
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(opt_state, params):
+    """The moving average of the parameters where the optimiser keeps one (`average`), else `params`."""
+    return optax.tree_utils.tree_get(opt_state, "AverageState", AverageState(jnp.zeros(()), params)).params
+
+
+def rates(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Scales the updates of each parameter by the factor of the first pattern that matches its path, else by 1.
+
+    Args:
+      factors: pairs of a regular expression, which a path ("body/block1/conv/kernel") matches from its start, and the
+        factor of its learning rate.
+
+    Raises:
+      ValueError: from the transformation's `init`, where a pattern matches no parameter.
+    """
+
+    def factor(name):
+        return next((factor for pattern, factor in factors if re.match(pattern, name)), 1.0)
+
+    def init(params):
+        names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern, _ in factors:
+            if not any(re.match(pattern, name) for name in names):
+                raise ValueError(f"optimizer.rates: {pattern!r} matches no parameter; there are {', '.join(names)}")
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree_util.tree_map_with_path(lambda path, u: u * factor(name_of(path)), updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> optax.GradientTransformation:
     """The optimiser that `spec` describes.
 
     Args:
@@ -100,11 +162,11 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: int) -> opta
         `rmsprop` (with a constant `learning_rate`, as in Keras), or `adam` / `adamw` (with `learning_rate`, the peak
         of a one-cycle cosine, `warmup` as a share of the steps, and `weight_decay` for adamw). `clip` bounds the
         gradient's norm where it is above 0. `plateau` is the number of epochs without a lower validation loss after
-        which the rate is multiplied by `plateau_factor`; 0 is never.
+        which the rate is multiplied by `plateau_factor`; 0 is never. `rates` are pairs for the function of that name.
       epochs: the length of the schedules.
-      steps_per_epoch: steps in an epoch.
+      steps_per_epoch: updates in an epoch; a fraction where several batches that make one do not fill an epoch.
     """
-    steps = epochs * steps_per_epoch
+    steps = round(epochs * steps_per_epoch)
     name = spec["name"]
     if name == "nesterov":
         tx = ramps(
@@ -127,15 +189,20 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: int) -> opta
         parts.insert(0, optax.clip_by_global_norm(spec["clip"]))
     if spec.get("plateau", 0) > 0:
         parts.append(plateau(spec["plateau_factor"], spec["plateau"]))
+    if spec.get("rates"):
+        parts.append(rates(spec["rates"]))
     return optax.chain(*parts) if len(parts) > 1 else tx
 
 
 def freeze(tx: optax.GradientTransformation, params, frozen: Callable[[str], bool]) -> optax.GradientTransformation:
     """`tx` for the parameters whose path ("body/block1/conv/kernel") is not `frozen`; the others never change."""
-    labels = jax.tree_util.tree_map_with_path(
-        lambda path, _: "frozen" if frozen(jax.tree_util.keystr(path, simple=True, separator="/")) else "free", params
-    )
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: "frozen" if frozen(name_of(path)) else "free", params)
     return optax.multi_transform({"free": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+def name_of(path) -> str:
+    """The path of a parameter as regular expressions see it: "body/block1/conv/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def hyperparameters(opt_state) -> dict[str, jax.Array]:

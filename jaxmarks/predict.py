@@ -1,7 +1,6 @@
 """A trained run as a function of photographs, and a folder of photographs to files of landmarks."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,8 +32,13 @@ def load(workdir: Path, *, fold: int | None = None) -> Callable:
       be an argument of a jitted function.
     """
     task, settings, networks, notes = networks_of(workdir, fold=fold)
+    return jax.tree_util.Partial(function(task, settings, notes[0]["facts"]), networks)
+
+
+def function(task, settings, facts: dict) -> Callable:
+    """The pure function (networks, images) that `load` closes over its networks."""
     if "boxes" in settings.data:
-        return jax.tree_util.Partial(finder(settings, notes[0]["facts"]), networks)
+        return finder(settings, facts)
     call = evaluate.predictor(task)
     size, fit = tuple(settings.data.size), settings.data.fit
 
@@ -44,7 +48,7 @@ def load(workdir: Path, *, fold: int | None = None) -> Callable:
         points, scores = call(networks, framed)
         return geometry.affine(jnp.asarray(geometry.frame(source, size, fit), points.dtype), points), scores
 
-    return jax.tree_util.Partial(predict, networks)
+    return predict
 
 
 def finder(settings, facts: dict) -> Callable:
@@ -62,10 +66,8 @@ def finder(settings, facts: dict) -> Callable:
             framed = jnp.pad(geometry.resize(images, (rows, columns)), ((0, 0), (0, spare[0]), (0, spare[1]), (0, 0)))
             size, matrix = framed.shape[1:3], ((source[1] / columns, 0.0, 0.0), (0.0, source[0] / rows, 0.0))
         else:
-            framed, matrix = (
-                geometry.to_frame(images, size, fit=settings.data.fit),
-                geometry.frame(source, size, settings.data.fit),
-            )
+            framed = geometry.to_frame(images, size, fit=settings.data.fit)
+            matrix = geometry.frame(source, size, settings.data.fit)
         _, task = train.build(settings, facts, size=size)
         found = detection.predictor(task)(networks, framed)
         corners = found.boxes.reshape(*found.boxes.shape[:-1], 2, 2)
@@ -139,19 +141,15 @@ def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True) 
 
 
 def objects_on(task, networks, notes, dataset, out: Path) -> dict:
-    """Scores a run's detectors, their outputs averaged, on a dataset that they did not see."""
+    """Scores a run's detectors, what they agree on, on a dataset that they did not see."""
     names, threshold = tuple(notes[0]["facts"]["names"]), float(np.mean([note["threshold"] for note in notes]))
     unknown = sorted(set(dataset.classes) - set(names))
     if unknown:
         raise ValueError(f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}")
-    call = detection.predictor(task)
-    detection.predict(call, networks, dataset.samples.take(np.arange(1)), batch_size=1)  # compiles
-    started = time.perf_counter()
-    found = detection.predict(call, networks, dataset.samples, batch_size=1)
-    spent = 1000 * (time.perf_counter() - started) / len(found.name)
+    found, milliseconds = detection.timed(task, networks, dataset.samples)
     result = detection.beside(found, {a.image: a for a in dataset.objects}, names, -1)
     return evaluate.of_objects(
-        out, result, np.full(len(found.name), threshold), names, ms_per_image=spent, failures=dataset.problems
+        out, result, np.full(len(found.name), threshold), names, ms_per_image=milliseconds, failures=dataset.problems
     )
 
 

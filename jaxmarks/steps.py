@@ -18,6 +18,7 @@ from flax import jax_utils
 from jax import lax
 
 from jaxmarks.models.layers import DEVICES, MOMENTUM
+from jaxmarks.ops import metrics
 
 
 @flax.struct.dataclass
@@ -66,26 +67,29 @@ def gather(data, rows, versions):
     return batch | {"index": sample.astype(jnp.int32), "version": (shown % versions).astype(jnp.int32)}
 
 
-def train_step(state, data, rows, key, *, task, tx, axis=None):
+def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
     """One update on the batch of `rows` (B,): -> (state, (total, count)) whose ratio is the batch's loss.
 
-    Under pmap `axis` is the name of the devices' axis; total, count and the gradient are then of the whole batch.
+    Under pmap `axis` is the name of the devices' axis; total, count and the gradient are then of the whole batch. Where
+    `mixup` is above 0 it is the alpha of `mix`.
     """
     add = (lambda tree: lax.psum(tree, axis)) if axis else (lambda tree: tree)
-    augment_key, dropout_key = jax.random.split(key)
+    augment_key, dropout_key, mixup_key = jax.random.split(key, 3)
     batch = gather(data, rows, task.versions)
     batch = task.augment(jax.vmap(jax.random.fold_in, (None, 0))(augment_key, rows), batch)
-    targets = task.targets(batch)
+    targets, images, loss = task.targets(batch), batch["images"], task.loss
+    if mixup:
+        images, loss = mix(images, loss, jax.random.beta(mixup_key, mixup, mixup))
 
     def total_loss(params):
         variables = state.variables | {"params": params}
         outputs, changed = task.apply(
-            variables, batch["images"], train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"]
+            variables, images, train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"]
         )
-        total, count = task.loss(outputs, targets)
-        return total, (count, changed)
+        total, count = loss(outputs, targets)
+        return sum(jax.tree.leaves(total)), (total, count, changed)
 
-    (total, (count, changed)), grads = jax.value_and_grad(total_loss, has_aux=True)(state.variables["params"])
+    (_, (total, count, changed)), grads = jax.value_and_grad(total_loss, has_aux=True)(state.variables["params"])
     total, count, grads = add((total, count, grads))
     # A batch without one visible landmark has no gradient: nothing to divide by, nothing to learn.
     grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
@@ -94,15 +98,55 @@ def train_step(state, data, rows, key, *, task, tx, axis=None):
     return TrainState(step=state.step + 1, variables=variables, opt_state=opt_state), (total, count)
 
 
-def loss_step(variables, data, rows, *, task, prepare):
-    """(total, count) of the loss on the batch of `rows`, without dropout; `prepare` maps the batch to the input."""
+def mix(images, loss, share):
+    """Images (B, H, W, C) mixed with their neighbours', and the loss of both targets mixed alike (mixup; KNEEL).
+
+    Rows 0 and 1 are neighbours, 2 and 3, and so on, the last of an odd number its own. Batches are drawn at random, so
+    neighbours are; and devices that share a batch in even parts mix what one device mixes.
+
+    Args:
+      images: the batch's.
+      loss: a head's, (outputs, targets) -> (total, count).
+      share: of the image itself, in [0, 1]: drawn from Beta(alpha, alpha) (Zhang et al. 2018).
+
+    Returns:
+      the images and the loss for the same targets.
+    """
+    neighbour = jnp.minimum(jnp.arange(len(images)) ^ 1, len(images) - 1)
+    blend = lambda own, other: share * own + (1 - share) * other
+
+    def of_both(outputs, targets):
+        others = jax.tree.map(lambda target: target[neighbour], targets)
+        return jax.tree.map(blend, loss(outputs, targets), loss(outputs, others))
+
+    return blend(images, images[neighbour]), of_both
+
+
+def valid_step(variables, data, rows, *, task, prepare):
+    """Total and count, by name, of what is to be told of the batch of `rows`, without dropout: their ratios are means.
+
+    Args:
+      variables: the network's.
+      data: with "delta" (N,) beside what a step takes, the size of a pixel of the frame in the photograph's pixels.
+      rows: (B,).
+      task: the task.
+      prepare: maps the batch to the network's input.
+
+    Returns:
+      "loss", and of landmarks "distance_px", the distance between predicted and true in pixels of the photographs.
+    """
     batch = prepare(gather(data, rows, task.versions))
     outputs = task.apply(variables, batch["images"], train=False)
-    return task.loss(outputs, task.targets(batch))
+    found = {"loss": task.loss(outputs, task.targets(batch))}
+    visible = batch["visible"]
+    if visible.shape[1]:
+        far = metrics.distances(task.decode(outputs)[0], batch["points"]) * batch["delta"][:, None]
+        found["distance_px"] = (jnp.sum(jnp.where(visible, far, 0)), jnp.sum(visible.astype(far.dtype)))
+    return found
 
 
 def statistics_step(variables, data, rows, *, task, prepare):
-    """The statistics ("batch_stats") of the batch of `rows` alone under these parameters; `prepare` as in `loss_step`."""
+    """The statistics ("batch_stats") of the batch of `rows` alone under these parameters; `prepare` as in `valid_step`."""
     images = prepare(gather(data, rows, task.versions))["images"]
     none = variables | {"batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
     dropout = {"dropout": jax.random.key(0)}
@@ -121,7 +165,7 @@ class Runner(NamedTuple):
     Attributes:
       put: lays a state, or the data, on the devices.
       get: the state as on one device.
-      epoch: (state, data, rows (steps, batch) int32 on the host, key) -> (state, mean loss).
+      epoch: (state, data, rows (steps, batch) int32 on the host, key) -> (state, mean loss, or a dict of its terms').
     """
 
     put: Callable
@@ -129,8 +173,8 @@ class Runner(NamedTuple):
     epoch: Callable
 
 
-def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1) -> Runner:
-    """The training steps on one device (jit) or on several local ones (pmap), which give the same.
+def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1, mixup: float = 0.0) -> Runner:
+    """The training steps (`mixup` is theirs) on one device (jit) or on several local ones (pmap), which give the same.
 
     On the CPU the steps of an epoch are called one by one, since XLA runs convolutions inside a loop several times
     slower there; elsewhere one call scans them.
@@ -138,7 +182,8 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1) ->
     scanned = jax.default_backend() != "cpu"
 
     def step(state, data, rows, key):
-        return train_step(state, data, rows, key, task=task, tx=tx, axis=DEVICES if devices > 1 else None)
+        axis = DEVICES if devices > 1 else None
+        return train_step(state, data, rows, key, task=task, tx=tx, mixup=mixup, axis=axis)
 
     def scan(state, data, rows, key):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows)))
@@ -163,8 +208,8 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1) ->
                 state, loss = call(state, data, spread(batch), jax.random.fold_in(key, i))
                 each.append(loss)
             losses = jax.tree.map(lambda *x: np.stack(x, axis=-1), *each)
-        total, count = (float(np.sum(x)) for x in get(losses))
-        return state, total / max(count, 1)
+        total, count = jax.tree.map(lambda x: float(np.sum(x)), get(losses))
+        return state, jax.tree.map(lambda term: term / max(count, 1), total)
 
     return Runner(put, get, epoch)
 

@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jaxmarks import augment, checkpoint, detection, find, heads, models, optim, report, steps
+from jaxmarks import augment, checkpoint, detection, heads, models, optim, report, steps
 from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import Dataset, facts, known_facts, load
@@ -176,6 +177,8 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     if checkpoint.note(folder / "last"):
         return
     samples, options = dataset.samples, settings.train
+    if options.mixup and dataset.objects:
+        raise ValueError(f"--config.train.mixup={options.mixup}: detectors learn nothing from mixed boxes; set it to 0")
     known = facts(dataset) | anchors(settings, samples)
     network, task = build(settings, known, dataset.flip)
     train_rows, valid_rows, _ = split_rows(settings, samples, fold, task.versions)
@@ -187,17 +190,23 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     batch = -(-batch // devices) * devices
     steps_per_epoch = -(-len(train_rows) // batch)
     epochs = options.epochs or -(-options.steps // steps_per_epoch)
+    if epochs * steps_per_epoch < options.accumulate:
+        raise ValueError(f"--config.train.accumulate={options.accumulate}: {epochs * steps_per_epoch} batches are all")
     # The stage's name is part of the key, not its number: a stage trains alike alone and after another.
     key = jax.random.fold_in(jax.random.key(settings.seed), int.from_bytes(stage.encode()[:4], "big") % 2**31)
     key = jax.random.fold_in(key, fold)
 
     variables = initial(network, settings, key)
-    tx = optim.build(settings.optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    tx = optim.build(settings.optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch / options.accumulate)
     frozen = settings.freeze
     if frozen:
         tx = optim.freeze(tx, variables["params"], lambda path: re.match(frozen, path) is not None)
+    if options.ema:
+        tx = optax.chain(tx, optim.average(options.ema))
+    if options.accumulate > 1:
+        tx = optax.MultiSteps(tx, options.accumulate).gradient_transformation()
     tasks = [build(settings, known, dataset.flip, size)[1] for size in sizes(settings)] or [task]
-    runs = [steps.runner(one, tx, devices=devices) for one in tasks]
+    runs = [steps.runner(one, tx, devices=devices, mixup=options.mixup) for one in tasks]
     run = runs[0]
 
     progress = {"epoch": 0, "best_valid": None, "best_epoch": 0, "seconds": 0.0}
@@ -215,15 +224,20 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         state, best = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx)), variables
     log = MetricsLog(workdir, stage, fold, after=progress["epoch"], tensorboard=options.tensorboard)
 
-    host = {name: jnp.asarray(getattr(samples, name)) for name in ("images", "points", "visible", "boxes", "labels")}
+    names = ("images", "points", "visible", "boxes", "labels", "delta")
+    host = {name: jnp.asarray(getattr(samples, name)) for name in names}
     data = run.put(host)
     prepare = validation_input(settings, task)
-    validate = jax.jit(functools.partial(steps.loss_step, task=task, prepare=prepare))
+    validate = jax.jit(functools.partial(steps.valid_step, task=task, prepare=prepare))
     measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=prepare))
     chosen = np.random.default_rng((settings.seed, fold)).permutation(train_rows)[:SETTLING]
 
-    def settled(variables):
-        """With the statistics of many batches in place of the running ones, which hold the last few batches' alone."""
+    def settled(state):
+        """The variables to judge and to save: the parameters or their moving average, and the statistics of many batches.
+
+        The running ones hold the last few batches' alone.
+        """
+        variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}
         if "batch_stats" not in variables:
             return variables
         each = [measure(variables, host, jnp.asarray(r)) for r in steps.batches(chosen, batch)]
@@ -237,20 +251,22 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         began = time.perf_counter()
         draw = np.random.default_rng((settings.seed, fold, epoch))
         rows = steps.batches(draw.permutation(train_rows), batch)
-        state, train_loss = one_epoch(runs, draw, state, data, rows, jax.random.fold_in(key, epoch))
-        trained = time.perf_counter()
+        state, loss = one_epoch(runs, draw, state, data, rows, jax.random.fold_in(key, epoch))
+        found, trained = entries("train", {"loss": loss}), time.perf_counter()
+        train_loss = found["train/loss"]
         if not np.isfinite(train_loss):
             raise FloatingPointError(
                 f"stage {stage}, fold {fold}, epoch {epoch}: the training loss is {train_loss}; lower"
                 " --config.optimizer.learning_rate or set --config.optimizer.clip=1.0"
             )
         here = run.get(state)
-        valid_loss = None
+        found["valid/loss"] = None
         if len(valid_rows):
-            calm = settled(here.variables)
+            calm = settled(here)
             parts = [validate(calm, host, jnp.asarray(r)) for r in steps.batches(valid_rows, batch)]
-            total, count = np.sum(np.asarray(parts), axis=0)
-            valid_loss = float(total / count) if count else None
+            sums = jax.tree.map(lambda *x: float(np.sum(x)), *parts)
+            found |= entries("valid", {name: mean(*pair) for name, pair in sums.items()})
+        valid_loss = found["valid/loss"]
         if valid_loss is not None and (progress["best_valid"] is None or valid_loss < progress["best_valid"]):
             progress |= {"best_valid": valid_loss, "best_epoch": epoch}
             best = jax.tree.map(jnp.copy, calm)
@@ -260,7 +276,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         rates = {name: float(value) for name, value in optim.hyperparameters(here.opt_state).items()}
         log.write(
             epoch=epoch,
-            **{"train/loss": train_loss, "valid/loss": valid_loss},
+            **found,
             **rates,
             images_per_s=round(len(train_rows) / (trained - began), 1),
         )
@@ -278,7 +294,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             saved_at = time.perf_counter()
 
     log.close()
-    last = settled(run.get(state).variables)
+    last = settled(run.get(state))
     if progress["best_valid"] is None:
         best, progress["best_epoch"] = last, progress["epoch"]
     about = progress | {"facts": known, "images": len(np.unique(train_rows // task.versions))}
@@ -291,7 +307,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
 
 
 def one_epoch(runs, draw, state, data, rows, key):
-    """An epoch of the only runner, or each batch by the runner of a size that is drawn: -> state, mean loss.
+    """An epoch of the only runner, or each batch by the runner of a size that is drawn: -> state, mean loss (or terms).
 
     A size for each batch, not for each epoch, for the running statistics of batches must be those of all sizes.
     """
@@ -301,7 +317,22 @@ def one_epoch(runs, draw, state, data, rows, key):
     for i, chosen in enumerate(draw.integers(len(runs), size=len(rows))):
         state, loss = runs[chosen].epoch(state, data, rows[i : i + 1], jax.random.fold_in(key, i))
         each.append(loss)
-    return state, float(np.mean(each))
+    return state, jax.tree.map(lambda *losses: float(np.mean(losses)), *each)
+
+
+def mean(total, count):
+    """Of the total, or of each term of a dict; None where nothing was counted."""
+    return jax.tree.map(lambda term: term / count, total) if count else None
+
+
+def entries(split: str, means: dict) -> dict:
+    """Means by name as the log has them: of a dict of terms their sum, and each under its own name."""
+    found = {}
+    for name, value in means.items():
+        terms = value if isinstance(value, dict) else {}
+        found[f"{split}/{name}"] = sum(terms.values()) if terms else value
+        found |= {f"{split}/{term}": part for term, part in terms.items()}
+    return found
 
 
 def draw_batch(path: Path, task, data, rows, key) -> None:
@@ -327,12 +358,11 @@ def validation_input(settings, task):
 
 
 def pretrained(settings, source: Path | None):
-    """The variables to start from, another run's or those that the body's own `read_weights` reads, and their name."""
+    """The variables to start from, another run's or pretrained ones, and their name."""
     if source:
         theirs, note = checkpoint.restore(source)
         return theirs, f"{source} (epoch {note['best_epoch']})"
-    body = find.module("jaxmarks.models", settings.model.name, needs="read_weights")
-    return body.read_weights(settings.weights, channels=settings.channels), settings.weights
+    return models.read_weights(settings.model, settings.weights, channels=settings.channels), settings.weights
 
 
 def take_over(variables, theirs, about: str, skip: str):
@@ -341,7 +371,7 @@ def take_over(variables, theirs, about: str, skip: str):
     if not fate["loaded"]:
         raise ValueError(f"{about}: nothing in it fits this network: {'; '.join(fate['new'])}")
     print(f"initialised from {about}: {len(fate['loaded'])} arrays", flush=True)
-    for kind in ("new", "unused"):
+    for kind in ("adapted", "new", "unused"):
         if fate[kind]:
             print(f"  {kind}: {', '.join(fate[kind])}", flush=True)
     merged = variables | {"params": params}

@@ -7,7 +7,8 @@ A grid file has `get_grid(text="")`, whose `text` is what stands after the colon
 
   config     the config of all cells with its variants, as "configs/fish.py:own"
   cells      a list of dicts: "row" and "column", the labels; "config", variants that this cell adds; "overrides",
-             {"train.steps": 300}, where a dict replaces a section: {"optimizer": {"name": "nesterov", ...}}.
+             {"train.steps": 300}, where a dict replaces a section: {"optimizer": {"name": "nesterov", ...}}; "after",
+             the "row / column" of a cell before this one: each run starts from that cell's network of the same seed.
              `jaxmarks.config.product` makes such a list from axes.
   overrides  of all cells; optional, as are
   seeds      (0,), the values of `config.seed`
@@ -22,11 +23,8 @@ Writes `table.csv` (a line for each run), `table.md` and `table.html` to DIR.
 """
 
 import argparse
-import ast
 import collections
 import csv
-import difflib
-import importlib.util
 import io
 import math
 import os
@@ -35,7 +33,7 @@ import shlex
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,18 +41,21 @@ import jinja2
 import ml_collections
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
+from experiments import default_workdir, given, known, load, merge, paths, replace, resolve, slug, start, tail
 
 from jaxmarks import config as configs
 from jaxmarks.report import tables
 
 GRID_KEYS = {"config", "cells", "overrides", "seeds", "metrics"}
-CELL_KEYS = {"row", "column", "config", "overrides"}
+CELL_KEYS = {"row", "column", "config", "overrides", "after"}
 DASH = "\N{EN DASH}"
 
 
 class Run(NamedTuple):
-    """One cell with one seed: its labels, the arguments of jaxmarks.main, its folder, and the config they make."""
+    """One cell with one seed: its labels, the arguments of jaxmarks.main, its folder, and the config they make.
+
+    `after` is the folder of the run whose network it starts from, if that is of this grid.
+    """
 
     row: str
     column: str
@@ -62,6 +63,7 @@ class Run(NamedTuple):
     arguments: list[str]
     folder: Path
     config: ml_collections.ConfigDict
+    after: Path | None = None
 
 
 class Entry(NamedTuple):
@@ -100,7 +102,11 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
     tell = lambda: write(options.workdir, runs, results, about | {"elapsed": time.perf_counter() - started})
     tell()
     with ThreadPoolExecutor(options.jobs) as pool:
-        waiting = {pool.submit(train, run, grid["metrics"], launch, environment): run for run in todo}
+        futures: dict = {}
+        for run in todo:
+            source = futures.get(run.after)  # submitted before this one, so begun before it
+            futures[run.folder] = pool.submit(train, run, grid["metrics"], launch, environment, source)
+        waiting = {futures[run.folder]: run for run in todo}
         try:
             for number, future in enumerate(as_completed(waiting), 1):
                 run, result = waiting[future], future.result()
@@ -129,53 +135,29 @@ def parse(arguments):
     options.workdir = options.workdir or default_workdir(options.grid)
     if options.jobs < 1:
         parser.error("--jobs is at least 1")
-    common = {}
-    for argument in rest:
-        given = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, re.DOTALL)
-        if not given:
-            parser.error(f"unknown argument {argument}; write --config.key=value")
-        common[given[1]] = given[2]
-    return options, common
-
-
-def default_workdir(grid: str) -> Path:
-    """runs/beetle_optimiser-full for configs/ablations/beetle_optimiser.py:full."""
-    path, _, text = grid.partition(":")
-    return Path("runs") / "-".join(filter(None, [Path(path).stem, slug(text)]))
+    return options, given(parser, rest)
 
 
 def load_grid(text: str) -> dict:
     """The grid of FILE.py[:variant] with what is optional filled in, and its docstring's first line as the title."""
-    path, _, variants = text.partition(":")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such grid")
-    spec = importlib.util.spec_from_file_location("grid", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    grid = {"overrides": {}, "seeds": (0,), "metrics": ("mean_distance_px",)} | module.get_grid(variants)
+    found, title = load(text, "get_grid")
+    grid = {"overrides": {}, "seeds": (0,), "metrics": ("mean_distance_px",)} | found
     known("key of a grid", grid, GRID_KEYS)
     for cell in grid["cells"]:
         known("key of a cell", cell, CELL_KEYS)
     if not grid["cells"]:
-        raise ValueError(f"{path}: the grid has no cells")
-    return grid | {"title": (module.__doc__ or Path(path).stem).strip().splitlines()[0].rstrip(".")}
-
-
-def known(what: str, given, allowed) -> None:
-    """Raises ValueError where `given` has a key that is not `allowed`, naming the nearest that are."""
-    for key in given:
-        if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=3, cutoff=0.4) or sorted(allowed)
-            raise ValueError(f"there is no {what} {key}; the nearest are {', '.join(near)}")
+        raise ValueError(f"{text}: the grid has no cells")
+    return grid | {"title": title}
 
 
 def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run]:
     """The runs of all cells and seeds, each checked against its config.
 
     Raises:
-      ValueError: a key or value that the config does not take, a seed among the overrides, or two cells of one name.
+      ValueError: a key or value that the config does not take, a seed among the overrides, two cells of one name, or an
+        "after" that names no cell before it.
     """
-    runs = []
+    runs: list[Run] = []
     for cell in grid["cells"]:
         row, column = cell["row"], cell.get("column", "")
         label = " / ".join(filter(None, [row, column]))
@@ -186,12 +168,19 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
             overrides = merge(keys, grid["overrides"], cell.get("overrides", {}), common)
             if "seed" in overrides:
                 raise ValueError("seed is not for overrides; write --seeds=0,1,2, or the grid's seeds")
+            sources = {run.seed: run.folder for run in runs if name(run) == cell.get("after")}
+            if "after" in cell and not sources:
+                before = dict.fromkeys(map(name, runs))
+                raise ValueError(
+                    f"after={cell['after']!r} is none of the cells before it: {', '.join(before) or 'none'}"
+                )
             for seed in seeds or grid["seeds"]:
                 folder = workdir / "--".join(filter(None, [slug(row), slug(column)])) / str(seed)
-                options = [f"--config.{key}={value}" for key, value in (overrides | {"seed": seed}).items()]
+                start = {"init_from": sources[seed]} if sources else {}
+                options = [f"--config.{key}={value}" for key, value in (overrides | start | {"seed": seed}).items()]
                 settings = resolve([f"--config={config}", *options])
                 arguments = [f"--config={config}", *options, f"--workdir={folder}"]
-                runs.append(Run(row, column, seed, arguments, folder, settings))
+                runs.append(Run(row, column, seed, arguments, folder, settings, sources.get(seed)))
         except (flags.Error, ValueError, OSError) as error:
             # A config's own error comes inside a traceback, as its last line.
             raise ValueError(f"{label}: {str(error).strip().splitlines()[-1]}") from error
@@ -199,67 +188,6 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
         if count > 1:
             raise ValueError(f"{count} runs share the folder {folder}: give the cells labels that differ")
     return runs
-
-
-def resolve(arguments: list[str]) -> ml_collections.ConfigDict:
-    """The config that jaxmarks.main makes of `--config=...` and `--config.key=value`."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=arguments)
-    values(["ablate", *arguments])
-    config = values["config"].value
-    config.to_json()  # where the file could not be read, ml_collections says so when the config is used
-    return config
-
-
-def paths(config, before: str = ""):
-    """The keys of a config, those in sections with a dot: "optimizer", "optimizer.name"."""
-    for key, value in config.items():
-        yield before + key
-        if isinstance(value, dict | ml_collections.ConfigDict):
-            yield from paths(value, f"{before}{key}.")
-
-
-def merge(keys: set[str], *layers: dict[str, Any]) -> dict[str, Any]:
-    """Overrides in which a later layer goes before an earlier one.
-
-    A dict takes the place of a section; a later key inside of it is put into that dict, because the command line of
-    jaxmarks.main can change a section or its keys, not both.
-
-    Args:
-      keys: those that the config has.
-      layers: dicts of a key and its new value.
-
-    Raises:
-      ValueError: a key that the config, or the section in its place, does not have; it names the nearest.
-    """
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            known("key of this config", [key], keys)
-            inside = next((k for k in merged if key.startswith(f"{k}.") and isinstance(merged[k], dict)), None)
-            if inside:
-                merged[inside] = changed(merged[inside], key.removeprefix(f"{inside}.").split("."), value)
-            else:
-                merged = {k: v for k, v in merged.items() if not f"{k}.".startswith(f"{key}.")} | {key: value}
-            if isinstance(value, dict):
-                keys = {k for k in keys if not k.startswith(f"{key}.")} | set(paths(value, f"{key}."))
-    return merged
-
-
-def changed(section: dict, path: list[str], value) -> dict:
-    """The section with the value at the path; a text of the command line is read as Python where it is Python."""
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
-        except (SyntaxError, ValueError):
-            pass
-    first, *rest = path
-    return section | {first: changed(section[first], rest, value) if rest else value}
-
-
-def slug(label: str) -> str:
-    """A label as the name of a folder."""
-    return re.sub(r"[^\w.+=]+", "-", label).strip("-.")
 
 
 def name(run: Run) -> str:
@@ -278,8 +206,10 @@ def complete(run: Run, metrics) -> dict | None:
     return summary if same and whole else None
 
 
-def train(run: Run, metrics, launch, environment) -> dict | str:
-    """Trains a run; its summary, or where it failed the last lines that it said."""
+def train(run: Run, metrics, launch, environment, source: Future | None = None) -> dict | str:
+    """Trains a run once its source is done; its summary, or where it failed the last lines that it said."""
+    if source:
+        wait([source])
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / "log.txt"
     before = log.stat().st_size if log.exists() else 0
@@ -287,17 +217,8 @@ def train(run: Run, metrics, launch, environment) -> dict | str:
     summary = complete(run, metrics)
     if status == 0 and summary:
         return summary
-    said = log.read_bytes()[before:].decode(errors="replace").strip().splitlines() if log.exists() else []
     why = f"exit status {status}" if status else f"no number for {', '.join(metrics)} in a summary.json of this config"
-    return "\n".join([*said[-8:], f"({why}; {log})"])
-
-
-def start(arguments: list[str], log: Path, environment: dict[str, str]) -> int:
-    """Runs jaxmarks.main in a process of its own; returns its exit status."""
-    command = [sys.executable, "-m", "jaxmarks.main", *arguments]
-    with log.open("a") as file:
-        print("$", shlex.join(command), file=file, flush=True)
-        return subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
+    return "\n".join([*tail(log, before), f"({why}; {log})"])
 
 
 def hardware() -> str:
@@ -312,9 +233,10 @@ def hardware() -> str:
 
 def value(summary: dict, metric: str, default: float | None = math.nan) -> Any:
     """The number of a summary that a metric names, `default` where there is none."""
-    found: Any = summary
-    for key in metric.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
+    key, _, rest = metric.partition(".")
+    if metric not in summary and isinstance(summary.get(key), dict):  # the rest may be a number: sdr_mm.2.5
+        return value(summary[key], rest, default)
+    found = summary.get(metric)
     return found if isinstance(found, int | float) else default
 
 
@@ -329,6 +251,8 @@ def heading(metric: str) -> str:
         return f"share of landmarks within {metric.removeprefix('success_rates.')} px"
     if metric.startswith("hit_rates."):
         return f"share of landmarks within {metric.removeprefix('hit_rates.')} pixels of the network's frame"
+    if metric.startswith("sdr_mm."):
+        return f"share of landmarks within {metric.removeprefix('sdr_mm.')} mm"
     words, unit = re.fullmatch(r"(.*?)(?:_(px|mm))?", metric).groups()
     return words.replace("_", " ").replace("p95", "95 % within") + (f" ({unit})" if unit else "")
 
@@ -342,7 +266,7 @@ def higher_is_better(metric: str) -> bool:
     """Whether the best of a column is the greatest."""
     return metric.split(".")[0] in (
         "r2", "explained_variance", "pearson", "success_rates", "hit_rates",
-        "f1", "f1_golden", "map50", "precision", "recall",
+        "sdr_mm", "pck", "oks", "map_oks", "f1", "f1_golden", "map50", "precision", "recall",
     )  # fmt: skip
 
 
@@ -502,13 +426,6 @@ def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals |= {"heading": heading, "cell": cell}
     replace(workdir / "table.html", environment.from_string(PAGE).render(page))
-
-
-def replace(path: Path, text: str) -> None:
-    """Writes a file at once, for whoever reads it at the same moment."""
-    whole = path.with_name(path.name + ".new")
-    whole.write_text(text, encoding="utf-8")
-    whole.replace(path)
 
 
 def duration(seconds: float) -> str:

@@ -1,23 +1,21 @@
 """Grids of experiments: what is run, what is not run again, and the tables, against numbers worked out by hand."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import ablate
 import pytest
 
 from jaxmarks import config as configs
 
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("ablate", ROOT / "launch" / "ablate.py")
-ablate = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(ablate)
 
 TWO_BY_TWO = """
 from jaxmarks import config as configs
@@ -182,7 +180,7 @@ def test_unknown_keys_and_words_of_the_command_line_are_refused(tmp_path, capsys
     assert "train.steps" in refused(tmp_path, TWO_BY_TWO, "--config.train.stepz=4")
     assert refused(tmp_path, TWO_BY_TWO, "--confg.train.steps=4") == "2"
     assert "--confg.train.steps=4" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match=r"nowhere\.py: no such grid"):
+    with pytest.raises(SystemExit, match=r"nowhere\.py: no such file"):
         ablate.main(["--grid=nowhere.py"])
 
 
@@ -214,15 +212,21 @@ def test_with_one_seed_the_deviation_is_over_folds(tmp_path):
 
 
 def test_other_metrics_have_tables_of_their_own_and_know_which_way_is_better(tmp_path):
-    text = TWO_BY_TWO.replace('"seeds": (0, 1)', '"metrics": ("mean_distance_px", "pearson", "success_rates.10")')
+    text = TWO_BY_TWO.replace(
+        '"seeds": (0, 1)', '"metrics": ("mean_distance_px", "pearson", "success_rates.10", "sdr_mm.2.5")'
+    )
     found = lambda config: summary(
-        config.model.width / 10, pearson=config.model.width / 100, success_rates={"10": 0.5, "20": 1.0}
+        config.model.width / 10,
+        pearson=config.model.width / 100,
+        success_rates={"10": 0.5, "20": 1.0},
+        sdr_mm={"2.5": 0.75},
     )
     _, workdir = run(tmp_path, text, Launcher(found))
     said = (workdir / "table.md").read_text()
     assert "Pearson (one seed); higher is better" in said and "| <b>large</b> | **0.6400** | **0.6400** |" in said
     assert "| small | **3.20** | **3.20** |" in said and "| small | 0.3200 | 0.3200 |" in said
     assert "Share of landmarks within 10 px (one seed); higher" in said and "| small | **0.5000** |" in said
+    assert "Share of landmarks within 2.5 mm (one seed); higher" in said and "| small | **0.7500** |" in said
     with (workdir / "table.csv").open() as file:
         assert [line["success_rates.10"] for line in csv.DictReader(file)] == ["0.5"] * 4
 
@@ -330,6 +334,47 @@ def test_the_page_escapes_labels_and_logs_and_needs_no_other_file(tmp_path):
     assert page.tags.count("b") == 1 and "2.00 ± 0.00" in page.texts  # the best of the one column that has numbers
     assert any("out of memory & <gone>" in text for text in page.texts)
     assert page.tags.count("table") == 2
+
+
+CHAIN = """
+def get_grid(text=""):
+    return {
+        "config": "configs/beetle.py:smoke",
+        "cells": [
+            {"row": "none", "column": "head", "config": "part=head"},
+            {"row": "none", "column": "elytra", "config": "part=elytra"},
+            {"row": "other part", "column": "elytra", "config": "part=elytra", "after": "none / head"},
+        ],
+        "seeds": (0, 1),
+    }
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_a_cell_starts_from_another_cells_run_of_its_seed(jobs, tmp_path):
+    """The first cell takes longest, so with four jobs the last would begin before its end."""
+    ended = []
+
+    def found(config):
+        time.sleep(0.3 if config.data.part == "head" else 0)
+        if config.init_from:
+            assert config.init_from == f"{tmp_path}/out/none--head/{config.seed}"
+            assert ("head", config.seed, "") in ended
+        ended.append((config.data.part, config.seed, config.init_from))
+        return summary(1.0)
+
+    launcher = Launcher(found)
+    assert run(tmp_path, CHAIN, launcher, f"--jobs={jobs}")[0] == 0
+    assert sum(bool(source) for _, _, source in ended) == 2 and len(ended) == 6
+    # The source is complete: only what is missing is run again.
+    (tmp_path / "out" / "other-part--elytra" / "0" / "summary.json").unlink()
+    run(tmp_path, CHAIN, launcher)
+    assert len(launcher.runs) == 7
+
+
+def test_a_cell_after_one_that_is_not_before_it_is_refused(tmp_path):
+    said = refused(tmp_path, CHAIN.replace("none / head", "none / tail"))
+    assert "other part / elytra: after='none / tail' is none of the cells before it: none / head, none / elytra" in said
 
 
 def test_every_grid_of_the_project_is_sound():

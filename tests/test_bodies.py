@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxmarks import models
-from jaxmarks.models import fcn8, hrnet, resnet50
+from jaxmarks.models import encoders, fcn8, hrnet, layers, resnet50
+from jaxmarks.models.encoders.resnet50 import COLOURS, Bottleneck
 
 SMALL = {
     "fcn8": {"width": 4},
@@ -57,7 +58,9 @@ def randomised(net, *args, **kwargs):
 # By hand. FCN8: VGG16's convolutions 14,710,464 + 8,448 of their norms; fc6 2,359,296 + 1,024 and fc7 262,144 + 1,024;
 # scores (256 + 512 + 512) 32 + 96; transposed convolutions 32 32 (16 + 16 + 256).
 # ResNet50: torchvision's 25,557,032 without the 2,049,000 of its classifier.
-@pytest.mark.parametrize("net, expected", [(fcn8.build(), 17_678_368), (resnet50.ResNet50Encoder(), 23_508_032)])
+@pytest.mark.parametrize(
+    "net, expected", [(fcn8.build(), 17_678_368), (encoders.build({"name": "resnet50"}), 23_508_032)]
+)
 def test_counts_by_hand(net, expected):
     images = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
     assert count(jax.eval_shape(net.init, jax.random.key(0), images)) == expected
@@ -130,7 +133,7 @@ def test_without_normalisation_residual_branches_begin_silent():
     x = images_of(1, 8, 8, 16) - 0.5
     branches = [x, x[:, ::2, ::2, :8]]
     begin = lambda net, x: net.init_with_output(jax.random.key(0), x, train=True)[0]
-    np.testing.assert_array_equal(begin(resnet50.Bottleneck(4, norm="none"), x), nn.relu(x))
+    np.testing.assert_array_equal(begin(Bottleneck(4, norm="none"), x), nn.relu(x))
     np.testing.assert_array_equal(begin(hrnet.BasicBlock("none"), x), nn.relu(x))
     for mine, branch in zip(begin(hrnet.Exchange(2, "none"), branches), branches, strict=True):
         np.testing.assert_array_equal(mine, nn.relu(branch))
@@ -181,11 +184,12 @@ def same(mine, theirs):
 
 
 def test_resnet_encoder_equals_pytorch():
-    net = resnet50.ResNet50Encoder(depths=(2, 1, 1, 1))
+    net = encoders.build({"name": "resnet50", "depths": (2, 1, 1, 1)})
     images = images_of(2, 64, 75, 3)  # even and odd maps
     variables = randomised(net, images)
     net_torch = InTorch(variables)
-    x = net_torch.conv_norm(bchw(net_torch.torch, images), "stem", 2).relu()
+    mean, std = (np.float32(c) for c in COLOURS)
+    x = net_torch.conv_norm(bchw(net_torch.torch, (images - mean) / std), "stem", 2).relu()
     expected = [x]
     x = net_torch.f.max_pool2d(x, 3, 2, 1)
     for block, stride in (("layer1_0", 1), ("layer1_1", 1), ("layer2_0", 2), ("layer3_0", 2), ("layer4_0", 2)):
@@ -260,7 +264,7 @@ def test_max_pool_3x3_and_its_gradient_equal_pytorch(height, width):
     x = rng.normal(size=(2, height, width, 3)).astype(np.float32)
     theirs = bchw(torch, x).requires_grad_()
     pooled = torch.nn.functional.max_pool2d(theirs, 3, 2, 1)
-    mine, pull = jax.vjp(resnet50.max_pool_3x3, x)
+    mine, pull = jax.vjp(layers.max_pool_3x3, x)
     np.testing.assert_array_equal(mine, pooled.detach().permute(0, 2, 3, 1))
     g = rng.normal(size=mine.shape).astype(np.float32)
     pooled.backward(bchw(torch, g))

@@ -31,6 +31,7 @@ iou = compiled("iou")
 generalised_iou = compiled("generalised_iou")
 nms = compiled("nms", "limit")
 soft_nms = compiled("soft_nms", "limit", "method")
+agreed = compiled("agreed")
 rcnn_encode = compiled("rcnn_encode")
 rcnn_decode = compiled("rcnn_decode")
 yolo_encode = compiled("yolo_encode", "size")
@@ -43,7 +44,6 @@ pair_detections = compiled("pair_detections")
 precision_recall = compiled("precision_recall")
 average_precision = compiled("average_precision", "rule")
 mean_average_precision = compiled("mean_average_precision", "count", "rule")
-merge = compiled("merge", "limit")
 
 
 def draw_boxes(rng, *shape):
@@ -698,29 +698,46 @@ def test_uncut_by_hand():
     np.testing.assert_array_equal(found, [[True, False, True, True], [False, True, True, True]])
 
 
-def test_tiles_detections_merge_to_the_images():
-    rng = np.random.default_rng(2)
-    size, tile = (150, 210), (64, 80)
-    centres = np.stack(np.meshgrid(np.arange(12, 205, 22), np.arange(12, 140, 22)), -1).reshape(-1, 2)
-    truth = squares(centres + rng.uniform(-2, 2, centres.shape), 16)
-    classes, scores = rng.integers(0, 2, len(truth)), rng.permutation(len(truth)) / len(truth) + 0.1
-    corners = np.array(bx.tiles(size, tile, overlap=20))
-    shift = np.tile(corners[:, None, ::-1], 2)
-    extent = np.array([tile[1], tile[0]] * 2)
-    seen = np.clip(truth - shift, 0, extent)  # what each tile shows of each object, cut at its borders
-    valid = (seen[..., 2:] > seen[..., :2]).all(-1)
-    every = np.broadcast_to(scores, valid.shape) + rng.uniform(0, 1e-4, valid.shape)  # tiles agree but nearly
-    whole = valid & np.asarray(bx.uncut(seen, corners, size=size, tile=tile, edge=0.5))
-    kinds = np.broadcast_to(classes, valid.shape)
-    find = partial(merge, limit=100)
-    boxes, indices, kept = find(seen, every, whole, corners, classes=kinds)
-    assert kept.sum() == len(truth)
-    order = np.argsort(-scores)
-    np.testing.assert_allclose(boxes[kept], truth[order], atol=1e-3)
-    np.testing.assert_array_equal(kinds.ravel()[indices[kept]], classes[order])
-    assert not boxes[~kept].any()
-    # With the pieces at the borders there would be more.
-    assert find(seen, every, valid, corners, classes=kinds)[2].sum() > len(truth)
+# Several networks
+
+
+def naive_agreed(boxes, scores, classes, iou):
+    left = [(n, k) for n, k in np.ndindex(scores.shape) if scores[n, k] > 0]
+    found = []
+    while left:
+        best = max(left, key=lambda at: scores[at])
+        near = [
+            a
+            for a in np.ndindex(scores.shape)
+            if a == best or (classes[a] == classes[best] and naive_iou(boxes[best], boxes[a]) > iou)
+        ]
+        each = [max([scores[a] for a in near if a[0] == n], default=0) for n in range(len(scores))]
+        found.append((np.mean(each), *boxes[best], classes[best]))
+        left = [a for a in left if a not in near]
+    return found
+
+
+@FEW
+@given(SEEDS)
+def test_agreed_equals_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    boxes, scores = draw_boxes(rng, 3, 6), rng.permutation(18).reshape(3, 6) / 20
+    classes = rng.integers(0, 2, (3, 6))
+    found, mean, labels = agreed(boxes, scores, classes, iou=0.25)
+    expected = naive_agreed(boxes, scores, classes, 0.25)
+    known = [(m, *b, c) for m, b, c in zip(mean, found, labels, strict=True) if m > 0]
+    if len(expected) <= 6:  # no more than there is room for
+        np.testing.assert_allclose(sorted(known), sorted(expected), rtol=1e-6)
+    assert (np.diff(mean) <= 0).all()
+
+
+def test_agreed_by_hand():
+    # Two networks see the same square, a pixel apart; one alone sees another, and a third is of another class.
+    boxes = np.array([[[0, 0, 10, 10], [50, 50, 60, 60]], [[1, 0, 11, 10], [50, 50, 60, 60]]], float)
+    found, scores, classes = agreed(boxes, np.array([[0.9, 0.5], [0.7, 0.0]]), np.array([[0, 0], [0, 1]]), iou=0.4)
+    np.testing.assert_allclose(scores, [0.8, 0.25])
+    np.testing.assert_allclose(found, [[0, 0, 10, 10], [50, 50, 60, 60]])
+    assert classes.tolist() == [0, 0]
 
 
 # Ways to run
@@ -737,6 +754,7 @@ def cases():
     yield "clip", partial(bx.clip, size=(9, 12)), (boxes,)
     yield "nms", partial(bx.nms, limit=8), (boxes, scores)
     yield "soft_nms", partial(bx.soft_nms, limit=8), (boxes, scores)
+    yield "agreed", partial(bx.agreed, iou=0.3), (boxes[None], scores[None], labels[None])
     yield "rcnn_encode", bx.rcnn_encode, (boxes, other)
     yield "rcnn_decode", bx.rcnn_decode, (scores[:, None] * boxes / 9, other)
     yield "yolo_decode", partial(bx.yolo_decode, anchors=anchors, stride=8), (raw,)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
 
 from jaxmarks import checkpoint, optim, steps
 
@@ -63,3 +64,25 @@ def test_merge_takes_what_fits_and_names_the_rest():
         "tail (skipped)",
     ]
     assert report["unused"] == ["head/b", "old", "tail"]
+
+
+def test_merge_adapts_kernels_to_other_channels_so_that_grey_images_look_the_same():
+    rng = np.random.default_rng(0)
+    kernels = {"first": rng.normal(size=(3, 3, 1, 4)), "second": rng.normal(size=(3, 3, 3, 4))}
+    mine = {"first": jnp.zeros((3, 3, 3, 4)), "second": jnp.zeros((3, 3, 1, 4)), "third": jnp.zeros((3, 3, 2, 4))}
+    merged, report = checkpoint.merge(mine, kernels | {"third": np.ones((3, 3, 1, 4))})
+    grey = rng.random((5, 6))
+    see = lambda kernel, channels: sum(
+        scipy.signal.correlate(grey, kernel[:, :, c, 2], mode="valid") for c in range(channels)
+    )
+    np.testing.assert_allclose(see(merged["first"], 3), see(kernels["first"], 1), rtol=1e-5)
+    np.testing.assert_allclose(see(merged["second"], 1), see(kernels["second"], 3), rtol=1e-5)
+    assert report["adapted"] == ["first (from 1 to 3 channels)", "second (from 3 to 1 channels)"]
+    assert report["new"] == ["third (source has (3, 3, 1, 4), network (3, 3, 2, 4))"] and report["unused"] == ["third"]
+    assert checkpoint.merge(mine, kernels, skip="first")[1]["adapted"] == ["second (from 3 to 1 channels)"]
+    # A U-Net at half the resolution folds four pixels: (dy, dx, channel) in this order.
+    four = rng.normal(size=(3, 3, 4, 5))
+    merged, _ = checkpoint.merge({"w": jnp.zeros((3, 3, 12, 5))}, {"w": four})
+    np.testing.assert_allclose(merged["w"].reshape(3, 3, 4, 3, 5), np.stack([four / 3] * 3, axis=3), rtol=1e-6)
+    back, _ = checkpoint.merge({"w": jnp.zeros((3, 3, 4, 5))}, {"w": np.asarray(merged["w"])})
+    np.testing.assert_allclose(back["w"], four, rtol=1e-5)

@@ -1,6 +1,6 @@
 """Variants, stages, and configs as JSON."""
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +9,19 @@ import pytest
 from jaxmarks import config as configs
 from jaxmarks import train
 
-FILE = Path(__file__).parent.parent / "configs" / "beetle.py"
-spec = importlib.util.spec_from_file_location("beetle_config", FILE)
-beetle = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(beetle)
+get_config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "beetle.py"))["get_config"]
 
 
 def test_variants_combine_and_unknown_ones_list_the_known():
-    assert beetle.get_config("smoke,part=elytra").data.part == "elytra"
+    assert get_config("smoke,part=elytra").data.part == "elytra"
     with pytest.raises(ValueError, match="smoke, own, pretrain, finetune, paper"):
-        beetle.get_config("smok")
+        get_config("smok")
     with pytest.raises(ValueError, match="left_mandible"):
-        beetle.get_config("part=wing")
+        get_config("part=wing")
 
 
 def test_the_papers_protocol():
-    config = beetle.get_config("paper")
+    config = get_config("paper")
     assert (config.data.size, config.train.batch_size, config.train.epochs) == ((192, 256), 128, 5000)
     assert (config.split.folds, config.split.by, config.split.valid) == (9, "random", 0.4)
     assert train.folds(config) == list(range(9))
@@ -35,7 +32,7 @@ def test_the_papers_protocol():
 
 
 def test_a_stage_is_the_config_with_a_few_keys_changed():
-    config = beetle.get_config("finetune,paper,part=head")
+    config = get_config("finetune,paper,part=head")
     pretrain, finetune = (configs.stage(config, name) for name in ("pretrain", "finetune"))
     assert pretrain.data.part == "pronotum+elytra+head" and finetune.data.part == "head"
     assert pretrain.train.epochs == 10000 and list(finetune.optimizer.learning_rate) == [0.01, 0.01]
@@ -46,7 +43,7 @@ def test_a_stage_is_the_config_with_a_few_keys_changed():
 
 
 def test_a_config_survives_json(tmp_path):
-    config = beetle.get_config("smoke")
+    config = get_config("smoke")
     configs.save(config, tmp_path / "config.json")
     found = configs.load(tmp_path / "config.json")
     assert configs.differences(config, found) == []
@@ -57,7 +54,7 @@ def test_a_config_survives_json(tmp_path):
 
 
 def test_a_run_that_starts_from_another_leaves_pretraining_out():
-    config = beetle.get_config("finetune")
+    config = get_config("finetune")
     assert train.stages(config) == ["pretrain", "finetune"]
     config.init_from = "runs/other"
     assert train.stages(config) == ["finetune"]

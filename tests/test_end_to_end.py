@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmarks import checkpoint, formats, phantoms, predict, tps
+from jaxmarks import checkpoint, formats, phantoms, predict, serving, tps
 
 ROOT = Path(__file__).parent.parent
 # One device as users have; the cache is shared so that the second run compiles nothing.
@@ -122,6 +122,33 @@ def test_predict_writes_points_in_source_pixels(smoke, photographs, tmp_path):
     points, scores = jax.jit(lambda network, images: network(images))(network, images)
     assert points.shape == (8, 8, 2) and scores.shape == (8, 8)
     np.testing.assert_allclose(points, [a.points for a in found], atol=0.3)
+
+
+ALONE = """
+import pathlib, sys
+import jax.export, numpy as np
+folder, images, out = map(pathlib.Path, sys.argv[1:])
+function = jax.export.deserialize(bytearray((folder / "function.bin").read_bytes()))
+parameters = np.load(folder / "parameters.npz")
+found = function.call([parameters[name] for name in parameters], np.load(images))
+assert not any(name.startswith(("jaxmarks", "flax")) for name in sys.modules)
+np.savez(out, **found)
+"""
+
+
+def test_an_artefact_needs_jax_alone_and_takes_any_batch(smoke, photographs, tmp_path):
+    workdir, _ = smoke
+    assert "'batch', 96, 128, 3" in run("--mode=export", f"--workdir={workdir}", "--size=96,128")
+    images = np.stack([np.asarray(Image.open(photographs / f"beetle_{s}.png")) for s in range(3)])
+    np.save(tmp_path / "images.npy", images)
+    arguments = [workdir / "export", tmp_path / "images.npy", tmp_path / "found.npz"]
+    subprocess.run([sys.executable, "-c", ALONE, *map(str, arguments)], cwd=tmp_path, env=ENVIRONMENT, check=True)
+    points, scores = predict.load(workdir)(images)
+    with np.load(tmp_path / "found.npz") as found:
+        np.testing.assert_allclose(found["points"], points, atol=1e-3)
+        np.testing.assert_allclose(found["scores"], scores, atol=1e-5)
+    one = serving.load(workdir / "export")(images[:1])
+    np.testing.assert_allclose(one["points"], points[:1], atol=1e-3)
 
 
 def test_evaluate_scores_the_named_data(smoke, photographs):

@@ -1,7 +1,7 @@
 """Faster R-CNN: its loss against loops in NumPy, what each phase trains, proposals, and decoding."""
 
-import importlib.util
 import re
+import runpy
 from pathlib import Path
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmarks import config as configs
 from jaxmarks import heads, models, train
 from jaxmarks.heads import faster_rcnn
 from jaxmarks.ops import boxes as box_ops
@@ -155,10 +156,7 @@ def test_each_phase_trains_its_part():
 
 def test_the_papers_phases_freeze_what_they_say():
     path = Path(__file__).parent.parent / "configs" / "spines.py"
-    spec = importlib.util.spec_from_file_location("spines", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("faster_rcnn,paper")
+    config = runpy.run_path(str(path))["get_config"]("faster_rcnn,paper")
     assert train.stages(config) == ["rpn", "detector", "rpn_again", "detector_again"]
     params, _ = network_and_grads("rpn")
     names = [
@@ -166,7 +164,7 @@ def test_the_papers_phases_freeze_what_they_say():
     ]
     frozen = {}
     for stage in train.stages(config):
-        pattern = module.configs.stage(config, stage).freeze
+        pattern = configs.stage(config, stage).freeze
         hit = {name for name in names if pattern and re.match(pattern, name)}
         frozen[stage] = {
             part for part in ("body", "head/rpn", "head/roi") if all(n in hit for n in names if n.startswith(part))

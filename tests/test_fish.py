@@ -1,8 +1,8 @@
 """The fish paper's protocol in small: early stopping, missing points of every kind, the variants of the config."""
 
-import importlib.util
 import json
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,7 @@ from jaxmarks import config as configs
 from jaxmarks import evaluate, formats, heads, models, phantoms, report, train
 from jaxmarks.data.samples import Annotation
 
-CONFIG = Path(__file__).parent.parent / "configs" / "fish.py"
-
-
-def get_config(text):
-    spec = importlib.util.spec_from_file_location("fish", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(text)
+get_config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "fish.py"))["get_config"]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +107,26 @@ def test_hit_rates_count_pixels_of_the_networks_frame():
     # 3/4, 9/4 and 9/10 of a frame's pixel; the fourth is not visible.
     rates = evaluate.summarise(found)["hit_rates"]
     np.testing.assert_allclose([rates["1"], rates["2"], rates["3"]], [2 / 3, 2 / 3, 1], rtol=1e-6)
+
+
+def test_rates_in_mm_and_in_shares_of_the_landmarks_box():
+    true = np.float64([[[0, 0], [100, 25], [9, 9]], [[0, 0], [40, 10], [0, 0]], [[5, 5], [5, 90], [0, 0]]])
+    found = evaluate.Predictions(
+        name=np.array(["a", "b", "c"]), fold=np.zeros(3, int), points=true + [[[3, 4]], [[0, 1]], [[0, 0]]],
+        scores=np.full((3, 3), 0.5), true=true, visible=np.array([[True, True, False]] * 3),
+        mm_per_px=np.array([0.5, np.nan, 1.0]), source_size=np.full((3, 2), 99), delta=np.ones(3),
+    )  # fmt: skip
+    summary = evaluate.summarise(found)
+    # 2.5, 2.5 and 0, 0 mm; the second image has no scale.
+    assert summary["sdr_mm"] == {"2": 0.5, "2.5": 1.0, "3": 1.0, "4": 1.0}
+    # 5 of 100 and 1 of 40 px; the landmarks of the third lie on a line, which has no size.
+    assert summary["pck"] == {"0.01": 0.0, "0.02": 0.0, "0.05": 1.0, "0.1": 1.0, "0.2": 1.0}
+    similar = np.exp(-np.array([5**2 / 50**2, 1 / 20**2]) / (2 * 0.05**2))
+    np.testing.assert_allclose(summary["oks"], similar.mean(), rtol=1e-5)
+    # The second, 0.61, is right at 0.5, 0.55 and 0.6, half of what is found up to then: 1/2 at the recalls 0, ... 0.5.
+    np.testing.assert_allclose(summary["map_oks"], 3 / 10 * 51 / 101 / 2, rtol=1e-5)
+    unscaled = evaluate.summarise(found._replace(mm_per_px=np.full(3, np.nan), true=true[:, :1].repeat(3, 1)))
+    assert (unscaled["sdr_mm"], unscaled["oks"], unscaled["map_oks"]) == (None, None, None)
 
 
 CELLS = [f"{size},net={net},target={target}" for size in ("paper", "reduced", "own") for net, targets in {

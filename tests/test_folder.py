@@ -62,7 +62,21 @@ def test_names_are_found_as_people_write_them(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     for name, expected in (("a.jpg", "A.JPG"), ("C:\\x\\b.png", "b.png"), ("b.tif", "b.png"), ("c", "sub/c.tif")):
         assert photographs.find(tmp_path, name) == tmp_path / expected, name
-    assert photographs.find(tmp_path, "d.png") is None
+    with pytest.raises(OSError, match="no such image"):
+        photographs.find(tmp_path, "d.png")
+
+
+def test_a_name_that_several_photographs_have_is_not_guessed(tmp_path):
+    for side in ("left", "right"):
+        (tmp_path / side).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / side / "a.png")
+    assert photographs.find(tmp_path, "right/a.png") == tmp_path / "right" / "a.png"
+    with pytest.raises(OSError, match=r"left/a\.png, right/a\.png"):
+        photographs.find(tmp_path, "a.png")
+    (tmp_path / "points.csv").write_text("image,x1,y1\na.png,1,1\nleft/a.png,2,2\n")
+    samples, problems = folder.load(tmp_path, tmp_path / "points.csv", size=(8, 8))
+    assert samples.name.tolist() == ["left/a.png"]
+    assert "2 images may be meant" in problems[0]["what"]
 
 
 def test_what_is_wrong_is_named_and_the_rest_is_kept(tmp_path):

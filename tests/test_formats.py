@@ -296,6 +296,11 @@ def test_coco_and_labelme_written_and_read_are_identical(tmp_path):
             },
             r"images\[0\].*mm_per_px 0",
         ),
+        (
+            {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"keypoints": [10**400, 2, 2], "image_id": 1}]},
+            "not all numbers",
+        ),
+        ({"shapes": [{"label": "a", "points": [[10**400, 1]]}]}, "not one point"),
         ({"annotations": []}, "images"),
         ({"nothing": 1}, "neither COCO"),
         ({"shapes": [{"label": "a", "points": [[1]]}]}, r"shapes\[0\]"),
@@ -307,6 +312,12 @@ def test_malformed_json_names_file_and_entry(document, message, tmp_path):
     with pytest.raises(FormatError, match=message) as error:
         formats.read(tmp_path / "bad.json")
     assert "bad.json" in str(error.value)
+
+
+def test_an_integer_without_end_is_named(tmp_path):
+    (tmp_path / "bad.json").write_text(f'{{"shapes": {"1" * 9_000}}}')
+    with pytest.raises(FormatError, match="no JSON"):
+        formats.read(tmp_path / "bad.json")
 
 
 def test_cut_json_names_the_line(tmp_path):

@@ -12,10 +12,11 @@ from jax import lax
 from jaxmarks.models import layers
 
 
-def reference(x, kernel, padding, strides=(1, 1), dilation=1):
+def reference(x, kernel, padding, strides=(1, 1), dilation=1, groups=1):
     return lax.conv_general_dilated(
-        x, kernel, strides, padding, rhs_dilation=(dilation, dilation), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+        x, kernel, strides, padding, rhs_dilation=(dilation, dilation), dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )  # fmt: skip
 
 
 # Every rule by which the CPU chooses, and what none of them takes: odd, even and 1x1 kernels, maps of few pixels, one
@@ -42,6 +43,35 @@ def test_conv_and_its_gradients_are_those_of_lax(size, channels, kernel, padding
         return
     cotangent = jax.random.normal(k3, theirs.shape)
     for mine, other in zip((ours, *pull(cotangent)), (theirs, *reference_pull(cotangent)), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(other).max()))
+
+
+# Depthwise with one and with two outputs a channel; groups in one dense convolution, in two and in three.
+@pytest.mark.parametrize(
+    "channels, features, groups, kernel, padding, how",
+    [
+        (6, 6, 6, (5, 3), "SAME", {"strides": (2, 2)}),
+        (6, 6, 6, (3, 2), ((1, 2), (0, 1)), {"strides": (1, 3), "dilation": 2}),
+        (6, 12, 6, (3, 3), "VALID", {}),
+        (8, 12, 2, (3, 3), "SAME", {"dilation": 2}),
+        (128, 64, 32, (3, 3), ((1, 1), (1, 1)), {"strides": (2, 2)}),
+        (192, 192, 3, (1, 2), "SAME", {}),
+    ],
+)
+def test_convolutions_in_groups_and_their_gradients_are_those_of_lax(channels, features, groups, kernel, padding, how):
+    k1, k2, k3 = jax.random.split(jax.random.key(groups), 3)
+    x = jax.random.normal(k1, (2, 6, 7, channels))
+    w = jax.random.normal(k2, (*kernel, channels // groups, features))
+    shape = jax.eval_shape(lambda x, w: reference(x, w, padding, groups=groups, **how), x, w).shape
+    cotangent = jax.random.normal(k3, shape)
+
+    @jax.jit
+    def both(x, w):
+        theirs, reference_pull = jax.vjp(lambda x, w: reference(x, w, padding, groups=groups, **how), x, w)
+        ours, pull = jax.vjp(lambda x, w: layers.conv(x, w, padding=padding, groups=groups, **how), x, w)
+        return (ours, *pull(cotangent)), (theirs, *reference_pull(cotangent))
+
+    for mine, other in zip(*both(x, w), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(other).max()))
 
 

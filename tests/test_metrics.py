@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from jaxmarks import metrics
+from jaxmarks import boxes, metrics
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.uniform(0, 3264, (40, 6, 2))
@@ -68,6 +70,70 @@ def test_nothing_visible_gives_nan_and_no_warning():
     d = metrics.distances(PREDICTED, TRUE, np.zeros_like(VISIBLE))
     assert np.isnan(metrics.summarise(d)["mean"]) and np.isnan(metrics.per_landmark(d)).all()
     assert np.isnan(metrics.correlations(PREDICTED, TRUE, np.zeros_like(VISIBLE))["r2"])
+
+
+EXTENT = RNG.uniform(100, 900, 40)
+
+
+def test_pck_eager_and_jitted_against_numpy():
+    d = np.where(VISIBLE, np.linalg.norm(PREDICTED - TRUE, axis=-1), np.nan).astype(np.float32)
+    lengths = np.where(np.arange(40) == 3, np.nan, EXTENT)
+    known = VISIBLE & (np.arange(40) != 3)[:, None]
+    expected = [(d <= a * lengths[:, None])[known].mean() for a in (0.01, 0.03, 0.1)]
+    assert 0.1 < expected[0] < expected[1] < expected[2]
+    for way in (metrics.pck, jax.jit(metrics.pck)):
+        np.testing.assert_allclose(way(d, lengths, (0.01, 0.03, 0.1)), expected, rtol=1e-6)
+
+
+def coco(sigmas, area, scores):
+    """pycocotools' OKS and AP of the first 37 images, one instance each: of 40 it would miss the recall of 35/100."""
+    rows = np.concatenate([TRUE, 2.0 * VISIBLE[..., None]], axis=-1).reshape(40, -1)
+    corners = [[*p.min(0), *np.ptp(p, axis=0)] for p in TRUE]
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": i} for i in range(1, 38)],
+        "categories": [{"id": 1, "name": "fish", "keypoints": list("abcdef"), "skeleton": []}],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "iscrowd": 0, "keypoints": rows[i - 1].tolist(),
+             "num_keypoints": int(VISIBLE[i - 1].sum()), "area": float(area[i - 1]), "bbox": corners[i - 1]}
+            for i in range(1, 38)
+        ],
+    }  # fmt: skip
+    truth.createIndex()
+    points = np.concatenate([PREDICTED, np.ones((40, 6, 1))], axis=-1).reshape(40, -1)
+    found = truth.loadRes(
+        [
+            {"image_id": i, "category_id": 1, "keypoints": points[i - 1].tolist(), "score": float(scores[i - 1])}
+            for i in range(1, 38)
+        ]
+    )
+    evaluation = COCOeval(truth, found, "keypoints")
+    evaluation.params.kpt_oks_sigmas = np.asarray(sigmas)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    similarities = np.array([np.squeeze(evaluation.ious[i, 1]) for i in range(1, 38)])
+    return similarities, evaluation.stats[0]
+
+
+def test_oks_and_its_ap_against_pycocotools():
+    sigmas, scores = RNG.uniform(0.02, 0.06, 6), RNG.random(40)
+    similarities, ap = coco(sigmas, EXTENT**2, scores)
+    d = np.where(VISIBLE, np.linalg.norm(PREDICTED - TRUE, axis=-1), np.nan)
+    for way in (metrics.oks, jax.jit(metrics.oks), jax.vmap(metrics.oks, (0, 0, None))):
+        np.testing.assert_allclose(way(d, EXTENT, 2 * sigmas)[:37], similarities, atol=1e-5)
+    assert 0.2 < ap < 0.9
+    for way in (boxes.keypoint_average_precision, jax.jit(boxes.keypoint_average_precision)):
+        np.testing.assert_allclose(way(similarities, scores[:37])["mAP"], ap, atol=1e-6)
+    # An image without a landmark changes nothing.
+    more = np.append(similarities, np.nan), np.append(scores[:37], 2.0)
+    np.testing.assert_allclose(boxes.keypoint_average_precision(*more)["mAP"], ap, atol=1e-6)
+
+
+def test_oks_by_hand():
+    # d = 0 and d = s_i s: (1 + exp(-1/2)) / 2; the missing landmark does not count, and nothing visible is NaN.
+    d = np.array([[0, 10.0, np.nan], [np.nan] * 3])
+    np.testing.assert_allclose(metrics.oks(d, np.full(2, 200.0)), [(1 + np.exp(-0.5)) / 2, np.nan], rtol=1e-6)
 
 
 # Mean distance of each landmark after fine-tuning, in pixels of 256x192: the paper's tables 6, 8, 10, 11 and 12.

@@ -120,3 +120,50 @@ def test_rmsprop_is_that_of_the_formula():
         update, state = tx.update(jnp.float32(g), state, params)
         mean = 0.9 * mean + 0.1 * g * g
         np.testing.assert_allclose(float(update), -0.01 * g / (np.sqrt(mean) + 1e-7), rtol=1e-5)
+
+
+def test_rates_scale_the_updates_of_the_parameters_that_match_first():
+    params = {"body": {"encoder": jnp.ones(2), "neck": jnp.ones(2)}, "head": {"b": jnp.ones(2)}}
+    spec = {"name": "adam", "learning_rate": 0.1, "warmup": 0.0}
+    plain = optim.build(spec, epochs=3, steps_per_epoch=1)
+    scaled = optim.build(spec | {"rates": [["body/enc", 0.1], ["body", 0.5]]}, epochs=3, steps_per_epoch=1)
+    one, other = plain.init(params), scaled.init(params)
+    for step in range(3):
+        grads = jax.tree.map(lambda p, step=step: p * (step - 0.5), params)
+        expected, one = plain.update(grads, one, params)
+        found, other = jax.jit(scaled.update)(grads, other, params)
+        np.testing.assert_allclose(found["body"]["encoder"], 0.1 * expected["body"]["encoder"], rtol=1e-5)
+        np.testing.assert_allclose(found["body"]["neck"], 0.5 * expected["body"]["neck"], rtol=1e-5)
+        np.testing.assert_allclose(found["head"]["b"], expected["head"]["b"], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"'encoder' matches no parameter; there are body/encoder, body/neck, head/b"):
+        optim.rates([("encoder", 0.1)]).init(params)
+
+
+def test_the_average_follows_its_formula_and_other_optimisers_have_none():
+    tx = optax.chain(optax.sgd(0.5), optim.average(0.4))
+    params = expected = jnp.float32([1.0, 2.0])
+    state = tx.init(params)
+    np.testing.assert_array_equal(optim.averaged(state, None), params)
+    for t in range(1, 6):
+        updates, state = jax.jit(tx.update)(jnp.float32([1.0, -t]), state, params)
+        params = optax.apply_updates(params, updates)
+        decay = min(0.4, (1 + t) / (10 + t))  # 2/11, 3/12, 4/13, 5/14, .4
+        expected = decay * expected + (1 - decay) * np.asarray(params)
+        np.testing.assert_allclose(optim.averaged(state, None), expected, rtol=1e-6)
+    assert optim.averaged(optax.adam(0.1).init(params), params) is params
+
+
+def test_schedules_count_updates_where_two_batches_make_one():
+    # Three batches an epoch, two make an update: of the six epochs' nine updates 0 and 1 begin in the first, 2 in the
+    # second, ...
+    schedule = optim.per_epoch(0, 5, epochs=6, steps_per_epoch=3 / 2)
+    np.testing.assert_allclose([schedule(jnp.int32(n)) for n in range(10)], [0, 0, 1, 2, 2, 3, 4, 4, 5, 5])
+    spec = {"name": "adam", "learning_rate": 1e-3, "warmup": 0.2}
+    tx = optax.MultiSteps(optim.build(spec, epochs=5, steps_per_epoch=4 / 2), 2).gradient_transformation()
+    params = {"w": jnp.ones(3)}
+    state, rates = tx.init(params), []
+    for _ in range(20):
+        _, state = tx.update({"w": jnp.ones(3)}, state, params)
+        rates.append(float(optim.hyperparameters(state)["learning_rate"]))
+    assert rates[1::2][:-1] == rates[2::2]  # unchanged between updates
+    assert np.argmax(rates) == 5 and max(rates) == pytest.approx(1e-3) and rates[-1] < 1e-4

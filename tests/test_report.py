@@ -32,7 +32,7 @@ def workdir(tmp_path, *, images=6, landmarks=3, visible=None, valid=True, folds=
     summary = {
         "mean_distance_px": mean, "median_px": mean, "p95_px": mean, "std_over_folds_px": None, "pearson": 0.99,
         "mean_distance_mm": None, "per_landmark_px": each, "r2": None, "explained_variance": 0.98,
-        "success_rates": {"1": 0.1, "4": None}, "shares": [[0.5, 0.4, 0.1]] * landmarks, "images": images,
+        "success_rates": {"1": 0.1, "4": None}, "sdr_mm": {"2.5": 0.375}, "shares": [[0.5, 0.4, 0.1]] * landmarks, "images": images,
         "landmarks": landmarks, "folds": [{"fold": 0, "mean_distance_px": mean, "images": images}],
         "baselines": {"mean_shape": {"mean_distance_px": 20.25, "per_landmark_px": [20.0] * landmarks}},
         "failures": [{"image": "<i>x</i>.png", "what": "cannot be read", "where": "a.tps: line 3"}],
@@ -80,6 +80,7 @@ def test_the_page_shows_the_summary_and_escapes_names(tmp_path):
     assert "<b>0.png" in text and "b" in page.tags  # our own bold numbers
     assert "<i>x</i>.png" in text and "i" not in page.tags
     assert "a.tps: line 3" in text
+    assert "within mm 2.5 landmarks 37.5 %" in text
     assert page.sources and all(s.startswith("data:image/png;base64,") for s in page.sources)  # self-contained
     for value in summary["per_landmark_px"]:
         assert f"{value:.2f}" in text

@@ -5,9 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmarks import heads, models, optim, steps
+from jaxmarks.train import entries
 
 SIZE, LANDMARKS = (20, 24), 4
 
@@ -41,10 +43,10 @@ def setup(system="dropout"):
     return task, data, jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *SIZE, 1)))
 
 
-def train(devices, epochs=4, system="dropout"):
+def train(devices, epochs=4, system="dropout", mixup=0.0):
     task, data, variables = setup(system)
     tx = optim.ramps((0.1, 0.01), epochs=epochs, steps_per_epoch=3)
-    run = steps.runner(task, tx, devices=devices)
+    run = steps.runner(task, tx, devices=devices, mixup=mixup)
     state, losses = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx)), []
     rows = steps.batches(np.arange(10, dtype=np.int32), 4)
     for epoch in range(epochs):
@@ -53,10 +55,10 @@ def train(devices, epochs=4, system="dropout"):
     return losses, run.get(state)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_two_devices_under_pmap_train_as_one(system):
+@pytest.mark.parametrize(("system", "mixup"), [("dropout", 0.0), ("dropout", 0.75), ("batch statistics", 0.0)])
+def test_two_devices_under_pmap_train_as_one(system, mixup):
     assert jax.local_device_count() == 2
-    (one, state), (two, other) = train(1, system=system), train(2, system=system)
+    (one, state), (two, other) = (train(devices, system=system, mixup=mixup) for devices in (1, 2))
     # Batch statistics are differences of large sums: rounding shows in what they divide.
     np.testing.assert_allclose(two, one, rtol=1e-5 if system == "dropout" else 1e-3)
     assert one[0] > 1.02 * one[-1]  # it learns, so equality says something
@@ -95,7 +97,9 @@ def test_padding_leaves_batch_statistics_alone():
 
 def test_padding_weighs_nothing_in_the_loss():
     task, data, variables = setup()
-    loss = lambda rows: np.asarray(steps.loss_step(variables, data, jnp.asarray(rows), task=task, prepare=task.plain))
+    data = data | {"delta": jnp.ones(10)}
+    judge = lambda rows: steps.valid_step(variables, data, jnp.asarray(rows), task=task, prepare=task.plain)
+    loss = lambda rows: np.asarray(list(judge(rows).values()))
     np.testing.assert_allclose(loss([1, 2, ~1, ~0]), loss([1, 2]), rtol=1e-6)
     np.testing.assert_allclose(loss([1]) + loss([2]), loss([1, 2]), rtol=1e-6)
 
@@ -139,3 +143,102 @@ def test_the_statistics_of_a_batch_alone():
     convolved = jax.lax.conv_general_dilated(images, first, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     mean = found["body"]["down0"]["conv1"]["norm"]["batch"]["mean"]
     np.testing.assert_allclose(mean, np.asarray(convolved).mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_mixup_by_hand(count):
+    rng = np.random.default_rng(0)
+    images, points = rng.random((count, 3, 2, 1)), rng.random((count, 2))
+    outputs, weight = rng.random((count, 2)), rng.random(count)
+    pairs = [1, 0, 3, 2, 4][:count]  # the last of an odd number is its own neighbour
+
+    def loss(outputs, targets):
+        points, weight = targets
+        each = ((outputs - points) ** 2).sum(-1)
+        return {"near": (each * weight).sum(), "half": (0.5 * each).sum()}, weight.sum()
+
+    mixed, both = steps.mix(images, loss, 0.3)
+    total, number = both(outputs, (points, weight))
+    np.testing.assert_allclose(mixed, [0.3 * images[i] + 0.7 * images[j] for i, j in enumerate(pairs)], rtol=1e-6)
+    own, other = (((outputs - at) ** 2).sum(-1) for at in (points, points[pairs]))
+    np.testing.assert_allclose(
+        total["near"], 0.3 * (own * weight).sum() + 0.7 * (other * weight[pairs]).sum(), rtol=1e-5
+    )
+    np.testing.assert_allclose(total["half"], 0.15 * own.sum() + 0.35 * other.sum(), rtol=1e-5)
+    np.testing.assert_allclose(number, weight.sum(), rtol=1e-5)
+    assert jax.tree.leaves(steps.mix(images, loss, 1.0)[1](outputs, (points, weight)))[0] == pytest.approx(
+        (own * 0.5).sum(), rel=1e-5
+    )
+
+
+def linear():
+    """A task without noise whose network is a matrix, and its variables: quick to compile."""
+    task = setup()[0]
+    weight = np.random.default_rng(1).normal(0, 0.01, (SIZE[0] * SIZE[1], 2 * LANDMARKS))
+
+    def apply(variables, images, train, **_):
+        outputs = (images.reshape(len(images), -1) @ variables["params"]["w"]).reshape(-1, LANDMARKS, 2)
+        return (outputs, {}) if train else outputs
+
+    quiet = task._replace(apply=apply, augment=lambda keys, batch: task.plain(batch))
+    return quiet, {"params": {"w": jnp.asarray(weight, jnp.float32)}}
+
+
+def test_a_step_draws_the_share_of_mixup_and_mixes_what_the_network_sees():
+    (task, variables), data, seen = linear(), setup()[1], []
+    seeing = lambda v, images, **options: seen.append(images) or task.apply(v, images, **options)
+    tx, key = optim.ramps(epochs=1), jax.random.key(3)
+    for mixup in (0.0, 0.75):
+        state = steps.create(variables, tx)
+        steps.train_step(state, data, jnp.arange(4), key, task=task._replace(apply=seeing), tx=tx, mixup=mixup)
+    share = jax.random.beta(jax.random.split(key, 3)[2], 0.75, 0.75)
+    np.testing.assert_allclose(seen[1], share * seen[0] + (1 - share) * seen[0][jnp.array([1, 0, 3, 2])], rtol=1e-5)
+    assert 0.01 < share < 0.99
+
+
+def test_accumulated_batches_move_as_their_mean_gradient():
+    (task, variables), data = linear(), setup()[1]
+    data = data | {"visible": jnp.ones_like(data["visible"])}
+    adam = optim.build({"name": "adam", "learning_rate": 1e-2, "warmup": 0.0}, epochs=1, steps_per_epoch=2)
+    ends = []
+    for every, rows in ((1, np.arange(8).reshape(2, 4)), (2, np.arange(8).reshape(4, 2))):
+        tx = optax.chain(adam, optim.average(0.9))
+        tx = optax.MultiSteps(tx, every).gradient_transformation() if every > 1 else tx
+        state = steps.create(jax.tree.map(jnp.copy, variables), tx)
+        state, loss = steps.runner(task, tx).epoch(state, data, rows, jax.random.key(0))
+        ends.append((state.variables["params"]["w"], optim.averaged(state.opt_state, None)["w"], loss))
+    for whole, parts in zip(*ends, strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=2e-5)
+    assert np.abs(ends[0][0] - variables["params"]["w"]).max() > 1e-3
+
+
+def test_a_loss_of_several_terms_is_their_sum_and_each_is_told():
+    task, data, variables = setup()
+    terms = lambda outputs, targets: (
+        {"a": 0.25 * task.loss(outputs, targets)[0], "b": 0.75 * task.loss(outputs, targets)[0]}, task.loss(outputs, targets)[1]
+    )  # fmt: skip
+    tx, rows = optim.ramps(epochs=1), np.arange(4)[None]
+    run = lambda task: steps.runner(task, tx).epoch(
+        steps.create(jax.tree.map(jnp.copy, variables), tx), data, rows, jax.random.key(0)
+    )
+    (state, loss), (other, found) = run(task), run(task._replace(loss=terms))
+    np.testing.assert_allclose([found["a"], found["b"]], [loss / 4, 3 * loss / 4], rtol=1e-5)
+    for mine, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-6)
+    assert entries("train", {"loss": found}) == {
+        "train/loss": found["a"] + found["b"],
+        "train/a": found["a"],
+        "train/b": found["b"],
+    }
+    assert entries("valid", {"loss": 2.0, "distance_px": None}) == {"valid/loss": 2.0, "valid/distance_px": None}
+
+
+def test_validation_tells_distances_in_pixels_of_the_photographs():
+    task, data, variables = setup()
+    delta = np.linspace(1, 3, 10).astype(np.float32)
+    rows = jnp.array([3, 0, ~3])
+    found = steps.valid_step(variables, data | {"delta": jnp.asarray(delta)}, rows, task=task, prepare=task.plain)
+    points = np.asarray(steps.predict_step(variables, data["images"], task=task)[0])
+    far = np.linalg.norm(points - data["points"], axis=-1) * delta[:, None]
+    seen = np.asarray(data["visible"])[[3, 0]]
+    np.testing.assert_allclose(found["distance_px"], [far[[3, 0]][seen].sum(), seen.sum()], rtol=1e-4)

@@ -1,7 +1,9 @@
 """The detectors on two splits: whole groups of near-identical frames held out, or single photographs at random.
 
-python launch/ablate.py --grid=configs/ablations/spines_detectors.py
-    --config.data.images=PHOTOS --config.data.boxes=FILE
+    python launch/ablate.py --grid=configs/ablations/spines_detectors.py
+        --config.data.images=PHOTOS --config.data.boxes=FILE
+
+One fold of each split; --config.split.run=() is all five by group, and all ten at random.
 """
 
 from jaxmarks import config as configs

@@ -36,9 +36,9 @@ def build(
     """`apply(keys, batch)`; each strength is that of the function of its name, and 0 leaves that out.
 
     `mirror` is the probability of a mirrored sample where `flip`, the landmarks' order in it, is given. `quarter_turns`
-    turns each by 0, 90, 180 or 270 degrees first. With a `size` (H, W) the frame is shown at that size. Landmarks that leave the frame become invisible, and objects whose
-    centre leaves it are left out. A box becomes the upright one around its corners: of turned boxes that are no
-    multiple of 90 degrees it is larger than the object.
+    turns each by 0, 90, 180 or 270 degrees first. With a `size` (H, W) the frame is shown at that size. Landmarks that
+    leave the frame become invisible, and objects whose centre leaves it are left out. A box becomes the upright one
+    around its corners: turned by no multiple of 90 degrees it is larger than the object.
     """
     tints = [(colour.channel, channel)] if channel else []
     tones = [

@@ -1,5 +1,6 @@
 """A folder of photographs, with a file of landmarks or without, as Samples in a network's frame."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,9 +41,10 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="") -> tupl
     annotations = formats.read(landmarks, images, problems)
 
     def one(a):
-        file = find(images, a.image)
-        if file is None:
-            return a, file, f"no such image in {images}"
+        try:
+            file = find(images, a.image)
+        except OSError as error:
+            return a, None, str(error)
         try:
             return a, file, framed(file, size=size, channels=channels, fit=fit)
         except OSError as error:
@@ -50,7 +52,10 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="") -> tupl
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(one, annotations))
-    kept, points, visible, used = [], [], [], {find(images, p["image"]) for p in problems}
+    kept, points, visible, used = [], [], [], set()
+    for problem in problems:  # what the file names but is unusable is not without landmarks
+        with contextlib.suppress(OSError):
+            used.add(find(images, problem["image"]))
     for a, file, result in results:
         used.add(file)
         if isinstance(result, str):
@@ -155,8 +160,7 @@ def batches(folder, *, size, channels=3, fit="pad", batch_size=32, problems: lis
 
 def photograph(folder, name: str) -> np.ndarray | None:
     """The photograph of that name at source resolution, (H, W, 3) uint8, or None where it cannot be read."""
-    file = find(folder, name)
     try:
-        return None if file is None else decode(file)
+        return decode(find(folder, name))
     except OSError:
         return None

@@ -42,10 +42,8 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
     unused = set(listing(images))
 
     def one(annotation):
-        file = find(images, annotation.image)
         try:
-            if file is None:
-                raise OSError(f"no such image in {images}")
+            file = find(images, annotation.image)
             unused.discard(file)
             return list(cut(decode(file), size, fit=fit, scale=scale, overlap=overlap))
         except OSError as error:

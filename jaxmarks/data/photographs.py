@@ -16,10 +16,13 @@ def listing(folder) -> list[Path]:
     return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
 
 
-def find(folder, name: str) -> Path | None:
-    """The photograph that an annotation names, or None.
+def find(folder, name: str) -> Path:
+    """The photograph that an annotation names.
 
     The path as it is, then its last part (of a Windows path too), each in any case, then the stem with another ending.
+
+    Raises:
+      OSError: there is none, or there are several in subfolders and nothing tells which is meant.
     """
     folder = Path(folder)
     base = PureWindowsPath(name).name
@@ -33,9 +36,12 @@ def find(folder, name: str) -> Path | None:
         lambda p: p.stem.lower() == Path(base).stem.lower(),
     ):
         matches = [p for p in files if same(p)]
+        if len(matches) > 1:
+            several = ", ".join(p.relative_to(folder).as_posix() for p in matches[:3])
+            raise OSError(f"{len(matches)} images may be meant ({several}): write the path from {folder} on")
         if matches:
             return matches[0]
-    return None
+    raise OSError(f"no such image in {folder}")
 
 
 def image_size(path) -> tuple[int, int]:

@@ -79,6 +79,11 @@ class Samples:
         """(N, K, 2) float64 landmarks in the photographs' pixels."""
         return to_source(self.to_source, self.points)
 
+    @property
+    def delta(self):
+        """(N,) float64, the size of a pixel of the network's frame in the photographs' pixels."""
+        return np.sqrt(np.abs(np.linalg.det(self.to_source[:, :, :2])))
+
 
 def to_source(affine, points):
     """Maps points (N, K, 2) of the network's frame through the (N, 2, 3) affines to source pixels, float64."""

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from jaxmarks import find
+from jaxmarks.ops import boxes as box_ops
 
 
 class Head(NamedTuple):
@@ -21,7 +24,8 @@ class Head(NamedTuple):
       layer: linen module, features -> outputs.
       targets: batch with "points" (B, K, 2) in pixels of the network's frame and "visible" (B, K), or "boxes" (B, M, 4)
         and "labels" (B, M), and "real" (B,), False for padding -> targets, which say what of them counts.
-      loss: (outputs, targets) -> (total, count); the loss is total / count, so that parts of a batch add.
+      loss: (outputs, targets) -> (total, count); the loss is total / count, so that parts of a batch add. The total may be
+        a dict of weighted terms by name, whose sum it is: each has its own line in the log.
       decode: outputs -> (points (B, K, 2) in pixels of the network's frame, scores (B, K)), or `Detections`.
     """
 
@@ -49,3 +53,22 @@ def build(spec: Mapping[str, Any], *, size: tuple[int, int], **facts) -> Head:
     if missing:
         raise ValueError(f"--config.head.name={name} needs {', '.join(missing)}; the data have {', '.join(facts)}")
     return builder(size=tuple(size), **{key: value for key, value in facts.items() if key in wanted}, **options)
+
+
+def objects(batch):
+    """The targets of the heads that find objects: boxes (B, M, 4), labels (B, M), and "real" (B,)."""
+    return batch["boxes"], batch["labels"], batch["real"]
+
+
+def need_map(features, name: str) -> None:
+    """Refuses features that are no map, for the head of this name."""
+    if features.ndim != 4:
+        raise ValueError(f"the {name} head takes a map of features: set --config.model.output=map")
+
+
+def suppressed(boxes, scores, classes, *, limit: int, overlap: float) -> Detections:
+    """One image's detections of N candidates (N, 4), (N,), (N,): at most `limit`, by non-maximum suppression."""
+    some, place = lax.top_k(scores, min(4 * limit, len(scores)))
+    boxes, classes = boxes[place], classes[place].astype(jnp.int32)
+    chosen, kept = box_ops.nms(boxes, some, limit=min(limit, len(place)), iou=overlap, classes=classes)
+    return Detections(boxes[chosen], jnp.where(kept, some[chosen], 0), classes[chosen])

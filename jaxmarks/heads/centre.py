@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Detections, Head
+from jaxmarks.heads import Detections, Head, need_map, objects
 from jaxmarks.heads.heatmap import stride_of
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import heatmaps
@@ -24,8 +24,7 @@ class CentreMaps(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        if features.ndim != 4:
-            raise ValueError("the centre head takes a map of features: set --config.model.output=map")
+        need_map(features, "centre")
         # Begins with a score of 0.1 everywhere, so that the many pixels of the background do not swamp the first steps.
         logits = nn.Dense(self.classes, bias_init=nn.initializers.constant(-math.log(9)), name="classes")(features)
         return jnp.concatenate([logits, nn.Dense(4, name="boxes")(features)], axis=-1)
@@ -83,7 +82,7 @@ def build(*, classes, sizes, size, sigma=3.0, limit=300, size_weight=1.0):
         boxes = box_ops.to_corners(jnp.concatenate([centre, extent], axis=-1))
         return Detections(boxes, top, label)
 
-    return Head(CentreMaps(classes), lambda batch: (batch["boxes"], batch["labels"], batch["real"]), loss, decode)
+    return Head(CentreMaps(classes), objects, loss, decode)
 
 
 def focal(logits, target, *, alpha=2.0, beta=4.0):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Detections, Head
+from jaxmarks.heads import Head, need_map, objects, suppressed
 from jaxmarks.heads.heatmap import stride_of
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import losses
@@ -82,8 +82,7 @@ class FasterRCNN(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        if features.ndim != 4:
-            raise ValueError("the faster_rcnn head takes a map of features: set --config.model.output=map")
+        need_map(features, "faster_rcnn")
         stride = stride_of(features, self.size)
         logits, offsets = RegionProposals(len(self.anchors), self.hidden, name="rpn")(features)
         anchors = box_ops.anchor_grid(features.shape[1:3], stride, self.anchors)
@@ -236,11 +235,9 @@ def build(
             scores = jax.nn.softmax(logits)[:, 1:] * (box_ops.area(proposed) > 0)[:, None]
             boxes = box_ops.clip(box_ops.rcnn_decode(offsets, proposed[:, None], weights=WEIGHTS), size)
             boxes = jnp.broadcast_to(boxes, (*scores.shape, 4)).reshape(-1, 4)
-            some, place = lax.top_k(scores.ravel(), min(4 * limit, scores.size))
-            boxes, label = boxes[place], (place % classes).astype(jnp.int32)
-            chosen, kept = box_ops.nms(boxes, some, limit=min(limit, len(place)), iou=overlap, classes=label)
-            return Detections(boxes[chosen], jnp.where(kept, some[chosen], 0), label[chosen])
+            labels = jnp.tile(jnp.arange(classes), len(scores))
+            return suppressed(boxes, scores.ravel(), labels, limit=limit, overlap=overlap)
 
         return jax.vmap(one)(outputs.proposals, outputs.classes, outputs.boxes)
 
-    return Head(layer, lambda batch: (batch["boxes"], batch["labels"], batch["real"]), loss, decode)
+    return Head(layer, objects, loss, decode)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmarks.heads import Head
+from jaxmarks.heads import Head, need_map
 from jaxmarks.ops import decode as decoders
 from jaxmarks.ops import heatmaps, losses
 
@@ -28,8 +28,7 @@ class Maps(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        if features.ndim != 4:
-            raise ValueError("the heatmap head takes a map of features: set --config.model.output=map")
+        need_map(features, "heatmap")
         maps = nn.Dense(self.landmarks, name="maps")(features)
         return jnp.tanh(maps) if self.tanh else maps
 

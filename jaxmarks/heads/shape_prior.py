@@ -32,6 +32,7 @@ Shapes that are learned maximise their share of R: they become filters that answ
 to the others. R depends on the autocorrelation of a shape alone: a shape and its reflection through the centre are one.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Detections, Head
+from jaxmarks.heads import Head, need_map, objects, suppressed
 from jaxmarks.heads.centre import local_maximum
 from jaxmarks.heads.heatmap import stride_of
 from jaxmarks.ops import boxes as box_ops
@@ -70,8 +71,7 @@ class ShapeMaps(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        if features.ndim != 4:
-            raise ValueError("the shape_prior head takes a map of features: set --config.model.output=map")
+        need_map(features, "shape_prior")
         maps = nn.Dense(self.classes, bias_init=nn.initializers.constant(self.bias), name="maps")(features)
         drawn = nn.initializers.normal(1.0)
         shapes = self.param("shapes", drawn, (self.learned, self.side, self.side)) if self.learned else None
@@ -145,7 +145,7 @@ def build(
         """Boxes, labels, "real", and the edges (B, H, W) of batch["images"] (B, H, W, C), float in [0, 1]."""
         grey = batch["images"].mean(-1)
         calm = edges.bilateral(grey, sigma_space=smooth, sigma_colour=contrast) if smooth else grey
-        return batch["boxes"], batch["labels"], batch["real"], edges.canny(calm, sigma=edge_sigma, low=low, high=high)
+        return *objects(batch), edges.canny(calm, sigma=edge_sigma, low=low, high=high)
 
     def loss(outputs, targets):
         boxes, labels, real, contours = targets
@@ -161,9 +161,9 @@ def build(
             error = jnp.sum((1 + positive * target) * error, axis=(1, 2, 3)) / (math.pi * (sigma / step) ** 2)
             most = energy(jnp.ones_like(any_class))
             share = energy(any_class) / jnp.maximum(most, TINY)  # an image without edges has none of either
-            objects = jnp.sum(labels >= 0, axis=1)
-            total = error - weight * objects * share
-            return jnp.sum(total * real), jnp.sum(objects * real).astype(y.dtype)
+            number = jnp.sum(labels >= 0, axis=1)
+            total = error - weight * number * share
+            return jnp.sum(total * real), jnp.sum(number * real).astype(y.dtype)
         awake = jnp.where(any_class > threshold, any_class, 0)
         total = error.mean((1, 2, 3)) - weight * energy(awake)
         return jnp.sum(total * real), jnp.sum(real.astype(y.dtype))
@@ -181,11 +181,7 @@ def build(
         extent = jnp.broadcast_to(jnp.array([width, height], y.dtype), centre.shape)
         boxes = box_ops.to_corners(jnp.concatenate([centre, extent], axis=-1))
 
-        def suppress(boxes, scores, label):
-            chosen, kept = box_ops.nms(boxes, scores, limit=min(limit, len(scores)), iou=overlap, classes=label)
-            return Detections(boxes[chosen], jnp.where(kept, scores[chosen], 0), label[chosen])
-
-        return jax.vmap(suppress)(boxes, scores, label)
+        return jax.vmap(functools.partial(suppressed, limit=limit, overlap=overlap))(boxes, scores, label)
 
     bias = -math.log(9) if bounded else 0.0
     side = odd(across)

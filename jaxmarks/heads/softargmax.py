@@ -34,11 +34,12 @@ def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
     def masked(outputs, targets):
         points, visible = targets
         residual = geometry.normalise(expected(outputs)[0], size) - geometry.normalise(points, size)
-        each = penalty(residual).mean(-1)
+        terms = {loss: penalty(residual).mean(-1)}
         if divergence:
             step = stride_of(outputs, size)
             target = heatmaps.gaussian(points / step, outputs.shape[1:3], sigma / step)
-            each += divergence * losses.heatmap_jensen_shannon(outputs, target)
-        return jnp.sum(jnp.where(visible, each, 0)), jnp.sum(visible.astype(outputs.dtype))
+            terms[f"{divergence:g} divergence"] = divergence * losses.heatmap_jensen_shannon(outputs, target)
+        totals = {name: jnp.sum(jnp.where(visible, each, 0)) for name, each in terms.items()}
+        return totals, jnp.sum(visible.astype(outputs.dtype))
 
     return Head(Maps(landmarks), lambda batch: (batch["points"], batch["visible"]), masked, expected)

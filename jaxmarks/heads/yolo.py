@@ -1,11 +1,13 @@
 """YOLOv2's grid of anchors (Redmon and Farhadi 2017; the spine paper): each cell proposes a box for each anchor."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Detections, Head
+from jaxmarks.heads import Head, need_map, objects, suppressed
 from jaxmarks.ops import boxes as box_ops
 
 
@@ -17,8 +19,7 @@ class Grid(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        if features.ndim != 4:
-            raise ValueError("the yolo head takes a map of features: set --config.model.output=map")
+        need_map(features, "yolo")
         outputs = nn.Dense(self.anchors * (5 + self.classes), name="grid")(features)
         return outputs.reshape(*features.shape[:3], self.anchors, 5 + self.classes)
 
@@ -84,17 +85,8 @@ def build(
     def decode(outputs):
         boxes = box_ops.yolo_decode(outputs[..., :4], anchors, stride=stride(outputs))
         share = jax.nn.softmax(outputs[..., 5:], axis=-1)
-        scores = (jax.nn.sigmoid(outputs[..., 4:5]) * share).reshape(len(outputs), -1, classes)
-        boxes, best, label = boxes.reshape(len(outputs), -1, 4), scores.max(-1), scores.argmax(-1)
+        scores = (jax.nn.sigmoid(outputs[..., 4:5]) * share).reshape(outputs.shape[0], -1, classes)
+        one = functools.partial(suppressed, limit=limit, overlap=overlap)
+        return jax.vmap(one)(boxes.reshape(outputs.shape[0], -1, 4), scores.max(-1), scores.argmax(-1))
 
-        def suppress(boxes, scores, label):
-            some, place = lax.top_k(scores, min(4 * limit, len(scores)))
-            chosen, kept = box_ops.nms(
-                boxes[place], some, limit=min(limit, len(place)), iou=overlap, classes=label[place]
-            )
-            return Detections(boxes[place][chosen], jnp.where(kept, some[chosen], 0), label[place][chosen])
-
-        return jax.vmap(suppress)(boxes, best, label)
-
-    targets = lambda batch: (batch["boxes"], batch["labels"], batch["real"])
-    return Head(Grid(len(anchors), classes), targets, loss, decode)
+    return Head(Grid(len(anchors), classes), objects, loss, decode)

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 
 from jaxmarks import find
+from jaxmarks.models import encoders
 
 
 class Network(nn.Module):
@@ -26,3 +27,22 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     """The body that `spec["name"]` names, built with the rest of the spec."""
     options = dict(spec)
     return find.module("jaxmarks.models", options.pop("name"), needs="build").build(**options)
+
+
+def read_weights(spec: Mapping[str, Any], source: str, *, channels: int) -> dict:
+    """The variables that the body of `spec` takes from pretrained weights: of its encoder, or of all of it.
+
+    Args:
+      spec: the body, as in `build`; its key "encoder" names the encoder, where it has one to choose.
+      source: what `encoders.read_weights` takes; for yolo_tiny Darknet's file.
+      channels: of the images.
+
+    Returns:
+      {"params": {"body": ...}, "batch_stats": {"body": ...}}.
+    """
+    options = dict(spec)
+    name = options.pop("name")
+    if options.get("encoder"):
+        return encoders.in_body(encoders.read_weights(options["encoder"], source, channels=channels))
+    body = find.module(__name__, name, needs="read_weights")
+    return body.read_weights(source, channels=channels, **options)

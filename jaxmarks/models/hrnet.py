@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxmarks.models import layers
-from jaxmarks.models.resnet50 import Bottleneck
+from jaxmarks.models.encoders.resnet50 import Bottleneck
 
 # The options of a network for tests.
 TINY = {"width": 4, "modules": (1, 1, 1, 1), "blocks": 1}

@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxmarks.models import layers
-from jaxmarks.models.resnet50 import max_pool_3x3
 
 # The options of a network for tests.
 TINY = {"width": 0.125}
@@ -57,7 +56,7 @@ class Mixed(nn.Module):
         if self.single:
             branches += [block(x, self.single, 1, "single"), block(average_3x3(x), self.pooled, 1, "pooled")]
         else:
-            branches.append(max_pool_3x3(x) if self.stride == 2 else x)
+            branches.append(layers.max_pool_3x3(x) if self.stride == 2 else x)
         return jnp.concatenate(branches, axis=-1)
 
 
@@ -77,8 +76,8 @@ class InceptionV2(nn.Module):
 
         # A multiple of the stride, so that each step halves exactly.
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.stride), (0, -x.shape[2] % self.stride), (0, 0)), mode="edge")
-        x = max_pool_3x3(block(x, 64, 7, "conv1", stride=2))
-        x = max_pool_3x3(block(block(x, 64, 1, "conv2_reduce"), 192, 3, "conv2"))
+        x = layers.max_pool_3x3(block(x, 64, 7, "conv1", stride=2))
+        x = layers.max_pool_3x3(block(block(x, 64, 1, "conv2_reduce"), 192, 3, "conv2"))
         for name, (single, double, triple, pooled) in BLOCKS.items():
             x = Mixed(
                 scaled(single), tuple(map(scaled, double)), tuple(map(scaled, triple)), scaled(pooled),

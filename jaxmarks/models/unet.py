@@ -36,7 +36,7 @@ class UNet(nn.Module):
             *skips, x = decoders.encode(self.encoder, x, stride=self.stride, train=train)
         x = layers.Dropout(self.dropout, name="dropout")(x, train=train)
         if self.output == "vector":
-            return x.reshape(len(x), -1)
+            return x.reshape(x.shape[0], -1)
         for level, skip in reversed(list(enumerate(skips))):
             x = layers.UpConv(self.width * 2**level, name=f"up{level}")(x)
             missing = [(0, s - n) for s, n in zip(skip.shape[1:3], x.shape[1:3], strict=True)]

@@ -38,7 +38,7 @@ class UNetPP(nn.Module):
         stacked = jnp.stack(maps)
         if not train:
             return stacked.mean(0)
-        rows = len(maps[0])
+        rows = maps[0].shape[0]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), layers.global_rows(rows))
         drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(maps)))(keys)
         return stacked[drawn, jnp.arange(rows)]

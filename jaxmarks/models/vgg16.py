@@ -3,30 +3,24 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxmarks.models import layers
+from jaxmarks.models import encoders
+from jaxmarks.models.encoders import vgg16
 
 # The options of a network for tests.
-TINY = {"width": 4}
+TINY = vgg16.TINY
 
 
 class VGG16(nn.Module):
     """Images (B, H, W, C) in [0, 1] -> a map (B, ceil(H / stride), ceil(W / stride), 8 width)."""
 
-    width: int = 64
-    stride: int = 16
-    norm: str = "batch"
+    encoder: vgg16.VGG
 
     @nn.compact
     def __call__(self, x, *, train=False):
         # A multiple of the stride, so that each pooling halves exactly.
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.stride), (0, -x.shape[2] % self.stride), (0, 0)), mode="edge")
-        for i, (depth, factor) in enumerate(((2, 1), (2, 2), (3, 4), (3, 8), (3, 8)), 1):
-            if 1 < i and 2 ** (i - 1) <= self.stride:
-                x = layers.max_pool(x)
-            for j in range(1, depth + 1):
-                x = layers.ConvNorm(factor * self.width, norm=self.norm, name=f"conv{i}_{j}")(x, train=train)
-                x = nn.relu(x)
-        return x
+        stride = self.encoder.stride
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % stride), (0, -x.shape[2] % stride), (0, 0)), mode="edge")
+        return self.encoder(x, train=train)[3]
 
 
 def build(*, width=64, stride=16, norm="batch"):
@@ -39,4 +33,10 @@ def build(*, width=64, stride=16, norm="batch"):
     """
     if stride not in (4, 8, 16):
         raise ValueError(f"model.stride={stride}: there are 4, 8 and 16")
-    return VGG16(width=width, stride=stride, norm=norm)
+    return VGG16(encoders.build({"name": "vgg16", "width": width, "norm": norm}).clone(stride=stride))
+
+
+def read_weights(source, *, channels=3, stride=16, norm="batch", **options):
+    """The variables from ImageNet's weights, see `encoders.read_weights`; `stride` is of none of them."""
+    spec = {"name": "vgg16", "norm": norm, **options}
+    return encoders.in_body(encoders.read_weights(spec, source, channels=channels))

@@ -43,7 +43,7 @@ def build(*, width=16, norm="batch"):
     return YoloTiny(width=width, norm=norm)
 
 
-def read_weights(path, *, channels=3):
+def read_weights(path, *, channels=3, width=16, norm="batch"):
     """The body's variables from a Darknet file, `yolov2-tiny-voc.weights`.
 
     The file holds a header, and of each convolution the bias, scale, mean and variance of its batch normalisation and
@@ -52,10 +52,13 @@ def read_weights(path, *, channels=3):
     Args:
       path: the file.
       channels: what the network takes: 3, or 1, for which the kernels of the three colours are added.
+      width, norm: the body's, which must be Darknet's.
 
     Raises:
-      ValueError: a file that does not hold these layers.
+      ValueError: a file that does not hold these layers, or a body of others.
     """
+    if (width, norm) != (16, "batch"):
+        raise ValueError(f"{path}: Darknet's weights are for model.width=16 and norm=batch, not {width} and {norm}")
     raw = Path(path).read_bytes()
     major, minor = (int(n) for n in np.frombuffer(raw[:8].ljust(8, b"\0"), "<i4"))
     # Then come the revision and the number of images seen, of 8 bytes since version 0.2.

@@ -170,6 +170,30 @@ def _suppress(boxes, scores, classes, valid, limit, decay):
 # Anchors and encodings
 
 
+def agreed(boxes, scores, classes, *, iou):
+    """The detections of several networks in one image as one list, each with its mean score over the networks.
+
+    Of detections that overlap the best stays; a network gives it the score of its own best detection there, or 0.
+
+    Args:
+      boxes: (T, N, 4) of T networks.
+      scores: (T, N), not negative; 0 is no detection.
+      classes: (T, N) int; different classes are different objects.
+      iou: overlap of two detections that are one object.
+
+    Returns:
+      boxes (N, 4), scores (N,) falling and classes (N,).
+    """
+    flat, labels = boxes.reshape(-1, 4), classes.ravel()
+    chosen, kept = nms(flat, scores.ravel(), limit=boxes.shape[1], iou=iou, classes=labels, valid=scores.ravel() > 0)
+    same = (_iou(flat[chosen][:, None], flat) > iou) & (labels[chosen][:, None] == labels)
+    own = jnp.arange(flat.shape[0]) == chosen[:, None]  # of a box without area too
+    each = jnp.where(same | own, scores.ravel(), 0).reshape(-1, *scores.shape).max(-1)
+    mean = jnp.where(kept, each.mean(-1), 0)
+    order = jnp.argsort(-mean)
+    return flat[chosen][order], mean[order], labels[chosen][order]
+
+
 def anchor_grid(size, stride, sizes):
     """Anchors of a grid (h, w): every size at the centre of every cell -> (h, w, A, 4), in pixels of the image.
 
@@ -561,6 +585,23 @@ def mean_average_precision(
     return {"mAP": metrics.mean(ap), "AP": ap}
 
 
+def keypoint_average_precision(similarities, scores, *, thresholds=COCO_THRESHOLDS):
+    """Average precision of landmarks, one object an image, and its mean over thresholds (COCO's AP of keypoints).
+
+    Args:
+      similarities: (N,) each image's `metrics.oks`; where it is NaN the image is left out.
+      scores: (N,) the confidence of each image's landmarks, which ranks them.
+      thresholds: of the similarity from which an image's landmarks are right.
+
+    Returns:
+      a dict of "mAP", and "AP" (T,) at each threshold.
+    """
+    known = ~jnp.isnan(similarities)
+    one = lambda least: average_precision(similarities >= least, scores, known, known.sum())
+    ap = jax.vmap(one)(jnp.asarray(thresholds))
+    return {"mAP": metrics.mean(ap), "AP": ap}
+
+
 def _ranked(hits, scores, valid):
     """By falling score: how many truths are found so far (D,) int32, and the scores (D,), -inf where not valid."""
     scores = jnp.where(valid, scores, -jnp.inf).ravel()
@@ -580,39 +621,15 @@ def uncut(boxes, corners, *, size, tile, edge=1.0):
     Args:
       boxes: (T, N, 4) in pixels of their tile.
       corners: (T, 2) (top, left) of the tiles.
-      size: (H, W) of the image.
+      size: (H, W) of the image, or (T, 2) of each tile's.
       tile: (h, w).
       edge: a box nearer to a border than this touches it, in pixels.
 
     Returns:
       (T, N) bool.
     """
-    low = jnp.asarray(corners)[:, None, ::-1]
-    extent, whole = jnp.array(tile[::-1]), jnp.array(size[::-1])
+    low, whole = jnp.asarray(corners)[:, None, ::-1], jnp.asarray(size)[..., None, ::-1]
+    extent = jnp.array(tile[::-1])
     before = (boxes[..., :2] >= edge) | (low <= 0)
     after = (boxes[..., 2:] <= extent - edge) | (low + extent >= whole)
     return (before & after).all(-1)
-
-
-def merge(boxes, scores, valid, corners, *, limit, iou=0.5, classes=None):
-    """The detections of all tiles in pixels of their image, without those that two tiles both found (`nms`).
-
-    Args:
-      boxes: (T, N, 4) in pixels of their tile.
-      scores: (T, N).
-      valid: (T, N) bool, perhaps those that are also `uncut`.
-      corners: (T, 2) (top, left) of the tiles.
-      limit: K, static, how many boxes stay at most.
-      iou: overlap up to which two detections are two objects.
-      classes: (T, N) int; different classes do not suppress each other.
-
-    Returns:
-      boxes (K, 4) by falling score; indices (K,) int32 into the raveled (T * N) detections, for their scores and
-      classes; and kept (K,) bool. What is not kept is 0.
-    """
-    shift = jnp.asarray(corners)[:, None, ::-1]
-    moved = (boxes + _join(shift, shift)).reshape(-1, 4)
-    classes = None if classes is None else classes.ravel()
-    indices, kept = nms(moved, scores.ravel(), limit=limit, iou=iou, classes=classes, valid=valid.ravel())
-    rows = jnp.where(kept, indices, len(moved))  # a row of zeros for no box
-    return jnp.pad(moved, ((0, 1), (0, 0)))[rows], indices, kept

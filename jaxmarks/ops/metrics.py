@@ -72,3 +72,30 @@ def success_rates(distances, thresholds):
     """(T,) the share of visible landmarks within each threshold, also called successful detection rate (SDR)."""
     values = jnp.ravel(jnp.asarray(distances))
     return jnp.sum(values[None] <= jnp.asarray(thresholds)[:, None], 1) / jnp.sum(~jnp.isnan(values))
+
+
+def pck(distances, reference, fractions):
+    """(T,) the share of visible landmarks within each fraction of their image's reference length (PCK).
+
+    Args:
+      distances: (..., K), NaN where a landmark is missing.
+      reference: (...,) the length, in the distances' unit: the longer side of the object's box (Yang and Ramanan 2013),
+        the head's length (PCKh). An image whose length is NaN is left out.
+      fractions: (T,).
+    """
+    return success_rates(distances / jnp.asarray(reference)[..., None], fractions)
+
+
+def oks(distances, extent, sigmas=0.05):
+    """Object keypoint similarity (...,): the mean over visible landmarks of exp(-d^2 / (2 s_i^2 s^2)) (thesis, metrics).
+
+    Args:
+      distances: (..., K), NaN where a landmark is missing.
+      extent: (...,) s, the object's size in the distances' unit: the root of its area.
+      sigmas: s_i, a number or (K,): how far an annotator strays, as a share of the extent. COCO takes twice the standard
+        deviation of its annotators for it (`kpt_oks_sigmas` in pycocotools, there 0.025 for eyes and 0.107 for hips).
+
+    Returns:
+      in [0, 1]; NaN where no landmark is visible or the extent is NaN. `boxes.keypoint_average_precision` makes mAP of it.
+    """
+    return mean(jnp.exp(-((distances / (jnp.asarray(extent)[..., None] * sigmas)) ** 2) / 2), axis=-1)

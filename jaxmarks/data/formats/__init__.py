@@ -5,14 +5,13 @@ is up, is taken from the height of its image).
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from jaxmarks.data.formats import coco, labelme, table, tps
+from jaxmarks.data.formats import coco, labelme, table, text, tps
 from jaxmarks.data.photographs import find, image_size
 from jaxmarks.data.samples import Annotation, FormatError
 
@@ -114,10 +113,7 @@ def disagreement(path, images=None) -> float | None:
 
 
 def _read_json(path, problems):
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(path, f"line {getattr(error, 'lineno', 1)}", f"no JSON: {error}", "mend it") from None
+    document = text.read_json(path)
     if isinstance(document, dict) and "shapes" in document:
         return labelme.read(path, problems)
     if isinstance(document, dict) and "annotations" in document:
@@ -132,10 +128,8 @@ def _read_tps(path, images, problems):
         name, where = s.image or s.id, f"{path}: line {s.line}"
         if not name:
             raise FormatError(path, f"line {s.line}", "a record with neither IMAGE= nor ID=", "add IMAGE=file name")
-        file = find(images, name)
         try:
-            if file is None:
-                raise OSError(f"no such image in {images}")
+            file = find(images, name)
             heights.append(image_size(file)[0])
             inside = file.is_relative_to(images)  # an IMAGE= with a whole path may lead elsewhere
             kept.append(dataclasses.replace(s, image=(file.relative_to(images) if inside else file).as_posix()))

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from jaxmarks.data.formats import coco
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.samples import FormatError
 
@@ -217,12 +218,7 @@ def _size(where, width, height):
 
 
 def _read_coco(path, problems):
-    try:
-        document = json.loads(texts.read(path, "JSON"))
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError, too
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(path, f"line {getattr(error, 'lineno', 1)}", f"no JSON: {error}", "mend it") from None
+    document = texts.read_json(path)
     if not isinstance(document, dict):
         raise FormatError(path, "line 1", "no COCO document", "it is an object of images, annotations and categories")
     categories = {i: c.get("name") for i, (_, c) in _by_id(path, document, "categories").items()}
@@ -256,13 +252,7 @@ def _read_coco(path, problems):
 
 def _objects(path, document, key):
     """(place, object) of each entry of a list of the document."""
-    found = document.get(key)
-    if not isinstance(found, list):
-        raise FormatError(path, f"key {key!r}", "no such list", "a COCO file has images, annotations and categories")
-    for i, entry in enumerate(found):
-        if not isinstance(entry, dict):
-            raise FormatError(path, f"{key}[{i}]", f"{entry!r} is not an object", "mend or delete the entry")
-    return [(f"{path}: {key}[{i}]", entry) for i, entry in enumerate(found)]
+    return [(f"{path}: {key}[{i}]", entry) for i, entry in enumerate(coco.objects(path, document, key))]
 
 
 def _by_id(path, document, key):

@@ -17,8 +17,8 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     Raises:
       FormatError: no COCO document, keypoints of another length, several specimens on one image; it names the entry.
     """
-    images, entries = (_objects(path, document, key) for key in ("images", "annotations"))
-    categories = _objects(path, document, "categories") if "categories" in document else []
+    images, entries = (objects(path, document, key) for key in ("images", "annotations"))
+    categories = objects(path, document, "categories") if "categories" in document else []
     names = next((c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list) and c["keypoints"]), None)
     ids: dict = {}
     for i, image in enumerate(images):
@@ -44,7 +44,7 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
             )
         try:
             triples = np.array(keypoints, float).reshape(-1, 3)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise FormatError(path, where, "keypoints are not all numbers", "write x, y, visibility") from None
         if (triples[:, 2] > 0).any():
             if entry.get("image_id") in by_image:
@@ -104,7 +104,7 @@ def write(path, annotations: list[Annotation]) -> None:
     Path(path).write_text(json.dumps({"images": images, "annotations": entries, "categories": categories}))
 
 
-def _objects(path, document, key) -> list[dict]:
+def objects(path, document, key) -> list[dict]:
     """The list of objects under a key of the document."""
     found = document.get(key)
     if not isinstance(found, list):

@@ -10,6 +10,7 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
+from jaxmarks.data.formats import text
 from jaxmarks.data.samples import Annotation, FormatError
 
 
@@ -43,11 +44,7 @@ def read(path, problems: list[dict]) -> list[Annotation]:
 
 
 def _points(file, problems):
-    try:
-        document = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise FormatError(file, f"line {line}", f"no JSON: {error}", "mend it, or take it out of the folder") from None
+    document = text.read_json(file)
     if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
         raise FormatError(file, "line 1", "no list 'shapes'", "name LabelMe files")
     points: dict[str, tuple[float, float]] = {}
@@ -63,7 +60,7 @@ def _points(file, problems):
         try:
             ((x, y),) = shape["points"]
             point = float(x), float(y)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise FormatError(file, where, f"{shape.get('points')!r} is not one point", "write [[x, y]]") from None
         points[label] = point if label not in points else (np.nan, np.nan)
         if not np.isfinite(points[label]).all():
@@ -72,10 +69,10 @@ def _points(file, problems):
     return image, points
 
 
-def _image_name(text):
+def _image_name(name):
     """The path of an image as the annotator's machine had it: its last part where it leads out of the folder."""
-    path = PureWindowsPath(text)  # takes both kinds of slash
-    return path.name if path.anchor or ".." in path.parts or not text else path.as_posix()
+    path = PureWindowsPath(name)  # takes both kinds of slash
+    return path.name if path.anchor or ".." in path.parts or not name else path.as_posix()
 
 
 def _natural(label):

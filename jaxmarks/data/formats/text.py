@@ -1,5 +1,6 @@
 """The text of a landmark file, and the numbers in it, whatever program and country they come from."""
 
+import json
 from pathlib import Path
 
 from jaxmarks.data.samples import FormatError
@@ -31,3 +32,17 @@ def number(word: str) -> float:
     if "_" in word:
         raise ValueError(word)
     return float(word)
+
+
+def read_json(path):
+    """The document of a JSON file.
+
+    Raises:
+      FormatError: it is no text, or no JSON; it names the line.
+    """
+    try:
+        return json.loads(read(path, "JSON"))
+    except FormatError:
+        raise
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError, too
+        raise FormatError(path, f"line {getattr(error, 'lineno', 1)}", f"no JSON: {error}", "mend it") from None

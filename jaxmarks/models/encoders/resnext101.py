@@ -1,0 +1,24 @@
+"""ResNeXt101 32x8d (Xie et al. 2017): ResNet101 whose 3x3 convolutions are 32 groups, at first of 8 channels each."""
+
+from jaxmarks.models.encoders import resnet50
+
+# The options of a network for tests.
+TINY = {"width": 8, "depths": (1, 1, 1, 1)}
+IMAGENET = "hf:timm/resnext101_32x8d.tv_in1k"
+COLOURS = resnet50.COLOURS
+CLASSIFIER = resnet50.CLASSIFIER
+
+
+def build(*, width=64, depths=(3, 4, 23, 3), norm="batch"):
+    """ResNeXt101's convolutions, 86.7 M parameters.
+
+    Args:
+      width: channels of the stem, a multiple of 8; all others are multiples of it.
+      depths: bottlenecks of each of the four stages.
+      norm: "batch" (as published), "group" or "none".
+    """
+    if len(depths) != 4:
+        raise ValueError(f"model.depths={depths}: give the number of bottlenecks of four stages")
+    if width % 8:
+        raise ValueError(f"model.width={width}: the 32 groups need a multiple of 8")
+    return resnet50.ResNet(width=width, depths=tuple(depths), norm=norm, groups=32, expansion=1)

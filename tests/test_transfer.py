@@ -1,0 +1,140 @@
+"""From one anatomy to another: stages with data of their own, another run's network, and the tools of training together."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmarks import checkpoint, evaluate, formats, phantoms, train
+from jaxmarks.data.samples import Annotation
+
+CONFIG = Path(__file__).parent.parent / "configs" / "fish.py"
+
+
+def photographs(folder, part, count=8):
+    """Drawn photographs of a part, and the arguments that name them."""
+    folder.mkdir()
+    annotations = []
+    for s in range(count):
+        image, points = phantoms.draw(part, s, size=(48, 64))
+        Image.fromarray(image).save(folder / f"{s}.png")
+        annotations.append(
+            Annotation(image=f"{s}.png", points=points.astype(float), visible=np.ones(len(points), bool))
+        )
+    formats.write(folder / "points.csv", annotations)
+    return {"images": str(folder), "landmarks": str(folder / "points.csv")}
+
+
+def get_config(**changes):
+    spec = importlib.util.spec_from_file_location("fish", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("smoke")
+    config.model, config.head = {"name": "sp_cnn", "width": 4, "kernel": 3}, {"name": "softargmax", "divergence": 0.5}
+    config.augment = {"name": "none"}
+    config.baselines = ()
+    config.update_from_flattened_dict(
+        {"data.size": (32, 32), "train.devices": 1, "train.steps": 4, "split.run": (0,), "split.folds": 2} | changes
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory):
+    """A run of two stages, pronota and then elytra, and what it said of the second's start."""
+    root = tmp_path_factory.mktemp("transfer")
+    own = {part: photographs(root / part, part) for part in ("pronotum", "elytra")}
+    config = get_config(**{f"data.{key}": value for key, value in own["elytra"].items()})
+    config.train.update(batch_size=2, accumulate=2, ema=0.5, mixup=0.75)
+    config.optimizer.rates = (("body/", 0.1),)
+    config.stages = ("chest", "train")
+    config.stage = ml_collections.ConfigDict({"chest": {"data": own["pronotum"]}, "train": {}})
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *text, **_: said.append(" ".join(map(str, text))))
+        datasets = train.train(config, root / "run")
+    return root, config, datasets, said
+
+
+def test_a_stage_has_data_and_landmarks_of_its_own(two_stages):
+    root, config, datasets, said = two_stages
+    assert [datasets[stage].samples.points.shape[1] for stage in ("chest", "train")] == [8, 11]
+    note = checkpoint.note(root / "run/checkpoints/train/fold0/best")
+    assert note["facts"] == {"landmarks": 11}
+    new = next(line for line in said if line.startswith("  new:"))
+    assert new == (
+        "  new: head/maps/bias (source has (8,), network (11,)), head/maps/kernel (source has (4, 8), network (4, 11))"
+    )
+    assert any(line.startswith("initialised from") and "checkpoints/chest/fold0/best" in line for line in said)
+    summary = evaluate.of_run(config, root / "run", datasets["train"])
+    assert (summary["landmarks"], summary["images"]) == (11, 4)
+    names = {row.split(",")[0] for row in (root / "run" / "predictions.csv").read_text().splitlines()[1:]}
+    assert len(names) == 4 and names < {f"{s}.png" for s in range(8)}
+
+
+def test_the_log_names_the_terms_of_the_loss(two_stages):
+    root = two_stages[0]
+    for line in map(json.loads, (root / "run" / "metrics.jsonl").read_text().splitlines()):
+        for split in ("train", "valid"):
+            assert line[f"{split}/loss"] == pytest.approx(line[f"{split}/wing"] + line[f"{split}/0.5 divergence"])
+        assert line["valid/distance_px"] > 0
+
+
+def test_another_runs_network_is_adapted_to_other_channels(two_stages, tmp_path, capsys):
+    root = two_stages[0]
+    grey = get_config(
+        **{"channels": 1, "init_from": str(root / "run"), "data.count": 8, "optimizer.learning_rate": 0.0}
+    )
+    train.train(grey, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "  adapted: body/" in said and "(from 3 to 1 channels)" in said
+    mine, theirs = (
+        checkpoint.restore(train.fold_folder(folder, "train", 0) / "best")[0]["params"]["body"]
+        for folder in (tmp_path / "run", root / "run")
+    )
+    [(grey, colour)] = [
+        (a, b) for a, b in zip(*map(jax.tree.leaves, (mine, theirs)), strict=True) if a.shape != b.shape
+    ]
+    np.testing.assert_allclose(grey, colour.sum(-2, keepdims=True), rtol=1e-5)
+
+
+def test_the_average_is_what_is_saved(tmp_path):
+    """After the first update the average is 2/11 of where it began, since that is less than the decay."""
+    ends = []
+    for ema in (0.0, 0.2):
+        config = get_config(
+            **{"train.ema": ema, "train.steps": 1, "train.epochs": 0, "data.count": 8, "split.valid": 0.0}
+        )
+        train.train(config, tmp_path / str(ema))
+        ends.append(checkpoint.restore(train.fold_folder(tmp_path / str(ema), "train", 0) / "last")[0]["params"])
+    start = initial(config)
+    for first, plain, mean in zip(*map(jax.tree.leaves, (start, *ends)), strict=True):
+        np.testing.assert_allclose(mean, first * 2 / 11 + plain * 9 / 11, rtol=1e-3, atol=1e-6)
+
+
+def initial(config):
+    """The parameters that the only fold of the only stage begins with."""
+    network, _ = train.build(config, {"landmarks": 8})
+    key = jax.random.fold_in(jax.random.key(config.seed), int.from_bytes(b"trai", "big") % 2**31)
+    return train.initial(network, config, jax.random.fold_in(key, 0))["params"]
+
+
+def test_detectors_refuse_mixup(tmp_path):
+    spec = importlib.util.spec_from_file_location("spines", CONFIG.with_name("spines.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("smoke")
+    config.train.mixup = 0.5
+    with pytest.raises(ValueError, match=r"--config\.train\.mixup=0\.5: detectors"):
+        train.train(config, tmp_path)
+
+
+def test_more_batches_to_accumulate_than_there_are_is_an_error(tmp_path):
+    config = get_config(**{"train.accumulate": 50, "data.count": 8})
+    with pytest.raises(ValueError, match=r"accumulate=50: 4 batches are all"):
+        train.train(config, tmp_path)

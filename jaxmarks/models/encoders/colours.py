@@ -26,5 +26,5 @@ def standardise(images, colours: Colours):
     """
     if images.shape[-1] == 1:
         images = jnp.repeat(images, 3, axis=-1)
-    mean, std = (np.float32(c if images.shape[-1] == 3 else np.mean(c)) for c in colours)
+    mean, std = (np.asarray(c if images.shape[-1] == 3 else np.mean(c), np.float32) for c in colours)
     return (images - mean) / std

@@ -120,13 +120,13 @@ class EfficientNet(nn.Module):
 
 
 def build(*, width=2.0, depth=3.1, norm="batch", drop_path=0.0):
-    """EfficientNet-B7's convolutions, 62.6 M parameters.
+    """EfficientNet-B7's convolutions, 62.1 M parameters.
 
     Args:
       width: factor of B0's channels.
       depth: factor of B0's blocks in each stage, rounded up.
       norm: "batch" (as published), "group" or "none".
-      drop_path: the share of images from which, in training, the last block's branch is left out; of the blocks
-        before in proportion (0.2 as published).
+      drop_path: in training the n-th of N blocks, from 0, leaves its branch out of a share n / N of `drop_path` of the
+        images (0.2 as published).
     """
     return EfficientNet(width=width, depth=depth, colours=COLOURS, norm=norm, drop_path=drop_path)

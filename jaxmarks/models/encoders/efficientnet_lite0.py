@@ -16,8 +16,8 @@ def build(*, width=1.0, depth=1.0, norm="batch", drop_path=0.0):
       width: factor of the channels.
       depth: factor of the blocks in each stage, rounded up.
       norm: "batch" (as published), "group" or "none".
-      drop_path: the share of images from which, in training, the last block's branch is left out; of the blocks
-        before in proportion (0.2 as published).
+      drop_path: in training the n-th of N blocks, from 0, leaves its branch out of a share n / N of `drop_path` of the
+        images (0.2 as published).
     """
     return efficientnet_b7.EfficientNet(
         width=width, depth=depth, colours=COLOURS, norm=norm, lite=True, drop_path=drop_path

@@ -36,7 +36,7 @@ def quick(f, *args):
 # --- Sizes ---
 
 
-@pytest.mark.parametrize("height, width", [(64, 96), (50, 70), (31, 33), (7, 5)])
+@pytest.mark.parametrize("height, width", [(64, 96), (31, 33)])
 def test_output_sizes(height, width):
     images = (2, height, width, 1)
     up = lambda stride: (2, -(-height // stride), -(-width // stride))
@@ -137,8 +137,8 @@ def test_count_of_the_hourglass():
     entry = conv(7, 3, n) + block(n, 2 * n) + 2 * block(2 * n, 2 * n) + block(2 * n, 4 * n)
     mix = conv(1, 8 * n, 8 * n) + conv(1, 8 * n, 4 * n)
     assert count(shape_of(hourglass.build(), (1, 256, 256, 3))[0]) == entry + level(6, 4 * n, 4 * n, 8 * n) + mix
-    twice = shape_of(hourglass.build(stacks=2), (1, 256, 256, 3))[0]
-    assert count(twice) == entry + 2 * (level(6, 4 * n, 4 * n, 8 * n) + mix)
+    twice = shape_of(hourglass.build(stacks=2, depth=1), (1, 64, 64, 3))[0]
+    assert count(twice) == entry + 2 * (level(1, 4 * n, 4 * n, 8 * n) + mix)
 
 
 def test_flat_net_has_the_published_parameters():

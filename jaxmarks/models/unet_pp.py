@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxmarks.models import decoders, encoders, layers
 
 # The options of a network for tests.
-TINY = {"width": 4, "stride": 4}
+TINY = {"width": 4, "stride": 4, "norm": "none"}
 
 
 class UNetPP(nn.Module):

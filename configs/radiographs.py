@@ -53,7 +53,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 def small(network, encoder):
     """The body for a laptop, its maps at a quarter of the frame's resolution."""
     options = {
-        "hourglass": {"width": 8, "depth": 4, "dropout": 0.1},
+        "hourglass": {"width": 8, "depth": 3, "dropout": 0.1},
         "flat_net": {"width": 8, "stride": 4},
         "unet": {"width": 32, "stride": 4},
         "unet_pp": {"width": 32, "stride": 4, "deep_supervision": True},

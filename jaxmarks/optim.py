@@ -97,7 +97,7 @@ def observe(opt_state, loss):
 class AverageState(NamedTuple):
     """Of `average`: the updates so far, and the parameters' moving average."""
 
-    count: jax.Array
+    step: jax.Array
     params: Any
 
 
@@ -113,10 +113,10 @@ def average(decay: float) -> optax.GradientTransformation:
         return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
     def update(updates, state, params=None):
-        count = state.count + 1
-        share = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
+        step = state.step + 1
+        share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
         new = optax.apply_updates(params, updates)
-        return updates, AverageState(count, optax.incremental_update(new, state.params, share))
+        return updates, AverageState(step, optax.incremental_update(new, state.params, share))
 
     return optax.GradientTransformation(init, update)
 

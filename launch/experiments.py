@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,6 @@ def tail(log: Path, before: int = 0) -> list[str]:
 
 def replace(path: Path, text: str) -> None:
     """Writes a file at once, for whoever reads it at the same moment."""
-    whole = path.with_name(path.name + ".new")
+    whole = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # another worker may write the same file
     whole.write_text(text, encoding="utf-8")
     whole.replace(path)

@@ -248,7 +248,12 @@ def test_specs_that_make_no_encoder(spec, message):
 # --- Conversion ---
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_an_encoder_without_weights_is_named():
+    with pytest.raises(ValueError, match=r"encoders\.plain; there are: .*resnet50"):
+        encoders.read_weights({"name": "plain"}, "imagenet")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "plain"])
 def test_every_array_finds_its_place(given, name):
     given |= state_of(tiny(name))
     variables, like = encoders.read_weights(tiny(name), "any"), shapes(tiny(name))

@@ -138,3 +138,29 @@ def test_more_batches_to_accumulate_than_there_are_is_an_error(tmp_path):
     config = get_config(**{"train.accumulate": 50, "data.count": 8})
     with pytest.raises(ValueError, match=r"accumulate=50: 4 batches are all"):
         train.train(config, tmp_path)
+
+
+def test_a_run_with_all_tools_resumes_bit_for_bit(tmp_path, monkeypatch):
+    changes = {"train.steps": 12, "train.batch_size": 2, "train.checkpoint_seconds": -1, "data.count": 8}
+    tools = {"train.ema": 0.5, "train.accumulate": 3, "train.mixup": 0.75}
+    config = get_config(**changes, **tools)
+    train.train(config, tmp_path / "whole")
+    save, saved = checkpoint.save, []
+
+    def killed(folder, *rest):
+        save(folder, *rest)
+        saved.append(folder)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path / "cut")
+    assert {folder.name for folder in saved} == {"resume"}
+    monkeypatch.setattr(checkpoint, "save", save)
+    train.train(config, tmp_path / "cut")
+    whole, cut = (
+        checkpoint.restore(train.fold_folder(tmp_path / name, "train", 0) / "last")[0] for name in ("whole", "cut")
+    )
+    assert checkpoint.fingerprint(cut) == checkpoint.fingerprint(whole)
+    assert json.loads((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] > 2

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxmarks.models import decoders, encoders, layers
 
 # The options of a network for tests.
-TINY = {"width": 4, "source": 32, "rates": (2,), "encoder": {"name": "plain", "width": 4}}
+TINY = {"width": 4, "source": 32, "rates": (2,), "encoder": {"name": "plain", "width": 4, "norm": "none"}}
 # The place among an encoder's maps of that at each stride.
 SOURCES = {8: 2, 16: 3, 32: 4}
 

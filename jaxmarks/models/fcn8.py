@@ -51,7 +51,7 @@ class FCN8(nn.Module):
 
         height, width = x.shape[1:3]
         # A multiple of 32, so that each pooling halves exactly and each upsampling brings a feature back to its place.
-        x = jnp.pad(x, ((0, 0), (0, -height % 32), (0, -width % 32), (0, 0)), mode="edge")
+        x = layers.pad_to(x, 32)
         pooled = []
         for i, (depth, factor) in enumerate(((2, 1), (2, 2), (3, 4), (3, 8), (3, 8)), 1):
             for j in range(1, depth + 1):

@@ -3,7 +3,6 @@
 import math
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from jaxmarks.models import layers
 from jaxmarks.models.encoders.resnet50 import Bottleneck
@@ -68,7 +67,7 @@ class HRNet(nn.Module):
     def __call__(self, x, *, train=False):
         height, width = x.shape[1:3]
         # A multiple of 32, so that each branch has half the size of the one before.
-        x = jnp.pad(x, ((0, 0), (0, -height % 32), (0, -width % 32), (0, 0)), mode="edge")
+        x = layers.pad_to(x, 32)
         for i in (1, 2):
             x = nn.relu(layers.ConvNorm(4 * self.width, 3, 2, self.norm, name=f"stem{i}")(x, train=train))
         for i in range(self.blocks * self.modules[0]):

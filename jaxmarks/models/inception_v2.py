@@ -75,7 +75,7 @@ class InceptionV2(nn.Module):
             return nn.relu(layers.ConvNorm(scaled(features), size, stride, self.norm, name=name)(x, train=train))
 
         # A multiple of the stride, so that each step halves exactly.
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.stride), (0, -x.shape[2] % self.stride), (0, 0)), mode="edge")
+        x = layers.pad_to(x, self.stride)
         x = layers.max_pool_3x3(block(x, 64, 7, "conv1", stride=2))
         x = layers.max_pool_3x3(block(block(x, 64, 1, "conv2_reduce"), 192, 3, "conv2"))
         for name, (single, double, triple, pooled) in BLOCKS.items():

@@ -1,7 +1,6 @@
 """ResNet50 (He et al. 2016, with the stride in the 3x3 convolution: "v1.5") and, for heatmaps, an upsampling decoder."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from jaxmarks.models import encoders, layers
 from jaxmarks.models.encoders import resnet50
@@ -22,7 +21,7 @@ class ResNet50(nn.Module):
             return self.encoder(x, train=train)[-1].reshape(x.shape[0], -1)
         height, width = x.shape[1:3]
         # A multiple of 32, so that each upsampling by 2 brings a feature back to its place.
-        x = jnp.pad(x, ((0, 0), (0, -height % 32), (0, -width % 32), (0, 0)), mode="edge")
+        x = layers.pad_to(x, 32)
         x = self.encoder(x, train=train)[-1]
         for i, features in enumerate((16, 8, 4, 2, 1), 1):
             x = layers.resize(x, (2 * x.shape[1], 2 * x.shape[2]))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxmarks.models import decoders, encoders, layers
 
 # The options of a network for tests.
-TINY = {"width": 4, "stride": 4}
+TINY = {"width": 4, "stride": 4, "norm": "none"}
 
 
 class UNetPP(nn.Module):
@@ -45,10 +45,11 @@ class UNetPP(nn.Module):
 
 
 def build(*, encoder=None, width=32, stride=2, deep_supervision=False, norm="batch"):
-    """U-Net++; with VGG19 at stride 1 it has X M parameters.
+    """U-Net++: 26.5 M parameters with VGG19 at stride 1.
 
-    Nodes have the channels of their level, as in the paper (segmentation_models_pytorch gives them the encoder's). What
-    comes from below is doubled by transposed convolutions of 2x2, as in our U-Net.
+    Nodes have the channels of their level, as in the paper; segmentation_models_pytorch gives the inner ones as many as the
+    encoder's map has, which makes 44.7 M with VGG19. What comes from below is doubled in size by transposed convolutions of
+    2x2, as in our U-Net.
 
     Deep supervision: the paper puts an output layer on each of the finest level's nodes, trains with the mean of their
     losses and predicts with the mean of their outputs ("accurate mode"). Here they share the head's layer. In training

@@ -1,9 +1,8 @@
 """VGG16's thirteen convolutions (Simonyan and Zisserman 2015) as a dense map: Faster R-CNN's first body."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from jaxmarks.models import encoders
+from jaxmarks.models import encoders, layers
 from jaxmarks.models.encoders import vgg16
 
 # The options of a network for tests.
@@ -18,9 +17,7 @@ class VGG16(nn.Module):
     @nn.compact
     def __call__(self, x, *, train=False):
         # A multiple of the stride, so that each pooling halves exactly.
-        stride = self.encoder.stride
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % stride), (0, -x.shape[2] % stride), (0, 0)), mode="edge")
-        return self.encoder(x, train=train)[3]
+        return self.encoder(layers.pad_to(x, self.encoder.stride), train=train)[3]
 
 
 def build(*, width=64, stride=16, norm="batch"):

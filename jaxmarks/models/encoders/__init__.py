@@ -1,8 +1,8 @@
-"""Encoders with ImageNet weights: each file is one network with a `build(**options)`, and the options `TINY` of one
-that trains in a test.
+"""Encoders, all but `plain` with ImageNet weights: each file is one network with a `build(**options)`, and the options
+`TINY` of one that trains in a test.
 
 An encoder maps images (B, H, W, C) float32 in [0, 1], H and W multiples of 32, to a list of five maps at strides 2, 4,
-8, 16 and 32. It standardises the colours itself as its weights expect, and repeats a single channel three times.
+8, 16 and 32. One with weights standardises the colours itself as they expect, and repeats a single channel three times.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def read_weights(spec: Mapping[str, Any], source: str, *, channels: int = 3) -> 
       FileNotFoundError: weights that are not here and cannot be fetched; it says how to get them.
       ValueError: arrays that are missing, not known, or of another shape, each named.
     """
-    module, encoder = find.module(__name__, spec["name"], needs="build"), build(spec)
+    module, encoder = find.module(__name__, spec["name"], needs="IMAGENET"), build(spec)
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     like = jax.eval_shape(encoder.init, jax.random.key(0), images)
     source = module.IMAGENET if source == "imagenet" else source

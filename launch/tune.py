@@ -1,0 +1,312 @@
+"""A search of settings in one command: trials by Optuna, hopeless ones stopped early, several workers on one study.
+
+    python launch/tune.py --space=configs/tuning/NAME.py[:variant] [--workdir=DIR] [--trials=50] [--storage=URL]
+        [--config.data.images=PHOTOS --config.data.landmarks=FILE] [--config.key=value ...]
+
+A space file has `get_space(text="")`, whose `text` is what stands after the colon. It returns a dict:
+
+  config     the config of all trials with its variants, as "configs/fish.py:own"
+  space      {"optimizer.learning_rate": ("float", 1e-4, 1e-2, "log"), "train.batch_size": ("int", 4, 32),
+             "head.loss": ("categorical", "mse", "cross_entropy")}: key -> kind, lowest and highest, or the choices
+  overrides  {"train.steps": 300} of all trials; optional, as are
+  metric     "valid/distance_px", a key of metrics.jsonl; the lowest is best
+  warmup     5, the first epoch after which a trial may be stopped
+
+A trial is `python -m jaxmarks.main` with the workdir DIR/trials/<number>. Its value is the metric in the epoch with the
+lowest validation loss, whose network is the one that a run keeps, as the mean over the folds; test images have no part
+in it. After each epoch of the first fold a trial is stopped where its metric is worse than the median of the others'.
+
+All trials are in the study of the storage, by default an SQLite file in DIR. For several workers start the command
+several times, on other machines with a --storage that all reach ("mysql://...") and one DIR. After a kill give
+the same command: it goes on until there are as many trials as asked for, and one that was under way is resumed.
+
+Writes `trials.csv`, `tuning.md` with the best and the command that trains it, and `figures/` to DIR.
+"""
+
+import argparse
+import csv
+import io
+import math
+import os
+import shlex
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from absl import flags
+from experiments import default_workdir, given, known, load, merge, paths, replace, resolve, start, tail
+
+from jaxmarks.report import tables
+
+try:
+    import optuna
+    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+    from optuna.visualization import matplotlib as plots
+except ImportError as error:
+    raise ImportError("launch/tune.py needs the extra: pip install 'jaxmarks[tune]'") from error
+
+SPACE_KEYS = {"config", "space", "overrides", "metric", "warmup"}
+KINDS = ("float", "int", "categorical")
+# Seconds between a worker's signs of life; without any for twice as long its trial is given to another.
+HEARTBEAT = 30
+
+
+class RunError(Exception):
+    """A trial's run failed: with what it said."""
+
+
+def main(arguments: list[str] | None = None, *, launch=start) -> int:
+    """Searches the space that the command line names; returns 1 where no trial ended well.
+
+    `launch` (arguments, log, environment, stop=) -> exit status stands in for the real one in tests.
+    """
+    options, common = parse(arguments)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # What is experimental in Optuna is no news to whoever starts a search.
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", module="optuna")
+    try:
+        space = load_space(options.space)
+        check(space, common)
+        study = open_study(space, options, common)
+    except (flags.Error, ValueError, OSError) as error:
+        sys.exit(f"tune: {str(error).strip().splitlines()[-1]}")
+    objective = lambda trial: run(trial, space, options.workdir, common, launch)
+    while len(done(study)) < options.trials:
+        study.optimize(objective, n_trials=1, catch=(RunError,), callbacks=[tell])
+        write(study, space, options.workdir, common)
+    write(study, space, options.workdir, common)
+    print((options.workdir / "tuning.md").read_text())
+    return int(not best_first(done(study)))
+
+
+def parse(arguments):
+    """The options, and the overrides {"train.steps": "300"} of `--config.train.steps=300`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--space", required=True, help="the space's file; its variants after a colon")
+    parser.add_argument("--workdir", type=Path, help="by default runs/ and the space's name")
+    parser.add_argument("--trials", type=int, default=50, help="of the study, by all workers together")
+    parser.add_argument("--storage", help="Optuna's, as a URL; by default an SQLite file in the workdir")
+    options, rest = parser.parse_known_args(arguments)
+    options.workdir = options.workdir or default_workdir(options.space)
+    return options, given(parser, rest)
+
+
+def load_space(text: str) -> dict:
+    """The space of FILE.py[:variant] with what is optional filled in, and its docstring's first line as the title."""
+    found, title = load(text, "get_space")
+    space = {"overrides": {}, "metric": "valid/distance_px", "warmup": 5} | found
+    known("key of a space", space, SPACE_KEYS)
+    if not space["space"]:
+        raise ValueError(f"{text}: the space has no keys to search")
+    for key, (kind, *choices) in space["space"].items():
+        if kind not in KINDS:
+            raise ValueError(f"{key}: there is no kind {kind!r}; there are {', '.join(KINDS)}")
+        if kind != "categorical" and (len(choices) not in (2, 3) or choices[2:] not in ([], ["log"])):
+            raise ValueError(f"{key}: give {kind}, the lowest and the highest value, and perhaps 'log', not {choices}")
+    return space | {"title": title}
+
+
+def check(space: dict, common: dict) -> None:
+    """Makes the config of the ends of every range and of every choice.
+
+    Raises:
+      ValueError: a key that the config does not have, a value that it does not take, one given and searched, or a split
+        without validation images.
+    """
+    for key in common:
+        if key in space["space"]:
+            raise ValueError(f"--config.{key} is given, and searched by the space: leave one out")
+    for key, (kind, *choices) in space["space"].items():
+        for value in choices if kind == "categorical" else choices[:2]:
+            config = resolve(command(space, common, {key: value}))
+    if not config.split.valid:
+        raise ValueError("without validation images there is nothing to go by: set --config.split.valid=0.25")
+
+
+def command(space: dict, common: dict, values: dict, **more) -> list[str]:
+    """The arguments of jaxmarks.main for a trial's values, the command line's overrides, and `more` of them."""
+    config = f"--config={space['config']}"
+    overrides = merge(set(paths(resolve([config]))), more, space["overrides"], values, common)
+    return [config, *(f"--config.{key}={value}" for key, value in overrides.items())]
+
+
+def open_study(space: dict, options, common: dict) -> optuna.Study:
+    """The study of the storage, a new one where there is none.
+
+    Raises:
+      ValueError: it is a study of another space or with other overrides.
+    """
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    storage = RDBStorage(
+        options.storage or f"sqlite:///{options.workdir.absolute()}/study.db",
+        heartbeat_interval=HEARTBEAT,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+    )
+    study = optuna.create_study(
+        storage=storage,
+        study_name=options.workdir.name,
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_warmup_steps=space["warmup"]),
+    )
+    about = repr([sorted(space.items()), sorted(common.items())])
+    if study.user_attrs.setdefault("about", about) != about:
+        raise ValueError(
+            f"{options.workdir} holds the study of another space or of other overrides: name another --workdir"
+        )
+    study.set_user_attr("about", about)
+    return study
+
+
+def done(study: optuna.Study) -> list:
+    """The trials that came to an end of their own: complete, stopped early, or failed, not those that were interrupted."""
+    ended = lambda trial: trial.state.name in ("COMPLETE", "PRUNED") or "failed" in trial.user_attrs
+    return list(filter(ended, study.get_trials(deepcopy=False)))
+
+
+def best_first(trials: list) -> list:
+    """The complete ones of trials, the best first."""
+    return sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
+
+
+def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -> float:
+    """Trains a trial's network; its value.
+
+    Raises:
+      RunError: the run failed, or its log has no number for the metric.
+      optuna.TrialPruned: it was stopped early.
+    """
+    values = {key: suggest(trial, key, *choice) for key, choice in space["space"].items()}
+    name = trial.user_attrs.get("folder", str(trial.number))  # a trial that was interrupted goes on in its folder
+    trial.set_user_attr("folder", name)
+    folder = workdir / "trials" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = [*command(space, common, values, baselines=()), f"--workdir={folder}"]
+    stage = resolve(arguments[:-1]).stages[-1]
+    log, metrics = folder / "log.txt", folder / "metrics.jsonl"
+    before = log.stat().st_size if log.exists() else 0
+    reported, stopped, started = set(), [], time.perf_counter()
+
+    def stop():
+        """Reports the epochs of the first fold that are new, and asks the pruner while that fold trains."""
+        folds = of_stage(metrics, stage)
+        for epoch in next(iter(folds.values()), []):
+            if epoch["epoch"] not in reported and epoch.get(space["metric"]) is not None:
+                reported.add(epoch["epoch"])
+                trial.report(epoch[space["metric"]], epoch["epoch"])
+        if len(folds) == 1 and trial.should_prune():
+            stopped.append(True)
+        return bool(stopped)
+
+    try:
+        status = launch(arguments, log, dict(os.environ), stop=stop)
+    except KeyboardInterrupt:
+        trial.study.enqueue_trial(trial.params, user_attrs={"folder": name})
+        raise
+    trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))
+    if status and stopped:
+        raise optuna.TrialPruned
+    value = scored(of_stage(metrics, stage), space["metric"])
+    if status or value is None:
+        why = f"exit status {status}" if status else f"no number for {space['metric']}; raise --config.split.valid"
+        said = "\n".join([*tail(log, before), f"({why}; {log})"])
+        trial.set_user_attr("failed", said)
+        raise RunError(said)
+    return value
+
+
+def suggest(trial: optuna.Trial, key: str, kind: str, *choices):
+    """A trial's value of a key."""
+    if kind == "categorical":
+        return trial.suggest_categorical(key, choices)
+    low, high, *log = choices
+    return getattr(trial, f"suggest_{kind}")(key, low, high, log=bool(log))
+
+
+def of_stage(metrics: Path, stage: str) -> dict[int, list[dict]]:
+    """The lines of a run's log of one stage, by fold."""
+    folds: dict[int, list[dict]] = {}
+    for line in tables.read_metrics(metrics):
+        if line["stage"] == stage:
+            folds.setdefault(line["fold"], []).append(line)
+    return folds
+
+
+def scored(folds: dict[int, list[dict]], metric: str) -> float | None:
+    """The metric where the validation loss is lowest, the mean over folds; None where a fold has no such number."""
+    values = []
+    for lines in folds.values():
+        best = min(lines, key=lambda line: math.inf if line["valid/loss"] is None else line["valid/loss"])
+        values.append(best.get(metric))
+    return sum(values) / len(values) if values and None not in values else None
+
+
+def tell(study: optuna.Study, trial) -> None:
+    """One line about a trial that has ended."""
+    best = best_first(done(study))
+    how = {"COMPLETE": lambda: f"{trial.value:.4f}", "PRUNED": lambda: "stopped early"}
+    said = how.get(trial.state.name, lambda: f"failed: {trial.user_attrs['failed']}")()
+    values = ", ".join(f"{key} {value}" for key, value in trial.params.items())
+    print(f"[trial {trial.number}] {said} ({values}){f', best {best[0].value:.4f}' if best else ''}", flush=True)
+
+
+def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None:
+    """Writes `trials.csv`, `tuning.md` and `figures/` of what is known by now."""
+    ended = done(study)  # asked for once: other workers go on meanwhile
+    best = best_first(ended)
+    lines = [
+        {"trial": t.number, "state": t.state.name.lower(), space["metric"]: t.value if t in best else None}
+        | t.params
+        | {"epochs": len(t.intermediate_values), "seconds": t.user_attrs.get("seconds")}
+        for t in ended
+    ]
+    file = io.StringIO()
+    if lines:
+        sheet = csv.DictWriter(file, lines[0], lineterminator="\n")
+        sheet.writeheader()
+        sheet.writerows(lines)
+    replace(workdir / "trials.csv", file.getvalue())
+    count = {state: sum(t.state.name == state for t in ended) for state in ("COMPLETE", "PRUNED", "FAIL")}
+    parts = [f"# {space['title']}\n"]
+    parts += [f"{count['COMPLETE']} trials complete, {count['PRUNED']} stopped early, {count['FAIL']} failed.\n"]
+    if best:
+        parts += [f"The best by {space['metric']}, which test images have no part in:\n"]
+        columns = {key: key for key in lines[0] if key not in ("state", "epochs", "seconds")}
+        short = lambda cell: f"{cell:.4g}" if isinstance(cell, float) else cell
+        rows = {line["trial"]: {key: short(cell) for key, cell in line.items()} for line in lines}
+        parts += [tables.markdown([rows[t.number] for t in best[:10]], columns)]
+        words = command(space, common, best[0].params)
+        parts += ["The command that trains and scores the first:\n"]
+        parts += [f"    {shlex.join(['python', '-m', 'jaxmarks.main', *words, f'--workdir={workdir}/best'])}\n"]
+    failed = dict.fromkeys(t.user_attrs["failed"].splitlines()[-2:][0] for t in ended if t.state.name == "FAIL")
+    parts += [f"**Failed:** {said}\n" for said in failed]
+    replace(workdir / "tuning.md", "\n".join(parts))
+    if len(best) > 1:
+        draw(study, workdir / "figures")
+
+
+def draw(study: optuna.Study, folder: Path) -> None:
+    """Draws the trials' values, their epochs, what each key does, and how much it matters."""
+    folder.mkdir(exist_ok=True)
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    drawn = {
+        "history": plots.plot_optimization_history(study),
+        "epochs": plots.plot_intermediate_values(study),
+        "keys": plots.plot_slice(study),
+        "importance": plots.plot_param_importances(study, evaluator=evaluator),
+    }
+    for name, axes in drawn.items():
+        figure = (axes.ravel()[0] if hasattr(axes, "ravel") else axes).figure
+        figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

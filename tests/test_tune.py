@@ -1,0 +1,229 @@
+"""Searches of settings: what a trial is worth, what is stopped, and how a search goes on, with a run that is a formula."""
+
+import csv
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+tune = pytest.importorskip("tune", exc_type=ImportError)
+import optuna  # noqa: E402
+from experiments import resolve  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+SPACE = """
+'''A made-up search.'''
+def get_space(text=""):
+    return {
+        "config": "configs/beetle.py:smoke",
+        "overrides": {"train.steps": 2},
+        "space": {
+            "optimizer.learning_rate": ("float", 1e-4, 1e-1, "log"),
+            "head.loss": ("categorical", "mse", "l1"),
+            "train.batch_size": ("int", 4, 8),
+        },
+        "warmup": 2,
+    }
+"""
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def error(config, number):
+    """What the made-up run reaches: best at a rate of 0.01 and l1."""
+    del number
+    return 1 + abs(math.log10(config.optimizer.learning_rate) + 2) + 5 * (config.head.loss == "mse")
+
+
+class Launcher:
+    """Stands in for jaxmarks.main: writes the epochs of two folds, the fourth the best, and asks whether to stop."""
+
+    def __init__(self, before=lambda number: None, error=error):
+        self.runs, self.stopped, self.before, self.error = [], [], before, error
+
+    def __call__(self, arguments, log, environment, *, stop):
+        *rest, workdir = arguments
+        folder, config = Path(workdir.removeprefix("--workdir=")), resolve(rest)
+        assert tuple(config.baselines) == ()
+        self.runs.append((folder.name, config))
+        log.write_text("out of memory\n")
+        if status := self.before(len(self.runs)):
+            return status
+        with (folder / "metrics.jsonl").open("w") as file:
+            for fold in (0, 1):
+                for epoch in range(1, 6):
+                    far = self.error(config, len(self.runs)) + 0.5 * abs(epoch - 4) + fold
+                    # Closer in the last epoch, of which the network is not kept.
+                    far = 0.1 if epoch == 5 else far
+                    line = {"stage": "train", "fold": fold, "epoch": epoch, "valid/loss": abs(epoch - 4) + 0.1}
+                    file.write(json.dumps(line | {"valid/distance_px": far}) + "\n")
+                    file.flush()
+                    if stop():
+                        self.stopped.append((folder.name, fold, epoch))
+                        return -15
+        return 0
+
+
+def search(tmp_path, launcher, *arguments, text=SPACE):
+    (tmp_path / "space.py").write_text(text)
+    workdir = tmp_path / "out"
+    status = tune.main([f"--space={tmp_path / 'space.py'}", f"--workdir={workdir}", *arguments], launch=launcher)
+    with (workdir / "trials.csv").open() as file:
+        return status, workdir, list(csv.DictReader(file))
+
+
+def test_a_trial_is_worth_its_metric_at_the_lowest_validation_loss_over_the_folds(tmp_path):
+    status, workdir, lines = search(
+        tmp_path, Launcher(), "--trials=4", "--config.data.images=D", "--config.data.landmarks=F"
+    )
+    assert status == 0 and [line["state"] for line in lines] == ["complete"] * 4
+    for line in lines:
+        rate, mse = float(line["optimizer.learning_rate"]), line["head.loss"] == "mse"
+        assert 1e-4 <= rate <= 0.1 and 4 <= int(line["train.batch_size"]) <= 8
+        expected = 1 + abs(math.log10(rate) + 2) + 5 * mse + 0.5  # the mean of two folds that are 1 apart
+        assert float(line["valid/distance_px"]) == pytest.approx(expected)
+    said = (workdir / "tuning.md").read_text()
+    best = min(lines, key=lambda line: float(line["valid/distance_px"]))
+    command = re.search(r"    python -m jaxmarks\.main (.*)\n", said)[1].split()
+    config = resolve(command[:-1])
+    assert config.optimizer.learning_rate == float(best["optimizer.learning_rate"])
+    assert (config.head.loss, config.train.steps, config.data.images) == (best["head.loss"], 2, "D")
+    assert config.baselines and command[-1] == f"--workdir={workdir}/best"
+    assert {p.name for p in (workdir / "figures").iterdir()} == {
+        f"{n}.png" for n in ("history", "epochs", "keys", "importance")
+    }
+
+
+def test_a_trial_worse_than_the_median_is_stopped_in_its_first_fold(tmp_path):
+    launcher = Launcher(error=lambda config, number: {3: 9.0, 6: 9.0, 7: 0.0}.get(number, number / 10))
+    _, _, lines = search(tmp_path, launcher, "--trials=7")
+    # The sixth, after five to compare with and the epochs of the warm-up; what was stopped has no value.
+    assert launcher.stopped == [("5", 0, 2)]
+    assert [line["state"] for line in lines] == ["complete"] * 5 + ["pruned", "complete"]
+    assert lines[5]["valid/distance_px"] == "" and lines[5]["epochs"] == "2"
+
+
+def test_the_same_command_goes_on_and_another_is_refused(tmp_path):
+    first = search(tmp_path, Launcher(), "--trials=2")[2]
+    launcher = Launcher()
+    status, _, lines = search(tmp_path, launcher, "--trials=4")
+    assert [name for name, _ in launcher.runs] == ["2", "3"] and lines[:2] == first
+    assert (
+        not status and search(tmp_path, Launcher(lambda n: pytest.fail("a run was started")), "--trials=4")[2] == lines
+    )
+    for changed, arguments in ((SPACE.replace("1e-4", "1e-3"), ()), (SPACE, ("--config.train.steps=3",))):
+        with pytest.raises(SystemExit, match="another space or of other overrides: name another --workdir"):
+            search(tmp_path, launcher, "--trials=5", *arguments, text=changed)
+
+
+def test_an_interrupted_trial_is_taken_up_again_in_its_folder(tmp_path):
+    def interrupt(number):
+        if number == 2:
+            raise KeyboardInterrupt
+
+    launcher = Launcher(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, launcher, "--trials=3")
+    _, _, lines = search(tmp_path, launcher, "--trials=3")
+    assert len(lines) == 3 and [name for name, _ in launcher.runs] == ["0", "1", "1", "3"]
+    cut, again = (config for name, config in launcher.runs if name == "1")
+    assert cut.optimizer.learning_rate == again.optimizer.learning_rate and cut.head.loss == again.head.loss
+
+
+def test_the_trial_of_a_dead_worker_is_taken_up_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "HEARTBEAT", 1)
+    search(tmp_path, Launcher(), "--trials=1")
+    [study] = optuna.get_all_study_summaries(f"sqlite:///{tmp_path}/out/study.db")
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/out/study.db", heartbeat_interval=1)
+    trial = optuna.load_study(study_name=study.study_name, storage=storage).ask()
+    values = {"rate": tune.suggest(trial, "optimizer.learning_rate", "float", 1e-4, 1e-1, "log")}
+    tune.suggest(trial, "head.loss", "categorical", "mse", "l1")
+    tune.suggest(trial, "train.batch_size", "int", 4, 8)
+    trial.set_user_attr("folder", "1")
+    storage.record_heartbeat(trial._trial_id)
+    time.sleep(3)  # twice the interval has passed
+    launcher = Launcher()
+    search(tmp_path, launcher, "--trials=2")
+    assert launcher.runs[0][0] == "1"
+    assert launcher.runs[0][1].optimizer.learning_rate == pytest.approx(values["rate"])
+
+
+def test_failed_trials_are_listed_and_the_search_goes_on(tmp_path):
+    status, workdir, lines = search(tmp_path, Launcher(lambda number: 3 if number == 1 else None), "--trials=3")
+    assert status == 0 and [line["state"] for line in lines] == ["fail", "complete", "complete"]
+    said = (workdir / "tuning.md").read_text()
+    assert "2 trials complete, 0 stopped early, 1 failed" in said and "**Failed:** out of memory" in said
+    (tmp_path / "all").mkdir()
+    assert search(tmp_path / "all", Launcher(lambda number: 3), "--trials=2")[0] == 1
+
+
+def test_two_workers_share_a_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "draw", lambda study, folder: None)  # pyplot is for one thread; workers are processes
+    launchers = [Launcher(lambda number: time.sleep(0.2)) for _ in range(2)]
+    (tmp_path / "space.py").write_text(SPACE)
+    search(tmp_path, launchers[0], "--trials=1")
+    work = lambda launcher: search(tmp_path, launcher, "--trials=6")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, launchers))
+    names = [name for launcher in launchers for name, _ in launcher.runs]
+    assert sorted(names) == sorted(set(names)) and 6 <= len(names) <= 7
+    assert len(launchers[1].runs) >= 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("optimizer.learning_rate", "optimizer.learning_rat", r"the nearest are .*optimizer\.learning_rate"),
+        ('("int", 4, 8)', '("int", 4)', r"train\.batch_size: give int, the lowest and the highest value"),
+        ('("int", 4, 8)', '("whole", 4, 8)', "no kind 'whole'; there are float, int, categorical"),
+        ('("int", 4, 8)', '("categorical", 4, "many")', r"train\.batch_size=many"),
+        ('{"train.steps": 2}', '{"split.valid": 0.0}', r"set --config\.split\.valid"),
+        ('"warmup"', '"warmpu"', "no key of a space warmpu; the nearest are warmup"),
+        ("beetle.py", "bettle.py", "bettle.py"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_run(old, new, message, tmp_path):
+    assert old in SPACE
+    with pytest.raises(SystemExit, match=message):
+        search(tmp_path, Launcher(lambda number: pytest.fail("a run was started")), text=SPACE.replace(old, new))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit, match=r"--config\.head\.loss is given, and searched"):
+        search(tmp_path, Launcher(), "--config.head.loss=l1")
+
+
+def test_every_space_of_the_project_is_sound():
+    files = sorted((ROOT / "configs" / "tuning").glob("*.py"))
+    assert files
+    for path in files:
+        tune.check(tune.load_space(str(path)), {})
+        assert f"--space=configs/tuning/{path.name}" in path.read_text(), f"{path}: its docstring lacks the command"
+
+
+@pytest.mark.slow
+def test_three_small_trials_by_the_real_command(tmp_path):
+    command = [
+        sys.executable,
+        "launch/tune.py",
+        "--space=configs/tuning/fish.py:smoke",
+        f"--workdir={tmp_path / 'out'}",
+    ]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    for trials in (2, 3):
+        done = subprocess.run(
+            [*command, f"--trials={trials}"], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 trials complete" in done.stdout and "[trial 0]" not in done.stdout
+    values = [float(line["valid/distance_px"]) for line in csv.DictReader((tmp_path / "out" / "trials.csv").open())]
+    assert len(set(values)) == 3 and np.isfinite(values).all()

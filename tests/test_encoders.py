@@ -235,7 +235,7 @@ def test_a_dropped_branch_leaves_the_shortcut_and_the_others_make_up_for_it():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ({"name": "resnet51"}, "efficientnet_b7, efficientnet_lite0, resnet50, resnext101, vgg16, vgg19"),
+        ({"name": "resnet51"}, "efficientnet_b7, efficientnet_lite0, plain, resnet50, resnext101, vgg16, vgg19"),
         ({"name": "resnet50", "depths": (1, 2)}, "four stages"),
         ({"name": "resnext101", "width": 12}, "multiple of 8"),
     ],

@@ -1,8 +1,8 @@
 """What a network learns from 20 radiographs, starting from ImageNet, from another anatomy, from both, or from nothing.
 
-    python launch/ablate.py --grid=configs/ablations/radiographs_transfer.py:FOLDER --seeds=0,1,2
+    python launch/ablate.py --grid=configs/ablations/radiographs_transfer.py[:FOLDER] --seeds=0,1,2
 
-FOLDER holds `ceph/images` with the annotators' folders `ceph/annotator_a` and `ceph/annotator_b`, and `chest/images` with
+FOLDER (by default `radiographs`) holds `ceph/images` with the annotators' folders `ceph/annotator_a` and `ceph/annotator_b`, and `chest/images` with
 `chest/landmarks.csv`. Each network is a U-Net on EfficientNet-Lite0, tested on the same fifth of the images; the 20
 differ from seed to seed. The first two rows are the networks that the others start from, trained on all of the rest.
 """
@@ -12,8 +12,7 @@ STARTS = {"from scratch": {}, "from ImageNet": {"weights": "imagenet"}}
 
 def get_grid(text: str = "") -> dict:
     """The grid for the radiographs in the folder `text`."""
-    if not text:
-        raise ValueError("name the folder of radiographs: --grid=configs/ablations/radiographs_transfer.py:FOLDER")
+    text = text or "radiographs"
     images = {
         "cephalograms": {
             "data.images": f"{text}/ceph/images",

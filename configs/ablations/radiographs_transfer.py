@@ -2,9 +2,10 @@
 
     python launch/ablate.py --grid=configs/ablations/radiographs_transfer.py[:FOLDER] --seeds=0,1,2
 
-FOLDER (by default `radiographs`) holds `ceph/images` with the annotators' folders `ceph/annotator_a` and `ceph/annotator_b`, and `chest/images` with
-`chest/landmarks.csv`. Each network is a U-Net on EfficientNet-Lite0, tested on the same fifth of the images; the 20
-differ from seed to seed. The first two rows are the networks that the others start from, trained on all of the rest.
+FOLDER (by default `radiographs`) holds `ceph/images` with the annotators' folders `ceph/annotator_a` and
+`ceph/annotator_b`, and `chest/images` with `chest/landmarks.csv`. Each network is a U-Net on EfficientNet-Lite0, tested
+on the same fifth of the images; the 20 differ from seed to seed. The first two rows are the networks that the others
+start from, trained on all of the rest.
 """
 
 STARTS = {"from scratch": {}, "from ImageNet": {"weights": "imagenet"}}

@@ -130,7 +130,7 @@ def folded(one: tuple, other: tuple) -> int | None:
     if len(one) != 4 or len(other) != 4 or (*one[:2], one[3]) != (*other[:2], other[3]):
         return None
     few, many = sorted((one[2], other[2]))
-    return few if many == 3 * few and few in (1, 4, 16) else None
+    return few if many == 3 * few and few in (1, 4, 16, 64) else None
 
 
 def remove(folder: Path) -> None:

@@ -66,16 +66,23 @@ def save(config: ml_collections.ConfigDict, path: Path) -> None:
 
 
 def load(path: Path) -> ml_collections.ConfigDict:
-    """Reads a config that `save` wrote."""
+    """Reads a config that `save` wrote; a key of the split or the training that it is older than has its default."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run; train it first, or name the workdir of one with --workdir")
-    return ml_collections.ConfigDict(json.loads(path.read_text()))
+    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    for section in ("split", "train"):
+        for key, value in base()[section].items():
+            if key not in config[section]:
+                config[section][key] = value
+    return config
 
 
 def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> list[str]:
-    """The keys in which two configs differ, with both values."""
-    flat = [{".".join(path): value for path, value in _leaves(c)} for c in (one, other)]
+    """The keys in which two configs differ, with both values; a key that one is older than has its default."""
+    default, *flat = [{".".join(path): value for path, value in _leaves(c)} for c in (base(), one, other)]
+    newer = {key: value for key, value in default.items() if key in flat[0] or key in flat[1]}
+    flat = [newer | each for each in flat]
     as_json = lambda value: json.dumps(value, default=list)
     return [
         f"{key}: {flat[0].get(key)} / {flat[1].get(key)}"

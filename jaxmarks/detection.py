@@ -84,7 +84,7 @@ def predict(call, networks, samples: Samples, *, batch_size: int = 16) -> Found:
     if len(names) == len(samples):
         return Found(np.array(names), source, scores, classes)
     corners, sizes = np.rint(shift / scale)[:, ::-1], np.rint(samples.source_size / scale[:, ::-1])
-    cut = ~np.asarray(box_ops.uncut(boxes, corners, size=sizes, tile=samples.images.shape[1:3]))
+    cut = cut_off(boxes, corners, sizes, samples.images.shape[1:3])
     tiles = [np.flatnonzero(samples.name == name) for name in names]
     joined = [merged(source[t], scores[t], classes[t], cut[t]) for t in tiles]
     most = max(len(s) for _, s, _ in joined)
@@ -92,10 +92,30 @@ def predict(call, networks, samples: Samples, *, batch_size: int = 16) -> Found:
     return Found(np.array(names), *(np.stack([pad(j[i]) for j in joined]) for i in range(3)))
 
 
+def cut_off(boxes, corners, sizes, tile, *, edge=1.0):
+    """Which detections (T, N, 4) of T tiles touch a border that the tile does not share with its photograph.
+
+    Args:
+      boxes: in pixels of their tile.
+      corners: (T, 2) (top, left) of the tiles.
+      sizes: (T, 2) height and width of their photograph.
+      tile: (h, w).
+      edge: a box nearer to a border than this touches it, in pixels.
+
+    Returns:
+      (T, N) bool.
+    """
+    low, whole, extent = corners[:, None, ::-1], sizes[:, None, ::-1], np.array(tile[::-1])
+    before = (boxes[..., :2] < edge) & (low > 0)
+    after = (boxes[..., 2:] > extent - edge) & (low + extent < whole)
+    return (before | after).any(-1)
+
+
 def merged(boxes, scores, classes, cut):
     """One photograph's detections (T, N, ...) as (L, ...), without what two tiles both found.
 
-    A box that the border of its tile may have `cut` off (T, N) gives way to one that covers it and was seen whole.
+    A box that the border of its tile may have `cut` off (T, N) gives way to one that was seen whole, or scores more, and
+    covers 40 % of it (`OVERLAP`).
     """
     order = np.flatnonzero(scores > 0)
     order = order[np.lexsort((-scores.flat[order], cut.flat[order]))]  # the whole ones first, each kind by score

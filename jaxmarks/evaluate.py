@@ -137,7 +137,7 @@ def summarise(found: Predictions) -> dict:
         for f in np.unique(found.fold)
     ]
     sides = extents(found.true, found.visible)
-    similarities = metrics.oks(distances, np.sqrt(sides.prod(-1)))
+    similarities, confidence = metrics.oks(distances, np.sqrt(sides.prod(-1))), found.scores.mean(-1)
     rates = lambda values, limits: dict(zip(map(str, limits), values, strict=True))
     summary = {
         "mean_distance_px": overall["mean"],
@@ -154,7 +154,7 @@ def summarise(found: Predictions) -> dict:
         "sdr_mm": rates(metrics.success_rates(in_mm, MILLIMETRES), MILLIMETRES) if np.isfinite(in_mm).any() else None,
         "pck": rates(metrics.pck(distances, sides.max(-1), FRACTIONS), FRACTIONS),
         "oks": metrics.mean(similarities),
-        "map_oks": boxes.keypoint_average_precision(similarities, found.scores.mean(-1))["mAP"],
+        "map_oks": boxes.keypoint_average_precision(similarities, confidence)["mAP"] if np.ptp(confidence) else None,
         "shares": metrics.shares(distances),
         "images": len(found.name),
         "landmarks": found.points.shape[1],

@@ -141,7 +141,8 @@ def rates(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
         return next((factor for pattern, factor in factors if re.match(pattern, name)), 1.0)
 
     def init(params):
-        names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        frozen = lambda node: isinstance(node, optax.MaskedNode)
+        names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params, is_leaf=frozen)]
         for pattern, _ in factors:
             if not any(re.match(pattern, name) for name in names):
                 raise ValueError(f"optimizer.rates: {pattern!r} matches no parameter; there are {', '.join(names)}")

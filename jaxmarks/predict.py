@@ -24,7 +24,8 @@ def load(workdir: Path, *, fold: int | None = None) -> Callable:
 
     Args:
       workdir: a run's folder.
-      fold: the network of that fold alone; None takes the mean of all that were trained.
+      fold: the network of that fold alone; None takes all that were trained: their mean, or of detectors what they
+        agree on.
 
     Returns:
       images (B, H, W, C) uint8 of any size -> (points (B, K, 2) in the images' pixels, scores (B, K)); of a detector

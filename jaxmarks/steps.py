@@ -155,7 +155,7 @@ def statistics_step(variables, data, rows, *, task, prepare):
 
 
 def predict_step(variables, images, *, task):
-    """Images (B, H, W, C) uint8 in the network's frame -> (points (B, K, 2) in that frame, scores (B, K))."""
+    """Images (B, H, W, C) uint8 in the network's frame -> (points (B, K, 2) in that frame, scores (B, K)), or Detections."""
     return task.decode(task.apply(variables, task.plain({"images": images})["images"], train=False))
 
 

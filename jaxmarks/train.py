@@ -116,6 +116,10 @@ def split_rows(settings, samples, fold, versions):
     split = splits.by_group(
         group, folds=settings.split.folds, fold=fold, valid=settings.split.valid, seed=settings.split.seed
     )
+    if settings.split.few and settings.split.by == "random":
+        raise ValueError(
+            f"--config.split.few={settings.split.few}: a random split has no specimens; set split.by=group"
+        )
     if settings.split.few:
         drawn = np.random.default_rng((settings.seed, fold)).permutation(np.unique(group[split.train]))
         split = split._replace(train=split.train[np.isin(group[split.train], drawn[: settings.split.few])])
@@ -190,7 +194,8 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
 
     batch = min(options.batch_size, len(train_rows))
     devices = options.devices or jax.local_device_count()
-    batch = -(-batch // devices) * devices
+    even = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours that are mixed share a device
+    batch = -(-batch // even) * even
     steps_per_epoch = -(-len(train_rows) // batch)
     epochs = options.epochs or -(-options.steps // steps_per_epoch)
     if epochs * steps_per_epoch < options.accumulate:

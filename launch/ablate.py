@@ -41,7 +41,20 @@ import jinja2
 import ml_collections
 import numpy as np
 from absl import flags
-from experiments import default_workdir, given, known, load, merge, paths, replace, resolve, slug, start, tail
+from experiments import (
+    default_workdir,
+    end_with_children,
+    given,
+    known,
+    load,
+    merge,
+    paths,
+    replace,
+    resolve,
+    slug,
+    start,
+    tail,
+)
 
 from jaxmarks import config as configs
 from jaxmarks.report import tables
@@ -517,4 +530,5 @@ summary { cursor: pointer; color: var(--accent); }
 
 
 if __name__ == "__main__":
+    end_with_children()
     sys.exit(1 if main() else 0)

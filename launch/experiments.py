@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import uuid
@@ -114,6 +115,11 @@ def changed(section: dict, path: list[str], value) -> dict:
 def slug(label: str) -> str:
     """A label as the name of a folder."""
     return re.sub(r"[^\w.+=]+", "-", label).strip("-.")
+
+
+def end_with_children() -> None:
+    """Makes SIGTERM end this process as an error does, so that `start` ends the run that it waits for."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def start(arguments: list[str], log: Path, environment: dict[str, str], *, stop=lambda: False) -> int:

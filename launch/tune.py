@@ -39,7 +39,19 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from absl import flags
-from experiments import default_workdir, given, known, load, merge, paths, replace, resolve, start, tail
+from experiments import (
+    default_workdir,
+    end_with_children,
+    given,
+    known,
+    load,
+    merge,
+    paths,
+    replace,
+    resolve,
+    start,
+    tail,
+)
 
 from jaxmarks.report import tables
 
@@ -309,4 +321,5 @@ def draw(study: optuna.Study, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_with_children()
     sys.exit(main())

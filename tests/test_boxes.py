@@ -691,13 +691,6 @@ def test_tiles_by_hand():
             bx.tiles((300, 300), (64, 128), overlap)
 
 
-def test_uncut_by_hand():
-    # Two tiles side by side of an image 100 high and 180 wide, which they share 20 columns of.
-    boxes = np.tile(np.array([[0.0, 5, 10, 20], [95, 5, 100, 20], [40, 0, 50, 100], [1, 5, 99, 20]]), (2, 1, 1))
-    found = bx.uncut(boxes, [(0, 0), (0, 80)], size=(100, 180), tile=(100, 100))
-    np.testing.assert_array_equal(found, [[True, False, True, True], [False, True, True, True]])
-
-
 # Several networks
 
 

@@ -1,5 +1,6 @@
 """Variants, stages, and configs as JSON."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -46,6 +47,22 @@ def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is(
             np.testing.assert_array_equal(mine, whole)
         found.append(set(groups))
     assert found[0] != found[1]
+    config.split.by = "random"
+    with pytest.raises(ValueError, match=r"split\.few=4: a random split"):
+        train.split_rows(config, samples, 0, 1)
+
+
+def test_a_config_older_than_a_key_has_its_default(tmp_path):
+    config = get_config("")
+    configs.save(config, tmp_path / "new.json")
+    old = json.loads((tmp_path / "new.json").read_text())
+    del old["split"]["few"], old["train"]["ema"], old["optimizer"]["rates"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    found = configs.load(tmp_path / "old.json")
+    assert (found.split.few, found.train.ema) == (0, 0.0)
+    assert configs.differences(found, config) == []
+    config.optimizer.rates = (("body/", 0.1),)
+    assert configs.differences(found, config) == ["optimizer.rates: () / (('body/', 0.1),)"]
 
 
 def test_a_stage_is_the_config_with_a_few_keys_changed():

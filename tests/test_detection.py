@@ -119,6 +119,13 @@ def test_networks_are_decoded_each_by_itself():
     np.testing.assert_allclose(found.scores, [[0.6]])
 
 
+def test_cut_off_by_hand():
+    # Two tiles side by side of a photograph 100 high and 180 wide, which they share 20 columns of.
+    boxes = np.tile(np.array([[0.0, 5, 10, 20], [95, 5, 100, 20], [40, 0, 50, 100], [1, 5, 99, 20]]), (2, 1, 1))
+    found = detection.cut_off(boxes, np.array([(0, 0), (0, 80)]), np.array([(100, 180)] * 2), (100, 100))
+    np.testing.assert_array_equal(found, [[False, True, False, False], [True, False, False, False]])
+
+
 def test_pieces_at_a_tiles_border_give_way_to_the_whole_object():
     # Two tiles 100 wide that share 20 columns: a square of 15 lies over the first's border, which shows a third of it.
     boxes = np.array([[[95, 40, 100, 55], [10, 10, 25, 25]], [[95, 40, 110, 55], [0, 0, 0, 0]]], float)

@@ -113,7 +113,7 @@ def test_rates_in_mm_and_in_shares_of_the_landmarks_box():
     true = np.float64([[[0, 0], [100, 25], [9, 9]], [[0, 0], [40, 10], [0, 0]], [[5, 5], [5, 90], [0, 0]]])
     found = evaluate.Predictions(
         name=np.array(["a", "b", "c"]), fold=np.zeros(3, int), points=true + [[[3, 4]], [[0, 1]], [[0, 0]]],
-        scores=np.full((3, 3), 0.5), true=true, visible=np.array([[True, True, False]] * 3),
+        scores=np.full((3, 3), [[0.9], [0.5], [0.4]]), true=true, visible=np.array([[True, True, False]] * 3),
         mm_per_px=np.array([0.5, np.nan, 1.0]), source_size=np.full((3, 2), 99), delta=np.ones(3),
     )  # fmt: skip
     summary = evaluate.summarise(found)
@@ -125,6 +125,8 @@ def test_rates_in_mm_and_in_shares_of_the_landmarks_box():
     np.testing.assert_allclose(summary["oks"], similar.mean(), rtol=1e-5)
     # The second, 0.61, is right at 0.5, 0.55 and 0.6, half of what is found up to then: 1/2 at the recalls 0, ... 0.5.
     np.testing.assert_allclose(summary["map_oks"], 3 / 10 * 51 / 101 / 2, rtol=1e-5)
+    # Scores that are all alike rank nothing.
+    assert evaluate.summarise(found._replace(scores=np.ones((3, 3))))["map_oks"] is None
     unscaled = evaluate.summarise(found._replace(mm_per_px=np.full(3, np.nan), true=true[:, :1].repeat(3, 1)))
     assert (unscaled["sdr_mm"], unscaled["oks"], unscaled["map_oks"]) == (None, None, None)
 

@@ -137,6 +137,9 @@ def test_rates_scale_the_updates_of_the_parameters_that_match_first():
         np.testing.assert_allclose(found["head"]["b"], expected["head"]["b"], rtol=1e-5)
     with pytest.raises(ValueError, match=r"'encoder' matches no parameter; there are body/encoder, body/neck, head/b"):
         optim.rates([("encoder", 0.1)]).init(params)
+    frozen = optim.freeze(scaled, params, lambda name: name.startswith("body/encoder"))  # a pattern may match them
+    found, _ = frozen.update(jax.tree.map(jnp.ones_like, params), frozen.init(params), params)
+    assert not found["body"]["encoder"].any() and found["body"]["neck"].all()
 
 
 def test_the_average_follows_its_formula_and_other_optimisers_have_none():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmarks.ops import metrics
-from jaxmarks.ops.frames import tiles as tiles  # where the tiles lie whose detections `merge` joins
+from jaxmarks.ops.frames import tiles as tiles  # where those of a large image lie
 
 # Widths and heights below it count as it in quotients and logarithms, so that padding stays finite.
 SMALLEST = 1e-6
@@ -607,29 +607,3 @@ def _ranked(hits, scores, valid):
     scores = jnp.where(valid, scores, -jnp.inf).ravel()
     order = jnp.argsort(-scores)
     return jnp.cumsum((hits & valid).ravel()[order].astype(jnp.int32)), scores[order]
-
-
-# Tiles of a large image
-
-
-def uncut(boxes, corners, *, size, tile, edge=1.0):
-    """Which detections (T, N, 4) of T tiles do not touch a border that the tile does not share with its image.
-
-    A border may have cut the others off; a neighbour sees them whole, if the tiles overlap by an object's size and two
-    edges more.
-
-    Args:
-      boxes: (T, N, 4) in pixels of their tile.
-      corners: (T, 2) (top, left) of the tiles.
-      size: (H, W) of the image, or (T, 2) of each tile's.
-      tile: (h, w).
-      edge: a box nearer to a border than this touches it, in pixels.
-
-    Returns:
-      (T, N) bool.
-    """
-    low, whole = jnp.asarray(corners)[:, None, ::-1], jnp.asarray(size)[..., None, ::-1]
-    extent = jnp.array(tile[::-1])
-    before = (boxes[..., :2] >= edge) | (low <= 0)
-    after = (boxes[..., 2:] <= extent - edge) | (low + extent >= whole)
-    return (before & after).all(-1)

@@ -283,6 +283,49 @@ def test_conversion_names_what_is_wrong(given):
         encoders.read_weights(tiny("resnet50", norm="group"), "mine.pth")
 
 
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("features.0.weight", lambda a: a * np.nan, r"of impossible values: features\.0\.weight \(nan\)"),
+        ("features.0.weight", lambda a: a.astype(float) * 1e300, r"features\.0\.weight \(\S+e\+(299|300)\)"),
+        ("features.0.weight", lambda a: a + 1j, r"features\.0\.weight \(numbers of type complex64\)"),
+        ("features.0.weight", lambda a: a > 0, r"features\.0\.weight \(numbers of type bool\)"),
+        ("features.1.running_var", lambda a: a - 7, r"features\.1\.running_var \(-[56]\.\d+\)"),
+        ("features.0.bias", lambda _: np.zeros(1), r"features\.0\.bias \(\(1,\) there, \(4,\) here\)"),
+        ("features.0.bias", lambda _: np.zeros(()), r"features\.0\.bias \(\(\) there, \(4,\) here\)"),
+        ("features.0.bias", lambda _: np.zeros(3), r"features\.0\.bias \(\(3,\) there, \(4,\) here\)"),
+        ("features.0.bias", lambda _: np.full(4, np.inf), r"features\.0\.bias \(inf\)"),
+    ],
+)
+def test_conversion_names_impossible_numbers(given, key, value, said):
+    spec = tiny("vgg16", norm="batch")
+    given |= state_of(spec)
+    given[key] = value(given.get(key))
+    with pytest.raises(ValueError, match=rf"mine\.pth: not the weights of this network; .*{said}$"):
+        encoders.read_weights(spec, "mine.pth")
+
+
+def test_conversion_takes_other_floats_and_biases_before_a_norm(given):
+    spec = tiny("vgg16", norm="batch")
+    given |= state_of(spec)
+    mean = given["features.1.running_mean"]
+    given["features.0.bias"] = np.full(mean.shape, 0.25, np.float16)
+    given["features.1.running_var"] = np.zeros(mean.shape, jnp.bfloat16)
+    found = encoders.read_weights(spec, "mine.pth")["batch_stats"]["conv1_1"]["norm"]["batch"]
+    np.testing.assert_allclose(found["mean"], mean - 0.25, rtol=1e-6)
+    np.testing.assert_array_equal(found["var"], 0)
+
+
+def test_a_prefix_of_every_name_is_found_and_lists_are_short(given):
+    spec = tiny("resnet50")
+    given |= {f"module.{key}": value for key, value in state_of(spec).items()}
+    with pytest.raises(
+        ValueError, match=r'missing: layer1\.0\.bn1.* and \d+ more; .*save .* without the "module\." before'
+    ) as error:
+        encoders.read_weights(spec, "mine.pth")
+    assert len(str(error.value)) < 500
+
+
 def test_the_first_kernel_takes_other_numbers_of_channels(given):
     spec = tiny("efficientnet_lite0")
     given |= state_of(spec)

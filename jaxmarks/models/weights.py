@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # What a pickle of PyTorch's calls its storages.
@@ -80,9 +81,30 @@ def convert(
       about: what the arrays are, for errors.
 
     Raises:
-      ValueError: arrays that are missing, not known, or of another shape, each named.
+      ValueError: arrays that are missing, not known, of another shape or of impossible values, the first five of each
+        kind named.
     """
-    first, used, missing, other = next(iter(names)), set(), [], []
+    first, used, missing, other, odd = next(iter(names)), set(), [], [], []
+
+    def numbers(key, shape):
+        """An array in our order of axes, or zeros where something is wrong with it, which is noted."""
+        used.add(key)
+        array = np.asarray(arrays[key])
+        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+        if array.shape != shape:
+            other.append(f"{key} ({array.shape} there, {shape} here)")
+        elif not jnp.issubdtype(array.dtype, jnp.floating):
+            odd.append(f"{key} (numbers of type {array.dtype})")
+        else:
+            with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, and is named
+                found = array.astype(np.float32)
+            wrong = ~np.isfinite(found)
+            if key.endswith(LEAVES["var"]):
+                wrong |= found < 0
+            if not wrong.any():
+                return found
+            odd.append(f"{key} ({array[wrong][0]})")
+        return np.zeros(shape, np.float32)
 
     def take(path, leaf):
         _, *layer, kind, name = [part.key for part in path]  # collection/layer/conv/kernel, .../norm/batch/scale
@@ -94,26 +116,31 @@ def convert(
         if key not in arrays:
             missing.append(key)
             return np.zeros(leaf.shape, np.float32)
-        used.add(key)
-        array = np.asarray(arrays[key], np.float32)
+        if layer == first and name == "kernel" and np.shape(arrays[key])[1:2] == (3,):
+            height, width, channels, features = leaf.shape
+            array = numbers(key, (height, width, 3, features))
+            return array if channels == 3 else np.repeat(array.sum(2, keepdims=True) / channels, channels, 2)
+        array = numbers(key, leaf.shape)
         if name == "mean" and f"{conv}.bias" in arrays:  # a bias before the norm, as VGG's, moves the mean alone
-            used.add(f"{conv}.bias")
-            array = array - np.asarray(arrays[f"{conv}.bias"], np.float32)
-        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-        if layer == first and name == "kernel" and array.ndim == 4 and array.shape[2] == 3 != leaf.shape[2]:
-            array = np.repeat(array.sum(2, keepdims=True) / leaf.shape[2], leaf.shape[2], 2)
-        if array.shape != leaf.shape:
-            other.append(f"{key} ({array.shape} there, {leaf.shape} here)")
+            array = array - numbers(f"{conv}.bias", leaf.shape)
         return array
 
     variables = jax.tree_util.tree_map_with_path(take, like)
     spare = [k for k in arrays if k not in used and not k.endswith(".num_batches_tracked")]
     unused = [k for k in spare if not k.startswith(tuple(beside))]
-    if missing or unused or other:
-        wrong = {"missing": missing, "not known": unused, "of another shape": other}
-        said = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in wrong.items() if keys)
+    if missing or unused or other or odd:
+        wrong = {"missing": missing, "not known": unused, "of another shape": other, "of impossible values": odd}
+        said = "; ".join(f"{what}: {_listed(keys)}" for what, keys in wrong.items() if keys)
+        before = next((k.removesuffix(key) for key in missing[:1] for k in arrays if k.endswith(f".{key}")), "")
+        if before and all(k.startswith(before) for k in arrays):  # as "module." of DataParallel
+            said += f'; save the file again without the "{before}" before each name'
         raise ValueError(f"{about}: not the weights of this network; {said}")
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def _listed(names):
+    rest = len(names) - 5
+    return ", ".join(names[:5]) + (f" and {rest} more" if rest > 0 else "")
 
 
 # --- Files ---

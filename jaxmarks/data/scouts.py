@@ -71,10 +71,11 @@ def lps_to_ras(vectors):
 def triples(path) -> Iterator[tuple[str, list[Path]]]:
     """The scout triples below a path: (name, files).
 
-    A path is a NIfTI volume, or a folder. In a folder each NIfTI volume is a triple by itself (its own slices), the
-    NIfTI scouts are one together, and so are the DICOM files. Every folder in it with such files, also in folders of
-    their own, as a series has, gives more. A file that is DICOM by its ending, or by those of the DICOM files beside it,
-    is one of them also where it is damaged: `read` complains of it, and no other slice takes its place.
+    A path is a NIfTI volume, or a folder. In a folder each NIfTI volume is a triple by itself (its own slices), named by
+    its path in there; the NIfTI scouts are one together, and so are the DICOM files. Every folder in it with such files,
+    also in folders of their own, as a series has, gives more. A file that is DICOM by its ending, or by those of the
+    DICOM files beside it, is one of them also where it is damaged: `read` complains of it, and no other slice takes its
+    place.
 
     Raises:
       FormatError: there is nothing of the kind.

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmarks import report
 from jaxmarks.data import scouts
-from jaxmarks.data.brains import FACES, LANDMARKS, PLANE_OF, Volumes
+from jaxmarks.data.brains import FACES, LANDMARKS, PLANE_OF, TURN_LIMIT, Volumes
 from jaxmarks.data.samples import FormatError
 from jaxmarks.data.scouts import PLANES
 from jaxmarks.ops import calibrate
@@ -21,8 +21,6 @@ FIDUCIAL = 0.25
 CENTRE_LIMIT, ANGLE_LIMIT = 5.0, 5.0
 # A scout whose landmarks score less shows something else; one that scores more by so much when turned is turned.
 UNLIKE, OTHER_WAY = 0.4, 0.1
-# No patient lies in the scanner with the head turned by more degrees: the orientation of the files is wrong.
-TURN_LIMIT = 60.0
 
 
 @jax.jit
@@ -147,29 +145,41 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path) ->
 def of_folder(call, networks, settings, template: dict, images: Path, out: Path) -> dict:
     """Calibrates every scout triple of a folder: `out/NAME/` has `calibration.json`, `box.nii.gz` and `scouts.png`.
 
-    One that cannot be read, or whose volume is refused, is listed in `summary.json` under "failures" and does not stop
-    the others.
+    One that cannot be read or written, whose name another has, or whose volume is refused, is listed in `summary.json`
+    under "failures" and does not stop the others.
     """
-    out, failures, done = Path(out), [], 0
+    out, failures, names, done = Path(out), [], set(), 0
     out.mkdir(parents=True, exist_ok=True)
     for name, files in scouts.triples(images):
-        folder = out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in ("box.nii.gz", "scouts.png"):  # of an earlier calibration, which may have been better
-            (folder / old).unlink(missing_ok=True)
-        try:
-            three, notes = scouts.read(files)
-            chosen = {"scouts": {plane: one.file for plane, one in three.items()}, "notes": notes}
-            about = chosen | of_triple(call, networks, settings, template, three, folder)
-        except FormatError as error:
-            about = {"refused": True, "why": [f"cannot be read: {error}"]}
-        (folder / "calibration.json").write_text(json.dumps({"name": name} | about, indent=1) + "\n")
-        done += not about["refused"]
-        if about["refused"]:
-            failures.append({"image": name, "what": f"refused: {'; '.join(about['why'])}", "where": str(files[0])})
+        if name in names:
+            why = [f"other scouts are named {name}, too: rename these"]
+        else:
+            names.add(name)
+            try:
+                why = of_files(call, networks, settings, template, name, files, out / name)
+            except OSError as error:
+                why = [f"cannot be written: {error}"]
+        done += not why
+        if why:
+            failures.append({"image": name, "what": f"refused: {'; '.join(why)}", "where": str(files[0])})
     summary = {"images": done + len(failures), "volumes": done, "failures": failures}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def of_files(call, networks, settings, template: dict, name: str, files: list[Path], out: Path) -> list[str]:
+    """Calibrates the scout triple in some files, writes its folder, and returns why its volume is refused, if it is."""
+    out.mkdir(parents=True, exist_ok=True)
+    for old in ("box.nii.gz", "scouts.png"):  # of an earlier calibration, which may have been better
+        (out / old).unlink(missing_ok=True)
+    try:
+        three, notes = scouts.read(files)
+        chosen = {"scouts": {plane: one.file for plane, one in three.items()}, "notes": notes}
+        about = chosen | of_triple(call, networks, settings, template, three, out)
+    except FormatError as error:
+        about = {"refused": True, "why": [f"cannot be read: {error}"]}
+    (out / "calibration.json").write_text(json.dumps({"name": name} | about, indent=1) + "\n")
+    return about["why"]
 
 
 def of_triple(call, networks, settings, template: dict, three: dict[str, scouts.Scout], out: Path) -> dict:

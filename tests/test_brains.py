@@ -123,6 +123,28 @@ def test_fiducials_are_read_in_either_system(tmp_path):
         brains.read_fiducials(tmp_path / "a.fcsv")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("# CoordinateSystem = 0\n", ""), "line 2: no coordinate system above it"),
+        (lambda text: text.split("\n", 2)[2] + "\n# CoordinateSystem = 0", "line 1: no coordinate system above it"),
+        (lambda text: text + "\nf,0,0,0,0,0,0,1,1,1,0,7,name,node", "line 35: a second AFID 7"),
+        (lambda text: text.replace("f_7,7,", "f_7,inf,"), r"line 9: AFID 7 is at \[inf"),
+        (lambda text: text.replace("f_7,7,", "f_7,nan,"), r"line 9: AFID 7 is at \[nan"),
+        (lambda text: text + "\n" + "f" * 200_000, "cannot be read .*field larger"),
+    ],
+    ids=["no system", "system below", "twice", "infinite", "no number", "long"],
+)
+def test_wrong_fiducials_are_named(tmp_path, change, message):
+    path = tmp_path / "a.fcsv"
+    write_fiducials(path, {k: (k, 2.0 * k, -k) for k in range(1, 33)})
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")  # as Excel saves it
+    assert np.isfinite(brains.read_fiducials(path)).all()
+    path.write_text(change(path.read_text(encoding="utf-8-sig")))
+    with pytest.raises(FormatError, match=message):
+        brains.read_fiducials(path)
+
+
 def test_a_real_head_has_a_brain_in_its_box(real_data):
     head = brains.read(real_data / "mri" / "mni152_T1w.nii.gz", real_data / "mri" / "mni152_afids.fcsv")
     assert 1.6e6 < head.brain.sum() < 1.9e6  # mm^3, of this template
@@ -144,9 +166,40 @@ def test_a_volume_without_a_brain_is_refused(tmp_path, phantom):
         1
     )
     nibabel.save(nibabel.Nifti1Image(ball, affine), tmp_path / "a.nii")
-    write_fiducials(tmp_path / "a.fcsv", {k: (0, k, 0) for k in range(1, 33)})
+    points = {k: tuple(p) for k, p in enumerate(phantom.fiducials, 1) if np.isfinite(p).all()}
+    write_fiducials(tmp_path / "a.fcsv", points)
     with pytest.raises(FormatError, match=r"no brain of 0.8 to 1.9 litres"):
         brains.read(tmp_path / "a.nii", tmp_path / "a.fcsv")
     write_fiducials(tmp_path / "a.fcsv", {k: (500, k, 0) for k in range(1, 33)})
     with pytest.raises(FormatError, match=r"AC: .* is outside"):
+        brains.read(tmp_path / "a.nii", tmp_path / "a.fcsv")
+    for changes, message in (
+        ({1: points[2], 2: points[1]}, "turned by 180 degrees against RAS"),
+        ({15: points[16], 16: points[15]}, "turned by 180 degrees against RAS"),
+        ({12: (-3, 0, 0), 13: (3, 0, 0)}, "AFIDs 12, 13: the right one lies to the left"),
+        ({2: points[1]}, "AC, PC: they are 0.0 mm apart"),
+        ({2: (0, -9000, 0)}, "PC: .* is outside"),
+        ({31: (0, 1e300, 0)}, "AFID 31: .* is outside"),
+    ):
+        write_fiducials(tmp_path / "a.fcsv", points | changes)
+        with pytest.raises(FormatError, match=message):
+            brains.read(tmp_path / "a.nii", tmp_path / "a.fcsv")
+
+
+@pytest.mark.parametrize(
+    ("voxels", "side", "message"),
+    [
+        (np.zeros((30, 30, 30)), 4, "no voxel is above 0"),
+        (np.full((30, 30, 30), -1.0), 4, "no voxel is above -1"),
+        (np.full((30, 30, 30), np.inf), 4, "27000 voxels are no number"),
+        (np.ones((30, 30, 1)), 4, r"\(30, 30, 1\) voxels of"),
+        (np.ones((30, 30, 30)), 100, r"voxels of \[100.0, 100.0, 100.0\] mm"),
+    ],
+)
+def test_a_volume_that_can_hold_no_brain_is_named(tmp_path, voxels, side, message):
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Image(voxels.astype(np.float32), np.diag([side, side, side, 1.0])), tmp_path / "a.nii")
+    write_fiducials(tmp_path / "a.fcsv", {k: (0, k, 0) for k in range(1, 33)})
+    with pytest.raises(FormatError, match=f"a.nii: .*{message}"):
         brains.read(tmp_path / "a.nii", tmp_path / "a.fcsv")

@@ -132,6 +132,23 @@ def test_what_contradicts_itself_is_refused_and_what_cannot_be_read_is_named(dra
     assert half["refused"] and "no axial scout" in half["why"][0]
 
 
+def test_what_cannot_be_written_or_has_anothers_name_is_a_failure_and_stops_no_other(drawn, tmp_path):
+    one, _ = drawn
+    for name in ("a", "b", "c", "d"):
+        write(tmp_path / "all" / name, one.scouts)
+    volume = nibabel.Nifti1Image(np.ones((50, 50, 50), np.float32), np.eye(4))
+    nibabel.save(volume, tmp_path / "all" / "d.nii")  # read before the folder of that name
+    out = tmp_path / "out"
+    (out / "b" / "box.nii.gz").mkdir(parents=True)
+    (out / "c" / "calibration.json").mkdir(parents=True)
+    (out / "a").write_text("a file")
+    summary = run(drawn, tmp_path / "all", out)
+    said = {failure["where"].removeprefix(f"{tmp_path}/all/"): failure["what"] for failure in summary["failures"]}
+    assert summary["images"] == 5 and list(said) == ["d.nii", "a/0.nii", "b/0.nii", "c/0.nii", "d/0.nii"]
+    assert "shows nothing" in said["d.nii"] and "other scouts are named d" in said["d/0.nii"]
+    assert all("cannot be written" in said[f"{name}/0.nii"] for name in "abc")
+
+
 def test_a_head_upside_down_is_an_orientation_that_is_wrong(drawn):
     """The landmarks fit, but nobody lies so: the files' axes do not mean what they say."""
     one, template = drawn

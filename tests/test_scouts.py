@@ -96,7 +96,11 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize(("write", "ending"), [(write_nifti, ".nii.gz"), (write_dicom, ".dcm")], ids=["nifti", "dicom"])
+@pytest.mark.parametrize(
+    ("write", "ending"),
+    [(write_nifti, ".nii.gz"), (write_nifti, ".NII"), (write_nifti, ".img"), (write_dicom, ".dcm")],
+    ids=["nifti", "upper case", "pair", "dicom"],
+)
 @pytest.mark.parametrize("planes", [USUAL, ODD], ids=["as shown", "flipped and transposed"])
 def test_however_a_scout_is_stored_its_landmark_lies_where_it_is(tmp_path, planes, write, ending):
     found, notes = triple(tmp_path, planes, write, ending)
@@ -187,10 +191,19 @@ def test_a_dark_slice_shows_nothing(tmp_path):
         ({"codes": (0, 0)}, "sform_code and qform_code are both 0"),
         ({"slant": 0.3}, "not at right angles"),
         ({"zero": 1}, "voxels of .* mm in the header"),
-        ({"disagree": 1}, "sform and qform give different orientations"),
+        ({"disagree": [-1, 1, 1]}, "sform and qform give different orientations"),
+        ({"disagree": [1, 1, 1], "shift": (60, 0, 40)}, r"different orientations or places, by 72.1 mm"),
+        ({"disagree": [2, 2, 1]}, "sform and qform give different"),
+        ({"units": "meter"}, "xyzt_units: its places are not in millimetres"),
+        ({"dtype": np.complex64}, "voxels of type complex64"),
+        ({"quaternion": 5}, "its orientation cannot be read"),
+        ({"scale": 100}, r"pixels of \[200.0, 200.0\] mm"),
     ],
-    ids=["absent", "sheared", "without size", "contradictory"],
-)
+    ids=[
+        "absent", "sheared", "without size", "contradictory", "two places", "two sizes", "metres", "complex",
+        "no quaternion", "too large",
+    ],
+)  # fmt: skip
 def test_a_wrong_nifti_orientation_is_refused(tmp_path, change, message):
     write_nifti(tmp_path / "a.nii", USUAL["axial"], codes=change.get("codes", (1, 0)))
     if "codes" not in change:
@@ -201,23 +214,104 @@ def test_a_wrong_nifti_orientation_is_refused(tmp_path, change, message):
         if "zero" in change:
             affine[:3, 1] = 0
         if "disagree" in change:
-            made.header.set_qform(affine @ np.diag([-1, 1, 1, 1]), code=1)
+            other = affine @ np.diag([*change["disagree"], 1])
+            other[:3, 3] += change.get("shift", 0)
+            made.header.set_qform(other, code=1)
+        affine[:3, :2] *= change.get("scale", 1)
         made.header.set_sform(affine, code=1)
-        nibabel.save(nibabel.Nifti1Image(np.asarray(made.dataobj).copy(), None, made.header), tmp_path / "a.nii")
+        made.header.set_xyzt_units(change.get("units", "mm"))
+        made.header.set_data_dtype(change.get("dtype", np.float32))
+        if "quaternion" in change:
+            made.header["qform_code"], made.header["quatern_b"] = 1, change["quaternion"]
+        voxels = np.asarray(made.dataobj).astype(change.get("dtype", np.float32))
+        with (tmp_path / "a.nii").open("wb") as file:
+            made.header["vox_offset"] = 352
+            made.header.write_to(file)
+            file.write(bytes(4) + voxels.tobytes("F"))
     with pytest.raises(FormatError, match=message):
         scouts.read([tmp_path / "a.nii"])
+
+
+def test_a_qform_that_does_not_count_is_not_read(tmp_path):
+    write_nifti(tmp_path / "a.nii", USUAL["axial"], codes=(1, 0))
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    data[256:268] = np.full(3, 5, np.float32).tobytes()  # the quaternion
+    (tmp_path / "a.nii").write_bytes(data)
+    voxels, affine = scouts.nifti(tmp_path / "a.nii")
+    assert voxels.shape == (110, 100, 1)
+    np.testing.assert_allclose(affine[:3, 3], USUAL["axial"] @ [0.5, 0.5, 1], atol=1e-4)
 
 
 def test_dicom_without_orientation_is_refused_and_names_the_tag(tmp_path):
     write_dicom(tmp_path / "a.dcm", USUAL["axial"], ImageOrientationPatient=None)
     with pytest.raises(FormatError, match=r"a.dcm: no ImageOrientationPatient"):
         scouts.read([tmp_path / "a.dcm"])
-    write_dicom(tmp_path / "a.dcm", USUAL["axial"], ImageOrientationPatient=["1", "0", "0", "0.5", "0.8", "0"])
+    write_dicom(tmp_path / "a.dcm", USUAL["axial"], ImageOrientationPatient=["1", "0", "0", "0.6", "0.8", "0"])
     with pytest.raises(FormatError, match="not at a right angle"):
         scouts.read([tmp_path / "a.dcm"])
     (tmp_path / "a.dcm").write_bytes((tmp_path / "a.dcm").read_bytes()[:400])
     with pytest.raises(FormatError, match="cannot be read"):
         scouts.read([tmp_path / "a.dcm"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ImageOrientationPatient": ["2", "0", "0", "0", "2", "0"]}, "ImageOrientationPatient: .* not of length 1"),
+        ({"PixelSpacing": ["-2", "-2"]}, r"PixelSpacing: \[-2.0, -2.0\] mm"),
+        ({"PixelSpacing": ["1000000", "1000000"]}, r"pixels of \[1000000.0, 1000000.0\] mm"),
+        ({"PixelSpacing": "2"}, r"PixelSpacing: \[2.0\], not 2 numbers"),
+        ({"PixelSpacing": ["2", "2", "2"]}, r"PixelSpacing: \[2.0, 2.0, 2.0\], not 2 numbers"),
+        ({"ImagePositionPatient": ["1", "2"]}, r"ImagePositionPatient: .* not 3 numbers"),
+        ({"RescaleSlope": ["1", "2"]}, r"RescaleSlope: \[1.0, 2.0\], not 1 numbers"),
+        ({"RescaleIntercept": ""}, r"RescaleIntercept: .*not 1 numbers"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE COLOR; give grey images"),
+    ],
+)
+def test_wrong_dicom_tags_are_named(tmp_path, changes, message):
+    write_dicom(tmp_path / "a.dcm", USUAL["axial"], **changes)
+    with pytest.raises(FormatError, match=rf"a.dcm: .*{message}"):
+        scouts.read([tmp_path / "a.dcm"])
+
+
+def test_dicom_numbers_that_are_words_are_named(tmp_path):
+    write_dicom(tmp_path / "a.dcm", USUAL["axial"])
+    data = (tmp_path / "a.dcm").read_bytes()
+    assert data.count(b"2\\2 ") == 1
+    (tmp_path / "a.dcm").write_bytes(data.replace(b"2\\2 ", b"a\\2 "))
+    with pytest.raises(FormatError, match=r"a.dcm: PixelSpacing: not 2 numbers"):
+        scouts.read([tmp_path / "a.dcm"])
+
+
+@pytest.mark.parametrize("other", ["1.3", ""])
+@pytest.mark.parametrize("tag", scouts.ORIGIN)
+def test_scouts_of_two_patients_are_not_mixed(tmp_path, tag, other):
+    for name, plane in USUAL.items():
+        write_dicom(tmp_path / f"{name}.dcm", plane, **{tag: "1.2" if name == "axial" else other})
+    with pytest.raises(FormatError, match=rf"coronal.dcm: {tag}: '{other}', but '1.2' in .*axial.dcm"):
+        scouts.read(sorted(tmp_path.iterdir()))
+
+
+def test_of_two_slices_at_one_place_none_is_taken(tmp_path):
+    with pytest.raises(FormatError, match="a second axial scout at the place of"):
+        triple(tmp_path, USUAL | {"again": USUAL["axial"]})
+
+
+def test_a_nifti_file_without_voxels_or_of_another_kind_is_refused(tmp_path):
+    affine = np.diag([2.0, 2, 2, 1])
+    nibabel.save(nibabel.Nifti1Image(np.zeros((9, 0, 1), np.float32), affine), tmp_path / "a.nii")
+    with pytest.raises(FormatError, match=r"a.nii: \(9, 0, 1\) voxels"):
+        scouts.read([tmp_path / "a.nii"])
+    nibabel.save(nibabel.Spm99AnalyzeImage(np.ones((9, 9, 1), np.float32), affine), tmp_path / "b.img")
+    with pytest.raises(FormatError, match=r"b.img: a Spm\d+AnalyzeImage"):
+        scouts.read([tmp_path / "b.img"])
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e36])
+def test_a_slice_of_any_scale_is_shown(scale):
+    plain = image_of(USUAL["axial"]).astype(np.float64)
+    clean = scouts.cleaned((plain * scale).astype(np.float32), (2.0, 2.0))
+    np.testing.assert_allclose(clean, scouts.cleaned(plain, (2.0, 2.0)), atol=0.05)
 
 
 def test_scouts_of_two_examinations_do_not_meet(tmp_path):
@@ -239,6 +333,24 @@ def test_of_a_stack_the_middle_slice_is_taken(tmp_path):
     assert name == tmp_path.name and len(files) == 9
     for plane, one in scouts.read(files)[0].items():
         assert one.file.endswith(f"{plane}0")
+
+
+@pytest.mark.parametrize("damage", ["cut", "without its mark", "link to nowhere"])
+@pytest.mark.parametrize("ending", [".dcm", ".IMA", ""])
+def test_a_damaged_slice_is_named_and_not_passed_over(tmp_path, ending, damage):
+    for name, plane in USUAL.items():
+        write_dicom(tmp_path / f"{name}{ending}", plane)
+    bad = tmp_path / f"axial{ending}"
+    data = bad.read_bytes()
+    bad.unlink()
+    if damage == "link to nowhere":
+        bad.symlink_to(tmp_path / "gone" / "axial")
+    else:
+        bad.write_bytes(data[:100] if damage == "cut" else data[132:])
+    (tmp_path / "notes.txt").write_text("of no concern")
+    ((_, files),) = scouts.triples(tmp_path)
+    with pytest.raises(FormatError, match=rf"axial{ending}: cannot be read"):
+        scouts.read(files)
 
 
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1)], ids=["RAS", "left-handed", "LPS"])
@@ -268,6 +380,18 @@ def test_folders_of_triples_each_have_their_name(tmp_path):
         list(scouts.triples(tmp_path / "none"))
     with pytest.raises(FormatError, match="no such file or folder"):
         list(scouts.triples(tmp_path / "gone"))
+
+
+def test_names_tell_volumes_of_several_series_apart(tmp_path, monkeypatch):
+    volume = nibabel.Nifti1Image(np.ones((50, 50, 50), np.float32), np.eye(4))
+    for place in ("p/s1/T1.nii", "p/s2/T1.NII", "p/T1.nii.gz", "T1.nii"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(volume, tmp_path / place)
+    assert sorted(name for name, _ in scouts.triples(tmp_path)) == ["T1", "p_T1", "p_s1_T1", "p_s2_T1"]
+    monkeypatch.chdir(tmp_path / "p")
+    write_nifti(tmp_path / "scout.nii", USUAL["axial"])
+    names = [name for name, _ in scouts.triples("..")]
+    assert tmp_path.name in names and ".." not in names
 
 
 def test_shading_border_lines_and_units_are_taken_away():

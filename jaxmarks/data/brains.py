@@ -18,6 +18,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 
 from jaxmarks.data import scouts
+from jaxmarks.data.formats import text
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.data.scouts import PLANES, Scout
 
@@ -46,6 +47,12 @@ LANDMARKS = tuple(
 PLANE_OF = np.array([PLANES.index(plane) for plane, _ in LANDMARKS])
 # Levels at which the brain's cross-section is a smaller share of its largest do not count: the spinal cord has no end.
 CROSS_SECTION = 0.02
+# The distance of AC and PC in adults, mm, with a margin.
+AC_PC = 15.0, 40.0
+# No patient lies in the scanner with the head turned by more degrees: the orientation of the files is wrong.
+TURN_LIMIT = 60.0
+# Larger voxels show no commissures, and what is shorter shows no head, mm.
+VOXEL, EXTENT = 5.0, 100.0
 
 
 class Person(NamedTuple):
@@ -97,41 +104,80 @@ def read(volume, landmarks) -> Person:
     """
     voxels, affine = scouts.nifti(volume)
     fiducials = read_fiducials(landmarks)
-    voxels = np.clip(np.nan_to_num(voxels), 0, None)
-    at = np.linalg.inv(affine) @ [*fiducials[AC - 1], 1]
-    if not all(0 <= i < n for i, n in zip(at[:3], voxels.shape, strict=True)):
-        raise FormatError(landmarks, "AC", f"{fiducials[AC - 1].tolist()} mm is outside {volume}", "give its own file")
-    brain = brain_of(voxels, affine, at[:3], volume)
+    whole = "give a T1-weighted volume of a whole head"
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if (sides > VOXEL).any() or (sides * voxels.shape < EXTENT).any():
+        raise FormatError(volume, "", f"{voxels.shape} voxels of {sides.round(2).tolist()} mm", whole)
+    if not np.isfinite(voxels).all():
+        raise FormatError(volume, "", f"{(~np.isfinite(voxels)).sum()} voxels are no number", "set them to 0")
+    if voxels.max() <= 0:
+        raise FormatError(volume, "", f"no voxel is above {voxels.max():g}", whole)
+    fit_in(fiducials, voxels.shape, affine, volume, landmarks)
+    voxels = np.clip(voxels, 0, None)
+    seed = np.linalg.inv(affine) @ [*fiducials[AC - 1], 1]
+    brain = brain_of(voxels, affine, seed[:3], volume)
     return build(voxels / np.quantile(voxels[brain], 0.99), brain, affine, fiducials)
+
+
+def fit_in(fiducials, shape, affine, volume, file) -> None:
+    """Makes sure that AFIDs (32, 3) lie in their volume as those of a head do."""
+    at = (fiducials - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    for number, place in enumerate(at, 1):
+        if ((place < -0.5) | (place > np.array(shape) - 0.5)).any():
+            raise FormatError(
+                file, NAMES.get(number, f"AFID {number}"),
+                f"{fiducials[number - 1].tolist()} mm is outside {volume}", "give its own file",
+            )  # fmt: skip
+    apart = np.linalg.norm(fiducials[AC - 1] - fiducials[PC - 1])
+    if not AC_PC[0] <= apart <= AC_PC[1]:
+        raise FormatError(file, "AC, PC", f"they are {apart:.1f} mm apart", "mark the commissures")
+    axes = axes_of(fiducials)
+    turn = np.degrees(Rotation.from_matrix(axes).magnitude())
+    if turn > TURN_LIMIT:
+        raise FormatError(
+            file, "", f"by its AFIDs the head is turned by {turn:.0f} degrees against RAS",
+            "check the coordinate system, which of AC and PC is which, and right and left",
+        )  # fmt: skip
+    for right, left in PAIRS:
+        if (fiducials[right - 1] - fiducials[left - 1]) @ axes[:, 0] < 0:
+            raise FormatError(file, f"AFIDs {right}, {left}", "the right one lies to the left", "exchange them")
 
 
 def read_fiducials(path) -> np.ndarray:
     """AFIDs of an .fcsv file: (32, 3) RAS mm, NaN for those that it does not have.
 
     Raises:
-      FormatError: AC, PC or another that is looked for is missing, or a row is damaged.
+      FormatError: AC, PC or another that is looked for is missing, a row is damaged or doubled, or the coordinate system
+        is not said above the rows.
     """
-    path, found, system = Path(path), np.full((32, 3), np.nan), "RAS"
+    path, found, system = Path(path), np.full((32, 3), np.nan), ""
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(csv.reader(text.read(path, ".fcsv").splitlines()))
+    except (OSError, csv.Error) as error:
         raise FormatError(path, "", f"cannot be read ({error})", "give an .fcsv file of AFIDs") from error
-    for number, row in enumerate(csv.reader(lines), 1):
+    for number, row in enumerate(rows, 1):
+        here = f"line {number}"
         if row and row[0].startswith("#"):
             if "CoordinateSystem" in row[0]:
                 word = row[0].partition("=")[2].strip()
                 system = {"0": "RAS", "1": "LPS"}.get(word, word)
+                if system not in ("RAS", "LPS"):
+                    raise FormatError(path, here, f"coordinate system {system}", "write it in RAS or LPS")
             continue
         if not row:
             continue
         try:
             place, point = range(32).index(int(row[11]) - 1), np.array(row[1:4], float)
-            found[place] = point if system == "RAS" else scouts.lps_to_ras(point)
         except (ValueError, IndexError) as error:
             remedy = "each row is id,x,y,z and so on, its twelfth column the AFID's number from 1 to 32"
-            raise FormatError(path, f"line {number}", f"{','.join(row)[:60]!r}", remedy) from error
-    if system not in ("RAS", "LPS"):
-        raise FormatError(path, "", f"coordinate system {system}", "write it in RAS or LPS")
+            raise FormatError(path, here, f"{','.join(row)[:60]!r}", remedy) from error
+        if not system:
+            raise FormatError(path, here, "no coordinate system above it", "write '# CoordinateSystem = RAS', or LPS")
+        if not np.isfinite(point).all():
+            raise FormatError(path, here, f"AFID {place + 1} is at {point.tolist()}", "mark it, or take the row away")
+        if np.isfinite(found[place]).all():
+            raise FormatError(path, here, f"a second AFID {place + 1}", "take one of the rows away")
+        found[place] = point if system == "RAS" else scouts.lps_to_ras(point)
     wanted = {*NAMES, *MIDLINE}
     missing = [k for k in sorted(wanted) if not np.isfinite(found[k - 1]).all()]
     if missing:

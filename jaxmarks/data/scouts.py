@@ -5,6 +5,7 @@ here, at the border. A plane is a (3, 3) matrix whose columns are the steps in m
 along y, and where the image's corner, the pixel (0, 0), lies: a continuous pixel (x, y) is at plane @ (x, y, 1).
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,16 +31,28 @@ HOLES = 0.2
 STACK = 40
 # A head from its crown down to below the cerebellum, and how far down its middle lies, mm.
 HEAD = 220.0
-ENDINGS = (".nii", ".nii.gz")
+# Sides of a pixel, mm; others are of no scout, but written in another unit.
+SIDES = 0.05, 20.0
+# Slices of a plane less than this apart, mm, are one slice twice.
+APART = 0.5
+# What sform and qform may differ by at the corners of a volume, mm.
+AGREE = 2.0
+ENDINGS = (".nii.gz", ".nii", ".img")
+# What all slices of an examination have alike.
+ORIGIN = ("PatientID", "FrameOfReferenceUID")
 
 
 class Scout(NamedTuple):
-    """One slice: `image` (H, W) float32, its `plane` (3, 3) in RAS mm, the plane's `name`, and the file it is from."""
+    """One slice: `image` (H, W) float32, its `plane` (3, 3) in RAS mm, the plane's `name`, and the file it is from.
+
+    `origin` has the tags `ORIGIN` of a DICOM file with their values.
+    """
 
     image: np.ndarray
     plane: np.ndarray
     name: str
     file: str
+    origin: tuple[tuple[str, str], ...] = ()
 
 
 class Framed(NamedTuple):
@@ -58,9 +71,11 @@ def lps_to_ras(vectors):
 def triples(path) -> Iterator[tuple[str, list[Path]]]:
     """The scout triples below a path: (name, files).
 
-    A path is a NIfTI volume, or a folder. In a folder each NIfTI volume is a triple by itself (its own slices), the
-    NIfTI scouts are one together, and so are the DICOM files. Every folder in it with such files, also in folders of
-    their own, as a series has, gives more.
+    A path is a NIfTI volume, or a folder. In a folder each NIfTI volume is a triple by itself (its own slices), named by
+    its path in there; the NIfTI scouts are one together, and so are the DICOM files. Every folder in it with such files,
+    also in folders of their own, as a series has, gives more. A file that is DICOM by its ending, or by those of the
+    DICOM files beside it, is one of them also where it is damaged: `read` complains of it, and no other slice takes its
+    place.
 
     Raises:
       FormatError: there is nothing of the kind.
@@ -71,16 +86,18 @@ def triples(path) -> Iterator[tuple[str, list[Path]]]:
     if path.is_file():
         yield stem(path), [path]
         return
-    found = False
+    path, found = path.resolve(), False  # ".." has no name
     for folder in [path, *sorted(p for p in path.iterdir() if p.is_dir())]:
         inside = folder.iterdir() if folder == path else folder.rglob("*")
-        files = sorted(p for p in inside if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR")
-        nifti = [p for p in files if p.name.endswith(ENDINGS)]
+        there = (p for p in inside if p.is_file() or not p.exists())  # or a link to nowhere
+        files = sorted(p for p in there if not p.name.startswith(".") and p.name != "DICOMDIR")
+        nifti = [p for p in files if is_nifti(p)]
         thick = [p for p in nifti if is_volume(p)]
-        own = [folder] if folder == path else [path, folder]
         for file in thick:
-            yield "_".join([*(p.name for p in own[1:]), stem(file)]), [file]
-        thin, dicom = [p for p in nifti if p not in thick], [p for p in files if is_dicom(p)]
+            yield "_".join([*file.parent.relative_to(path).parts, stem(file)]), [file]
+        thin, others = [p for p in nifti if p not in thick], [p for p in files if not is_nifti(p)]
+        endings = {".dcm", ".ima", *(ending(p) for p in others if is_dicom(p))}
+        dicom = [p for p in others if ending(p) in endings]
         for some, kind in ((thin, "nifti"), (dicom, "dicom")):
             if some:
                 yield folder.name + (f"_{kind}" if thin and dicom else ""), some
@@ -95,17 +112,18 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
     Which plane a slice is follows from its own affine alone. Of several slices of a plane the middle one is taken.
 
     Raises:
-      FormatError: a plane is missing, a slice is too oblique, an orientation is absent or wrong, too many voxels are no
-        number, or the three planes do not meet.
+      FormatError: a plane is missing or doubled, a slice is too oblique, an orientation is absent or wrong, too many
+        voxels are no number, the slices are not of one examination, or the three planes do not meet.
     """
     files = [Path(file) for file in files]
     notes: list[str] = []
-    if len(files) == 1 and files[0].name.endswith(ENDINGS) and is_volume(files[0]):
+    if len(files) == 1 and is_nifti(files[0]) and is_volume(files[0]):
         slices = list(volume_slices(*nifti(files[0]), files[0], notes))
     else:
         slices = []
         for file in files:
-            slices.append(stack(*nifti(file), file, notes) if file.name.endswith(ENDINGS) else dicom(file, notes))
+            slices.append(stack(*nifti(file), file, notes) if is_nifti(file) else dicom(file, notes))
+    belong(slices)
     groups = {name: [s for s in slices if s.name == name] for name in PLANES}
     missing = [name for name in PLANES if not groups[name]]
     if missing:
@@ -128,10 +146,28 @@ def pixels(plane, points):
     return (np.asarray(points) - plane[:, 2]) @ np.linalg.pinv(plane[:, :2]).T
 
 
+def belong(slices: list[Scout]) -> None:
+    """Makes sure that the slices are of one patient, and their places in one frame of reference."""
+    first: dict[str, tuple[str, str]] = {}
+    for one in slices:
+        for tag, value in one.origin:
+            other, file = first.setdefault(tag, (value, one.file))
+            if value != other:
+                raise FormatError(
+                    one.file, tag, f"{value!r}, but {other!r} in {file}", "give scouts of one examination"
+                )
+
+
 def middle(slices: list[Scout]) -> Scout:
-    """The middle one of parallel slices, by where they lie."""
+    """The middle one of parallel slices, by where they lie; FormatError where two lie at the same place."""
     across = lambda s: float(normal(slices[0].plane) @ centre(s))
-    return sorted(slices, key=across)[len(slices) // 2]
+    slices = sorted(slices, key=across)
+    for one, other in itertools.pairwise(slices):
+        if across(other) - across(one) < APART:
+            raise FormatError(
+                other.file, "", f"a second {one.name} scout at the place of {one.file}", "give one of the two"
+            )
+    return slices[len(slices) // 2]
 
 
 def normal(plane):
@@ -168,7 +204,7 @@ def scout(image, plane, file, notes: list[str]) -> Scout:
     """
     bad = lambda what, remedy: FormatError(file, "", what, remedy)
     sides, rewrite = np.linalg.norm(plane[:, :2], axis=0), "write the file anew with the scanner's orientation"
-    if not np.isfinite(plane).all() or (sides < 1e-3).any():
+    if not np.isfinite(plane).all() or (sides < SIDES[0]).any() or (sides > SIDES[1]).any():
         raise bad(f"pixels of {sides.round(4).tolist()} mm", rewrite)
     slant = plane[:, 0] @ plane[:, 1] / sides.prod()
     if abs(slant) > 0.02:
@@ -188,12 +224,17 @@ def scout(image, plane, file, notes: list[str]) -> Scout:
         notes.append(f"{Path(file).name}: {holes.sum()} voxels of the {name} slice are no number: filled")
         nearest = ndimage.distance_transform_edt(holes, return_distances=False, return_indices=True)
         image = image[tuple(nearest)]
-    if np.ptp(image) == 0:
+    if image.min() == image.max():
         raise bad(f"the {name} slice shows nothing, all its values are {image.flat[0]:g}", "give a slice with a head")
     return Scout(image, np.asarray(plane, np.float64), name, str(file))
 
 
 # NIfTI
+
+
+def is_nifti(file) -> bool:
+    """Whether a file is NIfTI, by its ending; of the pair .hdr and .img it is the second."""
+    return Path(file).name.lower().endswith(ENDINGS)
 
 
 def load_nifti(file):
@@ -203,9 +244,12 @@ def load_nifti(file):
     except ImportError as error:
         raise ImportError(f"{file}: reading NIfTI needs nibabel: pip install 'jaxmarks[nifti]'") from error
     try:
-        return nibabel.load(file)
+        image = nibabel.load(file)
     except Exception as error:  # nibabel has several of its own
         raise FormatError(file, "", f"cannot be read ({error})", "give a NIfTI file") from error
+    if not isinstance(image, nibabel.Nifti1Pair):  # Analyze, which does not tell right from left, or CIFTI's surfaces
+        raise FormatError(file, "", f"a {type(image).__name__}", "give a NIfTI file")
+    return image
 
 
 def is_volume(file) -> bool:
@@ -223,17 +267,23 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray]:
     The sform is taken where the header has one, else the qform.
 
     Raises:
-      FormatError: neither is there, they contradict each other, or the voxels' axes are not at right angles.
+      FormatError: neither is there, they contradict each other, the voxels' axes are not at right angles, or the voxels
+        are not grey values.
     """
     image = load_nifti(file)
     header = image.header
-    forms = [(image.get_sform(), int(header["sform_code"])), (image.get_qform(), int(header["qform_code"]))]
-    known = [form for form, code in forms if code > 0]
+    forms = [(image.get_sform, header["sform_code"]), (image.get_qform, header["qform_code"])]
+    try:
+        known = [form() for form, code in forms if code > 0]
+    except Exception as error:  # a quaternion that is none
+        raise FormatError(file, "", f"its orientation cannot be read ({error})", "mend the header's qform") from error
     if not known:
         raise FormatError(
             file, "", "sform_code and qform_code are both 0: the file does not say how it lies in the patient",
             "convert it from the scanner's DICOM anew, for the orientation must not be guessed",
         )  # fmt: skip
+    if header["xyzt_units"] & 7 not in (0, 2):  # its three lowest bits: unknown, or millimetres
+        raise FormatError(file, "xyzt_units", "its places are not in millimetres", "convert the header to mm")
     affine = known[0]
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (sides < 1e-3).any():
@@ -241,15 +291,21 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray]:
     axes = affine[:3, :3] / sides
     if np.abs(axes.T @ axes - np.eye(3)).max() > 0.02:
         raise FormatError(file, "", "the axes of the header's affine are not at right angles", "resample the volume")
-    if len(known) == 2:
-        other = known[1][:3, :3] / np.linalg.norm(known[1][:3, :3], axis=0)
-        if np.degrees(np.arccos(np.clip((axes * other).sum(0), -1, 1))).max() > 5:
-            raise FormatError(
-                file, "", "sform and qform give different orientations", "set the code of the wrong one to 0"
-            )
+    shape = (*image.shape, 1, 1)[:3]
+    corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
+    apart = np.linalg.norm(corners @ (known[-1] - affine)[:3, :3].T + (known[-1] - affine)[:3, 3], axis=-1).max()
+    if not apart <= AGREE:
+        raise FormatError(
+            file, "", f"sform and qform give different orientations or places, by {apart:.1f} mm at a corner",
+            "set the code of the wrong one to 0",
+        )  # fmt: skip
+    if image.get_data_dtype().kind not in "iuf" or 0 in image.shape:
+        raise FormatError(
+            file, "", f"{image.shape} voxels of type {image.get_data_dtype()}", "give a whole file of grey values"
+        )
     try:
         voxels = np.asarray(image.dataobj, np.float32)
-    except Exception as error:  # cut off, or colours
+    except Exception as error:  # cut off
         raise FormatError(
             file, "", f"its voxels cannot be read ({error})", "give a whole file of grey values"
         ) from error
@@ -297,8 +353,35 @@ def volume_slices(voxels, affine, file, notes) -> Iterator[Scout]:
 
 def is_dicom(file) -> bool:
     """Whether a file is DICOM, by its mark."""
-    with Path(file).open("rb") as opened:
-        return opened.read(132)[128:] == b"DICM"
+    try:
+        with Path(file).open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def ending(file) -> str:
+    """A file's ending in lower case; a number, as identifiers have them for their last part, is none."""
+    found = Path(file).suffix.lower()
+    return "" if found[1:].isdigit() else found
+
+
+def numbers(read, tag: str, count: int, file, default=None) -> np.ndarray:
+    """The numbers (count,) that a DICOM image has under a tag, or the default where it does not have the tag.
+
+    Raises:
+      FormatError: it does not have it and there is no default, or has something else there.
+    """
+    remedy = "export it from the scanner anew, for it must not be guessed"
+    if tag not in read and default is None:
+        raise FormatError(file, "", f"no {tag}: the file does not say how it lies in the patient", remedy)
+    try:
+        found = np.array(read.get(tag, default), float).ravel()
+    except (TypeError, ValueError) as error:
+        raise FormatError(file, tag, f"not {count} numbers ({error})", remedy) from error
+    if len(found) != count or not np.isfinite(found).all():
+        raise FormatError(file, tag, f"{found.tolist()}, not {count} numbers", remedy)
+    return found
 
 
 def dicom(file, notes: list[str]) -> Scout:
@@ -315,25 +398,27 @@ def dicom(file, notes: list[str]) -> Scout:
         read = pydicom.dcmread(file)
         pixels = np.asarray(read.pixel_array, np.float32)
     except Exception as error:  # pydicom raises what the codecs raise
-        raise FormatError(file, "", f"cannot be read ({error})", "give an uncompressed DICOM image") from error
-    absent = [
-        name for name in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing") if not read.get(name)
-    ]
-    if absent:
-        raise FormatError(
-            file, "", f"no {', no '.join(absent)}: the file does not say how it lies in the patient",
-            "export it from the scanner anew, for the orientation must not be guessed",
-        )  # fmt: skip
-    if pixels.ndim != 2:
-        raise FormatError(file, "", f"{pixels.shape} pixels", "give grey images of one frame each")
-    pixels = pixels * float(read.get("RescaleSlope", 1)) + float(read.get("RescaleIntercept", 0))
-    if read.get("PhotometricInterpretation") == "MONOCHROME1":
+        remedy = "give an uncompressed DICOM image, or take the file away"
+        raise FormatError(file, "", f"cannot be read ({error})", remedy) from error
+    grey = read.get("PhotometricInterpretation")
+    if pixels.ndim != 2 or grey not in ("MONOCHROME1", "MONOCHROME2"):
+        raise FormatError(file, "", f"{pixels.shape} pixels, {grey}", "give grey images of one frame each")
+    pixels = pixels * numbers(read, "RescaleSlope", 1, file, 1) + numbers(read, "RescaleIntercept", 1, file, 0)
+    if grey == "MONOCHROME1":
         pixels = pixels.max() - pixels
-    along, down = lps_to_ras(np.array(read.ImageOrientationPatient, float).reshape(2, 3))
-    between_rows, between_columns = (float(v) for v in read.PixelSpacing)
+    cosines = numbers(read, "ImageOrientationPatient", 6, file).reshape(2, 3)
+    spacing, position = numbers(read, "PixelSpacing", 2, file), numbers(read, "ImagePositionPatient", 3, file)
+    anew = "export it from the scanner anew"
+    if np.abs(np.linalg.norm(cosines, axis=1) - 1).max() > 0.01:
+        raise FormatError(file, "ImageOrientationPatient", f"{cosines.tolist()} are not of length 1", anew)
+    if (spacing <= 0).any():
+        raise FormatError(file, "PixelSpacing", f"{spacing.tolist()} mm", anew)
+    along, down = lps_to_ras(cosines)
+    between_rows, between_columns = spacing
     x, y = along * between_columns, down * between_rows
-    corner = lps_to_ras(np.array(read.ImagePositionPatient, float)) - (x + y) / 2
-    return scout(pixels, np.stack([x, y, corner], axis=-1), file, notes)
+    corner = lps_to_ras(position) - (x + y) / 2
+    origin = tuple((tag, str(read.get(tag) or "")) for tag in ORIGIN)
+    return scout(pixels, np.stack([x, y, corner], axis=-1), file, notes)._replace(origin=origin)
 
 
 # The network's frame
@@ -341,7 +426,9 @@ def dicom(file, notes: list[str]) -> Scout:
 
 def stem(file) -> str:
     """A file's name without its ending, .nii.gz as a whole."""
-    return Path(file).name.removesuffix(".gz").removesuffix(".nii")
+    name = Path(file).name
+    ends = next((end for end in ENDINGS if name.lower().endswith(end)), "")
+    return name[: len(name) - len(ends)]
 
 
 def head_of(image) -> np.ndarray:
@@ -361,13 +448,14 @@ def cleaned(image, sides) -> np.ndarray:
       image: (H, W) of numbers.
       sides: (height, width) of a pixel in mm.
     """
-    image = np.array(image, np.float32)
+    image = np.array(image, np.float64)  # whose range holds also what has the largest numbers of float32
     image -= np.quantile(image, 0.01)
     for axis, length in enumerate(image.shape):
         edge = max(1, round(0.02 * length))
         view = np.moveaxis(image, axis, 0)
         view[:edge] = view[-edge:] = 0
-    image = np.clip(image, 0, np.quantile(image, 0.998))
+    top = np.quantile(image, 0.998)
+    image = (np.clip(image, 0, top) / (top or 1)).astype(np.float32)
     head = head_of(image).astype(np.float32)
     blur = lambda values: ndimage.gaussian_filter(values, np.divide(30.0, sides), truncate=2.5)
     average = (image * head).sum() / max(head.sum(), 1)

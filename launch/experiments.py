@@ -4,8 +4,8 @@ import argparse
 import ast
 import contextlib
 import difflib
-import importlib.util
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -24,11 +24,9 @@ def load(text: str, function: str) -> tuple[dict, str]:
     path, _, variants = text.partition(":")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location("experiments_file", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    title = (module.__doc__ or Path(path).stem).strip().splitlines()[0].rstrip(".")
-    return getattr(module, function)(variants), title
+    module = runpy.run_path(path)  # an import would take a file that was changed within a second for the old one
+    title = (module["__doc__"] or Path(path).stem).strip().splitlines()[0].rstrip(".")
+    return module[function](variants), title
 
 
 def default_workdir(text: str) -> Path:

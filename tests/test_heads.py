@@ -57,11 +57,17 @@ def objects(labels):
 
 
 def pairs():
-    """Every body with every landmark head; and the detectors' heads, of whom a body knows nothing more, with two."""
+    """Every body with every landmark head; and the detectors' heads, of whom a body knows nothing more, with two.
+
+    Most of the time goes into compiling. So not slow are the pairs in which each body and each head is at least once.
+    """
     for body in bodies():
         for head, kind in HEADS.items():
             if kind == "landmarks" or (body["name"], body.get("output")) in (("unet", "map"), ("sp_cnn", None)):
-                yield pytest.param(body, head, id=f"{body['name']}-{body.get('output')}-{head}")
+                usual = "direct" if body.get("output") == "vector" or body["name"] == "beetle" else "heatmap"
+                quick = head == usual or body["name"] == "unet" or kind == "objects"
+                name = f"{body['name']}-{body.get('output')}-{head}"
+                yield pytest.param(body, head, id=name, marks=() if quick else pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("body", "head"), list(pairs()))

@@ -281,7 +281,12 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
             parts[name].append(detection.beside(found, truth, dataset.classes, fold))
     joined = {name: detection.join(part) for name, part in parts.items()}
     network = joined.pop("network")
-    return network, joined, np.concatenate(thresholds), float(np.mean(spent))
+    return (
+        network,
+        joined,
+        np.concatenate(thresholds),
+        float(np.average(spent, weights=[len(each) for each in thresholds])),
+    )
 
 
 def objects_baseline(name: str, rest: Samples, tested: Samples):

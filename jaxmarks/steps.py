@@ -68,7 +68,7 @@ def gather(data, rows, versions):
 
 
 def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
-    """One update on the batch of `rows` (B,): -> (state, (total, count)) whose ratio is the batch's loss.
+    """One update on the batch of `rows` (B,): -> (state, (total, count)) whose ratio is the batch's loss, or its terms by name.
 
     Under pmap `axis` is the name of the devices' axis; total, count and the gradient are then of the whole batch. Where
     `mixup` is above 0 it is the alpha of `mix`.

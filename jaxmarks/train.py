@@ -102,7 +102,7 @@ def pick_fold(folder: Path, fold: int) -> Path:
 
 
 def sizes(settings) -> list[tuple[int, int]]:
-    """The sizes (H, W) at which training shows the frame, in turn, where `train.sizes` names their heights."""
+    """The sizes (H, W) at which training shows the frame, one for each batch, where `train.sizes` names their heights."""
     height, width = settings.data.size
     return [(side, round(side * width / height)) for side in settings.train.sizes]
 

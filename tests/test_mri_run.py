@@ -1,7 +1,7 @@
 """The whole road of volume calibration on the drawn head: train, score, score on it again, calibrate scouts."""
 
-import importlib.util
 import json
+import runpy
 from pathlib import Path
 
 import nibabel
@@ -14,10 +14,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "mri.py"
 
 
 def tiny():
-    spec = importlib.util.spec_from_file_location("mri", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("smoke")
+    config = runpy.run_path(str(CONFIG))["get_config"]("smoke")
     config.update_from_flattened_dict(
         {"data.size": (32, 32), "data.spacing": 8.0, "data.count": 6, "model.width": 4, "model.depth": 2}
         | {"train.steps": 2, "split.run": (0,), "baselines": ()}

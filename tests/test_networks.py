@@ -1,7 +1,7 @@
 """The thesis's networks: sizes and counts, every parameter learning, and each against the same network in PyTorch."""
 
-import importlib.util
 import itertools
+import runpy
 from pathlib import Path
 
 import flax.linen as nn
@@ -440,10 +440,7 @@ def test_tanh_is_not_for_distributions():
 
 def get_config(text):
     path = Path(__file__).parent.parent / "configs" / "radiographs.py"
-    spec = importlib.util.spec_from_file_location("radiographs", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(text)
+    return runpy.run_path(str(path))["get_config"](text)
 
 
 @pytest.mark.parametrize("variant", ["own", "smoke", "thesis,encoder=plain"])

@@ -1,7 +1,7 @@
 """From one anatomy to another: stages with data of their own, another run's network, and the tools of training together."""
 
-import importlib.util
 import json
+import runpy
 from pathlib import Path
 
 import jax
@@ -31,10 +31,7 @@ def photographs(folder, part, count=8):
 
 
 def get_config(**changes):
-    spec = importlib.util.spec_from_file_location("fish", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("smoke")
+    config = runpy.run_path(str(CONFIG))["get_config"]("smoke")
     config.model, config.head = {"name": "sp_cnn", "width": 4, "kernel": 3}, {"name": "softargmax", "divergence": 0.5}
     config.augment = {"name": "none"}
     config.baselines = ()
@@ -125,10 +122,7 @@ def initial(config):
 
 
 def test_detectors_refuse_mixup(tmp_path):
-    spec = importlib.util.spec_from_file_location("spines", CONFIG.with_name("spines.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("smoke")
+    config = runpy.run_path(str(CONFIG.with_name("spines.py")))["get_config"]("smoke")
     config.train.mixup = 0.5
     with pytest.raises(ValueError, match=r"--config\.train\.mixup=0\.5: detectors"):
         train.train(config, tmp_path)

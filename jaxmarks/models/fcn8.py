@@ -49,7 +49,7 @@ class FCN8(nn.Module):
         def block(x, features, name, size=3):
             return nn.relu(layers.ConvNorm(features, size, norm=self.norm, name=name)(x, train=train))
 
-        height, width = x.shape[1:3]
+        size = x.shape[1:3]
         # A multiple of 32, so that each pooling halves exactly and each upsampling brings a feature back to its place.
         x = layers.pad_to(x, 32)
         pooled = []
@@ -64,7 +64,7 @@ class FCN8(nn.Module):
         x = layers.Conv(self.score, (1, 1), name="score_fc7")(x)
         x = Upsample(2, name="up_fc7")(x) + layers.Conv(self.score, (1, 1), name="score_pool4")(pooled[3])
         x = Upsample(2, name="up_pool4")(x) + layers.Conv(self.score, (1, 1), name="score_pool3")(pooled[2])
-        return Upsample(8, name="up_pool3")(x)[:, :height, :width]
+        return layers.crop(Upsample(8, name="up_pool3")(x), size, 1)
 
 
 def build(*, width=64, score=0, norm="batch"):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxmarks.models import layers, unet
+from jaxmarks.models import layers
 
 # The options of a network for tests.
 TINY = {"width": 4, "rates": (1, 2), "stride": 4}
@@ -23,7 +23,7 @@ class FlatNet(nn.Module):
             conv = layers.ConvNorm(features, size, norm=self.norm, dilation=rate, name=name)
             return nn.relu(conv(x, train=train))
 
-        x = unet.fold(x, self.stride)
+        x = layers.fold(x, self.stride)
         views = []
         for rate in self.rates:
             view = block(x, self.width, f"L1_{rate}", 9, rate)

@@ -119,6 +119,20 @@ def crop(x, size, stride):
     return x[:, : -(-size[0] // stride), : -(-size[1] // stride)]
 
 
+def fold(x, stride):
+    """Images (B, H, W, C) -> (B, ceil(H / s), ceil(W / s), C s^2): each square of s x s pixels becomes one pixel.
+
+    No pixel is lost, and the convolutions run on s^2 times fewer. The last ones are repeated where s does not divide.
+    """
+    if stride == 1:
+        return x
+    b, _, _, c = x.shape
+    x = pad_to(x, stride)
+    rows, columns = x.shape[1] // stride, x.shape[2] // stride
+    x = x.reshape(b, rows, stride, columns, stride, c).swapaxes(2, 3)
+    return x.reshape(b, rows, columns, stride * stride * c)
+
+
 def resize(x, size):
     """Bilinear resizing of x (B, h, w, C) to (B, *size, C), half-pixel exact, without antialiasing."""
     return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=False)

@@ -19,7 +19,7 @@ class ResNet50(nn.Module):
     def __call__(self, x, *, train=False):
         if self.output == "vector":
             return self.encoder(x, train=train)[-1].reshape(x.shape[0], -1)
-        height, width = x.shape[1:3]
+        size = x.shape[1:3]
         # A multiple of 32, so that each upsampling by 2 brings a feature back to its place.
         x = layers.pad_to(x, 32)
         x = self.encoder(x, train=train)[-1]
@@ -27,7 +27,7 @@ class ResNet50(nn.Module):
             x = layers.resize(x, (2 * x.shape[1], 2 * x.shape[2]))
             features, norm = features * self.encoder.width, self.encoder.norm
             x = nn.relu(layers.ConvNorm(features, norm=norm, name=f"up{i}")(x, train=train))
-        return x[:, :height, :width]
+        return layers.crop(x, size, 1)
 
 
 def build(*, width=64, depths=(3, 4, 6, 3), output="map", norm="batch"):

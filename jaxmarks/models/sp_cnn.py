@@ -8,7 +8,6 @@ output sees 21x21 of the input, a spine's 15x15 box and what it stands on.
 import flax.linen as nn
 
 from jaxmarks.models import layers
-from jaxmarks.models.unet import fold
 
 # The options of a network for tests.
 TINY = {"width": 4}
@@ -24,7 +23,7 @@ class SPCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        x = fold(x, self.stride)
+        x = layers.fold(x, self.stride)
         for i in range(1, 6):
             x = nn.relu(layers.ConvNorm(self.width, self.kernel, norm=self.norm, name=f"conv{i}")(x, train=train))
         return x

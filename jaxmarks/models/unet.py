@@ -25,7 +25,7 @@ class UNet(nn.Module):
     def __call__(self, x, *, train=False):
         size = x.shape[1:3]
         if self.encoder is None:
-            x = fold(x, self.stride)
+            x = layers.fold(x, self.stride)
             skips = []
             for level in range(self.depth):
                 x = layers.DoubleConv(self.width * 2**level, self.norm, name=f"down{level}")(x, train=train)
@@ -46,20 +46,6 @@ class UNet(nn.Module):
         if self.encoder is not None:
             x = decoders.Finish(self.stride, self.norm, name="finish")(x, size, train=train)
         return x
-
-
-def fold(x, stride):
-    """Images (B, H, W, C) -> (B, ceil(H / s), ceil(W / s), C s^2): each square of s x s pixels becomes one pixel.
-
-    No pixel is lost, and the convolutions run on s^2 times fewer. The last ones are repeated where s does not divide.
-    """
-    if stride == 1:
-        return x
-    b, _, _, c = x.shape
-    x = layers.pad_to(x, stride)
-    rows, columns = x.shape[1] // stride, x.shape[2] // stride
-    x = x.reshape(b, rows, stride, columns, stride, c).swapaxes(2, 3)
-    return x.reshape(b, rows, columns, stride * stride * c)
 
 
 def build(*, width=64, depth=4, stride=1, output="map", norm="batch", dropout=0.0, encoder=None):

@@ -1,8 +1,9 @@
 """A trained run as a function of photographs, and a folder of photographs to files of landmarks."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxmarks import calibration, checkpoint, detection, evaluate, report, train
 from jaxmarks import config as configs
 from jaxmarks.data import folder as folders
 from jaxmarks.data import formats, objects
+from jaxmarks.data.ahead import ahead
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.ops import geometry
 
@@ -115,8 +117,8 @@ def evaluate_on(workdir: Path, dataset, out: Path) -> dict:
 def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True) -> dict:
     """Predicts every photograph of a folder and writes `predictions.csv`, `predictions.tps` and overlays to `out`.
 
-    Photographs are read, predicted and written in batches, so memory stays bounded. One that cannot be read is listed
-    in `summary.json` under "failures".
+    While a batch is predicted the next are read and the last are drawn, so that memory stays bounded and all cores are
+    busy. A photograph that cannot be read is listed in `summary.json` under "failures".
     """
     task, settings, networks, notes = networks_of(workdir)
     if "boxes" in settings.data:
@@ -126,24 +128,50 @@ def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True) 
         return calibration.of_folder(call, networks, settings, notes[0]["facts"]["template"], images, out)
     parts: list[evaluate.Predictions] = []
     problems: list[dict] = []
-    for samples in folders.batches(
-        images, size=tuple(settings.data.size), channels=3, fit=settings.data.fit, batch_size=32, problems=problems
-    ):
-        points, scores = evaluate.predict(call, networks, samples)
-        unknown = np.zeros(points.shape[:2], bool)
-        parts.append(evaluate.beside(samples, points, scores, -1)._replace(true=np.zeros_like(points), visible=unknown))
-        for name, shape in zip(samples.name, points, strict=True) if overlays else ():
-            path = Path(out) / "overlays" / Path(str(name)).with_suffix(".png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image = folders.photograph(images, str(name))
-            if image is not None:
-                report.overlay(image, shape, path=path)
+
+    def drawings():
+        size, fit = tuple(settings.data.size), settings.data.fit
+        for samples, photographs in folders.batches(images, size=size, fit=fit, problems=problems):
+            points, scores = evaluate.predict(call, networks, samples)
+            unknown = np.zeros(points.shape[:2], bool)
+            known = evaluate.beside(samples, points, scores, -1)
+            parts.append(known._replace(true=np.zeros_like(points), visible=unknown))
+            for name, photograph, shape, source in zip(
+                samples.name, photographs, points, samples.source_size, strict=True
+            ):
+                yield Drawing(name, photograph, source, points=shape)
+
+    draw_all(drawings(), out, overlays)
     if not parts:
         raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
     found = evaluate.join(parts)
     summary = {"images": len(found.name), "landmarks": found.points.shape[1], "failures": problems}
     evaluate.write(out, found, summary)
     return summary
+
+
+class Drawing(NamedTuple):
+    """What is drawn of a photograph: it, smaller than its `source` size (h, w), and what was found in pixels of that."""
+
+    name: str
+    photograph: np.ndarray
+    source: np.ndarray
+    points: np.ndarray = np.zeros((0, 2))
+    boxes: np.ndarray = np.zeros((0, 4))
+
+
+def draw_all(drawings: Iterable[Drawing], out: Path, overlays: bool) -> None:
+    """Takes all drawings, and where `overlays` is True writes them as JPEG in `out`/overlays while the next are made."""
+
+    def draw(one: Drawing):
+        name = str(one.name)
+        path = Path(out) / "overlays" / (name if name.lower().endswith((".jpg", ".jpeg")) else f"{name}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shrink = np.divide(one.photograph.shape[1::-1], one.source[::-1])
+        report.overlay(one.photograph, one.points * shrink, boxes=one.boxes * np.tile(shrink, 2), path=path)
+
+    for _ in ahead(draw, drawings, most=32) if overlays else drawings:
+        pass
 
 
 def objects_on(task, networks, notes, dataset, out: Path) -> dict:
@@ -166,16 +194,19 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, 
     annotations: list[BoxAnnotation] = []
     scores: list[np.ndarray] = []
     problems: list[dict] = []
-    for samples in objects.batches(images, size=tuple(settings.data.size), **options, problems=problems):
-        for name, boxes, values, classes in zip(*detection.predict(call, networks, samples), strict=True):
-            good = values >= threshold
-            annotations.append(BoxAnnotation(str(name), boxes[good], tuple(names[c] for c in classes[good])))
-            scores.append(values[good])
-            image = folders.photograph(images, str(name)) if overlays else None
-            if image is not None:
-                path = Path(out) / "overlays" / Path(str(name)).with_suffix(".png")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                report.overlay(image, np.zeros((0, 2)), boxes=boxes[good], path=path)
+
+    def drawings():
+        size = tuple(settings.data.size)
+        for samples, photographs in objects.batches(images, size=size, **options, problems=problems):
+            sources = dict(zip(samples.name.tolist(), samples.source_size, strict=True))
+            found = detection.predict(call, networks, samples)
+            for photograph, name, boxes, values, classes in zip(photographs, *found, strict=True):
+                good = values >= threshold
+                annotations.append(BoxAnnotation(str(name), boxes[good], tuple(names[c] for c in classes[good])))
+                scores.append(values[good])
+                yield Drawing(name, photograph, sources[str(name)], boxes=boxes[good])
+
+    draw_all(drawings(), out, overlays)
     if not annotations:
         raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,7 @@ def test_predict_writes_points_in_source_pixels(smoke, photographs, tmp_path):
     summary = json.loads((workdir / "predict" / "summary.json").read_text())
     assert summary["images"] == 8 and [f["image"] for f in summary["failures"]] == ["broken.jpg"]
     found = formats.read(workdir / "predict" / "predictions.csv")
-    assert len(list((workdir / "predict" / "overlays").glob("*.png"))) == 8
+    assert len(list((workdir / "predict" / "overlays").glob("*.jpg"))) == 8
     # The same through the public function, under jit of other code, from whole photographs.
     network = predict.load(workdir)
     images = np.stack([np.asarray(Image.open(photographs / a.image)) for a in found])

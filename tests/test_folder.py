@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from jaxmarks.data import folder, photographs
+from jaxmarks.data.ahead import ahead
 from jaxmarks.data.samples import FormatError
 
 
@@ -126,5 +127,29 @@ def test_batches_cover_the_folder_and_name_what_is_broken(tmp_path):
     (tmp_path / "2.png").write_bytes(b"broken")
     problems: list = []
     found = list(folder.batches(tmp_path, size=(6, 8), batch_size=2, problems=problems))
-    assert [name for s in found for name in s.name] == ["0.png", "1.png", "3.png", "4.png"]
-    assert found[0].points.shape == (2, 0, 2) and [p["image"] for p in problems] == ["2.png"]
+    assert [name for s, _ in found for name in s.name] == ["0.png", "1.png", "3.png", "4.png"]
+    assert found[0][0].points.shape == (2, 0, 2) and [p["image"] for p in problems] == ["2.png"]
+    assert [image[0, 0, 0] for _, images in found for image in images] == [0, 1, 3, 4]
+    found = list(folder.batches(tmp_path, size=(6, 8), longest=4, problems=[]))
+    assert [image.shape for image in found[0][1]] == [(3, 4, 3)] * 4
+
+
+def test_what_runs_ahead_keeps_order_and_bounds_and_raises_where_it_is_taken():
+    taken: list[int] = []
+
+    def items():
+        for i in range(20):
+            taken.append(i)
+            yield i
+
+    def square(i):
+        if i == 13:
+            raise ValueError("thirteen")
+        return i * i
+
+    results = ahead(square, items(), most=3)
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert len(taken) == 5 + 3 - 1
+    with pytest.raises(ValueError, match="thirteen"):
+        list(results)
+    assert len(taken) < 20

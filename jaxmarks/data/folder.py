@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from jaxmarks.data import formats
-from jaxmarks.data.photographs import decode, find, image_size, listing
+from jaxmarks.data.ahead import ahead
+from jaxmarks.data.photographs import decode, find, image_size, listing, shrunk
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import frame, placement
 
@@ -129,8 +130,14 @@ def _samples(framed_images, names, size, fit, points, visible):
     )
 
 
-def batches(folder, *, size, channels=3, fit="pad", batch_size=32, problems: list[dict]) -> Iterator[Samples]:
-    """Photographs without landmarks (K = 0), `batch_size` at a time; what cannot be read is appended to `problems`."""
+def batches(
+    folder, *, size, fit="pad", batch_size=32, longest=1000, problems: list[dict]
+) -> Iterator[tuple[Samples, list[np.ndarray]]]:
+    """Photographs without landmarks (K = 0), `batch_size` at a time, read ahead of who takes them.
+
+    With the samples come the photographs themselves, (h, w, 3) uint8, scaled down to a longest side of `longest` where
+    theirs is longer. What cannot be read is appended to `problems`.
+    """
     folder = Path(folder)
     files = listing(folder) if folder.is_dir() else []
     if not files:
@@ -138,24 +145,27 @@ def batches(folder, *, size, channels=3, fit="pad", batch_size=32, problems: lis
 
     def one(file):
         try:
-            return framed(file, size=size, channels=channels, fit=fit)
+            source = image_size(file)
+            _, _, rows, columns = placement(source, size, fit)
+            height, width = shrunk(source, longest)
+            image = decode(file, at_least=(max(2 * rows, height), max(2 * columns, width)))
+            small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+            return into_frame(image, size, fit, source=source), source, small
         except OSError as error:
             return str(error)
 
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), batch_size):
-            chosen = files[start : start + batch_size]
-            results = list(zip(chosen, pool.map(one, chosen), strict=True))
-            for file, result in results:
-                if isinstance(result, str):
-                    name = file.relative_to(folder).as_posix()
-                    problems.append({"image": name, "what": f"cannot be read ({result}): left out", "where": str(file)})
-            good = [(file, result) for file, result in results if not isinstance(result, str)]
-            if good:
-                none = np.zeros((len(good), 0, 2)), np.zeros((len(good), 0), bool)
-                yield _samples(
-                    [r for _, r in good], [f.relative_to(folder).as_posix() for f, _ in good], size, fit, *none
-                )
+    good: list[tuple] = []
+    for file, result in zip(files, ahead(one, files, most=2 * batch_size), strict=True):
+        name = file.relative_to(folder).as_posix()
+        if isinstance(result, str):
+            problems.append({"image": name, "what": f"cannot be read ({result}): left out", "where": str(file)})
+        else:
+            good.append((name, *result))
+        if good and (len(good) == batch_size or file == files[-1]):
+            names, images, sources, photographs = zip(*good, strict=True)
+            none = np.zeros((len(good), 0, 2)), np.zeros((len(good), 0), bool)
+            yield _samples(list(zip(images, sources, strict=True)), names, size, fit, *none), list(photographs)
+            good = []
 
 
 def photograph(folder, name: str) -> np.ndarray | None:

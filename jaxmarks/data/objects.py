@@ -1,5 +1,6 @@
 """Photographs with boxes of objects, as Samples: each in the network's frame, or at a fixed scale in tiles of its size."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxmarks.data.ahead import ahead
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.formats.boxes import read as read_boxes
-from jaxmarks.data.photographs import decode, find, listing
+from jaxmarks.data.photographs import decode, find, listing, shrunk
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import placement, tiles
 
@@ -117,22 +119,33 @@ def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tu
     )
 
 
-def batches(folder, *, size, fit, scale, overlap, most=256, problems: list[dict]) -> Iterator[Samples]:
-    """Photographs without boxes, as the Samples of about `most` tiles at a time; unreadable ones are named."""
+def batches(
+    folder, *, size, fit, scale, overlap, most=256, longest=1000, problems: list[dict]
+) -> Iterator[tuple[Samples, list[np.ndarray]]]:
+    """Photographs without boxes, as the Samples of about `most` tiles at a time, and as in `folder.batches` themselves."""
     folder = Path(folder)
     files = listing(folder) if folder.is_dir() else []
     if not files:
         raise FormatError(folder, "", "no photograph in this folder", "give one with --config.data.images")
-    none, parts = np.zeros((0, 4)), []
-    for file in files:
-        name = file.relative_to(folder).as_posix()
+    none: np.ndarray = np.zeros((0, 4))
+
+    def one(file):
         try:
-            mine = cut(decode(file), size, fit=fit, scale=scale, overlap=overlap)
-            parts += [(BoxAnnotation(name, none, ()), 0, *tile) for tile in mine]
+            image = decode(file)
         except OSError as error:
-            problems.append({"image": name, "what": f"cannot be read ({error}): left out", "where": str(file)})
-        if len(parts) >= most:
-            yield samples(parts, size, ())
-            parts = []
-    if parts:
-        yield samples(parts, size, ())
+            return str(error)
+        small = Image.fromarray(image).resize(shrunk(image.shape[:2], longest)[::-1], Image.Resampling.BILINEAR)
+        return list(cut(image, size, fit=fit, scale=scale, overlap=overlap)), np.asarray(small)
+
+    parts: list[tuple] = []
+    photographs: list[np.ndarray] = []
+    for file, result in zip(files, ahead(one, files, most=2 * (os.cpu_count() or 1)), strict=True):
+        name = file.relative_to(folder).as_posix()
+        if isinstance(result, str):
+            problems.append({"image": name, "what": f"cannot be read ({result}): left out", "where": str(file)})
+        else:
+            parts += [(BoxAnnotation(name, none, ()), 0, *tile) for tile in result[0]]
+            photographs.append(result[1])
+        if parts and (len(parts) >= most or file == files[-1]):
+            yield samples(parts, size, ()), photographs
+            parts, photographs = [], []

@@ -77,3 +77,9 @@ def decode(path, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
             grey = np.nan_to_num((values - low) / max(high - low, 1e-12) * 255)
             return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1)
         return np.array(image.convert("RGB"))
+
+
+def shrunk(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """(height, width) with this aspect and a longest side of `longest` pixels, or less where it is shorter already."""
+    share = min(1.0, longest / max(size))
+    return max(1, round(share * size[0])), max(1, round(share * size[1]))

@@ -144,7 +144,7 @@ def overlay(
       true: (K, 2) or None.
       visible: (K,) bool of the true ones; None means all that are not NaN.
       boxes: (M, 4), drawn in blue.
-      path: where to write it as PNG.
+      path: where to write it, as PNG or JPEG by its ending.
       longest: what the longest side is scaled down to where it is larger, px.
 
     Returns:
@@ -184,7 +184,7 @@ def overlay(
             font_size=max(9, 4.2 * unit),
         )  # fmt: skip
     if path:
-        canvas.save(path)
+        canvas.save(path, quality=90)
     return np.asarray(canvas)
 
 

@@ -36,6 +36,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     data = {
         "images": "",
         "boxes": "",  # a CSV, COCO or VOC file of boxes; drawn dendrites where both are empty
+        "keep": "",  # a folder for the images, from where they are streamed
         "size": (160, 160),
         "fit": "tile",  # photographs at a fixed scale, large ones in tiles; or pad, stretch: each whole in one frame
         "scale": 1.0,  # pixels of the frame for one of the photograph

@@ -32,7 +32,7 @@ def save(folder: Path, tree: Any, note: dict) -> None:
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     tree = jax.device_get(tree)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with checkpointer_of_one() as checkpointer:
         checkpointer.save(fresh / "arrays", tree)
     (fresh / "note.json").write_text(json.dumps(note | {"sha256": fingerprint(tree)}, indent=1))
     former = folder.with_name(folder.name + ".old")
@@ -41,6 +41,15 @@ def save(folder: Path, tree: Any, note: dict) -> None:
         folder.rename(former)
     fresh.rename(folder)
     shutil.rmtree(former, ignore_errors=True)
+
+
+def checkpointer_of_one() -> ocp.StandardCheckpointer:
+    """Orbax's checkpointer for this process by itself; where there are several its own would wait for all of them."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"of{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def note(folder: Path) -> dict | None:
@@ -64,7 +73,7 @@ def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
     written = note(folder)
     if written is None:
         raise FileNotFoundError(f"{folder}: no checkpoint; train this run first, or name another folder")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with checkpointer_of_one() as checkpointer:
         if like is None:
             shapes = checkpointer.metadata(folder / "arrays").item_metadata.tree
             target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), dict(shapes))

@@ -135,6 +135,7 @@ def base() -> ml_collections.ConfigDict:
         "landmarks": "",  # a TPS, CSV, COCO or LabelMe file (or several annotators', with commas): one's own data;
         # phantoms where these are empty
         "group_by": "",  # regular expression; its first group in a file's name is the specimen
+        "keep": "",  # a folder for the images where memory does not hold them: they are streamed from there
         "size": (96, 128),  # height and width of the network's frame
         "fit": "pad",  # or stretch
         "flip": (),  # the landmarks' order, from 0, after a horizontal mirror; empty: no mirroring
@@ -190,6 +191,7 @@ def base() -> ml_collections.ConfigDict:
         "patience": 0,  # epochs without a lower validation loss until training stops; 0: never
         "sizes": (),  # heights at which training shows the frame, one drawn for each batch; empty: its own alone
         "devices": 0,  # 0: all
+        "span": 500,  # batches after which, at the latest, a checkpoint may be due
         "checkpoint_seconds": 60,
         "tensorboard": False,
     }

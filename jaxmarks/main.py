@@ -15,6 +15,11 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "desc
 SIZE = flags.DEFINE_list(
     "size", [], "Height and width of the photographs of --mode=export; by default the network's frame."
 )
+PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "How many processes train together; 0: as SLURM, the TPU pod or Kubernetes says, 1: this alone."
+)
+PROCESS = flags.DEFINE_integer("process", -1, "This one's number, from 0; by default as the cluster says.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; by default as the cluster says.")
 # What a prediction finds, by its key in the summary.
 COUNTED = {"landmarks": "landmarks each", "objects": "objects", "volumes": "volumes calibrated"}
 
@@ -28,13 +33,29 @@ def main(argv):
     host.cache_compiled_steps()
     workdir = Path(WORKDIR.value or default_workdir()).absolute()
     try:
+        if PROCESSES.value != 1:
+            join()
         modes = {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe, "export": export}
         modes[MODE.value](CONFIG.value, workdir)
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError) as error:
         # What a user can mend is said in one line; --verbosity=1 shows the traceback.
-        if logging.get_verbosity() >= logging.DEBUG:
+        together = PROCESSES.value != 1
+        if logging.get_verbosity() >= logging.DEBUG or (isinstance(error, RuntimeError) and not together):
             raise
+        if together:
+            from jaxmarks import processes
+
+            processes.abandon(f"jaxmarks: {error}")
         sys.exit(f"jaxmarks: {error}")
+
+
+def join():
+    """Makes this one of several processes that train together."""
+    from jaxmarks import processes
+
+    if MODE.value != "train":
+        raise ValueError(f"--mode={MODE.value} is for one process: leave out --processes")
+    processes.join(PROCESSES.value, coordinator=COORDINATOR.value, index=PROCESS.value)
 
 
 def explicit_flags() -> set[str]:
@@ -50,11 +71,13 @@ def default_workdir() -> str:
 
 def train(config, workdir):
     """Trains what is not trained yet, scores it on held-out images, and writes the report."""
-    from jaxmarks import evaluate, report
+    from jaxmarks import evaluate, processes, report
     from jaxmarks import train as training
 
     started = time.perf_counter()
     datasets = training.train(config, workdir)
+    if not processes.leave():
+        return
     dataset = list(datasets.values())[-1]
     summary = evaluate.of_run(
         config, workdir, dataset, seconds=time.perf_counter() - started, command=" ".join(sys.argv)

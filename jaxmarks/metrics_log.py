@@ -1,6 +1,7 @@
 """`metrics.jsonl`: one JSON object an epoch, and TensorBoard beside it where asked for."""
 
 import json
+import os
 from pathlib import Path
 
 
@@ -12,10 +13,16 @@ class MetricsLog:
       stage, fold: written into every object.
       after: the epoch that training goes on from; later lines of this stage and fold are dropped.
       tensorboard: also write TensorBoard events to `workdir/tensorboard` (extra `jaxmarks[tensorboard]`).
+      quiet: write nothing, as another process does.
     """
 
-    def __init__(self, workdir: Path, stage: str, fold: int, *, after: int, tensorboard: bool = False):
+    def __init__(
+        self, workdir: Path, stage: str, fold: int, *, after: int, tensorboard: bool = False, quiet: bool = False
+    ):
         self.path, self.stage, self.fold = Path(workdir) / "metrics.jsonl", stage, fold
+        if quiet:
+            self.file, self.events = open(os.devnull, "w"), None
+            return
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if self._keep(line, after)]
             fresh = self.path.with_suffix(".new")

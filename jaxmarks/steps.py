@@ -1,11 +1,13 @@
 """The pure steps of training and evaluation, and how they run: jit on one device, pmap on several, scan over an epoch.
 
-The data of a run lies on the device whole; a step receives the rows of its batch and gathers them there. A row counts
-samples times versions (`augment.Augmentation.versions`): row // versions is the sample, row % versions its version. A
+The data of a run lies on the device whole; a step receives the rows of its batch and gathers them there. Images that do
+not fit are streamed: the data of a step then hold, as "streamed", those of its own rows. A row counts samples times
+versions (`augment.Augmentation.versions`): row // versions is the sample, row % versions its version. A
 negative row ~r is padding, which fills the last batch: it shows row r, so that batch statistics stay those of real
 images, and weighs nothing.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,7 +64,9 @@ def gather(data, rows, versions):
     """The batch of the given rows (B,); "real" and "visible" are False in a padding row."""
     shown = jnp.where(rows < 0, ~rows, rows)
     sample = shown // versions
-    batch = {name: array[sample] for name, array in data.items()} | {"real": rows >= 0}
+    batch = {name: array[sample] for name, array in data.items() if name != "streamed"} | {"real": rows >= 0}
+    if "streamed" in data:
+        batch["images"] = data["streamed"]
     batch["visible"] = batch["visible"] & batch["real"][:, None]
     return batch | {"index": sample.astype(jnp.int32), "version": (shown % versions).astype(jnp.int32)}
 
@@ -165,53 +169,69 @@ class Runner(NamedTuple):
     Attributes:
       put: lays a state, or the data, on the devices.
       get: the state as on one device.
-      epoch: (state, data, rows (steps, batch) int32 on the host, key) -> (state, mean loss, or a dict of its terms').
+      run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None) -> (state, (total, count)), the
+        sums over the batches' (total, count), floats or a dict of floats. `first` is the place of the first batch in
+        the epoch whose `key` it is. `stream` maps an iterable of rows (...) to an iterator of their images
+        (..., H, W, C), which the data then lack.
     """
 
     put: Callable
     get: Callable
-    epoch: Callable
+    run: Callable
 
 
 def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1, mixup: float = 0.0) -> Runner:
-    """The training steps (`mixup` is theirs) on one device (jit) or on several local ones (pmap), which give the same.
+    """The training steps (`mixup` is theirs) on one device (jit) or on several (pmap), which give the same.
 
-    On the CPU the steps of an epoch are called one by one, since XLA runs convolutions inside a loop several times
-    slower there; elsewhere one call scans them.
+    `devices` are those of all processes; where there are several each calls this, and does its own devices' part. On
+    the CPU the steps of an epoch are called one by one, since XLA runs convolutions inside a loop several times slower
+    there, and so are those of streamed images; elsewhere one call scans them.
     """
-    scanned = jax.default_backend() != "cpu"
 
     def step(state, data, rows, key):
         axis = DEVICES if devices > 1 else None
         return train_step(state, data, rows, key, task=task, tx=tx, mixup=mixup, axis=axis)
 
-    def scan(state, data, rows, key):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows)))
+    def scan(state, data, rows, keys):
         return lax.scan(lambda state, x: step(state, data, *x), state, (rows, keys))
 
-    run = scan if scanned else step
     if devices == 1:
-        call = jax.jit(run, donate_argnums=0)
+        compiled = functools.partial(jax.jit, donate_argnums=0)
         put = get = spread = lambda tree: tree
+        lay: Callable = jnp.asarray
     else:
-        call = jax.pmap(run, DEVICES, in_axes=(0, 0, 0, None), donate_argnums=0)
-        put, get = jax_utils.replicate, jax_utils.unreplicate
+        lay = np.asarray  # pmap gives each device its part
+        compiled = functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(0, 0, 0, None), donate_argnums=0)
+        put, get, local = jax_utils.replicate, jax_utils.unreplicate, jax.local_device_count()
+        local = min(local, devices)
+        mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
         # (..., batch) -> (devices, ..., batch / devices): each device takes a contiguous part.
-        spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)
+        spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)[mine]
+    one, all_at_once = compiled(step), compiled(scan)
 
-    def epoch(state, data, rows, key):
-        if scanned:
-            state, losses = call(state, data, spread(rows), key)
+    def run(state, data, rows, key, first=0, stream=None):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(first, first + len(rows)))
+        if jax.default_backend() != "cpu" and stream is None:
+            state, sums = all_at_once(state, data, spread(rows), keys)
         else:
-            each = []
-            for i, batch in enumerate(rows):
-                state, loss = call(state, data, spread(batch), jax.random.fold_in(key, i))
-                each.append(loss)
-            losses = jax.tree.map(lambda *x: np.stack(x, axis=-1), *each)
-        total, count = jax.tree.map(lambda x: float(np.sum(x)), get(losses))
-        return state, jax.tree.map(lambda term: term / max(count, 1), total)
+            each: list = []
+            parts = [spread(batch) for batch in rows]
+            images = stream(parts) if stream else None
+            for batch, batch_key in zip(parts, keys, strict=True):
+                shown = data | {"streamed": lay(next(images))} if images else data
+                state, found = one(state, shown, batch, batch_key)
+                if images and len(each) > 1:
+                    jax.block_until_ready(each[-2])  # no more than two batches wait on the device
+                each.append(found)
+            sums = jax.tree.map(lambda *x: np.stack(x, axis=-1), *each)
+        return state, jax.tree.map(lambda x: float(np.sum(np.asarray(x), dtype=np.float64)), get(sums))
 
-    return Runner(put, get, epoch)
+    return Runner(put, get, run)
+
+
+def samples_of(rows: np.ndarray, versions: int) -> np.ndarray:
+    """The samples that rows, of any shape, show."""
+    return np.where(rows < 0, ~rows, rows) // versions
 
 
 def batches(rows: np.ndarray, size: int) -> np.ndarray:

@@ -6,6 +6,7 @@ number of stage, fold and epoch, so that a run which was killed ends as one that
 """
 
 import functools
+import operator
 import re
 import time
 from pathlib import Path
@@ -16,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmarks import augment, checkpoint, detection, heads, models, optim, report, steps
+from jaxmarks import augment, checkpoint, detection, heads, models, optim, processes, report, steps
 from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import Dataset, facts, known_facts, load
+from jaxmarks.data.records import Records
 from jaxmarks.metrics_log import MetricsLog
 from jaxmarks.ops import boxes as box_ops
 
@@ -28,16 +30,25 @@ SETTLING = 256
 
 
 def train(config, workdir: Path) -> dict[str, Dataset]:
-    """Runs every stage of `config` that is not complete in `workdir`; returns the stages' datasets by name."""
+    """Runs every stage of `config` that is not complete in `workdir`; returns the stages' datasets by name.
+
+    Where several processes train together (`processes.join`) each calls this.
+    """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    claim(config, workdir)
+    with processes.Watch(workdir):
+        return run_stages(config, workdir)
+
+
+def run_stages(config, workdir: Path) -> dict[str, Dataset]:
+    """What `train` does in each process."""
+    processes.in_turn(functools.partial(claim, config, workdir))
     datasets, names = {}, stages(config)
     for number, name in enumerate(names):
         settings = configs.stage(config, name)
-        datasets[name] = dataset = load(settings.data)
+        datasets[name] = dataset = processes.in_turn(functools.partial(load, settings.data))
         for problem in dataset.problems:
-            print(f"[{name}] {problem['image']}: {problem['what']}", flush=True)
+            tell(f"[{name}] {problem['image']}: {problem['what']}")
         for fold in folds(settings):
             source = checkpoint_before(config, workdir, names[:number], fold)
             train_fold(settings, workdir, name, fold, dataset, source)
@@ -190,10 +201,15 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     network, task = build(settings, known, dataset.flip)
     train_rows, valid_rows, _ = split_rows(settings, samples, fold, task.versions)
     for problem in unseen(samples, train_rows // task.versions, fold):
-        print(f"[{stage}] {problem['what']}", flush=True)
+        tell(f"[{stage}] {problem['what']}")
 
     batch = min(options.batch_size, len(train_rows))
-    devices = options.devices or jax.local_device_count()
+    devices = options.devices or jax.device_count()
+    if jax.process_count() > 1 and devices != jax.device_count():
+        raise ValueError(
+            f"--config.train.devices={devices}: {jax.process_count()} processes use all of their"
+            f" {jax.device_count()} devices; leave it 0"
+        )
     even = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours that are mixed share a device
     batch = -(-batch // even) * even
     steps_per_epoch = -(-len(train_rows) // batch)
@@ -217,24 +233,41 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     runs = [steps.runner(one, tx, devices=devices, mixup=options.mixup) for one in tasks]
     run = runs[0]
 
-    progress = {"epoch": 0, "best_valid": None, "best_epoch": 0, "seconds": 0.0}
+    # Within an epoch: the next batch, and the sums of those before it.
+    progress = {"epoch": 0, "best_valid": None, "best_epoch": 0, "seconds": 0.0, "batch": 0, "sums": None}
     resumed = checkpoint.note(folder / "resume")
     if resumed:
         like = {"state": steps.create(variables, tx), "best": variables}
         saved, _ = checkpoint.restore(folder / "resume", like)
-        progress = {name: resumed[name] for name in progress}
+        progress |= {name: resumed[name] for name in progress if name in resumed}
         state, best = run.put(jax.tree.map(jnp.asarray, saved["state"])), jax.tree.map(jnp.asarray, saved["best"])
-        print(f"[{stage} fold {fold}] resumed after epoch {progress['epoch']}", flush=True)
+        within = f" and {progress['batch']} batches" if progress["batch"] else ""
+        tell(f"[{stage} fold {fold}] resumed after epoch {progress['epoch']}{within}")
     else:
         if source or settings.weights:
             theirs, about = pretrained(settings, source)
             variables = take_over(variables, theirs, about, settings.init_skip)
         state, best = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx)), variables
-    log = MetricsLog(workdir, stage, fold, after=progress["epoch"], tensorboard=options.tensorboard)
+    log = MetricsLog(
+        workdir, stage, fold, after=progress["epoch"], tensorboard=options.tensorboard, quiet=not processes.lead()
+    )
 
     names = ("images", "points", "visible", "boxes", "labels", "delta")
-    host = {name: jnp.asarray(getattr(samples, name)) for name in names}
+    kept = samples.images if isinstance(samples.images, Records) else None
+    host = {name: jnp.asarray(getattr(samples, name)) for name in names if kept is None or name != "images"}
     data = run.put(host)
+    stream = kept and (lambda parts: kept.stream(steps.samples_of(rows, task.versions) for rows in parts))
+
+    def each_batch(function, variables, rows):
+        """What `function` (variables, data, rows) gives of every batch of the rows."""
+        parts = steps.batches(rows, batch)
+        if kept is None:
+            return [function(variables, host, jnp.asarray(part)) for part in parts]
+        shown = ({"streamed": jnp.asarray(images)} for images in stream(parts))
+        return [
+            function(variables, host | images, jnp.asarray(part)) for images, part in zip(shown, parts, strict=True)
+        ]
+
     prepare = validation_input(settings, task)
     validate = jax.jit(functools.partial(steps.valid_step, task=task, prepare=prepare))
     measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=prepare))
@@ -248,19 +281,37 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}
         if "batch_stats" not in variables:
             return variables
-        each = [measure(variables, host, jnp.asarray(r)) for r in steps.batches(chosen, batch)]
+        each = each_batch(measure, variables, chosen)
         return variables | {"batch_stats": jax.tree.map(lambda *values: sum(values) / len(values), *each)}
 
-    if not resumed and fold == folds(settings)[0]:
-        draw_batch(workdir / "figures" / f"batch_{stage}.png", task, host, train_rows[:16], key)
+    if not resumed and fold == folds(settings)[0] and processes.lead():
+        path, shown = workdir / "figures" / f"batch_{stage}.png", train_rows[:16]
+        streamed = {"streamed": jnp.asarray(kept.read(shown // task.versions))} if kept else {}
+        draw_batch(path, task, host | streamed, shown, key)
     started = saved_at = said_at = time.perf_counter()
     before, first = progress["seconds"], progress["epoch"]
     for epoch in range(first + 1, epochs + 1):
         began = time.perf_counter()
         draw = np.random.default_rng((settings.seed, fold, epoch))
         rows = steps.batches(draw.permutation(train_rows), batch)
-        state, loss = one_epoch(runs, draw, state, data, rows, jax.random.fold_in(key, epoch))
-        found, trained = entries("train", {"loss": loss}), time.perf_counter()
+        of_size = draw.integers(len(runs), size=len(rows)) if len(runs) > 1 else None
+        epoch_key = jax.random.fold_in(key, epoch)
+        while progress["batch"] < len(rows):
+            start = progress["batch"]
+            span = slice(start, start + options.span)
+            sizes_here = None if of_size is None else of_size[span]
+            state, found = several(runs, sizes_here, state, data, rows[span], epoch_key, start, stream)
+            sums = jax.tree.map(operator.add, progress["sums"], list(found)) if start else list(found)
+            progress |= {"batch": min(span.stop, len(rows)), "sums": sums}
+            stop = processes.told_to_stop()
+            late = time.perf_counter() - saved_at > options.checkpoint_seconds
+            if stop or (late and progress["batch"] < len(rows)):
+                save(folder / "resume", {"state": run.get(state), "best": best}, progress)
+                saved_at = time.perf_counter()
+            if stop:
+                raise InterruptedError(f"{stage} fold {fold}, epoch {epoch}: told to stop, and saved")
+        found, trained = entries("train", {"loss": mean(*progress["sums"]) or 0.0}), time.perf_counter()
+        progress |= {"batch": 0, "sums": None}
         train_loss = found["train/loss"]
         if not np.isfinite(train_loss):
             raise FloatingPointError(
@@ -271,8 +322,8 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         found["valid/loss"] = None
         if len(valid_rows):
             calm = settled(here)
-            parts = [validate(calm, host, jnp.asarray(r)) for r in steps.batches(valid_rows, batch)]
-            sums = jax.tree.map(lambda *x: float(np.sum(x)), *parts)
+            parts = each_batch(validate, calm, valid_rows)
+            sums = processes.agree(jax.tree.map(lambda *x: float(np.sum(x)), *parts))
             found |= entries("valid", {name: mean(*pair) for name, pair in sums.items()})
         valid_loss = found["valid/loss"]
         if valid_loss is not None and (progress["best_valid"] is None or valid_loss < progress["best_valid"]):
@@ -295,37 +346,52 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             left = (now - started) / (epoch - first) * (epochs - epoch)
             say(stage, fold, epoch, epochs, train_loss, valid_loss, rates, len(train_rows) / (now - began), left)
         if options.patience and epoch - progress["best_epoch"] >= options.patience and valid_loss is not None:
-            print(f"[{stage} fold {fold}] no better since epoch {progress['best_epoch']}: stopped", flush=True)
+            tell(f"[{stage} fold {fold}] no better since epoch {progress['best_epoch']}: stopped")
             break
         if now - saved_at > options.checkpoint_seconds and epoch < epochs:
-            checkpoint.save(folder / "resume", {"state": here, "best": best}, progress)
+            save(folder / "resume", {"state": here, "best": best}, progress)
             saved_at = time.perf_counter()
 
     log.close()
     last = settled(run.get(state))
     if progress["best_valid"] is None:
         best, progress["best_epoch"] = last, progress["epoch"]
+    del progress["batch"], progress["sums"]
     about = progress | {"facts": known, "images": len(np.unique(train_rows // task.versions))}
     if dataset.objects:
         chosen_on = samples.take(np.sort(valid_rows if len(valid_rows) else train_rows))
         about["threshold"] = detection.choose_threshold(task, best, chosen_on, dataset)
-    checkpoint.save(folder / "best", best, about)
-    checkpoint.save(folder / "last", last, about)
-    checkpoint.remove(folder / "resume")
+    save(folder / "best", best, about)
+    save(folder / "last", last, about)
+    if processes.lead():
+        checkpoint.remove(folder / "resume")
+    processes.wait()
 
 
-def one_epoch(runs, draw, state, data, rows, key):
-    """An epoch of the only runner, or each batch by the runner of a size that is drawn: -> state, mean loss (or terms).
+def save(folder: Path, tree, note: dict) -> None:
+    """A checkpoint, by the process that writes."""
+    if processes.lead():
+        checkpoint.save(folder, tree, note)
+
+
+def tell(text: str) -> None:
+    """A line on the screen, from the process that writes."""
+    if processes.lead():
+        print(text, flush=True)
+
+
+def several(runs, of_size, state, data, rows, key, first, stream):
+    """The batches `rows` by the only runner, or each by the runner of its size: -> state, (total, count).
 
     A size for each batch, not for each epoch, for the running statistics of batches must be those of all sizes.
     """
-    if len(runs) == 1:
-        return runs[0].epoch(state, data, rows, key)
+    if of_size is None:
+        return runs[0].run(state, data, rows, key, first, stream)
     each = []
-    for i, chosen in enumerate(draw.integers(len(runs), size=len(rows))):
-        state, loss = runs[chosen].epoch(state, data, rows[i : i + 1], jax.random.fold_in(key, i))
-        each.append(loss)
-    return state, jax.tree.map(lambda *losses: float(np.mean(losses)), *each)
+    for i, chosen in enumerate(of_size):
+        state, found = runs[chosen].run(state, data, rows[i : i + 1], key, first + i, stream)
+        each.append(found)
+    return state, jax.tree.map(lambda *parts: sum(parts), *each)
 
 
 def mean(total, count):
@@ -378,10 +444,10 @@ def take_over(variables, theirs, about: str, skip: str):
     params, fate = checkpoint.merge(variables["params"], theirs["params"], skip=skip)
     if not fate["loaded"]:
         raise ValueError(f"{about}: nothing in it fits this network: {'; '.join(fate['new'])}")
-    print(f"initialised from {about}: {len(fate['loaded'])} arrays", flush=True)
+    tell(f"initialised from {about}: {len(fate['loaded'])} arrays")
     for kind in ("adapted", "new", "unused"):
         if fate[kind]:
-            print(f"  {kind}: {', '.join(fate[kind])}", flush=True)
+            tell(f"  {kind}: {', '.join(fate[kind])}")
     merged = variables | {"params": params}
     if "batch_stats" in variables:
         merged["batch_stats"], _ = checkpoint.merge(variables["batch_stats"], theirs.get("batch_stats", {}), skip=skip)
@@ -401,8 +467,7 @@ def describe(config, stage: str) -> str:
 def say(stage, fold, epoch, epochs, train_loss, valid_loss, rates, images_per_s, left):
     """One line of progress."""
     valid = "" if valid_loss is None else f" valid {valid_loss:.6f}"
-    print(
+    tell(
         f"[{stage} fold {fold}] epoch {epoch}/{epochs} train {train_loss:.6f}{valid} rate {rates['learning_rate']:.2e}"
-        f" momentum {rates['momentum']:.4f} {images_per_s:.0f} images/s {int(left // 60)}:{int(left % 60):02d} left",
-        flush=True,
+        f" momentum {rates['momentum']:.4f} {images_per_s:.0f} images/s {int(left // 60)}:{int(left % 60):02d} left"
     )

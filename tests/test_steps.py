@@ -50,8 +50,8 @@ def train(devices, epochs=4, system="dropout", mixup=0.0):
     state, losses = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx)), []
     rows = steps.batches(np.arange(10, dtype=np.int32), 4)
     for epoch in range(epochs):
-        state, loss = run.epoch(state, run.put(data), rows, jax.random.key(epoch))
-        losses.append(loss)
+        state, (total, count) = run.run(state, run.put(data), rows, jax.random.key(epoch))
+        losses.append(total / count)
     return losses, run.get(state)
 
 
@@ -72,6 +72,30 @@ def test_scanned_epoch_is_the_steps_one_by_one(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "imagined accelerator")
     np.testing.assert_allclose(train(1, epochs=1)[0], one, rtol=1e-5)
     np.testing.assert_allclose(train(2, epochs=1)[0], one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_streamed_images_train_as_resident_ones_do_also_from_within_an_epoch(devices):
+    task, data, variables = setup("batch statistics")
+    tx = optim.ramps((0.1, 0.01), epochs=1, steps_per_epoch=3)
+    run, key = steps.runner(task, tx, devices=devices), jax.random.key(0)
+    rows = steps.batches(np.arange(10, dtype=np.int32)[::-1], 4)
+    fresh = lambda: run.put(steps.create(jax.tree.map(jnp.copy, variables), tx))
+    read = []
+
+    def stream(parts):
+        for part in parts:
+            read.append(part)
+            yield np.asarray(data["images"])[steps.samples_of(part, 1)]
+
+    resident, sums = run.run(fresh(), run.put(data), rows, key)
+    rest = run.put({name: array for name, array in data.items() if name != "images"})
+    state, first = run.run(fresh(), rest, rows[:2], key, 0, stream)
+    state, last = run.run(state, rest, rows[2:], key, 2, stream)
+    assert tuple(map(sum, zip(first, last, strict=True))) == pytest.approx(sums, rel=1e-6)
+    assert [part.shape for part in read] == [(4,) if devices == 1 else (2, 2)] * 3
+    for mine, theirs in zip(jax.tree.leaves(run.get(resident)), jax.tree.leaves(run.get(state)), strict=True):
+        np.testing.assert_array_equal(theirs, mine)
 
 
 def test_batches_pad_the_last_with_its_own_rows():
@@ -205,8 +229,8 @@ def test_accumulated_batches_move_as_their_mean_gradient():
         tx = optax.chain(adam, optim.average(0.9))
         tx = optax.MultiSteps(tx, every).gradient_transformation() if every > 1 else tx
         state = steps.create(jax.tree.map(jnp.copy, variables), tx)
-        state, loss = steps.runner(task, tx).epoch(state, data, rows, jax.random.key(0))
-        ends.append((state.variables["params"]["w"], optim.averaged(state.opt_state, None)["w"], loss))
+        state, (total, count) = steps.runner(task, tx).run(state, data, rows, jax.random.key(0))
+        ends.append((state.variables["params"]["w"], optim.averaged(state.opt_state, None)["w"], total / count))
     for whole, parts in zip(*ends, strict=True):
         np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=2e-5)
     assert np.abs(ends[0][0] - variables["params"]["w"]).max() > 1e-3
@@ -218,10 +242,10 @@ def test_a_loss_of_several_terms_is_their_sum_and_each_is_told():
         {"a": 0.25 * task.loss(outputs, targets)[0], "b": 0.75 * task.loss(outputs, targets)[0]}, task.loss(outputs, targets)[1]
     )  # fmt: skip
     tx, rows = optim.ramps(epochs=1), np.arange(4)[None]
-    run = lambda task: steps.runner(task, tx).epoch(
+    run = lambda task: steps.runner(task, tx).run(
         steps.create(jax.tree.map(jnp.copy, variables), tx), data, rows, jax.random.key(0)
     )
-    (state, loss), (other, found) = run(task), run(task._replace(loss=terms))
+    (state, (loss, _)), (other, (found, _)) = run(task), run(task._replace(loss=terms))
     np.testing.assert_allclose([found["a"], found["b"]], [loss / 4, 3 * loss / 4], rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-6)

@@ -3,20 +3,19 @@
 import contextlib
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from jaxmarks.data import formats
+from jaxmarks.data import formats, records
 from jaxmarks.data.ahead import ahead
 from jaxmarks.data.photographs import decode, find, image_size, listing, shrunk
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import frame, placement
 
 
-def load(images, landmarks, *, size, channels=3, fit="pad", group_by="") -> tuple[Samples, list[dict]]:
+def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep="") -> tuple[Samples, list[dict]]:
     """Reads photographs and their landmarks.
 
     Args:
@@ -27,6 +26,7 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="") -> tupl
       fit: `pad` keeps the aspect and repeats the edge; `stretch` fills the frame.
       group_by: regular expression; its first group in a file's name is the specimen. Where it is empty the
         annotation's own group counts, else each image is a specimen.
+      keep: a folder in which the images are kept as Records, as much as memory does not hold; empty: in memory.
 
     Returns:
       Samples, and the problems: dicts of "image", "what" and "where" for every photograph left out, landmark masked,
@@ -41,34 +41,33 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="") -> tupl
         raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
     annotations = formats.read(landmarks, images, problems)
 
-    def one(a):
+    def place(a):
         try:
-            file = find(images, a.image)
+            return find(images, a.image)
         except OSError as error:
-            return a, None, str(error)
-        try:
-            return a, file, framed(file, size=size, channels=channels, fit=fit)
-        except OSError as error:
-            return a, file, f"cannot be read ({error})"
+            return str(error)
 
-    with ThreadPoolExecutor() as pool:
-        results = list(pool.map(one, annotations))
+    places = [place(a) for a in annotations]
+    files = [file for file in places if isinstance(file, Path)]
+    pixels, read = frames(files, size=size, channels=channels, fit=fit, keep=keep)
+    outcomes = dict(zip(files, read, strict=True))
     kept, points, visible, used = [], [], [], set()
     for problem in problems:  # what the file names but is unusable is not without landmarks
         with contextlib.suppress(OSError):
             used.add(find(images, problem["image"]))
-    for a, file, result in results:
+    for a, file in zip(annotations, places, strict=True):
         used.add(file)
-        if isinstance(result, str):
-            problems.append({"image": a.image, "what": f"{result}: left out", "where": a.where})
+        source = outcomes.get(file, file)
+        if isinstance(source, str):
+            problems.append({"image": a.image, "what": f"{source}: left out", "where": a.where})
             continue
-        (h, w), matrix = result[1], np.array(frame(result[1], size, fit))
+        (h, w), matrix = source, np.array(frame(source, size, fit))
         outside = a.visible & ~((a.points >= 0) & (a.points <= (w, h))).all(1)
         for k in np.flatnonzero(outside):
             x, y = a.points[k]
             what = f"landmark {k + 1} at ({x:g}, {y:g}) lies outside the image of {w}x{h}: taken as missing"
             problems.append({"image": a.image, "what": what, "where": a.where})
-        kept.append((a, result))
+        kept.append((a, source))
         visible.append(a.visible & ~outside)
         points.append(np.where(visible[-1][:, None], (a.points - matrix[:, 2]) / (matrix[0, 0], matrix[1, 1]), 0))
     if not kept:
@@ -78,9 +77,10 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="") -> tupl
     if others:
         what = f"{len(others)} photographs have no landmarks: {', '.join(p.name for p in others[:5])}"
         problems.append({"image": others[0].name, "what": what, "where": str(landmarks)})
-    samples = _samples([r for _, r in kept], [a.image for a, _ in kept], size, fit, np.stack(points), np.stack(visible))
-    names: dict[str, int] = {}
-    groups = [names.setdefault(_group(a, group_by), len(names)) for a, _ in kept]
+    names, sources = [a.image for a, _ in kept], [source for _, source in kept]
+    samples = _samples(pixels, sources, names, size, fit, np.stack(points), np.stack(visible))
+    numbers: dict[str, int] = {}
+    groups = [numbers.setdefault(_group(a, group_by), len(numbers)) for a, _ in kept]
     return (
         Samples(**vars(samples) | {"group": np.array(groups), "mm_per_px": np.array([a.mm_per_px for a, _ in kept])}),
         problems,
@@ -97,6 +97,34 @@ def _group(annotation, pattern):
             )
         return found[1]
     return annotation.group or annotation.image
+
+
+def frames(files: list[Path], *, size, channels, fit, keep=""):
+    """Photographs in the frame of `size`.
+
+    Returns:
+      The images (N, H, W, C) of those that can be read, an array or, where `keep` names their folder, Records; and of
+      every file its (height, width), or what is wrong with it.
+    """
+    read: list = []
+
+    def one(file):
+        try:
+            return framed(file, size=size, channels=channels, fit=fit)
+        except OSError as error:
+            return f"cannot be read ({error})"
+
+    def good():
+        for result in ahead(one, files, most=64):
+            read.append(result if isinstance(result, str) else result[1])
+            if not isinstance(result, str):
+                yield result[0]
+
+    if not keep:
+        images = list(good())
+        return (np.stack(images) if images else np.zeros((0, *size, channels), np.uint8)), read
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return records.keep(good(), keep, key=records.fingerprint([size, channels, fit], stats), notes=read), read
 
 
 def framed(file, *, size, channels, fit) -> tuple[np.ndarray, tuple[int, int]]:
@@ -116,10 +144,9 @@ def into_frame(image: np.ndarray, size, fit, *, source=None) -> np.ndarray:
     return np.pad(small, pads, mode="edge")
 
 
-def _samples(framed_images, names, size, fit, points, visible):
-    images, sizes = zip(*framed_images, strict=True)
+def _samples(images, sizes, names, size, fit, points, visible):
     return Samples(
-        images=np.stack(images),
+        images=images,
         points=points.astype(np.float32),
         visible=visible,
         group=np.arange(len(images)),
@@ -164,7 +191,7 @@ def batches(
         if good and (len(good) == batch_size or file == files[-1]):
             names, images, sources, photographs = zip(*good, strict=True)
             none = np.zeros((len(good), 0, 2)), np.zeros((len(good), 0), bool)
-            yield _samples(list(zip(images, sources, strict=True)), names, size, fit, *none), list(photographs)
+            yield _samples(np.stack(images), sources, names, size, fit, *none), list(photographs)
             good = []
 
 

@@ -1,11 +1,12 @@
 """From a config's `data` to `Samples`: drawn phantoms, or a folder of photographs with a file of landmarks."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxmarks.data import brains, folder, formats, objects, phantoms
+from jaxmarks.data import brains, folder, formats, objects, phantoms, records
 from jaxmarks.data.brains import Volumes
 from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
@@ -38,7 +39,19 @@ class Dataset(NamedTuple):
 
 
 def load(spec) -> Dataset:
-    """The dataset of a config's `data`: the user's own files where they are named, what is drawn else."""
+    """The dataset of a config's `data`: the user's own files where they are named, what is drawn else.
+
+    Where `spec.keep` names a folder its images are `records.Records` there.
+    """
+    dataset, keep = _load(spec), spec.get("keep")  # which configs of older runs do not have
+    images = dataset.samples.images
+    if keep and isinstance(images, np.ndarray):
+        kept = records.keep(images, keep, key=records.fingerprint(list(images.shape), images), notes=[])
+        dataset = dataset._replace(samples=dataclasses.replace(dataset.samples, images=kept))  # type: ignore[arg-type]
+    return dataset
+
+
+def _load(spec) -> Dataset:
     if "boxes" in spec:
         return _objects(spec)
     if "volume" in spec:
@@ -72,7 +85,13 @@ def _kept(spec, part):
 
 def _own(spec):
     samples, problems = folder.load(
-        spec.images, spec.landmarks, size=tuple(spec.size), channels=3, fit=spec.fit, group_by=spec.group_by
+        spec.images,
+        spec.landmarks,
+        size=tuple(spec.size),
+        channels=3,
+        fit=spec.fit,
+        group_by=spec.group_by,
+        keep=spec.get("keep"),
     )
     flip = tuple(spec.flip) or None
     if flip and sorted(flip) != list(range(samples.points.shape[1])):

@@ -1,0 +1,103 @@
+"""Images on disk as ArrayRecord files, which are read by their number: for data that memory does not hold."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from jaxmarks.data.ahead import ahead
+
+# Bytes of images in a file.
+SHARD = 2**28
+
+
+class Records:
+    """N images (H, W, C) uint8 in the files of a folder; an array in all that `Samples` needs of one.
+
+    An integer gives an image; slices and arrays of integers or booleans give `Records` again, which read nothing.
+    `np.asarray` reads them all. Where the folder's files are damaged or gone, reading raises an error of array_record.
+    """
+
+    ndim, dtype = 4, np.dtype(np.uint8)
+
+    def __init__(self, folder: Path, chosen: np.ndarray | None = None):
+        self.folder = Path(folder)
+        about = json.loads((self.folder / "about.json").read_text())
+        self._frame = tuple(about["shape"][1:])
+        self._chosen = np.arange(about["shape"][0]) if chosen is None else chosen
+        self._source: ArrayRecordDataSource | None = None
+
+    def __len__(self):
+        return len(self._chosen)
+
+    @property
+    def shape(self):
+        return (len(self), *self._frame)
+
+    def __getitem__(self, rows):
+        if np.ndim(rows) == 0 and not isinstance(rows, slice):
+            return self.read(np.asarray([rows]))[0]
+        return Records(self.folder, self._chosen[rows])
+
+    def __array__(self, dtype=None, copy=None):
+        return self.read(np.arange(len(self))).astype(dtype or self.dtype, copy=False)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The images (..., H, W, C) of rows (...)."""
+        if self._source is None:
+            self._source = ArrayRecordDataSource([str(path) for path in sorted(self.folder.glob("*.array_record"))])
+        flat = self._chosen[np.ravel(rows)]
+        images = np.empty((len(flat), *self._frame), np.uint8)
+        for image, data in zip(images, self._source.__getitems__(flat.tolist()) if len(flat) else (), strict=True):
+            image[:] = np.frombuffer(data, np.uint8).reshape(self._frame)
+        return images.reshape(*np.shape(rows), *self._frame)
+
+    def stream(self, parts: Iterable[np.ndarray], *, most: int = 4) -> Iterator[np.ndarray]:
+        """The images of each of the `parts`, rows (...), read before they are asked for, `most` parts at a time."""
+        return ahead(self.read, parts, most=most, workers=2)
+
+
+def keep(images: Iterable[np.ndarray], folder: Path, *, key: str, notes: list) -> Records:
+    """Images (H, W, C) uint8 as the Records of a folder; where it holds those of this key, `images` are not asked for.
+
+    Args:
+      images: one after the other, all of one shape.
+      folder: what it held under another key is replaced. A kill leaves it as one that holds none.
+      key: changes where the images do.
+      notes: what is known of them, for JSON: filled while `images` are read, or else here as it was then.
+    """
+    folder = Path(folder)
+    about = folder / "about.json"
+    if about.exists():
+        known = json.loads(about.read_text())
+        if known["key"] == key:
+            notes[:] = known["notes"]
+            return Records(folder)
+    for path in (about, *folder.glob("*.array_record")):
+        path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    count, frame, writer, written = 0, (0, 0, 0), None, 0
+    for image in images:
+        if writer is None or written >= SHARD:
+            if writer is not None:
+                writer.close()
+            writer = ArrayRecordWriter(str(folder / f"images-{count:09d}.array_record"), "group_size:1")
+            written = 0
+        writer.write(np.ascontiguousarray(image, np.uint8).tobytes())
+        count, frame, written = count + 1, image.shape, written + image.nbytes
+    if writer is not None:
+        writer.close()
+    about.write_text(json.dumps({"shape": [count, *frame], "key": key, "notes": notes}) + "\n")
+    return Records(folder)
+
+
+def fingerprint(*parts) -> str:
+    """SHA-256 of arrays and of what JSON can hold."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else json.dumps(part).encode())
+    return digest.hexdigest()

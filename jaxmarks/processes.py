@@ -1,0 +1,126 @@
+"""Several processes that train one network together: how they find each other, agree, and notice that one is lost.
+
+One process (the first, `lead`) writes the run's files; all read them, so the workdir lies on a file system that they
+share. Where there is one process everything here does nothing.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxmarks import sidecar
+
+Result = TypeVar("Result")
+
+# Seconds after which a process that shows no sign of life counts as lost.
+SILENCE = 20
+# Seconds that a process which failed waits for its sidecar to learn whether another was lost before.
+PATIENCE = SILENCE + 10
+
+
+def join(count: int = 0, *, coordinator: str = "", index: int = -1) -> None:
+    """Makes this one of `count` processes; the arguments left out are taken from SLURM, a TPU pod or Kubernetes.
+
+    Args:
+      count: how many there are.
+      coordinator: address of the first process, HOST:PORT.
+      index: this one's number, from 0.
+    """
+    jax.distributed.initialize(
+        coordinator or None, count or None, index if index >= 0 else None, heartbeat_timeout_seconds=2 * PATIENCE
+    )
+
+
+def lead() -> bool:
+    """Whether this is the process that writes."""
+    return jax.process_index() == 0
+
+
+def agree(value: Any) -> Any:
+    """The lead's `value`, which JSON can hold, in every process; waits for all of them."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(length, np.uint8)
+    padded[: min(length, len(text))] = text[:length]
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes())
+
+
+def wait() -> None:
+    """Waits for all processes."""
+    agree(None)
+
+
+def in_turn(function: Callable[[], Result]) -> Result:
+    """What `function` returns, called by the lead first and then by the others, who find what it wrote."""
+    if not lead():
+        wait()
+    result = function()
+    if lead():
+        wait()
+    return result
+
+
+class Watch:
+    """Tells the other processes that this one lives, and ends it where another is lost; a context manager.
+
+    It is a process of its own (`sidecar`), which outlives what may end this one: a kill, or JAX, which aborts when the
+    first process is gone.
+    """
+
+    def __init__(self, workdir: Path):
+        self.child: subprocess.Popen | None = None
+        if jax.process_count() > 1:
+            folder, session = Path(workdir) / "processes", str(agree(time.time_ns()))
+            folder.mkdir(parents=True, exist_ok=True)
+            numbers = map(str, (jax.process_index(), jax.process_count(), SILENCE))
+            command = [sys.executable, sidecar.__file__, str(folder), session, *numbers]
+            self.child = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if self.child:
+            try:
+                what = " ".join(f"failed: {error}".split())[:500]
+                self.child.communicate(f"{what if kind else 'done'}\n", timeout=PATIENCE)
+            except (subprocess.TimeoutExpired, BrokenPipeError):
+                self.child.kill()
+
+
+def leave() -> bool:
+    """Ends the work together, once all processes are here; returns whether this one is the lead, which goes on alone."""
+    mine = lead()
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+    return mine
+
+
+def abandon(text: str) -> None:
+    """Says `text` and ends this process at once: an orderly end would wait for the others, one of whom may be lost."""
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def told_to_stop() -> bool:
+    """Whether one of several processes was sent SIGTERM, as schedulers do before they kill: then all say so at once.
+
+    They call it equally often; JAX takes the signal in processes that have joined.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_calls))
+
+
+_calls = itertools.count()

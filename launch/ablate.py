@@ -1,7 +1,7 @@
 """A grid of experiments in one command: every cell trained for every seed, and a table that is rewritten after each.
 
     python launch/ablate.py --grid=configs/ablations/NAME.py[:variant] [--workdir=DIR] [--seeds=0,1,2] [--jobs=N]
-        [--config.data.images=PHOTOS --config.data.landmarks=FILE] [--config.key=value ...]
+        [--share=I/N] [--config.data.images=PHOTOS --config.data.landmarks=FILE] [--config.key=value ...]
 
 A grid file has `get_grid(text="")`, whose `text` is what stands after the colon. It returns a dict:
 
@@ -17,7 +17,8 @@ A grid file has `get_grid(text="")`, whose `text` is what stands after the colon
 Overrides of a cell go before those of all cells, and `--config.key=value` of the command line before both. All runs
 are checked before the first is trained. Each is `python -m jaxmarks.main` with the workdir DIR/<row>--<column>/<seed>
 and what it says in `log.txt` there. One that fails is listed as failed and the others go on; the exit status is then 1.
-What is complete is not run again: after a kill, give the same command.
+What is complete is not run again: after a kill, give the same command. With `--share` the command trains the I-th of N
+parts alone, I from 0, for tasks of a cluster (`launch/slurm_array.sh`) that share DIR.
 
 Writes `table.csv` (a line for each run), `table.md` and `table.html` to DIR.
 """
@@ -100,9 +101,10 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
     except (ValueError, OSError) as error:
         sys.exit(f"ablate: {error}")
     started = time.perf_counter()
-    results = {run.folder: summary for run in runs if (summary := complete(run, grid["metrics"]))}
-    todo = [run for run in runs if run.folder not in results]
-    print(f"{len(runs)} runs, {len(runs) - len(todo)} of them complete: {options.workdir}", flush=True)
+    results = finished(runs, grid["metrics"])
+    mine = shared(runs, *options.share)
+    todo = [run for run in mine if run.folder not in results]
+    print(f"{len(mine)} runs, {len(mine) - len(todo)} of them complete: {options.workdir}", flush=True)
     about = {
         "title": grid["title"],
         "command": shlex.join(["python", *command]),
@@ -112,7 +114,12 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
     environment = dict(os.environ)
     if options.jobs > 1:  # each process would take three quarters of a GPU's memory
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / options.jobs:.3f}")
-    tell = lambda: write(options.workdir, runs, results, about | {"elapsed": time.perf_counter() - started})
+    others = [run for run in runs if run not in mine]
+
+    def tell():
+        results.update(finished(others, grid["metrics"]))
+        write(options.workdir, runs, results, about | {"elapsed": time.perf_counter() - started})
+
     tell()
     with ThreadPoolExecutor(options.jobs) as pool:
         futures: dict = {}
@@ -144,10 +151,15 @@ def parse(arguments):
     parser.add_argument("--workdir", type=Path, help="by default runs/ and the grid's name")
     parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), help="by default the grid's")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--share", default="0/1", help="I/N: the I-th of N parts of the grid, from 0")
     options, rest = parser.parse_known_args(arguments)
     options.workdir = options.workdir or default_workdir(options.grid)
     if options.jobs < 1:
         parser.error("--jobs is at least 1")
+    match = re.fullmatch(r"(\d+)/(\d+)", options.share)
+    options.share = tuple(map(int, match.groups())) if match else (0, 0)
+    if options.share[0] >= options.share[1]:
+        parser.error("--share is I/N with I from 0 to N - 1, as 0/8")
     return options, given(parser, rest)
 
 
@@ -206,6 +218,19 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
 def name(run: Run) -> str:
     """The labels of a run's cell."""
     return " / ".join(filter(None, [run.row, run.column]))
+
+
+def shared(runs: list[Run], part: int, parts: int) -> list[Run]:
+    """The runs of a part; those that start from one another are of one."""
+    family: dict[Path, int] = {}
+    for run in runs:
+        family[run.folder] = family[run.after] if run.after else len(set(family.values()))
+    return [run for run in runs if family[run.folder] % parts == part]
+
+
+def finished(runs: list[Run], metrics) -> dict[Path, dict]:
+    """The summaries of those runs that are complete, by their folders."""
+    return {run.folder: summary for run in runs if (summary := complete(run, metrics))}
 
 
 def complete(run: Run, metrics) -> dict | None:

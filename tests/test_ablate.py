@@ -372,6 +372,22 @@ def test_a_cell_starts_from_another_cells_run_of_its_seed(jobs, tmp_path):
     assert len(launcher.runs) == 7
 
 
+def test_shares_together_are_the_grid_and_keep_what_starts_from_another_together(tmp_path):
+    launchers = [Launcher(lambda config: summary(1.0)) for _ in range(3)]
+    counts = []
+    for part, launcher in enumerate(launchers):
+        _, workdir = run(tmp_path, CHAIN, launcher, f"--share={part}/3")
+        counts.append(sum("not run yet" in cell for cells in rows(workdir).values() for cell in cells))
+    folders = [[arguments[-1].split("/out/")[1] for arguments in launcher.runs] for launcher in launchers]
+    assert len({*folders[0], *folders[1], *folders[2]}) == sum(map(len, folders)) == 6
+    for mine in folders:
+        assert sum("other-part" in folder for folder in mine) == sum("none--head" in folder for folder in mine)
+    assert counts[-1] == 0 < counts[0]  # the last table has the runs of all
+    for wrong in ("3/3", "1", "a/b"):
+        with pytest.raises(SystemExit):
+            run(tmp_path, CHAIN, Launcher(lambda config: pytest.fail("a run was started")), f"--share={wrong}")
+
+
 def test_a_cell_after_one_that_is_not_before_it_is_refused(tmp_path):
     said = refused(tmp_path, CHAIN.replace("none / head", "none / tail"))
     assert "other part / elytra: after='none / tail' is none of the cells before it: none / head, none / elytra" in said

@@ -21,6 +21,8 @@ TINY = [
     "--config=configs/fish.py:smoke", "--config.data.size=(32,32)", "--config.data.count=24", "--config.split.run=(0,)",
     '--config.model={"name": "sp_cnn", "width": 4, "kernel": 3}', "--config.train.batch_size=8", "--config.train.devices=0",
     "--config.baselines=()",
+    # Adam would make whole steps of the rounding in gradients that are zero, as of a bias before a softmax.
+    '--config.optimizer={"name": "nesterov", "learning_rate": (0.05, 0.01), "momentum": (0.9, 0.95)}',
 ]  # fmt: skip
 
 
@@ -55,10 +57,10 @@ def test_two_processes_train_to_the_parameters_of_one(one, tmp_path):
     assert said.count("mean distance") == 1 and "Traceback" not in said
     np.testing.assert_allclose(losses(tmp_path), losses(one), rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(variables(one)), jax.tree.leaves(variables(tmp_path)), strict=True):
-        np.testing.assert_allclose(theirs, mine, rtol=1e-5, atol=1e-5 * np.abs(mine).max())
+        np.testing.assert_allclose(theirs, mine, rtol=1e-5, atol=1e-7)  # of what is but rounding
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_is_named_and_the_restart_goes_on(lost, tmp_path):
     arguments = ["--config.train.steps=300", "--config.train.checkpoint_seconds=0"]
     process = start(tmp_path, *arguments)
@@ -82,6 +84,7 @@ def test_a_killed_process_is_named_and_the_restart_goes_on(lost, tmp_path):
     assert epochs == list(range(1, len(epochs) + 1))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_all(tmp_path):
     process = start(tmp_path, "--config.train.steps=100000", "--config.train.checkpoint_seconds=1000")
     metrics, entry = tmp_path / "metrics.jsonl", tmp_path / "processes" / "1.json"

@@ -1,0 +1,76 @@
+"""The manifest of one run on several hosts of a Kubernetes cluster, as a JobSet.
+
+    python launch/kubernetes.py --name=fish --image=REGISTRY/jaxmarks --hosts=4 --gpus=8 --claim=shared \\
+        -- --config=configs/fish.py:paper --workdir=/shared/runs/fish | kubectl apply -f -
+
+The image has jaxmarks installed and its repository as working directory. The volume claim is mounted at /shared, where
+the workdir lies. A lost host ends the job; the JobSet starts it again, and it goes on from its last checkpoint.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+
+PORT = 8476
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the manifest that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the JobSet")
+    parser.add_argument("--image", required=True, help="of the container")
+    parser.add_argument("--hosts", type=int, default=1, help="processes, each on a host of its own")
+    parser.add_argument("--gpus", type=int, default=0, help="of each host")
+    parser.add_argument("--tpu", default="", help="accelerator and topology instead, as tpu-v5-lite-podslice:4x4")
+    parser.add_argument("--chips", type=int, default=4, help="TPU chips of each host")
+    parser.add_argument("--claim", required=True, help="the persistent volume claim that all hosts share")
+    parser.add_argument("--restarts", type=int, default=5, help="how often a failed job starts again")
+    parser.add_argument("arguments", nargs="*", help="of jaxmarks.main, after --")
+    print(json.dumps(manifest(parser.parse_args(arguments)), indent=1))
+    return 0
+
+
+def manifest(options: argparse.Namespace) -> dict:
+    """The JobSet, as Kubernetes reads it."""
+    coordinator = f"{options.name}-host-0-0.{options.name}:{PORT}"
+    join = f"--processes={options.hosts} --process=$JOB_COMPLETION_INDEX --coordinator={coordinator}"
+    command = f"exec python -m jaxmarks.main {join if options.hosts > 1 else ''} {shlex.join(options.arguments)}"
+    limits = {"nvidia.com/gpu": options.gpus} if options.gpus else {}
+    nodes = {}
+    if options.tpu:
+        accelerator, _, topology = options.tpu.partition(":")
+        limits = {"google.com/tpu": options.chips}
+        nodes = {"cloud.google.com/gke-tpu-accelerator": accelerator, "cloud.google.com/gke-tpu-topology": topology}
+    container = {
+        "name": "jaxmarks",
+        "image": options.image,
+        "command": ["sh", "-c", command],
+        "ports": [{"containerPort": PORT}],
+        "resources": {"limits": limits},
+        "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "nodeSelector": nodes,
+        "terminationGracePeriodSeconds": 120,
+        "containers": [container],
+        "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": options.claim}}],
+    }
+    count = {"parallelism": options.hosts, "completions": options.hosts, "completionMode": "Indexed", "backoffLimit": 0}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": options.name},
+        "spec": {
+            "failurePolicy": {"maxRestarts": options.restarts},
+            "network": {"enableDNSHostnames": True},
+            "replicatedJobs": [
+                {"name": "host", "replicas": 1, "template": {"spec": count | {"template": {"spec": pod}}}}
+            ],
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

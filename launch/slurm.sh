@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# One run on several nodes of a SLURM cluster, a process for each GPU's node; give sbatch the resources:
+#
+#   sbatch --nodes=4 --gpus-per-node=8 --time=12:00:00 launch/slurm.sh --config=configs/fish.py:paper --workdir=/shared/runs/fish
+#
+# The workdir lies on a file system that all nodes share. A lost node ends the job, which then is queued again and goes
+# on from its last checkpoint. PYTHON names the environment's interpreter, .venv/bin/python by default.
+#SBATCH --job-name=jaxmarks
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+#SBATCH --output=jaxmarks-%j.log
+#SBATCH --open-mode=append
+set -uo pipefail
+
+srun --kill-on-bad-exit=1 --label "${PYTHON:-.venv/bin/python}" -m jaxmarks.main --processes=0 "$@"
+status=$?
+if [ "$status" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${RESTARTS:-5}" ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

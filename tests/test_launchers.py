@@ -1,0 +1,86 @@
+"""The launchers of clusters: what they would run, with stand-ins for the clusters' own commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+ARGUMENTS = ["--config=configs/fish.py:paper", "--workdir=/shared/a b"]
+
+
+def said(tmp_path, script, *arguments, status=0, exits=0, **environment):
+    """What a shell script calls instead of srun, scontrol, gcloud and Python, each argument on a line."""
+    for name in ("srun", "scontrol", "gcloud", "python"):
+        stand_in = tmp_path / name
+        stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@"\nexit {status if name == "srun" else 0}\n')
+        stand_in.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", LAUNCH / script, *arguments], capture_output=True, text=True,
+        env={"PATH": path, "PYTHON": "python", **environment},
+    )  # fmt: skip
+    assert done.returncode == exits, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_slurm_starts_one_process_a_node_and_is_queued_again_where_it_fails(tmp_path):
+    lines = said(tmp_path, "slurm.sh", *ARGUMENTS, SLURM_JOB_ID="7")
+    end = ["python", "-m", "jaxmarks.main", "--processes=0", *ARGUMENTS]
+    assert lines == ["srun", "--kill-on-bad-exit=1", "--label", *end]
+    lines = said(tmp_path, "slurm.sh", *ARGUMENTS, status=3, exits=3, SLURM_JOB_ID="7", SLURM_RESTART_COUNT="4")
+    assert lines[-3:] == ["scontrol", "requeue", "7"]
+    lines = said(tmp_path, "slurm.sh", *ARGUMENTS, status=3, exits=3, SLURM_JOB_ID="7", SLURM_RESTART_COUNT="5")
+    assert "scontrol" not in lines
+
+
+def test_the_tasks_of_a_slurm_array_take_their_shares(tmp_path):
+    task = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_COUNT": "8"}
+    lines = said(tmp_path, "slurm_array.sh", "launch/ablate.py", "--grid=g.py", **task)
+    assert lines == ["python", "launch/ablate.py", "--grid=g.py", "--share=3/8"]
+    lines = said(tmp_path, "slurm_array.sh", "launch/tune.py", "--space=s.py", **task)
+    assert lines == ["python", "launch/tune.py", "--space=s.py"]
+
+
+def test_a_tpu_pod_runs_the_command_on_all_hosts(tmp_path):
+    lines = said(tmp_path, "tpu_pod.sh", "pod", "zone", *ARGUMENTS)
+    assert lines[:7] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod", "--zone=zone"]
+    assert lines[7] == "--worker=all"
+    remote = "cd jaxmarks && .venv/bin/python -m jaxmarks.main --processes=0"
+    assert lines[8] == rf"--command={remote} {ARGUMENTS[0]} --workdir=/shared/a\ b"
+    said(tmp_path, "tpu_pod.sh", "pod", exits=2)
+
+
+def manifest(*options):
+    done = subprocess.run(
+        [sys.executable, LAUNCH / "kubernetes.py", "--name=fish", "--image=i", "--claim=c", *options, "--", *ARGUMENTS],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    job = json.loads(done.stdout)
+    count = job["spec"]["replicatedJobs"][0]["template"]["spec"]
+    return job, count, count["template"]["spec"]
+
+
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_kubernetes_gets_a_jobset_whose_hosts_find_each_other(hosts):
+    job, count, pod = manifest(f"--hosts={hosts}", "--gpus=8")
+    assert (job["kind"], job["metadata"]["name"]) == ("JobSet", "fish") and job["spec"]["network"]["enableDNSHostnames"]
+    assert (count["parallelism"], count["completions"], count["completionMode"]) == (hosts, hosts, "Indexed")
+    command = pod["containers"][0]["command"]
+    assert command[:2] == ["sh", "-c"] and pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    # The shell gives main its words back.
+    shown = subprocess.run(
+        ["sh", "-c", command[2].replace("exec python", "printf '%s\\n'")],
+        env={"JOB_COMPLETION_INDEX": "2"}, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    together = ["--processes=4", "--process=2", "--coordinator=fish-host-0-0.fish:8476"]
+    assert shown == ["-m", "jaxmarks.main", *(together if hosts > 1 else []), *ARGUMENTS]
+
+
+def test_kubernetes_asks_for_tpus_by_their_topology():
+    _, _, pod = manifest("--hosts=4", "--tpu=tpu-v5-lite-podslice:4x4")
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
+    assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}

@@ -125,8 +125,8 @@ def _columns(counts):
 def _several(spec):
     """The datasets of `spec.sets` as one, their landmarks side by side: an image shows those of its own dataset alone."""
     for name in spec.sets:
-        if not name.isidentifier():
-            raise ValueError(f"--config.data.sets.{name}: name a dataset by letters, digits and _")
+        if not name.isidentifier() or name in ("loss", "distance_px"):  # which the log has already
+            raise ValueError(f"--config.data.sets.{name}: another name, of letters, digits and _")
     each = {name: load(of_set(spec, name)) for name in spec.sets}
     columns = _columns({name: one.samples.points.shape[1] for name, one in each.items()})
     width, parts, problems, groups = sum(one.samples.points.shape[1] for one in each.values()), [], [], 0

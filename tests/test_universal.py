@@ -105,11 +105,15 @@ def test_an_image_shows_the_landmarks_of_its_own_dataset_alone(tmp_path):
         ({"a-b": {"part": "head"}}, r"sets\.a-b: another name"),
         ({"loss": {"part": "head"}}, r"sets\.loss: another name"),
         ({"a": {"images": "x"}}, r"--config\.data\.landmarks is empty"),
+        ({"a": {"count": 3}, "boxes": {"count": 3}}, "neither boxes nor volumes"),
     ],
 )
 def test_what_no_dataset_can_be(sets, message):
+    spec = get_config(sets).data
+    if "boxes" in sets:
+        spec.boxes = ""
     with pytest.raises(ValueError, match=message):
-        loading.load(get_config(sets).data)
+        loading.load(spec)
 
 
 def test_a_mirror_spares_what_has_no_place_in_it():

@@ -124,6 +124,8 @@ def _columns(counts):
 
 def _several(spec):
     """The datasets of `spec.sets` as one, their landmarks side by side: an image shows those of its own dataset alone."""
+    if "boxes" in spec or "volume" in spec:
+        raise ValueError("--config.data.sets: several datasets have landmarks, neither boxes nor volumes")
     for name in spec.sets:
         if not name.isidentifier() or name in ("loss", "distance_px"):  # which the log has already
             raise ValueError(f"--config.data.sets.{name}: another name, of letters, digits and _")

@@ -372,6 +372,13 @@ def test_a_body_goes_from_many_to_one_and_back(universal, tmp_path, capsys):
     assert "  new: head/maps/bias (not in the source)" in said and "  unused: head/head/maps/bias" in said
     with pytest.raises(ValueError, match="--set=head: the run has one dataset"):
         predict.load(tmp_path / "one", set="head")
+    # A run that is older than these keys goes on.
+    old = json.loads((tmp_path / "one" / "config.json").read_text())
+    del old["data"]["sets"], old["train"]["balance"]
+    (tmp_path / "one" / "config.json").write_text(json.dumps(old))
+    train.train(single, tmp_path / "one")
+    assert "epoch" not in capsys.readouterr().out
+    assert predict.load(tmp_path / "one")(np.zeros((1, *SIZE, 3), np.uint8))[0].shape == (1, 11, 2)
 
 
 def test_a_killed_run_ends_as_one_that_was_left_alone(universal, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from jaxmarks import calibration, checkpoint, detection, steps, train
 from jaxmarks import config as configs
 from jaxmarks.baselines import blobs, mean_shape, registration
 from jaxmarks.data import formats
+from jaxmarks.data.loading import Dataset, facts
 from jaxmarks.data.samples import Annotation, Samples, to_source
 from jaxmarks.ops import boxes, metrics
 
@@ -30,7 +31,8 @@ class Predictions(NamedTuple):
     """N images' predicted landmarks beside the true ones, in source pixels, y down.
 
     `fold` (N,) int64 is the fold whose network predicted the image, -1 for the mean of all. `delta` (N,) is the size of
-    a pixel of the network's frame in source pixels.
+    a pixel of the network's frame in source pixels. Where several datasets are joined, the scores of landmarks that an
+    image's dataset does not have are NaN.
     """
 
     name: np.ndarray
@@ -89,7 +91,7 @@ def join(parts: list[Predictions]) -> Predictions:
 
 
 def held_out(
-    settings, workdir: Path, stage: str, samples: Samples
+    settings, workdir: Path, stage: str, dataset: Dataset
 ) -> tuple[Predictions, dict[str, Predictions], list[dict]]:
     """Each fold's test images by its own network, and by the baselines that `settings.baselines` names.
 
@@ -97,7 +99,8 @@ def held_out(
     problems of the training images.
     """
     found: dict[str, list[Predictions]] = {"network": [], **{name: [] for name in settings.baselines}}
-    _, task = train.build(settings, {"landmarks": samples.points.shape[1]})
+    samples, own = dataset.samples, dataset.own(dataset.samples)
+    _, task = train.build(settings, facts(dataset))
     call, problems = predictor(task), []
     for fold in train.folds(settings):
         train_rows, valid_rows, test = train.split_rows(settings, samples, fold, task.versions)
@@ -105,13 +108,18 @@ def held_out(
         if not len(tested):
             raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
         trained = np.unique(train_rows // task.versions)
-        problems += train.unseen(samples, trained, fold)
+        problems += train.unseen(dataset, trained, fold)
         rest, mine = samples.take(trained), samples.take(tested)
         variables, _ = checkpoint.restore(train.fold_folder(workdir, stage, fold) / "best")
-        found["network"].append(beside(mine, *predict(call, [variables], mine), fold))
+        points, scores = predict(call, [variables], mine)
+        found["network"].append(beside(mine, points, np.where(own[tested], scores, np.nan), fold))
         for name in settings.baselines:
-            points = baseline(name, rest, mine)
-            found[name].append(beside(mine, points, np.ones(points.shape[:2]), fold))
+            points = np.zeros_like(mine.source_points)
+            for domain, columns in enumerate(dataset.columns):
+                points[mine.domain == domain, columns] = baseline(
+                    name, rest.of(domain, columns), mine.of(domain, columns)
+                )
+            found[name].append(beside(mine, points, np.where(own[tested], 1.0, np.nan), fold))
     joined = {name: join(parts) for name, parts in found.items()}
     return joined.pop("network"), joined, problems
 
@@ -137,7 +145,7 @@ def summarise(found: Predictions) -> dict:
         for f in np.unique(found.fold)
     ]
     sides = extents(found.true, found.visible)
-    similarities, confidence = metrics.oks(distances, np.sqrt(sides.prod(-1))), found.scores.mean(-1)
+    similarities, confidence = metrics.oks(distances, np.sqrt(sides.prod(-1))), np.nanmean(found.scores, axis=-1)
     rates = lambda values, limits: dict(zip(map(str, limits), values, strict=True))
     summary = {
         "mean_distance_px": overall["mean"],
@@ -192,37 +200,55 @@ def plain(value):
     return number if np.isfinite(number) else None
 
 
-def write(folder: Path, found: Predictions, summary: dict) -> None:
-    """Writes `predictions.csv`, `predictions.tps` and `summary.json` to the folder."""
-    folder = Path(folder)
+def members(found: Predictions, dataset: Dataset) -> dict[str, Predictions]:
+    """The predictions of each of several datasets by name, of its images and its landmarks alone."""
+    domain = dict(zip(dataset.samples.name.tolist(), dataset.samples.domain.tolist(), strict=True))
+    domains, each = np.array([domain[name] for name in found.name.tolist()]), {}
+    for number, name in enumerate(dataset.sets):
+        mine, columns = Predictions(*(column[domains == number] for column in found)), dataset.columns[number]
+        cut = {key: getattr(mine, key)[:, columns] for key in ("points", "scores", "true", "visible")}
+        each[name] = mine._replace(**cut)
+    return each
+
+
+def write(folder: Path, found: Predictions | list[Predictions], summary: dict) -> None:
+    """Writes `predictions.csv`, `predictions.tps` and `summary.json` to the folder; several `found` one after the other."""
+    folder, parts = Path(folder), found if isinstance(found, list) else [found]
     folder.mkdir(parents=True, exist_ok=True)
-    distances = np.asarray(metrics.distances(found.points, found.true, found.visible))
     with (folder / "predictions.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow("image landmark x y score x_true y_true distance fold".split())
-        for n, name in enumerate(found.name):
-            for k in range(found.points.shape[1]):
-                known = [*(f"{v:.3f}" for v in found.true[n, k]), f"{distances[n, k]:.3f}"]
-                rows.writerow(
-                    [name, k + 1, *(f"{v:.3f}" for v in found.points[n, k]), f"{found.scores[n, k]:.4f}"]
-                    + (known if found.visible[n, k] else ["", "", ""])
-                    + [found.fold[n]]
-                )
-    write_tps(folder / "predictions.tps", found)
+        for part in parts:
+            write_rows(rows, part)
+    write_tps(folder / "predictions.tps", parts)
     (folder / "summary.json").write_text(json.dumps(plain(summary), indent=1) + "\n")
 
 
-def write_tps(path: Path, found: Predictions) -> None:
+def write_rows(rows, found: Predictions) -> None:
+    """A row of `predictions.csv` for each landmark."""
+    distances = np.asarray(metrics.distances(found.points, found.true, found.visible))
+    for n, name in enumerate(found.name):
+        for k in range(found.points.shape[1]):
+            known = [*(f"{v:.3f}" for v in found.true[n, k]), f"{distances[n, k]:.3f}"]
+            rows.writerow(
+                [name, k + 1, *(f"{v:.3f}" for v in found.points[n, k]), f"{found.scores[n, k]:.4f}"]
+                + (known if found.visible[n, k] else ["", "", ""])
+                + [found.fold[n]]
+            )
+
+
+def write_tps(path: Path, parts: list[Predictions]) -> None:
     """The predicted landmarks as tpsDig reads them, y up."""
+    each = [(found, n) for found in parts for n in range(len(found.name))]
     annotations = [
         Annotation(
-            image=str(name), points=found.points[n], id=str(n), mm_per_px=float(found.mm_per_px[n]),
+            image=str(found.name[n]), points=found.points[n], id=str(i), mm_per_px=float(found.mm_per_px[n]),
             # Where both coordinates would be negative TPS reads a missing landmark.
             visible=(found.points[n, :, 0] >= 0) | (found.points[n, :, 1] <= found.source_size[n, 0]),
         )
-        for n, name in enumerate(found.name)
+        for i, (found, n) in enumerate(each)
     ]  # fmt: skip
-    heights = {str(name): int(size[0]) for name, size in zip(found.name, found.source_size, strict=True)}
+    heights = {str(found.name[n]): int(found.source_size[n, 0]) for found, n in each}
     formats.write(path, annotations, heights)
 
 
@@ -240,18 +266,40 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
             name: plain(detection.summarise(other, detection.EVEN, dataset.classes)) for name, other in others.items()
         }
         return of_objects(out or workdir, found, threshold, dataset.classes, ms_per_image=milliseconds, **about)
-    found, others, unlearnt = held_out(settings, workdir, stage, dataset.samples)
+    found, others, unlearnt = held_out(settings, workdir, stage, dataset)
     summary = summarise(found) | {
         "baselines": {name: summarise(other) for name, other in others.items()},
         "annotators_px": dataset.disagreement,
         **about,
         "failures": dataset.problems + unlearnt,
     }
+    if dataset.sets:
+        return of_sets(out or workdir, found, others, summary, dataset)
     if dataset.volumes:
         volumes = dataset.volumes
         scored = calibration.score(found.name, found.points, found.scores, volumes, volumes.template, out or workdir)
         summary["volume"] = scored
     write(out or workdir, found, summary)
+    return summary
+
+
+def of_sets(folder: Path, found: Predictions, others: dict[str, Predictions], summary: dict, dataset: Dataset) -> dict:
+    """Scores each of several datasets by itself, and writes the files of all to the folder, its own to `sets/NAME`.
+
+    Returns:
+      The summary with "sets", the datasets' own summaries by name.
+    """
+    parts = members(found, dataset)
+    baselines = {name: members(other, dataset) for name, other in others.items()}
+    summary["sets"] = {}
+    for name, part in parts.items():
+        mine = summary["sets"][name] = summarise(part) | {
+            "baselines": {method: summarise(each[name]) for method, each in baselines.items()},
+            "annotators_px": dataset.sets[name].disagreement,
+            "failures": [problem for problem in summary["failures"] if problem["image"].startswith(f"{name}/")],
+        }
+        write(Path(folder) / "sets" / name, part, mine)
+    write(folder, list(parts.values()), summary)
     return summary
 
 

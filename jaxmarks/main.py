@@ -20,6 +20,9 @@ PROCESSES = flags.DEFINE_integer(
 )
 PROCESS = flags.DEFINE_integer("process", -1, "This one's number, from 0; by default as the cluster says.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; by default as the cluster says.")
+SET = flags.DEFINE_string(
+    "set", "", "Of a run over several datasets the one that the photographs of predict, evaluate and export are like."
+)
 # What a prediction finds, by its key in the summary.
 COUNTED = {"landmarks": "landmarks each", "objects": "objects", "volumes": "volumes calibrated"}
 
@@ -102,15 +105,17 @@ def evaluate(config, workdir):
     keys = ("volume" if "volume" in trained.data else "images", marks)
     own = any(config.data.get(key) for key in keys)
     paths = lambda data: [Path(data.get(key) or "").absolute() for key in keys]
-    other = own and paths(config.data) != paths(trained.data)
+    mine = loading.of_set(trained.data, SET.value) if own else trained.data
+    other = own and paths(config.data) != paths(mine)
     if other:
+        trained.data = mine
         for key in (*keys, "group_by"):
             if key in trained.data:
                 trained.data[key] = config.data[key]
     dataset = loading.load(trained.data)
     out = workdir / "evaluate"
     if other:
-        summary = predictions.evaluate_on(workdir, dataset, out)
+        summary = predictions.evaluate_on(workdir, dataset, out, set=SET.value)
     else:
         summary = evaluation.of_run(training.config_of(workdir), workdir, dataset, out=out)
     report.write(workdir, dataset.photograph, out=out)
@@ -123,7 +128,7 @@ def predict(config, workdir):
 
     if not config.data.images:
         raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
-    summary = predictions.on_folder(workdir, config.data.images, workdir / "predict")
+    summary = predictions.on_folder(workdir, config.data.images, workdir / "predict", set=SET.value)
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
     print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {workdir / 'predict'}")
     for failure in summary["failures"]:
@@ -137,7 +142,7 @@ def export(config, workdir):
 
     if SIZE.value and not (len(SIZE.value) == 2 and all(side.isdecimal() for side in SIZE.value)):
         raise ValueError(f"--size={','.join(SIZE.value)}: give height and width, as 2448,3264")
-    about = serving.export(workdir, workdir / "export", size=tuple(map(int, SIZE.value)) or None)
+    about = serving.export(workdir, workdir / "export", size=tuple(map(int, SIZE.value)) or None, set=SET.value)
     print(f"takes images {about['images']}, gives {about['outputs']}: {workdir / 'export'}")
 
 
@@ -172,6 +177,9 @@ def say(summary, out):
             f"mean distance {summary['mean_distance_px']:.2f} px (median {summary['median_px']:.2f}, 95 % within"
             f" {summary['p95_px']:.2f}) on {summary['images']} images{others}"
         )
+    for name, one in summary.get("sets", {}).items():
+        far = one["mean_distance_px"]
+        print(f"  {name}: {'-' if far is None else f'{far:.2f} px'} on {one['images']} images")
     if volume := summary.get("volume"):
         medians = (
             ""

@@ -15,26 +15,28 @@ from jaxmarks.data import folder as folders
 from jaxmarks.data import formats, objects
 from jaxmarks.data.ahead import ahead
 from jaxmarks.data.formats.boxes import BoxAnnotation
+from jaxmarks.data.loading import of_set
 from jaxmarks.ops import geometry
 
 # A frame whose sides are multiples of it suits every body.
 STRIDE = 32
 
 
-def load(workdir: Path, *, fold: int | None = None) -> Callable:
+def load(workdir: Path, *, fold: int | None = None, set: str = "") -> Callable:
     """A trained run as a pure function that other JAX code can jit, vmap and differentiate.
 
     Args:
       workdir: a run's folder.
       fold: the network of that fold alone; None takes all that were trained: their mean, or of detectors what they
         agree on.
+      set: of a run over several datasets the one whose landmarks are wanted.
 
     Returns:
       images (B, H, W, C) uint8 of any size -> (points (B, K, 2) in the images' pixels, scores (B, K)); of a detector
       `heads.Detections`, its boxes in the images' pixels. It is a `jax.tree_util.Partial` over the variables, so it can
       be an argument of a jitted function.
     """
-    task, settings, networks, notes = networks_of(workdir, fold=fold)
+    task, settings, networks, notes = networks_of(workdir, fold=fold, set=set)
     return jax.tree_util.Partial(function(task, settings, notes[0]["facts"]), networks)
 
 
@@ -81,22 +83,36 @@ def finder(settings, facts: dict) -> Callable:
     return predict
 
 
-def networks_of(workdir: Path, *, fold: int | None = None):
-    """The task, the settings, the trained networks' variables (a list) and their notes of a run's last stage."""
+def networks_of(workdir: Path, *, fold: int | None = None, set: str = ""):
+    """The task, the settings, the trained networks' variables (a list) and their notes of a run's last stage.
+
+    Of a run over several datasets they are those of the dataset `set`, as if it had been the only one.
+
+    Raises:
+      ValueError: the run has several datasets and `set` is none of them, or it has one and `set` is given.
+    """
     workdir = Path(workdir)
     config = configs.load(workdir / "config.json")
     stage = train.stages(config)[-1]
     settings = configs.stage(config, stage)
+    settings.data = of_set(settings.data, set)
     chosen = train.folds(settings) if fold is None else [fold]
     restored = [checkpoint.restore(train.fold_folder(workdir, stage, f) / "best") for f in chosen]
-    _, task = train.build(settings, restored[0][1]["facts"])
+    facts = restored[0][1]["facts"]
+    _, task = train.build(settings, facts)
+    if set:
+        own = slice(*facts["sets"][set])
+        task = task._replace(decode=lambda outputs, every=task.decode: tuple(found[:, own] for found in every(outputs)))
     networks = [jax.tree.map(jnp.asarray, variables) for variables, _ in restored]
     return task, settings, networks, [note for _, note in restored]
 
 
-def evaluate_on(workdir: Path, dataset, out: Path) -> dict:
-    """Scores a run's networks on a dataset that they did not see, and writes the files and the report to `out`."""
-    task, _, networks, notes = networks_of(workdir)
+def evaluate_on(workdir: Path, dataset, out: Path, *, set: str = "") -> dict:
+    """Scores a run's networks on a dataset that they did not see, and writes the files and the report to `out`.
+
+    `set` is the dataset of a run over several whose landmarks these are.
+    """
+    task, _, networks, notes = networks_of(workdir, set=set)
     samples = dataset.samples
     if dataset.objects:
         return objects_on(task, networks, notes, dataset, out)
@@ -114,13 +130,14 @@ def evaluate_on(workdir: Path, dataset, out: Path) -> dict:
     return summary
 
 
-def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True) -> dict:
+def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True, set: str = "") -> dict:
     """Predicts every photograph of a folder and writes `predictions.csv`, `predictions.tps` and overlays to `out`.
 
     While a batch is predicted the next are read and the last are drawn, so that memory stays bounded and all cores are
-    busy. A photograph that cannot be read is listed in `summary.json` under "failures".
+    busy. A photograph that cannot be read is listed in `summary.json` under "failures". `set` is the dataset of a run
+    over several that the photographs are like.
     """
-    task, settings, networks, notes = networks_of(workdir)
+    task, settings, networks, notes = networks_of(workdir, set=set)
     if "boxes" in settings.data:
         return objects_in_folder(task, settings, networks, notes, images, out, overlays=overlays)
     call = evaluate.predictor(task)

@@ -18,7 +18,9 @@ from jaxmarks import predict
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export(workdir: Path, folder: Path, *, size: tuple[int, int] | None = None, fold: int | None = None) -> dict:
+def export(
+    workdir: Path, folder: Path, *, size: tuple[int, int] | None = None, fold: int | None = None, set: str = ""
+) -> dict:
     """Writes the artefact of a run.
 
     Args:
@@ -26,12 +28,13 @@ def export(workdir: Path, folder: Path, *, size: tuple[int, int] | None = None, 
       folder: where the artefact goes.
       size: (H, W) of the photographs that it will take; by default the network's frame.
       fold: the network of that fold alone; None takes all.
+      set: of a run over several datasets the one whose landmarks are wanted.
 
     Returns:
       What `about.json` says: the size, and the names and shapes of the outputs.
     """
     exporting = exporter()
-    task, settings, networks, notes = predict.networks_of(workdir, fold=fold)
+    task, settings, networks, notes = predict.networks_of(workdir, fold=fold, set=set)
     call, frame = predict.function(task, settings, notes[0]["facts"]), tuple(size or settings.data.size)
     names = ("boxes", "scores", "classes") if "boxes" in settings.data else ("points", "scores")
     leaves, structure = jax.tree.flatten(networks)

@@ -124,16 +124,17 @@ def split_rows(settings, samples, fold, versions):
     if settings.split.by == "image":  # the tiles of a photograph have its name, and stay together
         number = {name: n for n, name in enumerate(dict.fromkeys(samples.name.tolist()))}
         group = np.array([number[name] for name in samples.name.tolist()])
-    split = splits.by_group(
-        group, folds=settings.split.folds, fold=fold, valid=settings.split.valid, seed=settings.split.seed
-    )
+    options = {"folds": settings.split.folds, "valid": settings.split.valid, "seed": settings.split.seed}
+    split = splits.by_group_in_each(samples.domain, group, fold=fold, **options)
     if settings.split.few and settings.split.by == "random":
         raise ValueError(
             f"--config.split.few={settings.split.few}: a random split has no specimens; set split.by=group"
         )
     if settings.split.few:
-        drawn = np.random.default_rng((settings.seed, fold)).permutation(np.unique(group[split.train]))
-        split = split._replace(train=split.train[np.isin(group[split.train], drawn[: settings.split.few])])
+        draw, domains = np.random.default_rng((settings.seed, fold)), samples.domain[split.train]
+        drawn = [draw.permutation(np.unique(group[split.train[domains == d]])) for d in np.unique(domains)]
+        few = np.concatenate([groups[: settings.split.few] for groups in drawn])
+        split = split._replace(train=split.train[np.isin(group[split.train], few)])
     expand = lambda samples: (samples[:, None] * versions + np.arange(versions)).reshape(-1)
     if settings.split.by in ("group", "image"):
         return expand(split.train), split.valid * versions + versions - 1, split.test
@@ -143,16 +144,19 @@ def split_rows(settings, samples, fold, versions):
     raise ValueError(f"--config.split.by={settings.split.by}: there are group, image and random")
 
 
-def unseen(samples, trained, fold) -> list[dict]:
+def unseen(dataset, trained, fold) -> list[dict]:
     """What a network trained on the samples `trained` cannot know, as problems of the data."""
-    missing = np.flatnonzero(~samples.visible[trained].any(axis=0)) + 1
-    if len(missing) and len(missing) == samples.visible.shape[1]:
-        what = "no landmark is visible in any training image: there is nothing to learn, and predictions mean nothing"
-    elif len(missing):
-        what = f"landmarks visible in no training image: {', '.join(map(str, missing))}; their predictions mean nothing"
-    else:
-        return []
-    return [{"image": "", "what": f"fold {fold}: {what}", "where": "the training images"}]
+    found, visible = [], dataset.samples.visible[trained].any(axis=0)
+    for name, columns in zip(dataset.sets or ("",), dataset.columns, strict=True):
+        missing = np.flatnonzero(~visible[columns]) + 1
+        if not len(missing):
+            continue
+        what = f"landmarks visible in no training image: {', '.join(map(str, missing))}; their"
+        if len(missing) == len(visible[columns]):
+            what = "no landmark is visible in any training image: there is nothing to learn, and"
+        what = f"fold {fold}: {what} predictions mean nothing"
+        found.append({"image": f"{name}/" if name else "", "what": what, "where": "the training images"})
+    return found
 
 
 def anchors(settings, samples) -> dict:
@@ -200,10 +204,17 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     known = facts(dataset) | anchors(settings, samples)
     network, task = build(settings, known, dataset.flip)
     train_rows, valid_rows, _ = split_rows(settings, samples, fold, task.versions)
-    for problem in unseen(samples, train_rows // task.versions, fold):
-        tell(f"[{stage}] {problem['what']}")
+    for problem in unseen(dataset, train_rows // task.versions, fold):
+        tell(f"[{stage}] {problem['image']}{problem['what']}")
 
-    batch = min(options.batch_size, len(train_rows))
+    def shown(rows, draw):
+        """The rows that an epoch shows: of several datasets each equally often."""
+        return splits.balanced(rows, samples.domain[rows // task.versions], draw) if options.balance else rows
+
+    draw = np.random.default_rng((settings.seed, fold))
+    chosen = draw.permutation(shown(train_rows, draw))
+    valid_rows, count = shown(valid_rows, draw), len(chosen)
+    batch = min(options.batch_size, count)
     devices = options.devices or jax.device_count()
     if jax.process_count() > 1 and devices != jax.device_count():
         raise ValueError(
@@ -212,7 +223,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         )
     even = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours that are mixed share a device
     batch = -(-batch // even) * even
-    steps_per_epoch = -(-len(train_rows) // batch)
+    steps_per_epoch = -(-count // batch)
     epochs = options.epochs or -(-options.steps // steps_per_epoch)
     if epochs * steps_per_epoch < options.accumulate:
         raise ValueError(f"--config.train.accumulate={options.accumulate}: {epochs * steps_per_epoch} batches are all")
@@ -271,7 +282,6 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     prepare = validation_input(settings, task)
     validate = jax.jit(functools.partial(steps.valid_step, task=task, prepare=prepare))
     measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=prepare))
-    chosen = np.random.default_rng((settings.seed, fold)).permutation(train_rows)[:SETTLING]
 
     def settled(state):
         """The variables to judge and to save: the parameters or their moving average, and the statistics of many batches.
@@ -281,19 +291,19 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}
         if "batch_stats" not in variables:
             return variables
-        each = each_batch(measure, variables, chosen)
+        each = each_batch(measure, variables, chosen[:SETTLING])
         return variables | {"batch_stats": jax.tree.map(lambda *values: sum(values) / len(values), *each)}
 
     if not resumed and fold == folds(settings)[0] and processes.lead():
-        path, shown = workdir / "figures" / f"batch_{stage}.png", train_rows[:16]
-        streamed = {"streamed": jnp.asarray(kept.read(shown // task.versions))} if kept else {}
-        draw_batch(path, task, host | streamed, shown, key)
+        path, first_rows = workdir / "figures" / f"batch_{stage}.png", chosen[:16]
+        streamed = {"streamed": jnp.asarray(kept.read(first_rows // task.versions))} if kept else {}
+        draw_batch(path, task, host | streamed, first_rows, key, dataset)
     started = saved_at = said_at = time.perf_counter()
     before, first = progress["seconds"], progress["epoch"]
     for epoch in range(first + 1, epochs + 1):
         began = time.perf_counter()
         draw = np.random.default_rng((settings.seed, fold, epoch))
-        rows = steps.batches(draw.permutation(train_rows), batch)
+        rows = steps.batches(draw.permutation(shown(train_rows, draw)), batch)
         of_size = draw.integers(len(runs), size=len(rows)) if len(runs) > 1 else None
         epoch_key = jax.random.fold_in(key, epoch)
         while progress["batch"] < len(rows):
@@ -337,14 +347,14 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             epoch=epoch,
             **found,
             **rates,
-            images_per_s=round(len(train_rows) / (trained - began), 1),
+            images_per_s=round(count / (trained - began), 1),
         )
         now = time.perf_counter()
         progress |= {"epoch": epoch, "seconds": before + now - started}
         if now - said_at > 5 or epoch in (1, epochs):
             said_at = now
             left = (now - started) / (epoch - first) * (epochs - epoch)
-            say(stage, fold, epoch, epochs, train_loss, valid_loss, rates, len(train_rows) / (now - began), left)
+            say(stage, fold, epoch, epochs, train_loss, valid_loss, rates, count / (now - began), left)
         if options.patience and epoch - progress["best_epoch"] >= options.patience and valid_loss is not None:
             tell(f"[{stage} fold {fold}] no better since epoch {progress['best_epoch']}: stopped")
             break
@@ -409,7 +419,7 @@ def entries(split: str, means: dict) -> dict:
     return found
 
 
-def draw_batch(path: Path, task, data, rows, key) -> None:
+def draw_batch(path: Path, task, data, rows, key, dataset) -> None:
     """Draws augmented training images with their points: most mistakes in data are visible at once."""
     batch = steps.gather(data, jnp.asarray(rows), task.versions)
     batch = jax.jit(task.augment)(jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(rows)), batch)
@@ -418,8 +428,9 @@ def draw_batch(path: Path, task, data, rows, key) -> None:
     boxes = [
         4 * np.asarray(b)[np.asarray(label) >= 0] for b, label in zip(batch["boxes"], batch["labels"], strict=True)
     ]
+    own = [dataset.columns[domain] for domain in dataset.samples.domain[rows // task.versions]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = [report.overlay(image, p, boxes=b) for image, p, b in zip(images, points, boxes, strict=True)]
+    drawn = [report.overlay(image, p[c], boxes=b) for image, p, b, c in zip(images, points, boxes, own, strict=True)]
     report.contact_sheet(drawn, path)
 
 

@@ -27,7 +27,7 @@ def test_the_papers_protocol():
     assert (config.split.folds, config.split.by, config.split.valid) == (9, "random", 0.4)
     assert train.folds(config) == list(range(9))
     # Nine rounds over 293 specimens leave 260 or 261 to train on; 260 x 7 = 1,820 rows, 60 % of them 1,092.
-    samples = type("Samples", (), {"group": np.arange(293)})
+    samples = type("Samples", (), {"group": np.arange(293), "domain": np.zeros(293, int)})
     rows, valid, test = train.split_rows(config, samples, 0, 7)
     assert (len(rows), len(valid), len(test)) == (1092, 728, 33)
 
@@ -35,7 +35,7 @@ def test_the_papers_protocol():
 def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is():
     config = get_config("")
     config.split.folds, config.split.valid = 5, 0.2
-    samples = type("Samples", (), {"group": np.arange(60) // 3})
+    samples = type("Samples", (), {"group": np.arange(60) // 3, "domain": np.zeros(60, int)})
     everything, found = train.split_rows(config, samples, 0, 1), []
     config.split.few = 4
     for config.seed in (0, 1):

@@ -33,7 +33,8 @@ def build(
     Args:
       spec: the name and the options.
       channels: what the network takes, 1 (luminance) or 3.
-      flip: the landmarks' order after a horizontal mirror, or None where images must not be mirrored.
+      flip: the landmarks' order after a horizontal mirror, or None where images must not be mirrored. -1 stands for a
+        landmark that has no place in a mirrored image: one that shows it is not mirrored.
       size: (H, W) of what comes out, the whole frame shown larger or smaller (modern alone); None: that of what goes in.
 
     Raises:
@@ -50,7 +51,7 @@ def build(
         raise ValueError(f"augment.name={name!r}: there are {', '.join(known)}")
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}: a network takes 1 (luminance) or 3")
-    if flip is not None and not all(k < len(flip) and flip[k] == i for i, k in enumerate(flip)):
+    if flip is not None and not all(k == -1 or (k < len(flip) and flip[k] == i) for i, k in enumerate(flip)):
         raise ValueError(f"flip={flip}: mirroring twice must bring every landmark back to its place")
     if size is not None and name != "modern":
         raise ValueError(

@@ -64,9 +64,9 @@ def build(
             turn = spatial.quarter_turn(jax.random.fold_in(key, 3), frame)
             matrix = geometry.compose(turn, matrix)
         if flip is not None and mirror:
-            mirrored = jax.random.bernoulli(mirror_key, mirror)
-            matrix = jnp.where(mirrored, geometry.compose(spatial.mirror(frame), matrix), matrix)
             order = jnp.array(flip, jnp.int32)
+            mirrored = jax.random.bernoulli(mirror_key, mirror) & ~jnp.any(visible & (order < 0))
+            matrix = jnp.where(mirrored, geometry.compose(spatial.mirror(frame), matrix), matrix)
             points = jnp.where(mirrored, points[order], points)
             visible = jnp.where(mirrored, visible[order], visible)
         new_size = size or frame

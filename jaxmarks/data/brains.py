@@ -439,7 +439,7 @@ def load(spec) -> tuple[Samples, Volumes, Callable]:
         return np.round(255 * image).astype(np.uint8)[..., None].repeat(3, -1)
 
     # One after the other, for the scouts of all of them at their own resolution would fill the memory.
-    columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(Samples) if f.name not in ("boxes", "labels")}
+    columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(Samples) if f.default is dataclasses.MISSING}
     planes, truth = {}, []
     for i in range(count):
         drawn = triple(i)

@@ -1,9 +1,10 @@
-"""From a config's `data` to `Samples`: drawn phantoms, or a folder of photographs with a file of landmarks."""
+"""From a config's `data` to `Samples`: drawn phantoms, a folder of photographs with a file of landmarks, or several such."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 
 from jaxmarks.data import brains, folder, formats, objects, phantoms, records
@@ -14,18 +15,27 @@ from jaxmarks.data.phantoms import dendrite
 from jaxmarks.data.samples import Samples, concatenate
 
 
+class Member(NamedTuple):
+    """One of several datasets: its first landmark and that after its last, and the disagreement of its annotators."""
+
+    columns: tuple[int, int]
+    disagreement: float | None
+
+
 class Dataset(NamedTuple):
     """What a run works on.
 
     Attributes:
       samples: the images and landmarks.
       problems: what was left out or masked on the way, dicts of "image", "what" and "where".
-      flip: the landmarks' order after a horizontal mirror, or None where mirroring is not allowed.
+      flip: the landmarks' order after a horizontal mirror, or None where mirroring is not allowed; -1 stands for a
+        landmark whose images must not be mirrored, where those of others may.
       photograph: name -> (H, W, 3) uint8 at source resolution, for figures.
       objects: of a dataset of boxes the photographs' annotations, in their pixels.
       classes: the names of the boxes' classes.
       volumes: of scout triples the volumes to acquire.
       disagreement: the mean distance in px between annotators, where there are several.
+      sets: where several datasets are joined, each in its domain, the datasets by name in the order of the domains.
     """
 
     samples: Samples
@@ -36,6 +46,19 @@ class Dataset(NamedTuple):
     objects: tuple[BoxAnnotation, ...] = ()
     classes: tuple[str, ...] = ()
     volumes: Volumes | None = None
+    sets: dict[str, Member] = {}  # noqa: RUF012  # never changed
+
+    @property
+    def columns(self) -> list[slice]:
+        """Which of the landmarks are those of each domain."""
+        return [slice(*member.columns) for member in self.sets.values()] or [slice(None)]
+
+    def own(self, samples: Samples) -> np.ndarray:
+        """(N, K) bool, the landmarks of each sample's domain."""
+        found = np.zeros(samples.visible.shape, bool)
+        for domain, columns in enumerate(self.columns):
+            found[samples.domain == domain, columns] = True
+        return found
 
 
 def load(spec) -> Dataset:
@@ -52,6 +75,8 @@ def load(spec) -> Dataset:
 
 
 def _load(spec) -> Dataset:
+    if spec.get("sets"):
+        return _several(spec)
     if "boxes" in spec:
         return _objects(spec)
     if "volume" in spec:
@@ -68,6 +93,9 @@ def _load(spec) -> Dataset:
 
 def known_facts(spec) -> dict:
     """The facts (see `facts`) of a dataset, as far as they are known without reading or drawing an image."""
+    if spec.get("sets"):
+        counts = {name: known_facts(of_set(spec, name))["landmarks"] for name in spec.sets}
+        return {"landmarks": sum(counts.values()), "sets": _columns(counts)}
     if "boxes" in spec:
         names = {name for a in boxes.read(spec.boxes, []) for name in a.classes} if spec.boxes else ()
         return {"classes": len(names) or spec.classes, "sizes": (16.0, 16.0)}
@@ -76,6 +104,73 @@ def known_facts(spec) -> dict:
     if spec.landmarks:
         return {"landmarks": formats.read(spec.landmarks, spec.images, problems=[])[0].points.shape[0]}
     return {"landmarks": len(_kept(spec, spec.part.split("+")[0]))}
+
+
+def of_set(spec, name: str):
+    """The `data` of one of the datasets in `spec.sets`; `spec` itself where it has none, and no name is given.
+
+    Raises:
+      ValueError: the name of no dataset, or a key that a dataset cannot change; it names those that exist.
+    """
+    sets = spec.get("sets") or {}
+    if bool(name) != bool(sets) or (name and name not in sets):
+        known = (
+            f"datasets {', '.join(sets)}: name one, as --set={next(iter(sets))}"
+            if sets
+            else "one dataset, without a name"
+        )
+        raise ValueError(f"--set={name}: the run has {known}")
+    if not name:
+        return spec
+    common = [key for key in spec if key not in ("sets", "size", "keep")]
+    if unknown := [key for key in sets[name] if key not in common]:
+        raise ValueError(f"--config.data.sets.{name}.{unknown[0]}: a dataset may change {', '.join(common)}")
+    return ml_collections.ConfigDict(dict(spec) | dict(sets[name]) | {"sets": {}, "keep": ""})
+
+
+def _columns(counts):
+    """Numbers of landmarks by dataset -> the first landmark of each, and that after its last, all side by side."""
+    ends = np.cumsum(list(counts.values())).tolist()
+    return {name: (end - count, end) for (name, count), end in zip(counts.items(), ends, strict=True)}
+
+
+def _several(spec):
+    """The datasets of `spec.sets` as one, their landmarks side by side: an image shows those of its own dataset alone."""
+    if "boxes" in spec or "volume" in spec:
+        raise ValueError("--config.data.sets: several datasets have landmarks, neither boxes nor volumes")
+    for name in spec.sets:
+        if not name.isidentifier() or name in ("loss", "distance_px"):  # which the log has already
+            raise ValueError(f"--config.data.sets.{name}: another name, of letters, digits and _")
+    each = {name: _load(of_set(spec, name)) for name in spec.sets}
+    columns = _columns({name: one.samples.points.shape[1] for name, one in each.items()})
+    width, parts, problems, groups = sum(one.samples.points.shape[1] for one in each.values()), [], [], 0
+    for domain, (name, one) in enumerate(each.items()):
+        samples, beside = one.samples, [(0, 0), (columns[name][0], width - columns[name][1])]
+        parts.append(
+            dataclasses.replace(
+                samples,
+                points=np.pad(samples.points, [*beside, (0, 0)]),
+                visible=np.pad(samples.visible, beside),
+                group=samples.group + groups,
+                name=np.array([f"{name}/{image}" for image in samples.name]),
+                domain=np.full(len(samples), domain, np.int32),
+            )
+        )
+        groups += samples.group.max() + 1
+        problems += [problem | {"image": f"{name}/{problem['image']}"} for problem in one.problems]
+
+    def photograph(name):
+        dataset, _, image = name.partition("/")
+        return each[dataset].photograph(image)
+
+    # Beside a dataset that may be mirrored one that may not has -1.
+    orders = [
+        np.add(one.flip, start) if one.flip else np.full(stop - start, -1)
+        for one, (start, stop) in zip(each.values(), columns.values(), strict=True)
+    ]
+    flip = tuple(np.concatenate(orders).tolist()) if any(one.flip for one in each.values()) else None
+    members = {name: Member(columns[name], one.disagreement) for name, one in each.items()}
+    return Dataset(concatenate(parts), problems, flip, photograph, sets=members)
 
 
 def _kept(spec, part):
@@ -130,7 +225,8 @@ def facts(dataset: Dataset) -> dict:
     samples = dataset.samples
     if not dataset.classes:
         template = {"template": dataset.volumes.template} if dataset.volumes else {}
-        return {"landmarks": samples.points.shape[1]} | template
+        sets = {"sets": {name: member.columns for name, member in dataset.sets.items()}} if dataset.sets else {}
+        return {"landmarks": samples.points.shape[1]} | template | sets
     boxes = samples.boxes[samples.labels >= 0]
     extent = np.maximum(boxes[:, 2:] - boxes[:, :2], 1) if len(boxes) else np.full((1, 2), 16.0)
     return {

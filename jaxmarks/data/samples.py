@@ -49,6 +49,7 @@ class Samples:
       source_size: (N, 2) int64, height and width of the photograph.
       boxes: (N, M, 4) float32, x0, y0, x1, y1 in pixels of the network's frame.
       labels: (N, M) int32, the boxes' classes from 0; -1 where there is no box.
+      domain: (N,) int32, which of several datasets the image is of, from 0; 0 throughout where there is one.
     """
 
     images: np.ndarray
@@ -61,8 +62,11 @@ class Samples:
     source_size: np.ndarray
     boxes: np.ndarray = None  # type: ignore[assignment]  # none for landmarks
     labels: np.ndarray = None  # type: ignore[assignment]
+    domain: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self):
+        if self.domain is None:
+            object.__setattr__(self, "domain", np.zeros(len(self), np.int32))
         if self.boxes is None:
             object.__setattr__(self, "boxes", np.zeros((len(self), 0, 4), np.float32))
             object.__setattr__(self, "labels", np.zeros((len(self), 0), np.int32))
@@ -73,6 +77,11 @@ class Samples:
     def take(self, rows):
         """The samples of the given rows (an integer or boolean index)."""
         return Samples(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})
+
+    def of(self, domain, columns):
+        """The samples of one domain, with the landmarks of these columns (a slice) alone."""
+        mine = self.take(self.domain == domain)
+        return dataclasses.replace(mine, points=mine.points[:, columns], visible=mine.visible[:, columns])
 
     @property
     def source_points(self):

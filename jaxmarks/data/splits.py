@@ -1,4 +1,4 @@
-"""Who is trained on and who is held out: folds by group, and the beetle paper's random split."""
+"""Who is trained on and who is held out: folds by group, and the beetle paper's random split; and how often each is shown."""
 
 from typing import NamedTuple
 
@@ -39,6 +39,26 @@ def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: in
     held = round(valid * len(rest))
     where = lambda chosen: np.flatnonzero(np.isin(group, chosen))
     return Split(where(rest[held:]), where(rest[:held]), where(test))
+
+
+def by_group_in_each(domain: np.ndarray, group: np.ndarray, **options) -> Split:
+    """`by_group` within each domain (N,), so that every domain is in every part of every fold."""
+    parts = []
+    for value in np.unique(domain):
+        mine = np.flatnonzero(domain == value)
+        parts.append([mine[rows] for rows in by_group(group[mine], **options)])
+    return Split(*(np.sort(np.concatenate(part)) for part in zip(*parts, strict=True)))
+
+
+def balanced(rows: np.ndarray, domain: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Rows (N,) of these domains (N,), and those of the smaller domains again until each has as many as the largest.
+
+    A row comes again as often as the others of its domain, or once more where `draw` says so.
+    """
+    each = [rows[domain == value] for value in np.unique(domain)]
+    most = max(map(len, each), default=0)
+    again = [np.resize(draw.permutation(own), most - len(own)) for own in each if len(own) < most]
+    return np.concatenate([rows, *again])
 
 
 def random(rows: np.ndarray, *, valid: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

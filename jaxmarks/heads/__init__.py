@@ -1,7 +1,8 @@
 """Heads: each file has a `build(size=(H, W), **facts, **options)` that returns a `Head`.
 
 Facts are what the data say: `landmarks`, their number; or of objects `classes`, their number, `sizes`, the median width and
-height of their boxes, and `anchors`, typical ones. A head takes those that its `build` names.
+height of their boxes, and `anchors`, typical ones. A head takes those that its `build` names. Of several datasets `sets`
+says which of the landmarks are whose, and each has a head of its own (`several`).
 """
 
 import inspect
@@ -45,6 +46,9 @@ class Detections(NamedTuple):
 
 def build(spec: Mapping[str, Any], *, size: tuple[int, int], **facts) -> Head:
     """The head that `spec["name"]` names for frames of `size` (H, W) and data of these facts."""
+    if sets := facts.pop("sets", None):
+        one = lambda landmarks: build(spec, size=size, **facts | {"landmarks": landmarks})
+        return find.module(__name__, "several", needs="join").join(sets, one)
     options = dict(spec)
     name = options.pop("name")
     builder = find.module("jaxmarks.heads", name, needs="build").build

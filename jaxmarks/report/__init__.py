@@ -17,7 +17,8 @@ __all__ = ["contact_sheet", "markdown", "overlay", "slices", "write"]
 def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) -> Path:
     """Writes `figures/` and `report.html` for the run in `workdir`.
 
-    What the files lack (a training log, a validation loss, a landmark's truth, baselines) is left out of the page.
+    What the files lack (a training log, a validation loss, a landmark's truth, baselines) is left out of the page. Of
+    several datasets each has a page of its own in `sets/NAME`, and what is said of single landmarks stands there.
 
     Args:
       workdir: the run's folder with `config.json` and `metrics.jsonl`.
@@ -33,6 +34,8 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
     workdir = Path(workdir)
     out = Path(out or workdir)
     summary = tables.read_summary(out / "summary.json")
+    for name in summary.get("sets", {}):
+        write(workdir, photograph, out=out / "sets" / name)
     metrics = tables.read_metrics(workdir / "metrics.jsonl")
     if "f1" in summary:
         boxes, true = objects.read(out / "predictions.csv"), objects.read(out / "objects.csv")
@@ -46,7 +49,7 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
             "landmarks.html.jinja",
             {
                 "success": success(summary.get("success_rates") or {}),
-                "landmarks": tables.per_landmark(found.distances, summary.get("shares")),
+                "landmarks": [] if "sets" in summary else tables.per_landmark(found.distances, summary.get("shares")),
                 "best": {fold: value for (_, fold), value in best.items()},
                 "worst": tables.worst(found.images, found.distances),
             },
@@ -54,7 +57,7 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
     config = workdir / "config.json"
     environment = jinja2.Environment(loader=jinja2.PackageLoader("jaxmarks.report", "."), autoescape=True)
     page = environment.get_template(template).render(
-        title=workdir.name,
+        title=f"{workdir.name}, {out.name}" if out.parent.name == "sets" else workdir.name,
         summary=summary,
         figures={path.stem: embed(path) for path in (out / "figures").glob("*.png")},
         config=config.read_text() if config.exists() else "",
@@ -74,8 +77,9 @@ def draw(folder: Path, summary: dict, found: tables.Predictions, metrics: list[d
     if np.isfinite(found.distances).any():
         methods = {"network": summary} | (summary.get("baselines") or {})
         curves = {name.replace("_", " "): method.get("per_landmark_px") for name, method in methods.items()}
-        figures.per_landmark({name: curve for name, curve in curves.items() if curve}, folder / "per_landmark.png")
-        figures.histograms(found.distances, folder / "histogram.png")
+        if "sets" not in summary:
+            figures.per_landmark({name: curve for name, curve in curves.items() if curve}, folder / "per_landmark.png")
+            figures.histograms(found.distances, folder / "histogram.png")
         figures.cumulative(found.distances, folder / "cumulative.png")
     overlays(found, photograph, folder)
 

@@ -9,7 +9,10 @@ import numpy as np
 
 
 class Predictions(NamedTuple):
-    """N images' landmarks from `predictions.csv`: (N, K, 2) px of the photographs, y down; NaN where missing."""
+    """N images' landmarks from `predictions.csv`: (N, K, 2) px of the photographs, y down; NaN where missing.
+
+    Of several datasets K is the largest number of landmarks.
+    """
 
     images: list[str]
     points: np.ndarray
@@ -21,11 +24,16 @@ def read_predictions(path: Path) -> Predictions:
     """The rows of `predictions.csv`, each image's landmarks one after the other; one of no rows has N = K = 0."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    count = max((int(row["landmark"]) for row in rows), default=0)
-    shape = (-1, count) if rows else (0, 0)
-    value = lambda key: np.array([float(row[key] or "nan") for row in rows]).reshape(shape)
+    landmark = np.array([int(row["landmark"]) for row in rows], int) - 1
+    image = np.cumsum(landmark == 0) - 1
+
+    def value(key):
+        found = np.full((sum(landmark == 0), max(landmark, default=-1) + 1), np.nan)
+        found[image, landmark] = [float(row[key] or "nan") for row in rows]
+        return found
+
     points, true = (np.stack([value("x" + end), value("y" + end)], -1) for end in ("", "_true"))
-    return Predictions([row["image"] for row in rows[:: count or 1]], points, true, value("distance"))
+    return Predictions([row["image"] for row in rows if row["landmark"] == "1"], points, true, value("distance"))
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -1,0 +1,139 @@
+"""Images kept on disk: read as an array is, and training from them the same as from memory, to the bit."""
+
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmarks import checkpoint, evaluate, train
+from jaxmarks import config as configs
+from jaxmarks.data import folder, loading, records
+
+CONFIG = Path(__file__).parent.parent / "configs" / "fish.py"
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "SHARD", 7 * 6 * 4 * 3)  # seven images in a file
+    images = np.random.default_rng(0).integers(0, 256, (23, 6, 4, 3), np.uint8)
+    return images, records.keep(iter(images), tmp_path / "kept", key="k", notes=[])
+
+
+def test_records_are_read_as_the_array_is(kept):
+    images, found = kept
+    assert len(list(found.folder.glob("*.array_record"))) == 4
+    assert (found.shape, found.dtype, found.ndim, len(found)) == (images.shape, images.dtype, images.ndim, 23)
+    np.testing.assert_array_equal(found, images)
+    for index in (slice(3, 20, 2), np.array([5, 5, 0, 22]), np.arange(23) % 3 == 0, slice(0, 0)):
+        assert isinstance(found[index], records.Records) and found[index].shape == images[index].shape
+        np.testing.assert_array_equal(found[index], images[index])
+    np.testing.assert_array_equal(found[4:][np.array([1, 0])][1], images[4])
+    np.testing.assert_array_equal(found[-1], images[-1])
+    rows = np.random.default_rng(1).integers(0, 23, (5, 2, 3))
+    np.testing.assert_array_equal(list(found.stream(rows)), images[rows])
+
+
+def test_images_are_made_again_only_under_another_key(kept):
+    images, found = kept
+    notes: list = ["of now"]
+    again = records.keep((pytest.fail("made again") for _ in range(1)), found.folder, key="k", notes=notes)
+    assert notes == [] and len(again) == 23
+    fewer = records.keep(iter(images[:2]), found.folder, key="other", notes=notes)
+    np.testing.assert_array_equal(fewer, images[:2])
+    assert len(list(found.folder.glob("*.array_record"))) == 1
+
+    def cut_short():
+        yield images[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        records.keep(cut_short(), found.folder, key="third", notes=[])
+    np.testing.assert_array_equal(records.keep(iter(images[:3]), found.folder, key="third", notes=[]), images[:3])
+
+
+def test_photographs_that_cannot_be_read_are_remembered(tmp_path, monkeypatch):
+    for name in "abc":
+        Image.new("RGB", (8, 6), (ord(name), 0, 0)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"broken")
+    (tmp_path / "points.csv").write_text("image,x1,y1\na.png,1,2\nb.png,1,2\nc.png,3,4\ngone.png,1,2\n")
+    load = lambda keep: folder.load(tmp_path, tmp_path / "points.csv", size=(6, 8), keep=keep)
+    here, problems = load("")
+    assert len(problems) == 2 and list(here.name) == ["a.png", "c.png"]
+    for read in ("anew", "from the folder"):
+        there, same = load(tmp_path / "kept")
+        assert same == problems, read
+        for name in vars(here):
+            np.testing.assert_array_equal(getattr(there, name), getattr(here, name), err_msg=f"{name} {read}")
+        monkeypatch.setattr(folder, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.undo()
+    Image.new("RGB", (8, 6), (7, 0, 0)).save(tmp_path / "a.png")  # a changed photograph is read again
+    assert np.asarray(load(tmp_path / "kept")[0].images)[0, 0, 0, 0] == 7
+
+
+def get_config(**changes):
+    config = runpy.run_path(str(CONFIG))["get_config"]("smoke")
+    config.model, config.baselines = {"name": "sp_cnn", "width": 4, "kernel": 3}, ()
+    config.update_from_flattened_dict(
+        {"data.size": (32, 32), "data.count": 24, "train.batch_size": 4, "train.devices": 1, "train.epochs": 3,
+         "train.steps": 0, "train.span": 2, "split.run": (0,)} | changes
+    )  # fmt: skip
+    return config
+
+
+def losses(workdir):
+    entries = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if k != "images_per_s"} for entry in entries]
+
+
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("resident")
+    config = get_config()
+    dataset = train.train(config, workdir)["train"]
+    return workdir, evaluate.of_run(config, workdir, dataset)
+
+
+def same(workdir, resident):
+    assert losses(workdir) == losses(resident)
+    mine, theirs = (checkpoint.restore(w / "checkpoints/train/fold0/last")[0] for w in (workdir, resident))
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["streamed", "resident"])
+def test_a_run_ended_within_an_epoch_goes_on_to_the_same_end(keep, resident, tmp_path, monkeypatch):
+    config = get_config(**{"data.keep": str(tmp_path / "kept") if keep else ""})
+    config.train.checkpoint_seconds = 0  # these two are not part of what a run is
+    workdir, saves, save = tmp_path / "run", [], checkpoint.save
+
+    def killed(folder, tree, note):
+        save(folder, tree, note)
+        saves.append(note)
+        if note["epoch"] == 1 and note["batch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, workdir)
+    monkeypatch.undo()
+    assert saves[-1]["sums"] and len(losses(workdir)) == 1
+    dataset = train.train(config, workdir)["train"]
+    assert isinstance(dataset.samples.images, records.Records) == keep
+    same(workdir, resident[0])
+    found = evaluate.of_run(config, workdir, dataset)
+    assert found["mean_distance_px"] == resident[1]["mean_distance_px"]
+
+
+def test_boxes_and_volumes_are_kept_alike(tmp_path):
+    path = CONFIG.with_name("spines.py")
+    config = runpy.run_path(str(path))["get_config"]("smoke")
+    config.data.count = 4
+    here = loading.load(config.data).samples
+    config.data.keep = str(tmp_path)
+    there = loading.load(configs.stage(config, "train").data).samples
+    assert isinstance(there.images, records.Records)
+    np.testing.assert_array_equal(there.images, here.images)
+    np.testing.assert_array_equal(there.take(np.array([1, 0])).images, here.images[[1, 0]])

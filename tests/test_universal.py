@@ -1,0 +1,407 @@
+"""One network for several datasets: their landmarks side by side, a head for each, and the whole road of a run."""
+
+import csv
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from jaxmarks import (
+    augment,
+    checkpoint,
+    evaluate,
+    formats,
+    heads,
+    main,
+    models,
+    phantoms,
+    predict,
+    report,
+    serving,
+    steps,
+    tps,
+    train,
+)
+from jaxmarks.data import loading, splits
+from jaxmarks.data.samples import Annotation
+
+CONFIG = Path(__file__).parent.parent / "configs" / "universal.py"
+SIZE = (32, 32)
+# Of two datasets with 2 and 3 landmarks.
+SETS = {"a": (0, 2), "b": (2, 5)}
+HEATMAP = {"name": "heatmap", "sigma": 2.0, "loss": "cross_entropy"}
+
+
+def get_config(sets=None, **changes):
+    """Pronota and heads, six of each, in small."""
+    config = runpy.run_path(str(CONFIG))["get_config"]("smoke")
+    config.model, config.head = {"name": "sp_cnn", "width": 4, "kernel": 3}, HEATMAP
+    config.augment, config.baselines = {"name": "none"}, ()
+    config.data.sets = sets or {"pronotum": {"part": "pronotum"}, "head": {"part": "head", "count": 6}}
+    config.update_from_flattened_dict(
+        {
+            "data.size": SIZE, "data.source_size": (64, 64), "data.count": 8, "train.devices": 1, "train.steps": 4, "train.batch_size": 4,
+            "split.folds": 2, "split.run": (0,), "split.valid": 0.25,
+        }
+        | changes
+    )  # fmt: skip
+    return config
+
+
+def own(folder, count=6):
+    """Photographs of elytra twice the frame's size, one landmark outside, and the keys that name them."""
+    folder.mkdir()
+    annotations = []
+    for s in range(count):
+        image, points = phantoms.draw("elytra", s, size=(64, 64))
+        Image.fromarray(image).save(folder / f"{s}.png")
+        points = np.where((s == 1) & (np.arange(11) == 4)[:, None], 99.0, points)
+        annotations.append(Annotation(f"{s}.png", points.astype(float), np.ones(11, bool), group=f"beetle {s // 2}"))
+    formats.write(folder / "points.csv", annotations)
+    return {"images": str(folder), "landmarks": str(folder / "points.csv")}
+
+
+def test_an_image_shows_the_landmarks_of_its_own_dataset_alone(tmp_path):
+    spec = get_config({"beetles": own(tmp_path / "own"), "head": {"part": "head", "count": 5}}).data
+    dataset = loading.load(spec)
+    samples, mine = dataset.samples, phantoms.load("head", size=SIZE, count=5)
+    assert dataset.sets == {"beetles": ((0, 11), None), "head": ((11, 21), None)}
+    np.testing.assert_array_equal(samples.domain, [0] * 6 + [1] * 5)
+    np.testing.assert_array_equal(samples.visible[:6, :11], np.arange(66).reshape(6, 11) != 15)
+    assert not samples.visible[:6, 11:].any() and not samples.visible[6:, :11].any()
+    np.testing.assert_array_equal(samples.points[6:, 11:], mine.points)
+    assert not samples.points[6:, :11].any()
+    np.testing.assert_array_equal(dataset.own(samples), (np.arange(21) >= 11) == (samples.domain == 1)[:, None])
+    assert samples.name.tolist() == [f"beetles/{s}.png" for s in range(6)] + [
+        f"head/head_{s:03d}.png" for s in range(5)
+    ]
+    np.testing.assert_array_equal(samples.group, [0, 0, 1, 1, 2, 2, 3, 4, 5, 6, 7])
+    [problem] = dataset.problems
+    assert problem["image"] == "beetles/1.png" and "landmark 5 at (99, 99)" in problem["what"]
+    np.testing.assert_array_equal(dataset.photograph("beetles/3.png"), phantoms.draw("elytra", 3, size=(64, 64))[0])
+    np.testing.assert_array_equal(dataset.photograph("head/head_002.png"), phantoms.draw("head", 2, size=(64, 64))[0])
+    # The heads may be mirrored, the photographs of which nobody said so may not.
+    assert dataset.flip == (-1,) * 11 + tuple(11 + k for k in phantoms.FLIP["head"])
+    assert (
+        loading.facts(dataset)
+        == loading.known_facts(spec)
+        == {"landmarks": 21, "sets": {"beetles": (0, 11), "head": (11, 21)}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({"a": {"part": "head", "size": (8, 8)}}, r"sets\.a\.size: a dataset may change count, drop"),
+        ({"a": {"prt": "head"}}, r"sets\.a\.prt: a dataset may change .*part"),
+        ({"a-b": {"part": "head"}}, r"sets\.a-b: another name"),
+        ({"loss": {"part": "head"}}, r"sets\.loss: another name"),
+        ({"a": {"images": "x"}}, r"--config\.data\.landmarks is empty"),
+        ({"a": {"count": 3}, "boxes": {"count": 3}}, "neither boxes nor volumes"),
+    ],
+)
+def test_what_no_dataset_can_be(sets, message):
+    spec = get_config(sets).data
+    if "boxes" in sets:
+        spec.boxes = ""
+    with pytest.raises(ValueError, match=message):
+        loading.load(spec)
+
+
+def test_a_mirror_spares_what_has_no_place_in_it():
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 8, 1), dtype=np.uint8)
+    points = np.random.default_rng(1).uniform(1, 5, (4, 5, 2)).astype(np.float32)
+    visible = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1]], bool)
+    still = {
+        name: 0.0 for name in "rotation scale aspect shear translation brightness contrast gamma channel noise".split()
+    }
+    apply = augment.build({"name": "modern", "mirror": 1.0} | still, channels=1, flip=(1, 0, -1, -1, -1)).apply
+    batch = {"images": jnp.asarray(images), "points": jnp.asarray(points), "visible": jnp.asarray(visible)}
+    found = jax.jit(apply)(jax.random.split(jax.random.key(0), 4), batch)
+    mirrored = images[:, :, ::-1]
+    expected = np.stack([mirrored[0], images[1], mirrored[2], images[3]])
+    np.testing.assert_allclose(found["images"], expected / np.float32(255), atol=1e-5)
+    np.testing.assert_allclose(found["points"][0, :2], np.array([8, 0]) + [-1, 1] * points[0, [1, 0]], atol=1e-5)
+    np.testing.assert_allclose(found["points"][1, 2:], points[1, 2:], atol=1e-5)
+    np.testing.assert_array_equal(found["visible"][:2], visible[:2])
+    assert found["visible"][2].tolist() == [True, False, False, False, False]
+
+
+def batch(rng, domains, sets=SETS):
+    """Landmarks of images of these domains, side by side, one of them not visible."""
+    columns = list(sets.values())
+    width = columns[-1][1]
+    visible = np.array([[columns[d][0] <= k < columns[d][1] for k in range(width)] for d in domains])
+    visible[0, columns[domains[0]][0]] = False
+    points = rng.uniform(4, 28, (len(domains), width, 2))
+    return {"points": jnp.asarray(points, jnp.float32), "visible": jnp.asarray(visible)}
+
+
+@pytest.mark.parametrize("spec", [HEATMAP, {"name": "softargmax", "divergence": 0.5}], ids=lambda spec: spec["name"])
+def test_the_loss_is_that_of_each_dataset_by_its_own_head(spec):
+    rng, domains = np.random.default_rng(0), [1, 0, 1, 0]
+    both = heads.build(spec, size=SIZE, landmarks=5, sets=SETS)
+    outputs = {"a": rng.normal(size=(4, 16, 16, 2)), "b": rng.normal(size=(4, 16, 16, 3))}
+    outputs = jax.tree.map(jnp.float32, outputs)
+    data, expected, counts = batch(rng, domains), {}, 0
+    for number, (name, (start, stop)) in enumerate(SETS.items()):
+        one, rows = heads.build(spec, size=SIZE, landmarks=stop - start), np.flatnonzero(np.array(domains) == number)
+        targets = one.targets({key: data[key][rows, start:stop] for key in data})
+        total, count = jax.jit(one.loss)(outputs[name][rows], targets)
+        terms = {f"{name}/{term}": part for term, part in total.items()} if isinstance(total, dict) else {name: total}
+        expected, counts = expected | terms, counts + count
+        # What lies beside is a dataset's own head's.
+        for mine, theirs in zip(jax.jit(both.decode)(outputs), jax.jit(one.decode)(outputs[name]), strict=True):
+            np.testing.assert_allclose(mine[:, start:stop], theirs, rtol=1e-5)
+    total, count = jax.jit(both.loss)(outputs, both.targets(data))
+    assert total.keys() == expected.keys() and count == counts == 9
+    for term in total:
+        np.testing.assert_allclose(total[term], expected[term], rtol=1e-5)
+    # One dataset alone has the loss of a head alone.
+    alone, plain = (
+        heads.build(spec, size=SIZE, landmarks=3, sets={"b": (0, 3)}),
+        heads.build(spec, size=SIZE, landmarks=3),
+    )
+    data = batch(rng, [0, 0, 0, 0], {"b": (0, 3)})
+    sums = [
+        jnp.stack(jax.tree.leaves(jax.jit(h.loss)(o, h.targets(data))))
+        for h, o in ((alone, {"b": outputs["b"]}), (plain, outputs["b"]))
+    ]
+    np.testing.assert_array_equal(*sums)
+
+
+def network():
+    head = heads.build(HEATMAP, size=SIZE, landmarks=5, sets=SETS)
+    net = models.Network(models.build({"name": "sp_cnn", "width": 4, "kernel": 3}), head.layer)
+    return net, head, net.init(jax.random.key(0), jnp.zeros((1, *SIZE, 1)))
+
+
+def test_a_batch_of_one_dataset_teaches_its_head_and_the_body_alone():
+    net, head, variables = network()
+    assert {name: set(part) for name, part in variables["params"]["head"].items()} == {"a": {"maps"}, "b": {"maps"}}
+    data = batch(np.random.default_rng(0), [1, 1, 1])
+    images = jax.random.uniform(jax.random.key(1), (3, *SIZE, 1))
+
+    def loss(params):
+        total, count = head.loss(net.apply({"params": params}, images), head.targets(data))
+        return sum(total.values()) / count
+
+    largest = jax.tree.map(lambda g: float(np.abs(g).max()), jax.jit(jax.grad(loss))(variables["params"]))
+    assert set(jax.tree.leaves(largest["head"]["a"])) == {0.0}
+    assert (
+        min(*jax.tree.leaves(largest["head"]["b"]["maps"]["kernel"]), largest["body"]["conv5"]["conv"]["kernel"]) > 1e-4
+    )
+
+
+def test_several_devices_do_what_one_does():
+    net, head, variables = network()
+    data = batch(np.random.default_rng(0), [0, 1, 1, 0]) | {
+        "images": jnp.asarray(np.random.default_rng(1).integers(0, 256, (4, *SIZE, 1), dtype=np.uint8))
+    }
+    plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
+    task = steps.Task(net.apply, head.targets, head.loss, head.decode, lambda keys, batch: plain(batch), plain)
+    tx, found = optax.sgd(0.1), []
+    for devices in (1, 2):
+        run = steps.runner(task, tx, devices=devices)
+        rows = np.array([[0, 1, 2, 3], [3, 2, ~3, ~2]], np.int32)
+        state = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx))
+        state, means = run.epoch(state, run.put(data), rows, jax.random.key(2))
+        found.append((run.get(state).variables, means))
+    assert set(means) == {"a", "b"}
+    for one, two in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_smaller_datasets_are_shown_again_until_all_are_shown_equally_often():
+    rows, domain = np.arange(100, 117), np.repeat([0, 1, 2], [10, 4, 3])
+    found = [splits.balanced(rows, domain, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert sorted(found[0]) != sorted(found[2])  # which rows come once more is drawn
+    values, counts = np.unique(found[0], return_counts=True)
+    np.testing.assert_array_equal(values, rows)
+    each = [counts[domain == d] for d in range(3)]
+    assert [sum(c) for c in each] == [10, 10, 10]
+    assert [(min(c), max(c)) for c in each] == [(1, 1), (2, 3), (3, 4)]
+    # One dataset stays as it is, and nothing is drawn for it.
+    draw = np.random.default_rng(0)
+    np.testing.assert_array_equal(splits.balanced(rows, 0 * domain, draw), rows)
+    assert draw.integers(1000) == np.random.default_rng(0).integers(1000)
+
+
+def test_every_dataset_is_in_every_part_of_every_fold():
+    domain, group = np.repeat([0, 1], [40, 12]), np.concatenate([np.arange(40) // 2, 20 + np.arange(12)])
+    order = np.random.default_rng(0).permutation(52)
+    domain, group = domain[order], group[order]
+    config, tested = get_config(), []
+    config.split.update(folds=3, valid=0.25)
+    samples = SimpleNamespace(domain=domain, group=group)
+    for fold in range(3):
+        parts = train.split_rows(config, samples, fold, 1)
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(52))
+        assert len(set.union(*(set(group[rows]) for rows in parts))) == sum(len(set(group[rows])) for rows in parts)
+        assert [(domain[rows] == 1).sum() for rows in parts] == [6, 2, 4]
+        assert [(domain[rows] == 0).sum() for rows in parts] == ([20, 6, 14] if fold < 2 else [20, 8, 12])
+        tested += parts[2].tolist()
+        # The split of a dataset alone is its part of the split of all.
+        alone = splits.by_group(group[domain == 0], folds=3, fold=fold, valid=0.25, seed=0)
+        for mine, rows in zip(alone, parts, strict=True):
+            np.testing.assert_array_equal(np.flatnonzero(domain == 0)[mine], rows[domain[rows] == 0])
+    assert sorted(tested) == list(range(52))
+    config.split.few = 3
+    few = train.split_rows(config, samples, 0, 1)[0]
+    assert [len(set(group[few[domain[few] == d]])) for d in (0, 1)] == [3, 3]
+
+
+@pytest.fixture(scope="module")
+def universal(tmp_path_factory):
+    """A run on pronota and heads with a baseline, its config, its data and its summary."""
+    workdir = tmp_path_factory.mktemp("universal") / "run"
+    config = get_config()
+    config.baselines = ("mean_shape",)
+    dataset = train.train(config, workdir)["train"]
+    summary = evaluate.of_run(config, workdir, dataset)
+    report.write(workdir, dataset.photograph)
+    return workdir, config, dataset, summary
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.open()))
+
+
+def test_each_dataset_is_scored_as_if_it_were_alone(universal):
+    workdir, _, _, summary = universal
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    everything, found = rows_of(workdir / "predictions.csv"), {}
+    assert all(row["x"] and row["x_true"] and row["distance"] for row in everything)
+    for name, count, images in (("head", 10, 3), ("pronotum", 8, 4)):
+        mine, one = rows_of(workdir / "sets" / name / "predictions.csv"), summary["sets"][name]
+        assert mine == [row for row in everything if row["image"].startswith(f"{name}/")]
+        found[name] = np.array([float(row["distance"]) for row in mine]).reshape(images, count)
+        assert [int(row["landmark"]) for row in mine] == list(range(1, count + 1)) * images
+        assert (one["images"], one["landmarks"]) == (images, count)
+        np.testing.assert_allclose(one["mean_distance_px"], found[name].mean(), rtol=1e-3)
+        np.testing.assert_allclose(one["per_landmark_px"], found[name].mean(0), rtol=1e-3)
+        # The truth and the mean shape, from the drawings themselves.
+        drawn = phantoms.load(name, size=SIZE, count={"head": 6, "pronotum": 8}[name]).points * 2
+        number = [int(row["image"][-7:-4]) for row in mine[::count]]
+        true = np.array([[float(row["x_true"]), float(row["y_true"])] for row in mine]).reshape(images, count, 2)
+        np.testing.assert_allclose(true, drawn[number], atol=1e-2)
+        split = splits.by_group(np.arange(len(drawn)), folds=2, fold=0, valid=0.25, seed=0)
+        assert sorted(number) == split.test.tolist()
+        far = np.linalg.norm(drawn[split.train].mean(0) - drawn[split.test], axis=-1).mean()
+        np.testing.assert_allclose(one["baselines"]["mean_shape"]["mean_distance_px"], far, rtol=1e-4)
+        assert len(formats.read(workdir / "sets" / name / "predictions.csv")) == images
+        assert (workdir / "sets" / name / "figures" / "per_landmark.png").exists()
+        assert f'href="sets/{name}/report.html"' in (workdir / "report.html").read_text()
+    np.testing.assert_allclose(
+        summary["mean_distance_px"], np.concatenate([f.ravel() for f in found.values()]).mean(), rtol=1e-3
+    )
+    assert (summary["images"], summary["landmarks"]) == (7, 18) and None not in summary["per_landmark_px"]
+    assert [len(s.points) for s in tps.read(workdir / "predictions.tps")] == [10] * 3 + [8] * 4
+    assert not (workdir / "figures" / "per_landmark.png").exists()
+    read = report.tables.read_predictions(workdir / "predictions.csv")
+    assert (
+        read.points.shape == (7, 10, 2) and np.isnan(read.points[3:, 8:]).all() and np.isfinite(read.points[:3]).all()
+    )
+
+
+def test_the_log_has_the_terms_of_each_dataset(universal):
+    workdir, _, _, _ = universal
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["train/loss"] == pytest.approx(line["train/head"] + line["train/pronotum"])
+        assert line["valid/loss"] == pytest.approx(line["valid/head"] + line["valid/pronotum"])
+    # Three pronota and two heads are trained on; a head comes twice, so that six images make two batches of four.
+    assert len(lines) == 2
+    assert checkpoint.note(workdir / "checkpoints/train/fold0/best")["images"] == 5
+
+
+def test_a_prediction_needs_the_dataset_that_photographs_are_like(universal, tmp_path, monkeypatch):
+    workdir, _, dataset, _ = universal
+    head = dataset.samples.of(0, slice(0, 10))
+    points, scores = predict.load(workdir, set="head")(head.images)
+    assert (points.shape, scores.shape) == ((6, 10, 2), (6, 10))
+    tested = rows_of(workdir / "sets" / "head" / "predictions.csv")
+    known = {(row["image"], int(row["landmark"])): (float(row["x"]), float(row["y"])) for row in tested}
+    mine = {(name, k + 1): 2 * points[n, k] for n, name in enumerate(head.name.tolist()) for k in range(10)}
+    for place, point in known.items():
+        np.testing.assert_allclose(mine[place], point, atol=0.02)
+    for wrong in ("", "wing"):
+        with pytest.raises(
+            ValueError, match=rf"--set={wrong}: the run has datasets head, pronotum: name one, as --set=head"
+        ):
+            predict.load(workdir, set=wrong)
+    folder, keys = tmp_path / "new", own(tmp_path / "new")
+    monkeypatch.setattr(main, "SET", SimpleNamespace(value="pronotum"))
+    given = ml_collections.ConfigDict({"data": keys | {"group_by": ""}})
+    main.predict(given, workdir)
+    assert len(rows_of(workdir / "predict" / "predictions.csv")) == 6 * 8
+    with pytest.raises(ValueError, match=r"the data have 11 landmarks, the network of .* finds 8"):
+        main.evaluate(given, workdir)
+    monkeypatch.setattr(main, "SET", SimpleNamespace(value=""))
+    for mode in (main.predict, main.evaluate):
+        with pytest.raises(ValueError, match="name one, as --set=head"):
+            mode(given, workdir)
+    about = serving.export(workdir, folder / "export", set="pronotum")
+    assert about["outputs"] == {"points": ["batch", 8, 2], "scores": ["batch", 8]}
+
+
+def test_a_body_goes_from_many_to_one_and_back(universal, tmp_path, capsys):
+    many, _, _, _ = universal
+    single = get_config(**{"init_from": str(many), "optimizer.learning_rate": 0.0, "data.part": "elytra"})
+    single.data.sets = {}
+    train.train(single, tmp_path / "one")
+    back = get_config(**{"init_from": str(tmp_path / "one"), "optimizer.learning_rate": 0.0})
+    train.train(back, tmp_path / "back")
+    bodies = [
+        checkpoint.restore(train.fold_folder(workdir, "train", 0) / "best")[0]["params"]["body"]
+        for workdir in (many, tmp_path / "one", tmp_path / "back")
+    ]
+    for each in zip(*map(jax.tree.leaves, bodies), strict=True):
+        np.testing.assert_array_equal(each[0], each[1])
+        np.testing.assert_array_equal(each[0], each[2])
+    said = capsys.readouterr().out
+    assert "  new: head/maps/bias (not in the source)" in said and "  unused: head/head/maps/bias" in said
+    with pytest.raises(ValueError, match="--set=head: the run has one dataset"):
+        predict.load(tmp_path / "one", set="head")
+    # A run that is older than these keys goes on.
+    old = json.loads((tmp_path / "one" / "config.json").read_text())
+    del old["data"]["sets"], old["train"]["balance"]
+    (tmp_path / "one" / "config.json").write_text(json.dumps(old))
+    train.train(single, tmp_path / "one")
+    assert "epoch" not in capsys.readouterr().out
+    assert predict.load(tmp_path / "one")(np.zeros((1, *SIZE, 3), np.uint8))[0].shape == (1, 11, 2)
+
+
+def test_a_killed_run_ends_as_one_that_was_left_alone(universal, tmp_path, monkeypatch):
+    whole, _, _, _ = universal
+    config = get_config(**{"train.checkpoint_seconds": -1})
+    save = checkpoint.save
+
+    def killed(folder, *rest):
+        save(folder, *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path)
+    monkeypatch.setattr(checkpoint, "save", save)
+    train.train(config, tmp_path)
+    ends = [checkpoint.restore(train.fold_folder(workdir, "train", 0) / "last")[0] for workdir in (whole, tmp_path)]
+    assert checkpoint.fingerprint(ends[0]) == checkpoint.fingerprint(ends[1])
+
+
+def test_the_config_names_datasets_of_ones_own():
+    config = runpy.run_path(str(CONFIG))["get_config"]("own=ceph+chest")
+    assert set(config.data.sets) == {"ceph", "chest"} and config.data.sets.chest.flip == ()
+    config.update_from_flattened_dict({"data.sets.chest.images": "photographs", "data.sets.chest.fit": "stretch"})
+    chest, ceph = (loading.of_set(config.data, name) for name in ("chest", "ceph"))
+    assert (chest.images, chest.fit, tuple(chest.size)) == ("photographs", "stretch", (192, 256)) and not ceph.images

@@ -21,7 +21,7 @@ from jaxmarks import augment, checkpoint, detection, heads, models, optim, proce
 from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import Dataset, facts, known_facts, load
-from jaxmarks.data.records import Records
+from jaxmarks.feed import Feed
 from jaxmarks.metrics_log import MetricsLog
 from jaxmarks.ops import boxes as box_ops
 
@@ -193,6 +193,30 @@ def initial(network, settings, key):
     return jax.jit(network.init, compiler_options=quick)(key, images)
 
 
+def devices_of(options) -> int:
+    """How many devices train: all of all processes, or the first of this one's as `train.devices` says."""
+    devices = options.devices or jax.device_count()
+    if jax.process_count() > 1 and devices != jax.device_count():
+        raise ValueError(
+            f"--config.train.devices={devices}: {jax.process_count()} processes use all of their"
+            f" {jax.device_count()} devices; leave it 0"
+        )
+    return devices
+
+
+def optimiser(settings, params, *, epochs, steps_per_epoch):
+    """The optimiser of a stage's settings, with what is frozen, averaged and accumulated."""
+    options = settings.train
+    tx = optim.build(settings.optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch / options.accumulate)
+    if settings.freeze:
+        tx = optim.freeze(tx, params, lambda path: re.match(settings.freeze, path) is not None)
+    if options.ema:
+        tx = optax.chain(tx, optim.average(options.ema))
+    if options.accumulate > 1:
+        tx = optax.MultiSteps(tx, options.accumulate).gradient_transformation()
+    return tx
+
+
 def train_fold(settings, workdir, stage, fold, dataset, source):
     """Trains the network of one fold to its last epoch, from its resume checkpoint where there is one."""
     folder = fold_folder(workdir, stage, fold)
@@ -214,15 +238,9 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     draw = np.random.default_rng((settings.seed, fold))
     chosen = draw.permutation(shown(train_rows, draw))
     valid_rows, count = shown(valid_rows, draw), len(chosen)
-    batch = min(options.batch_size, count)
-    devices = options.devices or jax.device_count()
-    if jax.process_count() > 1 and devices != jax.device_count():
-        raise ValueError(
-            f"--config.train.devices={devices}: {jax.process_count()} processes use all of their"
-            f" {jax.device_count()} devices; leave it 0"
-        )
+    devices = devices_of(options)
     even = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours that are mixed share a device
-    batch = -(-batch // even) * even
+    batch = -(-min(options.batch_size, count) // even) * even
     steps_per_epoch = -(-count // batch)
     epochs = options.epochs or -(-options.steps // steps_per_epoch)
     if epochs * steps_per_epoch < options.accumulate:
@@ -232,14 +250,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     key = jax.random.fold_in(key, fold)
 
     variables = initial(network, settings, key)
-    tx = optim.build(settings.optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch / options.accumulate)
-    frozen = settings.freeze
-    if frozen:
-        tx = optim.freeze(tx, variables["params"], lambda path: re.match(frozen, path) is not None)
-    if options.ema:
-        tx = optax.chain(tx, optim.average(options.ema))
-    if options.accumulate > 1:
-        tx = optax.MultiSteps(tx, options.accumulate).gradient_transformation()
+    tx = optimiser(settings, variables["params"], epochs=epochs, steps_per_epoch=steps_per_epoch)
     tasks = [build(settings, known, dataset.flip, size)[1] for size in sizes(settings)] or [task]
     runs = [steps.runner(one, tx, devices=devices, mixup=options.mixup) for one in tasks]
     run = runs[0]
@@ -263,22 +274,8 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         workdir, stage, fold, after=progress["epoch"], tensorboard=options.tensorboard, quiet=not processes.lead()
     )
 
-    names = ("images", "points", "visible", "boxes", "labels", "delta")
-    kept = samples.images if isinstance(samples.images, Records) else None
-    host = {name: jnp.asarray(getattr(samples, name)) for name in names if kept is None or name != "images"}
-    data = run.put(host)
-    stream = kept and (lambda parts: kept.stream(steps.samples_of(rows, task.versions) for rows in parts))
-
-    def each_batch(function, variables, rows):
-        """What `function` (variables, data, rows) gives of every batch of the rows."""
-        parts = steps.batches(rows, batch)
-        if kept is None:
-            return [function(variables, host, jnp.asarray(part)) for part in parts]
-        shown = ({"streamed": jnp.asarray(images)} for images in stream(parts))
-        return [
-            function(variables, host | images, jnp.asarray(part)) for images, part in zip(shown, parts, strict=True)
-        ]
-
+    feed = Feed(samples, versions=task.versions, batch=batch)
+    data = run.put(feed.data)
     prepare = validation_input(settings, task)
     validate = jax.jit(functools.partial(steps.valid_step, task=task, prepare=prepare))
     measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=prepare))
@@ -291,13 +288,11 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}
         if "batch_stats" not in variables:
             return variables
-        each = each_batch(measure, variables, chosen[:SETTLING])
-        return variables | {"batch_stats": jax.tree.map(lambda *values: sum(values) / len(values), *each)}
+        return variables | {"batch_stats": feed.mean(measure, variables, chosen[:SETTLING])}
 
     if not resumed and fold == folds(settings)[0] and processes.lead():
-        path, first_rows = workdir / "figures" / f"batch_{stage}.png", chosen[:16]
-        streamed = {"streamed": jnp.asarray(kept.read(first_rows // task.versions))} if kept else {}
-        draw_batch(path, task, host | streamed, first_rows, key, dataset)
+        (shown_first,) = feed.shown(chosen[None, :16])
+        draw_batch(workdir / "figures" / f"batch_{stage}.png", task, shown_first, chosen[:16], key, dataset)
     started = saved_at = said_at = time.perf_counter()
     before, first = progress["seconds"], progress["epoch"]
     for epoch in range(first + 1, epochs + 1):
@@ -310,7 +305,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             start = progress["batch"]
             span = slice(start, start + options.span)
             sizes_here = None if of_size is None else of_size[span]
-            state, found = several(runs, sizes_here, state, data, rows[span], epoch_key, start, stream)
+            state, found = several(runs, sizes_here, state, data, rows[span], epoch_key, start, feed.stream)
             sums = jax.tree.map(operator.add, progress["sums"], list(found)) if start else list(found)
             progress |= {"batch": min(span.stop, len(rows)), "sums": sums}
             stop = processes.told_to_stop()
@@ -332,7 +327,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         found["valid/loss"] = None
         if len(valid_rows):
             calm = settled(here)
-            parts = each_batch(validate, calm, valid_rows)
+            parts = feed.each(validate, calm, valid_rows)
             sums = processes.agree(jax.tree.map(lambda *x: float(np.sum(x)), *parts))
             found |= entries("valid", {name: mean(*pair) for name, pair in sums.items()})
         valid_loss = found["valid/loss"]

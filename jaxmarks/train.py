@@ -287,6 +287,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             **found,
             **rates,
             images_per_s=round(len(train_rows) / (trained - began), 1),
+            seconds=round(before + time.perf_counter() - started, 1),
         )
         now = time.perf_counter()
         progress |= {"epoch": epoch, "seconds": before + now - started}

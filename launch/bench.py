@@ -12,7 +12,8 @@
 
 Every side has a process of its own, and they take turns: A, B, A, B. Given are medians of --repeats turns, least and most.
 Ours is what a run does (`steps.runner`, the config's network, head and optimiser), with the batch on the device and,
-without --augment, no augmentation, which the peers have not. A prediction of ours decodes, the peers' do not. Where a
+without --augment, no augmentation, which the peers have not. "cpu" is the time of all cores together, which other work on
+a shared machine disturbs less. A prediction of ours decodes, the peers' do not. Where a
 peer's library is missing it says so and the others go on; --keras-python names a Python that has Keras and TensorFlow.
 
 Writes bench.json, bench.md and growth_*.png to --out, after every part.
@@ -180,22 +181,23 @@ def worker(side: str, options, environment=None) -> Worker:
     )
 
 
-def timed(sides: dict[str, Worker], kind: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a step, `repeats` of each side, in turns; a turn is about a second of steps, and one goes before."""
-    count, seconds = {}, {side: [] for side in sides}
+def timed(sides: dict[str, Worker], kind: str, repeats: int) -> dict[str, list[dict]]:
+    """The answers about a step, `repeats` of each side, in turns; a turn is about a second, and one goes before."""
+    count: dict[str, int] = {}
+    found: dict[str, list[dict]] = {side: [] for side in sides}
     for side, asked in sides.items():
         asked.ask(run=kind, steps=1)
         count[side] = max(1, min(100, round(1 / asked.ask(run=kind, steps=1)["seconds"])))
         asked.ask(run=kind, steps=count[side])  # where an epoch is one program its length is compiled in
     for _ in range(repeats):
         for side, asked in sides.items():
-            seconds[side].append(asked.ask(run=kind, steps=count[side])["seconds"])
-    return seconds
+            found[side].append(asked.ask(run=kind, steps=count[side]))
+    return found
 
 
-def spread(seconds: list[float]) -> dict:
-    """Milliseconds: {"median", "least", "most"}."""
-    each = [1000 * s for s in seconds]
+def spread(taken: list, key: str = "seconds") -> dict:
+    """Milliseconds of seconds, or of what answers have under the key: {"median", "least", "most"}."""
+    each = [1000 * (one[key] if isinstance(one, dict) else one) for one in taken]
     return {"median": statistics.median(each), "least": min(each), "most": max(each)}
 
 
@@ -223,9 +225,10 @@ def steps(options) -> list[dict]:
                     sides.pop(row["side"]).__exit__()
             good = [row for row in mine if row["side"] in sides]
             for kind in ("train", "predict"):
-                seconds = timed(sides, kind, options.repeats)
+                taken = timed(sides, kind, options.repeats)
                 for row in good:
-                    row[kind] = spread(seconds[row["side"]])
+                    row[kind] = spread(taken[row["side"]])
+                    row[f"{kind}, cpu"] = spread(taken[row["side"]], "cpu")
                     if kind == "train":
                         row["peak_mb"] = round(sides[row["side"]].ask(memory=True)["peak_mb"])
         finally:
@@ -517,7 +520,7 @@ def markdown(found: dict) -> str:
         lines = []
         for row in found.get(part, []):
             line = {key: str(value) for key, value in row.items() if isinstance(value, str | int | float)}
-            for key in ("train", "predict"):
+            for key in ("train", "predict", "train, cpu", "predict, cpu"):
                 line |= {f"{key}, ms": span(row[key], 1)} if key in row else {}
             for key in ("first", "later"):
                 line |= {f"{key}, s": span({of: ms / 1000 for of, ms in row[key].items()}, 2)} if key in row else {}

@@ -27,7 +27,7 @@ def serve(build, **others):
     """Answers commands until stdin ends.
 
     {"set": spec} builds the network: {"parameters": their number}. {"run": "train" or "predict", "steps": n} takes n
-    steps: {"seconds": of one}. {"memory": true}: {"peak_mb": most memory of the process so far}. Another word is one of
+    steps: {"seconds": of one, "cpu": seconds of all cores together}. {"memory": true}: {"peak_mb": most memory of the process so far}. Another word is one of
     what was built, or of `others`. What raises is answered by {"error": text}, and the worker goes on.
 
     Args:
@@ -50,9 +50,10 @@ def serve(build, **others):
             runs.update(made)
             return {"parameters": parameters}
         if word == "run":
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             runs[command["run"]](command["steps"])
-            return {"seconds": (time.perf_counter() - started) / command["steps"]}
+            taken = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - used}
+            return {key: value / command["steps"] for key, value in taken.items()}
         return runs[word]()
 
     for line in sys.stdin:

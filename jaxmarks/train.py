@@ -165,7 +165,13 @@ def build(settings, facts: dict, flip=None, size=None):
     augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=shown)
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
     task = steps.Task(
-        network.apply, head.targets, head.loss, head.decode, augmentation.apply, plain, augmentation.versions
+        steps.computing_in(settings.train.dtype, network.apply),
+        head.targets,
+        head.loss,
+        head.decode,
+        augmentation.apply,
+        plain,
+        augmentation.versions,
     )
     return network, task
 

@@ -184,6 +184,7 @@ def base() -> ml_collections.ConfigDict:
     }
     train = {
         "batch_size": 16,
+        "dtype": "float32",  # or bfloat16: what the network computes in; parameters, statistics and loss stay float32
         "steps": 1000,  # used where
         "epochs": 0,  # is 0
         "accumulate": 1,  # batches whose mean gradient makes one update

@@ -55,6 +55,30 @@ class Task(NamedTuple):
     versions: int = 1
 
 
+def computing_in(dtype: str, apply: Callable) -> Callable:
+    """A task's `apply` that computes in float32, or in bfloat16 with everything outside it in float32.
+
+    Images and parameters are cast on their way in, outputs and changed statistics on their way out, so the loss, the
+    gradient, the optimiser's parameters and the batch statistics are float32.
+
+    Raises:
+      ValueError: another dtype.
+    """
+    if dtype == "float32":
+        return apply
+    if dtype != "bfloat16":
+        raise ValueError(f"train.dtype={dtype!r}: there are float32 and bfloat16")
+
+    def cast(tree, to):
+        return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+    def applied(variables, images, **options):
+        variables = variables | {"params": cast(variables["params"], jnp.bfloat16)}
+        return cast(apply(variables, cast(images, jnp.bfloat16), **options), jnp.float32)
+
+    return applied
+
+
 def create(variables, tx: optax.GradientTransformation) -> TrainState:
     """A fresh state of the network's variables."""
     return TrainState(step=jnp.zeros((), jnp.int32), variables=variables, opt_state=tx.init(variables["params"]))

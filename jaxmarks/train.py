@@ -180,7 +180,13 @@ def build(settings, facts: dict, flip=None, size=None):
     augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=shown)
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
     task = steps.Task(
-        network.apply, head.targets, head.loss, head.decode, augmentation.apply, plain, augmentation.versions
+        steps.computing_in(settings.train.dtype, network.apply),
+        head.targets,
+        head.loss,
+        head.decode,
+        augmentation.apply,
+        plain,
+        augmentation.versions,
     )
     return network, task
 
@@ -343,6 +349,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             **found,
             **rates,
             images_per_s=round(count / (trained - began), 1),
+            seconds=round(before + time.perf_counter() - started, 1),
         )
         now = time.perf_counter()
         progress |= {"epoch": epoch, "seconds": before + now - started}

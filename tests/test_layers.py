@@ -19,8 +19,8 @@ def reference(x, kernel, padding, strides=(1, 1), dilation=1, groups=1):
     )  # fmt: skip
 
 
-# Every rule by which the CPU chooses, and what none of them takes: odd, even and 1x1 kernels, maps of few pixels, one
-# channel, channels above 16 that are a multiple of 16 and that are not; strides and dilation.
+# The rules by which the CPU chooses for small maps, and what none of them takes: odd, even and 1x1 kernels, maps of few
+# pixels, one channel, channels above 16 that are a multiple of 16 and that are not; strides and dilation.
 @settings(max_examples=16)
 @given(
     size=st.sampled_from([(5, 5), (2, 3), (7, 9)]),
@@ -44,6 +44,56 @@ def test_conv_and_its_gradients_are_those_of_lax(size, channels, kernel, padding
     cotangent = jax.random.normal(k3, theirs.shape)
     for mine, other in zip((ours, *pull(cotangent)), (theirs, *reference_pull(cotangent)), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(other).max()))
+
+
+# What the gradient to the kernel is made of: turned patches, patches, a matmul for each row of the kernel, and for each
+# image; and XLA's own.
+LARGE = {
+    "_by_turned_patches": ((8, 9, 3), (3, 3, 3, 5), "SAME"),
+    "_by_patches": ((9, 8, 16), (2, 3, 16, 8), ((1, 0), (0, 2))),
+    "_by_rows": ((32, 33, 64), (3, 3, 64, 64), "VALID"),
+    "_by_images": ((128, 129, 64), (3, 3, 64, 66), ((0, 1), (1, 2))),
+    None: ((12, 12, 32), (3, 3, 32, 16), "SAME"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2), ("float64", 1e-12)])
+def test_each_kernel_gradient_is_that_of_lax(name, dtype, tolerance):
+    size, shape, padding = LARGE[name]
+    chosen = layers._kernel_gradient((1, *size), shape)
+    assert (chosen and chosen.__name__) == name
+    with jax.enable_x64(dtype == "float64"):
+        k1, k2, k3 = jax.random.split(jax.random.key(0), 3)
+        exact = "float64" if dtype == "float64" else "float32"
+        x = jax.random.normal(k1, (2, *size), dtype)
+        w = jax.random.normal(k2, shape, dtype)
+        theirs, reference_pull = jax.vjp(lambda x, w: reference(x, w, padding), x.astype(exact), w.astype(exact))
+        ours, pull = jax.vjp(lambda x, w: layers.conv(x, w, padding=padding), x, w)
+        g = jax.random.normal(k3, ours.shape, dtype)
+        for mine, other in zip((ours, *pull(g)), (theirs, *reference_pull(g.astype(exact))), strict=True):
+            assert mine.dtype == dtype
+            largest = float(jnp.abs(other).max())
+            np.testing.assert_allclose(np.asarray(mine, exact), other, rtol=tolerance, atol=tolerance * largest)
+
+
+def test_conv_and_pooling_under_vmap_export_and_a_second_derivative():
+    kernel = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))
+    x = jax.random.normal(jax.random.key(1), (2, 5, 7, 3))
+    plain = lambda x, k: nn.max_pool(reference(x, k, "VALID"), (2, 2), (2, 2))
+    ours = lambda x, k: layers.max_pool(layers.conv(x, k, padding="VALID"))
+    loss = lambda net: lambda k: jnp.sum(net(x, k) ** 3)
+    assert layers._kernel_gradient(x.shape, kernel.shape)
+    np.testing.assert_allclose(
+        jax.vmap(jax.grad(loss(ours)))(kernel[None]), jax.vmap(jax.grad(loss(plain)))(kernel[None]), rtol=1e-4
+    )
+    twice = lambda net: jax.grad(lambda k: jnp.sum(jnp.sin(jax.grad(loss(net))(k))))(kernel)
+    np.testing.assert_allclose(twice(ours), twice(plain), rtol=1e-3, atol=1e-3 * float(jnp.abs(twice(plain)).max()))
+    batch = jax.export.symbolic_shape("b")[0]
+    exported = jax.export.export(jax.jit(jax.grad(lambda x, k: jnp.sum(ours(x, k)), 1)))(
+        jax.ShapeDtypeStruct((batch, 5, 7, 3), x.dtype), kernel
+    )
+    assert exported.call(x, kernel).shape == kernel.shape
 
 
 # Depthwise with one and with two outputs a channel; groups in one dense convolution, in two and in three.
@@ -82,6 +132,16 @@ def test_max_pool_and_its_gradient_are_those_of_linen(size):
     theirs, reference_pull = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
     np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_allclose(pull(jnp.ones_like(ours))[0], reference_pull(jnp.ones_like(ours))[0])
+
+
+def test_equal_maxima_share_the_gradient_of_pooling():
+    x = jnp.zeros((1, 3, 4, 2)).at[0, 0, 0, 0].set(1.0)
+    pull = jax.vjp(layers.max_pool, x)[1]
+    (found,) = pull(jnp.ones((1, 1, 2, 2)))
+    expected = np.full((1, 3, 4, 2), 0.25)
+    expected[0, 2], expected[0, :2, :2, 0] = 0, 0
+    expected[0, 0, 0, 0] = 1
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_conv_module_has_the_parameters_of_linen():

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxmarks import heads, models, optim, steps
+from jaxmarks.models import layers
 from jaxmarks.train import entries
 
 SIZE, LANDMARKS = (20, 24), 4
@@ -266,3 +267,27 @@ def test_validation_tells_distances_in_pixels_of_the_photographs():
     far = np.linalg.norm(points - data["points"], axis=-1) * delta[:, None]
     seen = np.asarray(data["visible"])[[3, 0]]
     np.testing.assert_allclose(found["distance_px"], [far[[3, 0]][seen].sum(), seen.sum()], rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_bfloat16_trains_with_float32_parameters_statistics_and_losses(norm):
+    network = layers.DoubleConv(8, norm)
+    apply = steps.computing_in("bfloat16", network.apply)
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    variables = network.init(jax.random.key(1), images, train=False)
+
+    def loss(params):
+        outputs, changed = apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        return jnp.mean((outputs - 1) ** 2), (outputs, changed)
+
+    (first, (outputs, changed)), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    assert {x.dtype for x in jax.tree.leaves((outputs, changed, grads))} == {jnp.dtype("float32")}
+    np.testing.assert_array_equal(outputs, outputs.astype(jnp.bfloat16).astype(jnp.float32))
+    exact, _ = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(outputs, exact, atol=0.1)
+    params = variables["params"]
+    for _ in range(5):
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss, has_aux=True)(params)[0])
+    assert loss(params)[0] < 0.9 * first
+    with pytest.raises(ValueError, match="bfloat16"):
+        steps.computing_in("float16", network.apply)

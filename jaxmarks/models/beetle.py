@@ -25,7 +25,8 @@ class ElementaryBlock(nn.Module):
         x = layers.Conv(
             self.features, self.kernel_size, "VALID", kernel_init=nn.initializers.glorot_uniform(), name="conv"
         )(x)
-        return layers.Dropout(self.dropout, name="dropout")(layers.max_pool(nn.relu(x)), train=train)
+        # ReLU and pooling commute, and after it there are four times fewer values.
+        return layers.Dropout(self.dropout, name="dropout")(nn.relu(layers.max_pool(x)), train=train)
 
 
 class Beetle(nn.Module):

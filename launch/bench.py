@@ -1,0 +1,546 @@
+"""Benchmarks: how long jaxmarks takes for what it does, beside PyTorch and Keras, as a table, JSON and figures.
+
+    python launch/bench.py --out=runs/bench [--parts=steps,start,load,accuracy,device,growth] [--only=network3,unet31]
+        [--peers=torch,torch_compile,keras] [--repeats=5] [--keras-python=PATH] [--run=RUN] [--augment] [--quick]
+
+  steps     a training step and a prediction of each network of NETWORKS, ours and the peers' (launch/peers.py)
+  start     from the command to the end of the first training step, with an empty compile cache and again; imports
+  load      photographs of 3264x2448 brought into the network's frame, beside a plain loop of Pillow
+  accuracy  seconds until the default run is within 3 px on validation images; trains it, or reads --run
+  device    FLOP/s and bytes/s of the compiled steps beside a measured matmul and copy, in float32, tf32 and bfloat16
+  growth    how a training step grows with the batch, pixels, landmarks and devices; a figure for each
+
+Every side has a process of its own, and they take turns: A, B, A, B. Given are medians of --repeats turns, least and most.
+Ours is what a run does (`steps.runner`, the config's network, head and optimiser), with the batch on the device and,
+without --augment, no augmentation, which the peers have not. "cpu" is the time of all cores together, which other work on
+a shared machine disturbs less. A prediction of ours decodes, the peers' do not. Where a
+peer's library is missing it says so and the others go on; --keras-python names a Python that has Keras and TensorFlow.
+
+Writes bench.json, bench.md and growth_*.png to --out, after every part.
+"""
+
+import argparse
+import concurrent.futures
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import peers
+from experiments import resolve
+
+from jaxmarks.report import tables
+
+ROOT = Path(__file__).resolve().parent.parent
+SPINES = {
+    "classes": 1,
+    "names": ("spine",),
+    "sizes": (30.0, 30.0),
+    "anchors": [[18.0, 24.0], [30.0, 30.0], [44.0, 36.0]],
+}
+# The config of each network, what is changed in it, and the facts of its data.
+NETWORKS = {
+    "network3": ("beetle.py:paper,network=3", {"train.batch_size": 32}, {"landmarks": 8}),
+    "unet31": ("fish.py:paper", {"train.batch_size": 4}, {"landmarks": 7}),
+    "unet_small": ("fish.py:own", {}, {"landmarks": 7}),
+    "yolo_tiny": ("spines.py:yolo", {"train.sizes": ()}, SPINES),
+    "hourglass": ("radiographs.py:network=hourglass", {}, {"landmarks": 8}),
+}
+# What makes them small enough for a test.
+QUICK = {
+    "network3": {"data.size": (48, 64), "model.width": 16, "train.batch_size": 4},
+    "unet31": {"data.size": (32, 32), "model.width": 4},
+    "unet_small": {"data.size": (32, 64), "model.width": 4, "train.batch_size": 4},
+    "yolo_tiny": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
+    "hourglass": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
+}
+PEERS = ("torch", "torch_channels_last", "torch_compile", "torch_channels_last_compile", "keras", "keras_xla")
+PARTS = ("steps", "start", "load", "accuracy", "device", "growth")
+STARTED = {"beetle": "configs/beetle.py", "fish": "configs/fish.py"}
+GOAL = 3.0  # pixels
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures what the command line names; returns 1 where a side of ours failed."""
+    options = parse(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    words = sys.argv[1:] if arguments is None else arguments
+    found = {"command": shlex.join(["python", "launch/bench.py", *words]), **about()}
+    for part in options.parts:
+        print(f"{part} ...", flush=True)
+        found[part] = globals()[part](options)
+        (options.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
+        (options.out / "bench.md").write_text(markdown(found))
+    print(markdown(found))
+    return int(any(row["side"] == "jaxmarks" and "error" in row for row in found.get("steps", [])))
+
+
+def parse(arguments):
+    """The options; the names in them are checked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def among(known):
+        def names(text):
+            chosen = [name for name in text.split(",") if name]
+            for name in chosen:
+                if name not in known:
+                    raise argparse.ArgumentTypeError(f"there is no {name}; there are {', '.join(known)}")
+            return chosen
+
+        return names
+
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--parts", type=among(PARTS), default=list(PARTS))
+    parser.add_argument("--only", type=among(NETWORKS), default=list(NETWORKS), help="networks")
+    parser.add_argument("--peers", type=among(PEERS), default=list(PEERS), help="empty: none")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--keras-python", default=sys.executable, help="a Python with Keras and TensorFlow")
+    parser.add_argument("--run", type=Path, help="a run whose metrics.jsonl is read for `accuracy`")
+    parser.add_argument("--augment", action="store_true", help="our training steps augment as the config says")
+    parser.add_argument("--quick", action="store_true", help="tiny networks: the numbers mean nothing")
+    return parser.parse_args(arguments)
+
+
+def about() -> dict:
+    """The machine and the versions."""
+    ask = "import jax; print(*(d.device_kind for d in jax.devices() if d.platform != 'cpu'), sep=', ')"
+    accelerators = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout.strip()
+    versions = {"python": platform.python_version()}
+    for name in ("jax", "flax", "torch"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    hardware = accelerators or f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    return {"hardware": hardware, "versions": versions, "date": time.strftime("%Y-%m-%d")}
+
+
+def spec(name: str, *, quick=False, augment=False, **changes) -> dict:
+    """What a worker builds: {"network", "batch", "settings", "facts"}, of NETWORKS with changed keys of the config."""
+    config, overrides, facts = NETWORKS[name]
+    overrides = overrides | (QUICK[name] if quick else {}) | changes
+    facts = facts | ({"landmarks": overrides.pop("landmarks")} if "landmarks" in overrides else {})
+    settings = json.loads(resolve([f"--config={ROOT / 'configs' / config}"]).to_json())
+    for key, value in overrides.items():
+        section, _, name_in_it = key.partition(".")
+        settings[section][name_in_it] = value
+    if not augment:
+        settings["augment"] = {"name": "none"}
+    return {"network": name, "batch": settings["train"]["batch_size"], "settings": settings, "facts": facts}
+
+
+class Worker:
+    """A process that answers commands (`peers.serve`); `ask` raises RuntimeError with what it says of an error."""
+
+    def __init__(self, command: list[str], log: Path, environment=None):
+        self.log = log.open("w")
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
+        )
+
+    def ask(self, **command) -> dict:
+        try:
+            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        answer = json.loads(line) if line else {"error": f"the worker ended; see {self.log.name}"}
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.log.close()
+
+
+def worker(side: str, options, environment=None) -> Worker:
+    """The process of a side: "jaxmarks", or one of PEERS."""
+    python = options.keras_python if side.startswith("keras") else sys.executable
+    file = "bench.py" if side == "jaxmarks" else "peers.py"
+    log = options.out / f"{side}.log"
+    return Worker(
+        [python, str(ROOT / "launch" / file), *(["--worker"] if file == "bench.py" else [side])], log, environment
+    )
+
+
+def timed(sides: dict[str, Worker], kind: str, repeats: int) -> dict[str, list[dict]]:
+    """The answers about a step, `repeats` of each side, in turns; a turn is about a second, and one goes before."""
+    count: dict[str, int] = {}
+    found: dict[str, list[dict]] = {side: [] for side in sides}
+    for side, asked in sides.items():
+        asked.ask(run=kind, steps=1)
+        count[side] = max(1, min(100, round(1 / asked.ask(run=kind, steps=1)["seconds"])))
+        asked.ask(run=kind, steps=count[side])  # where an epoch is one program its length is compiled in
+    for _ in range(repeats):
+        for side, asked in sides.items():
+            found[side].append(asked.ask(run=kind, steps=count[side]))
+    return found
+
+
+def spread(taken: list, key: str = "seconds") -> dict:
+    """Milliseconds of seconds, or of what answers have under the key: {"median", "least", "most"}."""
+    each = [1000 * (one[key] if isinstance(one, dict) else one) for one in taken]
+    return {"median": statistics.median(each), "least": min(each), "most": max(each)}
+
+
+def steps(options) -> list[dict]:
+    """A row for each network and side: ms of a training step and of a prediction, parameters, peak memory."""
+    rows = []
+    for name in options.only:
+        wanted = spec(name, quick=options.quick, augment=options.augment)
+        mine: list[dict] = []
+        sides: dict[str, Worker] = {}
+        try:
+            for side in ("jaxmarks", *options.peers):
+                row = {"network": name, "batch": wanted["batch"], "side": side}
+                mine.append(row)
+                sides[side] = worker(side, options)
+                try:
+                    row["parameters"] = sides[side].ask(set=wanted)["parameters"]
+                    sides[side].ask(run="train", steps=1)
+                except RuntimeError as error:
+                    row["error"] = str(error)
+                    sides.pop(side).__exit__()
+            for row in mine:
+                if "error" not in row and row["parameters"] != mine[0].get("parameters"):
+                    row["error"] = f"{row['parameters']:,} parameters: not the same network"
+                    sides.pop(row["side"]).__exit__()
+            good = [row for row in mine if row["side"] in sides]
+            for kind in ("train", "predict"):
+                taken = timed(sides, kind, options.repeats)
+                for row in good:
+                    row[kind] = spread(taken[row["side"]])
+                    row[f"{kind}, cpu"] = spread(taken[row["side"]], "cpu")
+                    if kind == "train":
+                        row["peak_mb"] = round(sides[row["side"]].ask(memory=True)["peak_mb"])
+        finally:
+            for one in sides.values():
+                one.__exit__()
+        rows += mine
+    return rows
+
+
+def start(options) -> list[dict]:
+    """Seconds from the command to the end of the first training step, of a first and later starts; and of imports."""
+    rows = []
+    for name, config in STARTED.items():
+        words = [f"--config={ROOT / config}{':smoke' if options.quick else ''}"]
+        first, later = [], []
+        for _ in range(1 if options.quick else max(1, options.repeats // 2)):
+            with tempfile.TemporaryDirectory() as folder:
+                for where in (first, later):
+                    where.append(until("first step", [*words, f"--workdir={folder}/{len(later)}-{len(first)}"], folder))
+        rows.append({"what": f"first step, configs/{name}.py", "first": spread(first), "later": spread(later)})
+    for statement in ("import jaxmarks", "import jax", "import jaxmarks.predict"):
+        taken = []
+        for _ in range(options.repeats):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", statement], check=True)
+            taken.append(time.perf_counter() - began)
+        rows.append({"what": statement, "later": spread(taken)})
+    return rows
+
+
+def until(said: str, words: list[str], cache: str) -> float:
+    """Seconds until a run of these arguments, with the compile cache in a folder, says so and ends."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(Path(cache) / "compiled")}
+    command = [sys.executable, str(ROOT / "launch" / "bench.py"), "--first-step", *words]
+    began, taken = time.perf_counter(), None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
+        for line in process.stdout:
+            if taken is None and said in line:
+                taken = time.perf_counter() - began
+    if taken is None:
+        raise RuntimeError(f"{shlex.join(command)} ended with status {process.returncode} before its first step")
+    return taken
+
+
+def first_step(arguments: list[str]) -> None:
+    """jaxmarks.main with these arguments, which ends after its first training step."""
+    from jaxmarks import main as command_line
+    from jaxmarks import steps as step_functions
+
+    make = step_functions.runner
+
+    def runner(*args, **options):
+        made = make(*args, **options)
+
+        def epoch(state, data, rows, key):
+            made.epoch(state, data, rows[:1], key)
+            print("first step", flush=True)
+            os._exit(0)
+
+        return made._replace(epoch=epoch)
+
+    step_functions.runner = runner
+    command_line.app.run(command_line.main, argv=["jaxmarks.main", *arguments])
+
+
+def load(options) -> list[dict]:
+    """Photographs a second into frames of 256x192: as runs read them, and by a plain loop of Pillow at full size."""
+    from PIL import Image
+
+    from jaxmarks.data import folder as folders
+    from jaxmarks.data import phantoms
+
+    size, count = ((306, 408), 4) if options.quick else ((2448, 3264), 24)
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(count):
+            image, _ = phantoms.draw("pronotum", i % 4, size=size)
+            Image.fromarray(image).save(Path(folder) / f"{i}.jpg", quality=90)
+
+        def ours():
+            return sum(len(part.images) for part in folders.batches(folder, size=(192, 256), problems=[]))
+
+        def plain():
+            return len(
+                [np.asarray(Image.open(file).convert("RGB").resize((256, 192))) for file in Path(folder).glob("*.jpg")]
+            )
+
+        def threads():
+            one = lambda file: np.asarray(Image.open(file).convert("RGB").resize((256, 192)))
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                return len(list(pool.map(one, Path(folder).glob("*.jpg"))))
+
+        sides = {"jaxmarks": ours, "Pillow, a loop": plain, "Pillow, threads": threads}
+        rates: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(options.repeats):
+            for side, read in sides.items():
+                began = time.perf_counter()
+                assert read() == count
+                rates[side].append(count / (time.perf_counter() - began))
+    shown = lambda each: {"median": statistics.median(each), "least": min(each), "most": max(each)}
+    return [{"side": side, "images_per_s": shown(each)} for side, each in rates.items()]
+
+
+def accuracy(options) -> list[dict]:
+    """Seconds of training until the mean distance on validation images is within GOAL: of --run, or of a new run."""
+    run = options.run or options.out / "accuracy"
+    command = [sys.executable, "-m", "jaxmarks.main", f"--workdir={run.absolute()}"]
+    command += [f"--config={ROOT / 'configs/beetle.py'}{':smoke' if options.quick else ''}"]
+    if not options.run:  # one that is complete there is not trained again
+        subprocess.run(command, stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
+    epochs = tables.read_metrics(run / "metrics.jsonl")
+    seconds = [e["seconds"] for e in epochs if (e.get("valid/distance_px") or np.inf) <= GOAL and "seconds" in e]
+    return [{"goal_px": GOAL, "seconds": min(seconds, default=None), "epochs": len(epochs)}]
+
+
+def device(options) -> list[dict]:
+    """FLOP/s and bytes/s of our compiled training steps beside a measured matmul and copy, for each precision."""
+    rows = []
+    for precision in ("float32", "tensorfloat32", "bfloat16"):
+        environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest" if precision == "float32" else precision}
+        for name in options.only:
+            row = {"network": name, "precision": precision}
+            changes = {"train.dtype": "bfloat16"} if precision == "bfloat16" else {}
+            try:
+                with worker("jaxmarks", options, environment) as ours:
+                    ours.ask(set=spec(name, quick=options.quick, augment=options.augment, **changes))
+                    row |= ours.ask(cost=True)
+                    row["train"] = spread(timed({"jaxmarks": ours}, "train", options.repeats)["jaxmarks"])
+                    row |= ours.ask(peak=512 if options.quick else 8192, dtype=changes.get("train.dtype", "float32"))
+            except RuntimeError as error:
+                row["error"] = str(error)
+            else:
+                seconds = row["train"]["median"] / 1000
+                row["flops_per_s"], row["bytes_per_s"] = row["flops"] / seconds, row["bytes"] / seconds
+            rows.append(row)
+    return rows
+
+
+def growth(options) -> list[dict]:
+    """Milliseconds of our training step over images in a batch, pixels, landmarks and devices."""
+    name = "unet_small" if "unet_small" in options.only else options.only[0]
+    base = spec(name, quick=options.quick)
+    height, width = base["settings"]["data"]["size"]
+    sizes = [(height // 2, width // 2), (height, width), (2 * height, 2 * width)]
+    axes = {
+        "batch": [({"train.batch_size": n}, n) for n in (1, 2, 4, 8, 16, 32)],
+        "pixels": [({"data.size": size}, size[0] * size[1]) for size in sizes],
+        "landmarks": [({"landmarks": n}, n) for n in (4, 16, 64)] if "landmarks" in base["facts"] else [],
+    }
+    rows = []
+    with worker("jaxmarks", options) as ours:
+        for axis, points in axes.items():
+            for changes, value in points:
+                ours.ask(set=spec(name, quick=options.quick, augment=options.augment, **changes))
+                taken = spread(timed({"jaxmarks": ours}, "train", options.repeats)["jaxmarks"])
+                rows.append({"network": name, "axis": axis, "value": value, "train": taken})
+        devices = ours.ask(devices=True)
+    for count in [2**i for i in range(10) if 2**i <= (2 if devices["platform"] == "cpu" else devices["devices"])]:
+        # The CPU is made to look like several devices, which share its cores.
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+        with worker("jaxmarks", options, os.environ | {"XLA_FLAGS": flags}) as ours:
+            wanted = spec(name, quick=options.quick, augment=options.augment, **{"train.devices": count})
+            ours.ask(set=wanted)
+            taken = spread(timed({"jaxmarks": ours}, "train", options.repeats)["jaxmarks"])
+        rows.append({"network": name, "axis": "devices", "value": count, "train": taken})
+    for axis in dict.fromkeys(row["axis"] for row in rows):
+        draw([row for row in rows if row["axis"] == axis], options.out / f"growth_{axis}.png")
+    return rows
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Milliseconds of a step over what grows, both logarithmic, and a dotted line in proportion to it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    x = np.array([row["value"] for row in rows])
+    median, least, most = (np.array([row["train"][key] for row in rows]) for key in ("median", "least", "most"))
+    figure, axes = plt.subplots(figsize=(4.5, 3.2), layout="constrained")
+    axes.errorbar(x, median, [median - least, most - median], marker="o", capsize=3)
+    axes.plot(x, median[-1] * x / x[-1], ":", color="grey")
+    axes.set(xscale="log", yscale="log", xlabel=rows[0]["axis"], ylabel="ms of a training step")
+    axes.set_xticks(x, [str(n) for n in x])
+    axes.set_title(rows[0]["network"])
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def build(wanted: dict):
+    """Our side of a spec, as `peers.serve` takes it."""
+    import jax
+    import jax.numpy as jnp
+    import ml_collections
+
+    from jaxmarks import optim, train
+    from jaxmarks import steps as step_functions
+
+    settings = ml_collections.ConfigDict(wanted["settings"])
+    network, task = train.build(settings, wanted["facts"])
+    variables = train.initial(network, settings, jax.random.key(0))
+    tx = optim.build(settings.optimizer, epochs=100, steps_per_epoch=100)
+    run = step_functions.runner(task, tx, devices=settings.train.devices or 1)
+    examples, batch = peers.examples(wanted), wanted["batch"]
+    no_points = np.zeros((batch, 0, 2), np.float32)
+    classes = "classes" in wanted["facts"]
+    host = {
+        "images": examples["images"],
+        "points": no_points if classes else examples["points"],
+        "visible": np.ones((batch, wanted["facts"].get("landmarks", 0)), bool),
+        "boxes": examples["boxes"],
+        "labels": np.full(examples["boxes"].shape[:2], 0 if classes else -1, np.int32),
+    }
+    device_data = {name: jnp.asarray(array) for name, array in host.items()}
+    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    # A step takes its state's memory: prediction keeps its own variables.
+    held = {
+        "state": run.put(step_functions.create(jax.tree.map(jnp.copy, variables), tx)),
+        "data": run.put(device_data),
+    }
+    predict_step = jax.jit(functools.partial(step_functions.predict_step, task=task))
+
+    def train_steps(count):
+        rows = np.tile(np.arange(batch, dtype=np.int32), (count, 1))
+        held["state"], _ = run.epoch(held["state"], held["data"], rows, jax.random.key(1))
+        jax.block_until_ready(held["state"])
+
+    def predict(count):
+        for _ in range(count):
+            found = predict_step(variables, device_data["images"])
+        jax.block_until_ready(found)
+
+    def cost():
+        step = functools.partial(step_functions.train_step, task=task, tx=tx)
+        state = step_functions.create(variables, tx)
+        compiled = jax.jit(step).lower(state, device_data, jnp.arange(batch), jax.random.key(0)).compile()
+        counted = compiled.cost_analysis()
+        counted = counted[0] if isinstance(counted, list) else counted  # older JAX gives one for each computation
+        return {"flops": counted.get("flops", 0.0), "bytes": counted.get("bytes accessed", 0.0)}
+
+    return parameters, {"train": train_steps, "predict": predict, "cost": cost}
+
+
+def peaks(side: int, dtype: str) -> dict:
+    """The best of ten: {"matmul": FLOP/s of side x side matrices, "copy": bytes/s read and written}."""
+    import jax
+    import jax.numpy as jnp
+
+    def best(call, *arguments):
+        jax.block_until_ready(call(*arguments))
+        taken = []
+        for _ in range(10):
+            began = time.perf_counter()
+            jax.block_until_ready(call(*arguments))
+            taken.append(time.perf_counter() - began)
+        return min(taken)
+
+    matrix = jnp.ones((side, side), dtype)
+    matmul = 2 * side**3 / best(jax.jit(jnp.matmul), matrix, matrix)
+    vector = jnp.ones((side, side), jnp.float32)
+    return {"matmul": matmul, "copy": 2 * vector.nbytes / best(jax.jit(lambda x: x + 1), vector)}
+
+
+def work() -> None:
+    """Our worker: `peers.serve`, in a process with the settings of a run's."""
+    from jaxmarks import host
+
+    host.keep_freed_memory()
+    host.cache_compiled_steps()
+    import jax
+
+    def devices(command):
+        return {"devices": jax.local_device_count(), "platform": jax.default_backend()}
+
+    def memory(command):
+        on_device = jax.local_devices()[0].memory_stats() or {}
+        return {"peak_mb": on_device["peak_bytes_in_use"] / 2**20} if "peak_bytes_in_use" in on_device else None
+
+    peers.serve(build, devices=devices, peak=lambda command: peaks(command["peak"], command["dtype"]), memory=memory)
+
+
+def markdown(found: dict) -> str:
+    """The tables of what was found."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
+    parts = [f"`{found['command']}`\n", f"{found['hardware']}; {versions}; {found['date']}\n"]
+    span = lambda cell, digits=0: (
+        f"{cell['median']:.{digits}f} ({cell['least']:.{digits}f}-{cell['most']:.{digits}f})" if cell else ""
+    )
+    for part in PARTS:
+        lines = []
+        for row in found.get(part, []):
+            line = {key: str(value) for key, value in row.items() if isinstance(value, str | int | float)}
+            for key in ("train", "predict", "train, cpu", "predict, cpu"):
+                line |= {f"{key}, ms": span(row[key], 1)} if key in row else {}
+            for key in ("first", "later"):
+                line |= {f"{key}, s": span({of: ms / 1000 for of, ms in row[key].items()}, 2)} if key in row else {}
+            if "images_per_s" in row:
+                line["images/s"] = span(row["images_per_s"], 1)
+            for key in ("flops_per_s", "matmul", "bytes_per_s", "copy"):
+                if key in row:
+                    line[key] = f"{row[key] / 1e9:.1f} G"
+            lines.append(line)
+        if lines:
+            columns = {key: key for line in lines for key in line}
+            filled = [{key: line.get(key, "") for key in columns} for line in lines]
+            parts += [f"## {part}\n", tables.markdown(filled, columns)]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--worker"]:
+        work()
+    elif sys.argv[1:2] == ["--first-step"]:
+        first_step(sys.argv[2:])
+    else:
+        sys.exit(main())

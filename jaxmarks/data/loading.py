@@ -1,7 +1,13 @@
 """From a config's `data` to `Samples`: drawn phantoms, a folder of photographs with a file of landmarks, or several such."""
 
+import contextlib
 import dataclasses
+import hashlib
+import os
+import uuid
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
@@ -236,6 +242,30 @@ def facts(dataset: Dataset) -> dict:
     }
 
 
+def _drawn(part, **options) -> Samples:
+    """`phantoms.load`, kept for the next start in JAXMARKS_CACHE, by default ~/.cache/jaxmarks; empty: not kept.
+
+    The file's name has a digest of the code that draws, so what another version drew is not taken.
+    """
+    folder = os.environ.get("JAXMARKS_CACHE", str(Path.home() / ".cache" / "jaxmarks"))
+    if not folder:
+        return phantoms.load(part, **options)
+    code = b"".join(file.read_bytes() for file in sorted(Path(phantoms.__file__).parent.glob("*.py")))
+    digest = hashlib.sha256(code + repr((part, sorted(options.items()), np.__version__)).encode()).hexdigest()
+    path = Path(folder) / "phantoms" / f"{part}-{digest[:16]}.npz"
+    try:
+        with path.open("rb") as file, np.load(file) as kept:
+            return Samples(**kept)
+    except (OSError, ValueError, zipfile.BadZipFile):  # not drawn yet, or cut short
+        drawn = phantoms.load(part, **options)
+    with contextlib.suppress(OSError):  # a folder that cannot be written to costs time, not the run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.npz")
+        np.savez(whole, **vars(drawn))
+        whole.replace(path)
+    return drawn
+
+
 def _phantoms(spec):
     """Phantoms of `spec.part`, or of several joined by "+", each without the landmarks that `spec.drop` takes from it.
 
@@ -250,7 +280,7 @@ def _phantoms(spec):
     drawn = []
     for part in parts:
         kept = _kept(spec, part)
-        one = phantoms.load(part, size=size, seed=spec.seed, count=spec.count)
+        one = _drawn(part, size=size, seed=spec.seed, count=spec.count)
         affine = np.concatenate([np.diag(scale), np.zeros((2, 1))], axis=1)
         drawn.append(
             Samples(

@@ -238,6 +238,7 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path):
     assert (killed / "predictions.csv").read_text() == (tmp_path / "alone" / "predictions.csv").read_text()
 
 
+@pytest.mark.slow
 def test_finetuning_starts_from_pretraining_with_another_output(tmp_path):
     said = run(
         "--config=configs/beetle.py:finetune,smoke,part=elytra", f"--workdir={tmp_path}", "--config.freeze=body/block"

@@ -44,6 +44,8 @@ def small(photographs, tmp_path, hidden, **changes):
             "data.size": (32, 32),
             "split.folds": 2,
             "model.width": 4,
+            "model.depth": 2,
+            "train.devices": 1,
             "train.steps": 4,
         }
         | changes

@@ -39,7 +39,7 @@ class Samples:
     """N images in a network's frame with their landmarks; every field is an array whose first axis is N.
 
     Attributes:
-      images: (N, H, W, C) uint8.
+      images: (N, H, W, C) uint8, an array or `records.Records`.
       points: (N, K, 2) float32, pixels of the network's frame.
       visible: (N, K) bool.
       group: (N,) int64; images of one group (a specimen, near-identical frames) are never split.

@@ -3,8 +3,8 @@
     python -m jaxmarks.main --config=configs/universal.py[:variant,...] [--workdir=DIR] [--config.key=value]
 
 Variants, which combine:
-  (none)         three datasets drawn by code, pronota, elytra and heads: a small U-Net, minutes on a laptop
-  smoke          everything once, in less than a minute; its numbers mean nothing
+  (none)         three datasets drawn by code, pronota, elytra and heads: a small U-Net
+  smoke          everything once; its numbers mean nothing
   own=A+B+...    datasets of one's own, called A, B and so on, each with its files; five folds, so that every image is
                  predicted by a network that never saw it
 

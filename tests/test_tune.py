@@ -76,9 +76,10 @@ class Launcher:
 
 
 def search(tmp_path, launcher, *arguments, text=SPACE):
-    (tmp_path / "space.py").write_text(text)
-    workdir = tmp_path / "out"
-    status = tune.main([f"--space={tmp_path / 'space.py'}", f"--workdir={workdir}", *arguments], launch=launcher)
+    space, workdir = tmp_path / "space.py", tmp_path / "out"
+    if not space.exists() or space.read_text() != text:  # another worker may be reading it
+        space.write_text(text)
+    status = tune.main([f"--space={space}", f"--workdir={workdir}", *arguments], launch=launcher)
     with (workdir / "trials.csv").open() as file:
         return status, workdir, list(csv.DictReader(file))
 
@@ -171,7 +172,6 @@ def test_failed_trials_are_listed_and_the_search_goes_on(tmp_path):
 def test_two_workers_share_a_study(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "draw", lambda study, folder: None)  # pyplot is for one thread; workers are processes
     launchers = [Launcher(lambda number: time.sleep(0.2)) for _ in range(2)]
-    (tmp_path / "space.py").write_text(SPACE)
     search(tmp_path, launchers[0], "--trials=1")
     work = lambda launcher: search(tmp_path, launcher, "--trials=6")
     with ThreadPoolExecutor(2) as pool:

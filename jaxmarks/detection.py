@@ -72,7 +72,7 @@ def predict(call, networks, samples: Samples, *, batch_size: int = 16) -> Found:
     """
     parts = []
     for rows in steps.batches(np.arange(len(samples)), batch_size):
-        found = call(networks, jnp.asarray(samples.images[np.where(rows < 0, ~rows, rows)]))
+        found = call(networks, jnp.asarray(samples.images[steps.samples_of(rows, 1)]))
         parts.append(jax.tree.map(lambda x, keep=rows >= 0: np.asarray(x)[keep], found))
     boxes, scores, classes = (np.concatenate(column) for column in zip(*parts, strict=True))
     scale, shift = samples.to_source[:, [0, 1], [0, 1]], samples.to_source[:, :, 2]

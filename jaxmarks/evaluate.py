@@ -64,7 +64,7 @@ def predict(call, networks, samples: Samples, *, batch_size: int = 32) -> tuple[
     points: list[np.ndarray] = []
     scores: list[np.ndarray] = []
     for rows in steps.batches(np.arange(len(samples)), batch_size):
-        found = call(networks, jnp.asarray(samples.images[np.where(rows < 0, ~rows, rows)]))
+        found = call(networks, jnp.asarray(samples.images[steps.samples_of(rows, 1)]))
         for kept, part in zip((points, scores), found, strict=True):
             kept.append(np.asarray(part)[rows >= 0])
     return to_source(samples.to_source, np.concatenate(points)), np.concatenate(scores)

@@ -31,7 +31,6 @@ import math
 import os
 import re
 import shlex
-import subprocess
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
@@ -46,6 +45,7 @@ from experiments import (
     default_workdir,
     end_with_children,
     given,
+    hardware,
     known,
     load,
     merge,
@@ -257,13 +257,6 @@ def train(run: Run, metrics, launch, environment, source: Future | None = None) 
         return summary
     why = f"exit status {status}" if status else f"no number for {', '.join(metrics)} in a summary.json of this config"
     return "\n".join([*tail(log, before), f"({why}; {log})"])
-
-
-def hardware() -> str:
-    """The accelerators, or how many CPU cores; JAX is asked in another process, which gives the device back."""
-    ask = "import jax; print(*(d.device_kind for d in jax.devices() if d.platform != 'cpu'), sep=', ')"
-    found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout.strip()
-    return found or f"{os.cpu_count()} CPU cores"
 
 
 # The tables.

@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 import peers
-from experiments import resolve
+from experiments import hardware, resolve
 
 from jaxmarks.report import tables
 
@@ -112,16 +112,13 @@ def parse(arguments):
 
 def about() -> dict:
     """The machine and the versions."""
-    ask = "import jax; print(*(d.device_kind for d in jax.devices() if d.platform != 'cpu'), sep=', ')"
-    accelerators = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version()}
     for name in ("jax", "flax", "torch"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    hardware = accelerators or f"{os.cpu_count()} CPU cores, {platform.machine()}"
-    return {"hardware": hardware, "versions": versions, "date": time.strftime("%Y-%m-%d")}
+    return {"hardware": f"{hardware()}, {platform.machine()}", "versions": versions, "date": time.strftime("%Y-%m-%d")}
 
 
 def spec(name: str, *, quick=False, augment=False, **changes) -> dict:
@@ -298,7 +295,7 @@ def first_step(arguments: list[str]) -> None:
 
 
 def load(options) -> list[dict]:
-    """Photographs a second into frames of 256x192: as runs read them, and by a plain loop of Pillow at full size."""
+    """Photographs a second into frames of 256x192: as predictions read them, and by a plain loop of Pillow at full size."""
     from PIL import Image
 
     from jaxmarks.data import folder as folders
@@ -313,13 +310,13 @@ def load(options) -> list[dict]:
         def ours():
             return sum(len(part) for part, _ in folders.batches(folder, size=(192, 256), problems=[]))
 
+        def one(file):
+            return np.asarray(Image.open(file).convert("RGB").resize((256, 192)))
+
         def plain():
-            return len(
-                [np.asarray(Image.open(file).convert("RGB").resize((256, 192))) for file in Path(folder).glob("*.jpg")]
-            )
+            return len([one(file) for file in Path(folder).glob("*.jpg")])
 
         def threads():
-            one = lambda file: np.asarray(Image.open(file).convert("RGB").resize((256, 192)))
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 return len(list(pool.map(one, Path(folder).glob("*.jpg"))))
 

@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import os
 import re
 import runpy
 import shlex
@@ -146,3 +147,10 @@ def replace(path: Path, text: str) -> None:
     whole = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # another worker may write the same file
     whole.write_text(text, encoding="utf-8")
     whole.replace(path)
+
+
+def hardware() -> str:
+    """The accelerators, or how many CPU cores; JAX is asked in another process, which gives the device back."""
+    ask = "import jax; print(*(d.device_kind for d in jax.devices() if d.platform != 'cpu'), sep=', ')"
+    found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout.strip()
+    return found or f"{os.cpu_count()} CPU cores"

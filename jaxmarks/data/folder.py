@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxmarks.data import formats, records
 from jaxmarks.data.ahead import ahead
-from jaxmarks.data.photographs import decode, find, image_size, listing, shrunk
+from jaxmarks.data.photographs import decode, find, image_size, listing, readable, shrunk
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import frame, placement
 
@@ -165,34 +165,29 @@ def batches(
     With the samples come the photographs themselves, (h, w, 3) uint8, scaled down to a longest side of `longest` where
     theirs is longer. What cannot be read is appended to `problems`.
     """
-    folder = Path(folder)
-    files = listing(folder) if folder.is_dir() else []
-    if not files:
-        raise FormatError(folder, "", "no photograph in this folder", "give one with --config.data.images")
 
     def one(file):
-        try:
-            source = image_size(file)
-            _, _, rows, columns = placement(source, size, fit)
-            height, width = shrunk(source, longest)
-            image = decode(file, at_least=(max(2 * rows, height), max(2 * columns, width)))
-            small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-            return into_frame(image, size, fit, source=source), source, small
-        except OSError as error:
-            return str(error)
+        source = image_size(file)
+        _, _, rows, columns = placement(source, size, fit)
+        height, width = shrunk(source, longest)
+        image = decode(file, at_least=(max(2 * rows, height), max(2 * columns, width)))
+        small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        return into_frame(image, size, fit, source=source), source, small
 
-    good: list[tuple] = []
-    for file, result in zip(files, ahead(one, files, most=2 * batch_size), strict=True):
-        name = file.relative_to(folder).as_posix()
-        if isinstance(result, str):
-            problems.append({"image": name, "what": f"cannot be read ({result}): left out", "where": str(file)})
-        else:
-            good.append((name, *result))
-        if good and (len(good) == batch_size or file == files[-1]):
-            names, images, sources, photographs = zip(*good, strict=True)
-            none = np.zeros((len(good), 0, 2)), np.zeros((len(good), 0), bool)
-            yield _samples(np.stack(images), sources, names, size, fit, *none), list(photographs)
-            good = []
+    def together(part):
+        names, read = zip(*part, strict=True)
+        images, sources, photographs = zip(*read, strict=True)
+        none = np.zeros((len(part), 0, 2)), np.zeros((len(part), 0), bool)
+        return _samples(np.stack(images), sources, names, size, fit, *none), list(photographs)
+
+    part: list[tuple] = []
+    for each in readable(Path(folder), one, most=2 * batch_size, problems=problems):
+        part.append(each)
+        if len(part) == batch_size:
+            yield together(part)
+            part = []
+    if part:
+        yield together(part)
 
 
 def photograph(folder, name: str) -> np.ndarray | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import uuid
 import zipfile
@@ -250,8 +249,8 @@ def _drawn(part, **options) -> Samples:
     folder = os.environ.get("JAXMARKS_CACHE", str(Path.home() / ".cache" / "jaxmarks"))
     if not folder:
         return phantoms.load(part, **options)
-    code = b"".join(file.read_bytes() for file in sorted(Path(phantoms.__file__).parent.glob("*.py")))
-    digest = hashlib.sha256(code + repr((part, sorted(options.items()), np.__version__)).encode()).hexdigest()
+    code = [file.read_text() for file in sorted(Path(phantoms.__file__).parent.glob("*.py"))]
+    digest = records.fingerprint(code, part, options, np.__version__)
     path = Path(folder) / "phantoms" / f"{part}-{digest[:16]}.npz"
     try:
         with path.open("rb") as file, np.load(file) as kept:

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxmarks.data.ahead import ahead
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.formats.boxes import read as read_boxes
-from jaxmarks.data.photographs import decode, find, listing, shrunk
+from jaxmarks.data.photographs import decode, find, listing, readable, shrunk
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import placement, tiles
 
@@ -122,30 +121,25 @@ def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tu
 def batches(
     folder, *, size, fit, scale, overlap, most=256, longest=1000, problems: list[dict]
 ) -> Iterator[tuple[Samples, list[np.ndarray]]]:
-    """Photographs without boxes, as the Samples of about `most` tiles at a time, and as in `folder.batches` themselves."""
-    folder = Path(folder)
-    files = listing(folder) if folder.is_dir() else []
-    if not files:
-        raise FormatError(folder, "", "no photograph in this folder", "give one with --config.data.images")
+    """Photographs without boxes, as the Samples of about `most` tiles at a time, read ahead of who takes them.
+
+    With the samples come the photographs themselves, as `folder.batches` gives them. What cannot be read is appended to
+    `problems`.
+    """
     none: np.ndarray = np.zeros((0, 4))
 
     def one(file):
-        try:
-            image = decode(file)
-        except OSError as error:
-            return str(error)
+        image = decode(file)
         small = Image.fromarray(image).resize(shrunk(image.shape[:2], longest)[::-1], Image.Resampling.BILINEAR)
         return list(cut(image, size, fit=fit, scale=scale, overlap=overlap)), np.asarray(small)
 
     parts: list[tuple] = []
     photographs: list[np.ndarray] = []
-    for file, result in zip(files, ahead(one, files, most=2 * (os.cpu_count() or 1)), strict=True):
-        name = file.relative_to(folder).as_posix()
-        if isinstance(result, str):
-            problems.append({"image": name, "what": f"cannot be read ({result}): left out", "where": str(file)})
-        else:
-            parts += [(BoxAnnotation(name, none, ()), 0, *tile) for tile in result[0]]
-            photographs.append(result[1])
-        if parts and (len(parts) >= most or file == files[-1]):
+    for name, (mine, small) in readable(Path(folder), one, most=2 * (os.cpu_count() or 1), problems=problems):
+        parts += [(BoxAnnotation(name, none, ()), 0, *tile) for tile in mine]
+        photographs.append(small)
+        if len(parts) >= most:
             yield samples(parts, size, ()), photographs
             parts, photographs = [], []
+    if parts:
+        yield samples(parts, size, ()), photographs

@@ -3,10 +3,17 @@
 Pixels are taken as they are stored, without EXIF rotation, as tpsDig and the other digitising programs show them.
 """
 
+from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+
+from jaxmarks.data.ahead import ahead
+from jaxmarks.data.samples import FormatError
+
+Result = TypeVar("Result")
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm"}
 
@@ -83,3 +90,35 @@ def shrunk(size: tuple[int, int], longest: int) -> tuple[int, int]:
     """(height, width) with this aspect and a longest side of `longest` pixels, or less where it is shorter already."""
     share = min(1.0, longest / max(size))
     return max(1, round(share * size[0])), max(1, round(share * size[1]))
+
+
+def readable(
+    folder: Path, read: Callable[[Path], Result], *, most: int, problems: list[dict]
+) -> Iterator[tuple[str, Result]]:
+    """The name of each photograph of a folder, from the folder on, and what `read` makes of its file, read ahead.
+
+    Args:
+      folder: the folder.
+      read: called in threads; raises OSError for what is no readable image, which is then appended to `problems`.
+      most: photographs that are read or wait.
+      problems: dicts of "image", "what" and "where".
+
+    Raises:
+      FormatError: the folder has no photograph.
+    """
+    files = listing(folder) if folder.is_dir() else []
+    if not files:
+        raise FormatError(folder, "", "no photograph in this folder", "give one with --config.data.images")
+
+    def attempt(file):
+        try:
+            return read(file)
+        except OSError as error:
+            return error
+
+    for file, result in zip(files, ahead(attempt, files, most=most), strict=True):
+        name = file.relative_to(folder).as_posix()
+        if isinstance(result, OSError):
+            problems.append({"image": name, "what": f"cannot be read ({result}): left out", "where": str(file)})
+        else:
+            yield name, result

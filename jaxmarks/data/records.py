@@ -1,5 +1,6 @@
 """Images on disk as ArrayRecord files, which are read by their number: for data that memory does not hold."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -24,12 +25,12 @@ class Records:
 
     ndim, dtype = 4, np.dtype(np.uint8)
 
-    def __init__(self, folder: Path, chosen: np.ndarray | None = None):
+    def __init__(self, folder: Path):
         self.folder = Path(folder)
-        about = json.loads((self.folder / "about.json").read_text())
-        self._frame = tuple(about["shape"][1:])
-        self._chosen = np.arange(about["shape"][0]) if chosen is None else chosen
-        self._source: ArrayRecordDataSource | None = None
+        count, *frame = json.loads((self.folder / "about.json").read_text())["shape"]
+        self._frame, self._chosen = tuple(frame), np.arange(count)
+        files = sorted(self.folder.glob("*.array_record"))
+        self._source = ArrayRecordDataSource([str(path) for path in files]) if count else None
 
     def __len__(self):
         return len(self._chosen)
@@ -41,18 +42,20 @@ class Records:
     def __getitem__(self, rows):
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
             return self.read(np.asarray([rows]))[0]
-        return Records(self.folder, self._chosen[rows])
+        part = copy.copy(self)  # with the same open files
+        part._chosen = self._chosen[rows]
+        return part
 
     def __array__(self, dtype=None, copy=None):
         return self.read(np.arange(len(self))).astype(dtype or self.dtype, copy=False)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The images (..., H, W, C) of rows (...)."""
-        if self._source is None:
-            self._source = ArrayRecordDataSource([str(path) for path in sorted(self.folder.glob("*.array_record"))])
         flat = self._chosen[np.ravel(rows)]
         images = np.empty((len(flat), *self._frame), np.uint8)
-        for image, data in zip(images, self._source.__getitems__(flat.tolist()) if len(flat) else (), strict=True):
+        for image, data in zip(
+            images, self._source.__getitems__(flat.tolist()) if self._source and len(flat) else (), strict=True
+        ):
             image[:] = np.frombuffer(data, np.uint8).reshape(self._frame)
         return images.reshape(*np.shape(rows), *self._frame)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 
 def fingerprint(tree: Any) -> str:
@@ -43,8 +42,10 @@ def save(folder: Path, tree: Any, note: dict) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def checkpointer_of_one() -> ocp.StandardCheckpointer:
+def checkpointer_of_one():
     """Orbax's checkpointer for this process by itself; where there are several its own would wait for all of them."""
+    import orbax.checkpoint as ocp  # a quarter of a second, which the first step need not wait for
+
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"of{me}"

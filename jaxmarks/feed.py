@@ -34,7 +34,7 @@ class Feed:
         streamed = isinstance(images, Records)
         if streamed:
             self.stream = lambda parts: images.stream(steps.samples_of(rows, versions) for rows in parts)
-        self.data = {name: jnp.asarray(getattr(samples, name)) for name in NAMES if name != "images" or not streamed}
+        self.data = jax.device_put({n: getattr(samples, n) for n in NAMES if n != "images" or not streamed})
 
     def each(self, function: Callable, variables, rows: np.ndarray) -> list:
         """What `function` (variables, data, rows) gives of each batch of the rows."""

@@ -74,13 +74,15 @@ def default_workdir() -> str:
 
 def train(config, workdir):
     """Trains what is not trained yet, scores it on held-out images, and writes the report."""
-    from jaxmarks import evaluate, processes, report
+    from jaxmarks import processes
     from jaxmarks import train as training
 
     started = time.perf_counter()
     datasets = training.train(config, workdir)
     if not processes.leave():
         return
+    from jaxmarks import evaluate, report  # what comes after the training does not hold it up
+
     dataset = list(datasets.values())[-1]
     summary = evaluate.of_run(
         config, workdir, dataset, seconds=time.perf_counter() - started, command=" ".join(sys.argv)

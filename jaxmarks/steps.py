@@ -80,8 +80,13 @@ def computing_in(dtype: str, apply: Callable) -> Callable:
 
 
 def create(variables, tx: optax.GradientTransformation) -> TrainState:
-    """A fresh state of the network's variables."""
-    return TrainState(step=jnp.zeros((), jnp.int32), variables=variables, opt_state=tx.init(variables["params"]))
+    """A fresh state of a copy of the network's variables, since a step takes its state's memory."""
+
+    def fresh(variables):
+        copy = jax.tree.map(jnp.copy, variables)
+        return TrainState(step=jnp.zeros((), jnp.int32), variables=copy, opt_state=tx.init(variables["params"]))
+
+    return jax.jit(fresh)(variables)
 
 
 def gather(data, rows, versions):

@@ -275,7 +275,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         if source or settings.weights:
             theirs, about = pretrained(settings, source)
             variables = take_over(variables, theirs, about, settings.init_skip)
-        state, best = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx)), variables
+        state, best = run.put(steps.create(variables, tx)), variables
     log = MetricsLog(
         workdir, stage, fold, after=progress["epoch"], tensorboard=options.tensorboard, quiet=not processes.lead()
     )
@@ -296,9 +296,6 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             return variables
         return variables | {"batch_stats": feed.mean(measure, variables, chosen[:SETTLING])}
 
-    if not resumed and fold == folds(settings)[0] and processes.lead():
-        (shown_first,) = feed.shown(chosen[None, :16])
-        draw_batch(workdir / "figures" / f"batch_{stage}.png", task, shown_first, chosen[:16], key, dataset)
     started = saved_at = said_at = time.perf_counter()
     before, first = progress["seconds"], progress["epoch"]
     for epoch in range(first + 1, epochs + 1):
@@ -312,6 +309,10 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             span = slice(start, start + options.span)
             sizes_here = None if of_size is None else of_size[span]
             state, found = several(runs, sizes_here, state, data, rows[span], epoch_key, start, feed.stream)
+            if epoch == 1 and not start and fold == folds(settings)[0] and processes.lead():
+                # By then the first steps are made, which it would have held up.
+                (shown_first,) = feed.shown(chosen[None, :16])
+                draw_batch(workdir / "figures" / f"batch_{stage}.png", task, shown_first, chosen[:16], key, dataset)
             sums = jax.tree.map(operator.add, progress["sums"], list(found)) if start else list(found)
             progress |= {"batch": min(span.stop, len(rows)), "sums": sums}
             stop = processes.told_to_stop()

@@ -445,7 +445,7 @@ def build(wanted: dict):
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     # A step takes its state's memory: prediction keeps its own variables.
     held = {
-        "state": run.put(step_functions.create(jax.tree.map(jnp.copy, variables), tx)),
+        "state": run.put(step_functions.create(variables, tx)),
         "data": run.put(device_data),
     }
     predict_step = jax.jit(functools.partial(step_functions.predict_step, task=task))

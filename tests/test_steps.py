@@ -53,7 +53,7 @@ def train(devices, epochs=4, system="dropout", mixup=0.0):
     task, data, variables = setup(system)
     tx = optim.ramps((0.1, 0.01), epochs=epochs, steps_per_epoch=3)
     run = steps.runner(task, tx, devices=devices, mixup=mixup)
-    state, losses = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx)), []
+    state, losses = run.put(steps.create(variables, tx)), []
     rows = steps.batches(np.arange(10, dtype=np.int32), 4)
     for epoch in range(epochs):
         state, (total, count) = run.run(state, run.put(data), rows, jax.random.key(epoch))
@@ -86,7 +86,7 @@ def test_streamed_images_train_as_resident_ones_do_also_from_within_an_epoch(dev
     tx = optim.ramps((0.1, 0.01), epochs=1, steps_per_epoch=3)
     run, key = steps.runner(task, tx, devices=devices), jax.random.key(0)
     rows = steps.batches(np.arange(10, dtype=np.int32)[::-1], 4)
-    fresh = lambda: run.put(steps.create(jax.tree.map(jnp.copy, variables), tx))
+    fresh = lambda: run.put(steps.create(variables, tx))
     read = []
 
     def stream(parts):
@@ -229,7 +229,7 @@ def test_accumulated_batches_move_as_their_mean_gradient():
     for every, rows in ((1, np.arange(8).reshape(2, 4)), (2, np.arange(8).reshape(4, 2))):
         tx = optax.chain(adam, optim.average(0.9))
         tx = optax.MultiSteps(tx, every).gradient_transformation() if every > 1 else tx
-        state = steps.create(jax.tree.map(jnp.copy, variables), tx)
+        state = steps.create(variables, tx)
         state, (total, count) = steps.runner(task, tx).run(state, data, rows, jax.random.key(0))
         ends.append((state.variables["params"]["w"], optim.averaged(state.opt_state, None)["w"], total / count))
     for whole, parts in zip(*ends, strict=True):
@@ -244,7 +244,7 @@ def test_a_loss_of_several_terms_is_their_sum_and_each_is_told():
     )  # fmt: skip
     tx, rows = optim.ramps(epochs=1), np.arange(4)[None]
     run = lambda task: steps.runner(task, tx).run(
-        steps.create(jax.tree.map(jnp.copy, variables), tx), data, rows, jax.random.key(0)
+        steps.create(variables, tx), data, rows, jax.random.key(0)
     )
     (state, (loss, _)), (other, (found, _)) = run(task), run(task._replace(loss=terms))
     np.testing.assert_allclose([found["a"], found["b"]], [loss / 4, 3 * loss / 4], rtol=1e-5)

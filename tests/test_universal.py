@@ -212,7 +212,7 @@ def test_several_devices_do_what_one_does():
     for devices in (1, 2):
         run = steps.runner(task, tx, devices=devices)
         rows = np.array([[0, 1, 2, 3], [3, 2, ~3, ~2]], np.int32)
-        state = run.put(steps.create(jax.tree.map(jnp.copy, variables), tx))
+        state = run.put(steps.create(variables, tx))
         state, (means, _) = run.run(state, run.put(data), rows, jax.random.key(2))
         found.append((run.get(state).variables, means))
     assert set(means) == {"a", "b"}

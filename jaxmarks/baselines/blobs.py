@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from skimage import feature
+import scipy
+import skimage
 
 # What is tried, in terms of the median side of the boxes: a Gaussian spot that looks as wide as its box has a sigma of
 # about a fifth of the side, a disc that fills it answers best at the side / (2 sqrt 2).
@@ -113,11 +113,11 @@ def _spots(image, spots):
     """Boxes (L, 4) and responses (L,) of the spots of an image (H, W), the strongest first."""
     image = spots.sign * image
     low, high = spots.sigmas
-    found = feature.blob_log(image, low, high, SIGMAS, threshold=FAINTEST)
+    found = skimage.feature.blob_log(image, low, high, SIGMAS, threshold=FAINTEST)
     row, column, sigma = found.T
     responses = np.zeros(len(found))
     for s in np.unique(sigma):
-        cube = -(s**2) * ndimage.gaussian_laplace(image, s)
+        cube = -(s**2) * scipy.ndimage.gaussian_laplace(image, s)
         at = sigma == s
         responses[at] = cube[row[at].astype(int), column[at].astype(int)]
     centre = np.stack([column, row], axis=-1) + 0.5

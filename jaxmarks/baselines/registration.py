@@ -9,9 +9,8 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import cKDTree
-from skimage.filters import threshold_otsu
+import scipy
+import skimage
 
 from jaxmarks.baselines import mean_shape
 from jaxmarks.data.samples import Samples
@@ -91,20 +90,20 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 def outline(image: np.ndarray, opening: int = 1) -> np.ndarray | None:
     """The border (M, 2) of the part that stands out from the background, or None where nothing does."""
-    smooth = ndimage.gaussian_filter(grey(image), 1.0)
+    smooth = scipy.ndimage.gaussian_filter(grey(image), 1.0)
     if np.ptp(smooth) < 8:
         return None
-    mask = smooth > threshold_otsu(smooth)
+    mask = smooth > skimage.filters.threshold_otsu(smooth)
     rim = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    mask = ndimage.binary_opening(mask if rim.mean() < 0.5 else ~mask, iterations=opening)
-    labels, count = ndimage.label(ndimage.binary_fill_holes(mask))
+    mask = scipy.ndimage.binary_opening(mask if rim.mean() < 0.5 else ~mask, iterations=opening)
+    labels, count = scipy.ndimage.label(scipy.ndimage.binary_fill_holes(mask))
     if not count:
         return None
     sizes = np.bincount(labels.ravel())[1:]
     part = labels == 1 + sizes.argmax()
     if not 0.01 < part.mean() < 0.9:
         return None
-    border = part & ~ndimage.binary_erosion(part)
+    border = part & ~scipy.ndimage.binary_erosion(part)
     rows, columns = np.nonzero(border)
     return np.column_stack([columns + 0.5, rows + 0.5])
 
@@ -116,7 +115,7 @@ def register(source: np.ndarray, target: np.ndarray, *, iterations: int = 25, ke
     `keep` counts. Photographs of one kind are taken alike, so the start that turns by more than a right angle wins only
     if it ends much nearer.
     """
-    tree = cKDTree(target)
+    tree = scipy.spatial.cKDTree(target)
     best = (np.inf, np.eye(2), np.zeros(2))
     scale = np.sqrt(target.var(0).sum() / source.var(0).sum())
     turn = (principal_angle(target) - principal_angle(source) + np.pi / 2) % np.pi - np.pi / 2
@@ -152,7 +151,7 @@ def refine(model: Model, image: np.ndarray, linear: np.ndarray, shift: np.ndarra
     """The model's landmarks in the image: carried over, then moved within `reach` of the width by their descriptors."""
     # The image is laid into the model's frame, so that descriptors need neither rotation nor scale of their own.
     centres = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in model.size[::-1])), -1) @ linear.T + shift - 0.5
-    laid = ndimage.map_coordinates(grey(image), [centres[..., 1], centres[..., 0]], order=1, mode="nearest")
+    laid = scipy.ndimage.map_coordinates(grey(image), [centres[..., 1], centres[..., 0]], order=1, mode="nearest")
     radius = max(1, round(reach * model.size[1]))
     steps = np.stack(np.meshgrid(*[np.arange(-radius, radius + 1.0)] * 2), -1).reshape(-1, 2)
     candidates = model.points[:, None] + steps
@@ -165,15 +164,15 @@ def refine(model: Model, image: np.ndarray, linear: np.ndarray, shift: np.ndarra
 def describe(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """SIFT descriptors (M, 128) at points (M, 2) of an image (H, W): 4x4 cells of 8 orientations, upright, one scale."""
     cell = max(2.0, image.shape[1] / 48)
-    smooth = ndimage.gaussian_filter(image, 1.0)
+    smooth = scipy.ndimage.gaussian_filter(image, 1.0)
     dy, dx = np.gradient(smooth)
     angle = np.arctan2(dy, dx)[None] - np.arange(8)[:, None, None] * np.pi / 4
     maps = np.hypot(dx, dy) * np.maximum(np.cos(angle), 0) ** 4
-    maps = np.stack([ndimage.gaussian_filter(m, cell / 2) for m in maps])
+    maps = np.stack([scipy.ndimage.gaussian_filter(m, cell / 2) for m in maps])
     offsets = np.stack(np.meshgrid(*[(np.arange(4) - 1.5) * cell] * 2), -1).reshape(-1, 2)
     places = points[:, None] + offsets - 0.5
     values = np.stack(
-        [ndimage.map_coordinates(m, [places[..., 1], places[..., 0]], order=1, mode="nearest") for m in maps], -1
+        [scipy.ndimage.map_coordinates(m, [places[..., 1], places[..., 0]], order=1, mode="nearest") for m in maps], -1
     ).reshape(len(points), -1)
     unit = lambda v: v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9)
     return unit(np.minimum(unit(values), 0.2))

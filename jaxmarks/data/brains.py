@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import ConvexHull
-from scipy.spatial.transform import Rotation
+import scipy
 
 from jaxmarks.data import scouts
 from jaxmarks.data.formats import text
@@ -132,7 +130,7 @@ def fit_in(fiducials, shape, affine, volume, file) -> None:
     if not AC_PC[0] <= apart <= AC_PC[1]:
         raise FormatError(file, "AC, PC", f"they are {apart:.1f} mm apart", "mark the commissures")
     axes = axes_of(fiducials)
-    turn = np.degrees(Rotation.from_matrix(axes).magnitude())
+    turn = np.degrees(scipy.spatial.transform.Rotation.from_matrix(axes).magnitude())
     if turn > TURN_LIMIT:
         raise FormatError(
             file, "", f"by its AFIDs the head is turned by {turn:.0f} degrees against RAS",
@@ -199,14 +197,14 @@ def brain_of(voxels, affine, seed, file) -> np.ndarray:
     bright = np.quantile(coarse[coarse > 0.05 * coarse.max()], 0.98)
     for threshold in np.arange(0.35, 0.66, 0.025):
         mask = coarse > threshold * bright
-        core = ndimage.distance_transform_edt(mask, spacing) > 5.5
-        parts, _ = ndimage.label(core)
+        core = scipy.ndimage.distance_transform_edt(mask, spacing) > 5.5
+        parts, _ = scipy.ndimage.label(core)
         if not core.any():
             break
-        _, nearest = ndimage.distance_transform_edt(parts == 0, spacing, return_indices=True)
+        _, nearest = scipy.ndimage.distance_transform_edt(parts == 0, spacing, return_indices=True)
         here = tuple(np.clip(np.round(seed / step).astype(int), 0, np.array(coarse.shape) - 1))
         part = parts[tuple(nearest[(slice(None), *here)])]
-        brain = mask & (ndimage.distance_transform_edt(parts != part, spacing) <= 6.5)
+        brain = mask & (scipy.ndimage.distance_transform_edt(parts != part, spacing) <= 6.5)
         litres = brain.sum() * spacing.prod() / 1e6
         if 0.8 <= litres <= 1.9:
             full = brain.repeat(step[0], 0).repeat(step[1], 1).repeat(step[2], 2)
@@ -240,14 +238,14 @@ def build(voxels, brain, affine, fiducials) -> Person:
     axes = axes_of(fiducials)
     in_axes = lambda mask: (np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]) @ axes
     low, high = np.transpose([limits(values) for values in in_axes(brain).T])
-    points = in_axes(brain & ~ndimage.binary_erosion(brain))
+    points = in_axes(brain & ~scipy.ndimage.binary_erosion(brain))
     points = points[((points >= low) & (points <= high)).all(1)]
     middle = (points.min(0) + points.max(0)) / 2
     points = (points - middle).astype(np.float32)
     # From the middles of the outermost voxels to their outer faces.
     points *= 1 + 0.5 * abs(np.linalg.det(affine[:3, :3])) ** (1 / 3) / np.linalg.norm(points, axis=1, keepdims=True)
     # What lies deeper is outermost in no pose, and hardly in a smooth deformation.
-    points = points[ConvexHull(points).vertices]
+    points = points[scipy.spatial.ConvexHull(points).vertices]
     turn = np.linalg.inv(affine[:3, :3])
     to_voxel = np.concatenate([turn @ axes, (turn @ (axes @ middle - affine[:3, 3]))[:, None]], axis=1)
     return Person(voxels.astype(np.float32), brain, to_voxel, fiducials @ axes - middle, points, np.ptp(points, axis=0))
@@ -293,7 +291,7 @@ def phantom(*, pixel: float = 2.0) -> Person:
         voxels = np.where(solid(fiducials[number - 1], (9, 5, 5)), bright, voxels)
     affine = np.diag([pixel, pixel, pixel, 1.0])
     affine[:3, 3] = [a[0] for a in axes]
-    return build(ndimage.gaussian_filter(voxels.astype(np.float32), 0.6), brain, affine, fiducials)
+    return build(scipy.ndimage.gaussian_filter(voxels.astype(np.float32), 0.6), brain, affine, fiducials)
 
 
 # Random scouts of it
@@ -315,6 +313,11 @@ KNOTS, REACH = 5, 150.0
 ASYMMETRY = 0.2
 
 
+def turned(rng, most: float) -> np.ndarray:
+    """A rotation (3, 3) by up to `most` degrees either way about each of x, y and z."""
+    return scipy.spatial.transform.Rotation.from_euler("xyz", rng.uniform(-most, most, 3), degrees=True).as_matrix()
+
+
 def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1.0, pixel=(1.4, 2.2)) -> Drawn:
     """Scouts of a head that is somebody else's, in a random pose.
 
@@ -328,17 +331,17 @@ def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elast
       pixel: mm of the scouts' pixels, from and to.
     """
     scale = np.exp(rng.normal(0, 0.06) + rng.normal(0, 0.05, 3))
-    pose = Rotation.from_euler("xyz", rng.uniform(-turn, turn, 3), degrees=True).as_matrix()
+    pose = turned(rng, turn)
     shift = rng.uniform(-25, 25, 3)
     knots = rng.normal(0, elastic, (3, KNOTS, KNOTS, KNOTS)).astype(np.float32)
     mirrored = np.array([-1, 1, 1], np.float32)[:, None, None, None] * knots[:, ::-1]
     knots = ((1 + ASYMMETRY) * knots + (1 - ASYMMETRY) * mirrored) / np.sqrt(2 + 2 * ASYMMETRY**2)
-    flow = np.stack([ndimage.zoom(k, 4, order=3, mode="nearest", grid_mode=True) for k in knots])
+    flow = np.stack([scipy.ndimage.zoom(k, 4, order=3, mode="nearest", grid_mode=True) for k in knots])
 
     def bend(points):
         """Where the head has what is shown at points (..., 3) in head axes: the points and their displacement."""
         at = np.moveaxis((points + REACH) * (4 * KNOTS / (2 * REACH)) - 0.5, -1, 0)
-        return points + np.stack([ndimage.map_coordinates(f, at, order=1, mode="nearest") for f in flow], axis=-1)
+        return points + np.stack([scipy.ndimage.map_coordinates(f, at, order=1, mode="nearest") for f in flow], axis=-1)
 
     def carried(points):
         """Where points (N, 3) of the head come to lie in RAS mm: the fixed point of p = q + flow(q), then the pose."""
@@ -360,7 +363,7 @@ def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elast
         # Where an operator lets the slices cross: about the commissures, each slice beside its place.
         away = np.array([rng.uniform(-8, 8), rng.uniform(-15, 15), rng.uniform(-15, 15)])
         through = centre + pose @ (np.array([0.0, 4.0, 0.0]) + away)
-        slant = Rotation.from_euler("xyz", rng.uniform(-tilt, tilt, 3), degrees=True).as_matrix()
+        slant = turned(rng, tilt)
         spacing, count = rng.uniform(*pixel), int(rng.integers(132, 168))
         right, down = (slant @ np.array(v, float) for v in scouts.SHOWN[name])
         # The middle of the field of view, beside that of the head.
@@ -395,10 +398,10 @@ class Look:
         """The slice (H, W) whose pixels show the head at `local` (H, W, 3)."""
         at = np.moveaxis(local @ person.to_voxel[:, :3].T + person.to_voxel[:, 3], -1, 0)
         mode = "nearest" if self.goes_on else "constant"
-        image = ndimage.map_coordinates(person.voxels, at, order=1, mode=mode, output=np.float32)
+        image = scipy.ndimage.map_coordinates(person.voxels, at, order=1, mode=mode, output=np.float32)
         image *= local[..., 2] > self.floor
         if self.stripped:
-            image *= ndimage.map_coordinates(person.brain.view(np.uint8), at, order=0, mode="constant")
+            image *= scipy.ndimage.map_coordinates(person.brain.view(np.uint8), at, order=0, mode="constant")
         image = np.interp(image, self.levels, self.values) ** self.gamma
         unit = local / 100
         image *= np.exp(np.clip(unit @ self.slopes + unit**2 @ self.bend, -1, 1))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from jaxmarks.data.samples import FormatError
 
@@ -222,7 +222,7 @@ def scout(image, plane, file, notes: list[str]) -> Scout:
         raise bad(f"{holes.mean():.0%} of the {name} slice is no number", "give a slice that is whole")
     if holes.any():
         notes.append(f"{Path(file).name}: {holes.sum()} voxels of the {name} slice are no number: filled")
-        nearest = ndimage.distance_transform_edt(holes, return_distances=False, return_indices=True)
+        nearest = scipy.ndimage.distance_transform_edt(holes, return_distances=False, return_indices=True)
         image = image[tuple(nearest)]
     if image.min() == image.max():
         raise bad(f"the {name} slice shows nothing, all its values are {image.flat[0]:g}", "give a slice with a head")
@@ -433,7 +433,7 @@ def stem(file) -> str:
 
 def head_of(image) -> np.ndarray:
     """Which pixels of a slice, or voxels of a volume, show the head: what is brighter than a fifth of its bright parts."""
-    smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), 1.5)
+    smooth = scipy.ndimage.gaussian_filter(np.asarray(image, np.float32), 1.5)
     return smooth > 0.2 * np.quantile(smooth, 0.98)
 
 
@@ -457,7 +457,7 @@ def cleaned(image, sides) -> np.ndarray:
     top = np.quantile(image, 0.998)
     image = (np.clip(image, 0, top) / (top or 1)).astype(np.float32)
     head = head_of(image).astype(np.float32)
-    blur = lambda values: ndimage.gaussian_filter(values, np.divide(30.0, sides), truncate=2.5)
+    blur = lambda values: scipy.ndimage.gaussian_filter(values, np.divide(30.0, sides), truncate=2.5)
     average = (image * head).sum() / max(head.sum(), 1)
     even = image / (
         (blur(image * head) + 0.05 * average) / (blur(head) + 0.05) + 1e-6
@@ -500,8 +500,8 @@ def framed(source: Scout, size, spacing) -> Framed:
     plane = source.plane @ np.vstack([to_source, [0, 0, 1]])
     # Smoothed first where the frame is coarser, so that nothing is missed between its pixels.
     ratio = spacing / sides[::-1]
-    smooth = ndimage.gaussian_filter(image, 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0)))
+    smooth = scipy.ndimage.gaussian_filter(image, 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0)))
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     place = np.stack([x, y], -1) @ turn.T + shift
-    values = ndimage.map_coordinates(smooth, [place[..., 1] - 0.5, place[..., 0] - 0.5], order=1, mode="constant")
+    values = scipy.ndimage.map_coordinates(smooth, [place[..., 1] - 0.5, place[..., 0] - 0.5], order=1, mode="constant")
     return Framed(np.round(255 * values).astype(np.uint8), to_source, plane)

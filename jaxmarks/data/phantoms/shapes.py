@@ -8,7 +8,7 @@ curves that are drawn (`margin`), so they are exact at any resolution.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
+import scipy
 
 SAMPLES = 4096  # nodes of an outline's table: a step of about 0.03 frame units
 
@@ -64,7 +64,7 @@ def twofold(start, stop, half, *, uneven=0.0, lean=0.0):
 
 def curve(knots, values):
     """The smooth curve through the knots that adds no extremum between them (PCHIP)."""
-    return PchipInterpolator(knots, values)
+    return scipy.interpolate.PchipInterpolator(knots, values)
 
 
 def margin(shape, v, side):

@@ -14,8 +14,8 @@ Variants, which combine:
     python -m jaxmarks.main --mode=predict --workdir=runs/universal --set=chest --config.data.images=NEW_PHOTOS
 
 A dataset may change every key of `data` but the frame's size. Every dataset is in every fold, and the batches show each
-equally often, the images of a smaller one again and again (`--config.train.balance=False`: every image once). Any other
-config becomes universal by its `data.sets`: the head is built once for each.
+equally often (`--config.train.balance=image`: every image). Any other config becomes universal by its `data.sets`: the
+head is built once for each.
 """
 
 import ml_collections

@@ -191,7 +191,7 @@ def base() -> ml_collections.ConfigDict:
         "ema": 0.0,  # decay of the parameters' moving average, which is then validated and saved; 0: none
         "mixup": 0.0,  # alpha of the Beta distribution by which pairs of images are mixed; 0: they are not
         "patience": 0,  # epochs without a lower validation loss until training stops; 0: never
-        "balance": True,  # of several data.sets each is shown equally often, the images of smaller ones again and again
+        "balance": "set",  # what is shown equally often: each of several data.sets, each group, or (image) each image
         "sizes": (),  # heights at which training shows the frame, one drawn for each batch; empty: its own alone
         "devices": 0,  # 0: all
         "span": 500,  # batches after which, at the latest, a checkpoint may be due

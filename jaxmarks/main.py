@@ -15,6 +15,9 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "desc
 SIZE = flags.DEFINE_list(
     "size", [], "Height and width of the photographs of --mode=export; by default the network's frame."
 )
+FORMAT = flags.DEFINE_enum(
+    "format", "jax", ["jax", "onnx"], "What --mode=export writes: jax.export's artefact, or ONNX."
+)
 PROCESSES = flags.DEFINE_integer(
     "processes", 1, "How many processes train together; 0: as SLURM, the TPU pod or Kubernetes says, 1: this alone."
 )
@@ -138,9 +141,16 @@ def predict(config, workdir):
 
 
 def export(config, workdir):
-    """Writes the run as an artefact that needs JAX alone, for photographs of `--size`."""
+    """Writes the run as an artefact that needs JAX alone, for photographs of `--size`, or its networks as ONNX."""
     del config
     from jaxmarks import serving
+
+    if FORMAT.value == "onnx":
+        if SIZE.value:
+            raise ValueError(f"--size={','.join(SIZE.value)}: ONNX networks take the frame as it is; leave it out")
+        about = serving.export_onnx(workdir, workdir / "export", set=SET.value)
+        print(f"take images {about['images']}, give {about['outputs']}: {workdir / 'export'}")
+        return
 
     if SIZE.value and not (len(SIZE.value) == 2 and all(side.isdecimal() for side in SIZE.value)):
         raise ValueError(f"--size={','.join(SIZE.value)}: give height and width, as 2448,3264")

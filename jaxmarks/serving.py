@@ -1,9 +1,12 @@
-"""A trained run as an artefact that any JAX program runs, without this code: `jax.export`'s function and its parameters.
+"""A trained run as an artefact that runs without this code: `jax.export`'s function and its parameters, or ONNX files.
 
-The folder holds `function.bin`, the lowered function for batches of any size; `parameters.npz`, what it takes beside the
-images; and `about.json`. Artefacts are for serving, not for the archive: JAX promises six months of compatibility.
+The folder of the first holds `function.bin`, the lowered function for batches of any size; `parameters.npz`, what it takes
+beside the images; and `about.json`. Artefacts are for serving, not for the archive: JAX promises six months of
+compatibility. ONNX files hold the networks alone, from frame to output: what brings photographs into the frame and most
+decoders are beyond the converter (jax2onnx).
 """
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,8 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxmarks import predict
+from jaxmarks import predict, train
+from jaxmarks.models import layers
 
 # An artefact made on one of them runs on all.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -45,7 +49,8 @@ def export(
     (batch,) = exporting.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *frame, 3), np.uint8)
     like = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    exported = exporting.export(jax.jit(function), platforms=PLATFORMS)(like, images)
+    with layers.lowering("any"):
+        exported = exporting.export(jax.jit(function), platforms=PLATFORMS)(like, images)
     about = {
         "images": ["batch", *frame, 3],
         "outputs": {name: ["batch", *out.shape[1:]] for name, out in zip(sorted(names), exported.out_avals, strict=True)},
@@ -58,6 +63,62 @@ def export(
     (folder / "function.bin").write_bytes(exported.serialize())
     np.savez(folder / "parameters.npz", *map(np.asarray, leaves))
     (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+    return about
+
+
+def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: str = "") -> dict:
+    """Writes the networks of a run as `network_FOLD.onnx`, and `onnx.json`.
+
+    They take "images" (batch, H, W, 3), float32 RGB from 0 to 255 in the network's frame, and give the points
+    (batch, K, 2) in its pixels and their scores where the head is direct, else what the head's layer gives: heatmaps
+    before their softmax, or a detector's maps.
+
+    Args:
+      workdir, fold, set: as in `export`.
+      folder: where the files go.
+
+    Returns:
+      What `onnx.json` says: the files, the inputs and outputs with their shapes, the head, and how photographs are fitted
+      into the frame.
+    """
+    try:
+        import jax2onnx
+    except ImportError as error:
+        raise ImportError("ONNX files need jax2onnx: pip install 'jaxmarks[onnx]'") from error
+    task, settings, networks, notes = predict.networks_of(workdir, fold=fold, set=set)
+    shape, decoded = (*settings.data.size, 3), settings.head.name == "direct"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def function(variables, images):
+        outputs = task.apply(variables, task.plain({"images": images / 255})["images"], train=False)
+        return dict(zip(("points", "scores"), task.decode(outputs), strict=True)) if decoded else outputs
+
+    like = jax.eval_shape(function, networks[0], jax.ShapeDtypeStruct((1, *shape), np.float32))
+    outputs = {
+        "_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) or "outputs": [
+            "batch",
+            *leaf.shape[1:],
+        ]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+    }
+    files = []
+    for number, variables in zip(train.folds(settings) if fold is None else [fold], networks, strict=True):
+        files.append(f"network_{number}.onnx")
+        with layers.lowering("plain"):
+            jax2onnx.to_onnx(
+                functools.partial(function, variables), [("batch", *shape)], return_mode="file",
+                output_path=str(folder / files[-1]), input_names=["images"], output_names=list(outputs),
+            )  # fmt: skip
+    about = {
+        "files": files,
+        "images": ["batch", *shape],
+        "outputs": outputs,
+        "head": settings.head.to_dict(),
+        "fit": settings.data.fit,
+        "facts": notes[0]["facts"],
+    }
+    (folder / "onnx.json").write_text(json.dumps(about, indent=1, default=list) + "\n")
     return about
 
 

@@ -210,6 +210,14 @@ def devices_of(options) -> int:
     return devices
 
 
+def parts_of(settings, samples) -> np.ndarray:
+    """Of each sample (N,) the part that training shows as often as any other: its dataset, its group, or it is all one."""
+    parts = {"set": samples.domain, "group": samples.group, "image": np.zeros_like(samples.group)}
+    if settings.train.balance not in parts:
+        raise ValueError(f"--config.train.balance={settings.train.balance}: there are {', '.join(parts)}")
+    return parts[settings.train.balance]
+
+
 def optimiser(settings, params, *, epochs, steps_per_epoch):
     """The optimiser of a stage's settings, with what is frozen, averaged and accumulated."""
     options = settings.train
@@ -237,16 +245,14 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     for problem in unseen(dataset, train_rows // task.versions, fold):
         tell(f"[{stage}] {problem['image']}{problem['what']}")
 
-    def shown(rows, draw):
-        """The rows that an epoch shows: of several datasets each equally often."""
-        return splits.balanced(rows, samples.domain[rows // task.versions], draw) if options.balance else rows
-
+    parts = parts_of(settings, samples)
+    epoch_of = functools.partial(splits.epoch, train_rows, parts[train_rows // task.versions])
     draw = np.random.default_rng((settings.seed, fold))
-    chosen = draw.permutation(shown(train_rows, draw))
-    valid_rows, count = shown(valid_rows, draw), len(chosen)
+    chosen, count = epoch_of(draw), len(train_rows)
+    valid_rows = splits.balanced(valid_rows, parts[valid_rows // task.versions], draw)
     devices = devices_of(options)
-    even = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours that are mixed share a device
-    batch = -(-min(options.batch_size, count) // even) * even
+    together = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours that are mixed share a device
+    batch = -(-min(options.batch_size, count) // together) * together
     steps_per_epoch = -(-count // batch)
     epochs = options.epochs or -(-options.steps // steps_per_epoch)
     if epochs * steps_per_epoch < options.accumulate:
@@ -301,7 +307,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     for epoch in range(first + 1, epochs + 1):
         began = time.perf_counter()
         draw = np.random.default_rng((settings.seed, fold, epoch))
-        rows = steps.batches(draw.permutation(shown(train_rows, draw)), batch)
+        rows = steps.batches(epoch_of(draw), batch)
         of_size = draw.integers(len(runs), size=len(rows)) if len(runs) > 1 else None
         epoch_key = jax.random.fold_in(key, epoch)
         while progress["batch"] < len(rows):

@@ -161,6 +161,11 @@ def test_an_artefact_needs_jax_alone_and_takes_any_batch(smoke, photographs, tmp
     np.testing.assert_allclose(one["points"], points[:1], atol=1e-3)
 
 
+def test_photographs_of_a_size_are_not_for_onnx(smoke):
+    said = run("--mode=export", "--format=onnx", "--size=96,128", f"--workdir={smoke[0]}", fails=True)
+    assert "--size=96,128: ONNX networks take the frame as it is" in said
+
+
 def test_evaluate_scores_the_named_data(smoke, photographs):
     workdir, _ = smoke
     landmarks = photographs / "landmarks.tps"

@@ -77,6 +77,24 @@ def test_each_kernel_gradient_is_that_of_lax(name, dtype, tolerance):
             np.testing.assert_allclose(np.asarray(mine, exact), other, rtol=tolerance, atol=tolerance * largest)
 
 
+def test_what_is_exported_has_the_convolutions_of_its_platform():
+    x, kernel = jnp.ones((2, 8, 8, 20)), jnp.ones((1, 1, 20, 4))  # a matmul on the CPU
+    matmul = lambda text: ("dot_general" in text, "stablehlo.convolution" in text)
+
+    def lowered(target, *platforms):
+        with layers.lowering(target):
+            exported = jax.export.export(jax.jit(lambda *operands: layers.conv(*operands)), platforms=platforms)(
+                x, kernel
+            )
+        return exported, matmul(exported.mlir_module())
+
+    assert lowered("any", "cpu")[1] == (True, False)
+    assert lowered("any", "cuda")[1] == lowered("plain", "cpu")[1] == (False, True)
+    exported, both = lowered("any", "cpu", "cuda", "tpu")
+    assert both == (True, True)
+    np.testing.assert_array_equal(exported.call(x, kernel), np.full((2, 8, 8, 4), 20.0))
+
+
 def test_conv_and_pooling_under_vmap_export_and_a_second_derivative():
     kernel = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))
     x = jax.random.normal(jax.random.key(1), (2, 5, 7, 3))
@@ -172,3 +190,24 @@ def test_dropout_is_the_same_on_two_devices_as_on_one():
     split = jax.pmap(lambda x, key: dropped(x, 0.5, key), layers.DEVICES, in_axes=(0, None))
     np.testing.assert_array_equal(split(x.reshape(2, 2, 100), key).reshape(4, 100), dropped(x, 0.5, key))
     assert (dropped(x, 0.5, key)[0] != dropped(x, 0.5, key)[1]).any()
+
+
+@pytest.mark.parametrize("old, new", [((6, 8), (12, 16)), ((7, 5), (9, 20)), ((12, 9), (5, 4)), ((1, 3), (4, 3))])
+def test_resize_is_that_of_jax_image(old, new):
+    x = jax.random.normal(jax.random.key(0), (2, *old, 3))
+    expected = jax.image.resize(x, (2, *new, 3), "bilinear", antialias=False)
+    np.testing.assert_allclose(layers.resize(x, new), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(layers.resize, static_argnums=1)(x, new), expected, atol=1e-5)
+    gradient = lambda f: jax.grad(lambda x: jnp.sum(f(x) ** 3))(x)
+    theirs = gradient(lambda x: jax.image.resize(x, (2, *new, 3), "bilinear", antialias=False))
+    np.testing.assert_allclose(gradient(lambda x: layers.resize(x, new)), theirs, atol=1e-3)
+    assert layers.resize(x.astype(jnp.bfloat16), new).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 6), (7, 9)])
+def test_extending_repeats_the_last_row_and_column(size):
+    x = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
+    missing = [(0, 0), (0, size[0] - 4), (0, size[1] - 6), (0, 0)]
+    np.testing.assert_array_equal(layers.extend(x, size), np.pad(x, missing, mode="edge"))
+    multiple = np.pad(x, [(0, 0), (0, 1), (0, 4), (0, 0)], mode="edge")
+    np.testing.assert_array_equal(layers.pad_to(x, 5), multiple)

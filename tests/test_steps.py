@@ -243,9 +243,7 @@ def test_a_loss_of_several_terms_is_their_sum_and_each_is_told():
         {"a": 0.25 * task.loss(outputs, targets)[0], "b": 0.75 * task.loss(outputs, targets)[0]}, task.loss(outputs, targets)[1]
     )  # fmt: skip
     tx, rows = optim.ramps(epochs=1), np.arange(4)[None]
-    run = lambda task: steps.runner(task, tx).run(
-        steps.create(variables, tx), data, rows, jax.random.key(0)
-    )
+    run = lambda task: steps.runner(task, tx).run(steps.create(variables, tx), data, rows, jax.random.key(0))
     (state, (loss, _)), (other, (found, _)) = run(task), run(task._replace(loss=terms))
     np.testing.assert_allclose([found["a"], found["b"]], [loss / 4, 3 * loss / 4], rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):

@@ -236,6 +236,30 @@ def test_smaller_datasets_are_shown_again_until_all_are_shown_equally_often():
     assert draw.integers(1000) == np.random.default_rng(0).integers(1000)
 
 
+def test_an_epoch_is_as_long_as_the_rows_and_shows_every_part_alike():
+    rows, part = np.arange(100, 117), np.repeat([0, 1, 2], [10, 4, 3])
+    draw = np.random.default_rng(0)
+    epochs = [splits.epoch(rows, part, draw) for _ in range(300)]
+    assert {len(epoch) for epoch in epochs} == {17}
+    shown = part[np.concatenate(epochs) - 100]
+    np.testing.assert_allclose(np.bincount(shown) / len(shown), 1 / 3, atol=0.02)
+    assert set(np.concatenate(epochs)) == set(rows)
+    # Of one part all rows are shown.
+    assert sorted(splits.epoch(rows, 0 * part, draw)) == list(rows)
+
+
+def test_the_parts_that_are_balanced_are_datasets_groups_or_none():
+    config = get_config()
+    samples = SimpleNamespace(domain=np.array([0, 0, 1]), group=np.array([4, 5, 6]))
+    found = {}
+    for config.train.balance in ("set", "group", "image"):
+        found[config.train.balance] = list(train.parts_of(config, samples))
+    assert found == {"set": [0, 0, 1], "group": [4, 5, 6], "image": [0, 0, 0]}
+    config.train.balance = "specimen"
+    with pytest.raises(ValueError, match=r"train\.balance=specimen: there are set, group, image"):
+        train.parts_of(config, samples)
+
+
 def test_every_dataset_is_in_every_part_of_every_fold():
     domain, group = np.repeat([0, 1], [40, 12]), np.concatenate([np.arange(40) // 2, 20 + np.arange(12)])
     order = np.random.default_rng(0).permutation(52)

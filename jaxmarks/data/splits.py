@@ -50,15 +50,20 @@ def by_group_in_each(domain: np.ndarray, group: np.ndarray, **options) -> Split:
     return Split(*(np.sort(np.concatenate(part)) for part in zip(*parts, strict=True)))
 
 
-def balanced(rows: np.ndarray, domain: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Rows (N,) of these domains (N,), and those of the smaller domains again until each has as many as the largest.
+def balanced(rows: np.ndarray, part: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Rows (N,) of these parts (N,), and those of the smaller parts again until each has as many as the largest.
 
-    A row comes again as often as the others of its domain, or once more where `draw` says so.
+    A row comes again as often as the others of its part, or once more where `draw` says so.
     """
-    each = [rows[domain == value] for value in np.unique(domain)]
+    each = [rows[part == value] for value in np.unique(part)]
     most = max(map(len, each), default=0)
     again = [np.resize(draw.permutation(own), most - len(own)) for own in each if len(own) < most]
     return np.concatenate([rows, *again])
+
+
+def epoch(rows: np.ndarray, part: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """As many rows as there are, in random order, that show each of these parts equally often but for chance."""
+    return draw.permutation(balanced(rows, part, draw))[: len(rows)]
 
 
 def random(rows: np.ndarray, *, valid: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

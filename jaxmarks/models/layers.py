@@ -9,6 +9,8 @@ results agree to float32 rounding. What has a gradient of its own (`jax.custom_v
 (`jax.jvp`, `jax.hessian`) on the CPU; reverse mode can be repeated.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import random
 
@@ -23,6 +26,29 @@ from jax.extend import random
 DEVICES = "devices"
 # What a step keeps of the running statistics of batches.
 MOMENTUM = 0.9
+# For what is traced: this process's device, "any" of several platforms, or "plain" everywhere.
+_lowering: contextvars.ContextVar[str] = contextvars.ContextVar("lowering", default="mine")
+
+
+@contextlib.contextmanager
+def lowering(target: str):
+    """What is traced within is for "any" platform, each with what is fastest there, or in "plain" convolutions for all.
+
+    For artefacts, whose platform is not this process's. "any" is for predictions; it has gradients, but not fast ones.
+    """
+    token = _lowering.set(target)
+    try:
+        yield
+    finally:
+        _lowering.reset(token)
+
+
+def _chosen(on_cpu, elsewhere, *operands):
+    """One of two functions that compute the same, by the platform that is traced for."""
+    target = _lowering.get()
+    if target == "any":
+        return lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
+    return (on_cpu if target == "mine" and jax.default_backend() == "cpu" else elsewhere)(*operands)
 
 
 def conv(x, kernel, *, strides=(1, 1), padding="SAME", dilation=1, groups=1):
@@ -30,20 +56,28 @@ def conv(x, kernel, *, strides=(1, 1), padding="SAME", dilation=1, groups=1):
 
     With groups the g-th of them, of C / groups input channels, makes the g-th F / groups output channels.
     """
-    plain = strides == (1, 1) and dilation == 1
-    if jax.default_backend() == "cpu":
-        if groups > 1 and kernel.shape[2:] == (1, groups):
-            return _shifted_sum(x, kernel, strides, padding, dilation)
-        if groups > 1:
-            return _grouped_as_dense(x, kernel, groups, strides=strides, padding=padding, dilation=dilation)
-        if plain and _matmul_is_faster(x.shape, kernel.shape):
-            return _shifted_matmul(x, kernel, padding)
-        if plain and (gradient := _kernel_gradient(x.shape, kernel.shape)):
-            return _conv(gradient, _pads(x, kernel.shape[:2], (1, 1), padding), x, kernel)
+    how = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
+    return _chosen(functools.partial(_conv_on_cpu, **how), functools.partial(_lax_conv, **how), x, kernel)
+
+
+def _lax_conv(x, kernel, *, strides, padding, dilation, groups):
     return lax.conv_general_dilated(
         x, kernel, strides, padding, rhs_dilation=(dilation, dilation), dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )  # fmt: skip
+
+
+def _conv_on_cpu(x, kernel, *, strides, padding, dilation, groups):
+    plain = strides == (1, 1) and dilation == 1
+    if groups > 1 and kernel.shape[2:] == (1, groups):
+        return _shifted_sum(x, kernel, strides, padding, dilation)
+    if groups > 1:
+        return _grouped_as_dense(x, kernel, groups, strides=strides, padding=padding, dilation=dilation)
+    if plain and _matmul_is_faster(x.shape, kernel.shape):
+        return _shifted_matmul(x, kernel, padding)
+    if plain and (gradient := _kernel_gradient(x.shape, kernel.shape)):
+        return _conv(gradient, _pads(x, kernel.shape[:2], (1, 1), padding), x, kernel)
+    return _lax_conv(x, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
 
 
 def _pads(x, size, strides, padding):
@@ -189,7 +223,7 @@ def _grouped_as_dense(x, kernel, groups, **how):
     kernels = jnp.einsum("hwibgf,dg->bhwdigf", kernels, jnp.eye(each, dtype=kernel.dtype))
     kernels = kernels.reshape(blocks, h, w, each * into, out // blocks)
     return jnp.concatenate(
-        [conv(part, k, **how) for part, k in zip(jnp.split(x, blocks, -1), kernels, strict=True)], -1
+        [_conv_on_cpu(part, k, groups=1, **how) for part, k in zip(jnp.split(x, blocks, -1), kernels, strict=True)], -1
     )
 
 
@@ -198,7 +232,7 @@ def max_pool(x):
 
     Equal maxima of a window share its gradient.
     """
-    return _max_pool(x) if jax.default_backend() == "cpu" else _windows(x).max((2, 4))
+    return _chosen(_max_pool, lambda x: _windows(x).max((2, 4)), x)
 
 
 def _windows(x):
@@ -244,7 +278,15 @@ def max_pool_3x3(x):
 
 def pad_to(x, multiple):
     """Images (B, H, W, C), their last row and column repeated until H and W are multiples of `multiple`."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, -x.shape[2] % multiple), (0, 0)), mode="edge")
+    return extend(x, [side + -side % multiple for side in x.shape[1:3]])
+
+
+def extend(x, size):
+    """Images (B, h, w, C), their last row and column repeated until they are of `size` (H, W)."""
+    for axis, side in enumerate(size, 1):
+        if missing := side - x.shape[axis]:
+            x = jnp.concatenate([x, jnp.repeat(lax.slice_in_dim(x, -1, None, axis=axis), missing, axis)], axis)
+    return x
 
 
 def crop(x, size, stride):
@@ -268,7 +310,14 @@ def fold(x, stride):
 
 def resize(x, size):
     """Bilinear resizing of x (B, h, w, C) to (B, *size, C), half-pixel exact, without antialiasing."""
-    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=False)
+    rows, columns = (jnp.asarray(_between(*sides), x.dtype) for sides in zip(x.shape[1:3], size, strict=True))
+    return jnp.einsum("bhwc,Hh,Ww->bHWc", x, rows, columns, precision=lax.Precision.HIGHEST)
+
+
+def _between(old, new):
+    """How much of each of `old` pixels is in each of `new` (new, old) along an axis, by linear interpolation."""
+    place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(old)))
 
 
 class Conv(nn.Module):

@@ -39,8 +39,7 @@ class UNet(nn.Module):
             return x.reshape(x.shape[0], -1)
         for level, skip in reversed(list(enumerate(skips))):
             x = layers.UpConv(self.width * 2**level, name=f"up{level}")(x)
-            missing = [(0, s - n) for s, n in zip(skip.shape[1:3], x.shape[1:3], strict=True)]
-            x = jnp.pad(x, ((0, 0), *missing, (0, 0)), mode="edge")  # pooling drops an odd row or column
+            x = layers.extend(x, skip.shape[1:3])  # pooling drops an odd row or column
             x = jnp.concatenate([skip, x], axis=-1)
             x = layers.DoubleConv(self.width * 2**level, self.norm, name=f"merge{level}")(x, train=train)
         if self.encoder is not None:

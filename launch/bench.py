@@ -1,9 +1,10 @@
 """Benchmarks: how long jaxmarks takes for what it does, beside PyTorch and Keras, as a table, JSON and figures.
 
-    python launch/bench.py --out=runs/bench [--parts=steps,start,load,accuracy,device,growth] [--only=network3,unet31]
+    python launch/bench.py --out=runs/bench [--parts=steps,folds,start,load,accuracy,device,growth] [--only=network3,unet31]
         [--peers=torch,torch_compile,keras] [--repeats=5] [--keras-python=PATH] [--run=RUN] [--augment] [--quick]
 
   steps     a training step and a prediction of each network of NETWORKS, ours and the peers' (launch/peers.py)
+  folds     a training step of the networks of two folds, one after another and at once by vmap
   start     from the command to the end of the first training step, with empty caches and again; imports
   load      photographs of 3264x2448 brought into the network's frame, beside a plain loop of Pillow
   accuracy  seconds until the default run is within 3 px on validation images; trains it, or reads --run
@@ -59,12 +60,12 @@ NETWORKS = {
 QUICK = {
     "network3": {"data.size": (48, 64), "model.width": 16, "train.batch_size": 4},
     "unet31": {"data.size": (32, 32), "model.width": 4},
-    "unet_small": {"data.size": (32, 64), "model.width": 4, "train.batch_size": 4},
+    "unet_small": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
     "yolo_tiny": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
     "hourglass": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
 }
 PEERS = ("torch", "torch_channels_last", "torch_compile", "torch_channels_last_compile", "keras", "keras_xla")
-PARTS = ("steps", "start", "load", "accuracy", "device", "growth")
+PARTS = ("steps", "folds", "start", "load", "accuracy", "device", "growth")
 STARTED = {"beetle": "configs/beetle.py", "fish": "configs/fish.py"}
 GOAL = 3.0  # pixels
 
@@ -232,6 +233,20 @@ def steps(options) -> list[dict]:
             for one in sides.values():
                 one.__exit__()
         rows += mine
+    return rows
+
+
+def folds(options) -> list[dict]:
+    """A row for each network: ms of a training step of two folds' networks, one after another and at once."""
+    rows = []
+    with worker("jaxmarks", options) as ours:
+        for name in options.only:
+            ours.ask(set=spec(name, quick=options.quick, augment=options.augment))
+            taken: dict[str, list] = {"one after another": [], "at once": []}
+            for turn in range(1 + options.repeats):
+                for way, found in taken.items():
+                    found += [ours.ask(run=way, steps=1)] * (turn > 0)
+            rows.append({"network": name} | {way: spread(found) for way, found in taken.items()})
     return rows
 
 
@@ -460,15 +475,35 @@ def build(wanted: dict):
             found = predict_step(variables, device_data["images"])
         jax.block_until_ready(found)
 
+    step = functools.partial(step_functions.train_step, task=task, tx=tx)
+    of_two = lambda: [step_functions.create(variables, tx) for _ in range(2)]
+    rows_of_two, keys_of_two = np.tile(np.arange(batch, dtype=np.int32), (2, 1)), jax.random.split(jax.random.key(1))
+
+    def one_after_another(count):
+        held.setdefault("two", of_two())
+        for _ in range(count):
+            for fold, arguments in enumerate(zip(rows_of_two, keys_of_two, strict=True)):
+                held["two"][fold], _ = stepped(held["two"][fold], device_data, *arguments)
+        jax.block_until_ready(held["two"])
+
+    def at_once(count):
+        held.setdefault("both", jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_two()))
+        for _ in range(count):
+            held["both"], _ = both(held["both"], device_data, rows_of_two, keys_of_two)
+        jax.block_until_ready(held["both"])
+
+    stepped = jax.jit(step, donate_argnums=0)
+    both = jax.jit(jax.vmap(step, in_axes=(0, None, 0, 0)), donate_argnums=0)
+
     def cost():
-        step = functools.partial(step_functions.train_step, task=task, tx=tx)
         state = step_functions.create(variables, tx)
         compiled = jax.jit(step).lower(state, device_data, jnp.arange(batch), jax.random.key(0)).compile()
         counted = compiled.cost_analysis()
         counted = counted[0] if isinstance(counted, list) else counted  # older JAX gives one for each computation
         return {"flops": counted.get("flops", 0.0), "bytes": counted.get("bytes accessed", 0.0)}
 
-    return parameters, {"train": train_steps, "predict": predict, "cost": cost}
+    ways = {"one after another": one_after_another, "at once": at_once}
+    return parameters, {"train": train_steps, "predict": predict, "cost": cost} | ways
 
 
 def peaks(side: int, dtype: str) -> dict:
@@ -520,7 +555,7 @@ def markdown(found: dict) -> str:
         lines = []
         for row in found.get(part, []):
             line = {key: str(value) for key, value in row.items() if isinstance(value, str | int | float)}
-            for key in ("train", "predict", "train, cpu", "predict, cpu"):
+            for key in ("train", "predict", "train, cpu", "predict, cpu", "one after another", "at once"):
                 line |= {f"{key}, ms": span(row[key], 1)} if key in row else {}
             for key in ("first", "later"):
                 line |= {f"{key}, s": span({of: ms / 1000 for of, ms in row[key].items()}, 2)} if key in row else {}

@@ -51,7 +51,7 @@ def test_a_peer_has_our_parameters_and_our_loss(name):
 def test_a_quick_benchmark_writes_its_tables(tmp_path):
     arguments = [
         "--quick",
-        "--parts=steps,load",
+        "--parts=steps,folds,load",
         "--only=network3",
         "--peers=keras",
         "--repeats=2",
@@ -62,6 +62,8 @@ def test_a_quick_benchmark_writes_its_tables(tmp_path):
     ours, keras = found["steps"]
     assert ours["parameters"] > 0 and 0 < ours["train"]["least"] <= ours["train"]["median"] <= ours["train"]["most"]
     assert importlib.util.find_spec("keras") or "error" in keras
+    (folds,) = found["folds"]
+    assert folds["one after another"]["median"] > 0 and folds["at once"]["median"] > 0
     assert {row["side"] for row in found["load"]} == {"jaxmarks", "Pillow, a loop", "Pillow, threads"}
     table = (tmp_path / "bench.md").read_text()
     assert "| network3 |" in table and f"{ours['train']['median']:.1f}" in table

@@ -152,6 +152,13 @@ def test_max_pool_and_its_gradient_are_those_of_linen(size):
     np.testing.assert_allclose(pull(jnp.ones_like(ours))[0], reference_pull(jnp.ones_like(ours))[0])
 
 
+def test_a_map_of_one_row_is_not_halved():
+    with pytest.raises(
+        ValueError, match=r"a map of 1x4 cannot be halved: the frame \(--config.data.size\) is too small"
+    ):
+        layers.max_pool(jnp.ones((2, 1, 4, 3)))
+
+
 def test_equal_maxima_share_the_gradient_of_pooling():
     x = jnp.zeros((1, 3, 4, 2)).at[0, 0, 0, 0].set(1.0)
     pull = jax.vjp(layers.max_pool, x)[1]

@@ -122,7 +122,24 @@ def _kernel_gradient(images, kernel):
 def _conv(gradient, pads, x, kernel):
     """`lax.conv` with stride 1 whose gradient to the kernel is gradient(padded x, cotangent, kernel's (h, w))."""
     del gradient
-    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return _as_large(x, kernel, pads)
+
+
+def _as_large(x, kernel, pads):
+    """A convolution with stride 1 by one whose output is as large as its input, which is then padded or its output cropped.
+
+    XLA takes 1.4-2.2 times as long for others: 32x95x127x32->64 by 2x2, valid: 66 ms in place of 36, its gradient to x, 38
+    in place of 28.
+    """
+    if x.shape[-1] <= 4:
+        return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    same = [((size - 1) // 2, size // 2) for size in kernel.shape[:2]]
+    more = [[max(0, a - b) for a, b in zip(*pair, strict=True)] for pair in zip(pads, same, strict=True)]
+    less = [[max(0, b - a) for a, b in zip(*pair, strict=True)] for pair in zip(pads, same, strict=True)]
+    x = jnp.pad(x, ((0, 0), *more, (0, 0)))
+    y = lax.conv_general_dilated(x, kernel, (1, 1), same, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    rows, columns = (slice(low, size - high) for size, (low, high) in zip(y.shape[1:3], less, strict=True))
+    return y[:, rows, columns]
 
 
 def _conv_forward(gradient, pads, x, kernel):
@@ -134,9 +151,7 @@ def _conv_backward(gradient, pads, saved, g):
     h, w = kernel.shape[:2]
     # A cotangent is padded so that its convolution with the kernel turned about is as large as x.
     turned = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip((h, w), pads, strict=True)]
-    to_x = lax.conv_general_dilated(
-        g, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), turned, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    to_x = _as_large(g, kernel[::-1, ::-1].swapaxes(2, 3), turned)
     padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pair, 0) for pair in pads), (0, 0, 0)))
     return to_x, gradient(padded, g, (h, w)).astype(kernel.dtype)
 
@@ -231,7 +246,15 @@ def max_pool(x):
     """Maximum over 2x2 windows with stride 2; an odd last row or column is dropped (valid padding).
 
     Equal maxima of a window share its gradient.
+
+    Raises:
+      ValueError: a map of one row or column, of which nothing would be left.
     """
+    if min(x.shape[1:3]) < 2:
+        raise ValueError(
+            f"a map of {x.shape[1]}x{x.shape[2]} cannot be halved: the frame (--config.data.size) is too small for so"
+            " many poolings; enlarge it, or lower --config.model.depth or --config.model.stride"
+        )
     return _chosen(_max_pool, lambda x: _windows(x).max((2, 4)), x)
 
 

@@ -324,7 +324,7 @@ def small(data, **changes):
     config.update_from_flattened_dict(
         {
             "data.images": str(data), "data.boxes": str(data / "boxes.csv"), "data.size": (64, 64), "split.folds": 2,
-            "model.width": 8, "model.depth": 2, "model.stride": 2, "train.steps": 300, "train.batch_size": 4, "optimizer.learning_rate": 5e-3,
+            "model.width": 8, "model.depth": 2, "model.stride": 2, "train.steps": 200, "train.batch_size": 4, "optimizer.learning_rate": 5e-3,
         } | changes
     )  # fmt: skip
     return config

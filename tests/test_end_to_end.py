@@ -224,7 +224,7 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path):
     length = time.monotonic() - began
     rng = np.random.default_rng()
     killed = tmp_path / "killed"
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(
             command(*SMALL, f"--workdir={killed}"), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
         )

@@ -59,13 +59,16 @@ def objects(labels):
 def pairs():
     """Every body with every landmark head; and the detectors' heads, of whom a body knows nothing more, with two.
 
-    Most of the time goes into compiling. So not slow are the pairs in which each body and each head is once, or more often.
+    Most of the time goes into compiling. So not slow are the pairs in which each head is once, or more often, and each
+    body but the four that take longest.
     """
     for body in bodies():
         for head, kind in HEADS.items():
             if kind == "landmarks" or (body["name"], body.get("output")) in (("unet", "map"), ("sp_cnn", None)):
                 usual = "direct" if body.get("output") == "vector" or body["name"] == "beetle" else "heatmap"
-                quick = body["name"] != "inception_v2" and (head == usual or body["name"] == "unet")
+                quick = body["name"] not in ("inception_v2", "hrnet", "unet_pp", "deeplab_v3") and (
+                    head == usual or body["name"] == "unet"
+                )
                 name = f"{body['name']}-{body.get('output')}-{head}"
                 yield pytest.param(body, head, id=name, marks=() if quick else pytest.mark.slow)
 

@@ -60,7 +60,8 @@ def test_two_processes_train_to_the_parameters_of_one(one, tmp_path):
         np.testing.assert_allclose(theirs, mine, rtol=1e-5, atol=1e-7)  # of what is but rounding
 
 
-@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
 def test_a_killed_process_is_named_and_the_restart_goes_on(lost, tmp_path):
     arguments = ["--config.train.steps=300", "--config.train.checkpoint_seconds=0"]
     process = start(tmp_path, *arguments)

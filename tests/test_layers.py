@@ -38,11 +38,13 @@ def test_conv_and_its_gradients_are_those_of_lax(size, channels, kernel, padding
     w = jax.random.normal(k2, (*kernel, *channels))
     theirs, reference_pull = jax.vjp(lambda x, w: reference(x, w, padding, **how), x, w)
     ours, pull = jax.vjp(lambda x, w: layers.conv(x, w, padding=padding, **how), x, w)
-    assert ours.shape == theirs.shape
+    predicted = layers.conv(x, w, padding=padding, **how)  # without a gradient it may be computed another way
+    assert ours.shape == predicted.shape == theirs.shape
     if not theirs.size:
         return
     cotangent = jax.random.normal(k3, theirs.shape)
-    for mine, other in zip((ours, *pull(cotangent)), (theirs, *reference_pull(cotangent)), strict=True):
+    expected = theirs, theirs, *reference_pull(cotangent)
+    for mine, other in zip((ours, predicted, *pull(cotangent)), expected, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(other).max()))
 
 
@@ -70,11 +72,23 @@ def test_each_kernel_gradient_is_that_of_lax(name, dtype, tolerance):
         w = jax.random.normal(k2, shape, dtype)
         theirs, reference_pull = jax.vjp(lambda x, w: reference(x, w, padding), x.astype(exact), w.astype(exact))
         ours, pull = jax.vjp(lambda x, w: layers.conv(x, w, padding=padding), x, w)
-        g = jax.random.normal(k3, ours.shape, dtype)
-        for mine, other in zip((ours, *pull(g)), (theirs, *reference_pull(g.astype(exact))), strict=True):
+        predicted, g = layers.conv(x, w, padding=padding), jax.random.normal(k3, ours.shape, dtype)
+        expected = theirs, theirs, *reference_pull(g.astype(exact))
+        for mine, other in zip((ours, predicted, *pull(g)), expected, strict=True):
             assert mine.dtype == dtype
             largest = float(jnp.abs(other).max())
             np.testing.assert_allclose(np.asarray(mine, exact), other, rtol=tolerance, atol=tolerance * largest)
+
+
+def test_short_rows_are_laid_side_by_side():
+    size, kernel, pads = (2, 12, 9, 8), (3, 2, 8, 5), ((1, 1), (0, 1))
+    assert layers._short_rows(size, kernel) and not layers._short_rows((1, 256, 256, 64), (3, 3, 64, 64))
+    x, w = jax.random.normal(jax.random.key(0), size), jax.random.normal(jax.random.key(1), kernel)
+    expected = reference(x, w, pads)
+    for way in (layers._side_by_side, layers._as_large):
+        np.testing.assert_allclose(way(x, w, pads), expected, rtol=1e-5, atol=1e-4)
+    wide = jax.make_jaxpr(lambda x, w: layers.conv(x, w, padding=pads))(x, w)
+    assert "f32[1,14,20,8]" in str(wide)  # two images of 9 columns and one of padding
 
 
 def test_what_is_exported_has_the_convolutions_of_its_platform():

@@ -2,11 +2,12 @@
 
 XLA's convolution is the right choice on an accelerator. On the CPU some shapes run several times slower than the same
 sum as one matmul over concatenated shifted slices, so there `conv` chooses by shape, never by the batch, which may be
-symbolic. Most often it is the gradient to the kernel that is slow, and then that alone is made of matmuls. The gradient of
-`reduce_window` is slow, too, so pooling is the maximum of a reshape with a gradient of its own. Convolutions in groups,
-whose gradients XLA computes there up to a hundred times slower, become sums of shifted slices or dense convolutions. The
-results agree to float32 rounding. What has a gradient of its own (`jax.custom_vjp`) cannot be differentiated forwards
-(`jax.jvp`, `jax.hessian`) on the CPU; reverse mode can be repeated.
+symbolic. XLA's own is fastest where the output is as large as the input, and for predictions of images with short rows
+where these stand side by side. Most often it is the gradient to the kernel that is slow, and then that alone is made of
+matmuls. The gradient of `reduce_window` is slow, too, so pooling is the maximum of a reshape with a gradient of its own.
+Convolutions in groups, whose gradients XLA computes there up to a hundred times slower, become sums of shifted slices or
+dense convolutions. The results agree to float32 rounding. What has a gradient of its own (`jax.custom_vjp`) cannot be
+differentiated forwards (`jax.jvp`, `jax.hessian`) on the CPU; reverse mode can be repeated.
 """
 
 import contextlib

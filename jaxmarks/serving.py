@@ -96,10 +96,7 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
 
     like = jax.eval_shape(function, networks[0], jax.ShapeDtypeStruct((1, *shape), np.float32))
     outputs = {
-        "_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) or "outputs": [
-            "batch",
-            *leaf.shape[1:],
-        ]
+        jax.tree_util.keystr(path, simple=True, separator="_") or "outputs": ["batch", *leaf.shape[1:]]
         for path, leaf in jax.tree_util.tree_leaves_with_path(like)
     }
     files = []

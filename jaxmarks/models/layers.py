@@ -61,7 +61,7 @@ def conv(x, kernel, *, strides=(1, 1), padding="SAME", dilation=1, groups=1):
     return _chosen(functools.partial(_conv_on_cpu, **how), functools.partial(_lax_conv, **how), x, kernel)
 
 
-def _lax_conv(x, kernel, *, strides, padding, dilation, groups):
+def _lax_conv(x, kernel, padding, *, strides=(1, 1), dilation=1, groups=1):
     return lax.conv_general_dilated(
         x, kernel, strides, padding, rhs_dilation=(dilation, dilation), dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
@@ -79,7 +79,7 @@ def _conv_on_cpu(x, kernel, *, strides, padding, dilation, groups):
     gradient = _kernel_gradient(x.shape, kernel.shape)
     if plain and (gradient or _short_rows(x.shape, kernel.shape)):
         return _conv(gradient, _pads(x, kernel.shape[:2], (1, 1), padding), x, kernel)
-    return _lax_conv(x, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
+    return _lax_conv(x, kernel, padding, strides=strides, dilation=dilation, groups=groups)
 
 
 def _pads(x, size, strides, padding):
@@ -127,10 +127,6 @@ def _conv(gradient, pads, x, kernel):
     return (_side_by_side if _short_rows(x.shape, kernel.shape) else _as_large)(x, kernel, pads)
 
 
-def _stride_one(x, kernel, pads):
-    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
 def _as_large(x, kernel, pads):
     """The convolution by one whose output is as large as its input, which is then padded, or its output cropped.
 
@@ -138,11 +134,11 @@ def _as_large(x, kernel, pads):
     in place of 28.
     """
     if x.shape[-1] <= 4:
-        return _stride_one(x, kernel, pads)
+        return _lax_conv(x, kernel, pads)
     same = _same(kernel)
     more = [[max(0, a - b) for a, b in zip(*pair, strict=True)] for pair in zip(pads, same, strict=True)]
     less = [[max(0, b - a) for a, b in zip(*pair, strict=True)] for pair in zip(pads, same, strict=True)]
-    return _cropped(_stride_one(jnp.pad(x, ((0, 0), *more, (0, 0))), kernel, same), less)
+    return _cropped(_lax_conv(jnp.pad(x, ((0, 0), *more, (0, 0))), kernel, same), less)
 
 
 def _short_rows(images, kernel):
@@ -161,7 +157,7 @@ def _side_by_side(x, kernel, pads):
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     images, rows, columns, channels = x.shape
     wide = x.swapaxes(0, 1).reshape(1, rows, images * columns, channels)
-    y = _stride_one(wide, kernel, same).reshape(rows, images, columns, kernel.shape[-1]).swapaxes(0, 1)
+    y = _lax_conv(wide, kernel, same).reshape(rows, images, columns, kernel.shape[-1]).swapaxes(0, 1)
     return _cropped(y, same)
 
 
@@ -176,13 +172,13 @@ def _cropped(y, less):
 
 
 def _conv_forward(gradient, pads, x, kernel):
-    return (_as_large if gradient else _stride_one)(x, kernel, pads), (x, kernel)
+    return (_as_large if gradient else _lax_conv)(x, kernel, pads), (x, kernel)
 
 
 def _conv_backward(gradient, pads, saved, g):
     x, kernel = saved
     if gradient is None:
-        return jax.vjp(functools.partial(_stride_one, pads=pads), x, kernel)[1](g)
+        return jax.vjp(functools.partial(_lax_conv, padding=pads), x, kernel)[1](g)
     h, w = kernel.shape[:2]
     # A cotangent is padded so that its convolution with the kernel turned about is as large as x.
     turned = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip((h, w), pads, strict=True)]

@@ -188,6 +188,7 @@ def base() -> ml_collections.ConfigDict:
         "steps": 1000,  # used where
         "epochs": 0,  # is 0
         "accumulate": 1,  # batches whose mean gradient makes one update
+        "ensemble": 1,  # networks of each fold, each with a seed and validation images of its own, that predict together
         "ema": 0.0,  # decay of the parameters' moving average, which is then validated and saved; 0: none
         "mixup": 0.0,  # alpha of the Beta distribution by which pairs of images are mixed; 0: they are not
         "patience": 0,  # epochs without a lower validation loss until training stops; 0: never

@@ -130,6 +130,11 @@ def merged(boxes, scores, classes, cut):
     return boxes[best], scores[best], classes[best]
 
 
+def threshold_of(notes: list[dict]) -> float:
+    """The threshold of several networks together, from what is saved with each."""
+    return float(np.mean([note["threshold"] for note in notes]))
+
+
 def timed(task: steps.Task, networks, samples: Samples) -> tuple[Found, float]:
     """The objects of each photograph, one at a time, and the milliseconds that one takes once compiled."""
     call = predictor(task)

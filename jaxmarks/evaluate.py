@@ -93,7 +93,7 @@ def join(parts: list[Predictions]) -> Predictions:
 def held_out(
     settings, workdir: Path, stage: str, dataset: Dataset
 ) -> tuple[Predictions, dict[str, Predictions], list[dict]]:
-    """Each fold's test images by its own network, and by the baselines that `settings.baselines` names.
+    """Each fold's test images by its own networks, and by the baselines that `settings.baselines` names.
 
     Where nothing is held back for a test the validation images take its place. The last of what is returned are the
     problems of the training images.
@@ -103,15 +103,16 @@ def held_out(
     _, task = train.build(settings, facts(dataset))
     call, problems = predictor(task), []
     for fold in train.folds(settings):
-        train_rows, valid_rows, test = train.split_rows(settings, samples, fold, task.versions)
+        members = train.members(settings, fold)
+        train_rows, valid_rows, test = train.split_rows(settings, samples, members[0], task.versions)
         tested = test if len(test) else np.unique(valid_rows // task.versions)
         if not len(tested):
             raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
         trained = np.unique(train_rows // task.versions)
-        problems += train.unseen(dataset, trained, fold)
+        problems += train.unseen(dataset, trained, members[0])
         rest, mine = samples.take(trained), samples.take(tested)
-        variables, _ = checkpoint.restore(train.fold_folder(workdir, stage, fold) / "best")
-        points, scores = predict(call, [variables], mine)
+        networks, _ = train.restore(workdir, stage, members)
+        points, scores = predict(call, networks, mine)
         found["network"].append(beside(mine, points, np.where(own[tested], scores, np.nan), fold))
         for name in settings.baselines:
             points = np.zeros_like(mine.source_points)
@@ -304,7 +305,7 @@ def of_sets(folder: Path, found: Predictions, others: dict[str, Predictions], su
 
 
 def objects_held_out(settings, workdir: Path, stage: str, dataset):
-    """Each fold's test photographs by its own detector, and by the baselines that `settings.baselines` names.
+    """Each fold's test photographs by its own detectors, and by the baselines that `settings.baselines` names.
 
     Returns:
       `detection.Objects`, those of the baselines by name, the threshold of each photograph's fold (N,), and the
@@ -314,16 +315,17 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
     parts: dict[str, list] = {"network": [], **{name: [] for name in settings.baselines}}
     thresholds, spent = [], []
     for fold in train.folds(settings):
-        train_rows, valid_rows, test = train.split_rows(settings, dataset.samples, fold, 1)
+        members = train.members(settings, fold)
+        train_rows, valid_rows, test = train.split_rows(settings, dataset.samples, members[0], 1)
         mine = dataset.samples.take(np.sort(test if len(test) else valid_rows))
         if not len(mine):
             raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
-        variables, note = checkpoint.restore(train.fold_folder(workdir, stage, fold) / "best")
-        _, task = train.build(settings, note["facts"])
-        found, milliseconds = detection.timed(task, [variables], mine)
+        networks, notes = train.restore(workdir, stage, members)
+        _, task = train.build(settings, notes[0]["facts"])
+        found, milliseconds = detection.timed(task, networks, mine)
         spent.append(milliseconds)
         parts["network"].append(detection.beside(found, truth, dataset.classes, fold))
-        thresholds.append(np.full(len(found.name), note["threshold"]))
+        thresholds.append(np.full(len(found.name), detection.threshold_of(notes)))
         for name in settings.baselines:
             found = objects_baseline(name, dataset.samples.take(train_rows), mine)
             parts[name].append(detection.beside(found, truth, dataset.classes, fold))
@@ -369,5 +371,5 @@ def of_objects(folder: Path, found: detection.Objects, threshold, classes, **abo
 
 def parameters(workdir: Path, stage: str) -> int:
     """How many parameters a stage's network has."""
-    variables, _ = checkpoint.restore(train.pick_fold(Path(workdir) / "checkpoints" / stage, 0))
+    variables, _ = checkpoint.restore(train.pick(Path(workdir) / "checkpoints" / stage, train.Member(0)))
     return sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))

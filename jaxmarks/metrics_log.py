@@ -10,16 +10,25 @@ class MetricsLog:
 
     Args:
       workdir: the run's folder.
-      stage, fold: written into every object.
-      after: the epoch that training goes on from; later lines of this stage and fold are dropped.
+      stage, fold, member: of the network, written into every object.
+      after: the epoch that training goes on from; later lines of this network are dropped.
       tensorboard: also write TensorBoard events to `workdir/tensorboard` (extra `jaxmarks[tensorboard]`).
       quiet: write nothing, as another process does.
     """
 
     def __init__(
-        self, workdir: Path, stage: str, fold: int, *, after: int, tensorboard: bool = False, quiet: bool = False
+        self,
+        workdir: Path,
+        stage: str,
+        fold: int,
+        member: int = 0,
+        *,
+        after: int,
+        tensorboard: bool = False,
+        quiet: bool = False,
     ):
-        self.path, self.stage, self.fold = Path(workdir) / "metrics.jsonl", stage, fold
+        self.path = Path(workdir) / "metrics.jsonl"
+        self.network = {"stage": stage, "fold": fold, "member": member}
         if quiet:
             self.file, self.events = open(os.devnull, "w"), None
             return
@@ -29,18 +38,20 @@ class MetricsLog:
             fresh.write_text("".join(line + "\n" for line in kept))
             fresh.replace(self.path)
         self.file = self.path.open("a")
-        self.events = _events(Path(workdir) / "tensorboard" / stage / f"fold{fold}") if tensorboard else None
+        name = f"fold{fold}.{member}" if member else f"fold{fold}"
+        self.events = _events(Path(workdir) / "tensorboard" / stage / name) if tensorboard else None
 
     def _keep(self, line, after):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:  # the line that a kill cut short
             return False
-        return (entry["stage"], entry["fold"]) != (self.stage, self.fold) or entry["epoch"] <= after
+        other = any(entry.get(key, 0) != value for key, value in self.network.items())
+        return other or entry["epoch"] <= after
 
     def write(self, **values):
         """Appends one object and flushes it."""
-        self.file.write(json.dumps({"stage": self.stage, "fold": self.fold, **values}) + "\n")
+        self.file.write(json.dumps(self.network | values) + "\n")
         self.file.flush()
         if self.events:
             for name, value in values.items():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import calibration, checkpoint, detection, evaluate, report, train
+from jaxmarks import calibration, detection, evaluate, report, train
 from jaxmarks import config as configs
 from jaxmarks.data import folder as folders
 from jaxmarks.data import formats, objects
@@ -27,7 +27,7 @@ def load(workdir: Path, *, fold: int | None = None, set: str = "") -> Callable:
 
     Args:
       workdir: a run's folder.
-      fold: the network of that fold alone; None takes all that were trained: their mean, or of detectors what they
+      fold: the networks of that fold alone; None takes all that were trained: their mean, or of detectors what they
         agree on.
       set: of a run over several datasets the one whose landmarks are wanted.
 
@@ -96,15 +96,14 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = ""):
     stage = train.stages(config)[-1]
     settings = configs.stage(config, stage)
     settings.data = of_set(settings.data, set)
-    chosen = train.folds(settings) if fold is None else [fold]
-    restored = [checkpoint.restore(train.fold_folder(workdir, stage, f) / "best") for f in chosen]
-    facts = restored[0][1]["facts"]
+    folds = train.folds(settings) if fold is None else [fold]
+    variables, notes = train.restore(workdir, stage, [one for fold in folds for one in train.members(settings, fold)])
+    facts = notes[0]["facts"]
     _, task = train.build(settings, facts)
     if set:
         own = slice(*facts["sets"][set])
         task = task._replace(decode=lambda outputs, every=task.decode: tuple(found[:, own] for found in every(outputs)))
-    networks = [jax.tree.map(jnp.asarray, variables) for variables, _ in restored]
-    return task, settings, networks, [note for _, note in restored]
+    return task, settings, jax.tree.map(jnp.asarray, variables), notes
 
 
 def evaluate_on(workdir: Path, dataset, out: Path, *, set: str = "") -> dict:
@@ -193,7 +192,7 @@ def draw_all(drawings: Iterable[Drawing], out: Path, overlays: bool) -> None:
 
 def objects_on(task, networks, notes, dataset, out: Path) -> dict:
     """Scores a run's detectors, what they agree on, on a dataset that they did not see."""
-    names, threshold = tuple(notes[0]["facts"]["names"]), float(np.mean([note["threshold"] for note in notes]))
+    names, threshold = tuple(notes[0]["facts"]["names"]), detection.threshold_of(notes)
     unknown = sorted(set(dataset.classes) - set(names))
     if unknown:
         raise ValueError(f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}")
@@ -206,7 +205,7 @@ def objects_on(task, networks, notes, dataset, out: Path) -> dict:
 
 def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, *, overlays: bool) -> dict:
     """The objects of every photograph of a folder, as `predictions.csv`, `predictions.json` (COCO) and overlays."""
-    names, threshold = tuple(notes[0]["facts"]["names"]), float(np.mean([note["threshold"] for note in notes]))
+    names, threshold = tuple(notes[0]["facts"]["names"]), detection.threshold_of(notes)
     call, options = detection.predictor(task), {key: settings.data[key] for key in ("fit", "scale", "overlap")}
     annotations: list[BoxAnnotation] = []
     scores: list[np.ndarray] = []

@@ -1,8 +1,8 @@
 """Training, from top to bottom: stages, folds, epochs.
 
-A run goes through its stages in order (pretrain, then finetune); in each it trains one network a fold. The network of
-a fold starts from the same fold of the stage before. Everything that is random comes from the config's seed and the
-number of stage, fold and epoch, so that a run which was killed ends as one that was left alone.
+A run goes through its stages in order (pretrain, then finetune); in each it trains one network a fold, or an ensemble
+of them. A network starts from its like in the stage before. Everything that is random comes from the config's seed and
+the number of stage, fold, member and epoch, so that a run which was killed ends as one that was left alone.
 """
 
 import functools
@@ -10,6 +10,7 @@ import operator
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,6 +28,21 @@ from jaxmarks.ops import boxes as box_ops
 
 # From so many training images the statistics of batches are taken that a network is judged and saved with.
 SETTLING = 256
+
+
+class Member(NamedTuple):
+    """One of the networks that are trained: the first of a fold, or another of the fold's ensemble."""
+
+    fold: int
+    number: int = 0
+
+    def __str__(self):
+        return f"{self.fold}.{self.number}" if self.number else f"{self.fold}"
+
+    @property
+    def seed(self) -> tuple[int, ...]:
+        """What tells its random numbers from the others'; the first has those of a fold without an ensemble."""
+        return tuple(self) if self.number else (self.fold,)
 
 
 def train(config, workdir: Path) -> dict[str, Dataset]:
@@ -49,9 +65,9 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
         datasets[name] = dataset = processes.in_turn(functools.partial(load, settings.data))
         for problem in dataset.problems:
             tell(f"[{name}] {problem['image']}: {problem['what']}")
-        for fold in folds(settings):
-            source = checkpoint_before(config, workdir, names[:number], fold)
-            train_fold(settings, workdir, name, fold, dataset, source)
+        for member in (member for fold in folds(settings) for member in members(settings, fold)):
+            source = checkpoint_before(config, workdir, names[:number], member)
+            train_member(settings, workdir, name, member, dataset, source)
     return datasets
 
 
@@ -63,6 +79,13 @@ def stages(config) -> list[str]:
 def folds(settings) -> list[int]:
     """The folds that a stage trains: `split.run`, or all where that is empty."""
     return list(settings.split.run) or list(range(settings.split.folds))
+
+
+def members(settings, fold: int) -> list[Member]:
+    """The networks of a fold, which predict together."""
+    if settings.train.ensemble < 1:
+        raise ValueError(f"--config.train.ensemble={settings.train.ensemble}: a fold has at least one network")
+    return [Member(fold, number) for number in range(settings.train.ensemble)]
 
 
 def claim(config, workdir):
@@ -90,26 +113,32 @@ def settings_of(workdir: Path):
     return configs.stage(config, stages(config)[-1])
 
 
-def fold_folder(workdir: Path, stage: str, fold: int) -> Path:
+def folder_of(workdir: Path, stage: str, member: Member) -> Path:
     """Where the checkpoints of one network lie: `best`, `last`, and `resume` while it trains."""
-    return Path(workdir) / "checkpoints" / stage / f"fold{fold}"
+    return Path(workdir) / "checkpoints" / stage / f"fold{member}"
 
 
-def checkpoint_before(config, workdir, earlier, fold) -> Path | None:
-    """The network that a fold starts from: of the stage before, else of the run `init_from`, else none."""
+def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, list[dict]]:
+    """The variables of trained networks, and the notes that were saved with them."""
+    found = [checkpoint.restore(folder_of(workdir, stage, member) / "best") for member in members]
+    return [variables for variables, _ in found], [note for _, note in found]
+
+
+def checkpoint_before(config, workdir, earlier, member) -> Path | None:
+    """The network that one starts from: of the stage before, else of the run `init_from`, else none."""
     if earlier:
-        return pick_fold(Path(workdir) / "checkpoints" / earlier[-1], fold)
+        return pick(Path(workdir) / "checkpoints" / earlier[-1], member)
     if config.init_from:
-        return pick_fold(Path(config.init_from) / "checkpoints" / stages(config_of(config.init_from))[-1], fold)
+        return pick(Path(config.init_from) / "checkpoints" / stages(config_of(config.init_from))[-1], member)
     return None
 
 
-def pick_fold(folder: Path, fold: int) -> Path:
-    """`best` of the fold in a stage's folder, or of its first fold where it did not train this one."""
-    done = sorted((p.parent for p in folder.glob("fold*/best")), key=lambda p: int(p.name.removeprefix("fold")))
+def pick(folder: Path, member: Member) -> Path:
+    """`best` of a network in a stage's folder; where it was not trained there of its fold's first, or of the first fold's."""
+    done = {Member(*map(int, p.parent.name.removeprefix("fold").split("."))): p for p in folder.glob("fold*/best")}
     if not done:
         raise FileNotFoundError(f"{folder}: no trained network; let that run end first, or change --config.init_from")
-    return next((p for p in done if p.name == f"fold{fold}"), done[0]) / "best"
+    return next(done[one] for one in (member, Member(member.fold), min(done)) if one in done)
 
 
 def sizes(settings) -> list[tuple[int, int]]:
@@ -118,20 +147,22 @@ def sizes(settings) -> list[tuple[int, int]]:
     return [(side, round(side * width / height)) for side in settings.train.sizes]
 
 
-def split_rows(settings, samples, fold, versions):
-    """The rows (sample x versions + version) of training and validation, and the samples of the test."""
+def split_rows(settings, samples, member, versions):
+    """The rows (sample x versions + version) of training and validation, and the samples of the test, which is its fold's."""
     group = samples.group
     if settings.split.by == "image":  # the tiles of a photograph have its name, and stay together
         number = {name: n for n, name in enumerate(dict.fromkeys(samples.name.tolist()))}
         group = np.array([number[name] for name in samples.name.tolist()])
     options = {"folds": settings.split.folds, "valid": settings.split.valid, "seed": settings.split.seed}
-    split = splits.by_group_in_each(samples.domain, group, fold=fold, **options)
+    # Where validation takes the place of a test, or a few specimens are all there is, an ensemble has the same of them.
+    number = 0 if settings.split.folds == 1 or settings.split.few else member.number
+    split = splits.by_group_in_each(samples.domain, group, fold=member.fold, member=number, **options)
     if settings.split.few and settings.split.by == "random":
         raise ValueError(
             f"--config.split.few={settings.split.few}: a random split has no specimens; set split.by=group"
         )
     if settings.split.few:
-        draw, domains = np.random.default_rng((settings.seed, fold)), samples.domain[split.train]
+        draw, domains = np.random.default_rng((settings.seed, member.fold)), samples.domain[split.train]
         drawn = [draw.permutation(np.unique(group[split.train[domains == d]])) for d in np.unique(domains)]
         few = np.concatenate([groups[: settings.split.few] for groups in drawn])
         split = split._replace(train=split.train[np.isin(group[split.train], few)])
@@ -140,11 +171,12 @@ def split_rows(settings, samples, fold, versions):
         return expand(split.train), split.valid * versions + versions - 1, split.test
     if settings.split.by == "random":
         rows = expand(np.sort(np.concatenate([split.train, split.valid])))
-        return *splits.random(rows, valid=settings.split.valid, seed=settings.split.seed + fold), split.test
+        options = {"valid": settings.split.valid, "seed": settings.split.seed + member.fold, "member": number}
+        return *splits.random(rows, **options), split.test
     raise ValueError(f"--config.split.by={settings.split.by}: there are group, image and random")
 
 
-def unseen(dataset, trained, fold) -> list[dict]:
+def unseen(dataset, trained, member) -> list[dict]:
     """What a network trained on the samples `trained` cannot know, as problems of the data."""
     found, visible = [], dataset.samples.visible[trained].any(axis=0)
     for name, columns in zip(dataset.sets or ("",), dataset.columns, strict=True):
@@ -154,7 +186,7 @@ def unseen(dataset, trained, fold) -> list[dict]:
         what = f"landmarks visible in no training image: {', '.join(map(str, missing))}; their"
         if len(missing) == len(visible[columns]):
             what = "no landmark is visible in any training image: there is nothing to learn, and"
-        what = f"fold {fold}: {what} predictions mean nothing"
+        what = f"fold {member}: {what} predictions mean nothing"
         found.append({"image": f"{name}/" if name else "", "what": what, "where": "the training images"})
     return found
 
@@ -231,9 +263,9 @@ def optimiser(settings, params, *, epochs, steps_per_epoch):
     return tx
 
 
-def train_fold(settings, workdir, stage, fold, dataset, source):
-    """Trains the network of one fold to its last epoch, from its resume checkpoint where there is one."""
-    folder = fold_folder(workdir, stage, fold)
+def train_member(settings, workdir, stage, member, dataset, source):
+    """Trains one network to its last epoch, from its resume checkpoint where there is one."""
+    folder = folder_of(workdir, stage, member)
     if checkpoint.note(folder / "last"):
         return
     samples, options = dataset.samples, settings.train
@@ -241,13 +273,13 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         raise ValueError(f"--config.train.mixup={options.mixup}: detectors learn nothing from mixed boxes; set it to 0")
     known = facts(dataset) | anchors(settings, samples)
     network, task = build(settings, known, dataset.flip)
-    train_rows, valid_rows, _ = split_rows(settings, samples, fold, task.versions)
-    for problem in unseen(dataset, train_rows // task.versions, fold):
+    train_rows, valid_rows, _ = split_rows(settings, samples, member, task.versions)
+    for problem in unseen(dataset, train_rows // task.versions, member):
         tell(f"[{stage}] {problem['image']}{problem['what']}")
 
     parts = parts_of(settings, samples)
     epoch_of = functools.partial(splits.epoch, train_rows, parts[train_rows // task.versions])
-    draw = np.random.default_rng((settings.seed, fold))
+    draw = np.random.default_rng((settings.seed, *member.seed))
     chosen, count = epoch_of(draw), len(train_rows)
     valid_rows = splits.balanced(valid_rows, parts[valid_rows // task.versions], draw)
     devices = devices_of(options)
@@ -259,7 +291,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         raise ValueError(f"--config.train.accumulate={options.accumulate}: {epochs * steps_per_epoch} batches are all")
     # The stage's name is part of the key, not its number: a stage trains alike alone and after another.
     key = jax.random.fold_in(jax.random.key(settings.seed), int.from_bytes(stage.encode()[:4], "big") % 2**31)
-    key = jax.random.fold_in(key, fold)
+    key = functools.reduce(jax.random.fold_in, member.seed, key)
 
     variables = initial(network, settings, key)
     tx = optimiser(settings, variables["params"], epochs=epochs, steps_per_epoch=steps_per_epoch)
@@ -276,14 +308,14 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         progress |= {name: resumed[name] for name in progress if name in resumed}
         state, best = run.put(jax.tree.map(jnp.asarray, saved["state"])), jax.tree.map(jnp.asarray, saved["best"])
         within = f" and {progress['batch']} batches" if progress["batch"] else ""
-        tell(f"[{stage} fold {fold}] resumed after epoch {progress['epoch']}{within}")
+        tell(f"[{stage} fold {member}] resumed after epoch {progress['epoch']}{within}")
     else:
         if source or settings.weights:
             theirs, about = pretrained(settings, source)
             variables = take_over(variables, theirs, about, settings.init_skip)
         state, best = run.put(steps.create(variables, tx)), variables
     log = MetricsLog(
-        workdir, stage, fold, after=progress["epoch"], tensorboard=options.tensorboard, quiet=not processes.lead()
+        workdir, stage, *member, after=progress["epoch"], tensorboard=options.tensorboard, quiet=not processes.lead()
     )
 
     feed = Feed(samples, versions=task.versions, batch=batch)
@@ -306,7 +338,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
     before, first = progress["seconds"], progress["epoch"]
     for epoch in range(first + 1, epochs + 1):
         began = time.perf_counter()
-        draw = np.random.default_rng((settings.seed, fold, epoch))
+        draw = np.random.default_rng((settings.seed, *member.seed, epoch))
         rows = steps.batches(epoch_of(draw), batch)
         of_size = draw.integers(len(runs), size=len(rows)) if len(runs) > 1 else None
         epoch_key = jax.random.fold_in(key, epoch)
@@ -315,7 +347,7 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
             span = slice(start, start + options.span)
             sizes_here = None if of_size is None else of_size[span]
             state, found = several(runs, sizes_here, state, data, rows[span], epoch_key, start, feed.stream)
-            if epoch == 1 and not start and fold == folds(settings)[0] and processes.lead():
+            if epoch == 1 and not start and member == (folds(settings)[0], 0) and processes.lead():
                 # By then the first steps are made, which it would have held up.
                 (shown_first,) = feed.shown(chosen[None, :16])
                 draw_batch(workdir / "figures" / f"batch_{stage}.png", task, shown_first, chosen[:16], key, dataset)
@@ -327,13 +359,13 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
                 save(folder / "resume", {"state": run.get(state), "best": best}, progress)
                 saved_at = time.perf_counter()
             if stop:
-                raise InterruptedError(f"{stage} fold {fold}, epoch {epoch}: told to stop, and saved")
+                raise InterruptedError(f"{stage} fold {member}, epoch {epoch}: told to stop, and saved")
         found, trained = entries("train", {"loss": mean(*progress["sums"]) or 0.0}), time.perf_counter()
         progress |= {"batch": 0, "sums": None}
         train_loss = found["train/loss"]
         if not np.isfinite(train_loss):
             raise FloatingPointError(
-                f"stage {stage}, fold {fold}, epoch {epoch}: the training loss is {train_loss}; lower"
+                f"stage {stage}, fold {member}, epoch {epoch}: the training loss is {train_loss}; lower"
                 " --config.optimizer.learning_rate or set --config.optimizer.clip=1.0"
             )
         here = run.get(state)
@@ -363,9 +395,9 @@ def train_fold(settings, workdir, stage, fold, dataset, source):
         if now - said_at > 5 or epoch in (1, epochs):
             said_at = now
             left = (now - started) / (epoch - first) * (epochs - epoch)
-            say(stage, fold, epoch, epochs, train_loss, valid_loss, rates, count / (now - began), left)
+            say(stage, member, epoch, epochs, train_loss, valid_loss, rates, count / (now - began), left)
         if options.patience and epoch - progress["best_epoch"] >= options.patience and valid_loss is not None:
-            tell(f"[{stage} fold {fold}] no better since epoch {progress['best_epoch']}: stopped")
+            tell(f"[{stage} fold {member}] no better since epoch {progress['best_epoch']}: stopped")
             break
         if now - saved_at > options.checkpoint_seconds and epoch < epochs:
             save(folder / "resume", {"state": here, "best": best}, progress)
@@ -484,10 +516,10 @@ def describe(config, stage: str) -> str:
     return f"stage {stage}\n{table.strip()}\nparameters: {sum(x.size for x in jax.tree.leaves(params)):,}"
 
 
-def say(stage, fold, epoch, epochs, train_loss, valid_loss, rates, images_per_s, left):
+def say(stage, member, epoch, epochs, train_loss, valid_loss, rates, images_per_s, left):
     """One line of progress."""
     valid = "" if valid_loss is None else f" valid {valid_loss:.6f}"
     tell(
-        f"[{stage} fold {fold}] epoch {epoch}/{epochs} train {train_loss:.6f}{valid} rate {rates['learning_rate']:.2e}"
+        f"[{stage} fold {member}] epoch {epoch}/{epochs} train {train_loss:.6f}{valid} rate {rates['learning_rate']:.2e}"
         f" momentum {rates['momentum']:.4f} {images_per_s:.0f} images/s {int(left // 60)}:{int(left % 60):02d} left"
     )

@@ -207,13 +207,13 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
     reported, stopped, started = set(), [], time.perf_counter()
 
     def stop():
-        """Reports the epochs of the first fold that are new, and asks the pruner while that fold trains."""
-        folds = of_stage(metrics, stage)
-        for epoch in next(iter(folds.values()), []):
+        """Reports the epochs of the first network that are new, and asks the pruner while that one trains."""
+        networks = of_stage(metrics, stage)
+        for epoch in next(iter(networks.values()), []):
             if epoch["epoch"] not in reported and epoch.get(space["metric"]) is not None:
                 reported.add(epoch["epoch"])
                 trial.report(epoch[space["metric"]], epoch["epoch"])
-        if len(folds) == 1 and trial.should_prune():
+        if len(networks) == 1 and trial.should_prune():
             stopped.append(True)
         return bool(stopped)
 
@@ -242,19 +242,19 @@ def suggest(trial: optuna.Trial, key: str, kind: str, *choices):
     return getattr(trial, f"suggest_{kind}")(key, low, high, log=bool(log))
 
 
-def of_stage(metrics: Path, stage: str) -> dict[int, list[dict]]:
-    """The lines of a run's log of one stage, by fold."""
-    folds: dict[int, list[dict]] = {}
+def of_stage(metrics: Path, stage: str) -> dict[tuple[int, int], list[dict]]:
+    """The lines of a run's log of one stage, by network."""
+    networks: dict[tuple[int, int], list[dict]] = {}
     for line in tables.read_metrics(metrics):
         if line["stage"] == stage:
-            folds.setdefault(line["fold"], []).append(line)
-    return folds
+            networks.setdefault(line["network"], []).append(line)
+    return networks
 
 
-def scored(folds: dict[int, list[dict]], metric: str) -> float | None:
-    """The metric where the validation loss is lowest, the mean over folds; None where a fold has no such number."""
+def scored(networks: dict[tuple[int, int], list[dict]], metric: str) -> float | None:
+    """The metric where the validation loss is lowest, the mean over networks; None where one has no such number."""
     values = []
-    for lines in folds.values():
+    for lines in networks.values():
         best = min(lines, key=lambda line: math.inf if line["valid/loss"] is None else line["valid/loss"])
         values.append(best.get(metric))
     return sum(values) / len(values) if values and None not in values else None

@@ -431,7 +431,7 @@ def test_the_papers_split_divides_groups_but_no_photograph(data):
     )
     samples = loading.load(config.data).samples
     assert len(samples) > 14  # tiles
-    parts = [samples.take(rows) for rows in train.split_rows(config, samples, 0, 1)]
+    parts = [samples.take(rows) for rows in train.split_rows(config, samples, train.Member(0), 1)]
     assert [len(np.unique(part.name)) for part in parts] == [10, 1, 3]
     assert not set(parts[0].name) & set(parts[2].name)
     assert set(parts[0].group) & set(parts[2].group)  # the other frame of a group has been seen

@@ -49,3 +49,17 @@ def test_the_papers_split_is_60_to_40_of_the_versions():
     assert len(train) == 1092 and len(valid) == 728
     assert sorted(np.concatenate([train, valid])) == list(range(1820))
     assert set(train // 7) & set(valid // 7)  # versions of one photograph on both sides: that is the paper's protocol
+
+
+def test_the_networks_of_an_ensemble_share_a_test_and_validate_on_other_groups():
+    by_group = [splits.by_group(np.arange(50), folds=5, fold=1, valid=0.25, seed=3, member=m) for m in range(5)]
+    for split in by_group:
+        np.testing.assert_array_equal(split.test, by_group[0].test)
+        assert sorted(np.concatenate(split)) == list(range(50))
+    assert sorted(np.concatenate([split.valid for split in by_group[:4]])) == sorted(
+        set(range(50)) - set(by_group[0].test)
+    )
+    np.testing.assert_array_equal(by_group[4].valid, by_group[0].valid)  # four times a quarter is all
+    rows = [splits.random(np.arange(100), valid=0.2, seed=0, member=m) for m in range(5)]
+    assert sorted(np.concatenate([valid for _, valid in rows])) == list(range(100))
+    assert all(sorted(np.concatenate(pair)) == list(range(100)) for pair in rows)

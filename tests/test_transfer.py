@@ -91,7 +91,7 @@ def test_another_runs_network_is_adapted_to_other_channels(two_stages, tmp_path,
     said = capsys.readouterr().out
     assert "  adapted: body/" in said and "(from 3 to 1 channels)" in said
     mine, theirs = (
-        checkpoint.restore(train.fold_folder(folder, "train", 0) / "best")[0]["params"]["body"]
+        checkpoint.restore(train.folder_of(folder, "train", train.Member(0)) / "best")[0]["params"]["body"]
         for folder in (tmp_path / "run", root / "run")
     )
     [(grey, colour)] = [
@@ -108,7 +108,9 @@ def test_the_average_is_what_is_saved(tmp_path):
             **{"train.ema": ema, "train.steps": 1, "train.epochs": 0, "data.count": 8, "split.valid": 0.0}
         )
         train.train(config, tmp_path / str(ema))
-        ends.append(checkpoint.restore(train.fold_folder(tmp_path / str(ema), "train", 0) / "last")[0]["params"])
+        ends.append(
+            checkpoint.restore(train.folder_of(tmp_path / str(ema), "train", train.Member(0)) / "last")[0]["params"]
+        )
     start = initial(config)
     for first, plain, mean in zip(*map(jax.tree.leaves, (start, *ends)), strict=True):
         np.testing.assert_allclose(mean, first * 2 / 11 + plain * 9 / 11, rtol=1e-3, atol=1e-6)
@@ -154,7 +156,8 @@ def test_a_run_with_all_tools_resumes_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", save)
     train.train(config, tmp_path / "cut")
     whole, cut = (
-        checkpoint.restore(train.fold_folder(tmp_path / name, "train", 0) / "last")[0] for name in ("whole", "cut")
+        checkpoint.restore(train.folder_of(tmp_path / name, "train", train.Member(0)) / "last")[0]
+        for name in ("whole", "cut")
     )
     assert checkpoint.fingerprint(cut) == checkpoint.fingerprint(whole)
     assert json.loads((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] > 2

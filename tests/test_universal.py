@@ -268,7 +268,7 @@ def test_every_dataset_is_in_every_part_of_every_fold():
     config.split.update(folds=3, valid=0.25)
     samples = SimpleNamespace(domain=domain, group=group)
     for fold in range(3):
-        parts = train.split_rows(config, samples, fold, 1)
+        parts = train.split_rows(config, samples, train.Member(fold), 1)
         np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(52))
         assert len(set.union(*(set(group[rows]) for rows in parts))) == sum(len(set(group[rows])) for rows in parts)
         assert [(domain[rows] == 1).sum() for rows in parts] == [6, 2, 4]
@@ -280,7 +280,7 @@ def test_every_dataset_is_in_every_part_of_every_fold():
             np.testing.assert_array_equal(np.flatnonzero(domain == 0)[mine], rows[domain[rows] == 0])
     assert sorted(tested) == list(range(52))
     config.split.few = 3
-    few = train.split_rows(config, samples, 0, 1)[0]
+    few = train.split_rows(config, samples, train.Member(0), 1)[0]
     assert [len(set(group[few[domain[few] == d]])) for d in (0, 1)] == [3, 3]
 
 
@@ -386,7 +386,7 @@ def test_a_body_goes_from_many_to_one_and_back(universal, tmp_path, capsys):
     back = get_config(**{"init_from": str(tmp_path / "one"), "optimizer.learning_rate": 0.0})
     train.train(back, tmp_path / "back")
     bodies = [
-        checkpoint.restore(train.fold_folder(workdir, "train", 0) / "best")[0]["params"]["body"]
+        checkpoint.restore(train.folder_of(workdir, "train", train.Member(0)) / "best")[0]["params"]["body"]
         for workdir in (many, tmp_path / "one", tmp_path / "back")
     ]
     for each in zip(*map(jax.tree.leaves, bodies), strict=True):
@@ -419,7 +419,10 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(universal, tmp_path, monke
         train.train(config, tmp_path)
     monkeypatch.setattr(checkpoint, "save", save)
     train.train(config, tmp_path)
-    ends = [checkpoint.restore(train.fold_folder(workdir, "train", 0) / "last")[0] for workdir in (whole, tmp_path)]
+    ends = [
+        checkpoint.restore(train.folder_of(workdir, "train", train.Member(0)) / "last")[0]
+        for workdir in (whole, tmp_path)
+    ]
     assert checkpoint.fingerprint(ends[0]) == checkpoint.fingerprint(ends[1])
 
 

@@ -13,7 +13,7 @@ class Split(NamedTuple):
     test: np.ndarray
 
 
-def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: int) -> Split:
+def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: int, member: int = 0) -> Split:
     """The split of one fold, no group being divided.
 
     The groups are shuffled by the seed and dealt into `folds` parts whose sizes differ by one at most, so that every
@@ -25,6 +25,7 @@ def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: in
       fold: which part is the test, from 0.
       valid: share in [0, 1).
       seed: of the shuffle.
+      member: of an ensemble, whose networks have the same test and each its own validation groups.
     """
     names = np.unique(group)
     if not 0 <= fold < folds:
@@ -37,6 +38,7 @@ def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: in
     # Another order for each fold, or the validation groups would be the same in all of them.
     rest = np.random.default_rng((seed, fold)).permutation(rest)
     held = round(valid * len(rest))
+    rest = np.roll(rest, -member * held)
     where = lambda chosen: np.flatnonzero(np.isin(group, chosen))
     return Split(where(rest[held:]), where(rest[:held]), where(test))
 
@@ -66,11 +68,12 @@ def epoch(rows: np.ndarray, part: np.ndarray, draw: np.random.Generator) -> np.n
     return draw.permutation(balanced(rows, part, draw))[: len(rows)]
 
 
-def random(rows: np.ndarray, *, valid: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def random(rows: np.ndarray, *, valid: float, seed: int, member: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Rows (N,) -> (train, valid), drawn over the augmented rows alike, as the beetle paper does.
 
     Versions of one photograph fall on both sides, so the validation loss is optimistic.
     """
     order = np.random.default_rng(seed).permutation(rows)
     held = round(valid * len(rows))
+    order = np.roll(order, -member * held)
     return order[held:], order[:held]

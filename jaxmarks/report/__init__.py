@@ -50,7 +50,7 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
             {
                 "success": success(summary.get("success_rates") or {}),
                 "landmarks": [] if "sets" in summary else tables.per_landmark(found.distances, summary.get("shares")),
-                "best": {fold: value for (_, fold), value in best.items()},
+                "best": {fold: [value for (_, (f, _)), value in best.items() if f == fold] for _, (fold, _) in best},
                 "worst": tables.worst(found.images, found.distances),
             },
         )

@@ -27,26 +27,30 @@ def axes(rows=1, columns=1, *, size=(7.2, 3.4), **options):
 
 
 def loss(metrics: list[dict], path: Path) -> None:
-    """Losses per epoch on a log axis, a column for each stage and a line for each fold; below it rate and momentum."""
+    """Losses per epoch on a log axis, a column for each stage and a line for each network; below it rate and momentum."""
     stages = list(dict.fromkeys(m["stage"] for m in metrics))
     best = tables.best_epochs(metrics)
     figure, grid = axes(2, len(stages), size=(4 + 3.2 * len(stages), 4.6), sharex="col", height_ratios=(3, 1))
     for (top, below), stage in zip(grid.T, stages, strict=True):
-        folds = sorted({m["fold"] for m in metrics if m["stage"] == stage})
-        for fold, shade in zip(folds, np.linspace(1, 0.45, len(folds)), strict=True):
-            column = lambda key, fold=fold, stage=stage: tables.of_fold(metrics, stage, fold, key)
-            name = lambda text, first=fold == folds[0]: text if first else None
+        networks = sorted({m["network"] for m in metrics if m["stage"] == stage})
+        for network, shade in zip(networks, np.linspace(1, 0.45, len(networks)), strict=True):
+            column = lambda key, network=network, stage=stage: tables.of_network(metrics, stage, network, key)
+            name = lambda text, first=network == networks[0]: text if first else None
             epoch = column("epoch")
-            style = {"lw": 1.2 if len(folds) == 1 else 0.7, "marker": "." if len(epoch) == 1 else None, "alpha": shade}
+            style = {
+                "lw": 1.2 if len(networks) == 1 else 0.7,
+                "marker": "." if len(epoch) == 1 else None,
+                "alpha": shade,
+            }
             for key, colour, text in (("train/loss", GREY, "training"), ("valid/loss", BLUE, "validation")):
                 # A loss of 0 has no place on a log axis.
                 values = np.where(column(key) > 0, column(key), np.nan)
                 if np.isfinite(values).any():
                     top.plot(epoch, values, color=colour, label=name(text), **style)
                     top.set_yscale("log")
-            if best.get((stage, fold), (0, 0))[1] > 0:
+            if best.get((stage, network), (0, 0))[1] > 0:
                 top.plot(
-                    *best[stage, fold],
+                    *best[stage, network],
                     "o",
                     ms=5,
                     color=ORANGE,
@@ -65,7 +69,7 @@ def loss(metrics: list[dict], path: Path) -> None:
             other.set_ylabel("momentum", fontsize=8, color=PURPLE)
             other.tick_params(labelsize=7)
             other.spines["top"].set_visible(False)
-        top.set_title(f"{stage}, {len(folds)} fold{'s' if len(folds) > 1 else ''}", fontsize=9, loc="left")
+        top.set_title(f"{stage}, {len(networks)} network{'s' if len(networks) > 1 else ''}", fontsize=9, loc="left")
         top.set_ylabel("loss", fontsize=8)
         if top.lines:
             top.legend(fontsize=7, frameon=False)

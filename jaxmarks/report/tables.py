@@ -37,7 +37,10 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The epochs of a `metrics.jsonl`; lines that are none, as a kill leaves them, are left out."""
+    """The epochs of a `metrics.jsonl`; lines that are none, as a kill leaves them, are left out.
+
+    Each says the "stage" and the "network", its fold and its number in the fold's ensemble.
+    """
     found = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -45,7 +48,7 @@ def read_metrics(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             continue
         if isinstance(entry, dict) and {"stage", "fold", "epoch"} <= entry.keys():
-            found.append(entry)
+            found.append(entry | {"network": (entry["fold"], entry.get("member", 0))})
     return found
 
 
@@ -54,21 +57,21 @@ def read_summary(path: Path) -> dict:
     return json.loads(path.read_text(), parse_constant=lambda _: None)
 
 
-def of_fold(metrics: list[dict], stage: str, fold: int, key: str) -> np.ndarray:
-    """A column of the epochs of one stage and fold, NaN where it holds no finite number."""
-    mine = [m for m in metrics if (m["stage"], m["fold"]) == (stage, fold)]
+def of_network(metrics: list[dict], stage: str, network: tuple[int, int], key: str) -> np.ndarray:
+    """A column of the epochs of one network in one stage, NaN where it holds no finite number."""
+    mine = [m for m in metrics if (m["stage"], m["network"]) == (stage, network)]
     values = np.array([np.nan if m.get(key) is None else m[key] for m in mine], float)
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def best_epochs(metrics: list[dict]) -> dict[tuple[str, int], tuple[int, float]]:
-    """(stage, fold) -> (epoch, loss) where the validation loss is lowest; without one the pair is left out."""
+def best_epochs(metrics: list[dict]) -> dict[tuple[str, tuple[int, int]], tuple[int, float]]:
+    """(stage, network) -> (epoch, loss) where the validation loss is lowest; without one the pair is left out."""
     found = {}
-    for stage, fold in dict.fromkeys((m["stage"], m["fold"]) for m in metrics):
-        valid = of_fold(metrics, stage, fold, "valid/loss")
+    for stage, network in dict.fromkeys((m["stage"], m["network"]) for m in metrics):
+        valid = of_network(metrics, stage, network, "valid/loss")
         if np.isfinite(valid).any():
             best = np.nanargmin(valid)
-            found[stage, fold] = int(of_fold(metrics, stage, fold, "epoch")[best]), float(valid[best])
+            found[stage, network] = int(of_network(metrics, stage, network, "epoch")[best]), float(valid[best])
     return found
 
 

@@ -1,0 +1,82 @@
+"""Several networks of a fold: each trained by itself, all predicting together."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_transfer import get_config
+
+from jaxmarks import evaluate, predict, train
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A run of one fold with an ensemble of two."""
+    workdir = tmp_path_factory.mktemp("ensemble")
+    config = get_config(**{"train.ensemble": 2, "data.count": 10, "split.valid": 0.2, "train.steps": 2})
+    datasets = train.train(config, workdir)
+    return workdir, config, datasets["train"]
+
+
+def test_each_network_is_a_run_of_its_own(two, tmp_path):
+    """The first is that of a run without an ensemble; the others differ from it, and the log knows them apart."""
+    workdir, config, _ = two
+    names = sorted(p.parent.name for p in workdir.glob("checkpoints/train/*/best"))
+    assert names == ["fold0", "fold0.1"]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {(line["fold"], line["member"]) for line in lines} == {(0, 0), (0, 1)}
+    alone = config.copy_and_resolve_references()
+    alone.train.ensemble = 1
+    train.train(alone, tmp_path)
+    (mine, other), _ = train.restore(workdir, "train", train.members(config, 0))
+    (theirs,), _ = train.restore(tmp_path, "train", train.members(alone, 0))
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (mine, other)), strict=True))
+
+
+def test_the_fold_is_tested_by_the_mean_of_its_networks(two):
+    workdir, config, dataset = two
+    found, _, _ = evaluate.held_out(config, workdir, "train", dataset)
+    _, _, test = train.split_rows(config, dataset.samples, train.Member(0), 1)
+    tested = dataset.samples.take(test)
+    _, task = train.build(config, {"landmarks": 8})
+    networks, _ = train.restore(workdir, "train", train.members(config, 0))
+    each = [evaluate.predict(evaluate.predictor(task), [one], tested)[0] for one in networks]
+    np.testing.assert_allclose(found.points, np.mean(each, axis=0), rtol=1e-5)
+    assert np.abs(each[0] - each[1]).max() > 1e-3
+    _, _, taken, _ = predict.networks_of(workdir)
+    assert len(taken) == 2
+
+
+def test_the_few_specimens_are_the_same_for_all(two):
+    _, config, dataset = two
+    config = config.copy_and_resolve_references()
+    config.split.few = 3
+    first, second = (train.split_rows(config, dataset.samples, member, 1)[0] for member in train.members(config, 0))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_where_validation_is_the_test_it_is_the_same_for_all(two):
+    _, config, dataset = two
+    config = config.copy_and_resolve_references()
+    config.split.folds = 1
+    for config.split.by in ("group", "random"):
+        first, second = (train.split_rows(config, dataset.samples, member, 1)[1] for member in train.members(config, 0))
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_network_starts_from_its_like_or_the_first_of_its_fold_or_of_the_first_fold(tmp_path):
+    for name in ("fold0", "fold0.1", "fold2", "fold10"):
+        (tmp_path / name / "best").mkdir(parents=True)
+    starts = {(0, 1): "fold0.1", (0, 2): "fold0", (2, 1): "fold2", (10, 0): "fold10", (3, 0): "fold0"}
+    for member, name in starts.items():
+        assert train.pick(tmp_path, train.Member(*member)) == tmp_path / name / "best"
+
+
+def test_no_network_is_an_error(two):
+    _, config, _ = two
+    config = config.copy_and_resolve_references()
+    config.train.ensemble = 0
+    with pytest.raises(ValueError, match=r"train\.ensemble=0: a fold has at least one"):
+        train.members(config, 0)

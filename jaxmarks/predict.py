@@ -96,8 +96,7 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = ""):
     stage = train.stages(config)[-1]
     settings = configs.stage(config, stage)
     settings.data = of_set(settings.data, set)
-    folds = train.folds(settings) if fold is None else [fold]
-    variables, notes = train.restore(workdir, stage, [one for fold in folds for one in train.members(settings, fold)])
+    variables, notes = train.restore(workdir, stage, train.members(settings, fold))
     facts = notes[0]["facts"]
     _, task = train.build(settings, facts)
     if set:

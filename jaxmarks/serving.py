@@ -100,9 +100,7 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         for path, leaf in jax.tree_util.tree_leaves_with_path(like)
     }
     files = []
-    folds = train.folds(settings) if fold is None else [fold]
-    members = [member for fold in folds for member in train.members(settings, fold)]
-    for member, variables in zip(members, networks, strict=True):
+    for member, variables in zip(train.members(settings, fold), networks, strict=True):
         files.append(f"network_{member}.onnx")
         with layers.lowering("plain"):
             jax2onnx.to_onnx(

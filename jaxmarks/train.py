@@ -65,7 +65,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
         datasets[name] = dataset = processes.in_turn(functools.partial(load, settings.data))
         for problem in dataset.problems:
             tell(f"[{name}] {problem['image']}: {problem['what']}")
-        for member in (member for fold in folds(settings) for member in members(settings, fold)):
+        for member in members(settings):
             source = checkpoint_before(config, workdir, names[:number], member)
             train_member(settings, workdir, name, member, dataset, source)
     return datasets
@@ -81,11 +81,12 @@ def folds(settings) -> list[int]:
     return list(settings.split.run) or list(range(settings.split.folds))
 
 
-def members(settings, fold: int) -> list[Member]:
-    """The networks of a fold, which predict together."""
+def members(settings, fold: int | None = None) -> list[Member]:
+    """The networks of a fold, which predict together, or of all folds."""
     if settings.train.ensemble < 1:
         raise ValueError(f"--config.train.ensemble={settings.train.ensemble}: a fold has at least one network")
-    return [Member(fold, number) for number in range(settings.train.ensemble)]
+    chosen = folds(settings) if fold is None else [fold]
+    return [Member(each, number) for each in chosen for number in range(settings.train.ensemble)]
 
 
 def claim(config, workdir):
@@ -347,7 +348,7 @@ def train_member(settings, workdir, stage, member, dataset, source):
             span = slice(start, start + options.span)
             sizes_here = None if of_size is None else of_size[span]
             state, found = several(runs, sizes_here, state, data, rows[span], epoch_key, start, feed.stream)
-            if epoch == 1 and not start and member == (folds(settings)[0], 0) and processes.lead():
+            if epoch == 1 and not start and member == members(settings)[0] and processes.lead():
                 # By then the first steps are made, which it would have held up.
                 (shown_first,) = feed.shown(chosen[None, :16])
                 draw_batch(workdir / "figures" / f"batch_{stage}.png", task, shown_first, chosen[:16], key, dataset)

@@ -96,12 +96,12 @@ def held_out(
     """Each fold's test images by its own networks, and by the baselines that `settings.baselines` names.
 
     Where nothing is held back for a test the validation images take its place. The last of what is returned are the
-    problems of the training images.
+    caveats of the training.
     """
     found: dict[str, list[Predictions]] = {"network": [], **{name: [] for name in settings.baselines}}
     samples, own = dataset.samples, dataset.own(dataset.samples)
     _, task = train.build(settings, facts(dataset))
-    call, problems = predictor(task), []
+    call, caveats = predictor(task), []
     for fold in train.folds(settings):
         members = train.members(settings, fold)
         train_rows, valid_rows, test = train.split_rows(settings, samples, members[0], task.versions)
@@ -109,9 +109,9 @@ def held_out(
         if not len(tested):
             raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
         trained = np.unique(train_rows // task.versions)
-        problems += train.unseen(dataset, trained, members[0])
         rest, mine = samples.take(trained), samples.take(tested)
-        networks, _ = train.restore(workdir, stage, members)
+        networks, notes = train.restore(workdir, stage, members)
+        caveats += [caveat for note in notes for caveat in note.get("caveats", ())]
         points, scores = predict(call, networks, mine)
         found["network"].append(beside(mine, points, np.where(own[tested], scores, np.nan), fold))
         for name in settings.baselines:
@@ -122,7 +122,7 @@ def held_out(
                 )
             found[name].append(beside(mine, points, np.where(own[tested], 1.0, np.nan), fold))
     joined = {name: join(parts) for name, parts in found.items()}
-    return joined.pop("network"), joined, problems
+    return joined.pop("network"), joined, caveats
 
 
 def baseline(name: str, rest: Samples, tested: Samples) -> np.ndarray:
@@ -260,19 +260,20 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
     """
     stage = train.stages(config)[-1]
     settings = configs.stage(config, stage)
-    about |= {"failures": dataset.problems, "stage": stage, "parameters": parameters(workdir, stage)}
+    about |= {"stage": stage, "parameters": parameters(workdir, stage)}
     if dataset.objects:
-        found, others, threshold, milliseconds = objects_held_out(settings, workdir, stage, dataset)
+        found, others, threshold, milliseconds, caveats = objects_held_out(settings, workdir, stage, dataset)
+        about["failures"] = dataset.problems + caveats
         about["baselines"] = {
             name: plain(detection.summarise(other, detection.EVEN, dataset.classes)) for name, other in others.items()
         }
         return of_objects(out or workdir, found, threshold, dataset.classes, ms_per_image=milliseconds, **about)
-    found, others, unlearnt = held_out(settings, workdir, stage, dataset)
+    found, others, caveats = held_out(settings, workdir, stage, dataset)
     summary = summarise(found) | {
         "baselines": {name: summarise(other) for name, other in others.items()},
         "annotators_px": dataset.disagreement,
         **about,
-        "failures": dataset.problems + unlearnt,
+        "failures": dataset.problems + caveats,
     }
     if dataset.sets:
         return of_sets(out or workdir, found, others, summary, dataset)
@@ -308,12 +309,12 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
     """Each fold's test photographs by its own detectors, and by the baselines that `settings.baselines` names.
 
     Returns:
-      `detection.Objects`, those of the baselines by name, the threshold of each photograph's fold (N,), and the
-      milliseconds that a photograph took.
+      `detection.Objects`, those of the baselines by name, the threshold of each photograph's fold (N,), the
+      milliseconds that a photograph took, and the caveats of the training.
     """
     truth = {a.image: a for a in dataset.objects}
     parts: dict[str, list] = {"network": [], **{name: [] for name in settings.baselines}}
-    thresholds, spent = [], []
+    thresholds, spent, caveats = [], [], []
     for fold in train.folds(settings):
         members = train.members(settings, fold)
         train_rows, valid_rows, test = train.split_rows(settings, dataset.samples, members[0], 1)
@@ -321,6 +322,7 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
         if not len(mine):
             raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
         networks, notes = train.restore(workdir, stage, members)
+        caveats += [caveat for note in notes for caveat in note.get("caveats", ())]
         _, task = train.build(settings, notes[0]["facts"])
         found, milliseconds = detection.timed(task, networks, mine)
         spent.append(milliseconds)
@@ -336,6 +338,7 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
         joined,
         np.concatenate(thresholds),
         float(np.average(spent, weights=[len(each) for each in thresholds])),
+        caveats,
     )
 
 
@@ -344,7 +347,7 @@ def objects_baseline(name: str, rest: Samples, tested: Samples):
     if name != "blobs":
         raise ValueError(f"--config.baselines: no {name} for objects; there is blobs")
     some = rest.take(np.random.default_rng(0).permutation(len(rest))[:300])
-    spots = blobs.fit(some.images, some.boxes, some.labels)
+    spots = blobs.fit(np.asarray(some.images), some.boxes, some.labels)
     return detection.predict(blobs.predict, spots, tested)
 
 
@@ -355,7 +358,9 @@ def of_objects(folder: Path, found: detection.Objects, threshold, classes, **abo
     each = [detection.summarise(detection.Objects(*(a[rows] for a in found)), threshold[rows], classes)
             for rows in (found.fold == fold for fold in np.unique(found.fold))]  # fmt: skip
     spread = {
-        f"std_over_folds_{key}": float(np.std([e[key] or 0 for e in each])) for key in ("f1", "f1_golden", "map50")
+        # A fold without objects and detections has none.
+        f"std_over_folds_{key}": float(np.std([e[key] for e in each if e[key] is not None] or [np.nan]))
+        for key in ("f1", "f1_golden", "map50")
     }
     folds = [{"fold": int(f)} | e for f, e in zip(np.unique(found.fold), each, strict=True)]
     summary = plain(

@@ -33,7 +33,8 @@ def load(workdir: Path, *, fold: int | None = None, set: str = "") -> Callable:
 
     Returns:
       images (B, H, W, C) uint8 of any size -> (points (B, K, 2) in the images' pixels, scores (B, K)); of a detector
-      `heads.Detections`, its boxes in the images' pixels. It is a `jax.tree_util.Partial` over the variables, so it can
+      `heads.Detections`, its boxes in the images' pixels, in each image at most the `limit` of its head, for large
+      photographs are not cut into tiles here. It is a `jax.tree_util.Partial` over the variables, so it can
       be an argument of a jitted function.
     """
     task, settings, networks, notes = networks_of(workdir, fold=fold, set=set)

@@ -15,7 +15,7 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxmarks import predict, train
+from jaxmarks import detection, predict, train
 from jaxmarks.models import layers
 
 # An artefact made on one of them runs on all.
@@ -31,7 +31,7 @@ def export(
       workdir: a run's folder.
       folder: where the artefact goes.
       size: (H, W) of the photographs that it will take; by default the network's frame.
-      fold: the network of that fold alone; None takes all.
+      fold: the networks of that fold alone; None takes all.
       set: of a run over several datasets the one whose landmarks are wanted.
 
     Returns:
@@ -55,7 +55,7 @@ def export(
         "images": ["batch", *frame, 3],
         "outputs": {name: ["batch", *out.shape[1:]] for name, out in zip(sorted(names), exported.out_avals, strict=True)},
         "facts": notes[0]["facts"],
-        "threshold": float(np.mean([note["threshold"] for note in notes])) if "threshold" in notes[0] else None,
+        "threshold": detection.threshold_of(notes) if "threshold" in notes[0] else None,
         "jax": jax.__version__,
     }  # fmt: skip
     folder = Path(folder)
@@ -67,7 +67,7 @@ def export(
 
 
 def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: str = "") -> dict:
-    """Writes the networks of a run as `network_FOLD.onnx`, and `onnx.json`.
+    """Writes the networks of a run as `network_FOLD.onnx` (of an ensemble also `network_FOLD.MEMBER.onnx`), and `onnx.json`.
 
     They take "images" (batch, H, W, 3), float32 RGB from 0 to 255 in the network's frame, and give the points
     (batch, K, 2) in its pixels and their scores where the head is direct, else what the head's layer gives: heatmaps

@@ -21,7 +21,7 @@ import optax
 from jaxmarks import augment, checkpoint, detection, heads, models, optim, processes, report, steps
 from jaxmarks import config as configs
 from jaxmarks.data import splits
-from jaxmarks.data.loading import Dataset, facts, known_facts, load
+from jaxmarks.data.loading import Dataset, facts, known_facts, load, of_set
 from jaxmarks.feed import Feed
 from jaxmarks.metrics_log import MetricsLog
 from jaxmarks.ops import boxes as box_ops
@@ -40,9 +40,9 @@ class Member(NamedTuple):
         return f"{self.fold}.{self.number}" if self.number else f"{self.fold}"
 
     @property
-    def seed(self) -> tuple[int, ...]:
+    def seed(self) -> int:
         """What tells its random numbers from the others'; the first has those of a fold without an ensemble."""
-        return tuple(self) if self.number else (self.fold,)
+        return self.fold + 2**16 * self.number
 
 
 def train(config, workdir: Path) -> dict[str, Dataset]:
@@ -119,6 +119,11 @@ def folder_of(workdir: Path, stage: str, member: Member) -> Path:
     return Path(workdir) / "checkpoints" / stage / f"fold{member}"
 
 
+def member_of(folder: Path) -> Member:
+    """The network whose checkpoints lie in a folder."""
+    return Member(*map(int, folder.name.removeprefix("fold").split(".")))
+
+
 def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, list[dict]]:
     """The variables of trained networks, and the notes that were saved with them."""
     found = [checkpoint.restore(folder_of(workdir, stage, member) / "best") for member in members]
@@ -136,7 +141,7 @@ def checkpoint_before(config, workdir, earlier, member) -> Path | None:
 
 def pick(folder: Path, member: Member) -> Path:
     """`best` of a network in a stage's folder; where it was not trained there of its fold's first, or of the first fold's."""
-    done = {Member(*map(int, p.parent.name.removeprefix("fold").split("."))): p for p in folder.glob("fold*/best")}
+    done = {member_of(path.parent): path for path in folder.glob("fold*/best")}
     if not done:
         raise FileNotFoundError(f"{folder}: no trained network; let that run end first, or change --config.init_from")
     return next(done[one] for one in (member, Member(member.fold), min(done)) if one in done)
@@ -178,7 +183,7 @@ def split_rows(settings, samples, member, versions):
 
 
 def unseen(dataset, trained, member) -> list[dict]:
-    """What a network trained on the samples `trained` cannot know, as problems of the data."""
+    """What a network trained on the samples `trained` cannot know, as caveats."""
     found, visible = [], dataset.samples.visible[trained].any(axis=0)
     for name, columns in zip(dataset.sets or ("",), dataset.columns, strict=True):
         missing = np.flatnonzero(~visible[columns]) + 1
@@ -187,13 +192,40 @@ def unseen(dataset, trained, member) -> list[dict]:
         what = f"landmarks visible in no training image: {', '.join(map(str, missing))}; their"
         if len(missing) == len(visible[columns]):
             what = "no landmark is visible in any training image: there is nothing to learn, and"
-        what = f"fold {member}: {what} predictions mean nothing"
-        found.append({"image": f"{name}/" if name else "", "what": what, "where": "the training images"})
+        found.append(caveat(member, f"{what} predictions mean nothing", f"{name}/" if name else ""))
     return found
 
 
+def seen_before(settings, member, source: Path | None) -> list[dict]:
+    """Whether the network that one starts from may have been trained on what tests it, as caveats."""
+    if source is None:
+        return []
+    theirs = configs.stage(config_of(source.parents[3]), source.parent.parent.name)
+    split = lambda settings: [settings.split[key] for key in ("by", "folds", "seed")]
+    same = member_of(source.parent) == member and split(theirs) == split(settings)
+    if same or origins(settings.data).isdisjoint(origins(theirs.data)):
+        return []
+    what = f"it starts from {source.parent}, which may have learnt from its test and validation images"
+    return [caveat(member, f"{what}: the score may flatter")]
+
+
+def origins(data) -> set:
+    """Where the images of a config's `data` come from."""
+    found: set = set()
+    for one in [of_set(data, name) for name in data.get("sets") or {}] or [data]:
+        own = one.get("images") or one.get("volume")
+        drawn = {(part, one.get("seed", 0)) for part in one.get("part", "").split("+")}
+        found |= {str(Path(own).absolute())} if own else drawn
+    return found
+
+
+def caveat(member, what: str, image: str = "") -> dict:
+    """What is to be known of a network's training, listed as the problems of the data are."""
+    return {"image": image, "what": f"fold {member}: {what}", "where": "the training images"}
+
+
 def anchors(settings, samples) -> dict:
-    """The typical sizes of boxes, by k-means, where the head has an `anchor_count`."""
+    """The typical sizes of all boxes, by k-means, where the head has an `anchor_count`."""
     if "anchor_count" not in settings.head:
         return {}
     boxes = samples.boxes[samples.labels >= 0]
@@ -272,15 +304,22 @@ def train_member(settings, workdir, stage, member, dataset, source):
     samples, options = dataset.samples, settings.train
     if options.mixup and dataset.objects:
         raise ValueError(f"--config.train.mixup={options.mixup}: detectors learn nothing from mixed boxes; set it to 0")
+    if dataset.objects and settings.split.by == "random":
+        raise ValueError("--config.split.by=random divides photographs, whose objects belong together; set it to image")
     known = facts(dataset) | anchors(settings, samples)
     network, task = build(settings, known, dataset.flip)
     train_rows, valid_rows, _ = split_rows(settings, samples, member, task.versions)
-    for problem in unseen(dataset, train_rows // task.versions, member):
-        tell(f"[{stage}] {problem['image']}{problem['what']}")
+    caveats = unseen(dataset, train_rows // task.versions, member) + seen_before(settings, member, source)
+    if dataset.objects and not len(valid_rows):
+        caveats.append(
+            caveat(member, "no image is held back for validation: the threshold is chosen on training images")
+        )
+    for each in caveats:
+        tell(f"[{stage}] {each['image']}{each['what']}")
 
     parts = parts_of(settings, samples)
     epoch_of = functools.partial(splits.epoch, train_rows, parts[train_rows // task.versions])
-    draw = np.random.default_rng((settings.seed, *member.seed))
+    draw = np.random.default_rng((settings.seed, member.seed))
     chosen, count = epoch_of(draw), len(train_rows)
     valid_rows = splits.balanced(valid_rows, parts[valid_rows // task.versions], draw)
     devices = devices_of(options)
@@ -292,7 +331,7 @@ def train_member(settings, workdir, stage, member, dataset, source):
         raise ValueError(f"--config.train.accumulate={options.accumulate}: {epochs * steps_per_epoch} batches are all")
     # The stage's name is part of the key, not its number: a stage trains alike alone and after another.
     key = jax.random.fold_in(jax.random.key(settings.seed), int.from_bytes(stage.encode()[:4], "big") % 2**31)
-    key = functools.reduce(jax.random.fold_in, member.seed, key)
+    key = jax.random.fold_in(key, member.seed)
 
     variables = initial(network, settings, key)
     tx = optimiser(settings, variables["params"], epochs=epochs, steps_per_epoch=steps_per_epoch)
@@ -339,7 +378,7 @@ def train_member(settings, workdir, stage, member, dataset, source):
     before, first = progress["seconds"], progress["epoch"]
     for epoch in range(first + 1, epochs + 1):
         began = time.perf_counter()
-        draw = np.random.default_rng((settings.seed, *member.seed, epoch))
+        draw = np.random.default_rng((settings.seed, member.seed, epoch))
         rows = steps.batches(epoch_of(draw), batch)
         of_size = draw.integers(len(runs), size=len(rows)) if len(runs) > 1 else None
         epoch_key = jax.random.fold_in(key, epoch)
@@ -409,9 +448,10 @@ def train_member(settings, workdir, stage, member, dataset, source):
     if progress["best_valid"] is None:
         best, progress["best_epoch"] = last, progress["epoch"]
     del progress["batch"], progress["sums"]
-    about = progress | {"facts": known, "images": len(np.unique(train_rows // task.versions))}
+    about = progress | {"facts": known, "caveats": caveats, "images": len(np.unique(train_rows // task.versions))}
     if dataset.objects:
-        chosen_on = samples.take(np.sort(valid_rows if len(valid_rows) else train_rows))
+        rows = valid_rows if len(valid_rows) else train_rows
+        chosen_on = samples.take(np.unique(rows // task.versions))
         about["threshold"] = detection.choose_threshold(task, best, chosen_on, dataset)
     save(folder / "best", best, about)
     save(folder / "last", last, about)
@@ -510,7 +550,10 @@ def take_over(variables, theirs, about: str, skip: str):
 def describe(config, stage: str) -> str:
     """A table of a stage's network: each layer with its shapes and parameters, and their number."""
     settings = configs.stage(config, stage)
-    network, _ = build(settings, known_facts(settings.data))
+    known = known_facts(settings.data)
+    if "anchor_count" in settings.head:
+        known["anchors"] = [known["sizes"]] * settings.head.anchor_count  # as many as there will be
+    network, _ = build(settings, known)
     images = jnp.zeros((1, *settings.data.size, settings.channels))
     table = nn.tabulate(network, jax.random.key(0), console_kwargs={"width": 130, "force_terminal": False})(images)
     params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]

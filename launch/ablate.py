@@ -295,10 +295,11 @@ def number(x: float, metric: str) -> str:
 
 def higher_is_better(metric: str) -> bool:
     """Whether the best of a column is the greatest."""
-    return metric.split(".")[0] in (
-        "r2", "explained_variance", "pearson", "success_rates", "hit_rates",
-        "sdr_mm", "pck", "oks", "map_oks", "f1", "f1_golden", "map50", "precision", "recall",
-    )  # fmt: skip
+    good = {
+        "r2", "explained_variance", "pearson", "success_rates", "hit_rates", "sdr_mm", "pck", "oks", "map_oks",
+        "f1", "f1_golden", "map50", "ap50_by_class", "precision", "recall", "median_iou",
+    }  # fmt: skip
+    return not good.isdisjoint(metric.split("."))
 
 
 def over_folds(metric: str) -> str:

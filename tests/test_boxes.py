@@ -714,13 +714,17 @@ def naive_agreed(boxes, scores, classes, iou):
 @given(SEEDS)
 def test_agreed_equals_a_loop(seed):
     rng = np.random.default_rng(seed)
-    boxes, scores = draw_boxes(rng, 3, 6), rng.permutation(18).reshape(3, 6) / 20
-    classes = rng.integers(0, 2, (3, 6))
+    # Three networks see four objects, each a little elsewhere, and miss some; there is room for 12.
+    here, there = draw_boxes(rng, 4), rng.normal(0, 2, (3, 4, 4))
+    boxes = np.zeros((3, 12, 4))
+    boxes[:, :4] = np.sort((here + there).reshape(3, 4, 2, 2), axis=2).reshape(3, 4, 4)
+    scores, classes = np.zeros((3, 12)), np.zeros((3, 12), int)
+    scores[:, :4], classes[:, :4] = rng.permutation(12).reshape(3, 4) / 12, rng.integers(0, 2, 4)
     found, mean, labels = agreed(boxes, scores, classes, iou=0.25)
     expected = naive_agreed(boxes, scores, classes, 0.25)
     known = [(m, *b, c) for m, b, c in zip(mean, found, labels, strict=True) if m > 0]
-    if len(expected) <= 6:  # no more than there is room for
-        np.testing.assert_allclose(sorted(known), sorted(expected), rtol=1e-6)
+    ordered = lambda rows: sorted(rows, key=lambda row: np.round(row, 3).tolist())  # ties of the mean, to float32
+    np.testing.assert_allclose(ordered(known), ordered(expected), rtol=1e-5)
     assert (np.diff(mean) <= 0).all()
 
 

@@ -74,6 +74,24 @@ def test_a_network_starts_from_its_like_or_the_first_of_its_fold_or_of_the_first
         assert train.pick(tmp_path, train.Member(*member)) == tmp_path / name / "best"
 
 
+def caveats(config, workdir, fold):
+    return train.restore(workdir, "train", [train.Member(fold)])[1][0]["caveats"]
+
+
+def test_a_network_that_may_have_learnt_from_the_test_images_is_named(two, tmp_path):
+    """The fold of the same number has the same test; another fold's network has learnt from this one's."""
+    workdir, config, _ = two
+    config = config.copy_and_resolve_references()
+    config.train.ensemble, config.init_from, config.train.steps, config.split.run = 1, str(workdir), 1, (0, 1)
+    train.train(config, tmp_path / "same")
+    assert caveats(config, tmp_path / "same", 0) == []
+    (caveat,) = caveats(config, tmp_path / "same", 1)
+    assert caveat["what"].startswith(f"fold 1: it starts from {workdir}/checkpoints/train/fold0, which may have learnt")
+    config.data.seed = 1  # other images
+    train.train(config, tmp_path / "other")
+    assert caveats(config, tmp_path / "other", 1) == []
+
+
 def test_no_network_is_an_error(two):
     _, config, _ = two
     config = config.copy_and_resolve_references()

@@ -226,7 +226,10 @@ def _objects(spec):
 
 
 def facts(dataset: Dataset) -> dict:
-    """What a head needs to know of the data: how many landmarks (of scouts also where), or which classes and sizes of boxes."""
+    """What a head needs to know of the data: how many landmarks (of scouts also where), or which classes and sizes of boxes.
+
+    The typical size is the median over all boxes, those of test images too.
+    """
     samples = dataset.samples
     if not dataset.classes:
         template = {"template": dataset.volumes.template} if dataset.volumes else {}

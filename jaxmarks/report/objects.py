@@ -46,15 +46,15 @@ def draw(folder: Path, summary: dict, found: Boxes, true: Boxes, metrics: list[d
 
 
 def curves(found: Boxes, total: int, threshold: float | None, folder: Path) -> None:
-    """Precision against recall, and both with the F1 against the threshold."""
+    """Precision against recall, and both with the F1 against the threshold, and what those in use give."""
     order = np.argsort(-found.score, kind="stable")
     right, number = np.cumsum(found.hit[order]), np.arange(1, len(order) + 1)
     precision, recall, f1 = right / number, right / total, 2 * right / (number + total)
     figure, grid = figures.axes(size=(4.6, 3.6))
     grid[0, 0].plot(recall, precision, color=figures.BLUE, lw=1.5)
-    if threshold is not None and found.above.any():
-        at = int(found.above.sum()) - 1
-        grid[0, 0].plot(recall[at], precision[at], "o", ms=6, color=figures.ORANGE, mec="white")
+    if found.above.any():  # each fold has its own threshold, so the dot need not lie on the line
+        hits = (found.above & found.hit).sum()
+        grid[0, 0].plot(hits / total, hits / found.above.sum(), "o", ms=6, color=figures.ORANGE, mec="white")
     grid[0, 0].set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
     figure.savefig(folder / "precision_recall.png")
     figure, grid = figures.axes(size=(7.2, 2.8))

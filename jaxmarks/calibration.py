@@ -121,7 +121,7 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path) ->
     }
     refused = [doubts(one) for one in each]
     Path(out).mkdir(parents=True, exist_ok=True)
-    with (Path(out) / "volumes.csv").open("w", newline="") as file:
+    with (Path(out) / "volumes.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["triple", *columns, "refused"])
         for n, t in enumerate(triples):

@@ -38,17 +38,17 @@ def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.Config
     """The settings of one stage: the config with the keys that `config.stage[name]` changes.
 
     Raises:
-      KeyError: the stage changes a key that the config does not have.
+      ValueError: the stage changes a key that the config does not have.
     """
     settings = ml_collections.ConfigDict(json.loads(config.to_json()))
     changes = ml_collections.ConfigDict(json.loads(config.to_json()))["stage"].get(name, {})
     for path, value in _leaves(changes):
         target = settings
-        for key in path[:-1]:
-            target = target[key]
-        if path[-1] not in target:
-            raise KeyError(f"config.stage.{name}.{'.'.join(path)}: the config has no such key to change")
-        target[path[-1]] = value
+        for key in path:
+            if key not in target:
+                raise ValueError(f"config.stage.{name}.{'.'.join(path)}: the config has no such key to change")
+            parent, target = target, target[key]
+        parent[key] = value
     return settings
 
 

@@ -260,14 +260,14 @@ def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> 
     """Writes `predictions.csv`, every detection, and `objects.csv`, every true object, with what became of each."""
     limit = np.broadcast_to(threshold, (len(found.name),))
     right = hits(found)
-    with (Path(folder) / "objects.csv").open("w", newline="") as file:
+    with (Path(folder) / "objects.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow("image class x0 y0 x1 y1 hit fold".split())
         reached = reach(found, limit)
         for n, k in np.argwhere(found.labels >= 0):
             corners = [f"{v:.2f}" for v in found.true[n, k]]
             rows.writerow([found.name[n], classes[found.labels[n, k]], *corners, int(reached[n, k]), found.fold[n]])
-    with (Path(folder) / "predictions.csv").open("w", newline="") as file:
+    with (Path(folder) / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow("image class x0 y0 x1 y1 score above_threshold hit fold".split())
         for n, name in enumerate(found.name):

@@ -216,7 +216,7 @@ def write(folder: Path, found: Predictions | list[Predictions], summary: dict) -
     """Writes `predictions.csv`, `predictions.tps` and `summary.json` to the folder; several `found` one after the other."""
     folder, parts = Path(folder), found if isinstance(found, list) else [found]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "predictions.csv").open("w", newline="") as file:
+    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow("image landmark x y score x_true y_true distance fold".split())
         for part in parts:

@@ -114,6 +114,7 @@ def evaluate(config, workdir):
     other = own and paths(config.data) != paths(mine)
     if other:
         trained.data = mine
+        trained.data.keep = ""  # where the images that it was trained on are
         for key in (*keys, "group_by"):
             if key in trained.data:
                 trained.data[key] = config.data[key]

@@ -163,6 +163,11 @@ def split_rows(settings, samples, member, versions):
     # Where validation takes the place of a test, or a few specimens are all there is, an ensemble has the same of them.
     number = 0 if settings.split.folds == 1 or settings.split.few else member.number
     split = splits.by_group_in_each(samples.domain, group, fold=member.fold, member=number, **options)
+    if settings.split.by == "random" and settings.split.folds == 1:
+        raise ValueError(
+            "--config.split.by=random --config.split.folds=1: the versions that validate are of images that are trained"
+            " on, so nothing would be left to test; raise split.folds"
+        )
     if settings.split.few and settings.split.by == "random":
         raise ValueError(
             f"--config.split.few={settings.split.few}: a random split has no specimens; set split.by=group"
@@ -202,20 +207,26 @@ def seen_before(settings, member, source: Path | None) -> list[dict]:
         return []
     theirs = configs.stage(config_of(source.parents[3]), source.parent.parent.name)
     split = lambda settings: [settings.split[key] for key in ("by", "folds", "seed")]
-    same = member_of(source.parent) == member and split(theirs) == split(settings)
-    if same or origins(settings.data).isdisjoint(origins(theirs.data)):
+    mine, others = origins(settings.data), origins(theirs.data)
+    shared = mine.keys() & others.keys()
+    alike = split(theirs) == split(settings) and all(mine[origin] == others[origin] for origin in shared)
+    if not shared or (alike and member_of(source.parent) == member):
         return []
     what = f"it starts from {source.parent}, which may have learnt from its test and validation images"
     return [caveat(member, f"{what}: the score may flatter")]
 
 
-def origins(data) -> set:
-    """Where the images of a config's `data` come from."""
-    found: set = set()
+def origins(data) -> dict:
+    """Where the images of a config's `data` come from, and what beside the split's settings tells how they are split."""
+    found: dict = {}
     for one in [of_set(data, name) for name in data.get("sets") or {}] or [data]:
         own = one.get("images") or one.get("volume")
-        drawn = {(part, one.get("seed", 0)) for part in one.get("part", "").split("+")}
-        found |= {str(Path(own).absolute())} if own else drawn
+        if own:
+            marks = str(one.get("boxes") or one.get("landmarks")).split(",")
+            found[Path(own).absolute()] = [Path(mark).absolute() for mark in marks], one.get("group_by", "")
+        else:
+            for part in one.get("part", "").split("+"):
+                found[part, one.get("seed", 0)] = one.get("count")
     return found
 
 

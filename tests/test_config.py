@@ -72,7 +72,7 @@ def test_a_stage_is_the_config_with_a_few_keys_changed():
     assert pretrain.train.epochs == 10000 and list(finetune.optimizer.learning_rate) == [0.01, 0.01]
     assert list(pretrain.optimizer.learning_rate) == [0.03, 0.00001]
     config.stage.finetune = {"optimiser": {"name": "adam"}}
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="no such key"):
         configs.stage(config, "finetune")
 
 

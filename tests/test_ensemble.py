@@ -61,9 +61,11 @@ def test_where_validation_is_the_test_it_is_the_same_for_all(two):
     _, config, dataset = two
     config = config.copy_and_resolve_references()
     config.split.folds = 1
-    for config.split.by in ("group", "random"):
-        first, second = (train.split_rows(config, dataset.samples, member, 1)[1] for member in train.members(config, 0))
-        np.testing.assert_array_equal(first, second)
+    first, second = (train.split_rows(config, dataset.samples, member, 1)[1] for member in train.members(config, 0))
+    np.testing.assert_array_equal(first, second)
+    config.split.by = "random"
+    with pytest.raises(ValueError, match=r"folds=1: the versions"):
+        train.split_rows(config, dataset.samples, train.Member(0), 1)
 
 
 def test_a_network_starts_from_its_like_or_the_first_of_its_fold_or_of_the_first_fold(tmp_path):
@@ -87,6 +89,10 @@ def test_a_network_that_may_have_learnt_from_the_test_images_is_named(two, tmp_p
     assert caveats(config, tmp_path / "same", 0) == []
     (caveat,) = caveats(config, tmp_path / "same", 1)
     assert caveat["what"].startswith(f"fold 1: it starts from {workdir}/checkpoints/train/fold0, which may have learnt")
+    config.split.run, config.data.count = (0,), 12  # of which the folds are others
+    train.train(config, tmp_path / "more")
+    assert len(caveats(config, tmp_path / "more", 0)) == 1
+    config.split.run, config.data.count = (0, 1), 10
     config.data.seed = 1  # other images
     train.train(config, tmp_path / "other")
     assert caveats(config, tmp_path / "other", 1) == []

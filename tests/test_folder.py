@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmarks.data import folder, photographs
+from jaxmarks.data import folder, formats, photographs
 from jaxmarks.data.ahead import ahead
 from jaxmarks.data.samples import FormatError
 
@@ -42,6 +42,22 @@ def test_a_large_jpeg_is_decoded_small_and_stays_in_place(tmp_path):
     np.testing.assert_allclose(centroid(np.minimum(image, 240)) / (128 / 1632), at, atol=8)
 
 
+@pytest.mark.parametrize("size", [(3073, 4097), (1539, 2051), (779, 1031)])
+def test_a_jpeg_whose_sides_no_reduction_divides_stays_in_place(size, tmp_path):
+    """The last column of a reduced decode reaches beyond the photograph, by up to seven of its pixels."""
+    at = (0.95 * size[1], 0.95 * size[0])
+    Image.fromarray(dot(size, at, radius=size[0] / 40)).save(tmp_path / "a.jpg", quality=95)
+    for fit in ("pad", "stretch"):
+        (samples, (drawn,)), *_ = folder.batches(tmp_path, size=(192, 256), fit=fit, problems=[])
+        trained, _ = folder.framed(tmp_path / "a.jpg", size=(192, 256), channels=3, fit=fit)
+        (sx, _, left), (_, sy, top) = samples.to_source[0]
+        for image in (samples.images[0], trained):
+            found = centroid(np.where(image > 220, 240, image)) * (sx, sy) + (left, top)
+            np.testing.assert_allclose(found, at, atol=0.05 * sx)  # pixels of the frame
+        share = np.array(size[::-1]) / drawn.shape[1::-1]
+        np.testing.assert_allclose(centroid(np.where(drawn > 220, 240, drawn)) * share, at, atol=0.05 * sx)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16", "LA"])
 def test_image_kinds_become_rgb(mode, tmp_path):
     grey = np.linspace(0, 255, 64).reshape(8, 8).astype(np.uint8)
@@ -65,6 +81,30 @@ def test_names_are_found_as_people_write_them(tmp_path):
         assert photographs.find(tmp_path, name) == tmp_path / expected, name
     with pytest.raises(OSError, match="no such image"):
         photographs.find(tmp_path, "d.png")
+
+
+def test_a_name_with_folders_is_no_file_of_another_folder(tmp_path):
+    (tmp_path / "s2").mkdir()
+    for name in ("s2/a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    for name, expected in (("D:/x/y/a.png", "s2/a.png"), ("S2\\A.png", "s2/a.png"), ("train/b.png", "b.png")):
+        assert photographs.find(tmp_path, name) == tmp_path / expected, name
+    with pytest.raises(OSError, match="no such image"):
+        photographs.find(tmp_path, "s1/a.png")
+
+
+def test_one_photograph_under_several_names_is_one_specimen(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "points.csv").write_text("image,x1,y1,group\na.jpg,1,1,\nA.JPG,1,1,g\na,1,1,\nb,2,2,\n")
+    samples, problems = folder.load(tmp_path, tmp_path / "points.csv", size=(8, 8))
+    assert samples.name.tolist() == ["a.jpg"] * 3 + ["b.jpg"]
+    assert samples.group.tolist() == [0, 0, 0, 1]
+    assert [p["what"] for p in problems] == ["annotated twice: both kept, in one group"] * 2
+    (tmp_path / "other.csv").write_text("image,x1,y1\nA.JPG,3,1\nb.jpg,2,2\n")
+    (tmp_path / "one.csv").write_text("image,x1,y1\na,1,1\nb,2,2\n")
+    both = formats.read(f"{tmp_path / 'one.csv'},{tmp_path / 'other.csv'}", tmp_path)
+    assert [(a.image, a.points.tolist()) for a in both] == [("a.jpg", [[2, 1]]), ("b.jpg", [[2, 2]])]
 
 
 def test_a_name_that_several_photographs_have_is_not_guessed(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxmarks import formats, tps
 from jaxmarks.data import folder, photographs
@@ -457,3 +457,122 @@ def test_annotators_of_different_landmarks_are_refused(tmp_path):
 def test_a_path_with_a_comma_is_one_file(tmp_path):
     (tmp_path / "left,right.csv").write_text("image,x1,y1\na.png,1,2\n")
     assert len(formats.read(tmp_path / "left,right.csv")) == 1
+
+
+# Where photographs say how they are to be turned
+
+
+@pytest.fixture
+def turned(tmp_path):
+    """JPEGs of 20x30 px, bright around the stored point (22, 4), for each of EXIF's orientations; and the upright points."""
+    points = {}
+    for turn in range(1, 9):
+        image = np.zeros((20, 30, 3), np.uint8)
+        image[2:6, 20:24] = 255
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        file = tmp_path / f"{turn}.jpg"
+        Image.fromarray(image).save(file, quality=100, exif=exif)
+        upright = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("L"), float)
+        y, x = np.mgrid[: upright.shape[0], : upright.shape[1]] + 0.5
+        points[turn] = (x * upright).sum() / upright.sum(), (y * upright).sum() / upright.sum(), upright.shape
+    return tmp_path, points
+
+
+def test_labelme_marks_upright_photographs(turned):
+    images, points = turned
+    (images / "marks").mkdir()
+    for turn, (x, y, (h, w)) in points.items():
+        shapes = [{"label": "a", "points": [[x, y]], "shape_type": "point"}]
+        document = {"imagePath": f"{turn}.jpg", "shapes": shapes, "imageHeight": h, "imageWidth": w}
+        (images / "marks" / f"{turn}.json").write_text(json.dumps(document))
+    for a in formats.read(images / "marks", images):
+        np.testing.assert_allclose(a.points, [[22, 4]], atol=0.2, err_msg=a.image)
+        assert not a.upright and a.size == (20, 30)
+    samples, problems = folder.load(images, images / "marks", size=(20, 30))
+    np.testing.assert_allclose(samples.points[:, 0], [[22, 4]] * 8, atol=0.2)
+    assert problems == []
+
+
+def test_a_size_that_is_not_the_photographs_is_a_problem(turned):
+    images, points = turned
+    x, y, (h, w) = points[6]
+    entry = lambda turn, size: {"id": turn, "file_name": f"{turn}.jpg", "height": size[0], "width": size[1]}
+    # The sixth was seen upright, the first as it is stored; the third's marks are from an image of half the size.
+    document = {
+        "images": [entry(6, (h, w)), entry(1, (20, 30)), entry(3, (10, 15))],
+        "annotations": [
+            {"image_id": 6, "keypoints": [x, y, 2]},
+            {"image_id": 1, "keypoints": [22, 4, 2]},
+            {"image_id": 3, "keypoints": [4, 8, 2]},
+        ],
+    }
+    (images / "coco.json").write_text(json.dumps(document))
+    problems = []
+    found = formats.read(images / "coco.json", images, problems)
+    assert [a.image for a in found] == ["6.jpg", "1.jpg"]
+    np.testing.assert_allclose([a.points[0] for a in found], [[22, 4]] * 2, atol=0.2)
+    assert [p["what"] for p in problems] == ["annotated as 15x10, the photograph has 30x20: left out"]
+
+
+# What is not used, or stands in one place and is missing in another
+
+
+def test_tps_records_without_landmarks_and_curves_are_named(tmp_path):
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.tps").write_text("LM=1\n1 1\nCURVES=1\nPOINTS=2\n1 1\n2 2\nIMAGE=a.png\nLM=0\nIMAGE=b.png\n")
+    problems = []
+    assert [a.image for a in formats.read(tmp_path / "a.tps", problems=problems)] == ["a.png"]
+    assert [(p["image"], p["what"]) for p in problems] == [
+        ("a.png", "CURVES or OUTLINES of 1 records are not used: only landmarks (LM=) are learnt"),
+        ("b.png", "LM=0, no landmark is marked yet: left out"),
+    ]
+    (tmp_path / "b.tps").write_text("LM=0\nIMAGE=a.png\nLM=0\nIMAGE=b.png\n")
+    with pytest.raises(FormatError, match=r"b\.tps.* no image has a landmark"):
+        formats.read(tmp_path / "b.tps")
+
+
+def test_labelme_in_subfolders_and_a_slip_in_a_label(tmp_path):
+    (tmp_path / "s").mkdir()
+    for n in range(12):
+        label = "L1" if n == 3 else "l1 "
+        shapes = [{"label": label, "points": [[n, 1]]}] if n else []
+        ending = "JSON" if n == 1 else "json"
+        (tmp_path / "s" / f"{n}.{ending}").write_text(json.dumps({"imagePath": f"{n}.png", "shapes": shapes}))
+    problems = []
+    found = formats.read(tmp_path, problems=problems)
+    assert len(found) == 12
+    assert {(p["image"], p["what"]) for p in problems} == {
+        ("3.png", "landmark L1 is in 1 of 12 files: a slip in its name?"),
+        ("0.png", "no point: all missing"),
+    }
+
+
+def test_what_one_row_of_an_image_says_holds_for_the_image(tmp_path):
+    (tmp_path / "a.csv").write_text("image,landmark,x,y,group,mm_per_px\na,1,1,1,,NA\na,2,2,2,g,0.5\n")
+    (a,) = formats.read(tmp_path / "a.csv")
+    assert (a.group, a.mm_per_px) == ("g", 0.5)
+    (tmp_path / "a.csv").write_text("image,landmark,x,y,group\na,1,1,1,f\na,2,2,2,g\n")
+    with pytest.raises(FormatError, match="line 3: group g of a, in a row before it f"):
+        formats.read(tmp_path / "a.csv")
+
+
+def test_coco_without_a_group_or_scale_and_with_two_kinds_of_specimen(tmp_path):
+    image = {"id": 1, "file_name": "a.png", "group": None, "mm_per_px": None}
+    document = {"images": [image], "annotations": [{"image_id": 1, "category_id": 1, "keypoints": [1, 1, 2]}]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(document))
+    (a,) = formats.read(path)
+    assert a.group == "" and np.isnan(a.mm_per_px)
+    path.write_text(json.dumps(document | {"images": [image | {"mm_per_px": np.inf}]}))
+    with pytest.raises(FormatError, match="mm_per_px inf is no length"):
+        formats.read(path)
+    categories = [{"id": 1, "keypoints": ["head"]}, {"id": 2, "keypoints": ["tail"]}]
+    second = {"image_id": 2, "category_id": 2, "keypoints": [1, 1, 2]}
+    document["images"].append(image | {"id": 2})
+    path.write_text(
+        json.dumps(document | {"annotations": [*document["annotations"], second], "categories": categories})
+    )
+    with pytest.raises(FormatError, match=r"annotations\[1\].*another category"):
+        formats.read(path)

@@ -2,6 +2,8 @@
 
 import collections
 import itertools
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.measure import find_contours
 
-from jaxmarks.data import phantoms
+from jaxmarks.data import loading, phantoms
 from jaxmarks.data.phantoms import backdrop, canvas, genome, limbs, shapes, surface
 
 SYMMETRIC = [part for part, flip in phantoms.FLIP.items() if flip]
@@ -348,3 +350,20 @@ def test_the_collection_is_frozen():
     }
     for part, centre in centres.items():
         np.testing.assert_allclose(centre, frozen[part], atol=1e-3)
+
+
+def test_the_mirrors_order_is_that_of_the_landmarks_that_are_left():
+    spec = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "beetle.py"))["get_config"]("smoke").data
+    spec.update(part="elytra", count=1)
+    whole = loading.load(spec)
+    assert whole.flip == phantoms.FLIP["elytra"]
+    first = 1
+    partner = whole.flip[first - 1] + 1
+    spec.drop = (f"elytra/{first}", f"elytra/{partner}")
+    rest = loading.load(spec)
+    # The mirrored landmarks that are left, in the new order.
+    kept = [k for k in range(11) if k + 1 not in (first, partner)]
+    np.testing.assert_array_equal(np.array(kept)[list(rest.flip)], np.array(whole.flip)[kept])
+    if partner != first:
+        spec.drop = (f"elytra/{first}",)
+        assert loading.load(spec).flip is None

@@ -133,6 +133,10 @@ def test_a_mirror_spares_what_has_no_place_in_it():
     np.testing.assert_allclose(found["points"][1, 2:], points[1, 2:], atol=1e-5)
     np.testing.assert_array_equal(found["visible"][:2], visible[:2])
     assert found["visible"][2].tolist() == [True, False, False, False, False]
+    # What has no partner stays unseen, also where the last landmark, which the index -1 names, is seen.
+    apply = augment.build({"name": "modern", "mirror": 1.0} | still, channels=1, flip=(-1, -1, -1, 4, 3)).apply
+    last = batch | {"visible": jnp.array([[0, 0, 0, 1, 1]] * 4, bool)}
+    np.testing.assert_array_equal(apply(jax.random.split(jax.random.key(0), 4), last)["visible"], last["visible"])
 
 
 def batch(rng, domains, sets=SETS):

@@ -68,7 +68,7 @@ def build(
             mirrored = jax.random.bernoulli(mirror_key, mirror) & ~jnp.any(visible & (order < 0))
             matrix = jnp.where(mirrored, geometry.compose(spatial.mirror(frame), matrix), matrix)
             points = jnp.where(mirrored, points[order], points)
-            visible = jnp.where(mirrored, visible[order], visible)
+            visible = jnp.where(mirrored, visible[order] & (order >= 0), visible)
         new_size = size or frame
         if size:
             matrix = geometry.compose(matrix, jnp.asarray(geometry.frame(frame, size, "stretch"), matrix.dtype))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxmarks.data import formats, records
 from jaxmarks.data.ahead import ahead
-from jaxmarks.data.photographs import decode, find, image_size, listing, readable, shrunk
+from jaxmarks.data.photographs import decode, find, finder, image_size, listing, readable, reduced, shrunk
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import frame, placement
 
@@ -41,9 +41,11 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
         raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
     annotations = formats.read(landmarks, images, problems)
 
+    find_here = finder(images)
+
     def place(a):
         try:
-            return find(images, a.image)
+            return find_here(a.image)
         except OSError as error:
             return str(error)
 
@@ -54,7 +56,7 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
     kept, points, visible, used = [], [], [], set()
     for problem in problems:  # what the file names but is unusable is not without landmarks
         with contextlib.suppress(OSError):
-            used.add(find(images, problem["image"]))
+            used.add(find_here(problem["image"]))
     for a, file in zip(annotations, places, strict=True):
         used.add(file)
         source = outcomes.get(file, file)
@@ -80,23 +82,24 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
     names, sources = [a.image for a, _ in kept], [source for _, source in kept]
     samples = _samples(pixels, sources, names, size, fit, np.stack(points), np.stack(visible))
     numbers: dict[str, int] = {}
-    groups = [numbers.setdefault(_group(a, group_by), len(numbers)) for a, _ in kept]
+    known = {a.image: a.group for a, _ in kept if a.group}
+    groups = [numbers.setdefault(_group(a.image, known, group_by), len(numbers)) for a, _ in kept]
     return (
         Samples(**vars(samples) | {"group": np.array(groups), "mm_per_px": np.array([a.mm_per_px for a, _ in kept])}),
         problems,
     )
 
 
-def _group(annotation, pattern):
+def _group(image, known, pattern):
     if pattern:
-        found = re.search(pattern, annotation.image)
+        found = re.search(pattern, image)
         if not found or not found.groups():
             raise ValueError(
-                f"--config.data.group_by={pattern}: no first group in {annotation.image!r}; write an expression such as"
+                f"--config.data.group_by={pattern}: no first group in {image!r}; write an expression such as"
                 r" '^(\d+)_' whose parentheses hold the specimen"
             )
         return found[1]
-    return annotation.group or annotation.image
+    return known.get(image, image)
 
 
 def frames(files: list[Path], *, size, channels, fit, keep=""):
@@ -124,7 +127,8 @@ def frames(files: list[Path], *, size, channels, fit, keep=""):
         images = list(good())
         return (np.stack(images) if images else np.zeros((0, *size, channels), np.uint8)), read
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return records.keep(good(), keep, key=records.fingerprint([size, channels, fit], stats), notes=read), read
+    key = records.fingerprint("2", [size, channels, fit], stats)  # the version of what makes the frames
+    return records.keep(good(), keep, key=key, notes=read), read
 
 
 def framed(file, *, size, channels, fit) -> tuple[np.ndarray, tuple[int, int]]:
@@ -132,16 +136,26 @@ def framed(file, *, size, channels, fit) -> tuple[np.ndarray, tuple[int, int]]:
     source = image_size(file)
     _, _, rows, columns = placement(source, size, fit)
     # Twice the size is enough for the antialiased result that the full decode would give.
-    image = into_frame(decode(file, at_least=(2 * rows, 2 * columns)), size, fit, source=source)
+    image, extent = reduced(file, at_least=(2 * rows, 2 * columns))
+    image = into_frame(image, size, fit, source=source, extent=extent)
     return (image if channels == 3 else np.asarray(Image.fromarray(image).convert("L"))[..., None]), source
 
 
-def into_frame(image: np.ndarray, size, fit, *, source=None) -> np.ndarray:
-    """An image (h, w, 3) uint8, antialiased, in the frame of `size`; `source` is its size before a reduced decode."""
+def into_frame(image: np.ndarray, size, fit, *, source=None, extent=None) -> np.ndarray:
+    """An image (h, w, 3) uint8, antialiased, in the frame of `size`.
+
+    Of a `reduced` decode `source` is the photograph's own size and `extent` what it fills of the image.
+    """
     top, left, rows, columns = placement(source or image.shape[:2], size, fit)
-    small = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
+    small = _resized(image, (rows, columns), extent)
     pads = ((top, size[0] - rows - top), (left, size[1] - columns - left), (0, 0))
     return np.pad(small, pads, mode="edge")
+
+
+def _resized(image, size, extent=None):
+    """An image, or its first `extent` (rows, columns), at `size` (h, w), antialiased."""
+    box = (0, 0, *(extent or image.shape[:2])[::-1])
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, box=box))
 
 
 def _samples(images, sizes, names, size, fit, points, visible):
@@ -170,9 +184,9 @@ def batches(
         source = image_size(file)
         _, _, rows, columns = placement(source, size, fit)
         height, width = shrunk(source, longest)
-        image = decode(file, at_least=(max(2 * rows, height), max(2 * columns, width)))
-        small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        return into_frame(image, size, fit, source=source), source, small
+        image, extent = reduced(file, at_least=(max(2 * rows, height), max(2 * columns, width)))
+        small = _resized(image, (height, width), extent)
+        return into_frame(image, size, fit, source=source, extent=extent), source, small
 
     def together(part):
         names, read = zip(*part, strict=True)

@@ -183,6 +183,14 @@ def _kept(spec, part):
     return [k for k in range(phantoms.PARTS[part]) if f"{part}/{k + 1}" not in spec.drop]
 
 
+def _flip(spec, part):
+    """The landmarks' order after a mirror of those that are left; None where there is none, or a partner is dropped."""
+    kept, order = _kept(spec, part), phantoms.FLIP[part]
+    if order is None or not {order[k] for k in kept} <= set(kept):
+        return None
+    return tuple(kept.index(order[k]) for k in kept)
+
+
 def _own(spec):
     samples, problems = folder.load(
         spec.images,
@@ -304,4 +312,4 @@ def _phantoms(spec):
         part, specimen = name.removesuffix(".png").rsplit("_", 1)
         return phantoms.draw(part, int(specimen), size=source, seed=spec.seed)[0]
 
-    return Dataset(concatenate(drawn), [], phantoms.FLIP[parts[0]] if len(parts) == 1 else None, photograph)
+    return Dataset(concatenate(drawn), [], _flip(spec, parts[0]) if len(parts) == 1 else None, photograph)

@@ -1,8 +1,11 @@
 """Photographs on disk: found by name, measured, decoded to uint8.
 
-Pixels are taken as they are stored, without EXIF rotation, as tpsDig and the other digitising programs show them.
+Pixels are taken as they are stored, without EXIF rotation, as tpsDig shows them; what LabelMe marks on the upright
+photograph is brought there by `formats.read`.
 """
 
+import collections
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import TypeVar
@@ -23,6 +26,44 @@ def listing(folder) -> list[Path]:
     return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
 
 
+def finder(folder) -> Callable[[str], Path]:
+    """`find` in one folder for many names, whose listing is made once."""
+    folder = Path(folder)
+
+    @functools.cache
+    def index():
+        """The files by name and by stem, in small letters."""
+        names, stems = collections.defaultdict(list), collections.defaultdict(list)
+        for file in listing(folder):
+            names[file.name.lower()].append(file)
+            stems[file.stem.lower()].append(file)
+        return names, stems
+
+    def find(name):
+        path = PureWindowsPath(name)  # takes both kinds of slash
+        for candidate in (folder / name, folder / path.name):
+            if candidate.is_file():
+                return candidate
+        names, stems = index()
+        for files, key in ((names, path.name), (stems, path.name), (stems, path.stem)):
+            matches = [file for file in files.get(key.lower(), ()) if _may_be(path, file.relative_to(folder))]
+            if len(matches) > 1:
+                several = ", ".join(p.relative_to(folder).as_posix() for p in matches[:3])
+                raise OSError(f"{len(matches)} images may be meant ({several}): write the path from {folder} on")
+            if matches:
+                return matches[0]
+        raise OSError(f"no such image in {folder}")
+
+    return find
+
+
+def _may_be(path: PureWindowsPath, file: Path) -> bool:
+    """Whether a file in a subfolder may be the one of this path: s1/a.png is not s2/a.png."""
+    known = not path.anchor and ".." not in path.parts  # else it is a path on another machine
+    folders = file.parent.name, path.parent.name
+    return not (known and all(folders)) or folders[0].lower() == folders[1].lower()
+
+
 def find(folder, name: str) -> Path:
     """The photograph that an annotation names.
 
@@ -31,30 +72,32 @@ def find(folder, name: str) -> Path:
     Raises:
       OSError: there is none, or there are several in subfolders and nothing tells which is meant.
     """
-    folder = Path(folder)
-    base = PureWindowsPath(name).name
-    for candidate in (folder / name, folder / base):
-        if candidate.is_file():
-            return candidate
-    files = listing(folder)
-    for same in (
-        lambda p: p.name.lower() == base.lower(),
-        lambda p: p.stem.lower() == base.lower(),
-        lambda p: p.stem.lower() == Path(base).stem.lower(),
-    ):
-        matches = [p for p in files if same(p)]
-        if len(matches) > 1:
-            several = ", ".join(p.relative_to(folder).as_posix() for p in matches[:3])
-            raise OSError(f"{len(matches)} images may be meant ({several}): write the path from {folder} on")
-        if matches:
-            return matches[0]
-    raise OSError(f"no such image in {folder}")
+    return finder(folder)(name)
 
 
 def image_size(path) -> tuple[int, int]:
     """(height, width) in pixels, from the file's header; OSError where it is no image."""
     with _open(path) as image:
         return image.height, image.width
+
+
+# EXIF's orientations: where a point (x, y) of the upright photograph lies in the stored one of (height h, width w).
+TURNED = {
+    2: lambda x, y, h, w: (w - x, y),
+    3: lambda x, y, h, w: (w - x, h - y),
+    4: lambda x, y, h, w: (x, h - y),
+    5: lambda x, y, h, w: (y, x),
+    6: lambda x, y, h, w: (y, h - x),
+    7: lambda x, y, h, w: (w - y, h - x),
+    8: lambda x, y, h, w: (w - y, x),
+}
+
+
+def orientation(path) -> int:
+    """How EXIF says that a JPEG is to be turned to stand upright, 1 to 8; 1 is as it is stored, and of other files."""
+    with _open(path) as image:
+        turn = image.getexif().get(0x0112, 1) if image.format in ("JPEG", "MPO") else 1
+    return turn if turn in TURNED else 1
 
 
 def _open(path) -> Image.Image:
@@ -65,15 +108,24 @@ def _open(path) -> Image.Image:
         raise OSError(str(error)) from error
 
 
-def decode(path, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
-    """The photograph as (H, W, 3) uint8; a JPEG may come 2, 4 or 8 times smaller, but not below `at_least` (h, w).
+def decode(path) -> np.ndarray:
+    """The photograph as (H, W, 3) uint8.
 
     16-bit and float images are stretched from their own minimum and maximum to 0..255. Transparency is dropped. Raises
     OSError for what is no readable image.
     """
+    return reduced(path, at_least=None)[0]
+
+
+def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tuple[float, float]]:
+    """`decode`, and the (height, width) in its pixels that the photograph fills.
+
+    A JPEG may come 2, 4 or 8 times smaller, but not below `at_least` (h, w); its last row and column then reach beyond
+    the photograph, where its sides are no multiples of that.
+    """
     with _open(path) as image:
-        if at_least:
-            image.draft("RGB", (at_least[1], at_least[0]))
+        drafted = image.draft("RGB", (at_least[1], at_least[0])) if at_least else None
+        extent = drafted[1][:1:-1] if drafted else image.size[::-1]
         try:
             image.load()
         except (SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for some damaged files
@@ -82,8 +134,8 @@ def decode(path, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
             values = np.asarray(image, np.float64)
             low, high = np.nanmin(values), np.nanmax(values)
             grey = np.nan_to_num((values - low) / max(high - low, 1e-12) * 255)
-            return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1)
-        return np.array(image.convert("RGB"))
+            return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1), extent
+        return np.array(image.convert("RGB")), extent
 
 
 def shrunk(size: tuple[int, int], longest: int) -> tuple[int, int]:

@@ -22,7 +22,8 @@ class Annotation:
     """The landmarks of one image in pixels of that image, y down.
 
     `points` is (K, 2) float64 and `visible` (K,) bool; a landmark that is not visible has no meaning in `points` (it
-    holds 0). `where` is the place in the file ("wings.tps: line 14"), for messages.
+    holds 0). `where` is the place in the file ("wings.tps: line 14"), for messages. `size` is the image's (height, width)
+    as the file has it, if it does; `upright` says that the coordinates are those of the image turned as its EXIF tells.
     """
 
     image: str
@@ -32,6 +33,8 @@ class Annotation:
     id: str = ""
     group: str = ""
     where: str = ""
+    size: tuple[int, int] | None = None
+    upright: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxmarks.data import folder, formats
-from jaxmarks.data.photographs import find
 from jaxmarks.data.samples import Samples
 
 
@@ -98,7 +97,7 @@ class PublicLandmarks(tfds.core.GeneratorBasedBuilder):
         for i, a in enumerate(formats.read(manual / config.landmarks, images, problems)):
             photograph = folder.photograph(images, a.image)
             if photograph is None:
-                raise FileNotFoundError(f"{a.where}: {find(images, a.image) or images / a.image} cannot be read")
+                raise FileNotFoundError(f"{a.where}: {a.image}: no such photograph in {images}, or it cannot be read")
             yield (
                 i,
                 {

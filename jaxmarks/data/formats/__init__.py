@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmarks.data.formats import coco, labelme, table, text, tps
-from jaxmarks.data.photographs import find, image_size
+from jaxmarks.data.photographs import TURNED, finder, image_size, orientation
 from jaxmarks.data.samples import Annotation, FormatError
 
 KNOWN = ".tps, .csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of LabelMe .json"
@@ -24,7 +24,9 @@ def read(path, images=None, problems: list[dict] | None = None) -> list[Annotati
     Args:
       path: the file, or a folder of LabelMe files; or several, separated by commas, of the same images by different
         annotators, which give their `consensus`.
-      images: the folder of photographs, whose heights TPS needs; by default the file's own folder and what is below.
+      images: the folder of photographs, whose heights TPS needs; by default for TPS the file's own folder and what is
+        below. An annotation then has the name of the file found there, from the folder on, and the pixels as they are
+        stored: LabelMe's, and of COCO those of an image whose sides are told the other way round, are turned back.
       problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where": a
         photograph that is missing or cannot be read (its annotation is left out where its size is needed), a NaN (the
         landmark is missing), an ID or an image given twice. With None the first of them raises.
@@ -52,6 +54,8 @@ def read(path, images=None, problems: list[dict] | None = None) -> list[Annotati
         found = _read_json(path, found_problems)
     else:
         raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"known are {KNOWN}")
+    if images is not None:
+        found = _beside_photographs(found, Path(images), found_problems)
     _check(path, found, found_problems)
     if problems is None and found_problems:
         first = found_problems[0]
@@ -121,15 +125,50 @@ def _read_json(path, problems):
     raise FormatError(path, "line 1", "neither COCO (images, annotations) nor LabelMe (shapes)", "name one of these")
 
 
+def _beside_photographs(found, images, problems) -> list[Annotation]:
+    """Annotations by the names and in the stored pixels of their photographs; where none is found, as they are."""
+    find, kept = finder(images), []
+    for a in found:
+        try:
+            file = find(a.image)
+            h, w = stored = image_size(file)
+        except OSError:  # who needs the photograph will say so
+            kept.append(a)
+            continue
+        name = (file.relative_to(images) if file.is_relative_to(images) else file).as_posix()
+        turn = orientation(file) if a.upright or a.size not in (None, stored) else 1
+        upright = stored[::-1] if turn >= 5 else stored
+        if a.size not in (None, stored, upright):
+            what = f"annotated as {a.size[1]}x{a.size[0]}, the photograph has {w}x{h}: left out"
+            problems.append({"image": name, "what": what, "where": a.where})
+            continue
+        points = a.points
+        if turn > 1 and (a.size == upright != stored or (a.upright and a.size in (None, upright))):
+            turned = np.stack(TURNED[turn](points[:, 0], points[:, 1], h, w), axis=-1)
+            points = np.where(a.visible[:, None], turned, 0.0)
+        kept.append(dataclasses.replace(a, image=name, points=points, size=stored, upright=False))
+    return kept
+
+
 def _read_tps(path, images, problems):
     specimens, heights, kept = tps.read(path), [], []
     images = path.parent if images is None else Path(images)
+    find = finder(images)
+    curved = [s for s in specimens if s.curves or s.outlines]
+    if curved:
+        what = f"CURVES or OUTLINES of {len(curved)} records are not used: only landmarks (LM=) are learnt"
+        problems.append(
+            {"image": curved[0].image or curved[0].id, "what": what, "where": f"{path}: line {curved[0].line}"}
+        )
     for s in specimens:
         name, where = s.image or s.id, f"{path}: line {s.line}"
         if not name:
             raise FormatError(path, f"line {s.line}", "a record with neither IMAGE= nor ID=", "add IMAGE=file name")
+        if not len(s.points) and any(len(other.points) for other in specimens):
+            problems.append({"image": name, "what": "LM=0, no landmark is marked yet: left out", "where": where})
+            continue
         try:
-            file = find(images, name)
+            file = find(name)
             heights.append(image_size(file)[0])
             inside = file.is_relative_to(images)  # an IMAGE= with a whole path may lead elsewhere
             kept.append(dataclasses.replace(s, image=(file.relative_to(images) if inside else file).as_posix()))
@@ -139,7 +178,9 @@ def _read_tps(path, images, problems):
 
 
 def _check(path, found, problems):
-    """One landmark count throughout; IDs and images that stand twice are named."""
+    """One landmark count throughout, and not 0; IDs and images that stand twice are named."""
+    if found and not len(found[0].points):
+        raise FormatError(found[0].where or path, "", "no image has a landmark", "digitise the photographs first")
     ids: dict[str, Annotation] = {}
     images: dict[str, Annotation] = {}
     for a in found:

@@ -19,7 +19,10 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     """
     images, entries = (objects(path, document, key) for key in ("images", "annotations"))
     categories = objects(path, document, "categories") if "categories" in document else []
-    names = next((c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list) and c["keypoints"]), None)
+    named = {
+        str(c.get("id")): c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list) and c["keypoints"]
+    }
+    names = next(iter(named.values()), None)
     ids: dict = {}
     for i, image in enumerate(images):
         if not isinstance(image.get("file_name"), str) or not isinstance(image.get("id"), int | str):
@@ -42,6 +45,10 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
             raise FormatError(
                 path, where, f"{len(keypoints)} numbers in keypoints", f"COCO has x, y, visibility: {due}"
             )
+        own = named.get(str(entry.get("category_id")), names)
+        if own != names:
+            what = f"keypoints {own}, in another category {names}"
+            raise FormatError(path, where, what, "keep one kind of specimen in a file")
         try:
             triples = np.array(keypoints, float).reshape(-1, 3)
         except (TypeError, ValueError, OverflowError):
@@ -62,8 +69,8 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
         )
     found = []
     for i, image in enumerate(images):
-        scale = image.get("mm_per_px", math.nan)
-        if not isinstance(scale, int | float) or scale <= 0:
+        scale = math.nan if image.get("mm_per_px") is None else image["mm_per_px"]
+        if not isinstance(scale, int | float) or scale <= 0 or math.isinf(scale):
             raise FormatError(path, f"images[{i}]", f"mm_per_px {scale!r} is no length", "write one, or leave it out")
         at, triples = by_image.get(image.get("id"), (None, np.zeros((count, 3))))
         if at is None:
@@ -74,7 +81,7 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
         for k in np.flatnonzero(~finite & (triples[:, 2] > 0)):
             what = f"landmark {k + 1} is NaN: taken as missing"
             problems.append({"image": image["file_name"], "what": what, "where": f"{path}: annotations[{at}]"})
-        visible = finite & (triples[:, 2] > 0)
+        visible, sides = finite & (triples[:, 2] > 0), (image.get("height"), image.get("width"))
         found.append(
             Annotation(
                 image=image["file_name"],
@@ -82,8 +89,9 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
                 visible=visible,
                 mm_per_px=float(scale),
                 id=str(image.get("id", "")),
-                group=str(image.get("group", "")),
+                group="" if image.get("group") is None else str(image["group"]),
                 where=f"{path}: images[{i}]",
+                size=sides if all(isinstance(side, int) for side in sides) else None,  # type: ignore[arg-type]
             )
         )
     return found

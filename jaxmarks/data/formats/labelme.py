@@ -21,15 +21,22 @@ def read(path, problems: list[dict]) -> list[Annotation]:
       FormatError: a file that is no JSON or no LabelMe, a point that is no pair of numbers.
     """
     path = Path(path)
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".json") if path.is_dir() else [path]
     if not files:
         raise FormatError(path, "", "no .json in this folder", "name a folder of LabelMe files")
     images = [(file, *_points(file, problems)) for file in files]
-    labels = sorted({label for _, _, points in images for label in points}, key=_natural)
+    labels = sorted({label for *_, points in images for label in points}, key=_natural)
     if not labels:
         raise FormatError(path, "", "no point shape in any file", "mark landmarks as points")
+    for label in labels:
+        having = [(image, file) for file, image, _, points in images if label in points]
+        if 10 * len(having) < len(images):
+            what = f"landmark {label} is in {len(having)} of {len(images)} files: a slip in its name?"
+            problems.append({"image": having[0][0], "what": what, "where": str(having[0][1])})
     found = []
-    for file, image, points in images:
+    for file, image, size, points in images:
+        if not points:
+            problems.append({"image": image or file.stem, "what": "no point: all missing", "where": str(file)})
         rows = np.array([points.get(label, (np.nan, np.nan)) for label in labels], float)
         visible = np.isfinite(rows).all(1)
         found.append(
@@ -38,6 +45,8 @@ def read(path, problems: list[dict]) -> list[Annotation]:
                 points=np.where(visible[:, None], rows, 0.0),
                 visible=visible,
                 where=str(file),
+                size=size,
+                upright=True,
             )
         )
     return found
@@ -54,7 +63,7 @@ def _points(file, problems):
             raise FormatError(file, f"shapes[{i}]", f"{shape!r} is not an object", "mend or delete the entry")
         if shape.get("shape_type", "point") != "point":
             continue
-        label, where = str(shape.get("label", "")), f"shapes[{i}]"
+        label, where = str(shape.get("label", "")).strip(), f"shapes[{i}]"
         if not label:
             raise FormatError(file, where, "a point without a label", "name the landmark")
         try:
@@ -66,7 +75,8 @@ def _points(file, problems):
         if not np.isfinite(points[label]).all():
             why = "is NaN" if not np.isfinite(point).all() else "is marked twice"
             problems.append({"image": image, "what": f"{label} {why}: taken as missing", "where": f"{file}: {where}"})
-    return image, points
+    size = document.get("imageHeight"), document.get("imageWidth")
+    return image, (size if all(isinstance(side, int) for side in size) else None), points
 
 
 def _image_name(name):

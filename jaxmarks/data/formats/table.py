@@ -100,8 +100,22 @@ def _long(path, names, entries, number_of, problems):
                 raise FormatError(path, f"line {number}", what, "delete one")
             given[label] = (row["x"], row["y"], number)
         cells = [given.get(label, ("", "", rows[0][0])) for label in order]
-        found.append(_annotation(path, *rows[0], cells, number_of, problems))
+        found.append(_annotation(path, rows[0][0], _common(path, rows), cells, number_of, problems))
     return found
+
+
+def _common(path, rows) -> dict[str, str]:
+    """What the rows of one image say of it together: where several say something it has to be the same."""
+    common: dict[str, str] = {}
+    for number, row in rows:
+        for name in ("image", "group", "mm_per_px", "scale", "id"):
+            cell = row.get(name, "")
+            if cell.lower() in _MISSING:
+                continue
+            if common.setdefault(name, cell) != cell:
+                what = f"{name} {cell} of {row['image']}, in a row before it {common[name]}"
+                raise FormatError(path, f"line {number}", what, "write one for each image")
+    return common
 
 
 def _annotation(path, number, row, cells, number_of, problems):

@@ -201,7 +201,7 @@ def plain(value):
     return number if np.isfinite(number) else None
 
 
-def members(found: Predictions, dataset: Dataset) -> dict[str, Predictions]:
+def by_set(found: Predictions, dataset: Dataset) -> dict[str, Predictions]:
     """The predictions of each of several datasets by name, of its images and its landmarks alone."""
     domain = dict(zip(dataset.samples.name.tolist(), dataset.samples.domain.tolist(), strict=True))
     domains, each = np.array([domain[name] for name in found.name.tolist()]), {}
@@ -291,8 +291,8 @@ def of_sets(folder: Path, found: Predictions, others: dict[str, Predictions], su
     Returns:
       The summary with "sets", the datasets' own summaries by name.
     """
-    parts = members(found, dataset)
-    baselines = {name: members(other, dataset) for name, other in others.items()}
+    parts = by_set(found, dataset)
+    baselines = {name: by_set(other, dataset) for name, other in others.items()}
     summary["sets"] = {}
     for name, part in parts.items():
         mine = summary["sets"][name] = summarise(part) | {

@@ -419,7 +419,7 @@ def records(runs: list[Run], results: dict, metrics) -> list[dict]:
 
 
 def epochs(run: Run, summary: dict) -> int | None:
-    """How many epochs the longest fold of a run's last stage took, or None where its log does not say."""
+    """How many epochs the longest training of a run's last stage took, or None where its log does not say."""
     log = tables.read_metrics(run.folder / "metrics.jsonl")
     return max((m["epoch"] for m in log if m["stage"] == summary.get("stage")), default=None)
 

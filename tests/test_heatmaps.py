@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxmarks
+from jaxmarks.ops.heatmaps import largest_of_class
 
 PAPER = {
     "gaussian": lambda dx, dy, s: np.exp(-(dx**2 + dy**2) / (2 * s**2)),
@@ -60,3 +61,13 @@ def test_integer_points_are_not_truncated():
         jaxmarks.heatmaps.gaussian(np.array([[3, 2]]), (5, 5), 1.0),
         jaxmarks.heatmaps.gaussian(np.array([[3.0, 2.0]]), (5, 5), 1.0),
     )
+
+
+def test_the_largest_of_each_class_by_loops():
+    rng = np.random.default_rng(0)
+    maps, labels = rng.random((2, 3, 4, 5)), np.array([[0, 2, -1, 2, 0], [-1, -1, -1, -1, 2]])
+    expected = np.zeros((2, 3, 4, 3))
+    for n, m in np.ndindex(2, 5):
+        if labels[n, m] >= 0:
+            expected[n, ..., labels[n, m]] = np.maximum(expected[n, ..., labels[n, m]], maps[n, ..., m])
+    np.testing.assert_allclose(largest_of_class(jnp.asarray(maps), jnp.asarray(labels), 3), expected, rtol=1e-6)

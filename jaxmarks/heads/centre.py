@@ -52,11 +52,7 @@ def build(*, classes, sizes, size, sigma=3.0, limit=300, size_weight=1.0):
         centre = centred[..., :2] / step
         column, row = (jnp.clip(jnp.floor(centre[..., i]).astype(jnp.int32), 0, shape[1 - i] - 1) for i in (0, 1))
         drawn = heatmaps.gaussian(jnp.stack([column, row], -1) + 0.5, shape, sigma / step)
-        of_class = jax.nn.one_hot(jnp.where(here, labels, -1), classes)  # (B, M, C), 0 for no object
-        # The largest peak of a class, object by object: a map for each of them would not fit in memory.
-        target = jnp.stack(
-            [jnp.max(drawn * of_class[:, None, None, :, c], axis=-1, initial=0.0) for c in range(classes)], axis=-1
-        )
+        target = heatmaps.largest_of_class(drawn, jnp.where(here, labels, -1), classes)
         logits = outputs[..., :classes]
         total = jnp.sum(focal(logits, target) * real[:, None, None, None])
 

@@ -219,11 +219,7 @@ def rings(extent, count):
 def draw(boxes, labels, classes, shape, step, sigma):
     """The target maps (B, h, w, C): of each class the largest of its objects' Gaussians, exact at sub-pixel centres."""
     centres = box_ops.to_centres(boxes)[..., :2]
-    drawn = heatmaps.gaussian(centres / step, shape, sigma / step)
-    mine = jax.nn.one_hot(labels, classes)  # 0 for no object
-    return jnp.stack(
-        [jnp.max(drawn * mine[:, None, None, :, c], axis=-1, initial=0.0) for c in range(classes)], axis=-1
-    )
+    return heatmaps.largest_of_class(heatmaps.gaussian(centres / step, shape, sigma / step), labels, classes)
 
 
 def coarser(maps, step):

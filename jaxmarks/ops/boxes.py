@@ -167,7 +167,7 @@ def _suppress(boxes, scores, classes, valid, limit, decay):
     return jnp.where(taken > -jnp.inf, indices, 0), taken
 
 
-# Anchors and encodings
+# Several networks
 
 
 def agreed(boxes, scores, classes, *, iou):
@@ -192,6 +192,9 @@ def agreed(boxes, scores, classes, *, iou):
     mean = jnp.where(kept, each.mean(-1), 0)
     order = jnp.argsort(-mean)
     return flat[chosen][order], mean[order], labels[chosen][order]
+
+
+# Anchors and encodings
 
 
 def anchor_grid(size, stride, sizes):

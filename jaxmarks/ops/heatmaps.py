@@ -4,6 +4,7 @@ A map's pixel i has its centre at i + 0.5, and a landmark's map has amplitude 1 
 of a function of x and one of y, so drawing costs H + W exponentials a landmark and one multiplication a pixel.
 """
 
+import jax
 import jax.numpy as jnp
 
 
@@ -37,3 +38,14 @@ def _outer(points, shape, profile):
     across = profile(width[:, None] - points[..., None, :, 0])
     down = profile(height[:, None] - points[..., None, :, 1])
     return down[..., :, None, :] * across[..., None, :, :]
+
+
+def largest_of_class(maps, labels, classes):
+    """The largest value of each class's objects: maps (B, H, W, M) of M objects with labels (B, M) -> (B, H, W, classes).
+
+    A label below 0 is no object; a class without objects is 0. Class by class, for a map of each object in each class
+    would not fit in memory.
+    """
+    mine = jax.nn.one_hot(labels, classes, dtype=maps.dtype)
+    each = [jnp.max(maps * mine[:, None, None, :, c], axis=-1, initial=0.0) for c in range(classes)]
+    return jnp.stack(each, axis=-1)

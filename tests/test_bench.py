@@ -48,6 +48,7 @@ def test_a_peer_has_our_parameters_and_our_loss(name):
     assert sum(p.numel() for p in network.parameters()) == sum(p.size for p in jax.tree.leaves(variables["params"]))
 
 
+@pytest.mark.slow
 def test_a_quick_benchmark_writes_its_tables(tmp_path):
     arguments = [
         "--quick",

@@ -57,7 +57,9 @@ def objects(labels):
 
 
 # The bodies that take longest to compile.
-HEAVY = ("inception_v2-None", "hrnet-None", "unet_pp-None", "deeplab_v3-None", "resnet50-map")
+HEAVY = (
+    "inception_v2-None", "hrnet-None", "unet_pp-None", "deeplab_v3-None", "resnet50-map", "hourglass-None", "fcn8-None",
+)  # fmt: skip
 
 
 def pairs():

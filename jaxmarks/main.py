@@ -114,7 +114,8 @@ def evaluate(config, workdir):
     other = own and paths(config.data) != paths(mine)
     if other:
         trained.data = mine
-        trained.data.keep = ""  # where the images that it was trained on are
+        if "keep" in trained.data:  # a folder of the images that it was trained on
+            trained.data.keep = ""
         for key in (*keys, "group_by"):
             if key in trained.data:
                 trained.data[key] = config.data[key]

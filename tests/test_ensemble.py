@@ -49,23 +49,24 @@ def test_the_fold_is_tested_by_the_mean_of_its_networks(two):
     assert len(taken) == 2
 
 
-def test_the_few_specimens_are_the_same_for_all(two):
+def splits_of(two, **changes):
+    """The rows of training, validation and test of each network of the fold, where the split is changed so."""
     _, config, dataset = two
     config = config.copy_and_resolve_references()
-    config.split.few = 3
-    first, second = (train.split_rows(config, dataset.samples, member, 1)[0] for member in train.members(config, 0))
+    config.split.update(changes)
+    return [train.split_rows(config, dataset.samples, member, 1) for member in train.members(config, 0)]
+
+
+def test_the_few_specimens_are_the_same_for_all(two):
+    (first, *_), (second, *_) = splits_of(two, few=3)
     np.testing.assert_array_equal(first, second)
 
 
 def test_where_validation_is_the_test_it_is_the_same_for_all(two):
-    _, config, dataset = two
-    config = config.copy_and_resolve_references()
-    config.split.folds = 1
-    first, second = (train.split_rows(config, dataset.samples, member, 1)[1] for member in train.members(config, 0))
+    (_, first, _), (_, second, _) = splits_of(two, folds=1)
     np.testing.assert_array_equal(first, second)
-    config.split.by = "random"
     with pytest.raises(ValueError, match=r"folds=1: the versions"):
-        train.split_rows(config, dataset.samples, train.Member(0), 1)
+        splits_of(two, folds=1, by="random")
 
 
 def test_a_network_starts_from_its_like_or_the_first_of_its_fold_or_of_the_first_fold(tmp_path):

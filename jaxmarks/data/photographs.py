@@ -59,9 +59,9 @@ def finder(folder) -> Callable[[str], Path]:
 
 def _may_be(path: PureWindowsPath, file: Path) -> bool:
     """Whether a file in a subfolder may be the one of this path: s1/a.png is not s2/a.png."""
-    known = not path.anchor and ".." not in path.parts  # else it is a path on another machine
-    folders = file.parent.name, path.parent.name
-    return not (known and all(folders)) or folders[0].lower() == folders[1].lower()
+    elsewhere = path.anchor or ".." in path.parts  # on another machine
+    mine, theirs = file.parent.name.lower(), path.parent.name.lower()
+    return bool(elsewhere) or not (mine and theirs) or mine == theirs
 
 
 def find(folder, name: str) -> Path:

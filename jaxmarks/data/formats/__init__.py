@@ -131,11 +131,14 @@ def _beside_photographs(found, images, problems) -> list[Annotation]:
     for a in found:
         try:
             file = find(a.image)
+            name = _name(file, images)
+            if a.size is None and not a.upright:  # then the numbers can be of nothing but the stored pixels
+                kept.append(dataclasses.replace(a, image=name))
+                continue
             h, w = stored = image_size(file)
         except OSError:  # who needs the photograph will say so
             kept.append(a)
             continue
-        name = (file.relative_to(images) if file.is_relative_to(images) else file).as_posix()
         turn = orientation(file) if a.upright or a.size not in (None, stored) else 1
         upright = stored[::-1] if turn >= 5 else stored
         if a.size not in (None, stored, upright):
@@ -150,10 +153,15 @@ def _beside_photographs(found, images, problems) -> list[Annotation]:
     return kept
 
 
+def _name(file, images) -> str:
+    """A photograph's path from the folder `images` on; the whole one where it is not in there."""
+    return (file.relative_to(images) if file.is_relative_to(images) else file).as_posix()
+
+
 def _read_tps(path, images, problems):
     specimens, heights, kept = tps.read(path), [], []
     images = path.parent if images is None else Path(images)
-    find = finder(images)
+    find, marked = finder(images), any(len(s.points) for s in specimens)
     curved = [s for s in specimens if s.curves or s.outlines]
     if curved:
         what = f"CURVES or OUTLINES of {len(curved)} records are not used: only landmarks (LM=) are learnt"
@@ -164,14 +172,13 @@ def _read_tps(path, images, problems):
         name, where = s.image or s.id, f"{path}: line {s.line}"
         if not name:
             raise FormatError(path, f"line {s.line}", "a record with neither IMAGE= nor ID=", "add IMAGE=file name")
-        if not len(s.points) and any(len(other.points) for other in specimens):
+        if marked and not len(s.points):
             problems.append({"image": name, "what": "LM=0, no landmark is marked yet: left out", "where": where})
             continue
         try:
             file = find(name)
             heights.append(image_size(file)[0])
-            inside = file.is_relative_to(images)  # an IMAGE= with a whole path may lead elsewhere
-            kept.append(dataclasses.replace(s, image=(file.relative_to(images) if inside else file).as_posix()))
+            kept.append(dataclasses.replace(s, image=_name(file, images)))
         except OSError as error:
             problems.append({"image": name, "what": f"{error}: left out", "where": where})
     return tps.to_annotations(kept, heights, path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmarks.data.formats import text
 from jaxmarks.data.samples import Annotation, FormatError
 
 
@@ -81,7 +82,7 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
         for k in np.flatnonzero(~finite & (triples[:, 2] > 0)):
             what = f"landmark {k + 1} is NaN: taken as missing"
             problems.append({"image": image["file_name"], "what": what, "where": f"{path}: annotations[{at}]"})
-        visible, sides = finite & (triples[:, 2] > 0), (image.get("height"), image.get("width"))
+        visible = finite & (triples[:, 2] > 0)
         found.append(
             Annotation(
                 image=image["file_name"],
@@ -91,7 +92,7 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
                 id=str(image.get("id", "")),
                 group="" if image.get("group") is None else str(image["group"]),
                 where=f"{path}: images[{i}]",
-                size=sides if all(isinstance(side, int) for side in sides) else None,  # type: ignore[arg-type]
+                size=text.sides(image, "height", "width"),
             )
         )
     return found

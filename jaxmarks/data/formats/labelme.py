@@ -75,8 +75,7 @@ def _points(file, problems):
         if not np.isfinite(points[label]).all():
             why = "is NaN" if not np.isfinite(point).all() else "is marked twice"
             problems.append({"image": image, "what": f"{label} {why}: taken as missing", "where": f"{file}: {where}"})
-    size = document.get("imageHeight"), document.get("imageWidth")
-    return image, (size if all(isinstance(side, int) for side in size) else None), points
+    return image, text.sides(document, "imageHeight", "imageWidth"), points
 
 
 def _image_name(name):

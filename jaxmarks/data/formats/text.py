@@ -46,3 +46,9 @@ def read_json(path):
         raise
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError, too
         raise FormatError(path, f"line {getattr(error, 'lineno', 1)}", f"no JSON: {error}", "mend it") from None
+
+
+def sides(entry: dict, height: str, width: str) -> tuple[int, int] | None:
+    """(height, width) of an image, where the entry has whole numbers under both keys."""
+    rows, columns = entry.get(height), entry.get(width)
+    return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,28 +91,47 @@ def join(parts: list[Predictions]) -> Predictions:
     return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
+class Held(NamedTuple):
+    """A fold's networks with the notes that were saved with them, and who was trained on and who is tested (samples)."""
+
+    fold: int
+    networks: list
+    notes: list[dict]
+    trained: np.ndarray
+    tested: np.ndarray
+
+
+def trained_folds(settings, workdir: Path, stage: str, samples: Samples, versions: int) -> Iterator[Held]:
+    """The folds of a stage; where nothing is held back for a test the validation images take its place."""
+    for fold in train.folds(settings):
+        members = train.members(settings, fold)
+        train_rows, valid_rows, test = train.split_rows(settings, samples, members[0], versions)
+        tested = np.sort(test) if len(test) else np.unique(valid_rows // versions)
+        if not len(tested):
+            raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
+        networks, notes = train.restore(workdir, stage, members)
+        yield Held(fold, networks, notes, np.unique(train_rows // versions), tested)
+
+
+def caveats_of(notes: list[dict]) -> list[dict]:
+    """What the trainings of networks had to say of themselves."""
+    return [caveat for note in notes for caveat in note.get("caveats", ())]
+
+
 def held_out(
     settings, workdir: Path, stage: str, dataset: Dataset
 ) -> tuple[Predictions, dict[str, Predictions], list[dict]]:
     """Each fold's test images by its own networks, and by the baselines that `settings.baselines` names.
 
-    Where nothing is held back for a test the validation images take its place. The last of what is returned are the
-    caveats of the training.
+    The last of what is returned are the caveats of the training.
     """
     found: dict[str, list[Predictions]] = {"network": [], **{name: [] for name in settings.baselines}}
     samples, own = dataset.samples, dataset.own(dataset.samples)
     _, task = train.build(settings, facts(dataset))
     call, caveats = predictor(task), []
-    for fold in train.folds(settings):
-        members = train.members(settings, fold)
-        train_rows, valid_rows, test = train.split_rows(settings, samples, members[0], task.versions)
-        tested = test if len(test) else np.unique(valid_rows // task.versions)
-        if not len(tested):
-            raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
-        trained = np.unique(train_rows // task.versions)
+    for fold, networks, notes, trained, tested in trained_folds(settings, workdir, stage, samples, task.versions):
+        caveats += caveats_of(notes)
         rest, mine = samples.take(trained), samples.take(tested)
-        networks, notes = train.restore(workdir, stage, members)
-        caveats += [caveat for note in notes for caveat in note.get("caveats", ())]
         points, scores = predict(call, networks, mine)
         found["network"].append(beside(mine, points, np.where(own[tested], scores, np.nan), fold))
         for name in settings.baselines:
@@ -298,7 +318,8 @@ def of_sets(folder: Path, found: Predictions, others: dict[str, Predictions], su
         mine = summary["sets"][name] = summarise(part) | {
             "baselines": {method: summarise(each[name]) for method, each in baselines.items()},
             "annotators_px": dataset.sets[name].disagreement,
-            "failures": [problem for problem in summary["failures"] if problem["image"].startswith(f"{name}/")],
+            # What names no image is of the networks, which all sets share.
+            "failures": [p for p in summary["failures"] if not p["image"] or p["image"].startswith(f"{name}/")],
         }
         write(Path(folder) / "sets" / name, part, mine)
     write(folder, list(parts.values()), summary)
@@ -315,31 +336,20 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
     truth = {a.image: a for a in dataset.objects}
     parts: dict[str, list] = {"network": [], **{name: [] for name in settings.baselines}}
     thresholds, spent, caveats = [], [], []
-    for fold in train.folds(settings):
-        members = train.members(settings, fold)
-        train_rows, valid_rows, test = train.split_rows(settings, dataset.samples, members[0], 1)
-        mine = dataset.samples.take(np.sort(test if len(test) else valid_rows))
-        if not len(mine):
-            raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
-        networks, notes = train.restore(workdir, stage, members)
-        caveats += [caveat for note in notes for caveat in note.get("caveats", ())]
+    for fold, networks, notes, trained, tested in trained_folds(settings, workdir, stage, dataset.samples, 1):
+        caveats += caveats_of(notes)
+        mine = dataset.samples.take(tested)
         _, task = train.build(settings, notes[0]["facts"])
         found, milliseconds = detection.timed(task, networks, mine)
-        spent.append(milliseconds)
         parts["network"].append(detection.beside(found, truth, dataset.classes, fold))
         thresholds.append(np.full(len(found.name), detection.threshold_of(notes)))
+        spent.append(milliseconds)
         for name in settings.baselines:
-            found = objects_baseline(name, dataset.samples.take(train_rows), mine)
+            found = objects_baseline(name, dataset.samples.take(trained), mine)
             parts[name].append(detection.beside(found, truth, dataset.classes, fold))
     joined = {name: detection.join(part) for name, part in parts.items()}
-    network = joined.pop("network")
-    return (
-        network,
-        joined,
-        np.concatenate(thresholds),
-        float(np.average(spent, weights=[len(each) for each in thresholds])),
-        caveats,
-    )
+    each_took = float(np.average(spent, weights=[len(each) for each in thresholds]))
+    return joined.pop("network"), joined, np.concatenate(thresholds), each_took, caveats
 
 
 def objects_baseline(name: str, rest: Samples, tested: Samples):

@@ -1,17 +1,22 @@
 """Two fake CPU devices for all tests, a cache of compiled steps, and the folder of real data."""
 
+import importlib.metadata
 import os
 import tempfile
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+import hypothesis
+import pytest
+
+XLA_FLAGS = ["--xla_force_host_platform_device_count=2"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA ends the process at a flag that it does not know
+    # Most of the suite's time is compilation, and without these steps take a third less to compile and 5 % more to run.
+    XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS])
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "jaxmarks-tests"))
 os.environ.setdefault("JAXMARKS_CACHE", "")  # phantoms are drawn anew
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-import hypothesis
-import pytest
 
 hypothesis.settings.register_profile("unhurried", deadline=None)  # the first example compiles
 hypothesis.settings.load_profile("unhurried")

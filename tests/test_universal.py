@@ -341,6 +341,15 @@ def test_each_dataset_is_scored_as_if_it_were_alone(universal):
     )
 
 
+def test_what_is_said_of_the_networks_is_said_of_each_dataset(universal, tmp_path):
+    workdir, config, dataset, _ = universal
+    found, _, _ = evaluate.held_out(config, workdir, "train", dataset)
+    said = [{"image": image, "what": "something"} for image in ("", "head/", "pronotum/a.png")]
+    parts = evaluate.of_sets(tmp_path, found, {}, {"failures": said}, dataset)["sets"]
+    assert parts["head"]["failures"] == said[:2]
+    assert parts["pronotum"]["failures"] == [said[0], said[2]]
+
+
 def test_the_log_has_the_terms_of_each_dataset(universal):
     workdir, _, _, _ = universal
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

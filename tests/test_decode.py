@@ -121,7 +121,7 @@ def test_argmax_against_a_loop(seed):
 )
 def test_subpixel_decoders_against_naive_ones(ours, naive, seed):
     maps = noisy_maps(seed)
-    points, scores = ours(maps)
+    points, scores = jax.jit(ours)(maps)
     np.testing.assert_allclose(points.reshape(-1, 2), [naive(m) for m in each_map(maps)], atol=2e-3)
     np.testing.assert_allclose(scores, maps.max((-3, -2)), rtol=1e-6)
 
@@ -141,7 +141,7 @@ def test_argmax_of_a_target_is_the_landmarks_pixel(kind, sigma, seed):
 def test_a_target_drawn_anywhere_decodes_to_its_point(decoder, kind, sigma):
     # A whole peak of the widest one needs 20 pixels to the frame's border.
     points = np.random.default_rng(0).uniform(20, [70, 50], (200, 1, 2)).astype(np.float32)
-    found, scores = getattr(jaxmarks.decode, decoder)(DRAW[kind](points, (70, 90), sigma))
+    found, scores = jax.jit(getattr(jaxmarks.decode, decoder))(DRAW[kind](points, (70, 90), sigma))
     assert np.linalg.norm(found - points, axis=-1).max() < 0.05
     assert scores.min() > 0.5
 
@@ -151,7 +151,7 @@ def test_a_target_drawn_anywhere_decodes_to_its_point(decoder, kind, sigma):
 def test_a_gaussian_cut_off_by_the_frame_decodes_to_its_point(decoder, sigma):
     rng = np.random.default_rng(1)
     points = rng.uniform(0, [40, 30], (400, 1, 2)).astype(np.float32)
-    found, _ = getattr(decode, decoder)(heatmaps.gaussian(points, (30, 40), sigma))
+    found, _ = jax.jit(getattr(decode, decoder))(heatmaps.gaussian(points, (30, 40), sigma))
     assert np.linalg.norm(found - points, axis=-1).max() < 0.05
 
 
@@ -160,17 +160,17 @@ def test_eager_jit_and_vmap_agree(decoder):
     maps, call = noisy_maps(5, lead=(3,)), getattr(decode, decoder)
     points, scores = call(maps)
     assert (points.shape, scores.shape) == ((3, 3, 2), (3, 3))
-    for other in (jax.jit(call)(maps), jax.vmap(call)(maps)):
+    for other in (jax.jit(call)(maps), jax.jit(jax.vmap(call))(maps)):
         np.testing.assert_allclose(other[0], points, atol=1e-3)
         np.testing.assert_array_equal(other[1], scores)
-    alone, _ = call(maps[1])  # no leading axis
+    alone, _ = jax.jit(call)(maps[1])  # no leading axis
     np.testing.assert_allclose(alone, points[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("decoder", ALL)
 @pytest.mark.parametrize("maps", [np.zeros((6, 7, 1)), -np.ones((6, 7, 1)), np.ones((6, 7, 1)), np.eye(6)[..., None], np.ones((1, 1, 1)), np.ones((2, 3, 1))], ids=["zero", "negative", "flat", "ridge", "one pixel", "tiny"])  # fmt: skip
 def test_degenerate_maps_give_a_point_in_the_frame(decoder, maps):
-    points, _ = getattr(decode, decoder)(jnp.asarray(maps, jnp.float32))
+    points, _ = jax.jit(getattr(decode, decoder))(jnp.asarray(maps, jnp.float32))
     assert np.isfinite(points).all()
     assert (np.asarray(points) >= 0).all()
     assert (np.asarray(points) <= [maps.shape[1], maps.shape[0]]).all()

@@ -295,7 +295,7 @@ def test_the_printed_form_has_no_bound_once_its_prior_is_awake():
     assert float(outputs.maps.max()) > 100  # where the targets end at 1
 
 
-@pytest.mark.parametrize("shapes", ["rings", "learned"])
+@pytest.mark.parametrize("shapes", ["rings", pytest.param("learned", marks=pytest.mark.slow)])
 def test_the_default_learns_drawn_discs(shapes):
     batch = discs()
     head = build(shapes=shapes)

@@ -16,7 +16,7 @@ A grid file has `get_grid(text="")`, whose `text` is what stands after the colon
 
 Overrides of a cell go before those of all cells, and `--config.key=value` of the command line before both. All runs
 are checked before the first is trained. Each is `python -m jaxmarks.main` with the workdir DIR/<row>--<column>/<seed>
-and what it says in `log.txt` there. One that fails is listed as failed and the others go on; the exit status is then 1.
+and what it says in `log.txt` there. One that fails is listed as failed, those that start from it are not trained, and the others go on; the exit status is then 1.
 What is complete is not run again: after a kill, give the same command. With `--share` the command trains the I-th of N
 parts alone, I from 0, for tasks of a cluster (`launch/slurm_array.sh`) that share DIR.
 
@@ -26,14 +26,16 @@ Writes `table.csv` (a line for each run), `table.md` and `table.html` to DIR.
 import argparse
 import collections
 import csv
+import functools
 import io
 import math
 import os
 import re
 import shlex
 import sys
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +94,8 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
 
     `launch` (arguments, log, environment) -> exit status and `device` () -> str stand in for the real ones in tests.
     """
-    launch, device = launch or start, device or hardware
+    ending = threading.Event()
+    launch, device = launch or functools.partial(start, stop=ending.is_set), device or hardware
     command = sys.argv if arguments is None else ["launch/ablate.py", *arguments]
     options, common = parse(arguments)
     try:
@@ -135,6 +138,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
                 print(f"[{number}/{len(todo)}] {name(run)}, seed {run.seed}: {said}", flush=True)
                 tell()
         except BaseException:
+            ending.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     print((options.workdir / "table.md").read_text())
@@ -246,8 +250,8 @@ def complete(run: Run, metrics) -> dict | None:
 
 def train(run: Run, metrics, launch, environment, source: Future | None = None) -> dict | str:
     """Trains a run once its source is done; its summary, or where it failed the last lines that it said."""
-    if source:
-        wait([source])
+    if source and isinstance(source.result(), str):
+        return f"not trained: the run that it starts from failed ({run.after})"
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / "log.txt"
     before = log.stat().st_size if log.exists() else 0

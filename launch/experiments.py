@@ -117,7 +117,7 @@ def slug(label: str) -> str:
 
 
 def end_with_children() -> None:
-    """Makes SIGTERM end this process as an error does, so that `start` ends the run that it waits for."""
+    """Makes SIGTERM end this process as an error does, so that the runs that are waited for are ended."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 

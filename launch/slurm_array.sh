@@ -16,6 +16,7 @@ script=$1
 shift
 share=()
 if [ "$(basename "$script")" = ablate.py ]; then
-  share=(--share="$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT")
+  place=$(((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN) / ${SLURM_ARRAY_TASK_STEP:-1}))
+  share=(--share="$place/$SLURM_ARRAY_TASK_COUNT")
 fi
 exec "${PYTHON:-.venv/bin/python}" "$script" "$@" ${share[@]+"${share[@]}"}

@@ -237,7 +237,9 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
 def suggest(trial: optuna.Trial, key: str, kind: str, *choices):
     """A trial's value of a key."""
     if kind == "categorical":
-        return trial.suggest_categorical(key, choices)
+        # The storage and the figures take numbers and words; the command line takes a tuple as it is written.
+        plain = [c if isinstance(c, bool | int | float | str | None) else str(c) for c in choices]
+        return trial.suggest_categorical(key, plain)
     low, high, *log = choices
     return getattr(trial, f"suggest_{kind}")(key, low, high, log=bool(log))
 
@@ -255,16 +257,18 @@ def scored(networks: dict[tuple[int, int], list[dict]], metric: str) -> float | 
     """The metric where the validation loss is lowest, the mean over networks; None where one has no such number."""
     values = []
     for lines in networks.values():
-        best = min(lines, key=lambda line: math.inf if line["valid/loss"] is None else line["valid/loss"])
+        loss = lambda line: math.inf if line["valid/loss"] is None else line["valid/loss"]
+        best = min(lines, key=lambda line: loss(line) if math.isfinite(loss(line)) else math.inf)
         values.append(best.get(metric))
-    return sum(values) / len(values) if values and None not in values else None
+    value = sum(values) / len(values) if values and None not in values else math.nan
+    return value if math.isfinite(value) else None
 
 
 def tell(study: optuna.Study, trial) -> None:
     """One line about a trial that has ended."""
     best = best_first(done(study))
     how = {"COMPLETE": lambda: f"{trial.value:.4f}", "PRUNED": lambda: "stopped early"}
-    said = how.get(trial.state.name, lambda: f"failed: {trial.user_attrs['failed']}")()
+    said = how.get(trial.state.name, lambda: f"failed: {trial.user_attrs.get('failed', 'no number')}")()
     values = ", ".join(f"{key} {value}" for key, value in trial.params.items())
     print(f"[trial {trial.number}] {said} ({values}){f', best {best[0].value:.4f}' if best else ''}", flush=True)
 

@@ -388,6 +388,58 @@ def test_shares_together_are_the_grid_and_keep_what_starts_from_another_together
             run(tmp_path, CHAIN, Launcher(lambda config: pytest.fail("a run was started")), f"--share={wrong}")
 
 
+def test_a_cell_whose_source_failed_is_not_trained_until_that_is_mended(tmp_path):
+    broken = Launcher(lambda config: 3 if config.data.part == "head" and config.seed == 1 else summary(1.0))
+    failed, workdir = run(tmp_path, CHAIN, broken)
+    assert failed == 2 and len(broken.runs) == 5
+    assert (
+        f"not trained: the run that it starts from failed ({workdir}/none--head/1)"
+        in (workdir / "table.md").read_text()
+    )
+    mended = Launcher(lambda config: summary(1.0))
+    assert run(tmp_path, CHAIN, mended)[0] == 0 and len(mended.runs) == 2
+
+
+def test_an_end_of_the_command_ends_its_runs(tmp_path):
+    """A made-up jaxmarks.main sleeps; SIGTERM to the command reaches it, which holds a file while it lives."""
+    (tmp_path / "jaxmarks_main.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: ((folder / 'ended').touch(), sys.exit(1)))\n"
+        "(folder / 'started').touch()\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "command.py").write_text(
+        "import subprocess, sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
+        "import ablate, experiments\n"
+        "popen = subprocess.Popen\n"
+        f"mine = [sys.executable, {str(tmp_path / 'jaxmarks_main.py')!r}, {str(tmp_path)!r}]\n"
+        "experiments.subprocess.Popen = lambda command, **how: popen(mine, **how)\n"
+        "experiments.end_with_children()\n"
+        "ablate.main(sys.argv[1:], device=lambda: 'none')\n"
+    )
+    (tmp_path / "grid.py").write_text(CHAIN)
+    command = [
+        sys.executable,
+        str(tmp_path / "command.py"),
+        f"--grid={tmp_path / 'grid.py'}",
+        f"--workdir={tmp_path / 'out'}",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(600):
+            if (tmp_path / "started").exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        process.terminate()
+        said, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + 15, said
+    assert (tmp_path / "ended").exists()
+
+
 def test_a_cell_after_one_that_is_not_before_it_is_refused(tmp_path):
     said = refused(tmp_path, CHAIN.replace("none / head", "none / tail"))
     assert "other part / elytra: after='none / tail' is none of the cells before it: none / head, none / elytra" in said

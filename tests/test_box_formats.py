@@ -311,3 +311,18 @@ def test_the_real_file_is_read_and_written_to_the_letter(real_data, tmp_path):
     boxes.write(tmp_path / "a.json", found)
     boxes.write(tmp_path / "a.csv", boxes.read(tmp_path / "a.json"))
     assert (tmp_path / "a.csv").read_text().splitlines() == file.read_text().splitlines()
+
+
+def test_missing_groups_are_none(tmp_path):
+    rows = "a.png,,,spine,1,1,5,5,NA\nb.png,,,spine,1,1,5,5,g\n"
+    assert [a.group for a in read(tmp_path, "a.csv", HEADER + rows)] == ["", "g"]
+
+
+def test_voc_files_of_subfolders(tmp_path):
+    for place in ("s1", "s2"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.XML").write_text(voc([("spine", 1, 1, 5, 5)]))
+    (tmp_path / "s2" / "b.xml").write_text(voc([], head="<filename>b.png</filename>"))
+    problems = []
+    found = boxes.read(tmp_path, problems)
+    assert [a.image for a in found] == ["s1/a.png", "s2/a.png", "b.png"] and problems == []

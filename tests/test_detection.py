@@ -456,6 +456,35 @@ def test_photographs_without_an_entry_are_counted(data, tmp_path):
     assert problems[0]["what"].startswith("2 photographs")
 
 
+def test_boxes_of_another_photograph_are_named(tmp_path):
+    """Photographs of 40x30: as they are, marked at twice the size, marked upright by EXIF, and with boxes outside."""
+    image = Image.fromarray(np.zeros((30, 40), np.uint8))
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    for name in ("a.png", "double.png", "upright.jpg", "outside.png"):
+        image.save(tmp_path / name, **({"exif": turn} if name == "upright.jpg" else {}))
+    box = lambda x0, y0, x1, y1: np.array([[x0, y0, x1, y1]], float)
+    boxes = [
+        BoxAnnotation("a.png", box(4, 5, 14, 15), ("spine",), size=(30, 40)),
+        BoxAnnotation("double.png", box(8, 10, 28, 30), ("spine",), size=(60, 80)),
+        BoxAnnotation("upright.jpg", box(2, 4, 8, 14), ("spine",), size=(40, 30)),
+        BoxAnnotation("outside.png", np.concatenate([box(30, 20, 60, 50), box(30, 20, 44, 34)]), ("spine", "stub")),
+    ]
+    box_files.write(tmp_path / "boxes.csv", boxes)
+    samples, annotations, classes, problems = objects.load(tmp_path, tmp_path / "boxes.csv", size=(32, 48), overlap=8)
+    assert [(p["image"], p["what"]) for p in problems] == [
+        ("double.png", "its boxes are of 80x60, the photograph has 40x30: left out"),
+        ("outside.png", "the box (30, 20, 60, 50) lies outside the photograph of 40x30: left out"),
+    ]
+    assert "boxes.csv: line 3" in problems[0]["where"]
+    a, upright, outside = annotations
+    np.testing.assert_array_equal(a.boxes, boxes[0].boxes)
+    # Upright the photograph is 30 wide, and its top is the stored one's left: x is y from below, y is x.
+    np.testing.assert_array_equal(upright.boxes, [[4, 22, 14, 28]])
+    assert outside.classes == ("stub",) and classes == ("spine", "stub")
+    assert [label[label >= 0].tolist() for label in samples.labels] == [[0], [0], [1]]
+
+
 def test_the_facts_of_drawn_dendrites():
     config = get_config("")
     config.data.update({"count": 5, "classes": 3, "size": (96, 96)})

@@ -79,8 +79,9 @@ def test_names_are_found_as_people_write_them(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     for name, expected in (("a.jpg", "A.JPG"), ("C:\\x\\b.png", "b.png"), ("b.tif", "b.png"), ("c", "sub/c.tif")):
         assert photographs.find(tmp_path, name) == tmp_path / expected, name
-    with pytest.raises(OSError, match="no such image"):
-        photographs.find(tmp_path, "d.png")
+    for name in ("d.png", "b.2"):  # no ending of an image, so that it is not b.png
+        with pytest.raises(OSError, match="no such image"):
+            photographs.find(tmp_path, name)
 
 
 def test_a_name_with_folders_is_no_file_of_another_folder(tmp_path):
@@ -147,8 +148,14 @@ def test_groups(tmp_path):
     load = lambda **how: folder.load(tmp_path, tmp_path / "a.csv", size=(4, 4), **how)[0].group.tolist()
     assert load() == [0, 1, 2]
     assert load(group_by=r"^(s\d)") == [0, 0, 1]
-    with pytest.raises(ValueError, match="group_by"):
-        load(group_by="x(.)")
+    for unknown in ("x(.)", "s1_(left)|s._left|s1_right"):
+        with pytest.raises(ValueError, match="group_by"):
+            load(group_by=unknown)
+    (tmp_path / "s").mkdir()
+    for name in ("s1_left.png", "s1_right.png", "s2_left.png"):
+        (tmp_path / name).rename(tmp_path / "s" / name)
+    assert load(group_by=r"^(s\d)") == [0, 0, 1]  # of the name, wherever the file lies
+    assert load(group_by=r"^(.)/") == [0, 0, 0]
 
 
 def test_nothing_usable_is_an_error_that_names_both_paths(tmp_path):

@@ -444,6 +444,18 @@ def test_several_annotators_give_the_mean_of_their_marks(tmp_path):
     assert formats.disagreement(tmp_path / "one.csv") is None
 
 
+def test_what_one_annotator_says_of_an_image_holds_and_contradictions_are_named(tmp_path):
+    (tmp_path / "one.csv").write_text("image,x1,y1,group,mm_per_px\na,1,1,NA,\nb,1,1,s1,0.5\nc,1,1,NA,NA\n")
+    (tmp_path / "two.csv").write_text("image,x1,y1,group,mm_per_px\na,3,1,s1,0.5\nb,1,1,s2,0.5\nc,1,1,,\n")
+    problems = []
+    a, b, c = formats.read(f"{tmp_path}/one.csv,{tmp_path}/two.csv", problems=problems)
+    assert [(x.group, x.mm_per_px) for x in (a, b)] == [("s1", 0.5)] * 2
+    assert c.group == "" and np.isnan(c.mm_per_px)
+    assert [(p["image"], p["what"], p["where"]) for p in problems] == [
+        ("b", f"group s2, and s1 in {tmp_path}/one.csv: line 3: the latter holds", f"{tmp_path}/two.csv: line 3")
+    ]
+
+
 def test_annotators_of_different_landmarks_are_refused(tmp_path):
     path = two_annotators(tmp_path, "a.png,1,2,3,4\n")
     (tmp_path / "two.csv").write_text("image,x1,y1\na.png,1,2\n")
@@ -576,3 +588,60 @@ def test_coco_without_a_group_or_scale_and_with_two_kinds_of_specimen(tmp_path):
     )
     with pytest.raises(FormatError, match=r"annotations\[1\].*another category"):
         formats.read(path)
+
+
+def test_missing_groups_are_none_in_every_layout(tmp_path):
+    for text in (
+        "image,x1,y1,group,id\na,1,1,NA,na\nb,1,1,s,7\n",
+        "image,landmark,x,y,group,id\na,1,1,1,NA,na\nb,1,1,1,s,7\n",
+    ):
+        (tmp_path / "a.csv").write_text(text)
+        assert [(a.group, a.id) for a in formats.read(tmp_path / "a.csv")] == [("", ""), ("s", "7")]
+
+
+@pytest.mark.parametrize("row", ["10 ,20", "10, 20", "10\t,20", "10,20", "10 20", "10 , 20", "10,0 20,0"])
+def test_commas_between_coordinates(row):
+    (found,) = tps.loads(f"LM=1\n{row}\nIMAGE=a.png\n")
+    np.testing.assert_array_equal(found.points, [[10, 20]])
+
+
+def test_labelme_names_its_image_from_its_own_folder(tmp_path):
+    for number, place in enumerate((".", "s1", "s2")):
+        for folder_ in ("photographs", "marks"):
+            (tmp_path / folder_ / place).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 9), 100 * number).save(tmp_path / "photographs" / place / "dorsal.png")
+        for file, path in (
+            (tmp_path / "photographs" / place / "dorsal.json", "dorsal.png"),
+            (tmp_path / "marks" / place / "dorsal.json", "dorsal.png"),  # the same place in another folder
+            (
+                tmp_path / "marks" / place / "far.json",
+                f"{'' if place == '.' else '../'}../photographs/{place}/dorsal.png",
+            ),
+        ):
+            shapes = [{"label": "a", "points": [[number, 1]], "shape_type": "point"}]
+            file.write_text(json.dumps({"imagePath": path, "shapes": shapes}))
+    expected = [("dorsal.png", 0), ("s1/dorsal.png", 1), ("s2/dorsal.png", 2)]
+    for marks in ("photographs", "marks"):
+        found = formats.read(tmp_path / marks, tmp_path / "photographs", problems=[])
+        assert sorted({(a.image, a.points[0, 0]) for a in found}) == expected
+    assert len(found) == 6
+    found = formats.read(tmp_path / "photographs")
+    assert sorted((a.image, a.points[0, 0]) for a in found) == expected
+
+
+def test_labelme_shapes_that_are_no_points_are_named(tmp_path):
+    shapes = [{"label": "a", "points": [[1, 1]]}] + 2 * [
+        {"label": "b", "points": [[1, 1], [2, 2]], "shape_type": "line"}
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"imagePath": "a.png", "shapes": shapes}))
+    problems = []
+    (a,) = formats.read(tmp_path / "a.json", problems=problems)
+    assert len(a.points) == 1 and [p["what"] for p in problems] == [
+        "shapes that are no points (2 of type line): not used"
+    ]
+
+
+def test_a_landmark_that_no_image_shows_is_not_written_to_labelme(tmp_path):
+    a = Annotation("a.png", np.ones((3, 2)), np.array([True, False, True]))
+    with pytest.raises(ValueError, match="no image shows landmark 2"):
+        formats.write(tmp_path / "out", [a])

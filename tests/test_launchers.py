@@ -41,6 +41,9 @@ def test_the_tasks_of_a_slurm_array_take_their_shares(tmp_path):
     task = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_COUNT": "8"}
     lines = said(tmp_path, "slurm_array.sh", "launch/ablate.py", "--grid=g.py", **task)
     assert lines == ["python", "launch/ablate.py", "--grid=g.py", "--share=3/8"]
+    stepped = {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "4"}
+    lines = said(tmp_path, "slurm_array.sh", "launch/ablate.py", **stepped, SLURM_ARRAY_TASK_STEP="2")  # 0-6:2
+    assert lines[-1] == "--share=2/4"
     lines = said(tmp_path, "slurm_array.sh", "launch/tune.py", "--space=s.py", **task)
     assert lines == ["python", "launch/tune.py", "--space=s.py"]
 

@@ -169,6 +169,25 @@ def test_failed_trials_are_listed_and_the_search_goes_on(tmp_path):
     assert search(tmp_path / "all", Launcher(lambda number: 3), "--trials=2")[0] == 1
 
 
+def test_a_trial_without_a_number_has_failed_and_epochs_without_one_are_not_the_best(tmp_path, capsys):
+    nan = lambda config, number: math.nan if number == 1 else 2.0
+    status, _, lines = search(tmp_path, Launcher(error=nan), "--trials=2")
+    assert status == 0 and [line["state"] for line in lines] == ["fail", "complete"]
+    assert "no number for valid/distance_px" in capsys.readouterr().out
+    epochs = [{"valid/loss": loss, "m": m} for loss, m in ((math.nan, 1.0), (None, 2.0), (0.5, 3.0), (0.7, 4.0))]
+    assert tune.scored({(0, 0): epochs}, "m") == 3.0
+
+
+def test_choices_may_be_tuples(tmp_path):
+    text = SPACE.replace(
+        '"head.loss": ("categorical", "mse", "l1")', '"data.size": ("categorical", (48, 64), (96, 128))'
+    )
+    launcher = Launcher(error=lambda config, number: config.data.size[0] / 10)
+    status, _, lines = search(tmp_path, launcher, "--trials=6", text=text)
+    assert status == 0 and {line["data.size"] for line in lines} == {"(48, 64)", "(96, 128)"}
+    assert {tuple(config.data.size) for _, config in launcher.runs} == {(48, 64), (96, 128)}
+
+
 def test_two_workers_share_a_study(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "draw", lambda study, folder: None)  # pyplot is for one thread; workers are processes
     launchers = [Launcher(lambda number: time.sleep(0.2)) for _ in range(2)]

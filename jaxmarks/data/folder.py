@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -92,11 +92,11 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
 
 def _group(image, known, pattern):
     if pattern:
-        found = re.search(pattern, image)
-        if not found or not found.groups():
+        found = re.search(pattern, PurePosixPath(image).name) or re.search(pattern, image)
+        if not found or not found.groups() or found[1] is None:
             raise ValueError(
                 f"--config.data.group_by={pattern}: no first group in {image!r}; write an expression such as"
-                r" '^(\d+)_' whose parentheses hold the specimen"
+                r" '^(\d+)_' whose first parentheses hold the specimen in every file name"
             )
         return found[1]
     return known.get(image, image)

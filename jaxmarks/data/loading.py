@@ -17,7 +17,7 @@ from jaxmarks.data.brains import Volumes
 from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.phantoms import dendrite
-from jaxmarks.data.samples import Samples, concatenate
+from jaxmarks.data.samples import FormatError, Samples, concatenate
 
 
 class Member(NamedTuple):
@@ -107,7 +107,14 @@ def known_facts(spec) -> dict:
     if "volume" in spec:
         return {"landmarks": len(brains.LANDMARKS)}
     if spec.landmarks:
-        return {"landmarks": formats.read(spec.landmarks, spec.images, problems=[])[0].points.shape[0]}
+        problems: list[dict] = []
+        found = formats.read(spec.landmarks, spec.images, problems=problems)
+        if not found:
+            what = "; ".join(sorted({problem["what"] for problem in problems})[:3]) or "it names no image"
+            raise FormatError(
+                spec.landmarks, "", f"not one usable photograph in {spec.images} ({what})", "check both paths"
+            )
+        return {"landmarks": found[0].points.shape[0]}
     return {"landmarks": len(_kept(spec, spec.part.split("+")[0]))}
 
 

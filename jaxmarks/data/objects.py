@@ -1,5 +1,6 @@
 """Photographs with boxes of objects, as Samples: each in the network's frame, or at a fixed scale in tiles of its size."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from PIL import Image
 
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.formats.boxes import read as read_boxes
-from jaxmarks.data.photographs import decode, find, listing, readable, shrunk
+from jaxmarks.data.photographs import TURNED, decode, find, listing, orientation, readable, shrunk
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import placement, tiles
 
@@ -46,7 +47,9 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
         try:
             file = find(images, annotation.image)
             unused.discard(file)
-            return list(cut(decode(file), size, fit=fit, scale=scale, overlap=overlap))
+            photograph = decode(file)
+            annotation, notes = on_photograph(annotation, photograph.shape[:2], lambda: orientation(file))
+            return annotation, list(cut(photograph, size, fit=fit, scale=scale, overlap=overlap)), notes
         except OSError as error:
             return str(error)
 
@@ -58,9 +61,11 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
         if isinstance(result, str):
             problems.append({"image": annotation.image, "what": f"{result}: left out", "where": annotation.where})
             continue
+        annotation, frames, notes = result
+        problems += [{"image": annotation.image, "what": what, "where": annotation.where} for what in notes]
         kept.append(annotation)
         group = groups.setdefault(annotation.group or annotation.image, len(groups))
-        parts += [(annotation, group, *tile) for tile in result]
+        parts += [(annotation, group, *frame) for frame in frames]
     if unused:
         first = min(unused).relative_to(images).as_posix()
         what = f"{len(unused)} photographs of the folder are not in the file of boxes, this the first: not used"
@@ -68,6 +73,33 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
     if not kept:
         raise FormatError(boxes, "", f"not one usable photograph in {images}", "check both paths")
     return samples(parts, size, classes), kept, classes, problems
+
+
+def on_photograph(annotation: BoxAnnotation, size, orientation) -> tuple[BoxAnnotation, list[str]]:
+    """The boxes in the stored pixels of their photograph of `size` (h, w), and what is to be said of them.
+
+    Boxes of an upright photograph that EXIF turns, `orientation` () says how, are turned back. A box whose centre lies
+    outside is left out.
+
+    Raises:
+      OSError: the file of boxes speaks of a photograph of another size.
+    """
+    h, w = size
+    if annotation.size not in (None, size):
+        turn = orientation()
+        if turn < 5 or annotation.size != (w, h):
+            raise OSError(f"its boxes are of {annotation.size[1]}x{annotation.size[0]}, the photograph has {w}x{h}")
+        x, y = TURNED[turn](annotation.boxes[:, ::2], annotation.boxes[:, 1::2], h, w)
+        corners = np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=-1)
+        annotation = dataclasses.replace(annotation, boxes=corners, size=size)
+    centres = annotation.boxes.reshape(-1, 2, 2).mean(1)
+    inside = ((centres >= 0) & (centres <= (w, h))).all(-1)
+    notes = [
+        f"the box ({', '.join(f'{v:g}' for v in box)}) lies outside the photograph of {w}x{h}: left out"
+        for box in annotation.boxes[~inside]
+    ]
+    names = tuple(name for name, seen in zip(annotation.classes, inside, strict=True) if seen)
+    return dataclasses.replace(annotation, boxes=annotation.boxes[inside], classes=names), notes
 
 
 def cut(image: np.ndarray, size, *, fit, scale=1.0, overlap=0) -> Iterator[tuple[np.ndarray, np.ndarray, tuple]]:

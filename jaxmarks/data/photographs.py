@@ -45,7 +45,9 @@ def finder(folder) -> Callable[[str], Path]:
             if candidate.is_file():
                 return candidate
         names, stems = index()
-        for files, key in ((names, path.name), (stems, path.name), (stems, path.stem)):
+        # What follows the last dot of "A1.2" is no ending: A1.png is another photograph.
+        stem = path.stem if path.suffix.lower() in ENDINGS else path.name
+        for files, key in ((names, path.name), (stems, path.name), (stems, stem)):
             matches = [file for file in files.get(key.lower(), ()) if _may_be(path, file.relative_to(folder))]
             if len(matches) > 1:
                 several = ", ".join(p.relative_to(folder).as_posix() for p in matches[:3])
@@ -111,8 +113,8 @@ def _open(path) -> Image.Image:
 def decode(path) -> np.ndarray:
     """The photograph as (H, W, 3) uint8.
 
-    16-bit and float images are stretched from their own minimum and maximum to 0..255. Transparency is dropped. Raises
-    OSError for what is no readable image.
+    16-bit and float images are stretched from their own minimum and maximum to 0..255. Transparency is dropped, and of a
+    file with several pages the first is taken. Raises OSError for what is no readable image.
     """
     return reduced(path, at_least=None)[0]
 

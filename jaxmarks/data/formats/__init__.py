@@ -45,13 +45,13 @@ def read(path, images=None, problems: list[dict] | None = None) -> list[Annotati
         raise FormatError(path, "", "no such file", "give the path of a landmark file")
     suffix = path.suffix.lower()
     if path.is_dir():
-        found = labelme.read(path, found_problems)
+        found = labelme.read(path, found_problems, images)
     elif suffix == ".tps":
         found = _read_tps(path, images, found_problems)
     elif suffix in (".csv", ".tsv", ".txt"):
         found = table.read(path, found_problems)
     elif suffix == ".json":
-        found = _read_json(path, found_problems)
+        found = _read_json(path, found_problems, images)
     else:
         raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"known are {KNOWN}")
     if images is not None:
@@ -73,8 +73,8 @@ def annotators(path) -> list[Path]:
 def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annotation]:
     """The mean of several annotators' landmarks, image by image.
 
-    A landmark that only some marked is the mean of theirs; an image or a landmark that one of them lacks is named in
-    `problems`.
+    A landmark that only some marked is the mean of theirs; a landmark that one of them lacks, and a scale, group or ID of
+    which they say different things, is named in `problems`. Of these the first that is known holds.
 
     Raises:
       FormatError: the annotators mark different numbers of landmarks, or one of them an image twice.
@@ -100,8 +100,22 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
             what = f"landmark {k + 1} is marked by {visible[:, k].sum()} of {len(files)} annotators: theirs is taken"
             problems.append({"image": name, "what": what, "where": each[0].where})
         points = points / np.maximum(visible.sum(0), 1)[:, None]
-        found.append(dataclasses.replace(each[0], points=points, visible=seen))
+        found.append(dataclasses.replace(each[0], points=points, visible=seen, **_told(each, problems)))
     return found
+
+
+def _told(each: list[Annotation], problems) -> dict:
+    """The scale, group and ID of an image by the first annotator who tells it; those who tell another are named."""
+    told: dict = {}
+    for key in ("mm_per_px", "group", "id"):
+        known = [a for a in each if (value := getattr(a, key)) and value == value]
+        for a in known:
+            mine, first = getattr(a, key), getattr(known[0], key)
+            if mine != first:
+                what = f"{key} {mine}, and {first} in {known[0].where}: the latter holds"
+                problems.append({"image": a.image, "what": what, "where": a.where})
+        told |= {key: getattr(known[0], key)} if known else {}
+    return told
 
 
 def disagreement(path, images=None) -> float | None:
@@ -116,10 +130,10 @@ def disagreement(path, images=None) -> float | None:
     return math.fsum(gaps) / len(gaps) if gaps else None
 
 
-def _read_json(path, problems):
+def _read_json(path, problems, images):
     document = text.read_json(path)
     if isinstance(document, dict) and "shapes" in document:
-        return labelme.read(path, problems)
+        return labelme.read(path, problems, images)
     if isinstance(document, dict) and "annotations" in document:
         return coco.read(path, document, problems)
     raise FormatError(path, "line 1", "neither COCO (images, annotations) nor LabelMe (shapes)", "name one of these")
@@ -213,6 +227,12 @@ def write(path, annotations: list[Annotation], heights: Mapping[str, int] | None
       path: where to.
       annotations: what.
       heights: of the images by name, in pixels; TPS counts y up from the lower edge.
+
+    CSV alone holds everything: TPS has no groups, COCO numbers the images anew and has no IDs, and LabelMe has neither of
+    them, nor scales.
+
+    Raises:
+      ValueError: another ending, a height that is missing, what a format cannot hold.
     """
     path = Path(path)
     suffix = path.suffix.lower()

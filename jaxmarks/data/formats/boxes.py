@@ -4,6 +4,7 @@ A `BoxAnnotation` holds continuous pixels, y down, from the corner of the top-le
 VOC name the first and the last pixel inside a box, CSV counting from 0 and VOC from 1.
 """
 
+import collections
 import csv
 import dataclasses
 import io
@@ -61,7 +62,7 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
 
     A CSV has the columns filename (or image), class (or label), xmin, ymin, xmax, ymax, in any order, and where it has
     them width, height and group; a row with neither class nor corners is an image without objects. VOC is a folder of
-    XML files, or one.
+    XML files, with its subfolders, or one file; where several subfolders have a name the image's begins with the subfolder.
 
     Args:
       path: the file or the folder.
@@ -170,7 +171,8 @@ def _read_csv(path, problems):
             raise FormatError(where, "", "no image name", "write the photograph's file name")
         number = lambda name, row=row, where=where: _number(where, row.get(name, ""), decimal_comma=decimal_comma)
         size = _size(where, number("width"), number("height"))
-        entry = _entry(images, row["filename"], where, size, row.get("group", ""), problems)
+        group = row.get("group", "")
+        entry = _entry(images, row["filename"], where, size, "" if group.lower() in _MISSING else group, problems)
         corners = [number(name) for name in CORNERS]
         if row["class"].lower() in _MISSING and all(map(math.isnan, corners)):
             continue
@@ -284,14 +286,20 @@ def _json_number(where, value):
 
 
 def _read_voc(path, problems):
-    files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".xml") if path.is_dir() else [path]
     if not files:
         raise FormatError(path, "", "no .xml in this folder", "name a folder of VOC files")
+    cell = lambda element, tag: (element.findtext(tag) or "").strip()
+    roots = {file: _parse(file) for file in files}
+    named = {file: cell(root, "filename") or file.stem for file, root in roots.items()}
+    folders: dict[str, set] = collections.defaultdict(set)
+    for file, name in named.items():
+        folders[name].add(file.parent)
     images: dict[str, _Image] = {}
-    for file in files:
-        root = _parse(file)
-        cell = lambda element, tag: (element.findtext(tag) or "").strip()
-        name = cell(root, "filename") or file.stem
+    for file, root in roots.items():
+        name = named[file]
+        if len(folders[name]) > 1:  # s1/dorsal.xml is of s1/dorsal.png
+            name = (file.parent.relative_to(path) / name).as_posix()
         if name in images:
             what = f"the image stands twice, first in {images[name].where}: joined"
             problems.append({"image": name, "what": what, "where": str(file)})

@@ -3,8 +3,10 @@
 The landmarks are the labels of all files in natural order (l1, l2, ..., l10); a label that a file lacks is missing there.
 """
 
+import collections
 import itertools
 import json
+import os
 import re
 from pathlib import Path, PureWindowsPath
 
@@ -14,8 +16,11 @@ from jaxmarks.data.formats import text
 from jaxmarks.data.samples import Annotation, FormatError
 
 
-def read(path, problems: list[dict]) -> list[Annotation]:
+def read(path, problems: list[dict], images=None) -> list[Annotation]:
     """Reads a folder of LabelMe files, or one file. A landmark that is NaN or marked twice is missing, and a problem.
+
+    A file names its image from its own folder on. Where that is in `images`, the folder of photographs, or a subfolder of
+    `images` has the place that the file has in `path`, the annotation has the image's name from `images` on.
 
     Raises:
       FormatError: a file that is no JSON or no LabelMe, a point that is no pair of numbers.
@@ -24,17 +29,22 @@ def read(path, problems: list[dict]) -> list[Annotation]:
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".json") if path.is_dir() else [path]
     if not files:
         raise FormatError(path, "", "no .json in this folder", "name a folder of LabelMe files")
-    images = [(file, *_points(file, problems)) for file in files]
-    labels = sorted({label for *_, points in images for label in points}, key=_natural)
+    root = path if path.is_dir() else path.parent
+    places = [file.parent.relative_to(root) for file in files]
+    read = [
+        (file, *_points(file, problems, lambda name, file=file, place=place: _found(name, file, place, images or root)))
+        for file, place in zip(files, places, strict=True)
+    ]
+    labels = sorted({label for *_, points in read for label in points}, key=_natural)
     if not labels:
         raise FormatError(path, "", "no point shape in any file", "mark landmarks as points")
     for label in labels:
-        having = [(image, file) for file, image, _, points in images if label in points]
-        if 10 * len(having) < len(images):
-            what = f"landmark {label} is in {len(having)} of {len(images)} files: a slip in its name?"
+        having = [(image, file) for file, image, _, points in read if label in points]
+        if 10 * len(having) < len(read):
+            what = f"landmark {label} is in {len(having)} of {len(read)} files: a slip in its name?"
             problems.append({"image": having[0][0], "what": what, "where": str(having[0][1])})
     found = []
-    for file, image, size, points in images:
+    for file, image, size, points in read:
         if not points:
             problems.append({"image": image or file.stem, "what": "no point: all missing", "where": str(file)})
         rows = np.array([points.get(label, (np.nan, np.nan)) for label in labels], float)
@@ -52,16 +62,17 @@ def read(path, problems: list[dict]) -> list[Annotation]:
     return found
 
 
-def _points(file, problems):
+def _points(file, problems, image_of):
     document = text.read_json(file)
     if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
         raise FormatError(file, "line 1", "no list 'shapes'", "name LabelMe files")
     points: dict[str, tuple[float, float]] = {}
-    image = _image_name(str(document.get("imagePath") or ""))
+    image, others = image_of(str(document.get("imagePath") or "")), collections.Counter()
     for i, shape in enumerate(document["shapes"]):
         if not isinstance(shape, dict):
             raise FormatError(file, f"shapes[{i}]", f"{shape!r} is not an object", "mend or delete the entry")
         if shape.get("shape_type", "point") != "point":
+            others[str(shape["shape_type"])] += 1
             continue
         label, where = str(shape.get("label", "")).strip(), f"shapes[{i}]"
         if not label:
@@ -75,7 +86,20 @@ def _points(file, problems):
         if not np.isfinite(points[label]).all():
             why = "is NaN" if not np.isfinite(point).all() else "is marked twice"
             problems.append({"image": image, "what": f"{label} {why}: taken as missing", "where": f"{file}: {where}"})
+    if others:
+        kinds = ", ".join(f"{count} of type {kind}" for kind, count in sorted(others.items()))
+        problems.append({"image": image, "what": f"shapes that are no points ({kinds}): not used", "where": str(file)})
     return image, text.sides(document, "imageHeight", "imageWidth"), points
+
+
+def _found(name, file, place, images) -> str:
+    """The name of a file's image, from the folder `images` on where it lies beside the file or at its `place` in there."""
+    folder, path = Path(os.path.abspath(images)), PureWindowsPath(name)  # takes both kinds of slash
+    beside = Path(os.path.abspath(file.parent / path.as_posix()))
+    for candidate in (beside, folder / place / _image_name(name)):
+        if name and not path.anchor and candidate.is_relative_to(folder) and candidate.is_file():
+            return candidate.relative_to(folder).as_posix()
+    return _image_name(name)
 
 
 def _image_name(name):
@@ -92,7 +116,15 @@ def write(folder, annotations: list[Annotation]) -> None:
     """Writes one file an annotation, its landmarks labelled l1, l2, ...
 
     A file has the name of its image; a further annotation of that name has _2, _3, ... after it.
+
+    Raises:
+      ValueError: a landmark that no image shows, which LabelMe cannot hold.
     """
+    shown = np.any([a.visible for a in annotations], axis=0) if annotations else np.ones(0, bool)
+    if not shown.all():
+        raise ValueError(
+            f"{folder}: no image shows landmark {np.argmin(shown) + 1}, so no file could name it; write a CSV"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written: set[str] = set()

@@ -130,6 +130,7 @@ def _annotation(path, number, row, cells, number_of, problems):
                 problems.append({"image": row["image"], "what": what, "where": f"{path}: line {line}"})
             continue
         points[k] = number_of(line, x), number_of(line, y)
+    said = lambda name: "" if (cell := row.get(name, "")).lower() in _MISSING else cell
     cell = row.get("mm_per_px") or row.get("scale") or ""
     scale = math.nan if cell.lower() in _MISSING else number_of(number, cell)
     if scale <= 0:
@@ -139,8 +140,8 @@ def _annotation(path, number, row, cells, number_of, problems):
         points=points,
         visible=visible,
         mm_per_px=scale,
-        id=row.get("id", ""),
-        group=row.get("group", ""),
+        id=said("id"),
+        group=said("group"),
         where=f"{path}: line {number}",
     )
 

@@ -150,8 +150,9 @@ def _rows(path, lines, at, count, dimensions, head, head_line):
             what = f"{head} in line {head_line} announces {count} rows, and there are {k}"
             raise FormatError(path, f"line {number}", what, "add the missing rows (NA NA for a landmark not seen)")
         number, line = lines[at + k]
-        # "12,5 33,1" has decimal commas; "12.5, 33.1" separates by them.
-        words = line.replace(",", ".").split() if re.search(r"\s", line.strip()) and "." not in line else None
+        # "12,5 33,1" has decimal commas; "12.5, 33.1" and "10 ,20" separate by them.
+        decimals = re.search(r"\s", line.strip()) and "." not in line and not re.search(r"\s,|,\s", line.strip())
+        words = line.replace(",", ".").split() if decimals else None
         words = words if words and len(words) == dimensions else re.split(r"[\s,;]+", line.strip().strip(",;"))
         if len(words) != dimensions:
             what = f"{line.strip()!r} has {len(words)} values where {dimensions} are due"

@@ -76,7 +76,7 @@ def yolo(config):
     config.data.update({"size": (320, 320), "scale": 2.0, "overlap": 64})
     config.model = ml_collections.ConfigDict({"name": "yolo_tiny", "width": 8, "norm": "batch"})
     config.head = ml_collections.ConfigDict({"name": "yolo", "anchor_count": 3})
-    config.optimizer.update({"learning_rate": 1e-3, "weight_decay": 5e-4})
+    config.optimizer.learning_rate = 1e-3
     config.train.steps, config.train.sizes = 2500, (288, 320, 352)
 
 

@@ -1,6 +1,7 @@
 """Finds a body, a head or a dataset by its name: the name is that of a module in its package."""
 
 import importlib
+import inspect
 import pkgutil
 
 
@@ -17,3 +18,14 @@ def module(package: str, name: str, *, needs: str):
         usable = [n for n in known if hasattr(importlib.import_module(f"{package}.{n}"), needs)]
         raise ValueError(f"no {package}.{name}; there are: {', '.join(usable)}")
     return found
+
+
+def refuse_unknown(options, builder, *, key: str, name: str) -> None:
+    """Raises ValueError where `builder` lacks one of the options: `--config.model.stride: fcn8 has width, norm`."""
+    known = inspect.signature(builder).parameters
+    if unknown := [option for option in options if option not in known]:
+        chosen = [option for option, p in known.items() if p.default is not p.empty]  # the others are facts of the data
+        raise ValueError(
+            f"--config.{key}.{unknown[0]}: {name} has {', '.join(chosen) or 'no options'}; the command line cannot take a key"
+            " away: choose by the config's variants, or in a config of your own"
+        )

@@ -161,10 +161,11 @@ def export(config, workdir):
 
 
 def describe(config, workdir):
-    """Prints the network of each stage, layer by layer."""
-    del workdir
+    """Prints the network of each stage, layer by layer: of the workdir's run where no config is named."""
     from jaxmarks import train as training
 
+    if "workdir" in explicit_flags() and "config" not in explicit_flags():
+        config = training.config_of(workdir)
     for stage in training.stages(config):
         print(training.describe(config, stage))
 

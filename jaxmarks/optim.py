@@ -159,32 +159,39 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
     """The optimiser that `spec` describes.
 
     Args:
-      spec: `name` is `nesterov` (with `learning_rate` and `momentum` as (start, stop), equal for constants),
-        `rmsprop` (with a constant `learning_rate`, as in Keras), or `adam` / `adamw` (with `learning_rate`, the peak
-        of a one-cycle cosine, `warmup` as a share of the steps, and `weight_decay` for adamw). `clip` bounds the
+      spec: `name` is `nesterov` (with `learning_rate` and `momentum` as (start, stop), or a number for a constant; the
+        momentum is 0.9 where it is not given), `rmsprop` (with a constant `learning_rate`, as in Keras), or `adam` /
+        `adamw` (with `learning_rate`, the peak of a one-cycle cosine, `warmup` as a share of the steps, by default 0.1,
+        and `weight_decay` for adamw). `clip` bounds the
         gradient's norm where it is above 0. `plateau` is the number of epochs without a lower validation loss after
         which the rate is multiplied by `plateau_factor`; 0 is never. `rates` are pairs for the function of that name.
       epochs: the length of the schedules.
       steps_per_epoch: updates in an epoch; a fraction where several batches that make one do not fill an epoch.
+
+    Raises:
+      ValueError: an unknown name, a rate of the wrong form, a weight decay that the optimiser does not have.
     """
     steps = round(epochs * steps_per_epoch)
     name = spec["name"]
+    if name not in ("nesterov", "rmsprop", "adam", "adamw"):
+        raise ValueError(f"optimizer.name={name!r}: there are nesterov, rmsprop, adam, adamw")
+    peak = spec["learning_rate"]
+    if spec.get("weight_decay") and name != "adamw":
+        raise ValueError(f"optimizer.weight_decay={spec['weight_decay']}: {name} has none; set optimizer.name=adamw")
+    if name != "nesterov" and not isinstance(peak, int | float):
+        raise ValueError(f"optimizer.learning_rate={peak}: {name} takes one number, and nesterov alone a ramp")
     if name == "nesterov":
-        tx = ramps(
-            tuple(spec["learning_rate"]), tuple(spec["momentum"]), epochs=epochs, steps_per_epoch=steps_per_epoch
-        )
+        pair = lambda value: (value, value) if isinstance(value, int | float) else tuple(value)
+        tx = ramps(pair(peak), pair(spec.get("momentum", 0.9)), epochs=epochs, steps_per_epoch=steps_per_epoch)
     elif name == "rmsprop":
         tx = optax.inject_hyperparams(optax.rmsprop, static_args=("eps_in_sqrt", "momentum"))(
-            learning_rate=spec["learning_rate"], decay=0.9, eps=1e-7, eps_in_sqrt=False
+            learning_rate=peak, decay=0.9, eps=1e-7, eps_in_sqrt=False
         )
-    elif name in ("adam", "adamw"):
-        peak = spec["learning_rate"]
-        warmup = round(spec["warmup"] * steps)
+    else:
+        warmup = round(spec.get("warmup", 0.1) * steps)
         rate = optax.warmup_cosine_decay_schedule(peak / 25, peak, warmup, max(steps, warmup + 1), peak / 1000)
         decay = {"weight_decay": spec["weight_decay"]} if name == "adamw" else {}
         tx = optax.inject_hyperparams(getattr(optax, name))(learning_rate=rate, b1=0.9, **decay)
-    else:
-        raise ValueError(f"optimizer.name={name!r}: there are nesterov, rmsprop, adam, adamw")
     parts = [tx]
     if spec.get("clip", 0) > 0:
         parts.insert(0, optax.clip_by_global_norm(spec["clip"]))
@@ -196,7 +203,14 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
 
 
 def freeze(tx: optax.GradientTransformation, params, frozen: Callable[[str], bool]) -> optax.GradientTransformation:
-    """`tx` for the parameters whose path ("body/block1/conv/kernel") is not `frozen`; the others never change."""
+    """`tx` for the parameters whose path ("body/block1/conv/kernel") is not `frozen`; the others never change.
+
+    Raises:
+      ValueError: none is frozen.
+    """
+    names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if not any(map(frozen, names)):
+        raise ValueError(f"freeze matches no parameter; there are {', '.join(names)}")
     labels = jax.tree_util.tree_map_with_path(lambda path, _: "frozen" if frozen(name_of(path)) else "free", params)
     return optax.multi_transform({"free": tx, "frozen": optax.set_to_zero()}, labels)
 

@@ -230,9 +230,13 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1, mi
         lay: Callable = jnp.asarray
     else:
         lay = np.asarray  # pmap gives each device its part
-        compiled = functools.partial(jax.pmap, axis_name=DEVICES, in_axes=(0, 0, 0, None), donate_argnums=0)
-        put, get, local = jax_utils.replicate, jax_utils.unreplicate, jax.local_device_count()
-        local = min(local, devices)
+        local = min(jax.local_device_count(), devices)
+        chosen, get = jax.local_devices()[:local], jax_utils.unreplicate
+        put = functools.partial(jax_utils.replicate, devices=chosen)
+        compiled = functools.partial(
+            jax.pmap, axis_name=DEVICES, in_axes=(0, 0, 0, None), donate_argnums=0,
+            devices=chosen if jax.process_count() == 1 else None,  # of several processes all take part
+        )  # fmt: skip
         mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
         # (..., batch) -> (devices, ..., batch / devices): each device takes a contiguous part.
         spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)[mine]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmarks import augment, checkpoint, detection, heads, models, optim, processes, report, steps
+from jaxmarks import augment, baselines, checkpoint, detection, heads, models, optim, processes, report, steps
 from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import Dataset, facts, known_facts, load, of_set
@@ -58,8 +58,10 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
 
 def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     """What `train` does in each process."""
-    processes.in_turn(functools.partial(claim, config, workdir))
     datasets, names = {}, stages(config)
+    last = configs.stage(config, names[-1])
+    baselines.check(last.baselines, objects="boxes" in last.data)  # else a trained run could not be scored
+    processes.in_turn(functools.partial(claim, config, workdir))
     for number, name in enumerate(names):
         settings = configs.stage(config, name)
         datasets[name] = dataset = processes.in_turn(functools.partial(load, settings.data))
@@ -73,7 +75,8 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
 
 def stages(config) -> list[str]:
     """The run's stages by name; a pretraining stage is left out where the run starts from another one's network."""
-    return [name for name in config.stages if not (config.init_from and name == "pretrain")]
+    replaced = bool(config.init_from) and len(config.stages) > 1
+    return [name for name in config.stages if not (replaced and name == "pretrain")]
 
 
 def folds(settings) -> list[int]:
@@ -150,6 +153,12 @@ def pick(folder: Path, member: Member) -> Path:
 def sizes(settings) -> list[tuple[int, int]]:
     """The sizes (H, W) at which training shows the frame, one for each batch, where `train.sizes` names their heights."""
     height, width = settings.data.size
+    heights = tuple(settings.train.sizes)
+    if heights and not min(heights) <= height <= max(heights):
+        raise ValueError(
+            f"--config.train.sizes={heights}: training would not show frames of --config.data.size={(height, width)};"
+            " give heights around its own, or ()"
+        )
     return [(side, round(side * width / height)) for side in settings.train.sizes]
 
 
@@ -320,6 +329,12 @@ def train_member(settings, workdir, stage, member, dataset, source):
     known = facts(dataset) | anchors(settings, samples)
     network, task = build(settings, known, dataset.flip)
     train_rows, valid_rows, _ = split_rows(settings, samples, member, task.versions)
+    for key in ("train.patience", "optimizer.plateau"):
+        section, name = key.split(".")
+        if settings[section].get(name) and not len(valid_rows):
+            raise ValueError(
+                f"--config.{key}={settings[section][name]} needs validation images: raise --config.split.valid"
+            )
     caveats = unseen(dataset, train_rows // task.versions, member) + seen_before(settings, member, source)
     if dataset.objects and not len(valid_rows):
         caveats.append(

@@ -421,7 +421,10 @@ def test_wrong_specs_say_what_exists():
     with pytest.raises(ValueError, match=r"augment\.rotations: modern has rotation, scale"):
         augment.build({"name": "modern", "rotations": 3}, channels=1)
     with pytest.raises(ValueError, match="none has no options"):
-        augment.build({"name": "none", "noise": 3}, channels=1)
+        augment.build({"name": "none", "noises": 3}, channels=1)
+    # The name alone switches from one to another, whose options stand in the config already.
+    for name in ("none", "paper_x7"):
+        augment.build({"name": name, "rotation": 15.0, "noise": 0.1}, channels=1)
     with pytest.raises(ValueError, match="channels=2"):
         augment.build({"name": "none"}, channels=2)
     for flip in ((1, 2, 0), (0, 0), (1, 7), (-2, 1)):

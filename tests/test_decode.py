@@ -212,3 +212,13 @@ def test_spread_is_the_root_mean_square_distance():
 def test_an_unknown_decoder_lists_those_there_are():
     with pytest.raises(ValueError, match="there are argmax, soft_argmax, local_soft_argmax, dark, quadratic"):
         decode.named("center_of_mass")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("decoder", ALL)
+def test_half_precision_keeps_half_pixels(decoder, dtype):
+    points = np.array([[200.5, 150.5], [133.5, 131.5]], np.float32)
+    maps = heatmaps.gaussian(points, (192, 256), 3.0).astype(dtype)
+    found, scores = jax.jit(getattr(decode, decoder))(maps)
+    assert found.dtype == scores.dtype == jnp.float32
+    np.testing.assert_allclose(found, points, atol=0.1)

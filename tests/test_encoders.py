@@ -671,3 +671,12 @@ def test_vgg16_loads_its_thirteen_convolutions():
         assert np.isfinite(kernel).all() and kernel.std() > 1e-3 and np.abs(layer["conv"]["bias"]).max() > 0, name
     # Of ImageNet's colours: the first bias of torchvision's file.
     np.testing.assert_allclose(params["conv1_1"]["conv"]["bias"][0], 0.4034, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_maps_keep_half_precision(name):
+    encoder = encoders.build(tiny(name))
+    half = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), tree)
+    variables = half(shapes(tiny(name)))
+    maps = jax.eval_shape(encoder.apply, variables, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.bfloat16))
+    assert {m.dtype for m in jax.tree.leaves(maps)} == {jnp.dtype("bfloat16")}

@@ -187,6 +187,12 @@ def test_evaluate_scores_the_named_data(smoke, photographs):
     assert (workdir / "evaluate" / "report.html").exists()
 
 
+def test_describe_tells_of_a_run_where_no_config_is_named(smoke):
+    workdir, _ = smoke
+    said = run("--mode=describe", f"--workdir={workdir}")
+    assert f"{json.loads((workdir / 'summary.json').read_text())['parameters']:,}" in said
+
+
 def test_describe_counts_the_papers_parameters():
     said = run("--config=configs/beetle.py:paper", "--mode=describe")
     assert "92,323,488" in said and "block1" in said

@@ -177,3 +177,29 @@ def test_the_papers_settings():
     assert tuple(config.data.size) == (256, 256)
     assert heads.build(config.head, landmarks=1, size=(256, 256))
     assert models.build(config.model)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"train.patience": 3, "split.valid": 0.0}, "train.patience=3 needs validation images"),
+        ({"train.sizes": (64, 96)}, r"train.sizes=\(64, 96\).*data.size=\(32, 32\)"),
+        ({"freeze": "encoder/.*"}, "freeze matches no parameter; there are body/"),
+        ({"baselines": ("mean-shape",)}, "no mean-shape for landmarks; there are mean_shape, registration"),
+        ({"model.name": "fcn8"}, "config.model.depth: fcn8 has width"),
+        ({"head.name": "softargmax"}, "config.head.decoder: softargmax has loss"),
+    ],
+)
+def test_settings_without_an_effect_are_refused(changes, message, photographs, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train.train(small(photographs, tmp_path, slice(0, 0), **changes), tmp_path / "run")
+    if "baselines" in changes:
+        assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_run_of_pretraining_alone_may_start_from_another():
+    config = get_config("smoke")
+    config.update({"stages": ("pretrain",), "init_from": "elsewhere"})
+    assert train.stages(config) == ["pretrain"]
+    config.stages = ("pretrain", "train")
+    assert train.stages(config) == ["train"]

@@ -54,7 +54,7 @@ def test_nesterov_differs_from_optax_where_the_rate_changes():
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_modern_optimisers_rise_and_fall(name):
-    spec = {"name": name, "learning_rate": 1e-3, "warmup": 0.2, "weight_decay": 0.01, "clip": 1.0}
+    spec = {"name": name, "learning_rate": 1e-3, "warmup": 0.2, "weight_decay": 0.01 * (name == "adamw"), "clip": 1.0}
     tx = optim.build(spec, epochs=5, steps_per_epoch=4)
     params = {"w": jnp.ones(3)}
     state, rates = tx.init(params), []
@@ -170,3 +170,29 @@ def test_schedules_count_updates_where_two_batches_make_one():
         rates.append(float(optim.hyperparameters(state)["learning_rate"]))
     assert rates[1::2][:-1] == rates[2::2]  # unchanged between updates
     assert np.argmax(rates) == 5 and max(rates) == pytest.approx(1e-3) and rates[-1] < 1e-4
+
+
+def test_a_number_is_a_constant_ramp_and_the_momentum_has_a_default():
+    one = optim.build({"name": "nesterov", "learning_rate": 0.01}, epochs=2, steps_per_epoch=3)
+    pair = {"name": "nesterov", "learning_rate": (0.01, 0.01), "momentum": (0.9, 0.9)}
+    two = optim.build(pair, epochs=2, steps_per_epoch=3)
+    params = jnp.ones(2)
+    found = [tx.update(params, tx.init(params), params)[0] for tx in (one, two)]
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ({"name": "adam", "learning_rate": 1e-3, "weight_decay": 5e-4}, "weight_decay=0.0005: adam has none.*adamw"),
+        ({"name": "adam", "learning_rate": (0.01, 0.001)}, "adam takes one number"),
+    ],
+)
+def test_what_an_optimiser_does_not_have_is_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        optim.build(spec, epochs=2, steps_per_epoch=3)
+
+
+def test_a_pattern_that_freezes_nothing_is_refused():
+    with pytest.raises(ValueError, match="freeze matches no parameter; there are body/a, head/b"):
+        optim.freeze(optax.sgd(1.0), {"body": {"a": 1.0}, "head": {"b": 1.0}}, lambda path: path.startswith("a"))

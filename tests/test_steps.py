@@ -1,6 +1,10 @@
 """One device and two give the same; padding weighs nothing; missing landmarks have no gradient."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -289,3 +293,16 @@ def test_bfloat16_trains_with_float32_parameters_statistics_and_losses(norm):
     assert loss(params)[0] < first - 0.01
     with pytest.raises(ValueError, match="bfloat16"):
         steps.computing_in("float16", network.apply)
+
+
+@pytest.mark.slow
+def test_fewer_devices_than_there_are(tmp_path):
+    """Of three devices the first two train as one does; in a process of its own, which has three."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import jax, numpy as np, test_steps\n"
+        "assert jax.local_device_count() == 3\n"
+        "np.testing.assert_allclose(test_steps.train(2)[0], test_steps.train(1)[0], rtol=1e-5)\n"
+    )
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | flags, check=True)

@@ -75,3 +75,15 @@ def test_the_papers_network():
     assert jax.eval_shape(network.apply, variables, image).shape == (1, 13, 13, 3, 6)
     with pytest.raises(ValueError, match="multiples of 32"):
         jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 400, 416, 3)))
+
+
+def test_a_frame_that_the_stride_does_not_divide_is_decoded_in_place():
+    """300 pixels at stride 16 have 19 cells, the last of which reaches to 304."""
+    head = heads.build({"name": "yolo"}, size=(300, 300), classes=1, anchors=[[16.0, 16.0]])
+    outputs = np.full((1, 19, 19, 1, 6), -20.0, np.float32)
+    outputs[..., :4] = 0
+    outputs[0, 18, 17, 0, 4] = 20
+    found = head.decode(jnp.asarray(outputs))
+    np.testing.assert_allclose(
+        found.boxes[0, 0], [17.5 * 16 - 8, 18.5 * 16 - 8, 17.5 * 16 + 8, 18.5 * 16 + 8], atol=0.01
+    )

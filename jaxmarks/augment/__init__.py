@@ -31,7 +31,8 @@ def build(
     """The augmentation that `spec` describes: a "name" (none, paper_x7, modern) and that one's options.
 
     Args:
-      spec: the name and the options.
+      spec: the name and the options. Those that another augmentation has are passed over, so that `augment.name` alone
+        switches from one to another.
       channels: what the network takes, 1 (luminance) or 3.
       flip: the landmarks' order after a horizontal mirror, or None where images must not be mirrored. -1 stands for a
         landmark that has no place in a mirrored image: one that shows it is not mirrored.
@@ -58,10 +59,18 @@ def build(
             f"augment.name={name} keeps the frame's size: set --config.train.sizes='()' or augment.name=modern"
         )
     versions, builder = known[name]
-    allowed = [option for option in inspect.signature(builder).parameters if option not in ("channels", "flip", "size")]
-    if unknown := [option for option in options if option not in allowed]:
+    allowed = options_of(builder)
+    others = {option for _, other in known.values() for option in options_of(other)}
+    if unknown := [option for option in options if option not in others]:
         raise ValueError(f"augment.{unknown[0]}: {name} has {', '.join(allowed) or 'no options'}")
-    return Augmentation(versions, builder(channels=channels, **options))
+    return Augmentation(
+        versions, builder(channels=channels, **{key: options[key] for key in allowed if key in options})
+    )
+
+
+def options_of(builder) -> list[str]:
+    """The strengths that an augmentation has."""
+    return [option for option in inspect.signature(builder).parameters if option not in ("channels", "flip", "size")]
 
 
 def plain(batch, *, channels: int):

@@ -52,6 +52,7 @@ def build(spec: Mapping[str, Any], *, size: tuple[int, int], **facts) -> Head:
     options = dict(spec)
     name = options.pop("name")
     builder = find.module("jaxmarks.heads", name, needs="build").build
+    find.refuse_unknown(options, builder, key="head", name=name)
     wanted = inspect.signature(builder).parameters
     missing = [key for key, p in wanted.items() if p.default is p.empty and key not in {"size", *facts, *options}]
     if missing:

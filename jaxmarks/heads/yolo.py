@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmarks.heads import Head, need_map, objects, suppressed
+from jaxmarks.heads.heatmap import stride_of
 from jaxmarks.ops import boxes as box_ops
 
 
@@ -55,7 +56,7 @@ def build(
     anchors = jnp.asarray(anchors, jnp.float32)
 
     def stride(outputs):
-        return size[0] // outputs.shape[1]
+        return stride_of(outputs, size)
 
     def loss(outputs, targets):
         boxes, labels, real = targets

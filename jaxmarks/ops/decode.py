@@ -18,6 +18,7 @@ TINY = 1e-12
 
 def argmax(maps):
     """The centre of the pixel with the largest value; of several the first, row by row."""
+    maps = _single(maps)
     height, width, count = maps.shape[-3:]
     flat = maps.reshape(*maps.shape[:-3], height * width, count)
     row, column = jnp.divmod(jnp.argmax(flat, axis=-2), width)
@@ -35,6 +36,7 @@ def soft_argmax(maps, *, temperature=0.25):
       maps: (..., H, W, K).
       temperature: above 0; towards 0 the result is that of `argmax`.
     """
+    maps = _single(maps)
     _, scores = argmax(maps)
     weights = jnp.maximum(_evidence(maps, scores), TINY) ** (1 / temperature)  # a root has no gradient at 0
     return _mean(weights, *_centres(maps)), scores
@@ -52,6 +54,7 @@ def local_soft_argmax(maps, *, window=2.0, iterations=4):
       window: the window's standard deviation in pixels: about that of the peak, or less where peaks are close.
       iterations: how often the window moves.
     """
+    maps = _single(maps)
     points, scores = argmax(maps)
     patch, x, y = _patch(_evidence(maps, scores), points, math.ceil(3 * window) + 1)
     limit = points
@@ -80,6 +83,7 @@ def dark(maps, *, sigma=1.0):
       maps: (..., H, W, K).
       sigma: of the smoothing, pixels.
     """
+    maps = _single(maps)
     smooth = _blur(maps, sigma)
     points, _ = argmax(smooth)
     _, scores = argmax(maps)
@@ -105,6 +109,7 @@ def quadratic(maps, *, radius=3, iterations=4):
       radius: pixels.
       iterations: how often the Gaussian follows the estimate.
     """
+    maps = _single(maps)
     peaks, scores = argmax(maps)
     patch, x, y = _patch(_evidence(maps, scores), peaks, radius)
     flat = lambda grid: grid.reshape(*grid.shape[:-2], -1)
@@ -128,6 +133,7 @@ def spread(maps, points):
     The second half of a score: a landmark that the network is sure of has a narrow map. Two peaks, or a haze over the
     whole frame, give a wide one.
     """
+    maps = _single(maps)
     _, scores = argmax(maps)
     weights = _evidence(maps, scores)
     x, y = _centres(maps)
@@ -142,6 +148,11 @@ def named(name):
     if name not in known:
         raise ValueError(f"head.decoder={name!r}: there are {', '.join(known)}")
     return known[name]
+
+
+def _single(maps):
+    """Maps in float32 at least: half precision tells no half pixels beyond 128."""
+    return maps.astype(jnp.promote_types(maps.dtype, jnp.float32))
 
 
 def _evidence(maps, peaks):

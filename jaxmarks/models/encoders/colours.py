@@ -27,4 +27,4 @@ def standardise(images, colours: Colours):
     if images.shape[-1] == 1:
         images = jnp.repeat(images, 3, axis=-1)
     mean, std = (np.asarray(c if images.shape[-1] == 3 else np.mean(c), np.float32) for c in colours)
-    return (images - mean) / std
+    return ((images - mean) / std).astype(images.dtype)

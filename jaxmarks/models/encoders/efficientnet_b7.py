@@ -67,7 +67,7 @@ class Block(nn.Module):
         if self.stride > 1 or channels != self.features:
             return conv(y, self.features, "project")
         y = conv(y, self.features, "project", kernel_init=layers.last_init(self.norm))
-        return x + y * layers.Dropout(self.drop)(jnp.ones((y.shape[0], 1, 1, 1)), train=train)
+        return x + y * layers.Dropout(self.drop)(jnp.ones((y.shape[0], 1, 1, 1), y.dtype), train=train)
 
 
 class EfficientNet(nn.Module):

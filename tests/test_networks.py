@@ -181,6 +181,7 @@ def test_deep_supervision_trains_each_level_and_predicts_their_mean():
     assert (call(True, 1) != drawn).any()
 
 
+@pytest.mark.slow
 def test_hourglass_begins_calm_without_normalisation():
     """Else the variance doubles with each of its dozens of blocks."""
     net = hourglass.build(width=8, depth=2, norm="none")

@@ -185,7 +185,7 @@ def test_the_loss_is_that_of_each_dataset_by_its_own_head(spec):
 def network():
     head = heads.build(HEATMAP, size=SIZE, landmarks=5, sets=SETS)
     net = models.Network(models.build({"name": "sp_cnn", "width": 4, "kernel": 3}), head.layer)
-    return net, head, net.init(jax.random.key(0), jnp.zeros((1, *SIZE, 1)))
+    return net, head, jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *SIZE, 1)))
 
 
 def test_a_batch_of_one_dataset_teaches_its_head_and_the_body_alone():

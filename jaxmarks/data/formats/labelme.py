@@ -97,7 +97,7 @@ def _found(name, file, place, images) -> str:
     folder, path = Path(os.path.abspath(images)), PureWindowsPath(name)  # takes both kinds of slash
     beside = Path(os.path.abspath(file.parent / path.as_posix()))
     for candidate in (beside, folder / place / _image_name(name)):
-        if name and not path.anchor and candidate.is_relative_to(folder) and candidate.is_file():
+        if name and not path.anchor and candidate.is_relative_to(folder) and os.path.isfile(candidate):
             return candidate.relative_to(folder).as_posix()
     return _image_name(name)
 

@@ -3,7 +3,8 @@
     python -m jaxmarks.main --config=configs/spines.py[:variant,...] [--workdir=DIR] [--config.key=value]
 
 F1 at IoU 0.4 on 166 photographs held out at random with 638 spines, from scratch on two cores (random; one seed):
-centre 0.984 (0.979 when run again) in 6 minutes, faster_rcnn 0.980 in 14, yolo 0.969 in 30, a blob detector 0.461.
+centre 0.984 in 6 minutes (0.979 when run again, 0.974 and 0.957 on other tenths), faster_rcnn 0.980 in 14, yolo 0.969 in
+30, a blob detector 0.461.
 
 Variants, which combine:
   (none)         spines drawn by code, the centre heatmap

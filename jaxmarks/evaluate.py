@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import calibration, checkpoint, detection, steps, train
+from jaxmarks import baselines, calibration, caveats, checkpoint, detection, runs, steps, tasks
 from jaxmarks import config as configs
 from jaxmarks.baselines import blobs, mean_shape, registration
-from jaxmarks.data import formats
+from jaxmarks.data import formats, splits
 from jaxmarks.data.loading import Dataset, facts
 from jaxmarks.data.samples import Annotation, Samples, to_source
 from jaxmarks.ops import boxes, metrics
@@ -103,19 +103,14 @@ class Held(NamedTuple):
 
 def trained_folds(settings, workdir: Path, stage: str, samples: Samples, versions: int) -> Iterator[Held]:
     """The folds of a stage; where nothing is held back for a test the validation images take its place."""
-    for fold in train.folds(settings):
-        members = train.members(settings, fold)
-        train_rows, valid_rows, test = train.split_rows(settings, samples, members[0], versions)
+    for fold in runs.folds(settings):
+        members = runs.members(settings, fold)
+        train_rows, valid_rows, test = splits.rows(settings, samples, members[0], versions)
         tested = np.sort(test) if len(test) else np.unique(valid_rows // versions)
         if not len(tested):
             raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
-        networks, notes = train.restore(workdir, stage, members)
+        networks, notes = runs.restore(workdir, stage, members)
         yield Held(fold, networks, notes, np.unique(train_rows // versions), tested)
-
-
-def caveats_of(notes: list[dict]) -> list[dict]:
-    """What the trainings of networks had to say of themselves."""
-    return [caveat for note in notes for caveat in note.get("caveats", ())]
 
 
 def held_out(
@@ -127,10 +122,10 @@ def held_out(
     """
     found: dict[str, list[Predictions]] = {"network": [], **{name: [] for name in settings.baselines}}
     samples, own = dataset.samples, dataset.own(dataset.samples)
-    _, task = train.build(settings, facts(dataset))
-    call, caveats = predictor(task), []
+    _, task = tasks.build(settings, facts(dataset))
+    call, noted = predictor(task), []
     for fold, networks, notes, trained, tested in trained_folds(settings, workdir, stage, samples, task.versions):
-        caveats += caveats_of(notes)
+        noted += caveats.of_notes(notes)
         rest, mine = samples.take(trained), samples.take(tested)
         points, scores = predict(call, networks, mine)
         found["network"].append(beside(mine, points, np.where(own[tested], scores, np.nan), fold))
@@ -142,17 +137,15 @@ def held_out(
                 )
             found[name].append(beside(mine, points, np.where(own[tested], 1.0, np.nan), fold))
     joined = {name: join(parts) for name, parts in found.items()}
-    return joined.pop("network"), joined, caveats
+    return joined.pop("network"), joined, noted
 
 
 def baseline(name: str, rest: Samples, tested: Samples) -> np.ndarray:
     """Points (N, K, 2) in source pixels of the tested samples by a method without learning, fitted on the rest."""
     if name == "mean_shape":
         points = mean_shape.predict(mean_shape.fit(rest.points, rest.visible), len(tested))
-    elif name == "registration":
-        points, _ = registration.predict(registration.fit(rest), tested.images)
     else:
-        raise ValueError(f"--config.baselines: no {name}; there are mean_shape and registration")
+        points, _ = registration.predict(registration.fit(rest), tested.images)
     return to_source(tested.to_source, points)
 
 
@@ -278,22 +271,23 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
 
     `about` is added to the summary.
     """
-    stage = train.stages(config)[-1]
+    stage = runs.stages(config)[-1]
     settings = configs.stage(config, stage)
+    baselines.check(settings.baselines, objects=bool(dataset.objects))
     about |= {"stage": stage, "parameters": parameters(workdir, stage)}
     if dataset.objects:
-        found, others, threshold, milliseconds, caveats = objects_held_out(settings, workdir, stage, dataset)
-        about["failures"] = dataset.problems + caveats
+        found, others, threshold, milliseconds, noted = objects_held_out(settings, workdir, stage, dataset)
+        about["failures"] = dataset.problems + noted
         about["baselines"] = {
             name: plain(detection.summarise(other, detection.EVEN, dataset.classes)) for name, other in others.items()
         }
         return of_objects(out or workdir, found, threshold, dataset.classes, ms_per_image=milliseconds, **about)
-    found, others, caveats = held_out(settings, workdir, stage, dataset)
+    found, others, noted = held_out(settings, workdir, stage, dataset)
     summary = summarise(found) | {
         "baselines": {name: summarise(other) for name, other in others.items()},
         "annotators_px": dataset.disagreement,
         **about,
-        "failures": dataset.problems + caveats,
+        "failures": dataset.problems + noted,
     }
     if dataset.sets:
         return of_sets(out or workdir, found, others, summary, dataset)
@@ -312,11 +306,11 @@ def of_sets(folder: Path, found: Predictions, others: dict[str, Predictions], su
       The summary with "sets", the datasets' own summaries by name.
     """
     parts = by_set(found, dataset)
-    baselines = {name: by_set(other, dataset) for name, other in others.items()}
+    methods = {name: by_set(other, dataset) for name, other in others.items()}
     summary["sets"] = {}
     for name, part in parts.items():
         mine = summary["sets"][name] = summarise(part) | {
-            "baselines": {method: summarise(each[name]) for method, each in baselines.items()},
+            "baselines": {method: summarise(each[name]) for method, each in methods.items()},
             "annotators_px": dataset.sets[name].disagreement,
             # What names no image is of the networks, which all sets share.
             "failures": [p for p in summary["failures"] if not p["image"] or p["image"].startswith(f"{name}/")],
@@ -335,27 +329,25 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
     """
     truth = {a.image: a for a in dataset.objects}
     parts: dict[str, list] = {"network": [], **{name: [] for name in settings.baselines}}
-    thresholds, spent, caveats = [], [], []
+    thresholds, spent, noted = [], [], []
     for fold, networks, notes, trained, tested in trained_folds(settings, workdir, stage, dataset.samples, 1):
-        caveats += caveats_of(notes)
+        noted += caveats.of_notes(notes)
         mine = dataset.samples.take(tested)
-        _, task = train.build(settings, notes[0]["facts"])
+        _, task = tasks.build(settings, notes[0]["facts"])
         found, milliseconds = detection.timed(task, networks, mine)
         parts["network"].append(detection.beside(found, truth, dataset.classes, fold))
         thresholds.append(np.full(len(found.name), detection.threshold_of(notes)))
         spent.append(milliseconds)
         for name in settings.baselines:
-            found = objects_baseline(name, dataset.samples.take(trained), mine)
+            found = spotted(dataset.samples.take(trained), mine)
             parts[name].append(detection.beside(found, truth, dataset.classes, fold))
     joined = {name: detection.join(part) for name, part in parts.items()}
     each_took = float(np.average(spent, weights=[len(each) for each in thresholds]))
-    return joined.pop("network"), joined, np.concatenate(thresholds), each_took, caveats
+    return joined.pop("network"), joined, np.concatenate(thresholds), each_took, noted
 
 
-def objects_baseline(name: str, rest: Samples, tested: Samples):
-    """What `detection.predict` gives, by a method without learning, fitted on at most 300 tiles of the rest."""
-    if name != "blobs":
-        raise ValueError(f"--config.baselines: no {name} for objects; there is blobs")
+def spotted(rest: Samples, tested: Samples) -> detection.Found:
+    """The objects of the tested photographs as blobs, whose detector is fitted on at most 300 tiles of the rest."""
     some = rest.take(np.random.default_rng(0).permutation(len(rest))[:300])
     spots = blobs.fit(np.asarray(some.images), some.boxes, some.labels)
     return detection.predict(blobs.predict, spots, tested)
@@ -386,5 +378,5 @@ def of_objects(folder: Path, found: detection.Objects, threshold, classes, **abo
 
 def parameters(workdir: Path, stage: str) -> int:
     """How many parameters a stage's network has."""
-    variables, _ = checkpoint.restore(train.pick(Path(workdir) / "checkpoints" / stage, train.Member(0)))
+    variables, _ = checkpoint.restore(runs.pick(Path(workdir) / "checkpoints" / stage, runs.Member(0)))
     return sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))

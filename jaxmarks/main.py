@@ -101,11 +101,10 @@ def evaluate(config, workdir):
     """
     from jaxmarks import evaluate as evaluation
     from jaxmarks import predict as predictions
-    from jaxmarks import report
-    from jaxmarks import train as training
+    from jaxmarks import report, runs
     from jaxmarks.data import loading
 
-    trained = training.settings_of(workdir)
+    trained = runs.settings_of(workdir)
     marks = "boxes" if "boxes" in trained.data else "landmarks"
     keys = ("volume" if "volume" in trained.data else "images", marks)
     own = any(config.data.get(key) for key in keys)
@@ -124,7 +123,7 @@ def evaluate(config, workdir):
     if other:
         summary = predictions.evaluate_on(workdir, dataset, out, set=SET.value)
     else:
-        summary = evaluation.of_run(training.config_of(workdir), workdir, dataset, out=out)
+        summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
     report.write(workdir, dataset.photograph, out=out)
     say(summary, out)
 
@@ -162,12 +161,12 @@ def export(config, workdir):
 
 def describe(config, workdir):
     """Prints the network of each stage, layer by layer: of the workdir's run where no config is named."""
-    from jaxmarks import train as training
+    from jaxmarks import runs, tasks
 
     if "workdir" in explicit_flags() and "config" not in explicit_flags():
-        config = training.config_of(workdir)
-    for stage in training.stages(config):
-        print(training.describe(config, stage))
+        config = runs.config_of(workdir)
+    for stage in runs.stages(config):
+        print(tasks.describe(config, stage))
 
 
 def say(summary, out):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import calibration, detection, evaluate, report, train
+from jaxmarks import calibration, detection, evaluate, report, runs, tasks
 from jaxmarks import config as configs
 from jaxmarks.data import folder as folders
 from jaxmarks.data import formats, objects
@@ -74,7 +74,7 @@ def finder(settings, facts: dict) -> Callable:
         else:
             framed = geometry.to_frame(images, size, fit=settings.data.fit)
             matrix = geometry.frame(source, size, settings.data.fit)
-        _, task = train.build(settings, facts, size=size)
+        _, task = tasks.build(settings, facts, size=size)
         found = detection.predictor(task)(networks, framed)
         corners = found.boxes.reshape(*found.boxes.shape[:-1], 2, 2)
         return found._replace(
@@ -94,12 +94,12 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = ""):
     """
     workdir = Path(workdir)
     config = configs.load(workdir / "config.json")
-    stage = train.stages(config)[-1]
+    stage = runs.stages(config)[-1]
     settings = configs.stage(config, stage)
     settings.data = of_set(settings.data, set)
-    variables, notes = train.restore(workdir, stage, train.members(settings, fold))
+    variables, notes = runs.restore(workdir, stage, runs.members(settings, fold))
     facts = notes[0]["facts"]
-    _, task = train.build(settings, facts)
+    _, task = tasks.build(settings, facts)
     if set:
         own = slice(*facts["sets"][set])
         task = task._replace(decode=lambda outputs, every=task.decode: tuple(found[:, own] for found in every(outputs)))

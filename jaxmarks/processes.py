@@ -108,6 +108,12 @@ def leave() -> bool:
     return mine
 
 
+def tell(text: str) -> None:
+    """A line on the screen, from the lead."""
+    if lead():
+        print(text, flush=True)
+
+
 def abandon(text: str) -> None:
     """Says `text` and ends this process at once: an orderly end would wait for the others, one of whom may be lost."""
     print(text, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxmarks import detection, predict, train
+from jaxmarks import detection, predict, runs
 from jaxmarks.models import layers
 
 # An artefact made on one of them runs on all.
@@ -100,7 +100,7 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         for path, leaf in jax.tree_util.tree_leaves_with_path(like)
     }
     files = []
-    for member, variables in zip(train.members(settings, fold), networks, strict=True):
+    for member, variables in zip(runs.members(settings, fold), networks, strict=True):
         files.append(f"network_{member}.onnx")
         with layers.lowering("plain"):
             jax2onnx.to_onnx(

@@ -16,9 +16,10 @@ A grid file has `get_grid(text="")`, whose `text` is what stands after the colon
 
 Overrides of a cell go before those of all cells, and `--config.key=value` of the command line before both. All runs
 are checked before the first is trained. Each is `python -m jaxmarks.main` with the workdir DIR/<row>--<column>/<seed>
-and what it says in `log.txt` there. One that fails is listed as failed, those that start from it are not trained, and the others go on; the exit status is then 1.
-What is complete is not run again: after a kill, give the same command. With `--share` the command trains the I-th of N
-parts alone, I from 0, for tasks of a cluster (`launch/slurm_array.sh`) that share DIR.
+and what it says in `log.txt` there. One that fails is listed as failed, those that start from it are not trained, and
+the others go on; the exit status is then 1. What is complete is not run again: after a kill, give the same command.
+With `--share` the command trains the I-th of N parts alone, I from 0, for tasks of a cluster (`launch/slurm_array.sh`)
+that share DIR.
 
 Writes `table.csv` (a line for each run), `table.md` and `table.html` to DIR.
 """

@@ -438,12 +438,12 @@ def build(wanted: dict):
     import jax.numpy as jnp
     import ml_collections
 
-    from jaxmarks import optim, train
+    from jaxmarks import optim, tasks
     from jaxmarks import steps as step_functions
 
     settings = ml_collections.ConfigDict(wanted["settings"])
-    network, task = train.build(settings, wanted["facts"])
-    variables = train.initial(network, settings, jax.random.key(0))
+    network, task = tasks.build(settings, wanted["facts"])
+    variables = tasks.initial(network, settings, jax.random.key(0))
     tx = optim.build(settings.optimizer, epochs=100, steps_per_epoch=100)
     run = step_functions.runner(task, tx, devices=settings.train.devices or 1)
     examples, batch = peers.examples(wanted), wanted["batch"]

@@ -255,11 +255,12 @@ def of_stage(metrics: Path, stage: str) -> dict[tuple[int, int], list[dict]]:
 
 def scored(networks: dict[tuple[int, int], list[dict]], metric: str) -> float | None:
     """The metric where the validation loss is lowest, the mean over networks; None where one has no such number."""
-    values = []
-    for lines in networks.values():
-        loss = lambda line: math.inf if line["valid/loss"] is None else line["valid/loss"]
-        best = min(lines, key=lambda line: loss(line) if math.isfinite(loss(line)) else math.inf)
-        values.append(best.get(metric))
+
+    def loss(line):
+        found = line["valid/loss"]
+        return found if found is not None and math.isfinite(found) else math.inf
+
+    values = [min(lines, key=loss).get(metric) for lines in networks.values()]
     value = sum(values) / len(values) if values and None not in values else math.nan
     return value if math.isfinite(value) else None
 

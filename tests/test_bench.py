@@ -12,7 +12,7 @@ import numpy as np
 import peers
 import pytest
 
-from jaxmarks import heads, train
+from jaxmarks import heads, tasks
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
 
@@ -43,7 +43,7 @@ def test_a_peer_has_our_parameters_and_our_loss(name):
     expected = float(sum(jax.tree.leaves(total)) / count)
     assert float(peers.torch_loss(wanted)(outputs.detach(), theirs)) == pytest.approx(expected, rel=1e-4)
     settings = ml_collections.ConfigDict(wanted["settings"])
-    made, _ = train.build(settings, wanted["facts"])
+    made, _ = tasks.build(settings, wanted["facts"])
     variables = jax.eval_shape(made.init, jax.random.key(0), jnp.zeros((1, *settings.data.size, settings.channels)))
     assert sum(p.numel() for p in network.parameters()) == sum(p.size for p in jax.tree.leaves(variables["params"]))
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxmarks import config as configs
-from jaxmarks import train
+from jaxmarks import runs
+from jaxmarks.data import splits
 
 get_config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "beetle.py"))["get_config"]
 
@@ -25,10 +26,10 @@ def test_the_papers_protocol():
     config = get_config("paper")
     assert (config.data.size, config.train.batch_size, config.train.epochs) == ((192, 256), 128, 5000)
     assert (config.split.folds, config.split.by, config.split.valid) == (9, "random", 0.4)
-    assert train.folds(config) == list(range(9))
+    assert runs.folds(config) == list(range(9))
     # Nine rounds over 293 specimens leave 260 or 261 to train on; 260 x 7 = 1,820 rows, 60 % of them 1,092.
     samples = type("Samples", (), {"group": np.arange(293), "domain": np.zeros(293, int)})
-    rows, valid, test = train.split_rows(config, samples, train.Member(0), 7)
+    rows, valid, test = splits.rows(config, samples, runs.Member(0), 7)
     assert (len(rows), len(valid), len(test)) == (1092, 728, 33)
 
 
@@ -36,10 +37,10 @@ def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is(
     config = get_config("")
     config.split.folds, config.split.valid = 5, 0.2
     samples = type("Samples", (), {"group": np.arange(60) // 3, "domain": np.zeros(60, int)})
-    everything, found = train.split_rows(config, samples, train.Member(0), 1), []
+    everything, found = splits.rows(config, samples, runs.Member(0), 1), []
     config.split.few = 4
     for config.seed in (0, 1):
-        split = train.split_rows(config, samples, train.Member(0), 1)
+        split = splits.rows(config, samples, runs.Member(0), 1)
         groups, counts = np.unique(samples.group[split[0]], return_counts=True)
         assert len(groups) == 4 and set(counts) == {3}  # whole specimens
         assert set(split[0]) < set(everything[0])
@@ -49,7 +50,7 @@ def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is(
     assert found[0] != found[1]
     config.split.by = "random"
     with pytest.raises(ValueError, match=r"split\.few=4: a random split"):
-        train.split_rows(config, samples, train.Member(0), 1)
+        splits.rows(config, samples, runs.Member(0), 1)
 
 
 def test_a_config_older_than_a_key_has_its_default(tmp_path):
@@ -89,6 +90,6 @@ def test_a_config_survives_json(tmp_path):
 
 def test_a_run_that_starts_from_another_leaves_pretraining_out():
     config = get_config("finetune")
-    assert train.stages(config) == ["pretrain", "finetune"]
+    assert runs.stages(config) == ["pretrain", "finetune"]
     config.init_from = "runs/other"
-    assert train.stages(config) == ["finetune"]
+    assert runs.stages(config) == ["finetune"]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from jaxmarks import detection, evaluate, heads, predict, report, steps, train
-from jaxmarks.data import loading, objects
+from jaxmarks import detection, evaluate, heads, predict, report, runs, steps, tasks, train
+from jaxmarks.data import loading, objects, splits
 from jaxmarks.data.formats import boxes as box_files
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.heads import Detections
@@ -441,7 +441,7 @@ def test_the_papers_split_divides_groups_but_no_photograph(data):
     )
     samples = loading.load(config.data).samples
     assert len(samples) > 14  # tiles
-    parts = [samples.take(rows) for rows in train.split_rows(config, samples, train.Member(0), 1)]
+    parts = [samples.take(rows) for rows in splits.rows(config, samples, runs.Member(0), 1)]
     assert [len(np.unique(part.name)) for part in parts] == [10, 1, 3]
     assert not set(parts[0].name) & set(parts[2].name)
     assert set(parts[0].group) & set(parts[2].group)  # the other frame of a group has been seen
@@ -473,7 +473,7 @@ def test_boxes_of_another_photograph_are_named(tmp_path):
     box_files.write(tmp_path / "boxes.csv", boxes)
     samples, annotations, classes, problems = objects.load(tmp_path, tmp_path / "boxes.csv", size=(32, 48), overlap=8)
     assert [(p["image"], p["what"]) for p in problems] == [
-        ("double.png", "its boxes are of 80x60, the photograph has 40x30: left out"),
+        ("double.png", "annotated as 80x60, the photograph has 40x30: left out"),
         ("outside.png", "the box (30, 20, 60, 50) lies outside the photograph of 40x30: left out"),
     ]
     assert "boxes.csv: line 3" in problems[0]["where"]
@@ -499,7 +499,7 @@ def test_the_facts_of_drawn_dendrites():
 
 @pytest.mark.parametrize("detector", ["centre", "yolo", "faster_rcnn", "sp_cnn"])
 def test_every_detector_is_described_without_an_image(detector):
-    assert "parameters: " in train.describe(get_config(f"{detector},smoke"), "train")
+    assert "parameters: " in tasks.describe(get_config(f"{detector},smoke"), "train")
 
 
 def test_photographs_are_not_divided_at_random(data, tmp_path):

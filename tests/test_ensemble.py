@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from test_transfer import get_config
 
-from jaxmarks import evaluate, predict, train
+from jaxmarks import evaluate, predict, runs, tasks, train
+from jaxmarks.data import splits
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def test_each_network_is_a_run_of_its_own(two, tmp_path):
     alone = config.copy_and_resolve_references()
     alone.train.ensemble = 1
     train.train(alone, tmp_path)
-    (mine, other), _ = train.restore(workdir, "train", train.members(config, 0))
-    (theirs,), _ = train.restore(tmp_path, "train", train.members(alone, 0))
+    (mine, other), _ = runs.restore(workdir, "train", runs.members(config, 0))
+    (theirs,), _ = runs.restore(tmp_path, "train", runs.members(alone, 0))
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (mine, other)), strict=True))
 
@@ -38,10 +39,10 @@ def test_each_network_is_a_run_of_its_own(two, tmp_path):
 def test_the_fold_is_tested_by_the_mean_of_its_networks(two):
     workdir, config, dataset = two
     found, _, _ = evaluate.held_out(config, workdir, "train", dataset)
-    _, _, test = train.split_rows(config, dataset.samples, train.Member(0), 1)
+    _, _, test = splits.rows(config, dataset.samples, runs.Member(0), 1)
     tested = dataset.samples.take(test)
-    _, task = train.build(config, {"landmarks": 8})
-    networks, _ = train.restore(workdir, "train", train.members(config, 0))
+    _, task = tasks.build(config, {"landmarks": 8})
+    networks, _ = runs.restore(workdir, "train", runs.members(config, 0))
     each = [evaluate.predict(evaluate.predictor(task), [one], tested)[0] for one in networks]
     np.testing.assert_allclose(found.points, np.mean(each, axis=0), rtol=1e-5)
     assert np.abs(each[0] - each[1]).max() > 1e-3
@@ -54,7 +55,7 @@ def splits_of(two, **changes):
     _, config, dataset = two
     config = config.copy_and_resolve_references()
     config.split.update(changes)
-    return [train.split_rows(config, dataset.samples, member, 1) for member in train.members(config, 0)]
+    return [splits.rows(config, dataset.samples, member, 1) for member in runs.members(config, 0)]
 
 
 def test_the_few_specimens_are_the_same_for_all(two):
@@ -74,11 +75,11 @@ def test_a_network_starts_from_its_like_or_the_first_of_its_fold_or_of_the_first
         (tmp_path / name / "best").mkdir(parents=True)
     starts = {(0, 1): "fold0.1", (0, 2): "fold0", (2, 1): "fold2", (10, 0): "fold10", (3, 0): "fold0"}
     for member, name in starts.items():
-        assert train.pick(tmp_path, train.Member(*member)) == tmp_path / name / "best"
+        assert runs.pick(tmp_path, runs.Member(*member)) == tmp_path / name / "best"
 
 
 def caveats(config, workdir, fold):
-    return train.restore(workdir, "train", [train.Member(fold)])[1][0]["caveats"]
+    return runs.restore(workdir, "train", [runs.Member(fold)])[1][0]["caveats"]
 
 
 def test_a_network_that_may_have_learnt_from_the_test_images_is_named(two, tmp_path):
@@ -104,4 +105,4 @@ def test_no_network_is_an_error(two):
     config = config.copy_and_resolve_references()
     config.train.ensemble = 0
     with pytest.raises(ValueError, match=r"train\.ensemble=0: a fold has at least one"):
-        train.members(config, 0)
+        runs.members(config, 0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmarks import config as configs
-from jaxmarks import heads, models, train
+from jaxmarks import heads, models, runs
 from jaxmarks.heads import faster_rcnn
 from jaxmarks.ops import boxes as box_ops
 
@@ -157,13 +157,13 @@ def test_each_phase_trains_its_part():
 def test_the_papers_phases_freeze_what_they_say():
     path = Path(__file__).parent.parent / "configs" / "spines.py"
     config = runpy.run_path(str(path))["get_config"]("faster_rcnn,paper")
-    assert train.stages(config) == ["rpn", "detector", "rpn_again", "detector_again"]
+    assert runs.stages(config) == ["rpn", "detector", "rpn_again", "detector_again"]
     params, _ = network_and_grads("rpn")
     names = [
         jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     frozen = {}
-    for stage in train.stages(config):
+    for stage in runs.stages(config):
         pattern = configs.stage(config, stage).freeze
         hit = {name for name in names if pattern and re.match(pattern, name)}
         frozen[stage] = {

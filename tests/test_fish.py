@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxmarks import config as configs
-from jaxmarks import evaluate, formats, heads, models, phantoms, report, train
+from jaxmarks import evaluate, formats, heads, models, phantoms, report, runs, tasks, train
 from jaxmarks.data.samples import Annotation
 
 get_config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "fish.py"))["get_config"]
@@ -146,7 +146,7 @@ CELLS = [f"{size},net={net},target={target}" for size in ("paper", "reduced", "o
 def test_every_cell_of_the_papers_tables_is_a_network(text):
     """Shapes alone; at the paper's size its parameter counts, for 25 landmarks."""
     config = get_config(text)
-    network, task = train.build(config, {"landmarks": 25})
+    network, task = tasks.build(config, {"landmarks": 25})
     import jax
     import jax.numpy as jnp
 
@@ -200,6 +200,6 @@ def test_settings_without_an_effect_are_refused(changes, message, photographs, t
 def test_a_run_of_pretraining_alone_may_start_from_another():
     config = get_config("smoke")
     config.update({"stages": ("pretrain",), "init_from": "elsewhere"})
-    assert train.stages(config) == ["pretrain"]
+    assert runs.stages(config) == ["pretrain"]
     config.stages = ("pretrain", "train")
-    assert train.stages(config) == ["train"]
+    assert runs.stages(config) == ["train"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmarks import checkpoint, evaluate, formats, phantoms, train
+from jaxmarks import checkpoint, evaluate, formats, phantoms, runs, tasks, train
 from jaxmarks.data.samples import Annotation
 
 CONFIG = Path(__file__).parent.parent / "configs" / "fish.py"
@@ -91,7 +91,7 @@ def test_another_runs_network_is_adapted_to_other_channels(two_stages, tmp_path,
     said = capsys.readouterr().out
     assert "  adapted: body/" in said and "(from 3 to 1 channels)" in said
     mine, theirs = (
-        checkpoint.restore(train.folder_of(folder, "train", train.Member(0)) / "best")[0]["params"]["body"]
+        checkpoint.restore(runs.folder_of(folder, "train", runs.Member(0)) / "best")[0]["params"]["body"]
         for folder in (tmp_path / "run", root / "run")
     )
     [(grey, colour)] = [
@@ -109,7 +109,7 @@ def test_the_average_is_what_is_saved(tmp_path):
         )
         train.train(config, tmp_path / str(ema))
         ends.append(
-            checkpoint.restore(train.folder_of(tmp_path / str(ema), "train", train.Member(0)) / "last")[0]["params"]
+            checkpoint.restore(runs.folder_of(tmp_path / str(ema), "train", runs.Member(0)) / "last")[0]["params"]
         )
     start = initial(config)
     for first, plain, mean in zip(*map(jax.tree.leaves, (start, *ends)), strict=True):
@@ -118,9 +118,9 @@ def test_the_average_is_what_is_saved(tmp_path):
 
 def initial(config):
     """The parameters that the only fold of the only stage begins with."""
-    network, _ = train.build(config, {"landmarks": 8})
+    network, _ = tasks.build(config, {"landmarks": 8})
     key = jax.random.fold_in(jax.random.key(config.seed), int.from_bytes(b"trai", "big") % 2**31)
-    return train.initial(network, config, jax.random.fold_in(key, 0))["params"]
+    return tasks.initial(network, config, jax.random.fold_in(key, 0))["params"]
 
 
 def test_detectors_refuse_mixup(tmp_path):
@@ -156,7 +156,7 @@ def test_a_run_with_all_tools_resumes_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", save)
     train.train(config, tmp_path / "cut")
     whole, cut = (
-        checkpoint.restore(train.folder_of(tmp_path / name, "train", train.Member(0)) / "last")[0]
+        checkpoint.restore(runs.folder_of(tmp_path / name, "train", runs.Member(0)) / "last")[0]
         for name in ("whole", "cut")
     )
     assert checkpoint.fingerprint(cut) == checkpoint.fingerprint(whole)

@@ -25,6 +25,7 @@ from jaxmarks import (
     phantoms,
     predict,
     report,
+    runs,
     serving,
     steps,
     tps,
@@ -257,11 +258,11 @@ def test_the_parts_that_are_balanced_are_datasets_groups_or_none():
     samples = SimpleNamespace(domain=np.array([0, 0, 1]), group=np.array([4, 5, 6]))
     found = {}
     for config.train.balance in ("set", "group", "image"):
-        found[config.train.balance] = list(train.parts_of(config, samples))
+        found[config.train.balance] = list(splits.parts(config.train.balance, samples))
     assert found == {"set": [0, 0, 1], "group": [4, 5, 6], "image": [0, 0, 0]}
     config.train.balance = "specimen"
     with pytest.raises(ValueError, match=r"train\.balance=specimen: there are set, group, image"):
-        train.parts_of(config, samples)
+        splits.parts(config.train.balance, samples)
 
 
 def test_every_dataset_is_in_every_part_of_every_fold():
@@ -272,7 +273,7 @@ def test_every_dataset_is_in_every_part_of_every_fold():
     config.split.update(folds=3, valid=0.25)
     samples = SimpleNamespace(domain=domain, group=group)
     for fold in range(3):
-        parts = train.split_rows(config, samples, train.Member(fold), 1)
+        parts = splits.rows(config, samples, runs.Member(fold), 1)
         np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(52))
         assert len(set.union(*(set(group[rows]) for rows in parts))) == sum(len(set(group[rows])) for rows in parts)
         assert [(domain[rows] == 1).sum() for rows in parts] == [6, 2, 4]
@@ -284,7 +285,7 @@ def test_every_dataset_is_in_every_part_of_every_fold():
             np.testing.assert_array_equal(np.flatnonzero(domain == 0)[mine], rows[domain[rows] == 0])
     assert sorted(tested) == list(range(52))
     config.split.few = 3
-    few = train.split_rows(config, samples, train.Member(0), 1)[0]
+    few = splits.rows(config, samples, runs.Member(0), 1)[0]
     assert [len(set(group[few[domain[few] == d]])) for d in (0, 1)] == [3, 3]
 
 
@@ -399,7 +400,7 @@ def test_a_body_goes_from_many_to_one_and_back(universal, tmp_path, capsys):
     back = get_config(**{"init_from": str(tmp_path / "one"), "optimizer.learning_rate": 0.0})
     train.train(back, tmp_path / "back")
     bodies = [
-        checkpoint.restore(train.folder_of(workdir, "train", train.Member(0)) / "best")[0]["params"]["body"]
+        checkpoint.restore(runs.folder_of(workdir, "train", runs.Member(0)) / "best")[0]["params"]["body"]
         for workdir in (many, tmp_path / "one", tmp_path / "back")
     ]
     for each in zip(*map(jax.tree.leaves, bodies), strict=True):
@@ -433,7 +434,7 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(universal, tmp_path, monke
     monkeypatch.setattr(checkpoint, "save", save)
     train.train(config, tmp_path)
     ends = [
-        checkpoint.restore(train.folder_of(workdir, "train", train.Member(0)) / "last")[0]
+        checkpoint.restore(runs.folder_of(workdir, "train", runs.Member(0)) / "last")[0]
         for workdir in (whole, tmp_path)
     ]
     assert checkpoint.fingerprint(ends[0]) == checkpoint.fingerprint(ends[1])

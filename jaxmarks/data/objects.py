@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.formats.boxes import read as read_boxes
-from jaxmarks.data.photographs import TURNED, decode, find, listing, orientation, readable, shrunk
+from jaxmarks.data.photographs import TURNED, decode, find, listing, readable, shrunk, turn_of
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import placement, tiles
 
@@ -48,7 +48,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
             file = find(images, annotation.image)
             unused.discard(file)
             photograph = decode(file)
-            annotation, notes = on_photograph(annotation, photograph.shape[:2], lambda: orientation(file))
+            annotation, notes = on_photograph(annotation, file, photograph.shape[:2])
             return annotation, list(cut(photograph, size, fit=fit, scale=scale, overlap=overlap)), notes
         except OSError as error:
             return str(error)
@@ -75,20 +75,17 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
     return samples(parts, size, classes), kept, classes, problems
 
 
-def on_photograph(annotation: BoxAnnotation, size, orientation) -> tuple[BoxAnnotation, list[str]]:
+def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnotation, list[str]]:
     """The boxes in the stored pixels of their photograph of `size` (h, w), and what is to be said of them.
 
-    Boxes of an upright photograph that EXIF turns, `orientation` () says how, are turned back. A box whose centre lies
-    outside is left out.
+    Boxes of an upright photograph that EXIF turns are turned back. A box whose centre lies outside is left out.
 
     Raises:
       OSError: the file of boxes speaks of a photograph of another size.
     """
     h, w = size
-    if annotation.size not in (None, size):
-        turn = orientation()
-        if turn < 5 or annotation.size != (w, h):
-            raise OSError(f"its boxes are of {annotation.size[1]}x{annotation.size[0]}, the photograph has {w}x{h}")
+    turn = turn_of(file, annotation.size, size)
+    if turn > 1:
         x, y = TURNED[turn](annotation.boxes[:, ::2], annotation.boxes[:, 1::2], h, w)
         corners = np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=-1)
         annotation = dataclasses.replace(annotation, boxes=corners, size=size)

@@ -102,6 +102,27 @@ def orientation(path) -> int:
     return turn if turn in TURNED else 1
 
 
+def turn_of(path, told: tuple[int, int] | None, stored: tuple[int, int], *, upright: bool = False) -> int:
+    """The `orientation` by which an annotation of a photograph differs from its stored pixels; 1 where it does not.
+
+    Args:
+      path: the photograph.
+      told: the (height, width) that the annotation is of, where it says so.
+      stored: (height, width) as stored.
+      upright: whether the annotator saw it upright whatever the sides.
+
+    Raises:
+      OSError: the annotation is of a photograph of another size.
+    """
+    if told in (None, stored) and not upright:
+        return 1
+    turn = orientation(path)
+    shown = stored[::-1] if turn >= 5 else stored
+    if told not in (None, stored, shown):
+        raise OSError(f"annotated as {told[1]}x{told[0]}, the photograph has {stored[1]}x{stored[0]}")
+    return turn if told == shown != stored or (upright and told in (None, shown)) else 1
+
+
 def _open(path) -> Image.Image:
     """Image.open; whatever else it raises for a damaged header becomes OSError."""
     try:

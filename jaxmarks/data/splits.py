@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxmarks.data.samples import Samples
+
 
 class Split(NamedTuple):
     """Indices of samples (or rows, for `random`)."""
@@ -77,3 +79,56 @@ def random(rows: np.ndarray, *, valid: float, seed: int, member: int = 0) -> tup
     held = round(valid * len(rows))
     order = np.roll(order, -member * held)
     return order[held:], order[:held]
+
+
+def rows(settings, samples: Samples, member, versions: int) -> Split:
+    """The split of one network, as `settings.split` says.
+
+    Args:
+      settings: of a stage.
+      samples: all of them.
+      member: the network, by its `fold` and its `number` in the fold's ensemble.
+      versions: of a sample.
+
+    Returns:
+      Rows (sample x versions + version) of training and validation, and the samples of the test.
+
+    Raises:
+      ValueError: a split that there is not, or that leaves nothing to test.
+    """
+    split = settings.split
+    if split.by not in ("group", "image", "random"):
+        raise ValueError(f"--config.split.by={split.by}: there are group, image and random")
+    if split.by == "random" and split.folds == 1:
+        raise ValueError(
+            "--config.split.by=random --config.split.folds=1: the versions that validate are of images that are trained"
+            " on, so nothing would be left to test; raise split.folds"
+        )
+    if split.by == "random" and split.few:
+        raise ValueError(f"--config.split.few={split.few}: a random split has no specimens; set split.by=group")
+    group = samples.group
+    if split.by == "image":  # the tiles of a photograph have its name, and stay together
+        order = {name: n for n, name in enumerate(dict.fromkeys(samples.name.tolist()))}
+        group = np.array([order[name] for name in samples.name.tolist()])
+    # Where validation takes the place of a test, or a few specimens are all there is, an ensemble has the same of them.
+    number = 0 if split.folds == 1 or split.few else member.number
+    train, valid, test = by_group_in_each(
+        samples.domain, group, folds=split.folds, fold=member.fold, valid=split.valid, seed=split.seed, member=number
+    )
+    if split.few:
+        draw, domains = np.random.default_rng((settings.seed, member.fold)), samples.domain[train]
+        drawn = [draw.permutation(np.unique(group[train[domains == d]])) for d in np.unique(domains)]
+        train = train[np.isin(group[train], np.concatenate([groups[: split.few] for groups in drawn]))]
+    expand = lambda chosen: (chosen[:, None] * versions + np.arange(versions)).reshape(-1)
+    if split.by != "random":
+        return Split(expand(train), valid * versions + versions - 1, test)
+    every = expand(np.sort(np.concatenate([train, valid])))
+    return Split(*random(every, valid=split.valid, seed=split.seed + member.fold, member=number), test)
+
+
+def parts(balance: str, samples: Samples) -> np.ndarray:
+    """Of each sample (N,) the part that training shows as often as any other: its "set", its "group", or ("image") all one."""
+    known = {"set": samples.domain, "group": samples.group, "image": np.zeros_like(samples.group)}
+    if balance not in known:
+        raise ValueError(f"--config.train.balance={balance}: there are {', '.join(known)}")
+    return known[balance]

@@ -6,13 +6,14 @@ is up, is taken from the height of its image).
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from jaxmarks.data.formats import coco, labelme, table, text, tps
-from jaxmarks.data.photographs import TURNED, finder, image_size, orientation
+from jaxmarks.data.photographs import TURNED, finder, image_size, turn_of
 from jaxmarks.data.samples import Annotation, FormatError
 
 KNOWN = ".tps, .csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of LabelMe .json"
@@ -107,14 +108,13 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
 def _told(each: list[Annotation], problems) -> dict:
     """The scale, group and ID of an image by the first annotator who tells it; those who tell another are named."""
     told: dict = {}
-    for key in ("mm_per_px", "group", "id"):
-        known = [a for a in each if (value := getattr(a, key)) and value == value]
-        for a in known:
-            mine, first = getattr(a, key), getattr(known[0], key)
-            if mine != first:
-                what = f"{key} {mine}, and {first} in {known[0].where}: the latter holds"
+    for key, unknown in (("mm_per_px", math.isnan), ("group", operator.not_), ("id", operator.not_)):
+        known = [(getattr(a, key), a) for a in each if not unknown(getattr(a, key))]
+        for value, a in known:
+            first = told.setdefault(key, value)
+            if value != first:
+                what = f"{key} {value}, and {first} in {known[0][1].where}: the latter holds"
                 problems.append({"image": a.image, "what": what, "where": a.where})
-        told |= {key: getattr(known[0], key)} if known else {}
     return told
 
 
@@ -149,19 +149,18 @@ def _beside_photographs(found, images, problems) -> list[Annotation]:
             if a.size is None and not a.upright:  # then the numbers can be of nothing but the stored pixels
                 kept.append(dataclasses.replace(a, image=name))
                 continue
-            h, w = stored = image_size(file)
+            stored = image_size(file)
         except OSError:  # who needs the photograph will say so
             kept.append(a)
             continue
-        turn = orientation(file) if a.upright or a.size not in (None, stored) else 1
-        upright = stored[::-1] if turn >= 5 else stored
-        if a.size not in (None, stored, upright):
-            what = f"annotated as {a.size[1]}x{a.size[0]}, the photograph has {w}x{h}: left out"
-            problems.append({"image": name, "what": what, "where": a.where})
+        try:
+            turn = turn_of(file, a.size, stored, upright=a.upright)
+        except OSError as error:
+            problems.append({"image": name, "what": f"{error}: left out", "where": a.where})
             continue
         points = a.points
-        if turn > 1 and (a.size == upright != stored or (a.upright and a.size in (None, upright))):
-            turned = np.stack(TURNED[turn](points[:, 0], points[:, 1], h, w), axis=-1)
+        if turn > 1:
+            turned = np.stack(TURNED[turn](points[:, 0], points[:, 1], *stored), axis=-1)
             points = np.where(a.visible[:, None], turned, 0.0)
         kept.append(dataclasses.replace(a, image=name, points=points, size=stored, upright=False))
     return kept

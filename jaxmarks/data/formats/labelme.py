@@ -31,10 +31,7 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
         raise FormatError(path, "", "no .json in this folder", "name a folder of LabelMe files")
     root = path if path.is_dir() else path.parent
     places = [file.parent.relative_to(root) for file in files]
-    read = [
-        (file, *_points(file, problems, lambda name, file=file, place=place: _found(name, file, place, images or root)))
-        for file, place in zip(files, places, strict=True)
-    ]
+    read = [(file, *_points(file, problems, images or root, place)) for file, place in zip(files, places, strict=True)]
     labels = sorted({label for *_, points in read for label in points}, key=_natural)
     if not labels:
         raise FormatError(path, "", "no point shape in any file", "mark landmarks as points")
@@ -62,12 +59,12 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
     return found
 
 
-def _points(file, problems, image_of):
+def _points(file, problems, images, place):
     document = text.read_json(file)
     if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
         raise FormatError(file, "line 1", "no list 'shapes'", "name LabelMe files")
     points: dict[str, tuple[float, float]] = {}
-    image, others = image_of(str(document.get("imagePath") or "")), collections.Counter()
+    image, others = _found(str(document.get("imagePath") or ""), file, place, images), collections.Counter()
     for i, shape in enumerate(document["shapes"]):
         if not isinstance(shape, dict):
             raise FormatError(file, f"shapes[{i}]", f"{shape!r} is not an object", "mend or delete the entry")

@@ -1,0 +1,99 @@
+"""A run's folder: whose it is, its stages and folds, and where the checkpoints of each of its networks lie."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxmarks import checkpoint
+from jaxmarks import config as configs
+
+
+class Member(NamedTuple):
+    """One of the networks that are trained: the first of a fold, or another of the fold's ensemble."""
+
+    fold: int
+    number: int = 0
+
+    def __str__(self):
+        return f"{self.fold}.{self.number}" if self.number else f"{self.fold}"
+
+    @property
+    def seed(self) -> int:
+        """What tells its random numbers from the others'; the first has those of a fold without an ensemble."""
+        return self.fold + 2**16 * self.number
+
+
+def stages(config) -> list[str]:
+    """The run's stages by name; a pretraining stage is left out where the run starts from another one's network."""
+    replaced = bool(config.init_from) and len(config.stages) > 1
+    return [name for name in config.stages if not (replaced and name == "pretrain")]
+
+
+def folds(settings) -> list[int]:
+    """The folds that a stage trains: `split.run`, or all where that is empty."""
+    return list(settings.split.run) or list(range(settings.split.folds))
+
+
+def members(settings, fold: int | None = None) -> list[Member]:
+    """The networks of a fold, which predict together, or of all folds."""
+    if settings.train.ensemble < 1:
+        raise ValueError(f"--config.train.ensemble={settings.train.ensemble}: a fold has at least one network")
+    chosen = folds(settings) if fold is None else [fold]
+    return [Member(each, number) for each in chosen for number in range(settings.train.ensemble)]
+
+
+def claim(config, workdir: Path) -> None:
+    """Writes the config, or makes sure that the run in the workdir is this one."""
+    path = workdir / "config.json"
+    if path.exists():
+        differences = configs.differences(configs.load(path), config)
+        if differences:
+            raise ValueError(
+                f"{workdir} holds a run of another config (there / here): {'; '.join(differences)}. Name another"
+                " --workdir, or delete this one"
+            )
+    else:
+        configs.save(config, path)
+
+
+def config_of(workdir: Path):
+    """The config of the run in a folder."""
+    return configs.load(Path(workdir) / "config.json")
+
+
+def settings_of(workdir: Path):
+    """The settings of the last stage of the run in a folder."""
+    config = config_of(workdir)
+    return configs.stage(config, stages(config)[-1])
+
+
+def folder_of(workdir: Path, stage: str, member: Member) -> Path:
+    """Where the checkpoints of one network lie: `best`, `last`, and `resume` while it trains."""
+    return Path(workdir) / "checkpoints" / stage / f"fold{member}"
+
+
+def member_of(folder: Path) -> Member:
+    """The network whose checkpoints lie in a folder."""
+    return Member(*map(int, folder.name.removeprefix("fold").split(".")))
+
+
+def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, list[dict]]:
+    """The variables of trained networks, and the notes that were saved with them."""
+    found = [checkpoint.restore(folder_of(workdir, stage, member) / "best") for member in members]
+    return [variables for variables, _ in found], [note for _, note in found]
+
+
+def source_of(config, workdir: Path, earlier: list[str], member: Member) -> Path | None:
+    """The network that one starts from: of the stage before, else of the run `init_from`, else none."""
+    if earlier:
+        return pick(Path(workdir) / "checkpoints" / earlier[-1], member)
+    if config.init_from:
+        return pick(Path(config.init_from) / "checkpoints" / stages(config_of(config.init_from))[-1], member)
+    return None
+
+
+def pick(folder: Path, member: Member) -> Path:
+    """`best` of a network in a stage's folder; where it was not trained there of its fold's first, or of the first fold's."""
+    done = {member_of(path.parent): path for path in folder.glob("fold*/best")}
+    if not done:
+        raise FileNotFoundError(f"{folder}: no trained network; let that run end first, or change --config.init_from")
+    return next(done[one] for one in (member, Member(member.fold), min(done)) if one in done)

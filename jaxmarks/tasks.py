@@ -1,0 +1,108 @@
+"""From a stage's settings to its network, and the task that the steps are made of."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarks import augment, checkpoint, heads, models, processes, steps
+from jaxmarks import config as configs
+from jaxmarks.data.loading import known_facts
+from jaxmarks.ops import boxes as box_ops
+
+
+def build(settings, facts: dict, flip=None, size=None):
+    """The network (linen module), and the task that the steps need, of a stage's settings and its data's facts.
+
+    With a `size` (H, W) the task trains on the frame shown at that size.
+    """
+    head = heads.build(settings.head, size=size or tuple(settings.data.size), **facts)
+    network = models.Network(models.build(settings.model), head.layer)
+    shown = size if settings.train.sizes else None
+    augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=shown)
+    plain = lambda batch: augment.plain(batch, channels=settings.channels)
+    task = steps.Task(
+        steps.computing_in(settings.train.dtype, network.apply),
+        head.targets,
+        head.loss,
+        head.decode,
+        augmentation.apply,
+        plain,
+        augmentation.versions,
+    )
+    return network, task
+
+
+def sizes(settings) -> list[tuple[int, int]]:
+    """The sizes (H, W) at which training shows the frame, one for each batch, where `train.sizes` names their heights."""
+    (height, width), heights = settings.data.size, tuple(settings.train.sizes)
+    if heights and not min(heights) <= height <= max(heights):
+        raise ValueError(
+            f"--config.train.sizes={heights}: training would not show frames of --config.data.size={(height, width)};"
+            " give heights around its own, or ()"
+        )
+    return [(side, round(side * width / height)) for side in heights]
+
+
+def anchors(settings, samples) -> dict:
+    """The typical sizes of all boxes, by k-means, where the head has an `anchor_count`."""
+    if "anchor_count" not in settings.head:
+        return {}
+    boxes = samples.boxes[samples.labels >= 0]
+    extents = jnp.asarray(boxes[:, 2:] - boxes[:, :2])
+    found, _ = box_ops.kmeans_anchors(extents, jax.random.key(settings.seed), count=settings.head.anchor_count)
+    return {"anchors": np.asarray(found).tolist()}
+
+
+def initial(network, settings, key):
+    """Fresh variables for images of the settings' size."""
+    images = jnp.zeros((1, *settings.data.size, settings.channels))
+    # It runs once: full optimisation of the many random generators takes four times as long, for the same numbers.
+    quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(network.init, compiler_options=quick)(key, images)
+
+
+def pretrained(settings, source: Path | None):
+    """The variables to start from, another run's or pretrained ones, and their name."""
+    if source:
+        theirs, note = checkpoint.restore(source)
+        return theirs, f"{source} (epoch {note['best_epoch']})"
+    return models.read_weights(settings.model, settings.weights, channels=settings.channels), settings.weights
+
+
+def take_over(variables, theirs, about: str, skip: str):
+    """Variables with what fits taken from `theirs`, which `about` names; prints what was not."""
+    params, fate = checkpoint.merge(variables["params"], theirs["params"], skip=skip)
+    if not fate["loaded"]:
+        raise ValueError(f"{about}: nothing in it fits this network: {'; '.join(fate['new'])}")
+    processes.tell(f"initialised from {about}: {len(fate['loaded'])} arrays")
+    for kind in ("adapted", "new", "unused"):
+        if fate[kind]:
+            processes.tell(f"  {kind}: {', '.join(fate[kind])}")
+    merged = variables | {"params": params}
+    if "batch_stats" in variables:
+        merged["batch_stats"], _ = checkpoint.merge(variables["batch_stats"], theirs.get("batch_stats", {}), skip=skip)
+    return merged
+
+
+def validation_input(settings, task):
+    """How a validation batch becomes the network's input: as in training where versions are split at random."""
+    if settings.split.by == "random" and task.versions > 1:
+        keys = jax.random.key(settings.seed)
+        return lambda batch: task.augment(jnp.broadcast_to(keys, len(batch["index"])), batch)
+    return task.plain
+
+
+def describe(config, stage: str) -> str:
+    """A table of a stage's network: each layer with its shapes and parameters, and their number."""
+    settings = configs.stage(config, stage)
+    known = known_facts(settings.data)
+    if "anchor_count" in settings.head:
+        known["anchors"] = [known["sizes"]] * settings.head.anchor_count  # as many as there will be
+    network, _ = build(settings, known)
+    images = jnp.zeros((1, *settings.data.size, settings.channels))
+    table = nn.tabulate(network, jax.random.key(0), console_kwargs={"width": 130, "force_terminal": False})(images)
+    params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
+    return f"stage {stage}\n{table.strip()}\nparameters: {sum(x.size for x in jax.tree.leaves(params)):,}"

@@ -28,7 +28,7 @@ def of_training(settings, dataset, member, source: Path | None, trained: np.ndar
 
 def of_notes(notes: list[dict]) -> list[dict]:
     """The caveats in the notes that are saved with networks."""
-    return [caveat for note in notes for caveat in note.get("caveats", ())]
+    return [each for note in notes for each in note.get("caveats", ())]
 
 
 def unseen(dataset, trained, member) -> list[dict]:
@@ -49,12 +49,13 @@ def seen_before(settings, member, source: Path | None) -> list[dict]:
     """Whether the network that one starts from may have been trained on what tests it, as caveats."""
     if source is None:
         return []
-    theirs = configs.stage(runs.config_of(source.parents[3]), source.parent.parent.name)
+    workdir, stage, other = runs.whose(source)
+    theirs = configs.stage(runs.config_of(workdir), stage)
     split = lambda settings: [settings.split[key] for key in ("by", "folds", "seed")]
     mine, others = origins(settings.data), origins(theirs.data)
     shared = mine.keys() & others.keys()
     alike = split(theirs) == split(settings) and all(mine[origin] == others[origin] for origin in shared)
-    if not shared or (alike and runs.member_of(source.parent) == member):
+    if not shared or (alike and other == member):
         return []
     what = f"it starts from {source.parent}, which may have learnt from its test and validation images"
     return [caveat(member, f"{what}: the score may flatter")]
@@ -75,5 +76,5 @@ def origins(data) -> dict:
 
 
 def caveat(member, what: str, image: str = "") -> dict:
-    """What is to be known of a network's training, listed as the problems of the data are."""
+    """One caveat, in the form of a problem of the data."""
     return {"image": image, "what": f"fold {member}: {what}", "where": "the training images"}

@@ -105,7 +105,7 @@ def trained_folds(settings, workdir: Path, stage: str, samples: Samples, version
     """The folds of a stage; where nothing is held back for a test the validation images take its place."""
     for fold in runs.folds(settings):
         members = runs.members(settings, fold)
-        train_rows, valid_rows, test = splits.rows(settings, samples, members[0], versions)
+        train_rows, valid_rows, test = splits.of_member(settings, samples, members[0], versions)
         tested = np.sort(test) if len(test) else np.unique(valid_rows // versions)
         if not len(tested):
             raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
@@ -120,6 +120,7 @@ def held_out(
 
     The last of what is returned are the caveats of the training.
     """
+    baselines.check(settings.baselines, objects=False)
     found: dict[str, list[Predictions]] = {"network": [], **{name: [] for name in settings.baselines}}
     samples, own = dataset.samples, dataset.own(dataset.samples)
     _, task = tasks.build(settings, facts(dataset))
@@ -273,7 +274,6 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
     """
     stage = runs.stages(config)[-1]
     settings = configs.stage(config, stage)
-    baselines.check(settings.baselines, objects=bool(dataset.objects))
     about |= {"stage": stage, "parameters": parameters(workdir, stage)}
     if dataset.objects:
         found, others, threshold, milliseconds, noted = objects_held_out(settings, workdir, stage, dataset)
@@ -327,6 +327,7 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
       `detection.Objects`, those of the baselines by name, the threshold of each photograph's fold (N,), the
       milliseconds that a photograph took, and the caveats of the training.
     """
+    baselines.check(settings.baselines, objects=True)
     truth = {a.image: a for a in dataset.objects}
     parts: dict[str, list] = {"network": [], **{name: [] for name in settings.baselines}}
     thresholds, spent, noted = [], [], []
@@ -378,5 +379,5 @@ def of_objects(folder: Path, found: detection.Objects, threshold, classes, **abo
 
 def parameters(workdir: Path, stage: str) -> int:
     """How many parameters a stage's network has."""
-    variables, _ = checkpoint.restore(runs.pick(Path(workdir) / "checkpoints" / stage, runs.Member(0)))
+    variables, _ = checkpoint.restore(runs.pick(workdir, stage, runs.Member(0)))
     return sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))

@@ -93,7 +93,7 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = ""):
       ValueError: the run has several datasets and `set` is none of them, or it has one and `set` is given.
     """
     workdir = Path(workdir)
-    config = configs.load(workdir / "config.json")
+    config = runs.config_of(workdir)
     stage = runs.stages(config)[-1]
     settings = configs.stage(config, stage)
     settings.data = of_set(settings.data, set)

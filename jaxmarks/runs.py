@@ -71,9 +71,11 @@ def folder_of(workdir: Path, stage: str, member: Member) -> Path:
     return Path(workdir) / "checkpoints" / stage / f"fold{member}"
 
 
-def member_of(folder: Path) -> Member:
-    """The network whose checkpoints lie in a folder."""
-    return Member(*map(int, folder.name.removeprefix("fold").split(".")))
+def whose(checkpoint: Path) -> tuple[Path, str, Member]:
+    """The workdir, the stage and the network of a checkpoint, the folder that `folder_of` has for it with `best` or `last`."""
+    folder = checkpoint.parent
+    member = Member(*map(int, folder.name.removeprefix("fold").split(".")))
+    return folder.parents[2], folder.parent.name, member
 
 
 def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, list[dict]]:
@@ -85,15 +87,16 @@ def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, lis
 def source_of(config, workdir: Path, earlier: list[str], member: Member) -> Path | None:
     """The network that one starts from: of the stage before, else of the run `init_from`, else none."""
     if earlier:
-        return pick(Path(workdir) / "checkpoints" / earlier[-1], member)
+        return pick(workdir, earlier[-1], member)
     if config.init_from:
-        return pick(Path(config.init_from) / "checkpoints" / stages(config_of(config.init_from))[-1], member)
+        return pick(config.init_from, stages(config_of(config.init_from))[-1], member)
     return None
 
 
-def pick(folder: Path, member: Member) -> Path:
-    """`best` of a network in a stage's folder; where it was not trained there of its fold's first, or of the first fold's."""
-    done = {member_of(path.parent): path for path in folder.glob("fold*/best")}
+def pick(workdir: Path, stage: str, member: Member) -> Path:
+    """`best` of a network of a stage; where it was not trained there of its fold's first, or of the first fold's."""
+    folder = folder_of(workdir, stage, member).parent
+    done = {whose(path)[-1]: path for path in folder.glob("fold*/best")}
     if not done:
         raise FileNotFoundError(f"{folder}: no trained network; let that run end first, or change --config.init_from")
     return next(done[one] for one in (member, Member(member.fold), min(done)) if one in done)

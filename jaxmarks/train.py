@@ -35,24 +35,26 @@ class Plan(NamedTuple):
     Attributes:
       train, valid: the rows of training, and of validation as often as each counts.
       part: (N,) of each of the training rows, what is shown as often as any other.
-      some: the training rows in random order.
+      some: at most `SETTLING` rows as an epoch of training shows them.
+      devices: how many train together.
       batch: rows in a batch, on all devices together.
-      steps: batches in an epoch.
-      epochs: their number.
+      steps_per_epoch, epochs: the length of the training.
     """
 
     train: np.ndarray
     valid: np.ndarray
     part: np.ndarray
     some: np.ndarray
+    devices: int
     batch: int
-    steps: int
+    steps_per_epoch: int
     epochs: int
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far the training of a network is: the epochs done, and of the next one the batches and their losses' sums."""
+    """How far the training of a network is: the epochs that are done, and of the next one the batches and their losses' sums;
+    the best validation loss so far and its epoch; the seconds that all of it took."""
 
     epoch: int = 0
     batch: int = 0
@@ -100,19 +102,19 @@ def train_member(settings, workdir: Path, stage: str, member: runs.Member, datas
     folder, name = runs.folder_of(workdir, stage, member), f"{stage} fold {member}"
     if checkpoint.note(folder / "last"):
         return
+    refuse(settings, dataset)
     samples, options = dataset.samples, settings.train
     known = facts(dataset) | tasks.anchors(settings, samples)
     network, task = tasks.build(settings, known, dataset.flip)
-    split = splits.rows(settings, samples, member, task.versions)
-    refuse(settings, dataset, split)
+    split = splits.of_member(settings, samples, member, task.versions)
     validated, shown = len(split.valid) > 0, split.train // task.versions
     about: dict = {
         "facts": known,
         "caveats": caveats.of_training(settings, dataset, member, source, shown, validated=validated),
         "images": len(np.unique(shown)),
     }
-    for caveat in about["caveats"]:
-        processes.tell(f"[{stage}] {caveat['image']}{caveat['what']}")
+    for each in about["caveats"]:
+        processes.tell(f"[{stage}] {each['image']}{each['what']}")
 
     plan = plan_of(settings, split, splits.parts(options.balance, samples), member, task.versions)
     # The stage's name is part of the key, not its number: a stage trains alike alone and after another.
@@ -121,7 +123,7 @@ def train_member(settings, workdir: Path, stage: str, member: runs.Member, datas
     variables = tasks.initial(network, settings, key)
     tx = optimiser(settings, variables["params"], plan)
     sized = [tasks.build(settings, known, dataset.flip, size)[1] for size in tasks.sizes(settings)]
-    runners = [steps.runner(one, tx, devices=devices_of(options), mixup=options.mixup) for one in sized or [task]]
+    runners = [steps.runner(one, tx, devices=plan.devices, mixup=options.mixup) for one in sized or [task]]
     put, get = runners[0].put, runners[0].get
     state, best, progress = begin(settings, variables, tx, source, folder / "resume", name)
     state = put(state)
@@ -192,7 +194,7 @@ def train_member(settings, workdir: Path, stage: str, member: runs.Member, datas
     last = settle(get(state))
     if progress.best_valid is None:
         best, progress.best_epoch = last, progress.epoch
-    about |= {key: getattr(progress, key) for key in ("epoch", "best_valid", "best_epoch", "seconds")}
+    about |= {name: getattr(progress, name) for name in ("epoch", "best_valid", "best_epoch", "seconds")}
     if dataset.objects:
         chosen_on = samples.take(np.unique((split.valid if validated else split.train) // task.versions))
         about["threshold"] = detection.choose_threshold(task, best, chosen_on, dataset)
@@ -203,38 +205,33 @@ def train_member(settings, workdir: Path, stage: str, member: runs.Member, datas
     processes.wait()
 
 
-def refuse(settings, dataset: Dataset, split: splits.Split) -> None:
-    """Raises ValueError where the settings ask for what cannot be done with these data, or would have no effect."""
-    train, plateau, unheld = settings.train, settings.optimizer.get("plateau"), not len(split.valid)
-    needs = "needs validation images: raise --config.split.valid"
-    objections = {
-        f"train.mixup={train.mixup}: detectors learn nothing from mixed boxes; set it to 0": dataset.objects
-        and train.mixup,
-        "split.by=random divides photographs, whose objects belong together; set it to image": (
-            dataset.objects and settings.split.by == "random"
-        ),
-        f"train.patience={train.patience} {needs}": unheld and train.patience,
-        f"optimizer.plateau={plateau} {needs}": unheld and plateau,
-    }
-    for what, holds in objections.items():
-        if holds:
-            raise ValueError(f"--config.{what}")
+def refuse(settings, dataset: Dataset) -> None:
+    """Raises ValueError where the settings ask for what detectors cannot learn from."""
+    mixup = settings.train.mixup
+    if dataset.objects and mixup:
+        raise ValueError(f"--config.train.mixup={mixup}: detectors learn nothing from mixed boxes; set it to 0")
+    if dataset.objects and settings.split.by == "random":
+        raise ValueError("--config.split.by=random divides photographs, whose objects belong together; set it to image")
 
 
 def plan_of(settings, split: splits.Split, parts: np.ndarray, member: runs.Member, versions: int) -> Plan:
     """What a network of this split is shown, where `parts` (N,) says of each sample with what it is balanced."""
     options, draw = settings.train, np.random.default_rng((settings.seed, member.seed))
-    part = parts[split.train // versions]
-    some = splits.epoch(split.train, part, draw)
+    waits = {"train.patience": options.patience, "optimizer.plateau": settings.optimizer.get("plateau")}
+    for key, value in waits.items():
+        if value and not len(split.valid):
+            raise ValueError(f"--config.{key}={value} needs validation images: raise --config.split.valid")
+    part, count = parts[split.train // versions], len(split.train)
+    some = splits.epoch(split.train, part, draw)[:SETTLING]
     valid = splits.balanced(split.valid, parts[split.valid // versions], draw)
     devices = devices_of(options)
     together = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours that are mixed share a device
-    batch = -(-min(options.batch_size, len(some)) // together) * together
-    steps_each = -(-len(some) // batch)
-    epochs = options.epochs or -(-options.steps // steps_each)
-    if epochs * steps_each < options.accumulate:
-        raise ValueError(f"--config.train.accumulate={options.accumulate}: {epochs * steps_each} batches are all")
-    return Plan(split.train, valid, part, some, batch, steps_each, epochs)
+    batch = -(-min(options.batch_size, count) // together) * together
+    steps_per_epoch = -(-count // batch)
+    epochs = options.epochs or -(-options.steps // steps_per_epoch)
+    if epochs * steps_per_epoch < options.accumulate:
+        raise ValueError(f"--config.train.accumulate={options.accumulate}: {epochs * steps_per_epoch} batches are all")
+    return Plan(split.train, valid, part, some, devices, batch, steps_per_epoch, epochs)
 
 
 def devices_of(options) -> int:
@@ -251,7 +248,7 @@ def devices_of(options) -> int:
 def optimiser(settings, params, plan: Plan) -> optax.GradientTransformation:
     """The optimiser of a stage's settings, with what is frozen, averaged and accumulated."""
     options = settings.train
-    tx = optim.build(settings.optimizer, epochs=plan.epochs, steps_per_epoch=plan.steps / options.accumulate)
+    tx = optim.build(settings.optimizer, epochs=plan.epochs, steps_per_epoch=plan.steps_per_epoch / options.accumulate)
     if settings.freeze:
         tx = optim.freeze(tx, params, lambda path: re.match(settings.freeze, path) is not None)
     if options.ema:
@@ -290,7 +287,7 @@ def judges(settings, task: steps.Task, feed: Feed, plan: Plan):
         variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}
         if "batch_stats" not in variables:
             return variables
-        return variables | {"batch_stats": feed.mean(measure, variables, plan.some[:SETTLING])}
+        return variables | {"batch_stats": feed.mean(measure, variables, plan.some)}
 
     def score(variables):
         found = feed.each(validate, variables, plan.valid)

@@ -441,7 +441,7 @@ def test_the_papers_split_divides_groups_but_no_photograph(data):
     )
     samples = loading.load(config.data).samples
     assert len(samples) > 14  # tiles
-    parts = [samples.take(rows) for rows in splits.rows(config, samples, runs.Member(0), 1)]
+    parts = [samples.take(rows) for rows in splits.of_member(config, samples, runs.Member(0), 1)]
     assert [len(np.unique(part.name)) for part in parts] == [10, 1, 3]
     assert not set(parts[0].name) & set(parts[2].name)
     assert set(parts[0].group) & set(parts[2].group)  # the other frame of a group has been seen
@@ -502,9 +502,17 @@ def test_every_detector_is_described_without_an_image(detector):
     assert "parameters: " in tasks.describe(get_config(f"{detector},smoke"), "train")
 
 
-def test_photographs_are_not_divided_at_random(data, tmp_path):
-    with pytest.raises(ValueError, match=r"split\.by=random divides photographs"):
-        train.train(small(data, **{"split.by": "random"}), tmp_path)
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"split.by": "random"}, r"split\.by=random divides photographs"),
+        ({"split.by": "random", "split.folds": 1}, r"split\.by=random divides photographs"),
+        ({"train.mixup": 0.2}, r"train\.mixup=0\.2: detectors learn nothing"),
+    ],
+)
+def test_what_detectors_cannot_learn_from_is_refused(data, tmp_path, changes, what):
+    with pytest.raises(ValueError, match=what):
+        train.train(small(data, **changes), tmp_path)
 
 
 def test_an_ensemble_on_streamed_images_without_validation(data, tmp_path):

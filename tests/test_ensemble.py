@@ -39,7 +39,7 @@ def test_each_network_is_a_run_of_its_own(two, tmp_path):
 def test_the_fold_is_tested_by_the_mean_of_its_networks(two):
     workdir, config, dataset = two
     found, _, _ = evaluate.held_out(config, workdir, "train", dataset)
-    _, _, test = splits.rows(config, dataset.samples, runs.Member(0), 1)
+    _, _, test = splits.of_member(config, dataset.samples, runs.Member(0), 1)
     tested = dataset.samples.take(test)
     _, task = tasks.build(config, {"landmarks": 8})
     networks, _ = runs.restore(workdir, "train", runs.members(config, 0))
@@ -55,7 +55,7 @@ def splits_of(two, **changes):
     _, config, dataset = two
     config = config.copy_and_resolve_references()
     config.split.update(changes)
-    return [splits.rows(config, dataset.samples, member, 1) for member in runs.members(config, 0)]
+    return [splits.of_member(config, dataset.samples, member, 1) for member in runs.members(config, 0)]
 
 
 def test_the_few_specimens_are_the_same_for_all(two):
@@ -71,11 +71,12 @@ def test_where_validation_is_the_test_it_is_the_same_for_all(two):
 
 
 def test_a_network_starts_from_its_like_or_the_first_of_its_fold_or_of_the_first_fold(tmp_path):
+    folder = tmp_path / "checkpoints" / "train"
     for name in ("fold0", "fold0.1", "fold2", "fold10"):
-        (tmp_path / name / "best").mkdir(parents=True)
+        (folder / name / "best").mkdir(parents=True)
     starts = {(0, 1): "fold0.1", (0, 2): "fold0", (2, 1): "fold2", (10, 0): "fold10", (3, 0): "fold0"}
     for member, name in starts.items():
-        assert runs.pick(tmp_path, runs.Member(*member)) == tmp_path / name / "best"
+        assert runs.pick(tmp_path, "train", runs.Member(*member)) == folder / name / "best"
 
 
 def caveats(config, workdir, fold):

@@ -21,7 +21,12 @@ FORBIDDEN = {
         "jaxmarks.models",
         "jaxmarks.heads",
     ),
-    "data": ("jax", "flax", "optax", "jaxmarks.ops", "jaxmarks.models", "jaxmarks.train", "jaxmarks.tasks"),
+    "data": (
+        "jax",
+        "flax",
+        "optax",
+        *(f"jaxmarks.{room}" for room in ("ops", "models", "heads", "train", "tasks", "runs", "caveats", "processes")),
+    ),
     "report": ("jax", "flax", "jaxmarks.train", "jaxmarks.tasks", "jaxmarks.steps"),
     "baselines": ("jax", "flax", "jaxmarks.train", "jaxmarks.tasks"),
     "augment": ("flax", "optax", "numpy", "jaxmarks.data", "jaxmarks.models"),

@@ -273,7 +273,7 @@ def test_every_dataset_is_in_every_part_of_every_fold():
     config.split.update(folds=3, valid=0.25)
     samples = SimpleNamespace(domain=domain, group=group)
     for fold in range(3):
-        parts = splits.rows(config, samples, runs.Member(fold), 1)
+        parts = splits.of_member(config, samples, runs.Member(fold), 1)
         np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(52))
         assert len(set.union(*(set(group[rows]) for rows in parts))) == sum(len(set(group[rows])) for rows in parts)
         assert [(domain[rows] == 1).sum() for rows in parts] == [6, 2, 4]
@@ -285,7 +285,7 @@ def test_every_dataset_is_in_every_part_of_every_fold():
             np.testing.assert_array_equal(np.flatnonzero(domain == 0)[mine], rows[domain[rows] == 0])
     assert sorted(tested) == list(range(52))
     config.split.few = 3
-    few = splits.rows(config, samples, runs.Member(0), 1)[0]
+    few = splits.of_member(config, samples, runs.Member(0), 1)[0]
     assert [len(set(group[few[domain[few] == d]])) for d in (0, 1)] == [3, 3]
 
 

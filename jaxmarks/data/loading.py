@@ -20,7 +20,7 @@ from jaxmarks.data.phantoms import dendrite
 from jaxmarks.data.samples import FormatError, Samples, concatenate
 
 
-class Member(NamedTuple):
+class Columns(NamedTuple):
     """One of several datasets: its first landmark and that after its last, and the disagreement of its annotators."""
 
     columns: tuple[int, int]
@@ -51,7 +51,7 @@ class Dataset(NamedTuple):
     objects: tuple[BoxAnnotation, ...] = ()
     classes: tuple[str, ...] = ()
     volumes: Volumes | None = None
-    sets: dict[str, Member] = {}  # noqa: RUF012  # never changed
+    sets: dict[str, Columns] = {}  # noqa: RUF012  # never changed
 
     @property
     def columns(self) -> list[slice]:
@@ -181,7 +181,7 @@ def _several(spec):
         for one, (start, stop) in zip(each.values(), columns.values(), strict=True)
     ]
     flip = tuple(np.concatenate(orders).tolist()) if any(one.flip for one in each.values()) else None
-    members = {name: Member(columns[name], one.disagreement) for name, one in each.items()}
+    members = {name: Columns(columns[name], one.disagreement) for name, one in each.items()}
     return Dataset(concatenate(parts), problems, flip, photograph, sets=members)
 
 

@@ -8,7 +8,7 @@ from jaxmarks.data.samples import Samples
 
 
 class Split(NamedTuple):
-    """Indices of samples (or rows, for `random`)."""
+    """Indices of samples; of `of_member` rows (sample x versions + version) of training and validation."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -81,7 +81,7 @@ def random(rows: np.ndarray, *, valid: float, seed: int, member: int = 0) -> tup
     return order[held:], order[:held]
 
 
-def rows(settings, samples: Samples, member, versions: int) -> Split:
+def of_member(settings, samples: Samples, member, versions: int) -> Split:
     """The split of one network, as `settings.split` says.
 
     Args:

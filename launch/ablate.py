@@ -40,7 +40,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import ml_collections
 import numpy as np
 from absl import flags
@@ -61,6 +60,7 @@ from experiments import (
 )
 
 from jaxmarks import config as configs
+from jaxmarks import report
 from jaxmarks.report import tables
 
 GRID_KEYS = {"config", "cells", "overrides", "seeds", "metrics"}
@@ -443,7 +443,7 @@ def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
     page = {
         "title": about["title"],
         "columns": list(dict.fromkeys(run.column for run in runs)),
-        "grids": [(caption(runs, results, m), m, layout(runs, results, m)) for m in about["metrics"]],
+        "grids": [(caption(runs, results, m), heading(m), layout(runs, results, m)) for m in about["metrics"]],
         "networks": len({run.row for run in runs}),
         "failures": [
             (f"{name(run)}, seed {run.seed}", results[run.folder])
@@ -457,12 +457,11 @@ def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
             f"{about['device']}; {duration(seconds)} of training and scoring in all runs, {duration(about['elapsed'])}"
             " since this command was started.",
         ],
-        "records": [{key: cell for key, cell in line.items() if key != "failed"} for line in lines],
+        "keys": {key: heading(key) for key in lines[0] if key != "failed"},
+        "records": lines,
     }
     replace(workdir / "table.md", markdown(page))
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"heading": heading, "cell": cell}
-    replace(workdir / "table.html", environment.from_string(PAGE).render(page))
+    replace(workdir / "table.html", report.page("grid.html.jinja", **page))
 
 
 def duration(seconds: float) -> str:
@@ -472,85 +471,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def cell(x) -> str:
-    """A value of `table.csv` as the page shows it."""
-    if x is None:
-        return DASH
-    return f"{x:.2f}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else str(x)
-
-
 def markdown(page: dict) -> str:
     """The page for a README."""
     parts = [f"# {page['title']}\n"]
-    for text, metric, rows in page["grids"]:
+    for text, title, rows in page["grids"]:
         bold = lambda entry: f"**{entry.text}**" if entry.best else entry.text
         table = [{"row": row} | {f"in {c}": bold(entry) for c, entry in entries.items()} for row, entries in rows]
-        columns = {"row": ""} | {f"in {c}": c or heading(metric) for c in page["columns"]}
+        columns = {"row": ""} | {f"in {c}": c or title for c in page["columns"]}
         parts += [f"{text}\n", tables.markdown(table, columns)]
     parts += ["    " + page["command"] + "\n", " ".join(filter(None, page["notes"])) + "\n"]
     for label, said in page["failures"]:
         parts += [f"**Failed: {label}**\n", "".join(f"    {line}\n" for line in said.splitlines())]
     return "\n".join(parts)
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }} &ndash; jaxmarks</title>
-<style>
-:root { color-scheme: light dark; --ink: #111827; --soft: #6b7280; --line: #e5e7eb; --page: #fff; --card: #f9fafb; --accent: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e5e7eb; --soft: #9ca3af; --line: #374151; --page: #111827; --card: #1f2937; --accent: #56b4e9; }
-}
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
-.soft, caption { color: var(--soft); font-size: .9rem; }
-caption { text-align: left; padding-bottom: .5rem; }
-.scroll { overflow-x: auto; margin: 1.2rem 0 2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .35rem 1.4rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 500; vertical-align: bottom; } thead th { white-space: normal; }
-tbody th, th.text, td.text { text-align: left; white-space: normal; min-width: 7rem; } tbody th { color: var(--ink); }
-td b { color: var(--accent); } tr.plain * { color: var(--soft); } details table { font-size: .85rem; }
-pre { background: var(--card); border: 1px solid var(--line); padding: .8rem; font-size: .8rem; border-radius: .4rem; white-space: pre-wrap; }
-summary { cursor: pointer; color: var(--accent); }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-{% for caption, metric, rows in grids %}
-<div class="scroll"><table><caption>{{ caption }}</caption>
-<thead><tr><th></th>{% for column in columns %}<th scope="col">{{ column or heading(metric) }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row, entries in rows %}
-<tr{% if loop.index > networks %} class="plain"{% endif %}><th scope="row">{{ row }}</th>
-{%- for column in columns %}{% set entry = entries[column] %}<td>{% if entry.best %}<b>{{ entry.text }}</b>{% else %}{{ entry.text }}{% endif %}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-{% endfor %}
-<pre>{{ command }}</pre>
-{% for note in notes if note %}
-<p class="soft">{{ note }}</p>
-{% endfor %}
-{% if failures %}
-<h2>Failed runs ({{ failures | length }})</h2>
-{% for label, said in failures %}
-<p>{{ label }}</p><pre>{{ said }}</pre>
-{% endfor %}
-{% endif %}
-<details><summary>Every run</summary><div class="scroll"><table>
-<thead><tr>{% for key in records[0] %}<th{% if key in ("row", "column") %} class="text"{% endif %}>{{ heading(key) }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for record in records %}
-<tr>{% for key, x in record.items() %}<td{% if key in ("row", "column") %} class="text"{% endif %}>{{ cell(x) }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div></details>
-</body>
-</html>
-"""
 
 
 if __name__ == "__main__":

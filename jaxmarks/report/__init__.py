@@ -11,7 +11,7 @@ from jaxmarks.report import figures, objects, tables
 from jaxmarks.report.figures import contact_sheet, overlay, slices
 from jaxmarks.report.tables import markdown
 
-__all__ = ["contact_sheet", "markdown", "overlay", "slices", "write"]
+__all__ = ["contact_sheet", "markdown", "overlay", "page", "slices", "write"]
 
 
 def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) -> Path:
@@ -55,16 +55,22 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
             },
         )
     config = workdir / "config.json"
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("jaxmarks.report", "."), autoescape=True)
-    page = environment.get_template(template).render(
+    text = page(
+        template,
         title=f"{workdir.name}, {out.name}" if out.parent.name == "sets" else workdir.name,
         summary=summary,
         figures={path.stem: embed(path) for path in (out / "figures").glob("*.png")},
         config=config.read_text() if config.exists() else "",
         **about,
     )
-    (out / "report.html").write_text(page, encoding="utf-8")
+    (out / "report.html").write_text(text, encoding="utf-8")
     return out / "report.html"
+
+
+def page(template: str, **values) -> str:
+    """The HTML page of a template here (`*.html.jinja`), filled with the values."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("jaxmarks.report", "."), autoescape=True)
+    return environment.get_template(template).render(values)
 
 
 def draw(folder: Path, summary: dict, found: tables.Predictions, metrics: list[dict], photograph) -> None:

@@ -152,16 +152,15 @@ def baseline(name: str, rest: Samples, tested: Samples) -> np.ndarray:
 
 def summarise(found: Predictions) -> dict:
     """The numbers of `summary.json` that follow from predictions; NaN becomes None."""
-    distances = np.asarray(metrics.distances(found.points, found.true, found.visible))
-    overall = metrics.summarise(distances)
-    in_mm = distances * found.mm_per_px[:, None]
+    measured = jax.tree.map(np.asarray, measure(found._replace(name=None), extents(found.true, found.visible)))
+    distances, in_mm, overall = (measured[key] for key in ("distances", "in_mm", "overall"))
     folds = [
         {"fold": int(f), "mean_distance_px": mean(distances[found.fold == f]), "images": int((found.fold == f).sum())}
         for f in np.unique(found.fold)
     ]
-    sides = extents(found.true, found.visible)
-    similarities, confidence = metrics.oks(distances, np.sqrt(sides.prod(-1))), np.nanmean(found.scores, axis=-1)
-    rates = lambda values, limits: dict(zip(map(str, limits), values, strict=True))
+    scaled = np.isfinite(in_mm).any()
+    ranked = np.ptp(np.nanmean(found.scores, axis=-1))  # scores that are all alike rank nothing
+    rates = lambda name, limits: dict(zip(map(str, limits), measured[name], strict=True))
     summary = {
         "mean_distance_px": overall["mean"],
         "median_px": overall["median"],
@@ -169,21 +168,45 @@ def summarise(found: Predictions) -> dict:
         "std_px": overall["std"],
         "std_over_folds_px": float(np.std([f["mean_distance_px"] for f in folds])) if len(folds) > 1 else None,
         "mean_distance_mm": mean(in_mm),
-        "per_landmark_px": metrics.per_landmark(distances),
-        "per_landmark_mm": metrics.per_landmark(in_mm) if np.isfinite(in_mm).any() else None,
-        **metrics.correlations(found.points, found.true, found.visible),
-        "success_rates": rates(metrics.success_rates(distances, THRESHOLDS), THRESHOLDS),
-        "hit_rates": rates(metrics.success_rates(distances / found.delta[:, None], MULTIPLES), MULTIPLES),
-        "sdr_mm": rates(metrics.success_rates(in_mm, MILLIMETRES), MILLIMETRES) if np.isfinite(in_mm).any() else None,
-        "pck": rates(metrics.pck(distances, sides.max(-1), FRACTIONS), FRACTIONS),
-        "oks": metrics.mean(similarities),
-        "map_oks": boxes.keypoint_average_precision(similarities, confidence)["mAP"] if np.ptp(confidence) else None,
-        "shares": metrics.shares(distances),
+        "per_landmark_px": measured["per_landmark"],
+        "per_landmark_mm": measured["per_landmark_mm"] if scaled else None,
+        **{name: measured["correlations"][name] for name in ("r2", "explained_variance", "pearson")},
+        "success_rates": rates("success", THRESHOLDS),
+        "hit_rates": rates("hits", MULTIPLES),
+        "sdr_mm": rates("success_mm", MILLIMETRES) if scaled else None,
+        "pck": rates("pck", FRACTIONS),
+        "oks": measured["oks"],
+        "map_oks": measured["map_oks"] if ranked else None,
+        "shares": measured["shares"],
         "images": len(found.name),
         "landmarks": found.points.shape[1],
         "folds": folds,
     }
     return plain(summary)
+
+
+@jax.jit
+def measure(found: Predictions, sides) -> dict:
+    """What `summarise` tells, in one compiled function; `sides` are `extents`."""
+    distances = metrics.distances(found.points, found.true, found.visible)
+    in_mm = distances * found.mm_per_px[:, None]
+    similarities = metrics.oks(distances, jnp.sqrt(jnp.prod(sides, -1)))
+    ranking = boxes.keypoint_average_precision(similarities, jnp.nanmean(found.scores, axis=-1))
+    return {
+        "distances": distances,
+        "in_mm": in_mm,
+        "overall": metrics.summarise(distances),
+        "per_landmark": metrics.per_landmark(distances),
+        "per_landmark_mm": metrics.per_landmark(in_mm),
+        "correlations": metrics.correlations(found.points, found.true, found.visible),
+        "success": metrics.success_rates(distances, THRESHOLDS),
+        "success_mm": metrics.success_rates(in_mm, MILLIMETRES),
+        "hits": metrics.success_rates(distances / found.delta[:, None], MULTIPLES),
+        "pck": metrics.pck(distances, jnp.max(sides, -1), FRACTIONS),
+        "oks": metrics.mean(similarities),
+        "map_oks": ranking["mAP"],
+        "shares": metrics.shares(distances),
+    }
 
 
 def extents(points: np.ndarray, visible: np.ndarray) -> np.ndarray:

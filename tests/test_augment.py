@@ -470,7 +470,7 @@ def test_a_frame_shown_at_another_size():
         "images": jnp.asarray(smooth), "points": jnp.float32([[[10, 5], [31, 23]]]), "visible": jnp.ones((1, 2), bool),
         "boxes": jnp.float32([[[4, 6, 12, 10]]]), "labels": jnp.zeros((1, 1), jnp.int32),
     }  # fmt: skip
-    found = augment.build(spec, channels=1, size=(48, 96)).apply(keys_of(1), batch)
+    found = jax.jit(augment.build(spec, channels=1, size=(48, 96)).apply)(keys_of(1), batch)
     assert found["images"].shape == (1, 48, 96, 1)
     np.testing.assert_allclose(found["points"], [[[30, 10], [93, 46]]], rtol=1e-6)
     np.testing.assert_allclose(found["boxes"], [[[12, 12, 36, 20]]], rtol=1e-6)

@@ -232,16 +232,17 @@ def test_centre_head_decodes_what_it_is_trained_towards():
         outputs[b, row, column, 2:] = cx - column, cy - row, np.log((x1 - x0) / 10), np.log((y1 - y0) / 12)
     perfect = jnp.asarray(outputs)
     batch = batch_of(BOXES, LABELS, (64, 64))
-    total, count = head.loss(perfect, head.targets(batch))
+    loss = jax.jit(head.loss)
+    total, count = loss(perfect, head.targets(batch))
     assert count == 3
     assert total < 0.05
-    found = head.decode(perfect)
+    found = jax.jit(head.decode)(perfect)
     for b, k in ((0, 0), (0, 1), (1, 0)):
         n = int(np.argmin(np.abs(np.asarray(found.boxes[b]) - BOXES[b, k]).sum(-1)))
         np.testing.assert_allclose(found.boxes[b, n], BOXES[b, k], atol=1e-4)
         assert found.classes[b, n] == LABELS[b, k]
         assert found.scores[b, n] > 0.99
-    gradient = jax.grad(lambda o: head.loss(o, head.targets(batch))[0])(jnp.zeros_like(perfect))
+    gradient = jax.grad(lambda o: loss(o, head.targets(batch))[0])(jnp.zeros_like(perfect))
     assert np.isfinite(gradient).all()
     assert (np.asarray(gradient[2]) == 0).all()  # padding
 
@@ -262,7 +263,7 @@ def test_yolo_loss_against_loops():
     rng = np.random.default_rng(1)
     outputs = rng.normal(size=(3, 2, 2, 2, 7)).astype(np.float32)
     batch = batch_of(BOXES, LABELS, (64, 64))
-    total, count = head.loss(jnp.asarray(outputs), head.targets(batch))
+    total, count = jax.jit(head.loss)(outputs, head.targets(batch))
     assert count == 2
     sigmoid = lambda x: 1 / (1 + np.exp(-x.astype(float)))
     expected = 0.0
@@ -279,7 +280,7 @@ def test_yolo_loss_against_loops():
             centre = (np.array([column, row]) + sigmoid(o[:2])) * 32
             extent = np.exp(o[2:4]) * anchors[a]
             proposed = np.concatenate([centre - extent / 2, centre + extent / 2])
-            overlap = lambda box, p=proposed: float(box_ops.iou(jnp.float32(box)[None], jnp.float32(p)[None])[0, 0])
+            overlap = lambda box, p=proposed: float(jax.jit(box_ops.iou)(box[None], p[None])[0, 0])
             if place in owner:
                 box, label = owner[place]
                 place_in_cell = (box[:2] + box[2:]) / 64 - [column, row]

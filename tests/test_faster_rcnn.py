@@ -110,9 +110,9 @@ def test_the_loss_against_loops(class_agnostic):
         expected["detector"] += mean_of_draws(kinds, values, 4, 0.25)
     expected["joint"] = expected["rpn"] + expected["detector"]
     for phase, value in expected.items():
-        total, count = build(**options, phase=phase).loss(outputs, (boxes, labels, real))
+        total, count = jax.jit(build(**options, phase=phase).loss)(outputs, (boxes, labels, real))
         np.testing.assert_allclose([total, count], [value, 2], rtol=1e-4)
-    half, count = build(**options).loss(outputs, (boxes, labels, np.array([True, False])))
+    half, count = jax.jit(build(**options).loss)(outputs, (boxes, labels, np.array([True, False])))
     assert count == 1
     assert half < expected["joint"]
 

@@ -161,12 +161,14 @@ def test_the_statistics_of_a_batch_alone():
     task, data, variables = setup("batch statistics")
     variables = variables | {"batch_stats": jax.tree.map(lambda x: x + 7.0, variables["batch_stats"])}
     rows = jnp.array([3, 0, 5])
-    found = steps.statistics_step(variables, data, rows, task=task, prepare=task.plain)
+    found = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=task.plain))(variables, data, rows)
     images = task.plain({"images": data["images"][rows]})["images"]
-    trained, _ = task.apply(variables, images, train=True, mutable=["batch_stats"])
+    trained, _ = jax.jit(functools.partial(task.apply, train=True, mutable=["batch_stats"]))(variables, images)
     # A batch's variance is a difference of large sums in float32.
     np.testing.assert_allclose(
-        task.apply(variables | {"batch_stats": found}, images, train=False), trained, atol=2e-3 * np.abs(trained).max()
+        jax.jit(functools.partial(task.apply, train=False))(variables | {"batch_stats": found}, images),
+        trained,
+        atol=2e-3 * np.abs(trained).max(),
     )
     first = variables["params"]["body"]["down0"]["conv1"]["conv"]["kernel"]
     convolved = jax.lax.conv_general_dilated(images, first, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -264,8 +266,9 @@ def test_validation_tells_distances_in_pixels_of_the_photographs():
     task, data, variables = setup()
     delta = np.linspace(1, 3, 10).astype(np.float32)
     rows = jnp.array([3, 0, ~3])
-    found = steps.valid_step(variables, data | {"delta": jnp.asarray(delta)}, rows, task=task, prepare=task.plain)
-    points = np.asarray(steps.predict_step(variables, data["images"], task=task)[0])
+    valid = jax.jit(functools.partial(steps.valid_step, task=task, prepare=task.plain))
+    found = valid(variables, data | {"delta": delta}, rows)
+    points = np.asarray(jax.jit(functools.partial(steps.predict_step, task=task))(variables, data["images"])[0])
     far = np.linalg.norm(points - data["points"], axis=-1) * delta[:, None]
     seen = np.asarray(data["visible"])[[3, 0]]
     np.testing.assert_allclose(found["distance_px"], [far[[3, 0]][seen].sum(), seen.sum()], rtol=1e-4)
@@ -282,15 +285,16 @@ def test_bfloat16_trains_with_float32_parameters_statistics_and_losses(norm):
         outputs, changed = apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
         return jnp.mean((outputs - 1) ** 2), (outputs, changed)
 
-    (first, (outputs, changed)), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    slope = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (first, (outputs, changed)), grads = slope(variables["params"])
     assert {x.dtype for x in jax.tree.leaves((outputs, changed, grads))} == {jnp.dtype("float32")}
     np.testing.assert_array_equal(outputs, outputs.astype(jnp.bfloat16).astype(jnp.float32))
-    exact, _ = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    exact, _ = jax.jit(functools.partial(network.apply, train=True, mutable=["batch_stats"]))(variables, images)
     np.testing.assert_allclose(outputs, exact, atol=0.1)
     params = variables["params"]
     for _ in range(5):
-        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss, has_aux=True)(params)[0])
-    assert loss(params)[0] < first - 0.01
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, slope(params)[1])
+    assert slope(params)[0][0] < first - 0.01
     with pytest.raises(ValueError, match="bfloat16"):
         steps.computing_in("float16", network.apply)
 

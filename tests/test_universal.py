@@ -124,9 +124,10 @@ def test_a_mirror_spares_what_has_no_place_in_it():
     still = {
         name: 0.0 for name in "rotation scale aspect shear translation brightness contrast gamma channel noise".split()
     }
-    apply = augment.build({"name": "modern", "mirror": 1.0} | still, channels=1, flip=(1, 0, -1, -1, -1)).apply
+    mirror = {"name": "modern", "mirror": 1.0} | still
+    apply = jax.jit(augment.build(mirror, channels=1, flip=(1, 0, -1, -1, -1)).apply)
     batch = {"images": jnp.asarray(images), "points": jnp.asarray(points), "visible": jnp.asarray(visible)}
-    found = jax.jit(apply)(jax.random.split(jax.random.key(0), 4), batch)
+    found = apply(jax.random.split(jax.random.key(0), 4), batch)
     mirrored = images[:, :, ::-1]
     expected = np.stack([mirrored[0], images[1], mirrored[2], images[3]])
     np.testing.assert_allclose(found["images"], expected / np.float32(255), atol=1e-5)
@@ -135,7 +136,7 @@ def test_a_mirror_spares_what_has_no_place_in_it():
     np.testing.assert_array_equal(found["visible"][:2], visible[:2])
     assert found["visible"][2].tolist() == [True, False, False, False, False]
     # What has no partner stays unseen, also where the last landmark, which the index -1 names, is seen.
-    apply = augment.build({"name": "modern", "mirror": 1.0} | still, channels=1, flip=(-1, -1, -1, 4, 3)).apply
+    apply = jax.jit(augment.build(mirror, channels=1, flip=(-1, -1, -1, 4, 3)).apply)
     last = batch | {"visible": jnp.array([[0, 0, 0, 1, 1]] * 4, bool)}
     np.testing.assert_array_equal(apply(jax.random.split(jax.random.key(0), 4), last)["visible"], last["visible"])
 

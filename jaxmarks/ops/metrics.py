@@ -27,13 +27,13 @@ def per_landmark(distances):
 def summarise(distances):
     """A dict of mean, median, p95, std, max and count of the visible landmarks' distances."""
     values = jnp.ravel(jnp.asarray(distances))
-    average = mean(values)
+    average, (median, p95, largest) = mean(values), jnp.nanquantile(values, jnp.array([0.5, 0.95, 1.0]))
     return {
         "mean": average,
-        "median": jnp.nanquantile(values, 0.5),
-        "p95": jnp.nanquantile(values, 0.95),
+        "median": median,
+        "p95": p95,
         "std": jnp.sqrt(mean((values - average) ** 2)),
-        "max": jnp.nanquantile(values, 1.0),
+        "max": largest,
         "count": jnp.sum(~jnp.isnan(values)),
     }
 

@@ -152,7 +152,9 @@ def baseline(name: str, rest: Samples, tested: Samples) -> np.ndarray:
 
 def summarise(found: Predictions) -> dict:
     """The numbers of `summary.json` that follow from predictions; NaN becomes None."""
-    measured = jax.tree.map(np.asarray, measure(found._replace(name=None), extents(found.true, found.visible)))
+    sides = extents(found.true, found.visible)
+    known = measure(found.points, found.true, found.visible, found.scores, found.mm_per_px, found.delta, sides)
+    measured = jax.tree.map(np.asarray, known)
     distances, in_mm, overall = (measured[key] for key in ("distances", "in_mm", "overall"))
     folds = [
         {"fold": int(f), "mean_distance_px": mean(distances[found.fold == f]), "images": int((found.fold == f).sum())}
@@ -186,22 +188,22 @@ def summarise(found: Predictions) -> dict:
 
 
 @jax.jit
-def measure(found: Predictions, sides) -> dict:
-    """What `summarise` tells, in one compiled function; `sides` are `extents`."""
-    distances = metrics.distances(found.points, found.true, found.visible)
-    in_mm = distances * found.mm_per_px[:, None]
+def measure(points, true, visible, scores, mm_per_px, delta, sides) -> dict:
+    """What `summarise` tells of `Predictions`, in one compiled function; `sides` are `extents`."""
+    distances = metrics.distances(points, true, visible)
+    in_mm = distances * mm_per_px[:, None]
     similarities = metrics.oks(distances, jnp.sqrt(jnp.prod(sides, -1)))
-    ranking = boxes.keypoint_average_precision(similarities, jnp.nanmean(found.scores, axis=-1))
+    ranking = boxes.keypoint_average_precision(similarities, jnp.nanmean(scores, axis=-1))
     return {
         "distances": distances,
         "in_mm": in_mm,
         "overall": metrics.summarise(distances),
         "per_landmark": metrics.per_landmark(distances),
         "per_landmark_mm": metrics.per_landmark(in_mm),
-        "correlations": metrics.correlations(found.points, found.true, found.visible),
+        "correlations": metrics.correlations(points, true, visible),
         "success": metrics.success_rates(distances, THRESHOLDS),
         "success_mm": metrics.success_rates(in_mm, MILLIMETRES),
-        "hits": metrics.success_rates(distances / found.delta[:, None], MULTIPLES),
+        "hits": metrics.success_rates(distances / delta[:, None], MULTIPLES),
         "pck": metrics.pck(distances, jnp.max(sides, -1), FRACTIONS),
         "oks": metrics.mean(similarities),
         "map_oks": ranking["mAP"],

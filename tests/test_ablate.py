@@ -455,7 +455,6 @@ def test_every_grid_of_the_project_is_sound():
         assert f"--grid=configs/ablations/{path.name}" in path.read_text(), f"{path}: its docstring lacks the command"
 
 
-@pytest.mark.slow
 def test_two_small_cells_by_the_real_command(tmp_path):
     """The second cell names photographs without their landmarks; a second start runs only that one."""
     (tmp_path / "grid.py").write_text("""'''Two cells.'''

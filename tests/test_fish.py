@@ -64,10 +64,7 @@ def run(config, tmp_path):
     return summary
 
 
-@pytest.mark.parametrize(
-    "hidden",
-    [pytest.param(slice(5, 6), marks=pytest.mark.slow, id="one landmark"), pytest.param(slice(0, 8), id="all")],
-)
+@pytest.mark.parametrize("hidden", [slice(5, 6), slice(0, 8)], ids=["one landmark", "all"])
 def test_landmarks_visible_nowhere_end_without_nan_and_are_named(hidden, photographs, tmp_path, capsys):
     summary = run(small(photographs, tmp_path, hidden, **{"split.run": (0,)}), tmp_path)
     text = (tmp_path / "run" / "summary.json").read_text() + (tmp_path / "run" / "metrics.jsonl").read_text()

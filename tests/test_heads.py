@@ -56,24 +56,18 @@ def objects(labels):
     }  # fmt: skip
 
 
-# The bodies that take longest to compile.
-HEAVY = (
-    "inception_v2-None", "hrnet-None", "unet_pp-None", "deeplab_v3-None", "resnet50-map", "hourglass-None", "fcn8-None",
-)  # fmt: skip
-
-
 def pairs():
     """Every body with every landmark head; and the detectors' heads, of whom a body knows nothing more, with two.
 
     Most of the time goes into compiling. So not slow are the pairs in which each head is once, or more often, and each
-    body but the heavy.
+    body but Inception, which takes longest.
     """
     for body in bodies():
         for head, kind in HEADS.items():
             if kind == "landmarks" or (body["name"], body.get("output")) in (("unet", "map"), ("sp_cnn", None)):
                 usual = "direct" if body.get("output") == "vector" or body["name"] == "beetle" else "heatmap"
                 name = f"{body['name']}-{body.get('output')}"
-                quick = name not in HEAVY and (head == usual or body["name"] == "unet")
+                quick = body["name"] != "inception_v2" and (head == usual or body["name"] == "unet")
                 yield pytest.param(body, head, id=f"{name}-{head}", marks=() if quick else pytest.mark.slow)
 
 

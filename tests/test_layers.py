@@ -199,6 +199,30 @@ def test_equal_maxima_share_the_gradient_of_pooling():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("pool", [layers.max_pool, layers.max_pool_3x3])
+def test_the_gradient_of_pooling_where_its_input_is_computed_twice(pool):
+    """XLA may compute what is pooled once for the pooling and once for its gradient, and round it differently: here it does
+    so without LLVM's optimisation, under the flags of these tests. A maximum that is none of its window's would give NaN."""
+    first, second, third = (layers.ConvNorm(8, norm="batch") for _ in range(3))
+
+    def network(variables, x):
+        for layer, each in zip((first, second), variables, strict=False):
+            x = nn.relu(layer.apply(each, x, train=True, mutable=["batch_stats"])[0])
+        x, _ = third.apply(variables[2], pool(x), train=True, mutable=["batch_stats"])
+        return jnp.sum(nn.relu(x) ** 2)
+
+    draw = np.random.default_rng(0)
+    x = normal(draw, (4, 10, 10, 8))
+    fresh = jax.jit(functools.partial(first.init, train=False))(jax.random.key(0), x)
+    random = lambda leaf: jnp.asarray(
+        draw.normal(leaf.ndim == 1, 0.1 if leaf.ndim == 1 else 1, leaf.shape), jnp.float32
+    )
+    variables = [jax.tree.map(random, fresh) for _ in range(3)]
+    slope = lambda level: jax.jit(jax.grad(network), compiler_options={"xla_backend_optimization_level": level})
+    for found, expected in zip(*(jax.tree.leaves(slope(level)(variables, x)) for level in (0, 3)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
 def test_conv_module_has_the_parameters_of_linen():
     x = normal(np.random.default_rng(0), (1, 6, 6, 2))
     ours = layers.Conv(3, (3, 2)).init(jax.random.key(1), x)

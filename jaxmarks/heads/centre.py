@@ -66,9 +66,10 @@ def build(*, classes, sizes, size, sigma=3.0, limit=300, size_weight=1.0):
 
     def decode(outputs):
         step = stride_of(outputs, size)
-        scores = jax.nn.sigmoid(outputs[..., :classes])
-        b, _, width, _ = scores.shape
-        peaks = jnp.where(scores >= local_maximum(scores), scores, 0).reshape(b, -1)
+        logits = outputs[..., :classes]
+        b, _, width, _ = logits.shape
+        # Compared before the sigmoid: XLA may compute that twice, and round it differently.
+        peaks = jnp.where(logits >= local_maximum(logits), jax.nn.sigmoid(logits), 0).reshape(b, -1)
         top, place = lax.top_k(peaks, min(limit, peaks.shape[1]))
         pixel, label = place // classes, place % classes
         found = jnp.take_along_axis(outputs[..., classes:].reshape(b, -1, 4), pixel[..., None], axis=1)

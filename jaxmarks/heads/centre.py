@@ -68,8 +68,7 @@ def build(*, classes, sizes, size, sigma=3.0, limit=300, size_weight=1.0):
         step = stride_of(outputs, size)
         logits = outputs[..., :classes]
         b, _, width, _ = logits.shape
-        # Compared before the sigmoid: XLA may compute that twice, and round it differently.
-        peaks = jnp.where(logits >= local_maximum(logits), jax.nn.sigmoid(logits), 0).reshape(b, -1)
+        peaks = jnp.where(is_peak(logits), jax.nn.sigmoid(logits), 0).reshape(b, -1)
         top, place = lax.top_k(peaks, min(limit, peaks.shape[1]))
         pixel, label = place // classes, place % classes
         found = jnp.take_along_axis(outputs[..., classes:].reshape(b, -1, 4), pixel[..., None], axis=1)
@@ -90,9 +89,12 @@ def focal(logits, target, *, alpha=2.0, beta=4.0):
     return jnp.where(target >= 1 - 1e-6, positive, negative)
 
 
-def local_maximum(maps):
-    """The largest value of each pixel's 3x3 neighbourhood, maps (B, h, w, C)."""
+def is_peak(maps):
+    """Whether no pixel of its 3x3 neighbourhood is larger, for each of maps (B, h, w, C).
+
+    Better asked of logits than of their sigmoids, which XLA may compute twice and round differently.
+    """
     padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     h, w = maps.shape[1:3]
     rows = jnp.maximum(jnp.maximum(padded[:, :h], padded[:, 1 : h + 1]), padded[:, 2:])
-    return jnp.maximum(jnp.maximum(rows[:, :, :w], rows[:, :, 1 : w + 1]), rows[:, :, 2:])
+    return maps >= jnp.maximum(jnp.maximum(rows[:, :, :w], rows[:, :, 1 : w + 1]), rows[:, :, 2:])

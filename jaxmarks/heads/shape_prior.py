@@ -42,7 +42,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmarks.heads import Head, need_map, objects, suppressed
-from jaxmarks.heads.centre import local_maximum
+from jaxmarks.heads.centre import is_peak
 from jaxmarks.heads.heatmap import stride_of
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import edges, heatmaps
@@ -172,7 +172,7 @@ def build(
         step = stride_of(outputs.maps, size)
         y = jnp.clip(evidence(outputs), 0, 1)
         b, _, w, _ = y.shape
-        peaks = jnp.where((y >= local_maximum(y)) & (y > floor), y, 0).reshape(b, -1)
+        peaks = jnp.where(is_peak(outputs.maps) & (y > floor), y, 0).reshape(b, -1)
         scores, place = lax.top_k(peaks, min(2 * limit, peaks.shape[1]))
         pixel, label = place // classes, place % classes
         corner = jnp.stack([pixel % w, pixel // w], axis=-1)

@@ -143,11 +143,11 @@ def held_out(
 
 def baseline(name: str, rest: Samples, tested: Samples) -> np.ndarray:
     """Points (N, K, 2) in source pixels of the tested samples by a method without learning, fitted on the rest."""
-    if name == "mean_shape":
-        points = mean_shape.predict(mean_shape.fit(rest.points, rest.visible), len(tested))
-    else:
-        points, _ = registration.predict(registration.fit(rest), tested.images)
-    return to_source(tested.to_source, points)
+    methods = {
+        "mean_shape": lambda: mean_shape.predict(mean_shape.fit(rest.points, rest.visible), len(tested)),
+        "registration": lambda: registration.predict(registration.fit(rest), tested.images)[0],
+    }
+    return to_source(tested.to_source, methods[name]())
 
 
 def summarise(found: Predictions) -> dict:

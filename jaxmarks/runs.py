@@ -71,9 +71,9 @@ def folder_of(workdir: Path, stage: str, member: Member) -> Path:
     return Path(workdir) / "checkpoints" / stage / f"fold{member}"
 
 
-def whose(checkpoint: Path) -> tuple[Path, str, Member]:
-    """The workdir, the stage and the network of a checkpoint, the folder that `folder_of` has for it with `best` or `last`."""
-    folder = checkpoint.parent
+def whose(path: Path) -> tuple[Path, str, Member]:
+    """The workdir, the stage and the network of a checkpoint, which is `best` or `last` in the folder of `folder_of`."""
+    folder = path.parent
     member = Member(*map(int, folder.name.removeprefix("fold").split(".")))
     return folder.parents[2], folder.parent.name, member
 

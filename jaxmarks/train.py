@@ -53,15 +53,14 @@ class Plan(NamedTuple):
 
 @dataclasses.dataclass
 class Progress:
-    """How far the training of a network is: the epochs that are done, and of the next one the batches and their losses' sums;
-    the best validation loss so far and its epoch; the seconds that all of it took."""
+    """How far the training of a network is, as its resume checkpoint has it."""
 
-    epoch: int = 0
-    batch: int = 0
-    sums: list | None = None
-    best_valid: float | None = None
+    epoch: int = 0  # the last that is done
+    batch: int = 0  # how many batches of the next one are done, and
+    sums: list | None = None  # the sums of their (total, count)
+    best_valid: float | None = None  # the lowest validation loss so far
     best_epoch: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of all epochs
 
     def add(self, batches: int, found) -> None:
         """Counts batches whose (total, count), or their terms' by name, are `found`."""

@@ -10,8 +10,8 @@ import pytest
 
 XLA_FLAGS = ["--xla_force_host_platform_device_count=2"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA ends the process at a flag that it does not know
-    # Most of the suite's time is compilation. So steps take a third less to compile and 5 % more to run; and in one piece,
-    # since every worker has one core, compilation takes a tenth less.
+    # Most of the suite's time is compilation. Without the emitters steps take a third less to compile and 5 % more to run;
+    # in one piece, and every worker has but one core, a tenth less again.
     XLA_FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS])
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU

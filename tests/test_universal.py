@@ -255,15 +255,11 @@ def test_an_epoch_is_as_long_as_the_rows_and_shows_every_part_alike():
 
 
 def test_the_parts_that_are_balanced_are_datasets_groups_or_none():
-    config = get_config()
     samples = SimpleNamespace(domain=np.array([0, 0, 1]), group=np.array([4, 5, 6]))
-    found = {}
-    for config.train.balance in ("set", "group", "image"):
-        found[config.train.balance] = list(splits.parts(config.train.balance, samples))
+    found = {balance: list(splits.parts(balance, samples)) for balance in ("set", "group", "image")}
     assert found == {"set": [0, 0, 1], "group": [4, 5, 6], "image": [0, 0, 0]}
-    config.train.balance = "specimen"
     with pytest.raises(ValueError, match=r"train\.balance=specimen: there are set, group, image"):
-        splits.parts(config.train.balance, samples)
+        splits.parts("specimen", samples)
 
 
 def test_every_dataset_is_in_every_part_of_every_fold():

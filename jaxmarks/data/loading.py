@@ -20,7 +20,7 @@ from jaxmarks.data.phantoms import dendrite
 from jaxmarks.data.samples import FormatError, Samples, concatenate
 
 
-class Columns(NamedTuple):
+class OneOfSeveral(NamedTuple):
     """One of several datasets: its first landmark and that after its last, and the disagreement of its annotators."""
 
     columns: tuple[int, int]
@@ -51,7 +51,7 @@ class Dataset(NamedTuple):
     objects: tuple[BoxAnnotation, ...] = ()
     classes: tuple[str, ...] = ()
     volumes: Volumes | None = None
-    sets: dict[str, Columns] = {}  # noqa: RUF012  # never changed
+    sets: dict[str, OneOfSeveral] = {}  # noqa: RUF012  # never changed
 
     @property
     def columns(self) -> list[slice]:
@@ -181,8 +181,8 @@ def _several(spec):
         for one, (start, stop) in zip(each.values(), columns.values(), strict=True)
     ]
     flip = tuple(np.concatenate(orders).tolist()) if any(one.flip for one in each.values()) else None
-    members = {name: Columns(columns[name], one.disagreement) for name, one in each.items()}
-    return Dataset(concatenate(parts), problems, flip, photograph, sets=members)
+    sets = {name: OneOfSeveral(columns[name], one.disagreement) for name, one in each.items()}
+    return Dataset(concatenate(parts), problems, flip, photograph, sets=sets)
 
 
 def _kept(spec, part):

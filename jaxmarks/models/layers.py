@@ -294,10 +294,17 @@ def max_pool(x):
 
 @jax.custom_vjp
 def _max_pool(x):
-    # By slices, not windows: XLA would join those with the convolution before them, which then takes four times longer.
-    h, w = (size // 2 * 2 for size in x.shape[1:3])
-    a, b, c, d = (x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1))
+    a, b, c, d = _corners(x)
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+def _corners(x):
+    """The four pixels of each 2x2 window, maps (B, h // 2, w // 2, C).
+
+    By slices, not windows: XLA would join those with the convolution before them, which then takes four times longer.
+    """
+    h, w = (size // 2 * 2 for size in x.shape[1:3])
+    return [x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
 
 
 def _max_pool_backward(x, g):
@@ -307,7 +314,7 @@ def _max_pool_backward(x, g):
     differently. Then none of a window equals the maximum that was saved, and 0 / 0 is NaN. This one compares x with itself.
     """
     b, h, w, c = x.shape
-    corners = [x[:, i : h // 2 * 2 : 2, j : w // 2 * 2 : 2] for i in (0, 1) for j in (0, 1)]
+    corners = _corners(x)
     largest = functools.reduce(jnp.maximum, corners)
     equal = [corner == largest for corner in corners]
     share = g / sum(each.astype(g.dtype) for each in equal)

@@ -21,10 +21,14 @@ FIDUCIAL = 0.25
 CENTRE_LIMIT, ANGLE_LIMIT = 5.0, 5.0
 # A scout whose landmarks score less shows something else; one that scores more by so much when turned is turned.
 UNLIKE, OTHER_WAY = 0.4, 0.1
+# What the landmarks' residuals tell of the errors of centre, axes and size is multiplied by this, where nothing is known.
+TOLD = (1.0, 1.0, 1.0)
+# The median of the absolute values of a standard normal variable.
+MEDIAN = 0.6745
 
 
 @jax.jit
-def fit(points, scores, planes, template):
+def fit(points, scores, planes, template, spread=TOLD):
     """The volume of one triple.
 
     Args:
@@ -33,6 +37,7 @@ def fit(points, scores, planes, template):
       scores: (3, K).
       planes: (3, 3, 3), RAS mm.
       template: as `Volumes` has it.
+      spread: (3,), what the uncertainty that the residuals tell of centre, axes and size is multiplied by.
 
     Returns:
       A `calibrate.Calibration`, and the landmarks (K, 3) in RAS mm.
@@ -41,24 +46,25 @@ def fit(points, scores, planes, template):
     own, mine = jnp.arange(len(PLANE_OF)), planes[PLANE_OF]
     space = calibrate.to_space(mine, points[PLANE_OF, own][:, None])[:, 0]
     weights = scores[PLANE_OF, own] * jnp.array([1.0 if name in FACES else FIDUCIAL for _, name in LANDMARKS])
-    return calibrate.calibrate(space, weights, typical, normals=calibrate.normal(mine)), space
+    found = calibrate.calibrate(space, weights, typical, normals=calibrate.normal(mine))
+    wider = jnp.repeat(jnp.asarray(spread), 3)
+    return found._replace(covariance=found.covariance * wider * wider[:, None]), space
 
 
 def doubts(found: calibrate.Calibration) -> list[str]:
     """Why the volume of one triple must not be used; nothing where it may."""
     why = []
-    spread = np.sqrt(np.maximum(np.diagonal(found.covariance), 0))
+    deviation = told(found)
     kept = int((np.asarray(found.residuals) < calibrate.TUKEY * calibrate.TOLERANCE / 2).sum())
+    seen = int(np.isfinite(found.residuals).sum())
     turned = float(calibrate.angle_between(jnp.eye(3), found.rotation))
     if found.undetermined:
         why.append("too few landmarks were found, or they lie so that the volume does not follow from them")
-    elif spread[:3].max() > CENTRE_LIMIT or spread[3:6].max() > ANGLE_LIMIT:
-        why.append(f"uncertain by {spread[:3].max():.1f} mm and {spread[3:6].max():.1f} degrees")
+    elif deviation[:3].max() > CENTRE_LIMIT or deviation[3:6].max() > ANGLE_LIMIT:
+        why.append(f"uncertain by {deviation[:3].max():.1f} mm and {deviation[3:6].max():.1f} degrees")
     if found.contradicts:
         size = " x ".join(f"{side:.0f}" for side in found.size)
-        why.append(
-            f"the landmarks contradict each other: {kept} of {len(found.residuals)} agree on a volume of {size} mm"
-        )
+        why.append(f"the landmarks contradict each other: {kept} of {seen} agree on a volume of {size} mm")
     if turned > TURN_LIMIT:
         why.append(f"the head would be turned by {turned:.0f} degrees: check the files' orientation")
     return why
@@ -86,8 +92,8 @@ def disoriented(scores) -> list[str]:
     return why
 
 
-def score(names, points, scores, volumes: Volumes, template: dict, out: Path) -> dict:
-    """How good the volumes of held-out triples are; writes `volumes.csv`.
+def fit_triples(names, points, scores, volumes: Volumes, template: dict, spread=TOLD):
+    """The volumes of triples whose truth is known.
 
     Args:
       names: (N,) the images; a triple of which one is not among them is left out.
@@ -95,31 +101,71 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path) ->
       scores: (N, K).
       volumes: the truth.
       template: of the head that the network was trained on.
-      out: a folder.
+      spread: as in `fit`, for all images (3,) or each (N, 3).
+
+    Returns:
+      The triples (T,), indices into `volumes`; a `calibrate.Calibration` of arrays (T, ...); why each is refused, a list
+      of T lists; and the errors (T, 9), in the order of the covariance.
+    """
+    row, spread = {str(name): n for n, name in enumerate(names)}, np.broadcast_to(spread, (len(names), 3))
+    triples = [t for t, name in enumerate(volumes.names) if all(f"{name}_{plane}" in row for plane in PLANES)]
+    if not triples:
+        raise ValueError("of no head are all three scouts held back together: set --config.split.by=group")
+    each = []
+    for t in triples:
+        three = [f"{volumes.names[t]}_{plane}" for plane in PLANES]
+        rows, planes = [row[name] for name in three], np.array([volumes.planes[name] for name in three], np.float32)
+        given = np.float32(points[rows]), np.float32(scores[rows]), planes, template, np.float32(spread[rows[0]])
+        each.append(jax.tree.map(np.asarray, fit(*given)[0]))
+    found = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    turned = calibrate.product(found.rotation, jnp.swapaxes(jnp.asarray(volumes.rotation[triples], jnp.float32), 1, 2))
+    errors = [
+        found.centre - volumes.centre[triples],
+        np.asarray(calibrate.rotation_vector(turned)),
+        found.size - volumes.size[triples],
+    ]
+    return np.array(triples), found, [doubts(one) for one in each], np.concatenate(errors, axis=-1)
+
+
+def told(found: calibrate.Calibration) -> np.ndarray:
+    """The standard deviations (T, 9) that calibrations tell."""
+    return np.sqrt(np.maximum(np.diagonal(found.covariance, axis1=-2, axis2=-1), 1e-12))
+
+
+def choose_spread(*known) -> list[float]:
+    """By how much the residuals of triples that the network did not learn from tell too little; `fit_triples`' arguments.
+
+    Landmarks of one image err together, which residuals do not show. Half of all errors should be below 0.67 standard
+    deviations: of centre, axes and size each. None is made smaller than its residuals tell.
+    """
+    _, found, refused, errors = fit_triples(*known)
+    good = np.array([not why for why in refused])
+    if not good.any():
+        return list(TOLD)
+    ratios = np.abs(errors / told(found))[good].reshape(-1, 3, 3)
+    return np.maximum(np.median(ratios, axis=(0, 2)) / MEDIAN, 1).round(3).tolist()
+
+
+def spread_of(notes: list[dict]) -> np.ndarray:
+    """The spread (3,) of several networks together, from what is saved with each."""
+    return np.mean([note.get("spread", TOLD) for note in notes], axis=0)
+
+
+def score(names, points, scores, volumes: Volumes, template: dict, out: Path, spread=TOLD) -> dict:
+    """How good the volumes of held-out triples are; writes `volumes.csv`.
+
+    The arguments are those of `fit_triples`, and a folder.
 
     Returns:
       For `summary.json`, medians and 95th percentiles of the volumes that were not refused, and their number.
     """
-    row = {str(name): n for n, name in enumerate(names)}
-    triples = [t for t, name in enumerate(volumes.names) if all(f"{name}_{plane}" in row for plane in PLANES)]
-    if not triples:
-        raise ValueError("of no head are all three scouts held back together: set --config.split.by=group")
-    images = [[f"{volumes.names[t]}_{plane}" for plane in PLANES] for t in triples]
-    each = []
-    for three in images:
-        rows, planes = [row[name] for name in three], np.array([volumes.planes[name] for name in three], np.float32)
-        each.append(
-            jax.tree.map(np.asarray, fit(np.float32(points[rows]), np.float32(scores[rows]), planes, template)[0])
-        )
-    found = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    triples, found, refused, errors = fit_triples(names, points, scores, volumes, template, spread)
     truth = [jnp.asarray(array[triples], jnp.float32) for array in (volumes.centre, volumes.rotation, volumes.size)]
-    iou = jax.vmap(calibrate.box_iou)((found.centre, found.rotation, found.size), tuple(truth))
     columns = {
-        "centre_mm": np.linalg.norm(found.centre - truth[0], axis=-1),
-        "angle_degrees": np.asarray(calibrate.angle_between(found.rotation, truth[1])),
-        "iou": np.asarray(iou),
+        "centre_mm": np.linalg.norm(errors[:, :3], axis=-1),
+        "angle_degrees": np.linalg.norm(errors[:, 3:6], axis=-1),
+        "iou": np.asarray(jax.vmap(calibrate.box_iou)((found.centre, found.rotation, found.size), tuple(truth))),
     }
-    refused = [doubts(one) for one in each]
     Path(out).mkdir(parents=True, exist_ok=True)
     with (Path(out) / "volumes.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -127,22 +173,20 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path) ->
         for n, t in enumerate(triples):
             table.writerow([volumes.names[t], *(f"{c[n]:.4f}" for c in columns.values()), "; ".join(refused[n])])
     good = np.array([not why for why in refused], bool)
-    told = np.sqrt(np.maximum(np.diagonal(found.covariance, axis1=1, axis2=2), 1e-12))
-    missed = np.stack([columns["centre_mm"], columns["angle_degrees"]], 1)
-    ratio = missed / np.linalg.norm(told[:, :6].reshape(-1, 2, 3), axis=-1)
+    below = (np.abs(errors) < told(found))[good].reshape(-1, 3, 3)
+    within = below.mean((0, 2)).tolist() if good.any() else [None] * 3
     quantile = lambda values, q: float(np.quantile(values[good], q)) if good.any() else None
     return {
         "triples": len(triples),
         "refused": int((~good).sum()),
-        # Above 1: errors that all landmarks share, and that their residuals therefore do not tell.
-        "centre_error_over_told": quantile(ratio[:, 0], 0.5),
-        "angle_error_over_told": quantile(ratio[:, 1], 0.5),
+        # 0.68 where the uncertainty that is told is right.
+        "within_told": dict(zip(("centre", "angles", "size"), within, strict=True)),
         **{f"median_{name}": quantile(values, 0.5) for name, values in columns.items()},
         **{f"worst_5_percent_{name}": quantile(v, 0.05 if name == "iou" else 0.95) for name, v in columns.items()},
     }
 
 
-def of_folder(call, networks, settings, template: dict, images: Path, out: Path) -> dict:
+def of_folder(call, networks, settings, template: dict, spread, images: Path, out: Path) -> dict:
     """Calibrates every scout triple of a folder: `out/NAME/` has `calibration.json`, `box.nii.gz` and `scouts.png`.
 
     One that cannot be read or written, whose name another has, or whose volume is refused, is listed in `summary.json`
@@ -156,7 +200,7 @@ def of_folder(call, networks, settings, template: dict, images: Path, out: Path)
         else:
             names.add(name)
             try:
-                why = of_files(call, networks, settings, template, name, files, out / name)
+                why = of_files(call, networks, settings, template, spread, name, files, out / name)
             except OSError as error:
                 why = [f"cannot be written: {error}"]
         done += not why
@@ -167,7 +211,7 @@ def of_folder(call, networks, settings, template: dict, images: Path, out: Path)
     return summary
 
 
-def of_files(call, networks, settings, template: dict, name: str, files: list[Path], out: Path) -> list[str]:
+def of_files(call, networks, settings, template: dict, spread, name: str, files: list[Path], out: Path) -> list[str]:
     """Calibrates the scout triple in some files, writes its folder, and returns why its volume is refused, if it is."""
     out.mkdir(parents=True, exist_ok=True)
     for old in ("box.nii.gz", "scouts.png"):  # of an earlier calibration, which may have been better
@@ -175,14 +219,14 @@ def of_files(call, networks, settings, template: dict, name: str, files: list[Pa
     try:
         three, notes = scouts.read(files)
         chosen = {"scouts": {plane: one.file for plane, one in three.items()}, "notes": notes}
-        about = chosen | of_triple(call, networks, settings, template, three, out)
+        about = chosen | of_triple(call, networks, settings, template, spread, three, out)
     except FormatError as error:
         about = {"refused": True, "why": [f"cannot be read: {error}"]}
     (out / "calibration.json").write_text(json.dumps({"name": name} | about, indent=1) + "\n")
     return about["why"]
 
 
-def of_triple(call, networks, settings, template: dict, three: dict[str, scouts.Scout], out: Path) -> dict:
+def of_triple(call, networks, settings, template: dict, spread, three: dict[str, scouts.Scout], out: Path) -> dict:
     """Calibrates one triple, writes its box and its drawing, and returns what `calibration.json` says."""
     framed = [scouts.framed(three[plane], tuple(settings.data.size), settings.data.spacing) for plane in PLANES]
     seen = np.stack([f.image for f in framed])[..., None]
@@ -193,8 +237,8 @@ def of_triple(call, networks, settings, template: dict, three: dict[str, scouts.
     why = disoriented(scores)
     pixels, scores = pixels[0], scores[0]
     planes = np.stack([f.plane for f in framed]).astype(np.float32)
-    found, space = jax.tree.map(np.asarray, fit(pixels, scores, planes, template))
-    why, spread = why + doubts(found), np.sqrt(np.maximum(np.diagonal(found.covariance), 0))
+    found, space = jax.tree.map(np.asarray, fit(pixels, scores, planes, template, spread))
+    why, deviation = why + doubts(found), told(found)
     if not why:
         write_box(out / "box.nii.gz", found)
     own = [pixels[n, PLANE_OF == n] for n in range(3)]
@@ -210,7 +254,8 @@ def of_triple(call, networks, settings, template: dict, three: dict[str, scouts.
         "size_mm": numbers(found.size),
         "turn_degrees": numbers(calibrate.rotation_vector(jnp.asarray(found.rotation))),
         "uncertainty": {
-            "centre_mm": numbers(spread[:3]), "angles_degrees": numbers(spread[3:6]), "size_mm": numbers(spread[6:])
+            "centre_mm": numbers(deviation[:3]), "angles_degrees": numbers(deviation[3:6]),
+            "size_mm": numbers(deviation[6:]),
         },
         "in_LPS": {
             "centre_mm": numbers(scouts.lps_to_ras(found.centre)),
@@ -223,7 +268,7 @@ def of_triple(call, networks, settings, template: dict, three: dict[str, scouts.
                 "position_mm": numbers(space[k]),
                 "score": numbers(scores[PLANE_OF[k], k]),
                 "weight": numbers(found.weights[k]),
-                "residual_mm": numbers(found.residuals[k]),
+                "residual_mm": numbers(found.residuals[k]) if np.isfinite(found.residuals[k]) else None,
             }
             for k, (plane, name) in enumerate(LANDMARKS)
         ],

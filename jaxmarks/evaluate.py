@@ -91,6 +91,27 @@ def join(parts: list[Predictions]) -> Predictions:
     return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
+def choose(task: steps.Task, variables, dataset: Dataset, held: np.ndarray, shown: np.ndarray) -> dict:
+    """What is saved with a network because it is chosen on its validation images.
+
+    Of a detector the threshold, where there are none on those that it was shown; of a network for volumes by how much their
+    uncertainty is told too small.
+
+    Args:
+      task: of its stage.
+      variables: its own.
+      dataset: that it was trained on.
+      held, shown: the samples of validation, and of training.
+    """
+    samples = dataset.samples.take(held if len(held) else shown)
+    if dataset.objects:
+        return {"threshold": detection.choose_threshold(task, variables, samples, dataset)}
+    if dataset.volumes and len(held):
+        found, volumes = predict(predictor(task), [variables], samples), dataset.volumes
+        return {"spread": calibration.choose_spread(samples.name, *found, volumes, volumes.template)}
+    return {}
+
+
 class Held(NamedTuple):
     """A fold's networks with the notes that were saved with them, and who was trained on and who is tested (samples)."""
 
@@ -115,18 +136,18 @@ def trained_folds(settings, workdir: Path, stage: str, samples: Samples, version
 
 def held_out(
     settings, workdir: Path, stage: str, dataset: Dataset
-) -> tuple[Predictions, dict[str, Predictions], list[dict]]:
+) -> tuple[Predictions, dict[str, Predictions], dict[int, list[dict]]]:
     """Each fold's test images by its own networks, and by the baselines that `settings.baselines` names.
 
-    The last of what is returned are the caveats of the training.
+    The last of what is returned are the notes that are saved with a fold's networks.
     """
     baselines.check(settings.baselines, objects=False)
     found: dict[str, list[Predictions]] = {"network": [], **{name: [] for name in settings.baselines}}
     samples, own = dataset.samples, dataset.own(dataset.samples)
     _, task = tasks.build(settings, facts(dataset))
-    call, noted = predictor(task), []
+    call, noted = predictor(task), {}
     for fold, networks, notes, trained, tested in trained_folds(settings, workdir, stage, samples, task.versions):
-        noted += caveats.of_notes(notes)
+        noted[fold] = notes
         rest, mine = samples.take(trained), samples.take(tested)
         points, scores = predict(call, networks, mine)
         found["network"].append(beside(mine, points, np.where(own[tested], scores, np.nan), fold))
@@ -307,7 +328,8 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
             name: plain(detection.summarise(other, detection.EVEN, dataset.classes)) for name, other in others.items()
         }
         return of_objects(out or workdir, found, threshold, dataset.classes, ms_per_image=milliseconds, **about)
-    found, others, noted = held_out(settings, workdir, stage, dataset)
+    found, others, notes = held_out(settings, workdir, stage, dataset)
+    noted = [each for fold in notes.values() for each in caveats.of_notes(fold)]
     summary = summarise(found) | {
         "baselines": {name: summarise(other) for name, other in others.items()},
         "annotators_px": dataset.disagreement,
@@ -317,9 +339,10 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
     if dataset.sets:
         return of_sets(out or workdir, found, others, summary, dataset)
     if dataset.volumes:
-        volumes = dataset.volumes
-        scored = calibration.score(found.name, found.points, found.scores, volumes, volumes.template, out or workdir)
-        summary["volume"] = scored
+        volumes, spread = dataset.volumes, np.array([calibration.spread_of(notes[fold]) for fold in found.fold])
+        summary["volume"] = calibration.score(
+            found.name, found.points, found.scores, volumes, volumes.template, out or workdir, spread
+        )
     write(out or workdir, found, summary)
     return summary
 

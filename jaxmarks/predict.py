@@ -123,8 +123,8 @@ def evaluate_on(workdir: Path, dataset, out: Path, *, set: str = "") -> dict:
     found = evaluate.beside(samples, points, scores, -1)
     summary = evaluate.summarise(found) | {"baselines": {}, "failures": dataset.problems}
     if dataset.volumes:
-        template = notes[0]["facts"]["template"]
-        summary["volume"] = calibration.score(found.name, points, scores, dataset.volumes, template, out)
+        template, spread = notes[0]["facts"]["template"], calibration.spread_of(notes)
+        summary["volume"] = calibration.score(found.name, points, scores, dataset.volumes, template, out, spread)
     evaluate.write(out, found, summary)
     return summary
 
@@ -141,7 +141,8 @@ def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True, 
         return objects_in_folder(task, settings, networks, notes, images, out, overlays=overlays)
     call = evaluate.predictor(task)
     if "volume" in settings.data:
-        return calibration.of_folder(call, networks, settings, notes[0]["facts"]["template"], images, out)
+        template, spread = notes[0]["facts"]["template"], calibration.spread_of(notes)
+        return calibration.of_folder(call, networks, settings, template, spread, images, out)
     parts: list[evaluate.Predictions] = []
     problems: list[dict] = []
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmarks import baselines, caveats, checkpoint, detection, optim, processes, report, runs, steps, tasks
+from jaxmarks import baselines, caveats, checkpoint, evaluate, optim, processes, report, runs, steps, tasks
 from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import Dataset, facts, load
@@ -67,6 +67,10 @@ class Progress:
         self.batch += batches
         self.sums = list(found) if self.sums is None else jax.tree.map(operator.add, self.sums, list(found))
 
+    def end(self, epoch: int, seconds: float) -> None:
+        """Counts an epoch; `seconds` are of all so far."""
+        self.epoch, self.batch, self.sums, self.seconds = epoch, 0, None, seconds
+
 
 def train(config, workdir: Path) -> dict[str, Dataset]:
     """Runs every stage of `config` that is not complete in `workdir`; returns the stages' datasets by name.
@@ -98,110 +102,154 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
 
 def train_member(settings, workdir: Path, stage: str, member: runs.Member, dataset: Dataset, source: Path | None):
     """Trains one network to its last epoch, from its resume checkpoint where there is one."""
-    folder, name = runs.folder_of(workdir, stage, member), f"{stage} fold {member}"
-    if checkpoint.note(folder / "last"):
+    if checkpoint.note(runs.folder_of(workdir, stage, member) / "last"):
         return
     refuse(settings, dataset)
-    samples, options = dataset.samples, settings.train
-    known = facts(dataset) | tasks.anchors(settings, samples)
-    network, task = tasks.build(settings, known, dataset.flip)
-    split = splits.of_member(settings, samples, member, task.versions)
-    validated, shown = len(split.valid) > 0, split.train // task.versions
-    about: dict = {
-        "facts": known,
-        "caveats": caveats.of_training(settings, dataset, member, source, shown, validated=validated),
-        "images": len(np.unique(shown)),
-    }
-    for each in about["caveats"]:
-        processes.tell(f"[{stage}] {each['image']}{each['what']}")
+    training = Training(settings, workdir, stage, member, dataset, source)
+    training.run()
+    training.finish()
 
-    plan = plan_of(settings, split, splits.parts(options.balance, samples), member, task.versions)
-    # The stage's name is part of the key, not its number: a stage trains alike alone and after another.
-    key = jax.random.fold_in(jax.random.key(settings.seed), int.from_bytes(stage.encode()[:4], "big") % 2**31)
-    key = jax.random.fold_in(key, member.seed)
-    variables = tasks.initial(network, settings, key)
-    tx = optimiser(settings, variables["params"], plan)
-    sized = [tasks.build(settings, known, dataset.flip, size)[1] for size in tasks.sizes(settings)]
-    runners = [steps.runner(one, tx, devices=plan.devices, mixup=options.mixup) for one in sized or [task]]
-    put, get = runners[0].put, runners[0].get
-    state, best, progress = begin(settings, variables, tx, source, folder / "resume", name)
-    state = put(state)
-    log = MetricsLog(
-        workdir, stage, *member, after=progress.epoch, tensorboard=options.tensorboard, quiet=not processes.lead()
-    )
-    feed = Feed(samples, versions=task.versions, batch=plan.batch)
-    data = put(feed.data)
-    settle, score = judges(settings, task, feed, plan)
 
-    started = saved_at = said_at = time.perf_counter()
-    before, first = progress.seconds, progress.epoch
-    keep = lambda state: save(folder / "resume", {"state": get(state), "best": best}, dataclasses.asdict(progress))
-    for epoch in range(first + 1, plan.epochs + 1):
-        began = time.perf_counter()
-        draw = np.random.default_rng((settings.seed, member.seed, epoch))
-        rows = steps.batches(splits.epoch(plan.train, plan.part, draw), plan.batch)
-        sizes = draw.integers(len(runners), size=len(rows))
-        epoch_key = jax.random.fold_in(key, epoch)
-        while progress.batch < len(rows):
-            start = progress.batch
-            here = slice(start, start + options.span)
-            state, losses = several(runners, sizes[here], state, data, rows[here], epoch_key, start, feed.stream)
-            progress.add(len(rows[here]), losses)
-            if epoch == 1 and not start and member == runs.members(settings)[0] and processes.lead():
-                # By then the first steps are made, which it would have held up.
-                draw_batch(workdir / "figures" / f"batch_{stage}.png", task, feed, plan.some[:16], key, dataset)
+class Training:
+    """The training of one network: what its epochs are made of, which stays, and what an epoch changes.
+
+    That is `state`, on the devices; `best`, the variables of the lowest validation loss so far; and `progress`.
+    """
+
+    def __init__(self, settings, workdir: Path, stage: str, member: runs.Member, dataset: Dataset, source: Path | None):
+        self.settings, self.dataset, self.member = settings, dataset, member
+        self.name, self.folder = f"{stage} fold {member}", runs.folder_of(workdir, stage, member)
+        samples = dataset.samples
+        known = facts(dataset) | tasks.anchors(settings, samples)
+        network, self.task = tasks.build(settings, known, dataset.flip)
+        self.split = splits.of_member(settings, samples, member, self.task.versions)
+        shown = np.unique(self.split.train // self.task.versions)
+        found = caveats.of_training(settings, dataset, member, source, shown, validated=len(self.split.valid) > 0)
+        for each in found:
+            processes.tell(f"[{stage}] {each['image']}{each['what']}")
+        self.about: dict = {"facts": known, "caveats": found, "images": len(shown)}  # saved with the network
+
+        parts = splits.parts(settings.train.balance, samples)
+        self.plan = plan = plan_of(settings, self.split, parts, member, self.task.versions)
+        # The stage's name is part of the key, not its number: a stage trains alike alone and after another.
+        key = jax.random.fold_in(jax.random.key(settings.seed), int.from_bytes(stage.encode()[:4], "big") % 2**31)
+        self.key = jax.random.fold_in(key, member.seed)
+        variables = tasks.initial(network, settings, self.key)
+        tx = optimiser(settings, variables["params"], plan)
+        sized = [tasks.build(settings, known, dataset.flip, size)[1] for size in tasks.sizes(settings)]
+        run = functools.partial(steps.runner, tx=tx, devices=plan.devices, mixup=settings.train.mixup)
+        self.runners = [run(task) for task in sized or [self.task]]
+        state, self.best, self.progress = begin(settings, variables, tx, source, self.folder / "resume", self.name)
+        self.state = self.runners[0].put(state)
+
+        self.feed = Feed(samples, versions=self.task.versions, batch=plan.batch)
+        self.data = self.runners[0].put(self.feed.data)
+        self.settle, self.score = judges(settings, self.task, self.feed, plan)
+        quiet, tensorboard = not processes.lead(), settings.train.tensorboard
+        self.log = MetricsLog(workdir, stage, *member, after=self.progress.epoch, tensorboard=tensorboard, quiet=quiet)
+        drawn = member == runs.members(settings)[0] and processes.lead()
+        self.figure = Path(workdir) / "figures" / f"batch_{stage}.png" if drawn else None
+
+    def run(self) -> None:
+        """Every epoch that is left."""
+        first, epochs, before = self.progress.epoch, self.plan.epochs, self.progress.seconds
+        began = self.saved_at = said_at = time.perf_counter()
+        for epoch in range(first + 1, epochs + 1):
+            started = time.perf_counter()
+            found = self.show(epoch)
+            trained = time.perf_counter()
+            found |= self.judge(epoch)
+            now = time.perf_counter()
+            self.progress.end(epoch, before + now - began)
+            rates = {rate: float(value) for rate, value in optim.hyperparameters(self.here().opt_state).items()}
+            images, seconds = len(self.plan.train), round(self.progress.seconds, 1)
+            self.log.write(
+                epoch=epoch, **found, **rates, images_per_s=round(images / (trained - started), 1), seconds=seconds
+            )
+            if now - said_at > 5 or epoch in (1, epochs):
+                said_at, left = now, (now - began) / (epoch - first) * (epochs - epoch)
+                say(self.name, epoch, epochs, found, rates, images / (now - started), left)
+            if self.idle():
+                processes.tell(f"[{self.name}] no better since epoch {self.progress.best_epoch}: stopped")
+                break
+            if self.late() and epoch < epochs:
+                self.keep()
+        self.log.close()
+
+    def show(self, epoch: int) -> dict:
+        """Trains on the batches of an epoch that are left of it: -> its training losses by name."""
+        draw = np.random.default_rng((self.settings.seed, self.member.seed, epoch))
+        rows = steps.batches(splits.epoch(self.plan.train, self.plan.part, draw), self.plan.batch)
+        sizes = draw.integers(len(self.runners), size=len(rows))
+        key = jax.random.fold_in(self.key, epoch)
+        while self.progress.batch < len(rows):
+            start = self.progress.batch
+            here = slice(start, start + self.settings.train.span)
+            self.state, losses = several(
+                self.runners, sizes[here], self.state, self.data, rows[here], key, start, self.feed.stream
+            )
+            self.progress.add(len(rows[here]), losses)
+            if self.figure and epoch == 1 and not start:
+                # By now the first steps are made, which it would have held up.
+                draw_batch(self.figure, self.task, self.feed, self.plan.some[:16], self.key, self.dataset)
             stop = processes.told_to_stop()
-            late = time.perf_counter() - saved_at > options.checkpoint_seconds
-            if stop or (late and progress.batch < len(rows)):
-                keep(state)
-                saved_at = time.perf_counter()
+            if stop or (self.late() and self.progress.batch < len(rows)):
+                self.keep()
             if stop:
-                raise InterruptedError(f"{name}, epoch {epoch}: told to stop, and saved")
-        trained = time.perf_counter()
-        found = entries("train", {"loss": mean(*progress.sums) or 0.0}) | {"valid/loss": None}
+                raise InterruptedError(f"{self.name}, epoch {epoch}: told to stop, and saved")
+        found = entries("train", {"loss": mean(*self.progress.sums) or 0.0})
         if not np.isfinite(found["train/loss"]):
             raise FloatingPointError(
-                f"stage {stage}, fold {member}, epoch {epoch}: the training loss is {found['train/loss']}; lower"
+                f"{self.name}, epoch {epoch}: the training loss is {found['train/loss']}; lower"
                 " --config.optimizer.learning_rate or set --config.optimizer.clip=1.0"
             )
-        if validated:
-            judged = settle(get(state))
-            found |= score(judged)
+        return found
+
+    def judge(self, epoch: int) -> dict:
+        """Validates the network, tells the optimiser, and keeps the best: -> the validation's means by name."""
+        if not len(self.plan.valid):
+            return {"valid/loss": None}
+        variables = self.settle(self.here())
+        found = {"valid/loss": None} | self.score(variables)
         loss = found["valid/loss"]
         if loss is not None:
-            if progress.best_valid is None or loss < progress.best_valid:
-                progress.best_valid, progress.best_epoch = loss, epoch
-                best = jax.tree.map(jnp.copy, judged)
-            state = state.replace(opt_state=optim.observe(state.opt_state, loss))
-        now = time.perf_counter()
-        progress.epoch, progress.batch, progress.sums, progress.seconds = epoch, 0, None, before + now - started
-        rates = {rate: float(value) for rate, value in optim.hyperparameters(get(state).opt_state).items()}
-        speed, seconds = round(len(plan.train) / (trained - began), 1), round(progress.seconds, 1)
-        log.write(epoch=epoch, **found, **rates, images_per_s=speed, seconds=seconds)
-        if now - said_at > 5 or epoch in (1, plan.epochs):
-            said_at = now
-            left = (now - started) / (epoch - first) * (plan.epochs - epoch)
-            say(name, epoch, plan.epochs, found, rates, len(plan.train) / (now - began), left)
-        if options.patience and epoch - progress.best_epoch >= options.patience and loss is not None:
-            processes.tell(f"[{name}] no better since epoch {progress.best_epoch}: stopped")
-            break
-        if now - saved_at > options.checkpoint_seconds and epoch < plan.epochs:
-            keep(state)
-            saved_at = time.perf_counter()
+            if self.progress.best_valid is None or loss < self.progress.best_valid:
+                self.progress.best_valid, self.progress.best_epoch = loss, epoch
+                self.best = jax.tree.map(jnp.copy, variables)
+            self.state = self.state.replace(opt_state=optim.observe(self.state.opt_state, loss))
+        return found
 
-    log.close()
-    last = settle(get(state))
-    if progress.best_valid is None:
-        best, progress.best_epoch = last, progress.epoch
-    about |= {name: getattr(progress, name) for name in ("epoch", "best_valid", "best_epoch", "seconds")}
-    if dataset.objects:
-        chosen_on = samples.take(np.unique((split.valid if validated else split.train) // task.versions))
-        about["threshold"] = detection.choose_threshold(task, best, chosen_on, dataset)
-    save(folder / "best", best, about)
-    save(folder / "last", last, about)
-    if processes.lead():
-        checkpoint.remove(folder / "resume")
-    processes.wait()
+    def here(self) -> steps.TrainState:
+        """The state as on one device."""
+        return self.runners[0].get(self.state)
+
+    def idle(self) -> bool:
+        """Whether validation has not become better for as long as the settings wait."""
+        patience, progress = self.settings.train.patience, self.progress
+        return bool(patience) and progress.best_valid is not None and progress.epoch - progress.best_epoch >= patience
+
+    def late(self) -> bool:
+        """Whether a resume checkpoint is due."""
+        return time.perf_counter() - self.saved_at > self.settings.train.checkpoint_seconds
+
+    def keep(self) -> None:
+        """Writes the resume checkpoint."""
+        save(self.folder / "resume", {"state": self.here(), "best": self.best}, dataclasses.asdict(self.progress))
+        self.saved_at = time.perf_counter()
+
+    def finish(self) -> None:
+        """Saves the best and the last variables."""
+        last, progress = self.settle(self.here()), self.progress
+        if progress.best_valid is None:
+            self.best, progress.best_epoch = last, progress.epoch
+        about = self.about | {key: getattr(progress, key) for key in ("epoch", "best_valid", "best_epoch", "seconds")}
+        held, shown = (np.unique(rows // self.task.versions) for rows in (self.split.valid, self.split.train))
+        about |= evaluate.choose(self.task, self.best, self.dataset, held, shown)
+        save(self.folder / "best", self.best, about)
+        save(self.folder / "last", last, about)
+        if processes.lead():
+            checkpoint.remove(self.folder / "resume")
+        processes.wait()
 
 
 def refuse(settings, dataset: Dataset) -> None:

@@ -57,9 +57,9 @@ def network(drawn, spoil=lambda points: points):
     return call
 
 
-def run(drawn, folder, out, spoil=lambda points: points):
+def run(drawn, folder, out, spoil=lambda points: points, spread=calibration.TOLD):
     one, template = drawn
-    return calibration.of_folder(network(one, spoil), ["network"], SETTINGS, template, folder, out)
+    return calibration.of_folder(network(one, spoil), ["network"], SETTINGS, template, spread, folder, out)
 
 
 def test_exact_landmarks_give_the_operator_the_exact_volume(drawn, tmp_path):
@@ -192,6 +192,53 @@ def test_scores_of_known_volumes(drawn, tmp_path):
     assert exact[0] < 0.01 and exact[1] < 0.01 and exact[2] > 0.999
     assert moved[0] > 1 and moved[2] < exact[2]
     np.testing.assert_allclose(found["median_centre_mm"], (exact[0] + moved[0]) / 2, atol=1e-3)
+
+
+def noisy(drawn, count, seed):
+    """`count` triples of one head, all landmarks of an image moved together, and a little each: as `fit_triples` takes them."""
+    one, template = drawn
+    rng = np.random.default_rng(seed)
+    exact = np.array([scouts.pixels(s.plane, one.landmarks) for s in one.scouts.values()])
+    points = exact + rng.normal(0, 0.8, (count, 3, 1, 2)) + rng.normal(0, 0.3, (count, 3, COUNT, 2))
+    triples = [str(n) for n in range(count)]
+    planes = {f"{t}_{plane}": one.scouts[plane].plane for t in triples for plane in scouts.PLANES}
+    truth = (np.stack([a] * count) for a in (one.centre, one.rotation, one.size))
+    volumes = brains.Volumes(planes, np.array(triples), *truth, template)
+    return list(planes), points.reshape(-1, COUNT, 2), np.ones((3 * count, COUNT)), volumes, template
+
+
+def test_uncertainty_is_told_as_large_as_errors_are(drawn, tmp_path):
+    """Landmarks of an image that err together deceive the residuals; what is chosen on some triples is right on others."""
+    spread = calibration.choose_spread(*noisy(drawn, 60, 0))
+    assert 2 < spread[0] < 8 and spread[1:] == [1, 1]  # images that are moved move the centre alone
+    plain, right = (
+        calibration.score(*noisy(drawn, 60, 1), tmp_path, s)["within_told"] for s in (calibration.TOLD, spread)
+    )
+    assert plain["centre"] < 0.4 and abs(right["centre"] - 0.68) < 0.12
+    assert plain["angles"] == right["angles"] > 0.68 and plain["size"] == right["size"] > 0.68
+
+
+def test_errors_are_those_of_the_volume_in_the_order_of_the_covariance(drawn):
+    names, points, scores, volumes, template = noisy(drawn, 2, 0)
+    turn = np.asarray(calibrate.rotation_of(jnp.array([0.0, 2.0, 0.0])), np.float64)  # of the patient about y
+    moved = volumes._replace(
+        centre=volumes.centre - [1.0, 2.0, 3.0], rotation=turn.T @ volumes.rotation, size=volumes.size - [4.0, 5.0, 6.0]
+    )
+    *_, errors = calibration.fit_triples(names, points, scores, volumes, template)
+    *_, others = calibration.fit_triples(names, points, scores, moved, template)
+    np.testing.assert_allclose(others - errors, [[1, 2, 3, 0, 2, 0, 4, 5, 6]] * 2, atol=0.15)
+
+
+def test_the_uncertainty_of_a_prediction_has_the_spread_of_its_networks(drawn, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.3, (3, COUNT, 2)).astype(np.float32)
+    told = []
+    for spread in (calibration.TOLD, calibration.spread_of([{"spread": [1, 2, 3]}, {"spread": [3, 4, 5]}])):
+        run(drawn, write(tmp_path / "patient", drawn[0].scouts), tmp_path / "out", lambda p: p + noise, spread)
+        told.append(json.loads((tmp_path / "out" / "patient" / "calibration.json").read_text())["uncertainty"])
+    for kind, factor in (("centre_mm", 2), ("angles_degrees", 3), ("size_mm", 4)):
+        np.testing.assert_allclose(told[1][kind], factor * np.array(told[0][kind]), rtol=1e-3)
+    assert calibration.spread_of([{}]).tolist() == [1, 1, 1]  # a run older than this
 
 
 def test_the_outline_is_where_the_box_is_in_the_plane(drawn):

@@ -1,5 +1,6 @@
 """Optimisers with readable schedules: the beetle paper's ramps, and modern ones from Optax."""
 
+import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ def nesterov(learning_rate, momentum) -> optax.GradientTransformation:
 
     def update(grads, state, params=None):
         del params
-        velocity = jax.tree.map(lambda v, g: momentum * v - learning_rate * g, state.trace, grads)
+        velocity = jax.tree.map(lambda v, g: (momentum * v - learning_rate * g).astype(v.dtype), state.trace, grads)
         updates = jax.tree.map(lambda v, g: momentum * v - learning_rate * g, velocity, grads)
         return updates, optax.TraceState(trace=velocity)
 
@@ -30,9 +31,12 @@ def nesterov(learning_rate, momentum) -> optax.GradientTransformation:
 
 
 def per_epoch(start: float, stop: float, *, epochs: int, steps_per_epoch: float) -> Callable:
-    """A schedule of steps: `linspace(start, stop, epochs)`, one value an epoch, the last one kept after the end."""
+    """A schedule of steps: `linspace(start, stop, epochs)`, one value an epoch, the last one kept after the end.
+
+    Where `steps_per_epoch` is a fraction a step has the value of the epoch in which its middle lies.
+    """
     values = np.linspace(start, stop, epochs).astype(np.float32)
-    epoch = lambda count: jnp.asarray(count // steps_per_epoch, jnp.int32)
+    epoch = lambda count: jnp.floor((count + 0.5) / steps_per_epoch).astype(jnp.int32)
     return lambda count: jnp.asarray(values)[jnp.minimum(epoch(count), epochs - 1)]
 
 
@@ -178,10 +182,10 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
     peak = spec["learning_rate"]
     if spec.get("weight_decay") and name != "adamw":
         raise ValueError(f"optimizer.weight_decay={spec['weight_decay']}: {name} has none; set optimizer.name=adamw")
-    if name != "nesterov" and not isinstance(peak, int | float):
+    if name != "nesterov" and not isinstance(peak, numbers.Real):
         raise ValueError(f"optimizer.learning_rate={peak}: {name} takes one number, and nesterov alone a ramp")
     if name == "nesterov":
-        pair = lambda value: (value, value) if isinstance(value, int | float) else tuple(value)
+        pair = lambda value: (value, value) if isinstance(value, numbers.Real) else tuple(value)
         tx = ramps(pair(peak), pair(spec.get("momentum", 0.9)), epochs=epochs, steps_per_epoch=steps_per_epoch)
     elif name == "rmsprop":
         tx = optax.inject_hyperparams(optax.rmsprop, static_args=("eps_in_sqrt", "momentum"))(

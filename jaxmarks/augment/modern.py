@@ -99,6 +99,7 @@ def build(
         # Colour by channel comes before grey, and grey before resampling, which is then of one channel.
         images = colour.to_channels(paint(tints, tint_keys, colour.to_float(batch["images"])), channels)
         images = paint(tones, tone_keys, geometry.sample(images, source))
-        return batch | {"images": jnp.clip(images, 0, 1)} | {name: moved[name] for name in MARKS if name in batch}
+        moved = {name: moved[name].astype(batch[name].dtype) for name in MARKS if name in batch}
+        return batch | {"images": jnp.clip(images, 0, 1).astype(jnp.float32)} | moved
 
     return apply

@@ -61,8 +61,23 @@ def build(spec: Mapping[str, Any], *, size: tuple[int, int], **facts) -> Head:
 
 
 def objects(batch):
-    """The targets of the heads that find objects: boxes (B, M, 4), labels (B, M), and "real" (B,)."""
-    return batch["boxes"], batch["labels"], batch["real"]
+    """The targets of the heads that find objects: boxes (B, M, 4), 0 where there is none, labels (B, M), and "real" (B,)."""
+    boxes, labels = batch["boxes"], batch["labels"]
+    return jnp.where(labels[..., None] >= 0, boxes, 0), labels, batch["real"]
+
+
+def visible_points(batch):
+    """The targets of the heads that find landmarks: points (B, K, 2), 0 where not visible, and visible (B, K).
+
+    What is missing may be no number, and a loss that leaves it out would still have no number for a gradient.
+    """
+    points, visible = batch["points"], batch["visible"]
+    return jnp.where(visible[..., None], points, 0), visible
+
+
+def with_none(boxes, labels):
+    """Boxes (B, M, 4) and labels (B, M) with one more that is no object, so that images without any have an index, too."""
+    return jnp.pad(boxes, ((0, 0), (0, 1), (0, 0))), jnp.pad(labels, ((0, 0), (0, 1)), constant_values=-1)
 
 
 def need_map(features, name: str) -> None:

@@ -14,7 +14,7 @@ from jax import lax
 from jaxmarks.heads import Detections, Head, need_map, objects
 from jaxmarks.heads.heatmap import stride_of
 from jaxmarks.ops import boxes as box_ops
-from jaxmarks.ops import heatmaps
+from jaxmarks.ops import geometry, heatmaps
 
 
 class CentreMaps(nn.Module):
@@ -47,8 +47,8 @@ def build(*, classes, sizes, size, sigma=3.0, limit=300, size_weight=1.0):
         boxes, labels, real = targets
         step = stride_of(outputs, size)
         shape = outputs.shape[1:3]
-        here = real[:, None] & (labels >= 0)
         centred = box_ops.to_centres(boxes)
+        here = real[:, None] & (labels >= 0) & geometry.inside(centred[..., :2], size)
         centre = centred[..., :2] / step
         column, row = (jnp.clip(jnp.floor(centre[..., i]).astype(jnp.int32), 0, shape[1 - i] - 1) for i in (0, 1))
         drawn = heatmaps.gaussian(jnp.stack([column, row], -1) + 0.5, shape, sigma / step)

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxmarks.heads import Head
+from jaxmarks.heads import Head, visible_points
 from jaxmarks.ops import geometry, losses
 
 
@@ -38,8 +38,9 @@ def build(*, landmarks, size, loss="mse", interval="symmetric"):
     unit = interval == "unit"
 
     def targets(batch):
-        points = geometry.normalise(batch["points"], size)
-        return (points + 1) / 2 if unit else points, batch["visible"]
+        points, visible = visible_points(batch)
+        points = geometry.normalise(points, size)
+        return (points + 1) / 2 if unit else points, visible
 
     def masked(outputs, targets):
         points, visible = targets

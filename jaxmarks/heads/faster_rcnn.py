@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, need_map, objects, suppressed
+from jaxmarks.heads import Head, need_map, objects, suppressed, with_none
 from jaxmarks.heads.heatmap import stride_of
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import losses
@@ -223,9 +223,7 @@ def build(
             box = losses.smooth_l1(residual, beta=1.0).sum(-1)
             return jnp.sum(weights * (entropy + jnp.where(label == 1, alpha * box, 0))) / jnp.maximum(weights.sum(), 1)
 
-        # One box more that is none, so that an index is valid where an image has no objects.
-        truth = jnp.pad(truth, ((0, 0), (0, 1), (0, 0)))
-        labels = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=-1)
+        truth, labels = with_none(truth, labels)
         counted = {"joint": (of_anchors, of_proposals), "rpn": (of_anchors,), "detector": (of_proposals,)}[phase]
         each = sum(jax.vmap(stage)(outputs, truth, labels) for stage in counted)
         return jnp.sum(jnp.where(real, each, 0)), jnp.sum(real.astype(each.dtype))

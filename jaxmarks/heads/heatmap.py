@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmarks.heads import Head, need_map
+from jaxmarks.heads import Head, need_map, visible_points
 from jaxmarks.ops import decode as decoders
 from jaxmarks.ops import heatmaps, losses
 
@@ -74,4 +74,4 @@ def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder=
         points, scores = functools.partial(found, **window)(outputs)
         return points * step, scores
 
-    return Head(Maps(landmarks, tanh), lambda batch: (batch["points"], batch["visible"]), masked, decode)
+    return Head(Maps(landmarks, tanh), visible_points, masked, decode)

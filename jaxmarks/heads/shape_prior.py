@@ -45,7 +45,7 @@ from jaxmarks.heads import Head, need_map, objects, suppressed
 from jaxmarks.heads.centre import is_peak
 from jaxmarks.heads.heatmap import stride_of
 from jaxmarks.ops import boxes as box_ops
-from jaxmarks.ops import edges, heatmaps
+from jaxmarks.ops import edges, geometry, heatmaps
 
 FORMS = ("bounded", "printed")
 # Sigma of a mark of one pixel.
@@ -149,6 +149,7 @@ def build(
 
     def loss(outputs, targets):
         boxes, labels, real, contours = targets
+        labels = jnp.where(geometry.inside(box_ops.to_centres(boxes)[..., :2], size), labels, -1)
         step = stride_of(outputs.maps, size)
         y = evidence(outputs)
         target = draw(boxes, labels, classes, y.shape[1:3], step, sigma)

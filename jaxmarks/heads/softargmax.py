@@ -8,7 +8,7 @@ keeps maps to one narrow peak (DSNT, Nibali et al. 2018).
 import jax
 import jax.numpy as jnp
 
-from jaxmarks.heads import Head
+from jaxmarks.heads import Head, visible_points
 from jaxmarks.heads.heatmap import Maps, stride_of
 from jaxmarks.ops import decode as decoders
 from jaxmarks.ops import geometry, heatmaps, losses
@@ -42,4 +42,4 @@ def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
         totals = {name: jnp.sum(jnp.where(visible, each, 0)) for name, each in terms.items()}
         return totals, jnp.sum(visible.astype(outputs.dtype))
 
-    return Head(Maps(landmarks), lambda batch: (batch["points"], batch["visible"]), masked, expected)
+    return Head(Maps(landmarks), visible_points, masked, expected)

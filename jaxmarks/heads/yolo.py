@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, need_map, objects, suppressed
+from jaxmarks.heads import Head, need_map, objects, suppressed, with_none
 from jaxmarks.heads.heatmap import stride_of
 from jaxmarks.ops import boxes as box_ops
 
@@ -59,7 +59,7 @@ def build(
         return stride_of(outputs, size)
 
     def loss(outputs, targets):
-        boxes, labels, real = targets
+        (boxes, labels), real = with_none(*targets[:2]), targets[2]
         step, grid = stride(outputs), outputs.shape[1:3]
         wanted, matched = jax.vmap(
             lambda b, v: box_ops.yolo_encode(b, v, anchors, size=grid, stride=step)

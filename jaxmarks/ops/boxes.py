@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmarks.ops import metrics
+from jaxmarks.ops.floats import single
 from jaxmarks.ops.frames import tiles as tiles  # where those of a large image lie
 
 # Widths and heights below it count as it in quotients and logarithms, so that padding stays finite.
@@ -28,11 +29,13 @@ COCO_THRESHOLDS = tuple((50 + 5 * i) / 100 for i in range(10))
 
 def area(boxes):
     """(...,) areas of boxes (..., 4), in square pixels."""
+    boxes = single(boxes)
     return jnp.prod(jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
 
 
 def to_centres(boxes):
     """Corners (..., 4) -> (centre x, centre y, width, height) (..., 4)."""
+    boxes = single(boxes)
     low, high = boxes[..., :2], boxes[..., 2:]
     return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
 
@@ -153,7 +156,7 @@ def _suppress(boxes, scores, classes, valid, limit, decay):
     """
     if not len(boxes):
         return jnp.zeros(limit, jnp.int32), jnp.full(limit, -jnp.inf)
-    boxes, classes = jnp.asarray(boxes), None if classes is None else jnp.asarray(classes)
+    boxes, scores, classes = jnp.asarray(boxes), single(scores), None if classes is None else jnp.asarray(classes)
     usable = ~jnp.isnan(scores) if valid is None else valid & ~jnp.isnan(scores)
 
     def step(left, _):
@@ -161,7 +164,7 @@ def _suppress(boxes, scores, classes, valid, limit, decay):
         overlap = _iou(boxes[best], boxes)
         if classes is not None:
             overlap = jnp.where(classes == classes[best], overlap, 0)
-        return decay(left, overlap).at[best].set(-jnp.inf), (best, left[best])
+        return decay(left, overlap).astype(left.dtype).at[best].set(-jnp.inf), (best, left[best])
 
     _, (indices, taken) = lax.scan(step, jnp.where(usable, scores, -jnp.inf), length=limit)
     return jnp.where(taken > -jnp.inf, indices, 0), taken
@@ -184,11 +187,12 @@ def agreed(boxes, scores, classes, *, iou):
     Returns:
       boxes (N, 4), scores (N,) falling and classes (N,).
     """
-    flat, labels = boxes.reshape(-1, 4), classes.ravel()
-    chosen, kept = nms(flat, scores.ravel(), limit=boxes.shape[1], iou=iou, classes=labels, valid=scores.ravel() > 0)
+    boxes, scores, classes = map(jnp.asarray, (boxes, scores, classes))
+    flat, labels, count = boxes.reshape(-1, 4), classes.ravel(), boxes.shape[1]
+    chosen, kept = nms(flat, scores.ravel(), limit=count, iou=iou, classes=labels, valid=scores.ravel() > 0)
     same = (_iou(flat[chosen][:, None], flat) > iou) & (labels[chosen][:, None] == labels)
     own = jnp.arange(flat.shape[0]) == chosen[:, None]  # of a box without area too
-    each = jnp.where(same | own, scores.ravel(), 0).reshape(-1, *scores.shape).max(-1)
+    each = jnp.where(same | own, scores.ravel(), 0).reshape(count, *scores.shape).max(-1, initial=0)
     mean = jnp.where(kept, each.mean(-1), 0)
     order = jnp.argsort(-mean)
     return flat[chosen][order], mean[order], labels[chosen][order]
@@ -431,7 +435,7 @@ def pair_detections(boxes, scores, valid, truth, truth_valid, *, iou=None, withi
 
     Args:
       boxes: (..., N, 4) detections; leading axes are images.
-      scores: (..., N); equal ones rank by their index.
+      scores: (..., N); equal ones rank by their index, and one that is not a number counts as not valid.
       valid: (..., N) bool.
       truth: (..., M, 4).
       truth_valid: (..., M) bool.
@@ -455,6 +459,7 @@ def pair_detections(boxes, scores, valid, truth, truth_valid, *, iou=None, withi
 
 def _pair(nearness, scores, valid, truth_valid, least):
     """Greedy pairs (..., N) from nearness (..., N, M) of at least `least`."""
+    scores, valid = single(scores), valid & ~jnp.isnan(scores)
     if 0 in nearness.shape:
         return jnp.full(scores.shape, -1, jnp.int32)
 
@@ -607,6 +612,7 @@ def keypoint_average_precision(similarities, scores, *, thresholds=COCO_THRESHOL
 
 def _ranked(hits, scores, valid):
     """By falling score: how many truths are found so far (D,) int32, and the scores (D,), -inf where not valid."""
+    scores, valid = single(scores), valid & ~jnp.isnan(scores)
     scores = jnp.where(valid, scores, -jnp.inf).ravel()
     order = jnp.argsort(-scores)
     return jnp.cumsum((hits & valid).ravel()[order].astype(jnp.int32)), scores[order]

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmarks.ops.floats import root, single
+
 # Tukey's biweight: beyond so many tolerances a landmark has no weight (95 % as good as least squares on normal errors).
 TUKEY = 4.685
 # The spread in mm of landmarks that are right, of a network or of an annotator.
@@ -53,7 +55,7 @@ class Calibration(NamedTuple):
       centre: (3,) mm.
       rotation: (3, 3), whose columns are the volume's axes in the patient's.
       size: (3,) mm, its sides.
-      residuals: (K,) mm between each landmark and where the volume has it.
+      residuals: (K,) mm between each landmark and where the volume has it; NaN of one that was not found.
       weights: (K,) in [0, 1]: how far each landmark was believed; 0 for one that contradicts the others.
       covariance: (9, 9) of centre (mm), rotation about the patient's axes (degrees) and size (mm), from the residuals
         and the number of landmarks; an error that landmarks share, as those found in one image may, is not in it.
@@ -99,7 +101,7 @@ def rotation_vector(rotation):
     """
     r = rotation
     twice = jnp.stack([r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1)
-    sine = jnp.linalg.norm(twice, axis=-1) / 2
+    sine = root(jnp.sum(twice**2, -1)) / 2
     cosine = (jnp.trace(r, axis1=-2, axis2=-1) - 1) / 2
     stretch = jnp.where(sine > 0, jnp.arctan2(sine, cosine) / jnp.where(sine > 0, sine, 1), 1.0)
     return jnp.rad2deg(twice / 2 * stretch[..., None])
@@ -195,7 +197,7 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
     Returns:
       A Calibration.
     """
-    points, weights, shares = jnp.asarray(points), jnp.asarray(weights), jnp.asarray(template.shares)
+    points, weights, shares = single(points), single(weights), jnp.asarray(template.shares)
     count, dtype = len(points), points.dtype
     weights = weights / jnp.maximum(jnp.max(weights), 1e-12)
     points = jnp.where(weights[:, None] > 0, points, 0)  # what was not found may be no number
@@ -239,7 +241,7 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
         return jnp.square(jnp.clip(1 - jnp.square(distance / limit), 0))
 
     def length(vectors):
-        return jnp.sqrt(jnp.sum(vectors**2, -1))
+        return root(jnp.sum(vectors**2, -1))
 
     def descend(start, widths):
         rotation, shift = rigid(shares * template.size, points, start)
@@ -279,7 +281,7 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
         centre=centre + middle,
         rotation=rotation,
         size=size,
-        residuals=residuals,
+        residuals=jnp.where(weights > 0, residuals, jnp.nan),
         weights=trust,
         covariance=covariance,
         contradicts=~(agreeing & usual),

@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmarks.ops.floats import root, single
+
 # A value that counts as none, so that logarithms and quotients stay finite.
 TINY = 1e-12
 
 
 def argmax(maps):
     """The centre of the pixel with the largest value; of several the first, row by row."""
-    maps = _single(maps)
+    maps = single(maps)
     height, width, count = maps.shape[-3:]
     flat = maps.reshape(*maps.shape[:-3], height * width, count)
     row, column = jnp.divmod(jnp.argmax(flat, axis=-2), width)
@@ -36,9 +38,10 @@ def soft_argmax(maps, *, temperature=0.25):
       maps: (..., H, W, K).
       temperature: above 0; towards 0 the result is that of `argmax`.
     """
-    maps = _single(maps)
+    maps = single(maps)
     _, scores = argmax(maps)
-    weights = jnp.maximum(_evidence(maps, scores), TINY) ** (1 / temperature)  # a root has no gradient at 0
+    evidence = jnp.where(scores[..., None, None, :] > 0, _evidence(maps, scores), 1)  # none is as much everywhere
+    weights = jnp.maximum(evidence, TINY) ** (1 / temperature)  # a root has no gradient at 0
     return _mean(weights, *_centres(maps)), scores
 
 
@@ -54,7 +57,7 @@ def local_soft_argmax(maps, *, window=2.0, iterations=4):
       window: the window's standard deviation in pixels: about that of the peak, or less where peaks are close.
       iterations: how often the window moves.
     """
-    maps = _single(maps)
+    maps = single(maps)
     points, scores = argmax(maps)
     patch, x, y = _patch(_evidence(maps, scores), points, math.ceil(3 * window) + 1)
     limit = points
@@ -83,7 +86,7 @@ def dark(maps, *, sigma=1.0):
       maps: (..., H, W, K).
       sigma: of the smoothing, pixels.
     """
-    maps = _single(maps)
+    maps = single(maps)
     smooth = _blur(maps, sigma)
     points, _ = argmax(smooth)
     _, scores = argmax(maps)
@@ -109,10 +112,10 @@ def quadratic(maps, *, radius=3, iterations=4):
       radius: pixels.
       iterations: how often the Gaussian follows the estimate.
     """
-    maps = _single(maps)
+    maps = single(maps)
     peaks, scores = argmax(maps)
     patch, x, y = _patch(_evidence(maps, scores), peaks, radius)
-    flat = lambda grid: grid.reshape(*grid.shape[:-2], -1)
+    flat = lambda grid: grid.reshape(*grid.shape[:-2], math.prod(grid.shape[-2:]))
     u, v = (flat(a) for a in jnp.broadcast_arrays(x - peaks[..., None, None, 0], y - peaks[..., None, None, 1]))
     value = flat(patch)
     basis = jnp.stack([jnp.ones_like(u), u, v, u * u / 2, u * v, v * v / 2], axis=-1)
@@ -133,13 +136,13 @@ def spread(maps, points):
     The second half of a score: a landmark that the network is sure of has a narrow map. Two peaks, or a haze over the
     whole frame, give a wide one.
     """
-    maps = _single(maps)
+    maps = single(maps)
     _, scores = argmax(maps)
     weights = _evidence(maps, scores)
     x, y = _centres(maps)
     total = weights.sum((-3, -2)) + TINY
     squared = [(weights * (at - points[..., None, None, :, axis]) ** 2).sum((-3, -2)) for axis, at in enumerate((x, y))]
-    return jnp.sqrt((squared[0] + squared[1]) / total)
+    return root((squared[0] + squared[1]) / total)
 
 
 def named(name):
@@ -148,11 +151,6 @@ def named(name):
     if name not in known:
         raise ValueError(f"head.decoder={name!r}: there are {', '.join(known)}")
     return known[name]
-
-
-def _single(maps):
-    """Maps in float32 at least: half precision tells no half pixels beyond 128."""
-    return maps.astype(jnp.promote_types(maps.dtype, jnp.float32))
 
 
 def _evidence(maps, peaks):
@@ -185,8 +183,9 @@ def _patch(maps, points, radius):
     def cut(image, top, left):
         return lax.dynamic_slice(image, (top, left), (rows, columns))
 
-    images = jnp.moveaxis(maps, -1, -3).reshape(-1, height, width)
-    patch = jax.vmap(cut)(images, top.reshape(-1), left.reshape(-1)).reshape(*lead, count, rows, columns)
+    each = math.prod((*lead, count))
+    images = jnp.moveaxis(maps, -1, -3).reshape(each, height, width)
+    patch = jax.vmap(cut)(images, top.reshape(each), left.reshape(each)).reshape(*lead, count, rows, columns)
     x = left[..., None, None] + jnp.arange(columns) + 0.5
     y = top[..., None, None] + jnp.arange(rows)[:, None] + 0.5
     return patch, x.astype(maps.dtype), y.astype(maps.dtype)

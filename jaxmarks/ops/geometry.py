@@ -11,6 +11,7 @@ at a coordinate of 500, and on a CPU the sums fuse with what follows.
 import jax
 import jax.numpy as jnp
 
+from jaxmarks.ops.floats import single
 from jaxmarks.ops.frames import frame as frame  # the map of the points that belongs to `to_frame`
 from jaxmarks.ops.frames import placement
 
@@ -28,7 +29,7 @@ def compose(second, first):
 
 
 def invert(matrix):
-    """The inverse map (..., 2, 3) of an invertible one; of a singular one, infinities."""
+    """The inverse map (..., 2, 3) of an invertible one; of a singular one nothing finite."""
     a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
     tx, ty = matrix[..., 0, 2], matrix[..., 1, 2]
     adjugate = [[d, -b, b * ty - d * tx], [-c, a, c * tx - a * ty]]
@@ -56,6 +57,7 @@ def similarity(angle, scale, translation, centre, *, shear=0.0, aspect=1.0):
 
 def normalise(points, size):
     """Pixels (..., 2) of a frame (H, W) -> [-1, 1]: x' = (x - W/2) / (W/2), y' = (y - H/2) / (H/2) (beetle paper)."""
+    points = single(points)
     half = jnp.array([size[1], size[0]], points.dtype) / 2
     return (points - half) / half
 
@@ -68,12 +70,13 @@ def denormalise(points, size):
 
 def pixel_centres(size):
     """(H, W, 2) centres of the pixels of a frame (H, W)."""
-    x, y = jnp.meshgrid(jnp.arange(size[1]) + 0.5, jnp.arange(size[0]) + 0.5)
+    x, y = jnp.meshgrid(*(jnp.arange(side, dtype=jnp.float32) + 0.5 for side in (size[1], size[0])))
     return jnp.stack([x, y], axis=-1)
 
 
 def inside(points, size):
     """(..., K) bool: which of the points (..., K, 2) lie in a frame (H, W), its border included."""
+    points = single(points)
     return ((points >= 0) & (points <= jnp.array([size[1], size[0]], points.dtype))).all(-1)
 
 

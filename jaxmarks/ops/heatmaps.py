@@ -7,6 +7,8 @@ of a function of x and one of y, so drawing costs H + W exponentials a landmark 
 import jax
 import jax.numpy as jnp
 
+from jaxmarks.ops.floats import single
+
 
 def gaussian(points, shape, sigma):
     """exp(-((x - mx)^2 + (y - my)^2) / (2 sigma^2)) (fish paper, Section 4.3).
@@ -32,8 +34,7 @@ def exponential(points, shape, sigma):
 
 def _outer(points, shape, profile):
     """profile(x - mx) profile(y - my) at the pixels of a map of `shape` (H, W)."""
-    points = jnp.asarray(points)
-    points = points.astype(jnp.promote_types(points.dtype, jnp.float32))
+    points = single(points)
     height, width = (jnp.arange(side, dtype=points.dtype) + 0.5 for side in shape)
     across = profile(width[:, None] - points[..., None, :, 0])
     down = profile(height[:, None] - points[..., None, :, 1])

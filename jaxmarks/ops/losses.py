@@ -7,6 +7,8 @@ is a pixel of a frame of 256.
 import jax
 import jax.numpy as jnp
 
+from jaxmarks.ops.floats import single
+
 
 def mse(residual):
     """Squared error."""
@@ -78,10 +80,12 @@ def heatmap_jensen_shannon(logits, targets):
 
 
 def _log_softmax(logits):
-    return jax.nn.log_softmax(logits, axis=(-3, -2))
+    """At least -1e30: a pixel that is left out (-inf) has no part in a sum, and not 0 times infinity."""
+    return jnp.maximum(jax.nn.log_softmax(single(logits), axis=(-3, -2)), -1e30)
 
 
 def _distribution(targets):
+    targets = single(targets)
     return targets / (targets.sum((-3, -2), keepdims=True) + 1e-12)
 
 

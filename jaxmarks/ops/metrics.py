@@ -5,10 +5,12 @@ Points are (..., K, 2), distances (..., K) in the points' unit with NaN where a 
 
 import jax.numpy as jnp
 
+from jaxmarks.ops.floats import root, single
+
 
 def distances(predicted, true, visible=None):
     """Euclidean distances (..., K); NaN where `visible` (..., K) is False."""
-    found = jnp.sqrt(jnp.sum((jnp.asarray(predicted) - jnp.asarray(true)) ** 2, axis=-1))
+    found = root(jnp.sum((single(predicted) - single(true)) ** 2, axis=-1))
     return found if visible is None else jnp.where(visible, found, jnp.nan)
 
 
@@ -26,7 +28,7 @@ def per_landmark(distances):
 
 def summarise(distances):
     """A dict of mean, median, p95, std, max and count of the visible landmarks' distances."""
-    values = jnp.ravel(jnp.asarray(distances))
+    values = jnp.append(single(distances), jnp.nan)  # of no distances at all there are quantiles, too
     average, (median, p95, largest) = mean(values), jnp.nanquantile(values, jnp.array([0.5, 0.95, 1.0]))
     return {
         "mean": average,
@@ -98,4 +100,4 @@ def oks(distances, extent, sigmas=0.05):
     Returns:
       in [0, 1]; NaN where no landmark is visible or the extent is NaN. `boxes.keypoint_average_precision` makes mAP of it.
     """
-    return mean(jnp.exp(-((distances / (jnp.asarray(extent)[..., None] * sigmas)) ** 2) / 2), axis=-1)
+    return mean(jnp.exp(-((distances / (jnp.asarray(extent)[..., None] * jnp.asarray(sigmas))) ** 2) / 2), axis=-1)

@@ -1,0 +1,231 @@
+"""What users of the functions bring: whole numbers, half precision, nothing at all, what is missing, and exact hits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmarks import augment, heads, optim
+from jaxmarks.ops import boxes, calibrate, decode, geometry, heatmaps, losses, metrics
+from jaxmarks.ops.floats import root, single
+
+NARROW = (np.float16, jnp.bfloat16, np.int16, np.uint16, np.int32)
+SUBPIXEL = (decode.local_soft_argmax, decode.dark, decode.quadratic)
+
+
+def test_single_widens_and_keeps():
+    assert {single(np.ones(2, dtype)).dtype for dtype in NARROW} == {jnp.dtype("float32")}
+    with jax.enable_x64(True):
+        assert single(np.ones(2)).dtype == "float64"
+
+
+def test_root_has_no_gradient_at_zero_and_keeps_what_is_no_number():
+    squares = jnp.array([0.0, 4.0, jnp.nan, jnp.inf])
+    np.testing.assert_array_equal(root(squares), [0, 2, jnp.nan, jnp.inf])
+    np.testing.assert_array_equal(jax.vmap(jax.grad(root))(squares[:2]), [0, 0.25])
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_coordinates_of_any_kind_give_the_same_numbers(dtype):
+    """A frame of 300 pixels has an area and squares of distances beyond float16 and int16, and unsigned ones wrap."""
+    a, b = np.array([[0, 0, 300, 300], [0, 0, 10, 10]]), np.array([[0, 0, 300, 296], [20, 20, 30, 30]])
+    x, y = jnp.asarray(a.astype(dtype)), jnp.asarray(b.astype(dtype))
+    np.testing.assert_allclose(boxes.iou(x, y), boxes.iou(a.astype(float), b.astype(float)), rtol=1e-6)
+    np.testing.assert_allclose(
+        boxes.generalised_iou(x, y), boxes.generalised_iou(a.astype(float), b.astype(float)), rtol=1e-6
+    )
+    _, kept = boxes.nms(jnp.stack([x[0], y[0]]), np.array([0.9, 0.8]), limit=2)
+    assert kept.tolist() == [True, False]
+    np.testing.assert_allclose(
+        boxes.centre_distance(x, y), [[2, np.hypot(125, 125)], [np.hypot(145, 143), np.hypot(20, 20)]], rtol=1e-5
+    )
+    points, others = np.array([[0, 0], [400, 300]], dtype), np.array([[304, 400], [0, 0]], dtype)
+    np.testing.assert_allclose(metrics.distances(points, others), [np.hypot(304, 400), 500], rtol=1e-6)
+    assert geometry.inside(points, (350, 450)).tolist() == [True, True]
+    np.testing.assert_allclose(geometry.normalise(points, (300, 400)), [[-1, -1], [1, 1]])
+
+
+def test_scores_of_any_kind_rank_alike():
+    corners = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [1, 1, 11, 11]], np.float32)
+    truth, real = corners[:1], np.ones(1, bool)
+    for scores in (np.array([0, 200, 100], np.uint8), jnp.array([0.0, 200, 100], jnp.bfloat16)):
+        assert boxes.pair_detections(corners, scores, np.ones(3, bool), truth, real, iou=0.5).tolist() == [-1, 0, -1]
+        assert boxes.nms(corners, scores, limit=1)[0].tolist() == [1]
+    for method in ("gaussian", "linear"):
+        wide, narrow = (
+            boxes.soft_nms(corners, jnp.array([0.5, 0.25, 0.75], dtype), limit=3, method=method)
+            for dtype in (jnp.float32, jnp.bfloat16)
+        )
+        np.testing.assert_array_equal(wide[0], narrow[0])
+        np.testing.assert_allclose(wide[1], narrow[1])
+
+
+def test_a_score_that_is_no_number_is_no_detection():
+    corners = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
+    scores, valid = np.array([np.nan, 0.5]), np.ones(2, bool)
+    assert boxes.pair_detections(corners, scores, valid, corners, valid, iou=0.5).tolist() == [-1, 1]
+    assert float(boxes.average_precision(valid, scores, valid, 2, rule="voc")) == 0.5
+    _, _, ranked = boxes.precision_recall_curve(valid, scores, valid, 2)
+    np.testing.assert_array_equal(ranked, [0.5, np.nan])
+
+
+@pytest.mark.parametrize("decoder", [*SUBPIXEL, decode.argmax, decode.soft_argmax])
+@pytest.mark.parametrize("shape", [(0, 12, 16, 2), (3, 12, 16, 0)])
+def test_no_maps_decode_to_no_points(decoder, shape):
+    points, scores = decoder(np.zeros(shape, np.float32))
+    assert points.shape == (shape[0], shape[3], 2) and scores.shape == (shape[0], shape[3])
+
+
+def test_nothing_has_a_summary_and_agrees():
+    found = metrics.summarise(np.zeros((0, 3)))
+    assert int(found.pop("count")) == 0 and all(np.isnan(value) for value in found.values())
+    agreed = jax.jit(functools.partial(boxes.agreed, iou=0.5))(
+        np.zeros((2, 0, 4)), np.zeros((2, 0)), np.zeros((2, 0), int)
+    )
+    assert [part.shape for part in agreed] == [(0, 4), (0,), (0,)]
+    # NumPy's boxes may be closed over.
+    one = jax.jit(lambda s: boxes.agreed(np.ones((1, 2, 4)), s, np.zeros((1, 2), int), iou=0.5))
+    assert one(jnp.ones((1, 2)))[1].tolist() == [1, 1]
+
+
+def test_soft_argmax_of_a_map_without_evidence_is_the_middle():
+    points, scores = decode.soft_argmax(jnp.zeros((6, 8, 1)))
+    np.testing.assert_allclose(points, [[4, 3]])
+    assert scores.tolist() == [0]
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: metrics.distances(x, jnp.ones((2, 2))).mean(),
+    lambda x: boxes.centre_distance(jnp.tile(x, 2), jnp.ones((2, 4))).mean(),
+    lambda x: decode.spread(jnp.zeros((4, 4, 2)).at[1, 1].set(x[:, 0]), jnp.full((2, 2), 1.5)).sum(),
+    lambda x: calibrate.rotation_vector(calibrate.rotation_of(jnp.append(x[0], 1.0) - 1)).sum(),
+])  # fmt: skip
+def test_gradients_are_numbers_where_a_distance_is_zero(function):
+    assert jnp.isfinite(jax.grad(function)(jnp.ones((2, 2)))).all()
+
+
+# Missing landmarks and boxes
+
+
+HEADS = [{"name": "heatmap", "loss": name.removeprefix("heatmap_")} for name in
+         ("heatmap_mse", "heatmap_cross_entropy", "heatmap_jensen_shannon", "heatmap_adaptive_wing")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "spec", [*HEADS, {"name": "softargmax"}, {"name": "direct"}], ids=lambda s: "-".join(s.values())
+)
+def test_a_missing_landmark_may_be_no_number(spec):
+    head = heads.build(spec, size=(32, 48), landmarks=3)
+    shape = (1, 3, 2) if spec["name"] == "direct" else (1, 8, 12, 3)
+    outputs = jax.random.normal(jax.random.key(0), shape)
+    visible = jnp.ones((1, 3), bool).at[0, 0].set(False)
+
+    def total(outputs, hidden):
+        points = jnp.full((1, 3, 2), 20.0).at[0, 0].set(hidden)
+        return sum(jax.tree.leaves(head.loss(outputs, head.targets({"points": points, "visible": visible}))[0]))
+
+    of_nan, of_zero = (jax.value_and_grad(total)(outputs, hidden) for hidden in (jnp.nan, 0.0))
+    jax.tree.map(np.testing.assert_array_equal, of_nan, of_zero)
+    assert jnp.isfinite(of_nan[0]) and jnp.isfinite(of_nan[1]).all() and of_nan[1].any()
+
+
+OBJECTS = {
+    "centre": {"sizes": (10.0, 8.0)},
+    "yolo": {"anchors": ((10.0, 8.0), (20.0, 16.0))},
+    "shape_prior": {"sizes": (10.0, 8.0)},
+}
+
+
+def of_objects(name):
+    """A head, its outputs for random features, and the function batch's boxes and labels -> loss and gradient."""
+    head = heads.build({"name": name}, size=(32, 48), classes=2, **OBJECTS[name])
+    stride = 8 if name == "yolo" else 4
+    features = jax.random.normal(jax.random.key(0), (2, 32 // stride, 48 // stride, 5))
+    variables = head.layer.init(jax.random.key(1), features)
+    images = jax.random.uniform(jax.random.key(2), (2, 32, 48, 1))
+
+    def total(variables, corners, labels):
+        batch = {"boxes": jnp.asarray(corners, jnp.float32), "labels": jnp.asarray(labels), "images": images}
+        return head.loss(head.layer.apply(variables, features), head.targets(batch | {"real": jnp.ones(2, bool)}))[0]
+
+    return lambda corners, labels: jax.jit(jax.value_and_grad(total))(variables, corners, labels)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_what_is_no_object_of_the_frame_is_as_if_it_were_not_there(name):
+    loss = of_objects(name)
+    none, one = [2 * [box] for box in ([np.nan] * 4, [12.0, 9, 22, 17])]
+    alone = loss(one and np.array(one)[:, None], np.array([[1], [0]]))
+    padded = loss(np.stack([one, none], 1), np.array([[1, -1], [0, -1]]))
+    beyond = loss(np.stack([one, np.add(one, 1000)], 1), np.array([[1, 1], [0, 0]]))
+    for other in (padded, beyond):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), alone, other)
+    empty = loss(np.zeros((2, 0, 4)), np.zeros((2, 0), int))
+    hidden = loss(np.array(none)[:, None], np.full((2, 1), -1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), empty, hidden)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((alone, empty)))
+
+
+# Losses, volumes, optimisers, augmentation
+
+
+@pytest.mark.parametrize("loss", [losses.heatmap_cross_entropy, losses.heatmap_jensen_shannon])
+def test_distributions_bear_half_precision_and_pixels_that_are_left_out(loss):
+    maps = jax.random.normal(jax.random.key(0), (12, 16, 1))
+    for points in ([[5.0, 4.0]], [[500.0, 4.0]]):  # and one that is drawn off the map
+        target = heatmaps.gaussian(jnp.array(points), (12, 16), 1.5)
+        half = jax.value_and_grad(lambda m, t=target: loss(m, t.astype(jnp.float16)).sum())(maps.astype(jnp.float16))
+        assert all(jnp.isfinite(part).all() for part in half)
+    target = heatmaps.gaussian(jnp.array([[5.0, 4.0]]), (12, 16), 1.5).at[-1].set(0)
+    small, grad = jax.value_and_grad(lambda m: loss(m, target).sum())(maps.at[-1].set(-jnp.inf))
+    np.testing.assert_allclose(small, loss(maps[:-1], target[:-1])[0], rtol=1e-5)  # as if the row were not there
+    assert jnp.isfinite(grad).all() and not grad[-1].any()
+
+
+def test_a_landmark_that_was_not_found_has_no_residual():
+    shares = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
+    template = calibrate.Template(jnp.asarray(shares), jnp.array([140.0, 170, 140]))
+    points = shares * np.array(template.size) + 7
+    found = calibrate.calibrate(np.concatenate([[[np.nan] * 3], points[1:]]), np.r_[0, np.ones(7)], template)
+    assert np.isnan(found.residuals[0]) and float(found.residuals[1:].max()) < 1e-3
+    np.testing.assert_allclose(found.centre, 7, atol=1e-3)
+    whole = calibrate.calibrate(np.rint(points).astype(int), np.ones(8, int), template)
+    np.testing.assert_allclose(whole.centre, 7, atol=1e-3)
+
+
+def test_ramps_keep_the_kind_of_their_state():
+    optimiser = optim.ramps(epochs=4, steps_per_epoch=2)
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    state = optimiser.init(params)
+
+    def step(state, _):
+        updates, state = optimiser.update(params, state, params)
+        return state, updates
+
+    jax.lax.scan(step, state, length=3)  # raises where a state changes its kind
+
+
+@pytest.mark.parametrize(("batches", "accumulated"), [(1, 3), (11, 5), (9, 1), (4, 2)])
+def test_a_step_has_the_value_of_the_epoch_of_its_middle(batches, accumulated):
+    rate = optim.per_epoch(0, 99, epochs=100, steps_per_epoch=batches / accumulated)
+    steps = np.arange(100 * batches // accumulated)
+    middle = (2 * steps + 1) * accumulated // (2 * batches)  # in whole numbers
+    np.testing.assert_allclose(jax.vmap(rate)(steps), np.minimum(middle, 99), rtol=1e-6)
+
+
+def test_augmented_images_are_float32_whatever_the_precision():
+    spec = {"name": "modern", "elastic": 1.0, "blur": 0.5, "cutout": 0.1, "quarter_turns": True}
+    batch = {
+        "images": np.zeros((2, 16, 16, 3), np.uint8),
+        "points": np.ones((2, 1, 2), np.float32),
+        "visible": np.ones((2, 1), bool),
+    }
+    with jax.enable_x64(True):
+        found = augment.build(spec, channels=1).apply(jax.random.split(jax.random.key(0), 2), batch)
+    assert {key: found[key].dtype.name for key in batch} == {
+        "images": "float32",
+        "points": "float32",
+        "visible": "bool",
+    }

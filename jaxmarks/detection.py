@@ -124,14 +124,36 @@ def merged(boxes, scores, classes, cut):
     order = order[np.lexsort((-scores.flat[order], cut.flat[order]))]  # the whole ones first, each kind by score
     tile = order // scores.shape[1]
     boxes, scores, classes, cut = boxes.reshape(-1, 4)[order], scores.flat[order], classes.flat[order], cut.flat[order]
-    areas, kept = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1), np.zeros(len(order), bool)
-    for i in range(len(order)):
-        better = np.flatnonzero(kept & (classes == classes[i]) & (tile != tile[i]))
+    areas, others, kept = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1), neighbours(boxes, tile), []
+    of_tile: dict[int, list[int]] = {t: [] for t in others}
+    for i, mine in enumerate(tile.tolist()):
+        better = np.array([n for t in others[mine] for n in of_tile[t]], int)
+        better = better[classes[better] == classes[i]]
         low, high = np.maximum(boxes[better, :2], boxes[i, :2]), np.minimum(boxes[better, 2:], boxes[i, 2:])
         shared = np.prod(np.maximum(high - low, 0), axis=-1)
-        kept[i] = not (shared > OVERLAP * (areas[i] if cut[i] else areas[i] + areas[better] - shared)).any()
-    best = np.flatnonzero(kept)[np.argsort(-scores[kept], kind="stable")]
+        if not (shared > OVERLAP * (areas[i] if cut[i] else areas[i] + areas[better] - shared)).any():
+            of_tile[mine].append(i)
+            kept.append(i)
+    best = np.array(kept, int)[np.argsort(-scores[kept], kind="stable")]
     return boxes[best], scores[best], classes[best]
+
+
+def neighbours(boxes, tile) -> dict[int, list[int]]:
+    """For each of the tiles (L,) of boxes (L, 4) those others whose boxes it may share: where the hulls of theirs meet."""
+    names = np.unique(tile)
+    hulls = np.array([[*boxes[tile == t, :2].min(0), *boxes[tile == t, 2:].max(0)] for t in names]).reshape(-1, 4)
+    meet = ((hulls[:, None, :2] < hulls[:, 2:]) & (hulls[:, None, 2:] > hulls[:, :2])).all(-1) & ~np.eye(
+        len(names), dtype=bool
+    )
+    return {int(t): names[meet[n]].tolist() for n, t in enumerate(names)}
+
+
+def names_of(notes: list[dict], classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the classes that networks find, by what is saved with them; ValueError where data have others."""
+    names = tuple(notes[0]["facts"]["names"])
+    if unknown := sorted(set(classes) - set(names)):
+        raise ValueError(f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}")
+    return names
 
 
 def threshold_of(notes: list[dict]) -> float:

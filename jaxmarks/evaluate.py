@@ -13,7 +13,7 @@ import numpy as np
 from jaxmarks import baselines, calibration, caveats, checkpoint, detection, runs, steps, tasks
 from jaxmarks import config as configs
 from jaxmarks.baselines import blobs, mean_shape, registration
-from jaxmarks.data import formats, splits
+from jaxmarks.data import formats
 from jaxmarks.data.loading import Dataset, facts
 from jaxmarks.data.samples import Annotation, Samples, to_source
 from jaxmarks.ops import boxes, metrics
@@ -122,16 +122,38 @@ class Held(NamedTuple):
     tested: np.ndarray
 
 
-def trained_folds(settings, workdir: Path, stage: str, samples: Samples, versions: int) -> Iterator[Held]:
-    """The folds of a stage; where nothing is held back for a test the validation images take its place."""
+def trained_folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Held]:
+    """The folds of a stage; where nothing is held back for a test the validation images take its place.
+
+    Which images are whose is saved with the networks. What they were not split from follows as the fold -1, of all
+    networks.
+    """
+    rows = lambda names: np.flatnonzero(np.isin(samples.name, list(names)))
+    known, trained, some = set[str](), set[str](), False
     for fold in runs.folds(settings):
-        members = runs.members(settings, fold)
-        train_rows, valid_rows, test = splits.of_member(settings, samples, members[0], versions)
-        tested = np.sort(test) if len(test) else np.unique(valid_rows // versions)
-        if not len(tested):
-            raise ValueError(f"fold {fold} holds no image back: raise --config.split.folds or --config.split.valid")
-        networks, notes = runs.restore(workdir, stage, members)
-        yield Held(fold, networks, notes, np.unique(train_rows // versions), tested)
+        networks, notes = runs.restore(workdir, stage, runs.members(settings, fold))
+        mine = notes[0]["data"]["images"]
+        known, trained = known.union(*mine.values()), trained.union(mine["train"])
+        if len(held := rows(mine["test"] or mine["valid"])):
+            some = True
+            yield Held(fold, networks, notes, rows(mine["train"]), held)
+    if len(new := np.flatnonzero(~np.isin(samples.name, list(known)))):
+        networks, notes = runs.restore(workdir, stage, runs.members(settings))
+        what = f"{len(new)} images are new since the training, this the first: the mean of all networks predicts them"
+        caveat = {"image": str(samples.name[new[0]]), "what": what, "where": "the images"}
+        alone = [
+            note | {"caveats": [] if n else [caveat]} for n, note in enumerate(notes)
+        ]  # the folds have told theirs
+        yield Held(-1, networks, alone, rows(trained), new)
+    elif not some:
+        raise ValueError("of the images that the run holds back none is here: there is nothing to score it on")
+
+
+def check_landmarks(samples: Samples, notes: list[dict]) -> None:
+    """Raises ValueError where networks find another number of landmarks than the samples have."""
+    here, there = samples.points.shape[1], notes[0]["facts"]["landmarks"]
+    if here != there:
+        raise ValueError(f"the data have {here} landmarks, the run's network finds {there}")
 
 
 def held_out(
@@ -146,7 +168,8 @@ def held_out(
     samples, own = dataset.samples, dataset.own(dataset.samples)
     _, task = tasks.build(settings, facts(dataset))
     call, noted = predictor(task), {}
-    for fold, networks, notes, trained, tested in trained_folds(settings, workdir, stage, samples, task.versions):
+    for fold, networks, notes, trained, tested in trained_folds(settings, workdir, stage, samples):
+        check_landmarks(samples, notes)
         noted[fold] = notes
         rest, mine = samples.take(trained), samples.take(tested)
         points, scores = predict(call, networks, mine)
@@ -322,12 +345,12 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
     settings = configs.stage(config, stage)
     about |= {"stage": stage, "parameters": parameters(workdir, stage)}
     if dataset.objects:
-        found, others, threshold, milliseconds, noted = objects_held_out(settings, workdir, stage, dataset)
+        found, others, threshold, milliseconds, noted, names = objects_held_out(settings, workdir, stage, dataset)
         about["failures"] = dataset.problems + noted
         about["baselines"] = {
-            name: plain(detection.summarise(other, detection.EVEN, dataset.classes)) for name, other in others.items()
+            name: plain(detection.summarise(other, detection.EVEN, names)) for name, other in others.items()
         }
-        return of_objects(out or workdir, found, threshold, dataset.classes, ms_per_image=milliseconds, **about)
+        return of_objects(out or workdir, found, threshold, names, ms_per_image=milliseconds, **about)
     found, others, notes = held_out(settings, workdir, stage, dataset)
     noted = [each for fold in notes.values() for each in caveats.of_notes(fold)]
     summary = summarise(found) | {
@@ -373,26 +396,27 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
 
     Returns:
       `detection.Objects`, those of the baselines by name, the threshold of each photograph's fold (N,), the
-      milliseconds that a photograph took, and the caveats of the training.
+      milliseconds that a photograph took, the caveats of the training, and the classes' names.
     """
     baselines.check(settings.baselines, objects=True)
-    truth = {a.image: a for a in dataset.objects}
+    truth, names = {a.image: a for a in dataset.objects}, dataset.classes
     parts: dict[str, list] = {"network": [], **{name: [] for name in settings.baselines}}
     thresholds, spent, noted = [], [], []
-    for fold, networks, notes, trained, tested in trained_folds(settings, workdir, stage, dataset.samples, 1):
+    for fold, networks, notes, trained, tested in trained_folds(settings, workdir, stage, dataset.samples):
         noted += caveats.of_notes(notes)
+        names = detection.names_of(notes, dataset.classes)
         mine = dataset.samples.take(tested)
         _, task = tasks.build(settings, notes[0]["facts"])
         found, milliseconds = detection.timed(task, networks, mine)
-        parts["network"].append(detection.beside(found, truth, dataset.classes, fold))
+        parts["network"].append(detection.beside(found, truth, names, fold))
         thresholds.append(np.full(len(found.name), detection.threshold_of(notes)))
         spent.append(milliseconds)
         for name in settings.baselines:
             found = spotted(dataset.samples.take(trained), mine)
-            parts[name].append(detection.beside(found, truth, dataset.classes, fold))
+            parts[name].append(detection.beside(found, truth, names, fold))
     joined = {name: detection.join(part) for name, part in parts.items()}
     each_took = float(np.average(spent, weights=[len(each) for each in thresholds]))
-    return joined.pop("network"), joined, np.concatenate(thresholds), each_took, noted
+    return joined.pop("network"), joined, np.concatenate(thresholds), each_took, noted, names
 
 
 def spotted(rest: Samples, tested: Samples) -> detection.Found:

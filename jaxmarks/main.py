@@ -1,5 +1,6 @@
 """The command line: `python -m jaxmarks.main --config=configs/beetle.py[:variant] [--workdir=DIR] [--mode=MODE]`."""
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,8 @@ COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; by
 SET = flags.DEFINE_string(
     "set", "", "Of a run over several datasets the one that the photographs of predict, evaluate and export are like."
 )
+# Of detectors, whose photographs may be of another scale than those that they were trained on.
+SCALED = ("data.scale",)
 # What a prediction finds, by its key in the summary.
 COUNTED = {"landmarks": "landmarks each", "objects": "objects", "volumes": "volumes calibrated"}
 
@@ -64,6 +67,49 @@ def join():
     processes.join(PROCESSES.value, coordinator=COORDINATOR.value, index=PROCESS.value)
 
 
+def with_config(argv: list[str]) -> list[str]:
+    """The arguments, and the config of the run in --workdir where they name none to predict or evaluate with."""
+    found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("config", "workdir", "mode"):
+        found.add_argument(f"--{name}", f"-{name}")
+    known, _ = found.parse_known_args(argv[1:])
+    if known.config or known.mode not in ("predict", "evaluate") or not known.workdir:
+        return argv
+    if not (Path(known.workdir) / "config.json").exists():  # which is said in time
+        return argv
+    return [*argv, f"--config={Path(__file__).with_name('run_config.py')}:{known.workdir}"]
+
+
+def name_own(data) -> None:
+    """Raises ValueError where the config is for data of one's own and names none: it would train on drawn ones."""
+    path, _, variants = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    if "own" in variants.split(",") and not data.get("images"):
+        marks = "boxes" if "boxes" in data else "landmarks"
+        raise ValueError(
+            f"{path}:own is for data of your own: give --config.data.images=DIR --config.data.{marks}=FILE"
+        )
+
+
+def overrides() -> dict:
+    """What --config.KEY=VALUE sets, by KEY."""
+    return config_flags.get_override_values(flags.FLAGS["config"])
+
+
+def refuse_unused(mode: str, *used: str) -> None:
+    """Raises ValueError where the command line sets what the run has settled."""
+    for key in overrides():
+        if key not in used:
+            raise ValueError(
+                f"--config.{key}: --mode={mode} takes what the run was trained with; leave it out (there are"
+                f" {', '.join(f'--config.{name}' for name in used)})"
+            )
+
+
+def overrides_of_scale(data) -> dict:
+    """The scale that the command line sets for photographs with boxes."""
+    return {"scale": overrides()["data.scale"]} if "boxes" in data and "data.scale" in overrides() else {}
+
+
 def explicit_flags() -> set[str]:
     """The names of the flags that the command line gives."""
     return {name for name in flags.FLAGS if flags.FLAGS[name].present}
@@ -80,6 +126,7 @@ def train(config, workdir):
     from jaxmarks import processes
     from jaxmarks import train as training
 
+    name_own(config.data)
     started = time.perf_counter()
     datasets = training.train(config, workdir)
     if not processes.leave():
@@ -95,9 +142,9 @@ def train(config, workdir):
 
 
 def evaluate(config, workdir):
-    """Scores the workdir's network on the data that the flags name.
+    """Scores the workdir's network on the data that the flags name, by default those that it was trained on.
 
-    Without any, or where they are those that it was trained on, each image is scored by the fold that held it out.
+    Each of the photographs that it was trained on, with these or with other marks, is scored by the fold that held it out.
     """
     from jaxmarks import evaluate as evaluation
     from jaxmarks import predict as predictions
@@ -105,20 +152,24 @@ def evaluate(config, workdir):
     from jaxmarks.data import loading
 
     trained = runs.settings_of(workdir)
-    marks = "boxes" if "boxes" in trained.data else "landmarks"
-    keys = ("volume" if "volume" in trained.data else "images", marks)
-    own = any(config.data.get(key) for key in keys)
-    paths = lambda data: [Path(data.get(key) or "").absolute() for key in keys]
-    mine = loading.of_set(trained.data, SET.value) if own else trained.data
-    other = own and paths(config.data) != paths(mine)
-    if other:
-        trained.data = mine
-        if "keep" in trained.data:  # a folder of the images that it was trained on
-            trained.data.keep = ""
-        for key in (*keys, "group_by"):
-            if key in trained.data:
-                trained.data[key] = config.data[key]
-    dataset = loading.load(trained.data)
+    shown, marks = (
+        ("volume" if "volume" in trained.data else "images"),
+        ("boxes" if "boxes" in trained.data else "landmarks"),
+    )
+    refuse_unused("evaluate", f"data.{shown}", f"data.{marks}", "data.group_by", *SCALED * (marks == "boxes"))
+    given = {key: config.data.get(key) for key in (shown, marks, "group_by") if config.data.get(key)}
+    mine = loading.of_set(trained.data, SET.value) if given else trained.data
+    path = lambda name: Path(name or "").absolute()
+    other = shown in given and path(given[shown]) != path(mine.get(shown))
+    if other and marks not in given:
+        raise ValueError(f"--config.data.{shown}={given[shown]}: name their {marks}, too: --config.data.{marks}=FILE")
+    target = mine if other or not SET.value else trained.data.sets[SET.value]
+    for key, value in (given | overrides_of_scale(trained.data)).items():
+        if key in mine:
+            target[key] = value
+    if other and "keep" in mine:  # a folder of the images that it was trained on
+        mine.keep = ""
+    dataset = loading.load(mine if other else trained.data)
     out = workdir / "evaluate"
     if other:
         summary = predictions.evaluate_on(workdir, dataset, out, set=SET.value)
@@ -131,10 +182,14 @@ def evaluate(config, workdir):
 def predict(config, workdir):
     """Predicts the photographs, or calibrates the scouts, of `--config.data.images`, which need no landmarks."""
     from jaxmarks import predict as predictions
+    from jaxmarks import runs
 
     if not config.data.images:
         raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
-    summary = predictions.on_folder(workdir, config.data.images, workdir / "predict", set=SET.value)
+    data = runs.settings_of(workdir).data
+    refuse_unused("predict", "data.images", *SCALED * ("boxes" in data))
+    scale = overrides_of_scale(data).get("scale")
+    summary = predictions.on_folder(workdir, config.data.images, workdir / "predict", set=SET.value, scale=scale)
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
     print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {workdir / 'predict'}")
     for failure in summary["failures"]:
@@ -210,4 +265,5 @@ def say(summary, out):
 
 
 if __name__ == "__main__":
+    sys.argv = with_config(sys.argv)
     app.run(main)

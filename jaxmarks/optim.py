@@ -1,5 +1,6 @@
 """Optimisers with readable schedules: the beetle paper's ramps, and modern ones from Optax."""
 
+import fractions
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +34,11 @@ def nesterov(learning_rate, momentum) -> optax.GradientTransformation:
 def per_epoch(start: float, stop: float, *, epochs: int, steps_per_epoch: float) -> Callable:
     """A schedule of steps: `linspace(start, stop, epochs)`, one value an epoch, the last one kept after the end.
 
-    Where `steps_per_epoch` is a fraction a step has the value of the epoch in which its middle lies.
+    Where `steps_per_epoch` is a fraction a step has the value of the epoch in which it begins.
     """
     values = np.linspace(start, stop, epochs).astype(np.float32)
-    epoch = lambda count: jnp.floor((count + 0.5) / steps_per_epoch).astype(jnp.int32)
+    steps = fractions.Fraction(steps_per_epoch).limit_denominator(10_000)  # 1/3 is no float
+    epoch = lambda count: jnp.asarray(count * steps.denominator // steps.numerator, jnp.int32)
     return lambda count: jnp.asarray(values)[jnp.minimum(epoch(count), epochs - 1)]
 
 

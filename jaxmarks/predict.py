@@ -129,15 +129,18 @@ def evaluate_on(workdir: Path, dataset, out: Path, *, set: str = "") -> dict:
     return summary
 
 
-def on_folder(workdir: Path, images: Path, out: Path, *, overlays: bool = True, set: str = "") -> dict:
+def on_folder(
+    workdir: Path, images: Path, out: Path, *, overlays: bool = True, set: str = "", scale: float | None = None
+) -> dict:
     """Predicts every photograph of a folder and writes `predictions.csv`, `predictions.tps` and overlays to `out`.
 
     While a batch is predicted the next are read and the last are drawn, so that memory stays bounded and all cores are
     busy. A photograph that cannot be read is listed in `summary.json` under "failures". `set` is the dataset of a run
-    over several that the photographs are like.
+    over several that the photographs are like; `scale` of a detector's takes the place of `data.scale`.
     """
     task, settings, networks, notes = networks_of(workdir, set=set)
     if "boxes" in settings.data:
+        settings.data.scale = scale or settings.data.scale
         return objects_in_folder(task, settings, networks, notes, images, out, overlays=overlays)
     call = evaluate.predictor(task)
     if "volume" in settings.data:
@@ -187,16 +190,15 @@ def draw_all(drawings: Iterable[Drawing], out: Path, overlays: bool) -> None:
         shrink = np.divide(one.photograph.shape[1::-1], one.source[::-1])
         report.overlay(one.photograph, one.points * shrink, boxes=one.boxes * np.tile(shrink, 2), path=path)
 
+    if overlays:
+        report.emptied(Path(out) / "overlays")
     for _ in ahead(draw, drawings, most=32) if overlays else drawings:
         pass
 
 
 def objects_on(task, networks, notes, dataset, out: Path) -> dict:
     """Scores a run's detectors, what they agree on, on a dataset that they did not see."""
-    names, threshold = tuple(notes[0]["facts"]["names"]), detection.threshold_of(notes)
-    unknown = sorted(set(dataset.classes) - set(names))
-    if unknown:
-        raise ValueError(f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}")
+    names, threshold = detection.names_of(notes, dataset.classes), detection.threshold_of(notes)
     found, milliseconds = detection.timed(task, networks, dataset.samples)
     result = detection.beside(found, {a.image: a for a in dataset.objects}, names, -1)
     return evaluate.of_objects(
@@ -206,7 +208,7 @@ def objects_on(task, networks, notes, dataset, out: Path) -> dict:
 
 def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, *, overlays: bool) -> dict:
     """The objects of every photograph of a folder, as `predictions.csv`, `predictions.json` (COCO) and overlays."""
-    names, threshold = tuple(notes[0]["facts"]["names"]), detection.threshold_of(notes)
+    names, threshold = detection.names_of(notes, ()), detection.threshold_of(notes)
     call, options = detection.predictor(task), {key: settings.data[key] for key in ("fit", "scale", "overlap")}
     annotations: list[BoxAnnotation] = []
     scores: list[np.ndarray] = []

@@ -46,7 +46,9 @@ def claim(config, workdir: Path) -> None:
     path = workdir / "config.json"
     if path.exists():
         differences = configs.differences(configs.load(path), config)
-        if differences:
+        if differences and not (workdir / "checkpoints").exists():  # nothing is trained yet: the first try had a slip
+            configs.save(config, path)
+        elif differences:
             raise ValueError(
                 f"{workdir} holds a run of another config (there / here): {'; '.join(differences)}. Name another"
                 " --workdir, or delete this one"

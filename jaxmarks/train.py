@@ -102,7 +102,10 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
 
 def train_member(settings, workdir: Path, stage: str, member: runs.Member, dataset: Dataset, source: Path | None):
     """Trains one network to its last epoch, from its resume checkpoint where there is one."""
-    if checkpoint.note(runs.folder_of(workdir, stage, member) / "last"):
+    folder = runs.folder_of(workdir, stage, member)
+    done = checkpoint.note(folder / "last")
+    refuse_others(done or checkpoint.note(folder / "resume"), f"{stage} fold {member}", dataset.samples)
+    if done:
         return
     refuse(settings, dataset)
     training = Training(settings, workdir, stage, member, dataset, source)
@@ -127,7 +130,8 @@ class Training:
         found = caveats.of_training(settings, dataset, member, source, shown, validated=len(self.split.valid) > 0)
         for each in found:
             processes.tell(f"[{stage}] {each['image']}{each['what']}")
-        self.about: dict = {"facts": known, "caveats": found, "images": len(shown)}  # saved with the network
+        self.data = {"digest": samples.digest, "images": splits.names(self.split, samples, self.task.versions)}
+        self.about: dict = {"facts": known, "caveats": found, "images": len(shown), "data": self.data}
 
         parts = splits.parts(settings.train.balance, samples)
         self.plan = plan = plan_of(settings, self.split, parts, member, self.task.versions)
@@ -143,7 +147,7 @@ class Training:
         self.state = self.runners[0].put(state)
 
         self.feed = Feed(samples, versions=self.task.versions, batch=plan.batch)
-        self.data = self.runners[0].put(self.feed.data)
+        self.on_device = self.runners[0].put(self.feed.data)
         self.settle, self.score = judges(settings, self.task, self.feed, plan)
         quiet, tensorboard = not processes.lead(), settings.train.tensorboard
         self.log = MetricsLog(workdir, stage, *member, after=self.progress.epoch, tensorboard=tensorboard, quiet=quiet)
@@ -186,7 +190,7 @@ class Training:
             start = self.progress.batch
             here = slice(start, start + self.settings.train.span)
             self.state, losses = several(
-                self.runners, sizes[here], self.state, self.data, rows[here], key, start, self.feed.stream
+                self.runners, sizes[here], self.state, self.on_device, rows[here], key, start, self.feed.stream
             )
             self.progress.add(len(rows[here]), losses)
             if self.figure and epoch == 1 and not start:
@@ -234,7 +238,8 @@ class Training:
 
     def keep(self) -> None:
         """Writes the resume checkpoint."""
-        save(self.folder / "resume", {"state": self.here(), "best": self.best}, dataclasses.asdict(self.progress))
+        note = dataclasses.asdict(self.progress) | {"data": self.data}
+        save(self.folder / "resume", {"state": self.here(), "best": self.best}, note)
         self.saved_at = time.perf_counter()
 
     def finish(self) -> None:
@@ -250,6 +255,25 @@ class Training:
         if processes.lead():
             checkpoint.remove(self.folder / "resume")
         processes.wait()
+
+
+def refuse_others(note: dict | None, name: str, samples) -> None:
+    """Raises ValueError where the data are not those that the network with this note has been trained on so far.
+
+    Folds that are split from other images would train on each other's test.
+    """
+    if not note or "data" not in note or note["data"]["digest"] == samples.digest:
+        return
+    before, now = {image for part in note["data"]["images"].values() for image in part}, set(samples.name.tolist())
+    changes = [
+        f"{len(images)} images {what} ({', '.join(sorted(images)[:3])})"
+        for images, what in ((now - before, "are new"), (before - now, "are gone"))
+        if images
+    ]
+    raise ValueError(
+        f"{name}: the data have changed since it was trained: {', '.join(changes) or 'other marks or groups'}. Name another"
+        " --workdir to train on them, or score this run on them with --mode=evaluate"
+    )
 
 
 def refuse(settings, dataset: Dataset) -> None:

@@ -140,7 +140,7 @@ def test_contradictions_and_too_few_landmarks_are_refused(heads):
     line = ones * np.isin(np.arange(8), [0, 1, 4, 5])  # all of them in one plane, nothing of the width
     assert fit(np.float32(heads[3]), line).undetermined.all()
     none = fit(np.float32(heads[3]), 0 * ones)
-    assert none.undetermined.all() and np.isfinite(none.residuals).all()
+    assert none.undetermined.all() and np.isfinite(none.centre).all() and np.isnan(none.residuals).all()
     giant = heads[0][:, None] + 2 * (heads[3] - heads[0][:, None])
     assert fit(np.float32(giant), ones).contradicts.all()
 

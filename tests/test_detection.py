@@ -475,7 +475,7 @@ def test_boxes_of_another_photograph_are_named(tmp_path):
     samples, annotations, classes, problems = objects.load(tmp_path, tmp_path / "boxes.csv", size=(32, 48), overlap=8)
     assert [(p["image"], p["what"]) for p in problems] == [
         ("double.png", "annotated as 80x60, the photograph has 40x30: left out"),
-        ("outside.png", "the box (30, 20, 60, 50) lies outside the photograph of 40x30: left out"),
+        ("outside.png", "the box from (30, 20) to (60, 50) has its centre outside the photograph of 40x30: left out"),
     ]
     assert "boxes.csv: line 3" in problems[0]["where"]
     a, upright, outside = annotations

@@ -135,9 +135,9 @@ def test_direct_head_against_its_formula(loss, interval):
     head = heads.build({"name": "direct", "loss": loss, "interval": interval}, landmarks=2, size=(192, 256))
     points = jnp.float32([[[128, 96], [256, 0]]])
     targets, visible = head.targets({"points": points, "visible": jnp.array([[True, False]])})
-    # x' = (x - 128) / 128, y' = (y - 96) / 96; or x / 256, y / 192
-    np.testing.assert_allclose(targets, [[[0, 0], [1, -1]]] if interval == "symmetric" else [[[0.5, 0.5], [1, 0]]])
-    np.testing.assert_allclose(head.decode(targets)[0], points)
+    # x' = (x - 128) / 128, y' = (y - 96) / 96; or x / 256, y / 192; what is not visible is at 0
+    np.testing.assert_allclose(targets, [[[0, 0], [-1, -1]]] if interval == "symmetric" else [[[0.5, 0.5], [0, 0]]])
+    np.testing.assert_allclose(head.decode(targets)[0], [[[128, 96], [0, 0]]])
     residual = np.float32([[[0.5, -0.02], [0.1, 3]]])
     each = {"mse": residual**2, "l1": np.abs(residual)}[loss]
     total, count = head.loss(targets + residual, (targets, visible))

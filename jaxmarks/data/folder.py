@@ -10,7 +10,18 @@ from PIL import Image
 
 from jaxmarks.data import formats, records
 from jaxmarks.data.ahead import ahead
-from jaxmarks.data.photographs import decode, find, finder, image_size, listing, readable, reduced, shrunk
+from jaxmarks.data.photographs import (
+    decode,
+    find,
+    finder,
+    image_size,
+    listing,
+    losses,
+    readable,
+    reduced,
+    shrunk,
+    turned,
+)
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import frame, placement
 
@@ -63,6 +74,7 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
         if isinstance(source, str):
             problems.append({"image": a.image, "what": f"{source}: left out", "where": a.where})
             continue
+        problems += [{"image": a.image, "what": what, "where": a.where} for what in losses(file)]
         (h, w), matrix = source, np.array(frame(source, size, fit))
         outside = a.visible & ~((a.points >= 0) & (a.points <= (w, h))).all(1)
         for k in np.flatnonzero(outside):
@@ -79,6 +91,9 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
     if others:
         what = f"{len(others)} photographs have no landmarks: {', '.join(p.name for p in others[:5])}"
         problems.append({"image": others[0].name, "what": what, "where": str(landmarks)})
+    problems += turned(
+        (file for a, file in zip(annotations, places, strict=True) if a.size is None and file in outcomes), images
+    )
     names, sources = [a.image for a, _ in kept], [source for _, source in kept]
     samples = _samples(pixels, sources, names, size, fit, np.stack(points), np.stack(visible))
     numbers: dict[str, int] = {}
@@ -92,6 +107,10 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
 
 def _group(image, known, pattern):
     if pattern:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"--config.data.group_by={pattern}: no regular expression: {error}") from None
         found = re.search(pattern, PurePosixPath(image).name) or re.search(pattern, image)
         if not found or not found.groups() or found[1] is None:
             raise ValueError(

@@ -11,7 +11,18 @@ from PIL import Image
 
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.formats.boxes import read as read_boxes
-from jaxmarks.data.photographs import TURNED, decode, find, listing, readable, shrunk, turn_of
+from jaxmarks.data.photographs import (
+    TURNED,
+    decode,
+    finder,
+    listing,
+    losses,
+    name_of,
+    readable,
+    shrunk,
+    turn_of,
+    turned,
+)
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import placement, tiles
 
@@ -39,44 +50,92 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
     problems: list[dict] = []
     if not images.is_dir():
         raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
-    found = read_boxes(boxes, problems)
-    classes = tuple(sorted({name for a in found for name in a.classes}))
-    unused = set(listing(images))
+    found = by_photograph(read_boxes(boxes, problems), images, problems)
+    classes = tuple(sorted({name for a, _ in found for name in a.classes}))
+    if found and not classes:
+        raise FormatError(boxes, "", "no box in any photograph", "mark the objects: there is nothing to learn from")
 
-    def one(annotation):
+    def one(pair):
+        annotation, file = pair
         try:
-            file = find(images, annotation.image)
-            unused.discard(file)
             photograph = decode(file)
             annotation, notes = on_photograph(annotation, file, photograph.shape[:2])
+            notes += [note(annotation, what) for what in losses(file)]
             return annotation, list(cut(photograph, size, fit=fit, scale=scale, overlap=overlap)), notes
         except OSError as error:
             return str(error)
 
     with ThreadPoolExecutor() as pool:
-        results = list(zip(found, pool.map(one, found), strict=True))
+        results = list(pool.map(one, found))
     kept, parts = [], []
     groups: dict[str, int] = {}
-    for annotation, result in results:
+    for (annotation, _), result in zip(found, results, strict=True):
         if isinstance(result, str):
-            problems.append({"image": annotation.image, "what": f"{result}: left out", "where": annotation.where})
+            problems.append(note(annotation, f"{result}: left out"))
             continue
         annotation, frames, notes = result
-        problems += [{"image": annotation.image, "what": what, "where": annotation.where} for what in notes]
+        problems += notes
         kept.append(annotation)
         group = groups.setdefault(annotation.group or annotation.image, len(groups))
         parts += [(annotation, group, *frame) for frame in frames]
-    if unused:
+    if unused := set(listing(images)) - {file for _, file in found}:
         first = min(unused).relative_to(images).as_posix()
         what = f"{len(unused)} photographs of the folder are not in the file of boxes, this the first: not used"
         problems.append({"image": first, "what": what, "where": str(boxes)})
     if not kept:
-        raise FormatError(boxes, "", f"not one usable photograph in {images}", "check both paths")
+        reasons = "; ".join(sorted({p["what"] for p in problems})[:3])
+        raise FormatError(boxes, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
+    problems += turned((file for a, file in found if a.size is None), images)
     return samples(parts, size, classes), kept, classes, problems
 
 
-def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnotation, list[str]]:
-    """The boxes in the stored pixels of their photograph of `size` (h, w), and what is to be said of them.
+def note(annotation: BoxAnnotation, what: str, where: str = "") -> dict:
+    """A problem with an image's annotation."""
+    return {"image": annotation.image, "what": what, "where": where or annotation.where}
+
+
+def by_photograph(
+    annotations: list[BoxAnnotation], images: Path, problems: list[dict]
+) -> list[tuple[BoxAnnotation, Path]]:
+    """Annotations by the names of their photographs, from the folder on, with their files.
+
+    What is no photograph of the folder is left out, and what names the same one in two ways is joined; both are named.
+    """
+    find, each = finder(images), dict[Path, list[BoxAnnotation]]()
+    for annotation in annotations:
+        try:
+            each.setdefault(find(annotation.image), []).append(annotation)
+        except OSError as error:
+            problems.append(note(annotation, f"{error}: left out"))
+    found = []
+    for file, same in each.items():
+        first = dataclasses.replace(same[0], image=name_of(file, images))
+        for other in same[1:]:
+            problems.append(
+                note(other, f"the photograph of {same[0].image} ({same[0].where}), too: their boxes are joined")
+            )
+            for key in ("group", "size"):
+                mine, theirs = getattr(first, key), getattr(other, key)
+                if mine and theirs and mine != theirs:
+                    problems.append(note(other, f"{key} {theirs}, and {mine} in {first.where}: the latter holds"))
+                first = dataclasses.replace(first, **{key: mine or theirs})
+            boxes = np.concatenate([first.boxes, other.boxes])
+            classes, places = first.classes + other.classes, first.places + other.places
+            known = {
+                (*box, label): i
+                for i, (box, label) in reversed(list(enumerate(zip(boxes.tolist(), classes, strict=True))))
+            }
+            once = sorted(known.values())
+            if len(once) < len(boxes):
+                problems.append(note(other, f"{len(boxes) - len(once)} boxes again: kept once"))
+            pick = lambda values, once=once: tuple(values[i] for i in once) if values else ()
+            first = dataclasses.replace(first, boxes=boxes[once], classes=pick(classes), places=pick(places))
+        found.append((first, file))
+    return found
+
+
+def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnotation, list[dict]]:
+    """The boxes in the stored pixels of their photograph of `size` (h, w), and the problems with them.
 
     Boxes of an upright photograph that EXIF turns are turned back. A box whose centre lies outside is left out.
 
@@ -91,12 +150,15 @@ def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnot
         annotation = dataclasses.replace(annotation, boxes=corners, size=size)
     centres = annotation.boxes.reshape(-1, 2, 2).mean(1)
     inside = ((centres >= 0) & (centres <= (w, h))).all(-1)
-    notes = [
-        f"the box ({', '.join(f'{v:g}' for v in box)}) lies outside the photograph of {w}x{h}: left out"
-        for box in annotation.boxes[~inside]
-    ]
-    names = tuple(name for name, seen in zip(annotation.classes, inside, strict=True) if seen)
-    return dataclasses.replace(annotation, boxes=annotation.boxes[inside], classes=names), notes
+    places = annotation.places or ("",) * len(inside)
+    problems = []
+    for i in np.flatnonzero(~inside):
+        (x0, y0), (x1, y1) = annotation.boxes[i].reshape(2, 2)
+        what = f"the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) has its centre outside the photograph of {w}x{h}: left out"
+        problems.append(note(annotation, what, places[i]))
+    keep = lambda values: tuple(value for value, seen in zip(values, inside, strict=True) if seen)
+    names, places = keep(annotation.classes), keep(places)
+    return dataclasses.replace(annotation, boxes=annotation.boxes[inside], classes=names, places=places), problems
 
 
 def cut(image: np.ndarray, size, *, fit, scale=1.0, overlap=0) -> Iterator[tuple[np.ndarray, np.ndarray, tuple]]:

@@ -6,7 +6,8 @@ photograph is brought there by `formats.read`.
 
 import collections
 import functools
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import TypeVar
 
@@ -21,9 +22,16 @@ Result = TypeVar("Result")
 ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm"}
 
 
+def files_in(folder, endings) -> list[Path]:
+    """The files of a folder and its subfolders with one of these endings in any case, sorted; hidden ones are left out."""
+    return sorted(
+        p for p in Path(folder).rglob("*") if p.suffix.lower() in endings and p.name[0] != "." and p.is_file()
+    )
+
+
 def listing(folder) -> list[Path]:
     """The image files of a folder and its subfolders, sorted."""
-    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+    return files_in(folder, ENDINGS)
 
 
 def finder(folder) -> Callable[[str], Path]:
@@ -32,11 +40,11 @@ def finder(folder) -> Callable[[str], Path]:
 
     @functools.cache
     def index():
-        """The files by name and by stem, in small letters."""
+        """The files by name and by stem, in small letters, umlauts as one character (a Mac writes two)."""
         names, stems = collections.defaultdict(list), collections.defaultdict(list)
         for file in listing(folder):
-            names[file.name.lower()].append(file)
-            stems[file.stem.lower()].append(file)
+            names[_plain(file.name)].append(file)
+            stems[_plain(file.stem)].append(file)
         return names, stems
 
     def find(name):
@@ -48,7 +56,7 @@ def finder(folder) -> Callable[[str], Path]:
         # What follows the last dot of "A1.2" is no ending: A1.png is another photograph.
         stem = path.stem if path.suffix.lower() in ENDINGS else path.name
         for files, key in ((names, path.name), (stems, path.name), (stems, stem)):
-            matches = [file for file in files.get(key.lower(), ()) if _may_be(path, file.relative_to(folder))]
+            matches = [file for file in files.get(_plain(key), ()) if _may_be(path, file.relative_to(folder))]
             if len(matches) > 1:
                 several = ", ".join(p.relative_to(folder).as_posix() for p in matches[:3])
                 raise OSError(f"{len(matches)} images may be meant ({several}): write the path from {folder} on")
@@ -59,10 +67,14 @@ def finder(folder) -> Callable[[str], Path]:
     return find
 
 
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).lower()
+
+
 def _may_be(path: PureWindowsPath, file: Path) -> bool:
     """Whether a file in a subfolder may be the one of this path: s1/a.png is not s2/a.png."""
     elsewhere = path.anchor or ".." in path.parts  # on another machine
-    mine, theirs = file.parent.name.lower(), path.parent.name.lower()
+    mine, theirs = _plain(file.parent.name), _plain(path.parent.name)
     return bool(elsewhere) or not (mine and theirs) or mine == theirs
 
 
@@ -123,6 +135,22 @@ def turn_of(path, told: tuple[int, int] | None, stored: tuple[int, int], *, upri
     return turn if told == shown != stored or (upright and told in (None, shown)) else 1
 
 
+def turned(files: Iterable[Path], folder: Path) -> list[dict]:
+    """The problem of photographs that EXIF turns and whose annotations do not tell as which size they were seen."""
+    names = [name_of(file, folder) for file in files if orientation(file) > 1]
+    if not names:
+        return []
+    what = (
+        f"{len(names)} photographs carry an EXIF rotation, this the first: the marks are taken as of the stored pixels"
+    )
+    return [{"image": names[0], "what": what, "where": str(folder)}]
+
+
+def name_of(file: Path, folder: Path) -> str:
+    """A photograph's path from the folder on; the whole one where it is not in there."""
+    return (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()
+
+
 def _open(path) -> Image.Image:
     """Image.open; whatever else it raises for a damaged header becomes OSError."""
     try:
@@ -134,10 +162,42 @@ def _open(path) -> Image.Image:
 def decode(path) -> np.ndarray:
     """The photograph as (H, W, 3) uint8.
 
-    16-bit and float images are stretched from their own minimum and maximum to 0..255. Transparency is dropped, and of a
-    file with several pages the first is taken. Raises OSError for what is no readable image.
+    16-bit and float images are stretched to 0..255 from the values that a thousandth of their pixels is below and above,
+    so that a few saturated ones do not make the rest black. Transparency is dropped, and of a file with several pages
+    the first is taken (`losses` says so). Raises OSError for what is no readable image.
     """
     return reduced(path, at_least=None)[0]
+
+
+def losses(path) -> list[str]:
+    """What `decode` does not take of a file: further pages, and the lower bits of 16 in a PNG's colours.
+
+    Nothing of a file that is no readable image.
+    """
+    try:
+        with _open(path) as image:
+            pages = getattr(image, "n_frames", 1)
+            found = [f"{pages} pages, of which the first is taken: make one image of them"] if pages > 1 else []
+            if image.format == "PNG" and _deep_colour(image):
+                found.append("16 bits a colour, of which the upper 8 are taken: write it as TIFF or in greys")
+            return found
+    except OSError:
+        return []
+
+
+def _deep_colour(image: Image.Image) -> bool:
+    """Whether the file has 16 bits for each of several channels, of which Pillow reads the upper 8."""
+    return any(";16" in str(tile) for tile in getattr(image, "tile", ())) and len(image.getbands()) > 1
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    """Greys or colours as uint8, from the values that a thousandth is below and above; OSError where none is a number."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        raise OSError("no pixel is a finite number")
+    low, high = np.quantile(known, 0.001, method="lower"), np.quantile(known, 0.999, method="higher")
+    share = np.clip(np.nan_to_num(values, nan=low, posinf=high, neginf=low), low, high) - low
+    return np.round(share / max(high - low, 1e-12) * 255).astype(np.uint8)
 
 
 def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tuple[float, float]]:
@@ -149,15 +209,19 @@ def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tupl
     with _open(path) as image:
         drafted = image.draft("RGB", (at_least[1], at_least[0])) if at_least else None
         extent = drafted[1][:1:-1] if drafted else image.size[::-1]
+        deep = _deep_colour(image)  # which is forgotten once it is read
         try:
             image.load()
         except (SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for some damaged files
             raise OSError(str(error)) from error
         if image.mode.startswith(("I", "F")):
-            values = np.asarray(image, np.float64)
-            low, high = np.nanmin(values), np.nanmax(values)
-            grey = np.nan_to_num((values - low) / max(high - low, 1e-12) * 255)
-            return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1), extent
+            return np.repeat(stretched(np.asarray(image, np.float64))[..., None], 3, axis=-1), extent
+        if deep and image.format == "TIFF":
+            import tifffile  # with scikit-image
+
+            values = tifffile.imread(path, key=0)
+            if values.ndim == 3 and values.shape[:2] == image.size[::-1] and values.shape[2] >= 3:
+                return stretched(values[..., :3].astype(np.float64)), extent
         return np.array(image.convert("RGB")), extent
 
 
@@ -196,4 +260,5 @@ def readable(
         if isinstance(result, OSError):
             problems.append({"image": name, "what": f"cannot be read ({result}): left out", "where": str(file)})
         else:
+            problems += [{"image": name, "what": what, "where": str(file)} for what in losses(file)]
             yield name, result

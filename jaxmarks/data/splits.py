@@ -39,6 +39,8 @@ def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: in
     rest = order[~np.isin(order, test)]
     # Another order for each fold, or the validation groups would be the same in all of them.
     rest = np.random.default_rng((seed, fold)).permutation(rest)
+    if not 0 <= valid < 1:
+        raise ValueError(f"--config.split.valid={valid}: a share from 0 to below 1")
     held = round(valid * len(rest))
     rest = np.roll(rest, -member * held)
     where = lambda chosen: np.flatnonzero(np.isin(group, chosen))
@@ -119,11 +121,27 @@ def of_member(settings, samples: Samples, member, versions: int) -> Split:
         draw, domains = np.random.default_rng((settings.seed, member.fold)), samples.domain[train]
         drawn = [draw.permutation(np.unique(group[train[domains == d]])) for d in np.unique(domains)]
         train = train[np.isin(group[train], np.concatenate([groups[: split.few] for groups in drawn]))]
+    if not len(train):
+        raise ValueError(
+            f"fold {member.fold}: no image is left to train on: lower --config.split.valid={split.valid}, or give more images"
+        )
+    if not len(test) and not len(valid):
+        raise ValueError(
+            f"--config.split.folds={split.folds} --config.split.valid={split.valid}: nothing is held back to score the"
+            " network on: raise one of them"
+        )
     expand = lambda chosen: (chosen[:, None] * versions + np.arange(versions)).reshape(-1)
     if split.by != "random":
         return Split(expand(train), valid * versions + versions - 1, test)
     every = expand(np.sort(np.concatenate([train, valid])))
     return Split(*random(every, valid=split.valid, seed=split.seed + member.fold, member=number), test)
+
+
+def names(split: Split, samples: Samples, versions: int) -> dict[str, list[str]]:
+    """The images of a network's split by name: "train", "valid", "test" and, where `split.few` leaves some, "unused"."""
+    chosen = {"train": split.train // versions, "valid": split.valid // versions, "test": split.test}
+    unused = np.setdiff1d(np.arange(len(samples)), np.concatenate(list(chosen.values())))
+    return {part: np.unique(samples.name[rows]).tolist() for part, rows in (chosen | {"unused": unused}).items()}
 
 
 def parts(balance: str, samples: Samples) -> np.ndarray:

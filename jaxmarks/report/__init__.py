@@ -8,10 +8,10 @@ import jinja2
 import numpy as np
 
 from jaxmarks.report import figures, objects, tables
-from jaxmarks.report.figures import contact_sheet, overlay, slices
+from jaxmarks.report.figures import contact_sheet, emptied, overlay, slices
 from jaxmarks.report.tables import markdown
 
-__all__ = ["contact_sheet", "markdown", "overlay", "page", "slices", "write"]
+__all__ = ["contact_sheet", "emptied", "markdown", "overlay", "page", "slices", "write"]
 
 
 def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) -> Path:
@@ -100,7 +100,7 @@ def overlays(found: tables.Predictions, photograph, folder: Path, *, most: int =
     order = order[np.argsort(means[order], kind="stable")]
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
     cells, labels = [], []
-    (folder / "overlays").mkdir(exist_ok=True)
+    figures.emptied(folder / "overlays")
     for rank, i in enumerate(chosen, 1):
         image = photograph(found.images[i])
         if image is not None:

@@ -1,5 +1,6 @@
 """The figures of a run, drawn from its files with Matplotlib's object interface (no global state)."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,12 @@ from jaxmarks.report import tables
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, SKY, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#6b7280"
 METHODS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
+
+
+def emptied(folder: Path) -> None:
+    """Makes a folder of drawings, without those of an earlier time."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def axes(rows=1, columns=1, *, size=(7.2, 3.4), **options):

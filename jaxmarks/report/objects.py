@@ -77,7 +77,7 @@ def overlays(
     order = sorted(names, key=lambda name: (missed[name] + alarms[name], name))
     chosen = [order[i] for i in np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
     cells, labels = [], []
-    (folder / "overlays").mkdir(exist_ok=True)
+    figures.emptied(folder / "overlays")
     for rank, name in enumerate(chosen, 1):
         image = photograph(str(name))
         if image is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmarks.data.formats import coco, labelme, table, text, tps
-from jaxmarks.data.photographs import TURNED, finder, image_size, turn_of
+from jaxmarks.data.photographs import TURNED, finder, image_size, name_of, turn_of
 from jaxmarks.data.samples import Annotation, FormatError
 
 KNOWN = ".tps, .csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of LabelMe .json"
@@ -145,7 +145,7 @@ def _beside_photographs(found, images, problems) -> list[Annotation]:
     for a in found:
         try:
             file = find(a.image)
-            name = _name(file, images)
+            name = name_of(file, images)
             if a.size is None and not a.upright:  # then the numbers can be of nothing but the stored pixels
                 kept.append(dataclasses.replace(a, image=name))
                 continue
@@ -164,11 +164,6 @@ def _beside_photographs(found, images, problems) -> list[Annotation]:
             points = np.where(a.visible[:, None], turned, 0.0)
         kept.append(dataclasses.replace(a, image=name, points=points, size=stored, upright=False))
     return kept
-
-
-def _name(file, images) -> str:
-    """A photograph's path from the folder `images` on; the whole one where it is not in there."""
-    return (file.relative_to(images) if file.is_relative_to(images) else file).as_posix()
 
 
 def _read_tps(path, images, problems):
@@ -191,7 +186,7 @@ def _read_tps(path, images, problems):
         try:
             file = find(name)
             heights.append(image_size(file)[0])
-            kept.append(dataclasses.replace(s, image=_name(file, images)))
+            kept.append(dataclasses.replace(s, image=name_of(file, images)))
         except OSError as error:
             problems.append({"image": name, "what": f"{error}: left out", "where": where})
     return tps.to_annotations(kept, heights, path)

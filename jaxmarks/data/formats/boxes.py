@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxmarks.data.formats import coco
 from jaxmarks.data.formats import text as texts
+from jaxmarks.data.photographs import files_in
 from jaxmarks.data.samples import FormatError
 
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "group")
@@ -35,8 +36,8 @@ class BoxAnnotation:
     """The objects of one image.
 
     `boxes` is (M, 4) float64, (x0, y0, x1, y1) with x0 < x1 and y0 < y1 in pixels of that image; a box may reach out of
-    it. `classes` are their M names, `size` the image's (height, width) where the file says it, and `where` the place in
-    the file ("boxes.csv: line 14"), for messages.
+    it. `classes` are their M names, `size` the image's (height, width) where the file says it; for messages `where` is
+    the image's place in the file ("boxes.csv: line 14"), and `places` are those of the boxes, where they are known.
     """
 
     image: str
@@ -45,6 +46,7 @@ class BoxAnnotation:
     group: str = ""
     where: str = ""
     size: tuple[int, int] | None = None
+    places: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -131,6 +133,7 @@ def _annotation(name, image, shift, problems):
         group=image.group,
         where=image.where,
         size=image.size,
+        places=tuple(boxes.values()),
     )
 
 
@@ -286,7 +289,7 @@ def _json_number(where, value):
 
 
 def _read_voc(path, problems):
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".xml") if path.is_dir() else [path]
+    files = files_in(path, {".xml"}) if path.is_dir() else [path]
     if not files:
         raise FormatError(path, "", "no .xml in this folder", "name a folder of VOC files")
     cell = lambda element, tag: (element.findtext(tag) or "").strip()
@@ -303,7 +306,8 @@ def _read_voc(path, problems):
         if name in images:
             what = f"the image stands twice, first in {images[name].where}: joined"
             problems.append({"image": name, "what": what, "where": str(file)})
-        size = _size(file, *(_number(file, cell(root, f"size/{side}")) for side in ("width", "height")))
+        sides = [_number(file, cell(root, f"size/{side}")) for side in ("width", "height")]
+        size = _size(file, *sides) if any(sides) else None  # some tools write 0 for what they do not know
         entry = _entry(images, name, str(file), size, "", problems)
         for i, element in enumerate(root.findall("object")):
             where = f"{file}: object {i + 1}"

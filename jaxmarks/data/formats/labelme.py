@@ -13,6 +13,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 
 from jaxmarks.data.formats import text
+from jaxmarks.data.photographs import files_in
 from jaxmarks.data.samples import Annotation, FormatError
 
 
@@ -26,7 +27,7 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
       FormatError: a file that is no JSON or no LabelMe, a point that is no pair of numbers.
     """
     path = Path(path)
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".json") if path.is_dir() else [path]
+    files = files_in(path, {".json"}) if path.is_dir() else [path]
     if not files:
         raise FormatError(path, "", "no .json in this folder", "name a folder of LabelMe files")
     root = path if path.is_dir() else path.parent

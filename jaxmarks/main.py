@@ -1,6 +1,8 @@
 """The command line: `python -m jaxmarks.main --config=configs/beetle.py[:variant] [--workdir=DIR] [--mode=MODE]`."""
 
 import argparse
+import functools
+import json
 import sys
 import time
 from pathlib import Path
@@ -10,7 +12,18 @@ from ml_collections import config_flags
 
 from jaxmarks import host
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/beetle.py", "The experiment; variants after a colon.")
+
+def default_config(argv: list[str]) -> str:
+    """The config where none is named: of the run in --workdir that is to predict or be evaluated, else the beetles'."""
+    found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("workdir", "mode"):
+        found.add_argument(f"--{name}", f"-{name}", default="")
+    known, _ = found.parse_known_args(argv[1:])
+    trained = known.mode in ("predict", "evaluate") and known.workdir and (Path(known.workdir) / "config.json").exists()
+    return f"{Path(__file__).with_name('run_config.py')}:{known.workdir}" if trained else "configs/beetle.py"
+
+
+CONFIG = config_flags.DEFINE_config_file("config", default_config(sys.argv), "The experiment; variants after a colon.")
 WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder; by default runs/ and the config's name.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "describe", "export"], "What to do.")
 SIZE = flags.DEFINE_list(
@@ -67,19 +80,6 @@ def join():
     processes.join(PROCESSES.value, coordinator=COORDINATOR.value, index=PROCESS.value)
 
 
-def with_config(argv: list[str]) -> list[str]:
-    """The arguments, and the config of the run in --workdir where they name none to predict or evaluate with."""
-    found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("config", "workdir", "mode"):
-        found.add_argument(f"--{name}", f"-{name}")
-    known, _ = found.parse_known_args(argv[1:])
-    if known.config or known.mode not in ("predict", "evaluate") or not known.workdir:
-        return argv
-    if not (Path(known.workdir) / "config.json").exists():  # which is said in time
-        return argv
-    return [*argv, f"--config={Path(__file__).with_name('run_config.py')}:{known.workdir}"]
-
-
 def name_own(data) -> None:
     """Raises ValueError where the config is for data of one's own and names none: it would train on drawn ones."""
     path, _, variants = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
@@ -95,14 +95,17 @@ def overrides() -> dict:
     return config_flags.get_override_values(flags.FLAGS["config"])
 
 
-def refuse_unused(mode: str, *used: str) -> None:
-    """Raises ValueError where the command line sets what the run has settled."""
-    for key in overrides():
-        if key not in used:
-            raise ValueError(
-                f"--config.{key}: --mode={mode} takes what the run was trained with; leave it out (there are"
-                f" {', '.join(f'--config.{name}' for name in used)})"
-            )
+def tell_unused(workdir: Path, *used: str) -> None:
+    """Names what the command line sets, and the run in the workdir was trained otherwise with: it has no effect."""
+    from jaxmarks import runs
+
+    trained = runs.settings_of(workdir)
+    for key, value in overrides().items():
+        if key in used:
+            continue
+        own = functools.reduce(lambda part, name: part.get(name, {}), key.split("."), trained)
+        if json.dumps(own, default=list) != json.dumps(value, default=list):
+            print(f"--config.{key} has no effect: --mode={MODE.value} takes what the run was trained with, {own}")
 
 
 def overrides_of_scale(data) -> dict:
@@ -156,7 +159,7 @@ def evaluate(config, workdir):
         ("volume" if "volume" in trained.data else "images"),
         ("boxes" if "boxes" in trained.data else "landmarks"),
     )
-    refuse_unused("evaluate", f"data.{shown}", f"data.{marks}", "data.group_by", *SCALED * (marks == "boxes"))
+    tell_unused(workdir, f"data.{shown}", f"data.{marks}", "data.group_by", *SCALED * (marks == "boxes"))
     given = {key: config.data.get(key) for key in (shown, marks, "group_by") if config.data.get(key)}
     mine = loading.of_set(trained.data, SET.value) if given else trained.data
     path = lambda name: Path(name or "").absolute()
@@ -187,7 +190,7 @@ def predict(config, workdir):
     if not config.data.images:
         raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
     data = runs.settings_of(workdir).data
-    refuse_unused("predict", "data.images", *SCALED * ("boxes" in data))
+    tell_unused(workdir, "data.images", *SCALED * ("boxes" in data))
     scale = overrides_of_scale(data).get("scale")
     summary = predictions.on_folder(workdir, config.data.images, workdir / "predict", set=SET.value, scale=scale)
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
@@ -265,5 +268,4 @@ def say(summary, out):
 
 
 if __name__ == "__main__":
-    sys.argv = with_config(sys.argv)
     app.run(main)

@@ -2,13 +2,22 @@
 
 from pathlib import Path
 
+import ml_collections
+
 from jaxmarks import runs
 
+DATA = ("images", "landmarks", "boxes", "volume", "group_by")
 
-def get_config(workdir: str):
+
+def get_config(workdir: str) -> ml_collections.ConfigDict:
     """The config of the run in a folder, in which the data are to be named anew."""
     config = runs.config_of(Path(workdir))
-    for key in ("images", "landmarks", "boxes", "volume", "group_by"):
-        if key in config.data:
-            config.data[key] = ""
-    return config
+    config.data.update({key: "" for key in DATA if key in config.data})
+    return ml_collections.ConfigDict(_with_tuples(config.to_dict()))
+
+
+def _with_tuples(value):
+    """JSON's lists as the tuples that they were, which flags can set."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(part) for key, part in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

@@ -1,9 +1,12 @@
 """Detection: tiles and their boxes, joining, thresholds and scores by hand, the heads against naive computations."""
 
 import csv
+import dataclasses
 import json
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -22,7 +25,8 @@ from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.heads import Detections
 from jaxmarks.ops import boxes as box_ops
 
-get_config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "spines.py"))["get_config"]
+ROOT = Path(__file__).parent.parent
+get_config = runpy.run_path(str(ROOT / "configs" / "spines.py"))["get_config"]
 
 
 def squares(size, corners, side=9):
@@ -371,6 +375,28 @@ def test_a_detector_from_files_to_report_and_back(data, tmp_path):
     np.testing.assert_allclose(mine[np.lexsort(np.round(mine / 5).T)], alike[order], atol=3)
     again = predict.evaluate_on(tmp_path / "run", dataset, tmp_path / "again")
     assert again["f1"] > 0.8
+    # Without a config, on photographs of twice the scale; and one alone, whose drawing is then the only one.
+    more = tmp_path / "more"
+    (more / "one").mkdir(parents=True)
+    annotations = box_files.read(data / "boxes.csv")
+    for a in annotations:
+        Image.open(data / a.image).resize(np.multiply(2, Image.open(data / a.image).size), 0).save(more / a.image)
+    shutil.copy(more / "0.png", more / "one")
+    twice = [dataclasses.replace(a, boxes=2 * a.boxes) for a in annotations]
+    box_files.write(tmp_path / "twice.csv", twice)
+    command = [sys.executable, "-m", "jaxmarks.main", f"--workdir={tmp_path / 'run'}"]
+    for mode, images, *others in (
+        ("evaluate", more, f"--config.data.boxes={tmp_path / 'twice.csv'}", "--config.data.scale=0.5"),
+        ("predict", more, "--config.data.scale=0.5"),
+        ("predict", more / "one", "--config.data.scale=0.5"),
+    ):
+        arguments = [f"--mode={mode}", f"--config.data.images={images}", *others]
+        done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())["f1"] > 0.8
+    assert [p.name for p in (tmp_path / "run" / "predict" / "overlays").iterdir()] == ["0.png.jpg"]
+    doubled = box_files.read(tmp_path / "run" / "predict" / "predictions.csv")[0].boxes
+    np.testing.assert_allclose(np.sort(doubled.mean(0)), np.sort(2 * alike.mean(0)), atol=5)
 
 
 CLASSES = {"bar": (10, 24), "box": (18, 16), "dot": (12, 12)}  # (w, h)
@@ -446,6 +472,74 @@ def test_the_papers_split_divides_groups_but_no_photograph(data):
     assert [len(np.unique(part.name)) for part in parts] == [10, 1, 3]
     assert not set(parts[0].name) & set(parts[2].name)
     assert set(parts[0].group) & set(parts[2].group)  # the other frame of a group has been seen
+
+
+def test_one_photograph_under_several_names_is_one(tmp_path):
+    """Else its parts would be divided between training and test, and the boxes of one be false alarms in the other."""
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    rows = [
+        "a.jpg,spot,2,2,8,8,",
+        "A.JPG,spot,20,2,26,8,g",
+        "C:\\photos\\a.jpg,spot,2,2,8,8,",
+        "a,dot,2,20,8,26,h",
+        "b.jpg,spot,1,1,9,9,",
+    ]
+    (tmp_path / "boxes.csv").write_text("filename,class,xmin,ymin,xmax,ymax,group\n" + "\n".join(rows) + "\n")
+    samples, annotations, _, problems = objects.load(tmp_path, tmp_path / "boxes.csv", size=(32, 48), overlap=8)
+    assert [a.image for a in annotations] == ["a.jpg", "b.jpg"] and samples.name.tolist() == ["a.jpg", "b.jpg"]
+    assert annotations[0].boxes.tolist() == [[2, 2, 9, 9], [20, 2, 27, 9], [2, 20, 9, 27]]
+    assert annotations[0].classes == ("spot", "spot", "dot") and annotations[0].group == "g"
+    assert [line[-1] for line in annotations[0].places] == ["2", "3", "5"]
+    said = [(p["where"][-1], p["what"]) for p in problems]
+    assert [where for where, what in said if "joined" in what] == ["3", "4", "5"]
+    assert ("4", "1 boxes again: kept once") in said and any(w == "5" and "group h, and g" in t for w, t in said)
+
+
+def test_what_is_wrong_with_all_photographs_is_said_at_once(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    header = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+    (tmp_path / "boxes.csv").write_text(header + "a.png,30,40,spot,2,2,8,8\n")
+    with pytest.raises(ValueError, match="annotated as 30x40, the photograph has 40x30"):
+        objects.load(tmp_path, tmp_path / "boxes.csv", size=(32, 48))
+    (tmp_path / "boxes.csv").write_text(header + "a.png,,,,,,,\n")
+    with pytest.raises(ValueError, match="no box in any photograph"):
+        objects.load(tmp_path, tmp_path / "boxes.csv", size=(32, 48))
+
+
+def naive_merge(boxes, scores, classes, cut):
+    """One box after the other, the whole and best first, against all that are kept."""
+    tiles, count = scores.shape
+    each = [(cut[t, n], -scores[t, n], t, n) for t in range(tiles) for n in range(count) if scores[t, n] > 0]
+    kept = []
+    for is_cut, _, t, n in sorted(each):
+        x0, y0, x1, y1 = boxes[t, n]
+        for s, m in kept:
+            u0, v0, u1, v1 = boxes[s, m]
+            shared = max(0, min(x1, u1) - max(x0, u0)) * max(0, min(y1, v1) - max(y0, v0))
+            both = (x1 - x0) * (y1 - y0) + (0 if is_cut else (u1 - u0) * (v1 - v0) - shared)
+            if s != t and classes[s, m] == classes[t, n] and shared > 0.4 * both:
+                break
+        else:
+            kept.append((t, n))
+    return sorted((-scores[t, n], *boxes[t, n].tolist(), classes[t, n]) for t, n in kept)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_joining_tiles_equals_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    tiles, count = rng.integers(1, 7), rng.integers(1, 12)
+    corners = rng.integers(0, 3, (tiles, 1, 2)) * 30 + rng.integers(0, 40, (tiles, count, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(4, 16, (tiles, count, 2))], -1).astype(float)
+    scores = rng.permutation(tiles * count).reshape(tiles, count) / 100  # one of them 0
+    classes, cut = rng.integers(0, 2, (tiles, count)), rng.random((tiles, count)) < 0.3
+    found, values, labels = detection.merged(boxes, scores, classes, cut)
+    assert sorted(
+        (-v, *b, c) for b, v, c in zip(found.tolist(), values.tolist(), labels.tolist(), strict=True)
+    ) == naive_merge(boxes, scores, classes, cut)
+    assert (np.diff(values) <= 0).all()
+    nothing = detection.merged(boxes, 0 * scores, classes, cut)
+    assert [part.shape for part in nothing] == [(0, 4), (0,), (0,)]
 
 
 def test_photographs_without_an_entry_are_counted(data, tmp_path):

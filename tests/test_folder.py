@@ -1,7 +1,11 @@
 """A folder of photographs becomes Samples: frames, names, image kinds, and everything that can be wrong with them."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from jaxmarks.data import folder, formats, photographs
@@ -71,6 +75,67 @@ def test_image_kinds_become_rgb(mode, tmp_path):
     assert found.shape == (8, 8, 3) and found.dtype == np.uint8
     if mode != "1":
         np.testing.assert_allclose(found[..., 0].astype(int), grey, atol=3)
+
+
+def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
+    rng = np.random.default_rng(0)
+    deep = rng.integers(0, 4096, (40, 50, 3), dtype=np.uint16)  # 12 bits
+    tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb")
+    np.testing.assert_allclose(photographs.decode(tmp_path / "deep.tif"), deep / 4095 * 255, atol=1.5)
+    assert photographs.losses(tmp_path / "deep.tif") == []
+    tifffile.imwrite(tmp_path / "stack.tif", deep.transpose(2, 0, 1), photometric="minisblack")
+    assert "3 pages" in photographs.losses(tmp_path / "stack.tif")[0]
+    (tmp_path / "deep.png").write_bytes(png_of(deep))
+    assert "16 bits a colour" in photographs.losses(tmp_path / "deep.png")[0]
+    assert photographs.losses(tmp_path / "none.png") == []
+    problems: list[dict] = []
+    list(folder.batches(tmp_path, size=(16, 16), problems=problems))
+    assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
+    (tmp_path / "marks.csv").write_text("image,x1,y1\nstack.tif,2,3\ndeep.tif,2,3\ndeep.png,2,3\n")
+    _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
+    assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
+
+
+def png_of(values):
+    """A PNG of 16 bits a colour, (H, W, 3) uint16, which Pillow does not write."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_a_few_saturated_or_missing_pixels_do_not_make_an_image_black(tmp_path):
+    grey = np.linspace(0, 4095, 2500).reshape(50, 50)
+    hot = grey.astype(np.uint16)
+    hot[7, 7] = 65535
+    Image.fromarray(hot).save(tmp_path / "hot.png")
+    assert np.percentile(photographs.decode(tmp_path / "hot.png"), 50) == pytest.approx(127, abs=2)
+    odd = grey.astype(np.float32)
+    odd[0, :3] = np.nan, np.inf, -np.inf
+    Image.fromarray(odd).save(tmp_path / "odd.tif")
+    found = photographs.decode(tmp_path / "odd.tif")[..., 0]
+    assert found[0, :3].tolist() == [0, 255, 0] and np.percentile(found, 50) == pytest.approx(127, abs=2)
+    Image.fromarray(np.full((5, 5), np.nan, np.float32)).save(tmp_path / "none.tif")
+    with pytest.raises(OSError, match="no pixel is a finite number"):
+        photographs.decode(tmp_path / "none.tif")
+
+
+def test_hidden_files_are_nobodys_and_umlauts_are_one_letter(tmp_path):
+    for name in ("Flu\u0308gel.jpg", "._Flu\u0308gel.jpg", ".DS_Store"):  # as a Mac writes them
+        Image.new("RGB", (4, 4)).save(tmp_path / name, format="JPEG")
+    assert [p.name for p in photographs.listing(tmp_path)] == ["Flu\u0308gel.jpg"]
+    assert photographs.find(tmp_path, "Fl\u00fcgel.jpg").name == "Flu\u0308gel.jpg"
+
+
+def test_marks_of_photographs_that_exif_turns_are_named_where_no_size_tells(tmp_path):
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=turn)
+    Image.new("RGB", (40, 30)).save(tmp_path / "b.jpg")
+    (tmp_path / "marks.csv").write_text("image,x1,y1\na.jpg,2,3\nb.jpg,2,3\n")
+    _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
+    assert [(p["image"], p["what"][:38]) for p in problems] == [("a.jpg", "1 photographs carry an EXIF rotation, ")]
 
 
 def test_names_are_found_as_people_write_them(tmp_path):

@@ -1,0 +1,166 @@
+"""A run knows which images its networks have seen, whatever becomes of the files."""
+
+import csv
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmarks import checkpoint, evaluate, formats, phantoms, runs, train
+from jaxmarks.data import loading, splits
+from jaxmarks.data.samples import Annotation
+
+ROOT = Path(__file__).parent.parent
+get_config = runpy.run_path(str(ROOT / "configs" / "fish.py"))["get_config"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two folds on eight of ten photographs, and the annotations of all ten."""
+    folder = tmp_path_factory.mktemp("same")
+    (folder / "photographs").mkdir()
+    annotations = []
+    for s in range(10):
+        image, points = phantoms.draw("pronotum", s, size=(48, 64))
+        Image.fromarray(image).save(folder / "photographs" / f"{s}.png")
+        annotations.append(Annotation(image=f"{s}.png", points=points.astype(float), visible=np.ones(8, bool)))
+    formats.write(folder / "marks.csv", annotations[:8])
+    train.train(config_of(folder), folder / "run")
+    return folder, annotations
+
+
+def config_of(folder):
+    config = get_config("own,smoke")
+    config.update_from_flattened_dict(
+        {
+            "data.images": str(folder / "photographs"), "data.landmarks": str(folder / "marks.csv"), "data.size": (32, 32),
+            "split.folds": 2, "model.width": 4, "model.depth": 2, "train.devices": 1, "train.steps": 4, "baselines": ("mean_shape",),
+        }
+    )  # fmt: skip
+    return config
+
+
+def seen_by(workdir, fold):
+    images = checkpoint.note(runs.folder_of(workdir, "train", runs.Member(fold)) / "best")["data"]["images"]
+    return {*images["train"], *images["valid"]}, images
+
+
+def test_the_images_of_a_network_are_saved_with_it(trained):
+    folder, _ = trained
+    for fold in range(2):
+        seen, images = seen_by(folder / "run", fold)
+        assert not seen & set(images["test"]) and len(seen) + len(images["test"]) == 8 and not images["unused"]
+
+
+def rewritten(folder, annotations):
+    """The dataset with other annotations in its file, which is then as it was."""
+    before = (folder / "marks.csv").read_text()
+    formats.write(folder / "marks.csv", annotations)
+    try:
+        return loading.load(config_of(folder).data)
+    finally:
+        (folder / "marks.csv").write_text(before)
+
+
+def test_images_that_came_later_are_predicted_by_all_and_no_image_by_who_saw_it(trained, tmp_path):
+    folder, annotations = trained
+    dataset = rewritten(folder, annotations)
+    summary = evaluate.of_run(config_of(folder), folder / "run", dataset, out=tmp_path)
+    with (tmp_path / "predictions.csv").open() as file:
+        fold = {row["image"]: int(row["fold"]) for row in csv.DictReader(file)}
+    assert len(fold) == 10 and [name for name, f in fold.items() if f < 0] == ["8.png", "9.png"]
+    assert all(name not in seen_by(folder / "run", f)[0] for name, f in fold.items() if f >= 0)
+    assert [f["image"] for f in summary["failures"] if "new since the training" in f["what"]] == ["8.png"]
+    fewer = evaluate.of_run(config_of(folder), folder / "run", rewritten(folder, annotations[:4]), out=tmp_path)
+    assert fewer["images"] == 4
+    with pytest.raises(ValueError, match="landmarks, the run's network finds 8"):
+        short = [Annotation(a.image, a.points[:5], a.visible[:5]) for a in annotations]
+        evaluate.of_run(config_of(folder), folder / "run", rewritten(folder, short), out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda a: a, r"2 images are new \(8.png, 9.png\)"),
+        (lambda a: a[1:8], r"1 images are gone \(0.png\)"),
+        (lambda a: [Annotation(x.image, x.points + (n == 3), x.visible) for n, x in enumerate(a[:8])], "other marks"),
+    ],
+)
+def test_a_finished_run_is_not_taken_for_one_on_other_data(trained, change, what):
+    folder, annotations = trained
+    before = (folder / "marks.csv").read_text()
+    formats.write(folder / "marks.csv", change(annotations))
+    with pytest.raises(ValueError, match=f"fold 0: the data have changed since it was trained: {what}"):
+        train.train(config_of(folder), folder / "run")
+    (folder / "marks.csv").write_text(before)
+    train.train(config_of(folder), folder / "run")  # as they were there is nothing to do
+
+
+def test_corrected_marks_are_scored_by_who_held_the_images_out(trained, tmp_path):
+    folder, annotations = trained
+    formats.write(tmp_path / "better.csv", [Annotation(a.image, a.points + 1, a.visible) for a in annotations[:8]])
+    said = run(
+        "--mode=evaluate", f"--workdir={folder / 'run'}", f"--config.data.images={folder / 'photographs'}",
+        f"--config.data.landmarks={tmp_path / 'better.csv'}", "--config.data.size=(16,16)", "--config.split.folds=2",
+    )  # fmt: skip
+    assert "--config.data.size has no effect" in said and "folds" not in said
+    with (folder / "run" / "evaluate" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 64 and all(r["image"] not in seen_by(folder / "run", int(r["fold"]))[0] for r in rows)
+    truth = {(a.image, k + 1): p + 1 for a in annotations for k, p in enumerate(a.points)}
+    for r in rows:
+        np.testing.assert_allclose(
+            truth[r["image"], int(r["landmark"])], (float(r["x_true"]), float(r["y_true"])), atol=2e-3
+        )
+    error = run("--mode=evaluate", f"--workdir={folder / 'run'}", f"--config.data.images={tmp_path}", fails=True)
+    assert "name their landmarks, too" in error
+
+
+def run(*arguments, fails=False):
+    """The command line with these arguments, in place of what it says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxmarks.main", *arguments],
+        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert bool(done.returncode) == fails and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stderr if fails else done.stdout
+
+
+def test_a_slip_in_the_first_command_does_not_lock_the_folder(trained, tmp_path):
+    folder, _ = trained
+    slip = config_of(folder)
+    slip.data.images = str(folder / "nowhere")
+    with pytest.raises(ValueError, match="no such folder"):
+        train.train(slip, tmp_path / "run")
+    train.train(config_of(folder), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["images"] == str(folder / "photographs")
+    with pytest.raises(ValueError, match="another config"):
+        train.train(slip, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split.valid": 0.99}, "lower --config.split.valid=0.99"),
+        ({"split.valid": 1.0}, "a share from 0 to below 1"),
+        ({"split.valid": 0.0, "split.folds": 1}, "nothing is held back"),
+        ({"data.group_by": "((a"}, "no regular expression"),
+    ],
+)
+def test_splits_that_leave_nothing_are_refused_before_the_training(trained, changes, message):
+    config = config_of(trained[0])
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        splits.of_member(config, loading.load(config.data).samples, runs.Member(0), 1)
+
+
+def test_a_config_for_ones_own_data_needs_them(tmp_path):
+    for config, marks in (("fish", "landmarks"), ("spines", "boxes")):
+        said = run(f"--config=configs/{config}.py:own,smoke", f"--workdir={tmp_path / 'run'}", fails=True)
+        assert f"--config.data.{marks}=FILE" in said and not (tmp_path / "run").exists()

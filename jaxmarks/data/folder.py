@@ -64,7 +64,7 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
     files = [file for file in places if isinstance(file, Path)]
     pixels, read = frames(files, size=size, channels=channels, fit=fit, keep=keep)
     outcomes = dict(zip(files, read, strict=True))
-    kept, points, visible, used = [], [], [], set()
+    kept, points, visible, used, unsized = [], [], [], set(), list[Path]()
     for problem in problems:  # what the file names but is unusable is not without landmarks
         with contextlib.suppress(OSError):
             used.add(find_here(problem["image"]))
@@ -82,6 +82,8 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
             what = f"landmark {k + 1} at ({x:g}, {y:g}) lies outside the image of {w}x{h}: taken as missing"
             problems.append({"image": a.image, "what": what, "where": a.where})
         kept.append((a, source))
+        if a.size is None and file not in unsized:
+            unsized.append(file)
         visible.append(a.visible & ~outside)
         points.append(np.where(visible[-1][:, None], (a.points - matrix[:, 2]) / (matrix[0, 0], matrix[1, 1]), 0))
     if not kept:
@@ -91,9 +93,7 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
     if others:
         what = f"{len(others)} photographs have no landmarks: {', '.join(p.name for p in others[:5])}"
         problems.append({"image": others[0].name, "what": what, "where": str(landmarks)})
-    problems += turned(
-        (file for a, file in zip(annotations, places, strict=True) if a.size is None and file in outcomes), images
-    )
+    problems += turned(unsized, images)
     names, sources = [a.image for a, _ in kept], [source for _, source in kept]
     samples = _samples(pixels, sources, names, size, fit, np.stack(points), np.stack(visible))
     numbers: dict[str, int] = {}

@@ -67,12 +67,14 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(one, found))
-    kept, parts = [], []
+    kept, parts, unsized = [], [], []
     groups: dict[str, int] = {}
-    for (annotation, _), result in zip(found, results, strict=True):
+    for (annotation, file), result in zip(found, results, strict=True):
         if isinstance(result, str):
             problems.append(note(annotation, f"{result}: left out"))
             continue
+        if annotation.size is None:
+            unsized.append(file)
         annotation, frames, notes = result
         problems += notes
         kept.append(annotation)
@@ -85,7 +87,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
     if not kept:
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3])
         raise FormatError(boxes, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
-    problems += turned((file for a, file in found if a.size is None), images)
+    problems += turned(unsized, images)
     return samples(parts, size, classes), kept, classes, problems
 
 

@@ -19,6 +19,8 @@ from jaxmarks.data.samples import FormatError
 
 Result = TypeVar("Result")
 
+# Files that may have several pages, or colours of 16 bits.
+PAGED = {".tif", ".tiff", ".png", ".gif", ".webp"}
 ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm"}
 
 
@@ -172,8 +174,10 @@ def decode(path) -> np.ndarray:
 def losses(path) -> list[str]:
     """What `decode` does not take of a file: further pages, and the lower bits of 16 in a PNG's colours.
 
-    Nothing of a file that is no readable image.
+    Nothing of a file that is no readable image, nor of a JPEG, whose further pages are previews.
     """
+    if Path(path).suffix.lower() not in PAGED:
+        return []
     try:
         with _open(path) as image:
             pages = getattr(image, "n_frames", 1)

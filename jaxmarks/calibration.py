@@ -108,9 +108,7 @@ def fit_triples(names, points, scores, volumes: Volumes, template: dict, spread=
       of T lists; and the errors (T, 9), in the order of the covariance.
     """
     row, spread = {str(name): n for n, name in enumerate(names)}, np.broadcast_to(spread, (len(names), 3))
-    triples = [t for t, name in enumerate(volumes.names) if all(f"{name}_{plane}" in row for plane in PLANES)]
-    if not triples:
-        raise ValueError("of no head are all three scouts held back together: set --config.split.by=group")
+    triples = triples_of(names, volumes)
     each = []
     for t in triples:
         three = [f"{volumes.names[t]}_{plane}" for plane in PLANES]
@@ -127,18 +125,26 @@ def fit_triples(names, points, scores, volumes: Volumes, template: dict, spread=
     return np.array(triples), found, [doubts(one) for one in each], np.concatenate(errors, axis=-1)
 
 
+def triples_of(names, volumes: Volumes) -> list[int]:
+    """The triples of which all three images are among the names."""
+    known = set(map(str, names))
+    return [t for t, name in enumerate(volumes.names) if all(f"{name}_{plane}" in known for plane in PLANES)]
+
+
 def told(found: calibrate.Calibration) -> np.ndarray:
     """The standard deviations (T, 9) that calibrations tell."""
     return np.sqrt(np.maximum(np.diagonal(found.covariance, axis1=-2, axis2=-1), 1e-12))
 
 
-def choose_spread(*known) -> list[float]:
+def choose_spread(names, points, scores, volumes: Volumes, template: dict) -> list[float]:
     """By how much the residuals of triples that the network did not learn from tell too little; `fit_triples`' arguments.
 
     Landmarks of one image err together, which residuals do not show. Half of all errors should be below 0.67 standard
     deviations: of centre, axes and size each. None is made smaller than its residuals tell.
     """
-    _, found, refused, errors = fit_triples(*known)
+    if not triples_of(names, volumes):
+        return list(TOLD)
+    _, found, refused, errors = fit_triples(names, points, scores, volumes, template)
     good = np.array([not why for why in refused])
     if not good.any():
         return list(TOLD)
@@ -159,6 +165,8 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path, sp
     Returns:
       For `summary.json`, medians and 95th percentiles of the volumes that were not refused, and their number.
     """
+    if not triples_of(names, volumes):
+        raise ValueError("of no head are all three scouts held back together: set --config.split.by=group")
     triples, found, refused, errors = fit_triples(names, points, scores, volumes, template, spread)
     truth = [jnp.asarray(array[triples], jnp.float32) for array in (volumes.centre, volumes.rotation, volumes.size)]
     columns = {

@@ -13,7 +13,7 @@ import numpy as np
 from jaxmarks import baselines, calibration, caveats, checkpoint, detection, runs, steps, tasks
 from jaxmarks import config as configs
 from jaxmarks.baselines import blobs, mean_shape, registration
-from jaxmarks.data import formats
+from jaxmarks.data import formats, splits
 from jaxmarks.data.loading import Dataset, facts
 from jaxmarks.data.samples import Annotation, Samples, to_source
 from jaxmarks.ops import boxes, metrics
@@ -103,10 +103,11 @@ def choose(task: steps.Task, variables, dataset: Dataset, held: np.ndarray, show
       dataset: that it was trained on.
       held, shown: the samples of validation, and of training.
     """
-    samples = dataset.samples.take(held if len(held) else shown)
     if dataset.objects:
+        samples = dataset.samples.take(held if len(held) else shown)
         return {"threshold": detection.choose_threshold(task, variables, samples, dataset)}
     if dataset.volumes and len(held):
+        samples = dataset.samples.take(held)
         found, volumes = predict(predictor(task), [variables], samples), dataset.volumes
         return {"spread": calibration.choose_spread(samples.name, *found, volumes, volumes.template)}
     return {}
@@ -132,7 +133,7 @@ def trained_folds(settings, workdir: Path, stage: str, samples: Samples) -> Iter
     known, trained, some = set[str](), set[str](), False
     for fold in runs.folds(settings):
         networks, notes = runs.restore(workdir, stage, runs.members(settings, fold))
-        mine = notes[0]["data"]["images"]
+        mine = images_of(notes[0], settings, samples, fold)
         known, trained = known.union(*mine.values()), trained.union(mine["train"])
         if len(held := rows(mine["test"] or mine["valid"])):
             some = True
@@ -147,6 +148,14 @@ def trained_folds(settings, workdir: Path, stage: str, samples: Samples) -> Iter
         yield Held(-1, networks, alone, rows(trained), new)
     elif not some:
         raise ValueError("of the images that the run holds back none is here: there is nothing to score it on")
+
+
+def images_of(note: dict, settings, samples: Samples, fold: int) -> dict[str, list[str]]:
+    """The images of a network's split by name (`splits.names`), from what is saved with it."""
+    if "data" in note:
+        return note["data"]["images"]
+    _, task = tasks.build(settings, note["facts"])  # a run that is older than this is split once more
+    return splits.names(splits.of_member(settings, samples, runs.Member(fold), task.versions), samples, task.versions)
 
 
 def check_landmarks(samples: Samples, notes: list[dict]) -> None:
@@ -174,14 +183,14 @@ def held_out(
         rest, mine = samples.take(trained), samples.take(tested)
         points, scores = predict(call, networks, mine)
         found["network"].append(beside(mine, points, np.where(own[tested], scores, np.nan), fold))
-        for name in settings.baselines:
+        for name in settings.baselines if len(trained) else ():
             points = np.zeros_like(mine.source_points)
             for domain, columns in enumerate(dataset.columns):
                 points[mine.domain == domain, columns] = baseline(
                     name, rest.of(domain, columns), mine.of(domain, columns)
                 )
             found[name].append(beside(mine, points, np.where(own[tested], 1.0, np.nan), fold))
-    joined = {name: join(parts) for name, parts in found.items()}
+    joined = {name: join(parts) for name, parts in found.items() if len(parts) == len(found["network"])}
     return joined.pop("network"), joined, noted
 
 
@@ -204,6 +213,7 @@ def summarise(found: Predictions) -> dict:
         {"fold": int(f), "mean_distance_px": mean(distances[found.fold == f]), "images": int((found.fold == f).sum())}
         for f in np.unique(found.fold)
     ]
+    held_out = [f["mean_distance_px"] for f in folds if f["fold"] >= 0]
     scaled = np.isfinite(in_mm).any()
     ranked = np.ptp(np.nanmean(found.scores, axis=-1))  # scores that are all alike rank nothing
     rates = lambda name, limits: dict(zip(map(str, limits), measured[name], strict=True))
@@ -212,7 +222,7 @@ def summarise(found: Predictions) -> dict:
         "median_px": overall["median"],
         "p95_px": overall["p95"],
         "std_px": overall["std"],
-        "std_over_folds_px": float(np.std([f["mean_distance_px"] for f in folds])) if len(folds) > 1 else None,
+        "std_over_folds_px": float(np.std(held_out)) if len(held_out) > 1 else None,
         "mean_distance_mm": mean(in_mm),
         "per_landmark_px": measured["per_landmark"],
         "per_landmark_mm": measured["per_landmark_mm"] if scaled else None,
@@ -411,10 +421,11 @@ def objects_held_out(settings, workdir: Path, stage: str, dataset):
         parts["network"].append(detection.beside(found, truth, names, fold))
         thresholds.append(np.full(len(found.name), detection.threshold_of(notes)))
         spent.append(milliseconds)
-        for name in settings.baselines:
+        for name in settings.baselines if len(trained) else ():
             found = spotted(dataset.samples.take(trained), mine)
+            found = found._replace(classes=np.array([names.index(c) for c in dataset.classes])[found.classes])
             parts[name].append(detection.beside(found, truth, names, fold))
-    joined = {name: detection.join(part) for name, part in parts.items()}
+    joined = {name: detection.join(part) for name, part in parts.items() if len(part) == len(thresholds)}
     each_took = float(np.average(spent, weights=[len(each) for each in thresholds]))
     return joined.pop("network"), joined, np.concatenate(thresholds), each_took, noted, names
 
@@ -430,14 +441,17 @@ def of_objects(folder: Path, found: detection.Objects, threshold, classes, **abo
     """Scores detections, and writes `predictions.csv` and `summary.json` to the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    each = [detection.summarise(detection.Objects(*(a[rows] for a in found)), threshold[rows], classes)
-            for rows in (found.fold == fold for fold in np.unique(found.fold))]  # fmt: skip
+    folds = [
+        {"fold": int(fold)}
+        | detection.summarise(detection.Objects(*(a[rows] for a in found)), threshold[rows], classes)
+        for fold, rows in ((fold, found.fold == fold) for fold in np.unique(found.fold))
+    ]
+    each = [one for one in folds if one["fold"] >= 0]
     spread = {
         # A fold without objects and detections has none.
         f"std_over_folds_{key}": float(np.std([e[key] for e in each if e[key] is not None] or [np.nan]))
         for key in ("f1", "f1_golden", "map50")
     }
-    folds = [{"fold": int(f)} | e for f, e in zip(np.unique(found.fold), each, strict=True)]
     summary = plain(
         detection.summarise(found, threshold, classes)
         | (spread if len(each) > 1 else {})

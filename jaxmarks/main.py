@@ -17,7 +17,7 @@ def default_config(argv: list[str]) -> str:
     """The config where none is named: of the run in --workdir that is to predict or be evaluated, else the beetles'."""
     found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("workdir", "mode"):
-        found.add_argument(f"--{name}", f"-{name}", default="")
+        found.add_argument(f"--{name}", f"-{name}", default="", nargs="?")
     known, _ = found.parse_known_args(argv[1:])
     trained = known.mode in ("predict", "evaluate") and known.workdir and (Path(known.workdir) / "config.json").exists()
     return f"{Path(__file__).with_name('run_config.py')}:{known.workdir}" if trained else "configs/beetle.py"
@@ -40,8 +40,6 @@ COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; by
 SET = flags.DEFINE_string(
     "set", "", "Of a run over several datasets the one that the photographs of predict, evaluate and export are like."
 )
-# Of detectors, whose photographs may be of another scale than those that they were trained on.
-SCALED = ("data.scale",)
 # What a prediction finds, by its key in the summary.
 COUNTED = {"landmarks": "landmarks each", "objects": "objects", "volumes": "volumes calibrated"}
 
@@ -108,9 +106,14 @@ def tell_unused(workdir: Path, *used: str) -> None:
             print(f"--config.{key} has no effect: --mode={MODE.value} takes what the run was trained with, {own}")
 
 
-def overrides_of_scale(data) -> dict:
-    """The scale that the command line sets for photographs with boxes."""
-    return {"scale": overrides()["data.scale"]} if "boxes" in data and "data.scale" in overrides() else {}
+def scaled(data) -> tuple[str, ...]:
+    """The key of the scale, where photographs of another one than those of the training can be brought to it."""
+    return ("data.scale",) if "boxes" in data and data.fit == "tile" else ()
+
+
+def scale_of(data) -> float | None:
+    """The scale that the command line sets for photographs of another one than those of the training, if it does."""
+    return overrides().get("data.scale") if scaled(data) else None
 
 
 def explicit_flags() -> set[str]:
@@ -154,25 +157,9 @@ def evaluate(config, workdir):
     from jaxmarks import report, runs
     from jaxmarks.data import loading
 
-    trained = runs.settings_of(workdir)
-    shown, marks = (
-        ("volume" if "volume" in trained.data else "images"),
-        ("boxes" if "boxes" in trained.data else "landmarks"),
-    )
-    tell_unused(workdir, f"data.{shown}", f"data.{marks}", "data.group_by", *SCALED * (marks == "boxes"))
-    given = {key: config.data.get(key) for key in (shown, marks, "group_by") if config.data.get(key)}
-    mine = loading.of_set(trained.data, SET.value) if given else trained.data
-    path = lambda name: Path(name or "").absolute()
-    other = shown in given and path(given[shown]) != path(mine.get(shown))
-    if other and marks not in given:
-        raise ValueError(f"--config.data.{shown}={given[shown]}: name their {marks}, too: --config.data.{marks}=FILE")
-    target = mine if other or not SET.value else trained.data.sets[SET.value]
-    for key, value in (given | overrides_of_scale(trained.data)).items():
-        if key in mine:
-            target[key] = value
-    if other and "keep" in mine:  # a folder of the images that it was trained on
-        mine.keep = ""
-    dataset = loading.load(mine if other else trained.data)
+    trained = runs.settings_of(workdir).data
+    data, other = data_to_score(config.data, trained, workdir)
+    dataset = loading.load(data)
     out = workdir / "evaluate"
     if other:
         summary = predictions.evaluate_on(workdir, dataset, out, set=SET.value)
@@ -180,6 +167,30 @@ def evaluate(config, workdir):
         summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
     report.write(workdir, dataset.photograph, out=out)
     say(summary, out)
+
+
+def data_to_score(named, trained, workdir):
+    """The `data` of a run with what the command line names in its place, and whether these are other photographs."""
+    from jaxmarks.data import loading
+
+    shown, marks = "volume" if "volume" in trained else "images", "boxes" if "boxes" in trained else "landmarks"
+    tell_unused(workdir, f"data.{shown}", f"data.{marks}", "data.group_by", *scaled(trained))
+    given = {key: named.get(key) for key in (shown, marks, "group_by") if named.get(key)}
+    mine = loading.of_set(trained, SET.value) if given or SET.value else trained
+    path = lambda name: Path(name or "").absolute()
+    other = shown in given and path(given[shown]) != path(mine.get(shown))
+    if other and marks not in given:
+        raise ValueError(f"--config.data.{shown}={given[shown]}: name their {marks}, too: --config.data.{marks}=FILE")
+    if other and "group_by" in mine:
+        mine.group_by = ""
+    target = trained.sets[SET.value] if SET.value and not other else mine
+    target.update({key: value for key, value in given.items() if key in mine})
+    if (scale := scale_of(trained)) is not None:
+        target.scale = scale
+    data = mine if other else trained
+    if given and "keep" in data:  # a folder of the images that it was trained on
+        data.keep = ""
+    return data, other
 
 
 def predict(config, workdir):
@@ -190,9 +201,10 @@ def predict(config, workdir):
     if not config.data.images:
         raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
     data = runs.settings_of(workdir).data
-    tell_unused(workdir, "data.images", *SCALED * ("boxes" in data))
-    scale = overrides_of_scale(data).get("scale")
-    summary = predictions.on_folder(workdir, config.data.images, workdir / "predict", set=SET.value, scale=scale)
+    tell_unused(workdir, "data.images", *scaled(data))
+    summary = predictions.on_folder(
+        workdir, config.data.images, workdir / "predict", set=SET.value, scale=scale_of(data)
+    )
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
     print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {workdir / 'predict'}")
     for failure in summary["failures"]:

@@ -46,7 +46,8 @@ def claim(config, workdir: Path) -> None:
     path = workdir / "config.json"
     if path.exists():
         differences = configs.differences(configs.load(path), config)
-        if differences and not (workdir / "checkpoints").exists():  # nothing is trained yet: the first try had a slip
+        begun = [name for name in ("checkpoints", "metrics.jsonl") if (workdir / name).exists()]
+        if differences and not begun:  # the first try had a slip
             configs.save(config, path)
         elif differences:
             raise ValueError(

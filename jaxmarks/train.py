@@ -94,6 +94,8 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
         datasets[name] = dataset = processes.in_turn(functools.partial(load, settings.data))
         for problem in dataset.problems:
             processes.tell(f"[{name}] {problem['image']}: {problem['what']}")
+        if name == names[-1]:
+            refuse_unscored(settings, dataset.samples)
         for member in runs.members(settings):
             source = runs.source_of(config, workdir, names[:number], member)
             train_member(settings, workdir, name, member, dataset, source)
@@ -274,6 +276,16 @@ def refuse_others(note: dict | None, name: str, samples) -> None:
         f"{name}: the data have changed since it was trained: {', '.join(changes) or 'other marks or groups'}. Name another"
         " --workdir to train on them, or score this run on them with --mode=evaluate"
     )
+
+
+def refuse_unscored(settings, samples) -> None:
+    """Raises ValueError where a stage that is scored holds nothing back for it."""
+    split = splits.of_member(settings, samples, runs.Member(runs.folds(settings)[0]), 1)
+    if not len(split.test) and not len(split.valid):
+        raise ValueError(
+            f"--config.split.folds={settings.split.folds} --config.split.valid={settings.split.valid}: nothing is held back"
+            " to score the network on: raise one of them"
+        )
 
 
 def refuse(settings, dataset: Dataset) -> None:

@@ -218,6 +218,14 @@ def test_uncertainty_is_told_as_large_as_errors_are(drawn, tmp_path):
     assert plain["angles"] == right["angles"] > 0.68 and plain["size"] == right["size"] > 0.68
 
 
+def test_without_whole_triples_nothing_is_known_of_the_uncertainty(drawn, tmp_path):
+    names, points, scores, volumes, template = noisy(drawn, 2, 0)
+    parts = names[:2] + names[3:5], points[[0, 1, 3, 4]], scores[[0, 1, 3, 4]], volumes, template
+    assert calibration.choose_spread(*parts) == [1, 1, 1]
+    with pytest.raises(ValueError, match="of no head are all three scouts"):
+        calibration.score(*parts, tmp_path)
+
+
 def test_errors_are_those_of_the_volume_in_the_order_of_the_covariance(drawn):
     names, points, scores, volumes, template = noisy(drawn, 2, 0)
     turn = np.asarray(calibrate.rotation_of(jnp.array([0.0, 2.0, 0.0])), np.float64)  # of the patient about y

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,12 +89,20 @@ def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
     (tmp_path / "deep.png").write_bytes(png_of(deep))
     assert "16 bits a colour" in photographs.losses(tmp_path / "deep.png")[0]
     assert photographs.losses(tmp_path / "none.png") == []
+    assert not photographs._read_deep(
+        SimpleNamespace(format="TIFF", info={"compression": "tiff_lzw"})
+    )  # needs imagecodecs
+    tifffile.imwrite(tmp_path / "small.tif", deep, photometric="rgb", compression="zlib")
+    np.testing.assert_array_equal(photographs.decode(tmp_path / "small.tif"), photographs.decode(tmp_path / "deep.tif"))
     problems: list[dict] = []
     list(folder.batches(tmp_path, size=(16, 16), problems=problems))
     assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
     (tmp_path / "marks.csv").write_text("image,x1,y1\nstack.tif,2,3\ndeep.tif,2,3\ndeep.png,2,3\n")
     _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
     assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "cut.tif").write_bytes((tmp_path / "stack.tif").read_bytes()[:-40])
+    photographs.losses(tmp_path / "none" / "cut.tif")  # whatever it says, it does not raise
 
 
 def png_of(values):
@@ -122,7 +131,8 @@ def test_a_few_saturated_or_missing_pixels_do_not_make_an_image_black(tmp_path):
 
 
 def test_hidden_files_are_nobodys_and_umlauts_are_one_letter(tmp_path):
-    for name in ("Flu\u0308gel.jpg", "._Flu\u0308gel.jpg", ".DS_Store"):  # as a Mac writes them
+    (tmp_path / ".hidden").mkdir()
+    for name in (".hidden/b.jpg", "Flu\u0308gel.jpg", "._Flu\u0308gel.jpg", ".DS_Store"):  # as a Mac writes them
         Image.new("RGB", (4, 4)).save(tmp_path / name, format="JPEG")
     assert [p.name for p in photographs.listing(tmp_path)] == ["Flu\u0308gel.jpg"]
     assert photographs.find(tmp_path, "Fl\u00fcgel.jpg").name == "Flu\u0308gel.jpg"

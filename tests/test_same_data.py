@@ -1,5 +1,6 @@
 """A run knows which images its networks have seen, whatever becomes of the files."""
 
+import contextlib
 import csv
 import json
 import os
@@ -58,14 +59,21 @@ def test_the_images_of_a_network_are_saved_with_it(trained):
         assert not seen & set(images["test"]) and len(seen) + len(images["test"]) == 8 and not images["unused"]
 
 
-def rewritten(folder, annotations):
-    """The dataset with other annotations in its file, which is then as it was."""
+@contextlib.contextmanager
+def marks(folder, annotations):
+    """Other annotations in the file, which is then as it was."""
     before = (folder / "marks.csv").read_text()
     formats.write(folder / "marks.csv", annotations)
     try:
-        return loading.load(config_of(folder).data)
+        yield
     finally:
         (folder / "marks.csv").write_text(before)
+
+
+def rewritten(folder, annotations):
+    """The dataset with other annotations in its file."""
+    with marks(folder, annotations):
+        return loading.load(config_of(folder).data)
 
 
 def test_images_that_came_later_are_predicted_by_all_and_no_image_by_who_saw_it(trained, tmp_path):
@@ -76,7 +84,10 @@ def test_images_that_came_later_are_predicted_by_all_and_no_image_by_who_saw_it(
         fold = {row["image"]: int(row["fold"]) for row in csv.DictReader(file)}
     assert len(fold) == 10 and [name for name, f in fold.items() if f < 0] == ["8.png", "9.png"]
     assert all(name not in seen_by(folder / "run", f)[0] for name, f in fold.items() if f >= 0)
-    assert [f["image"] for f in summary["failures"] if "new since the training" in f["what"]] == ["8.png"]
+    assert [f["image"] for f in summary["failures"]] == ["8.png"]
+    assert "2 images are new since the training" in summary["failures"][0]["what"]
+    each = {f["fold"]: f["mean_distance_px"] for f in summary["folds"]}
+    assert set(each) == {-1, 0, 1} and summary["std_over_folds_px"] == pytest.approx(np.std([each[0], each[1]]))
     fewer = evaluate.of_run(config_of(folder), folder / "run", rewritten(folder, annotations[:4]), out=tmp_path)
     assert fewer["images"] == 4
     with pytest.raises(ValueError, match="landmarks, the run's network finds 8"):
@@ -94,12 +105,25 @@ def test_images_that_came_later_are_predicted_by_all_and_no_image_by_who_saw_it(
 )
 def test_a_finished_run_is_not_taken_for_one_on_other_data(trained, change, what):
     folder, annotations = trained
-    before = (folder / "marks.csv").read_text()
-    formats.write(folder / "marks.csv", change(annotations))
-    with pytest.raises(ValueError, match=f"fold 0: the data have changed since it was trained: {what}"):
-        train.train(config_of(folder), folder / "run")
-    (folder / "marks.csv").write_text(before)
+    with marks(folder, change(annotations)):
+        with pytest.raises(ValueError, match=f"fold 0: the data have changed since it was trained: {what}"):
+            train.train(config_of(folder), folder / "run")
     train.train(config_of(folder), folder / "run")  # as they were there is nothing to do
+
+
+def test_a_training_that_was_stopped_goes_on_with_the_same_images_alone(trained, tmp_path, monkeypatch):
+    folder, annotations = trained
+    config = config_of(folder)
+    config.train.checkpoint_seconds = 0
+    monkeypatch.setattr(train.processes, "told_to_stop", lambda: (tmp_path / "checkpoints" / "train").exists())
+    with pytest.raises(InterruptedError):
+        train.train(config, tmp_path)
+    monkeypatch.undo()
+    assert checkpoint.note(tmp_path / "checkpoints" / "train" / "fold0" / "resume")
+    with marks(folder, annotations):
+        with pytest.raises(ValueError, match="2 images are new"):
+            train.train(config, tmp_path)
+    train.train(config, tmp_path)
 
 
 def test_corrected_marks_are_scored_by_who_held_the_images_out(trained, tmp_path):
@@ -132,6 +156,37 @@ def run(*arguments, fails=False):
     return done.stderr if fails else done.stdout
 
 
+def test_what_a_fold_is_warned_of_is_told_once(trained, tmp_path):
+    folder, annotations = trained
+    note = runs.folder_of(folder / "run", "train", runs.Member(0)) / "best" / "note.json"
+    before = note.read_text()
+    warned = json.loads(before) | {"caveats": [{"image": "", "what": "fold 0: beware", "where": ""}]}
+    note.write_text(json.dumps(warned))
+    summary = evaluate.of_run(config_of(folder), folder / "run", rewritten(folder, annotations), out=tmp_path)
+    assert [f["what"] for f in summary["failures"]].count("fold 0: beware") == 1
+    del warned["data"], warned["caveats"]  # as an older version wrote it
+    note.write_text(json.dumps(warned))
+    old = evaluate.of_run(config_of(folder), folder / "run", loading.load(config_of(folder).data), out=tmp_path)
+    assert [fold["images"] for fold in old["folds"]] == [4, 4]
+    note.write_text(before)
+
+
+def test_photographs_that_replaced_others_leave_no_baseline(trained, tmp_path):
+    folder, annotations = trained
+    summary = evaluate.of_run(config_of(folder), folder / "run", rewritten(folder, annotations[8:]), out=tmp_path)
+    assert summary["images"] == 2 and summary["baselines"] == {}
+
+
+def test_two_first_commands_do_not_share_a_folder(trained, tmp_path):
+    """The second comes before the first has written a checkpoint."""
+    config = config_of(trained[0])
+    runs.claim(config, tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")  # the training has begun
+    config.seed = 5
+    with pytest.raises(ValueError, match="seed: 0 / 5"):
+        runs.claim(config, tmp_path)
+
+
 def test_a_slip_in_the_first_command_does_not_lock_the_folder(trained, tmp_path):
     folder, _ = trained
     slip = config_of(folder)
@@ -149,7 +204,6 @@ def test_a_slip_in_the_first_command_does_not_lock_the_folder(trained, tmp_path)
     [
         ({"split.valid": 0.99}, "lower --config.split.valid=0.99"),
         ({"split.valid": 1.0}, "a share from 0 to below 1"),
-        ({"split.valid": 0.0, "split.folds": 1}, "nothing is held back"),
         ({"data.group_by": "((a"}, "no regular expression"),
     ],
 )
@@ -158,6 +212,13 @@ def test_splits_that_leave_nothing_are_refused_before_the_training(trained, chan
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         splits.of_member(config, loading.load(config.data).samples, runs.Member(0), 1)
+
+
+def test_what_is_scored_holds_something_back(trained, tmp_path):
+    config = config_of(trained[0])
+    config.split.valid, config.split.folds = 0.0, 1
+    with pytest.raises(ValueError, match="nothing is held back"):
+        train.train(config, tmp_path / "run")
 
 
 def test_a_config_for_ones_own_data_needs_them(tmp_path):

@@ -99,7 +99,8 @@ def build(
         # Colour by channel comes before grey, and grey before resampling, which is then of one channel.
         images = colour.to_channels(paint(tints, tint_keys, colour.to_float(batch["images"])), channels)
         images = paint(tones, tone_keys, geometry.sample(images, source))
-        moved = {name: moved[name].astype(batch[name].dtype) for name in MARKS if name in batch}
+        kinds = {"visible": jnp.bool_, "labels": jnp.int32}
+        moved = {name: moved[name].astype(kinds.get(name, jnp.float32)) for name in MARKS if name in batch}
         return batch | {"images": jnp.clip(images, 0, 1).astype(jnp.float32)} | moved
 
     return apply

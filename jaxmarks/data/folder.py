@@ -64,7 +64,7 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
     files = [file for file in places if isinstance(file, Path)]
     pixels, read = frames(files, size=size, channels=channels, fit=fit, keep=keep)
     outcomes = dict(zip(files, read, strict=True))
-    kept, points, visible, used, unsized = [], [], [], set(), list[Path]()
+    kept, points, visible, used, unsized = [], [], [], set(), dict[Path, None]()
     for problem in problems:  # what the file names but is unusable is not without landmarks
         with contextlib.suppress(OSError):
             used.add(find_here(problem["image"]))
@@ -82,8 +82,8 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
             what = f"landmark {k + 1} at ({x:g}, {y:g}) lies outside the image of {w}x{h}: taken as missing"
             problems.append({"image": a.image, "what": what, "where": a.where})
         kept.append((a, source))
-        if a.size is None and file not in unsized:
-            unsized.append(file)
+        if a.size is None:
+            unsized[file] = None
         visible.append(a.visible & ~outside)
         points.append(np.where(visible[-1][:, None], (a.points - matrix[:, 2]) / (matrix[0, 0], matrix[1, 1]), 0))
     if not kept:
@@ -146,7 +146,7 @@ def frames(files: list[Path], *, size, channels, fit, keep=""):
         images = list(good())
         return (np.stack(images) if images else np.zeros((0, *size, channels), np.uint8)), read
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = records.fingerprint("2", [size, channels, fit], stats)  # the version of what makes the frames
+    key = records.fingerprint("3", [size, channels, fit], stats)  # the version of what makes the frames
     return records.keep(good(), keep, key=key, notes=read), read
 
 

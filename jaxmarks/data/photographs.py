@@ -25,10 +25,9 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".
 
 
 def files_in(folder, endings) -> list[Path]:
-    """The files of a folder and its subfolders with one of these endings in any case, sorted; hidden ones are left out."""
-    return sorted(
-        p for p in Path(folder).rglob("*") if p.suffix.lower() in endings and p.name[0] != "." and p.is_file()
-    )
+    """The files of a folder and its subfolders with one of these endings in any case, sorted; without what is hidden."""
+    shown = lambda p: not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in endings and shown(p) and p.is_file())
 
 
 def listing(folder) -> list[Path]:
@@ -172,7 +171,7 @@ def decode(path) -> np.ndarray:
 
 
 def losses(path) -> list[str]:
-    """What `decode` does not take of a file: further pages, and the lower bits of 16 in a PNG's colours.
+    """What `decode` does not take of a file: further pages, and of colours of 16 bits the lower 8 where it cannot.
 
     Nothing of a file that is no readable image, nor of a JPEG, whose further pages are previews.
     """
@@ -182,16 +181,21 @@ def losses(path) -> list[str]:
         with _open(path) as image:
             pages = getattr(image, "n_frames", 1)
             found = [f"{pages} pages, of which the first is taken: make one image of them"] if pages > 1 else []
-            if image.format == "PNG" and _deep_colour(image):
-                found.append("16 bits a colour, of which the upper 8 are taken: write it as TIFF or in greys")
+            if _deep_colour(image) and not _read_deep(image):
+                found.append("16 bits a colour, of which the upper 8 are taken: write a TIFF without LZW, or greys")
             return found
-    except OSError:
+    except (OSError, TypeError, ValueError, SyntaxError, EOFError):  # what Pillow raises for damaged further pages
         return []
 
 
 def _deep_colour(image: Image.Image) -> bool:
     """Whether the file has 16 bits for each of several channels, of which Pillow reads the upper 8."""
     return any(";16" in str(tile) for tile in getattr(image, "tile", ())) and len(image.getbands()) > 1
+
+
+def _read_deep(image: Image.Image) -> bool:
+    """Whether tifffile reads it without further packages."""
+    return image.format == "TIFF" and image.info.get("compression") in ("raw", "tiff_adobe_deflate", "tiff_deflate")
 
 
 def stretched(values: np.ndarray) -> np.ndarray:
@@ -213,15 +217,15 @@ def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tupl
     with _open(path) as image:
         drafted = image.draft("RGB", (at_least[1], at_least[0])) if at_least else None
         extent = drafted[1][:1:-1] if drafted else image.size[::-1]
-        deep = _deep_colour(image)  # which is forgotten once it is read
+        deep = _deep_colour(image) and _read_deep(image)  # which is forgotten once it is read
         try:
             image.load()
         except (SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for some damaged files
             raise OSError(str(error)) from error
         if image.mode.startswith(("I", "F")):
             return np.repeat(stretched(np.asarray(image, np.float64))[..., None], 3, axis=-1), extent
-        if deep and image.format == "TIFF":
-            import tifffile  # with scikit-image
+        if deep:
+            import tifffile
 
             values = tifffile.imread(path, key=0)
             if values.ndim == 3 and values.shape[:2] == image.size[::-1] and values.shape[2] >= 3:

@@ -125,11 +125,6 @@ def of_member(settings, samples: Samples, member, versions: int) -> Split:
         raise ValueError(
             f"fold {member.fold}: no image is left to train on: lower --config.split.valid={split.valid}, or give more images"
         )
-    if not len(test) and not len(valid):
-        raise ValueError(
-            f"--config.split.folds={split.folds} --config.split.valid={split.valid}: nothing is held back to score the"
-            " network on: raise one of them"
-        )
     expand = lambda chosen: (chosen[:, None] * versions + np.arange(versions)).reshape(-1)
     if split.by != "random":
         return Split(expand(train), valid * versions + versions - 1, test)

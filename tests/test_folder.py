@@ -97,7 +97,7 @@ def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
     problems: list[dict] = []
     list(folder.batches(tmp_path, size=(16, 16), problems=problems))
     assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
-    (tmp_path / "marks.csv").write_text("image,x1,y1\nstack.tif,2,3\ndeep.tif,2,3\ndeep.png,2,3\n")
+    (tmp_path / "marks.csv").write_text("image,x1,y1\nstack.tif,2,3\ndeep.tif,2,3\ndeep.png,2,3\nsmall.tif,2,3\n")
     _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
     assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
     (tmp_path / "none").mkdir()

@@ -1,6 +1,7 @@
 """A trained run as a function of photographs, and a folder of photographs to files of landmarks."""
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -181,7 +182,10 @@ class Drawing(NamedTuple):
 
 
 def draw_all(drawings: Iterable[Drawing], out: Path, overlays: bool) -> None:
-    """Takes all drawings, and where `overlays` is True writes them as JPEG in `out`/overlays while the next are made."""
+    """Takes all drawings, and where `overlays` is True writes them as JPEG in `out`/overlays while the next are made.
+
+    Every ten seconds it says how many there are.
+    """
 
     def draw(one: Drawing):
         name = str(one.name)
@@ -192,8 +196,11 @@ def draw_all(drawings: Iterable[Drawing], out: Path, overlays: bool) -> None:
 
     if overlays:
         report.emptied(Path(out) / "overlays")
-    for _ in ahead(draw, drawings, most=32) if overlays else drawings:
-        pass
+    said = time.perf_counter()
+    for count, _ in enumerate(ahead(draw, drawings, most=32) if overlays else drawings, 1):
+        if time.perf_counter() - said > 10:
+            said = time.perf_counter()
+            print(f"{count} photographs", flush=True)
 
 
 def objects_on(task, networks, notes, dataset, out: Path) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from jaxmarks import evaluate, predict, train
+from jaxmarks import evaluate, predict, report, train
 from jaxmarks.data import brains, loading, scouts
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mri.py"
@@ -27,6 +27,8 @@ def test_a_run_leaves_its_scores_and_calibrates_scouts(tmp_path):
     dataset = train.train(config, run)["train"]
     assert loading.known_facts(config.data)["landmarks"] == len(brains.LANDMARKS)
     summary = evaluate.of_run(config, run, dataset)
+    page = report.write(run, dataset.photograph).read_text()
+    assert "2 triples of scouts, of which" in page and f"{summary['volume']['median_iou'] or 0:.3f}" in page
     assert summary["volume"]["triples"] == 2 and len((run / "volumes.csv").read_text().splitlines()) == 3
     again = predict.evaluate_on(run, dataset, tmp_path / "again")
     assert again["volume"]["triples"] == 6 and json.loads((tmp_path / "again" / "summary.json").read_text())["volume"]

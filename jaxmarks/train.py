@@ -94,6 +94,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
         datasets[name] = dataset = processes.in_turn(functools.partial(load, settings.data))
         for problem in dataset.problems:
             processes.tell(f"[{name}] {problem['image']}: {problem['what']}")
+        refuse(settings, dataset)
         if name == names[-1]:
             refuse_unscored(settings, dataset.samples)
         for member in runs.members(settings):
@@ -109,7 +110,6 @@ def train_member(settings, workdir: Path, stage: str, member: runs.Member, datas
     refuse_others(done or checkpoint.note(folder / "resume"), f"{stage} fold {member}", dataset.samples)
     if done:
         return
-    refuse(settings, dataset)
     training = Training(settings, workdir, stage, member, dataset, source)
     training.run()
     training.finish()

@@ -78,6 +78,7 @@ def test_image_kinds_become_rgb(mode, tmp_path):
         np.testing.assert_allclose(found[..., 0].astype(int), grey, atol=3)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # of a file that is cut off
 def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
     rng = np.random.default_rng(0)
     deep = rng.integers(0, 4096, (40, 50, 3), dtype=np.uint16)  # 12 bits

@@ -142,10 +142,8 @@ def neighbours(boxes, tile) -> dict[int, list[int]]:
     """For each of the tiles (L,) of boxes (L, 4) those others whose boxes it may share: where the hulls of theirs meet."""
     names = np.unique(tile)
     hulls = np.array([[*boxes[tile == t, :2].min(0), *boxes[tile == t, 2:].max(0)] for t in names]).reshape(-1, 4)
-    meet = ((hulls[:, None, :2] < hulls[:, 2:]) & (hulls[:, None, 2:] > hulls[:, :2])).all(-1) & ~np.eye(
-        len(names), dtype=bool
-    )
-    return {int(t): names[meet[n]].tolist() for n, t in enumerate(names)}
+    meet = ((hulls[:, None, :2] < hulls[:, 2:]) & (hulls[:, None, 2:] > hulls[:, :2])).all(-1)
+    return {t: names[row & (names != t)].tolist() for t, row in zip(names.tolist(), np.asarray(meet), strict=True)}
 
 
 def names_of(notes: list[dict], classes: tuple[str, ...]) -> tuple[str, ...]:

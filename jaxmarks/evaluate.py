@@ -142,9 +142,8 @@ def trained_folds(settings, workdir: Path, stage: str, samples: Samples) -> Iter
         networks, notes = runs.restore(workdir, stage, runs.members(settings))
         what = f"{len(new)} images are new since the training, this the first: the mean of all networks predicts them"
         caveat = {"image": str(samples.name[new[0]]), "what": what, "where": "the images"}
-        alone = [
-            note | {"caveats": [] if n else [caveat]} for n, note in enumerate(notes)
-        ]  # the folds have told theirs
+        # The folds have told their own.
+        alone = [note | {"caveats": [] if n else [caveat]} for n, note in enumerate(notes)]
         yield Held(-1, networks, alone, rows(trained), new)
     elif not some:
         raise ValueError("of the images that the run holds back none is here: there is nothing to score it on")
@@ -213,7 +212,7 @@ def summarise(found: Predictions) -> dict:
         {"fold": int(f), "mean_distance_px": mean(distances[found.fold == f]), "images": int((found.fold == f).sum())}
         for f in np.unique(found.fold)
     ]
-    held_out = [f["mean_distance_px"] for f in folds if f["fold"] >= 0]
+    of_folds = [f["mean_distance_px"] for f in folds if f["fold"] >= 0]
     scaled = np.isfinite(in_mm).any()
     ranked = np.ptp(np.nanmean(found.scores, axis=-1))  # scores that are all alike rank nothing
     rates = lambda name, limits: dict(zip(map(str, limits), measured[name], strict=True))
@@ -222,7 +221,7 @@ def summarise(found: Predictions) -> dict:
         "median_px": overall["median"],
         "p95_px": overall["p95"],
         "std_px": overall["std"],
-        "std_over_folds_px": float(np.std(held_out)) if len(held_out) > 1 else None,
+        "std_over_folds_px": float(np.std(of_folds)) if len(of_folds) > 1 else None,
         "mean_distance_mm": mean(in_mm),
         "per_landmark_px": measured["per_landmark"],
         "per_landmark_mm": measured["per_landmark_mm"] if scaled else None,

@@ -46,7 +46,7 @@ def claim(config, workdir: Path) -> None:
     path = workdir / "config.json"
     if path.exists():
         differences = configs.differences(configs.load(path), config)
-        begun = [name for name in ("checkpoints", "metrics.jsonl") if (workdir / name).exists()]
+        begun = any((workdir / name).exists() for name in ("checkpoints", "metrics.jsonl"))
         if differences and not begun:  # the first try had a slip
             configs.save(config, path)
         elif differences:

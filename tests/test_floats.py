@@ -157,7 +157,7 @@ def of_objects(name):
 def test_what_is_no_object_of_the_frame_is_as_if_it_were_not_there(name):
     loss = of_objects(name)
     none, one = [2 * [box] for box in ([np.nan] * 4, [12.0, 9, 22, 17])]
-    alone = loss(one and np.array(one)[:, None], np.array([[1], [0]]))
+    alone = loss(np.array(one)[:, None], np.array([[1], [0]]))
     padded = loss(np.stack([one, none], 1), np.array([[1, -1], [0, -1]]))
     beyond = loss(np.stack([one, np.add(one, 1000)], 1), np.array([[1, 1], [0, 0]]))
     for other in (padded, beyond):

@@ -121,19 +121,20 @@ def by_photograph(
                 if mine and theirs and mine != theirs:
                     problems.append(note(other, f"{key} {theirs}, and {mine} in {first.where}: the latter holds"))
                 first = dataclasses.replace(first, **{key: mine or theirs})
-            boxes = np.concatenate([first.boxes, other.boxes])
-            classes, places = first.classes + other.classes, first.places + other.places
-            known = {
-                (*box, label): i
-                for i, (box, label) in reversed(list(enumerate(zip(boxes.tolist(), classes, strict=True))))
-            }
-            once = sorted(known.values())
-            if len(once) < len(boxes):
-                problems.append(note(other, f"{len(boxes) - len(once)} boxes again: kept once"))
-            pick = lambda values, once=once: tuple(values[i] for i in once) if values else ()
-            first = dataclasses.replace(first, boxes=boxes[once], classes=pick(classes), places=pick(places))
+            once = placed(placed({}, first), other)
+            if again := len(first.classes) + len(other.classes) - len(once):
+                problems.append(note(other, f"{again} boxes again: kept once"))
+            boxes = np.array([key[:4] for key in once], np.float64).reshape(-1, 4)
+            classes, places = tuple(key[4] for key in once), tuple(once.values())
+            first = dataclasses.replace(first, boxes=boxes, classes=classes, places=places)
         found.append((first, file))
     return found
+
+
+def placed(known: dict[tuple, str], annotation: BoxAnnotation) -> dict[tuple, str]:
+    """The place of each box by its corners and class: those that are known, and the others of an annotation after them."""
+    keys = [(*box, label) for box, label in zip(annotation.boxes.tolist(), annotation.classes, strict=True)]
+    return known | {key: place for key, place in zip(keys, annotation.places, strict=True) if key not in known}
 
 
 def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnotation, list[dict]]:

@@ -247,20 +247,22 @@ def test_yolo_encode_by_hand():
         [
             [3.0, 6, 13, 10],  # centre (8, 8): cell (0, 0), the flat anchor exactly
             [16, 16, 32, 32],  # centre (24, 24): cell (1, 1), the square anchor
-            [15, 15, 33, 33],  # the same cell and anchor: comes too late
+            [15, 15, 33, 33],  # the same cell and anchor, no further left: takes the flat one
+            [17, 17, 33, 33],  # the same cell, where no anchor is left
             [38, 22, 58, 42],  # centre (48, 32) is the frame's corner: its last cell
             [50, 0, 60, 10],  # centre outside
             [24, 8, 24, 12],  # no area
             [20, 0, 30, 4],  # not valid
         ]
     )
-    valid = np.arange(7) < 6
+    valid = np.arange(8) < 7
     targets, matched = yolo_encode(boxes, valid, [(10, 4), (20, 20)], size=(2, 3), stride=16)
     expected = np.full((2, 3, 2), -1)
-    expected[0, 0, 0], expected[1, 1, 1], expected[1, 2, 1] = 0, 1, 3
+    expected[0, 0, 0], expected[1, 1, 1], expected[1, 1, 0], expected[1, 2, 1] = 0, 1, 2, 4
     np.testing.assert_array_equal(matched, expected)
     np.testing.assert_allclose(targets[0, 0, 0], [0.5, 0.5, 0, 0], atol=1e-6)
     np.testing.assert_allclose(targets[1, 1, 1], [0.5, 0.5, math.log(0.8), math.log(0.8)], atol=1e-6)
+    np.testing.assert_allclose(targets[1, 1, 0], [0.5, 0.5, math.log(18 / 10), math.log(18 / 4)], atol=1e-6)
     np.testing.assert_allclose(targets[1, 2, 1], [1, 1, 0, 0], atol=1e-6)
     assert not targets[matched < 0].any()
     targets, matched = yolo_encode(EMPTY, valid[:0], [(10, 4)], size=(2, 3), stride=16)
@@ -287,6 +289,30 @@ def test_yolo_round_trip(seed):
         corners = lambda size: (0, 0, *size)
         shapes = [naive_iou(corners(2 * half[i]), corners(size)) for size in anchors]
         assert anchor == np.argmax(shapes)
+
+
+@given(SEEDS)
+@FEW
+def test_yolo_encode_of_crowded_cells_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    centre, sizes = rng.uniform(-2, 34, (9, 2)), rng.choice([4.0, 8, 20], (9, 2))
+    boxes, valid = np.concatenate([centre - sizes / 2, centre + sizes / 2], -1).astype(np.float32), rng.random(9) < 0.9
+    anchors = np.array([(4, 8), (8, 8), (8, 8), (20, 4)][: 1 + seed % 4], float)
+    _, matched = yolo_encode(boxes, valid, anchors, size=(2, 2), stride=16)
+    expected, corners = np.full((2, 2, len(anchors)), -1), lambda size: (0, 0, *size)
+    waiting = [i for i in range(9) if valid[i] and (centre[i] >= 0).all() and (centre[i] <= 32).all()]
+    while waiting:
+        asked: dict[tuple, list[int]] = {}
+        for i in waiting:
+            column, row = np.minimum(centre[i] // 16, 1).astype(int)
+            free = [a for a in range(len(anchors)) if expected[row, column, a] < 0]
+            if free:
+                best = max(free, key=lambda a: naive_iou(corners(sizes[i]), corners(anchors[a])))
+                asked.setdefault((row, column, best), []).append(i)
+        for place, those in asked.items():
+            expected[place] = min(those, key=lambda i: centre[i, 0])
+        waiting = [i for those in asked.values() for i in those if i not in expected]
+    np.testing.assert_array_equal(matched, expected)
 
 
 def test_kmeans_finds_the_clusters():

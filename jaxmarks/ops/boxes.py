@@ -254,8 +254,9 @@ def yolo_decode(raw, anchors, *, stride):
 def yolo_encode(boxes, valid, anchors, *, size, stride):
     """Truth -> the targets of a grid (h, w): each box belongs to the cell of its centre and the anchor of its shape.
 
-    The anchor is the one with the best IoU when both share a centre. Of several boxes that belong to the same cell and
-    anchor the first stays. Boxes with no area or with their centre outside the frame belong nowhere.
+    The anchor is the one with the best IoU when both share a centre. Of several boxes in a cell that have the same the
+    leftmost gets it, and the others the best of those that are left, so that a cell holds as many objects as there are
+    anchors (YOLOv2 keeps one of them). Boxes with no area or with their centre outside the frame belong nowhere.
 
     Args:
       boxes: (N, 4) in pixels of the image.
@@ -271,18 +272,24 @@ def yolo_encode(boxes, valid, anchors, *, size, stride):
     anchors, count, columns_rows = jnp.asarray(anchors), len(boxes), jnp.array(size[::-1])
     centred = to_centres(boxes)
     position = centred[:, :2] / stride
-    used = valid & (area(boxes) > 0) & ((position >= 0) & (position <= columns_rows)).all(-1)
+    wanting = valid & (area(boxes) > 0) & ((position >= 0) & (position <= columns_rows)).all(-1)
     cell = jnp.clip(jnp.floor(position), 0, columns_rows - 1)
-    best = jnp.argmax(_shape_iou(centred[:, 2:], anchors), axis=-1)
-    scale = jnp.log(jnp.maximum(centred[:, 2:], SMALLEST) / anchors[best])
-    column, row = cell.astype(jnp.int32).T
-    # The smallest index wins, whatever the order in which a device scatters; a row beyond the grid is dropped.
-    matched = jnp.full((*size, len(anchors)), count, jnp.int32)
-    matched = matched.at[jnp.where(used, row, size[0]), column, best].min(
-        jnp.arange(count, dtype=jnp.int32), mode="drop"
-    )
-    targets = jnp.pad(_join(position - cell, scale), ((0, 1), (0, 0)))  # a row of zeros for no box
-    return targets[matched], jnp.where(matched < count, matched, -1)
+    column, row = jnp.where(wanting[:, None], cell, 0).astype(jnp.int32).T
+    fit = _shape_iou(centred[:, 2:], anchors)
+    from_left = jnp.argsort(position[:, 0])
+    place = jnp.zeros(count, jnp.int32).at[from_left].set(jnp.arange(count, dtype=jnp.int32))
+    taken = jnp.full((*size, len(anchors)), count, jnp.int32)  # by which of the boxes from the left
+    for _ in range(len(anchors)):
+        free = taken[row, column] == count
+        best = jnp.argmax(jnp.where(free, fit, -1), axis=-1)
+        wanting &= free.any(-1)
+        # The smallest place wins, whatever the order in which a device scatters; a row beyond the grid is dropped.
+        taken = taken.at[jnp.where(wanting, row, size[0]), column, best].min(place, mode="drop")
+        wanting &= taken[row, column, best] != place
+    matched = jnp.append(from_left.astype(jnp.int32), -1)[taken]
+    known = _join(position - cell, jnp.log(jnp.maximum(centred[:, 2:], SMALLEST)))
+    targets = jnp.pad(known, ((0, 1), (0, 0)))[matched] - _join(jnp.zeros_like(anchors), jnp.log(anchors))
+    return jnp.where(matched[..., None] >= 0, targets, 0), matched
 
 
 def kmeans_anchors(sizes, key, *, count, restarts=8, iterations=50, valid=None):

@@ -19,6 +19,8 @@ from jaxmarks.ops import calibrate
 FIDUCIAL = 0.25
 # A volume less certain than this is refused: standard deviations of its centre in mm and of its axes in degrees.
 CENTRE_LIMIT, ANGLE_LIMIT = 5.0, 5.0
+# A scout of whose landmarks a smaller share agrees with the volume contradicts the other two.
+SCOUT_AGREES = 0.5
 # A scout whose landmarks score less shows something else; one that scores more by so much when turned is turned.
 UNLIKE, OTHER_WAY = 0.4, 0.1
 # What the landmarks' residuals tell of the errors of centre, axes and size is multiplied by this, where nothing is known.
@@ -55,8 +57,7 @@ def doubts(found: calibrate.Calibration) -> list[str]:
     """Why the volume of one triple must not be used; nothing where it may."""
     why = []
     deviation = told(found)
-    kept = int((np.asarray(found.residuals) < calibrate.TUKEY * calibrate.TOLERANCE / 2).sum())
-    seen = int(np.isfinite(found.residuals).sum())
+    agree, seen = found.residuals < calibrate.TUKEY * calibrate.TOLERANCE / 2, np.isfinite(found.residuals)
     turned = float(calibrate.angle_between(jnp.eye(3), found.rotation))
     if found.undetermined:
         why.append("too few landmarks were found, or they lie so that the volume does not follow from them")
@@ -64,7 +65,15 @@ def doubts(found: calibrate.Calibration) -> list[str]:
         why.append(f"uncertain by {deviation[:3].max():.1f} mm and {deviation[3:6].max():.1f} degrees")
     if found.contradicts:
         size = " x ".join(f"{side:.0f}" for side in found.size)
-        why.append(f"the landmarks contradict each other: {kept} of {seen} agree on a volume of {size} mm")
+        why.append(f"the landmarks contradict each other: {agree.sum()} of {seen.sum()} agree on a volume of {size} mm")
+    else:
+        each = ((plane, agree[PLANE_OF == n].sum(), seen[PLANE_OF == n].sum()) for n, plane in enumerate(PLANES))
+        why += [
+            f"the {plane} scout contradicts the other two: {some} of its {count} landmarks agree with the volume; if the"
+            " patient has moved, acquire the scouts again"
+            for plane, some, count in each
+            if some < SCOUT_AGREES * count
+        ]
     if turned > TURN_LIMIT:
         why.append(f"the head would be turned by {turned:.0f} degrees: check the files' orientation")
     return why
@@ -248,7 +257,7 @@ def of_triple(call, networks, settings, template: dict, spread, three: dict[str,
     found, space = jax.tree.map(np.asarray, fit(pixels, scores, planes, template, spread))
     why, deviation = why + doubts(found), told(found)
     if not why:
-        write_box(out / "box.nii.gz", found)
+        write_box(out / "box.nii.gz", found, space=three[PLANES[0]].space)
     own = [pixels[n, PLANE_OF == n] for n in range(3)]
     outlines = [np.zeros((0, 2)) if why else outline(found, f.plane) for f in framed]
     report.slices([f.image for f in framed], own, outlines, out / "scouts.png", labels=PLANES)
@@ -258,7 +267,8 @@ def of_triple(call, networks, settings, template: dict, spread, three: dict[str,
         "why": why,
         "space": "RAS",
         "centre_mm": numbers(found.centre),
-        "rotation": numbers(found.rotation),  # its columns are the box's axes: right, front, up
+        "rotation": numbers(found.rotation),  # its columns are the box's axes
+        "axes": dict(zip(("right", "front", "up"), numbers(found.rotation.T), strict=True)),
         "size_mm": numbers(found.size),
         "turn_degrees": numbers(calibrate.rotation_vector(jnp.asarray(found.rotation))),
         "uncertainty": {
@@ -298,8 +308,11 @@ def outline(found: calibrate.Calibration, plane) -> np.ndarray:
     return pixels[np.argsort(np.arctan2(around[:, 1], around[:, 0]))]
 
 
-def write_box(path: Path, found: calibrate.Calibration) -> None:
-    """Writes an empty NIfTI volume of about 1 mm voxels whose header is the box: what a scanner would acquire."""
+def write_box(path: Path, found: calibrate.Calibration, *, space: int = scouts.SCANNER) -> None:
+    """Writes an empty NIfTI volume of about 1 mm voxels whose header is the box: what a scanner would acquire.
+
+    `space` is the code of the scouts' space.
+    """
     try:
         import nibabel
     except ImportError as error:
@@ -309,6 +322,7 @@ def write_box(path: Path, found: calibrate.Calibration) -> None:
     affine[:3, :3] = found.rotation * (found.size / shape)
     affine[:3, 3] = found.centre - affine[:3, :3] @ ((shape - 1) / 2)
     image = nibabel.Nifti1Image(np.zeros(shape, np.uint8), affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=space)
+    image.set_qform(affine, code=space)
+    image.header.set_xyzt_units("mm")
     nibabel.save(image, path)

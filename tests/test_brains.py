@@ -131,13 +131,15 @@ def test_fiducials_are_read_in_either_system(tmp_path):
         (lambda text: text + "\nf,0,0,0,0,0,0,1,1,1,0,7,name,node", "line 35: a second AFID 7"),
         (lambda text: text.replace("f_7,7,", "f_7,inf,"), r"line 9: AFID 7 is at \[inf"),
         (lambda text: text.replace("f_7,7,", "f_7,nan,"), r"line 9: AFID 7 is at \[nan"),
+        (lambda text: text.replace("7,name,node", "7,name,node,0,0"), "line 9: AFID 7 is not placed"),
         (lambda text: text + "\n" + "f" * 200_000, "cannot be read .*field larger"),
     ],
-    ids=["no system", "system below", "twice", "infinite", "no number", "long"],
+    ids=["no system", "system below", "twice", "infinite", "no number", "not placed", "long"],
 )
 def test_wrong_fiducials_are_named(tmp_path, change, message):
     path = tmp_path / "a.fcsv"
     write_fiducials(path, {k: (k, 2.0 * k, -k) for k in range(1, 33)})
+    path.write_text(path.read_text().replace("8,name,node", "8,name,node,2,0"))  # as Slicer 5 writes it
     path.write_text("\ufeff" + path.read_text(), encoding="utf-8")  # as Excel saves it
     assert np.isfinite(brains.read_fiducials(path)).all()
     path.write_text(change(path.read_text(encoding="utf-8-sig")))
@@ -155,6 +157,32 @@ def test_a_real_head_has_a_brain_in_its_box(real_data):
     # The fiducials' voxels lie in the brain, but for those in the fluid beside it.
     at = np.round(head.fiducials @ head.to_voxel[:, :3].T + head.to_voxel[:, 3]).astype(int)
     assert ndimage.binary_dilation(head.brain, iterations=4)[tuple(at.T)].mean() > 0.9
+
+
+def test_however_a_real_head_is_stored_its_box_is_the_same(tmp_path, real_data):
+    import nibabel
+
+    afids, stored = real_data / "mri" / "mni152_afids.fcsv", nibabel.load(real_data / "mri" / "mni152_T1w.nii.gz")
+    order = nibabel.orientations.axcodes2ornt(("P", "I", "R"))
+    nibabel.save(stored.as_reoriented(order), tmp_path / "pir.nii")
+    one, other = brains.read(real_data / "mri" / "mni152_T1w.nii.gz", afids), brains.read(tmp_path / "pir.nii", afids)
+    np.testing.assert_allclose(other.size, one.size, atol=1e-3)
+    np.testing.assert_allclose(other.fiducials, one.fiducials, atol=1e-3)
+
+
+def test_fiducials_that_are_not_where_a_head_has_them_are_refused(tmp_path, real_data):
+    """Two that are exchanged, one that is off its plane, and those of another space."""
+    volume, afids = real_data / "mri" / "mni152_T1w.nii.gz", real_data / "mri" / "mni152_afids.fcsv"
+    points = dict(enumerate(brains.read_fiducials(afids).tolist(), 1))
+    x, y, z = points[14]
+    for change, message in (
+        ({19: points[22], 22: points[19]}, r"AFID \d+: [\d.]+ mm off the plane of the midline's points; check it"),
+        ({14: (x + 12, y, z)}, "AFID 14: "),
+        ({k: (x, y - 40, z) for k, (x, y, z) in points.items()}, "AC: at .* of the brain's box in .*, far from"),
+    ):
+        write_fiducials(tmp_path / "a.fcsv", points | change)
+        with pytest.raises(FormatError, match=message):
+            brains.read(volume, tmp_path / "a.fcsv")
 
 
 def test_a_volume_without_a_brain_is_refused(tmp_path, phantom):

@@ -111,6 +111,36 @@ def test_one_wrong_landmark_does_not_move_the_volume(drawn, tmp_path):
     assert [mark["name"] for mark in about["landmarks"] if mark["weight"] == 0] == ["superior"]
 
 
+@pytest.mark.parametrize("plane", scouts.PLANES)
+def test_a_scout_that_contradicts_the_other_two_is_refused(drawn, tmp_path, plane):
+    one, _ = drawn
+
+    def spoil(points):  # the patient moved by 20 mm before it
+        points[scouts.PLANES.index(plane)] += [0, 5]
+        return points
+
+    summary = run(drawn, write(tmp_path / "patient", one.scouts), tmp_path / "out", spoil)
+    (failure,) = summary["failures"]
+    assert "scout contradicts the other two" in failure["what"] or "contradict each other" in failure["what"]
+
+
+def test_the_box_is_in_the_space_of_its_scouts(drawn, tmp_path):
+    one, _ = drawn
+    folder = write(tmp_path / "patient", one.scouts)
+    for path in folder.iterdir():
+        stored = nibabel.load(path)
+        changed = nibabel.Nifti1Image(stored.get_fdata(dtype=np.float32).copy(), None)
+        changed.set_sform(stored.affine, code=4)
+        nibabel.save(changed, path)
+    run(drawn, folder, tmp_path / "out")
+    box = nibabel.load(tmp_path / "out" / "patient" / "box.nii.gz")
+    assert (box.header["sform_code"], box.header["qform_code"]) == (4, 4)
+    assert box.header.get_xyzt_units()[0] == "mm"
+    about = json.loads((tmp_path / "out" / "patient" / "calibration.json").read_text())
+    assert "of the MNI template" in about["notes"][0]
+    np.testing.assert_allclose(np.transpose([about["axes"][a] for a in ("right", "front", "up")]), about["rotation"])
+
+
 def test_what_contradicts_itself_is_refused_and_what_cannot_be_read_is_named(drawn, tmp_path):
     one, _ = drawn
     folder = write(tmp_path / "all" / "lost", one.scouts).parent

@@ -237,7 +237,8 @@ def test_a_qform_that_does_not_count_is_not_read(tmp_path):
     data = bytearray((tmp_path / "a.nii").read_bytes())
     data[256:268] = np.full(3, 5, np.float32).tobytes()  # the quaternion
     (tmp_path / "a.nii").write_bytes(data)
-    voxels, affine = scouts.nifti(tmp_path / "a.nii")
+    voxels, affine, space = scouts.nifti(tmp_path / "a.nii")
+    assert space == 1
     assert voxels.shape == (110, 100, 1)
     np.testing.assert_allclose(affine[:3, 3], USUAL["axial"] @ [0.5, 0.5, 1], atol=1e-4)
 
@@ -264,7 +265,8 @@ def test_dicom_without_orientation_is_refused_and_names_the_tag(tmp_path):
         ({"PixelSpacing": ["2", "2", "2"]}, r"PixelSpacing: \[2.0, 2.0, 2.0\], not 2 numbers"),
         ({"ImagePositionPatient": ["1", "2"]}, r"ImagePositionPatient: .* not 3 numbers"),
         ({"RescaleSlope": ["1", "2"]}, r"RescaleSlope: \[1.0, 2.0\], not 1 numbers"),
-        ({"RescaleIntercept": ""}, r"RescaleIntercept: .*not 1 numbers"),
+        ({"ImagePositionPatient": ""}, "no ImagePositionPatient"),
+        ({"PerFrameFunctionalGroupsSequence": []}, "an enhanced image .MR Image Storage.; export it as classic DICOM"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE COLOR; give grey images"),
     ],
 )
@@ -295,6 +297,99 @@ def test_scouts_of_two_patients_are_not_mixed(tmp_path, tag, other):
 def test_of_two_slices_at_one_place_none_is_taken(tmp_path):
     with pytest.raises(FormatError, match="a second axial scout at the place of"):
         triple(tmp_path, USUAL | {"again": USUAL["axial"]})
+
+
+def test_empty_numbers_that_change_nothing_are_passed_over(tmp_path):
+    found, _ = triple(
+        tmp_path, USUAL, lambda path, plane: write_dicom(path, plane, RescaleSlope="", RescaleIntercept=""), ".dcm"
+    )
+    np.testing.assert_array_equal(found["axial"].image, np.round(image_of(USUAL["axial"])))
+
+
+def moved(plane, *, along=(0.0, 0.0, 0.0), turn=(0.0, 0.0, 0.0)):
+    """A plane elsewhere, by mm, and turned about its corner by degrees."""
+    found = np.concatenate([Rotation.from_rotvec(turn, degrees=True).apply(plane[:, :2].T).T, plane[:, 2:]], axis=1)
+    found[:, 2] += along
+    return found
+
+
+@pytest.mark.parametrize(
+    "change", [{"along": (15, 0, 20)}, {"along": (0, 0, 20), "turn": (0, 5, 0)}], ids=["beside", "turned"]
+)
+def test_slices_that_are_no_stack_are_not_mixed(tmp_path, change):
+    with pytest.raises(
+        FormatError, match=r"a second axial scout that is not of one stack with .*axial.nii.gz; give one"
+    ):
+        triple(tmp_path, USUAL | {"second": moved(USUAL["axial"], **change)})
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_an_even_stack_the_same_slice_is_taken_however_it_is_stored(tmp_path, backwards):
+    for axis, (name, plane) in enumerate(USUAL.items()):
+        places = [moved(plane, along=8 * step * np.eye(3)[axis]) for step in (-1, 0, 1, 2)]
+        at = places[0] @ [0.5, 0.5, 1]
+        images = np.stack([image_of(place).T for place in places], axis=-1)
+        affine = np.eye(4)
+        affine[:3] = np.stack([plane[:, 0], plane[:, 1], 8 * np.eye(3)[axis], at], axis=-1)
+        if backwards:
+            images, affine[:3, 2], affine[:3, 3] = images[..., ::-1], -affine[:3, 2], at + 24 * np.eye(3)[axis]
+        nibabel.save(nibabel.Nifti1Image(images, affine), tmp_path / f"{name}.nii")
+    found, _ = scouts.read(sorted(tmp_path.iterdir()))
+    for axis, one in enumerate(found.values()):
+        assert scouts.centre(one)[axis] == pytest.approx(scouts.centre(one._replace(plane=USUAL[one.name]))[axis] + 8)
+
+
+def test_a_space_that_is_not_the_scanners_is_said_and_not_mixed(tmp_path):
+    template = lambda path, plane: write_nifti(path, plane, codes=(4, 0))
+    found, notes = triple(tmp_path, USUAL, template)
+    assert {one.space for one in found.values()} == {4}
+    assert notes == ["places are of the MNI template (sform or qform code 4), not the scanner's: so is the volume"]
+    write_nifti(tmp_path / "axial.nii.gz", USUAL["axial"])
+    with pytest.raises(FormatError, match=r"coronal.nii.gz: sform or qform code: '4', but '1' in .*axial"):
+        scouts.read(sorted(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize("write", [write_nifti, write_dicom])
+def test_each_examination_below_a_folder_is_a_triple_by_itself(tmp_path, write):
+    def put(folder, planes=USUAL):
+        for name, plane in planes.items():
+            place = tmp_path / folder / f"{name}{'.nii' if write is write_nifti else '.dcm'}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write(place, plane)
+
+    for folder in ("p1/ses-1", "p1/ses-2", "site/p2/scan", "site/p3/scan", "p4"):
+        put(folder)
+    for name in USUAL:  # a series for each plane, in two sessions
+        for session in ("a", "b"):
+            put(f"p5/{session}/{name}", {name: USUAL[name]})
+        put(f"p6/{name}", {name: USUAL[name]})
+    put("p4/.trash")
+    (tmp_path / "p4" / "up").symlink_to(tmp_path)
+    found = {name: {str(f.parent.relative_to(tmp_path)) for f in files} for name, files in scouts.triples(tmp_path)}
+    whole = ("p1/ses-1", "p1/ses-2", "site/p2/scan", "site/p3/scan", "p4")
+    series = {f"p5_{s}": {f"p5/{s}/{name}" for name in USUAL} for s in "ab"} | {"p6": {f"p6/{name}" for name in USUAL}}
+    assert found == {folder.replace("/", "_"): {folder} for folder in whole} | series
+    put("p1", {"axial": USUAL["axial"]})  # beside two that are whole, and by itself lacking planes
+    assert {name: len(files) for name, files in scouts.triples(tmp_path) if name.startswith("p1")} == {
+        "p1": 1, "p1_ses-1": 3, "p1_ses-2": 3
+    }  # fmt: skip
+
+
+def test_of_several_dicom_series_that_of_all_planes_is_taken(tmp_path):
+    for name, plane in USUAL.items():
+        write_dicom(tmp_path / f"{name}.dcm", plane, SeriesInstanceUID="1.1")
+    write_dicom(
+        tmp_path / "other.dcm", moved(USUAL["axial"], turn=(9, 0, 0)), SeriesInstanceUID="1.2", StudyInstanceUID="2"
+    )
+    found, notes = scouts.read(sorted(tmp_path.iterdir()))
+    assert notes == ["passed over, for another series has all three planes: other.dcm"]
+    assert found["axial"].file.endswith("axial.dcm")
+    for name, plane in USUAL.items():
+        write_dicom(tmp_path / f"{name}2.dcm", moved(plane, along=(3, 3, 3)), SeriesInstanceUID="1.2")
+    with pytest.raises(
+        FormatError, match=r"2.dcm: SeriesInstanceUID: a second series of all planes beside that of .*axial.dcm"
+    ):
+        scouts.read(sorted(tmp_path.glob("*l*.dcm")))
 
 
 def test_a_nifti_file_without_voxels_or_of_another_kind_is_refused(tmp_path):

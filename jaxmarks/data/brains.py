@@ -49,6 +49,10 @@ CROSS_SECTION = 0.02
 AC_PC = 15.0, 40.0
 # No patient lies in the scanner with the head turned by more degrees: the orientation of the files is wrong.
 TURN_LIMIT = 60.0
+# What lies on the midline is at most so far off its plane, mm, and AC so far from where it usually is, in shares of the box.
+OFF_PLANE, AC_SHARE, AC_OFF = 6.0, (0.0, 0.11, -0.06), 0.15
+# In an .fcsv of Slicer 5, columns after these 14 begin with how a point was placed: 2 where it was.
+PLACED = 14, "2"
 # Larger voxels show no commissures, and what is shorter shows no head, mm.
 VOXEL, EXTENT = 5.0, 100.0
 
@@ -100,7 +104,8 @@ def read(volume, landmarks) -> Person:
     Raises:
       FormatError: one of them cannot be read, lacks what is needed, or they do not fit together.
     """
-    voxels, affine = scouts.nifti(volume)
+    voxels, affine, _ = scouts.nifti(volume)
+    voxels, affine = upright(voxels, affine)
     fiducials = read_fiducials(landmarks)
     whole = "give a T1-weighted volume of a whole head"
     sides = np.linalg.norm(affine[:3, :3], axis=0)
@@ -114,7 +119,23 @@ def read(volume, landmarks) -> Person:
     voxels = np.clip(voxels, 0, None)
     seed = np.linalg.inv(affine) @ [*fiducials[AC - 1], 1]
     brain = brain_of(voxels, affine, seed[:3], volume)
-    return build(voxels / np.quantile(voxels[brain], 0.99), brain, affine, fiducials)
+    person = build(voxels / np.quantile(voxels[brain], 0.99), brain, affine, fiducials)
+    share = person.fiducials[AC - 1] / person.size
+    if np.abs(share - AC_SHARE).max() > AC_OFF:
+        raise FormatError(
+            landmarks, "AC", f"at {share.round(2).tolist()} of the brain's box in {volume}, far from {list(AC_SHARE)}",
+            "give the AFIDs of this very volume",
+        )  # fmt: skip
+    return person
+
+
+def upright(voxels, affine):
+    """A volume and its affine with axes as near to R, A and S as they can be turned, so that its storage does not matter."""
+    import nibabel  # which has read it
+
+    order = nibabel.io_orientation(affine)
+    stored = nibabel.orientations.inv_ornt_aff(order, voxels.shape)
+    return nibabel.apply_orientation(voxels, order), affine @ stored
 
 
 def fit_in(fiducials, shape, affine, volume, file) -> None:
@@ -135,6 +156,13 @@ def fit_in(fiducials, shape, affine, volume, file) -> None:
         raise FormatError(
             file, "", f"by its AFIDs the head is turned by {turn:.0f} degrees against RAS",
             "check the coordinate system, which of AC and PC is which, and right and left",
+        )  # fmt: skip
+    middle = np.array([fiducials[k - 1] for k in MIDLINE]) @ axes[:, 0]
+    off = np.abs(middle - np.median(middle))
+    if off.max() > OFF_PLANE:
+        raise FormatError(
+            file, f"AFID {MIDLINE[off.argmax()]}", f"{off.max():.1f} mm off the plane of the midline's points",
+            "check it and the others of the midline, " + ", ".join(map(str, MIDLINE)),
         )  # fmt: skip
     for right, left in PAIRS:
         if (fiducials[right - 1] - fiducials[left - 1]) @ axes[:, 0] < 0:
@@ -173,6 +201,8 @@ def read_fiducials(path) -> np.ndarray:
             raise FormatError(path, here, "no coordinate system above it", "write '# CoordinateSystem = RAS', or LPS")
         if not np.isfinite(point).all():
             raise FormatError(path, here, f"AFID {place + 1} is at {point.tolist()}", "mark it, or take the row away")
+        if (row[PLACED[0] :] or [PLACED[1]])[0] not in ("", PLACED[1]):
+            raise FormatError(path, here, f"AFID {place + 1} is not placed", "mark it, or take the row away")
         if np.isfinite(found[place]).all():
             raise FormatError(path, here, f"a second AFID {place + 1}", "take one of the rows away")
         found[place] = point if system == "RAS" else scouts.lps_to_ras(point)

@@ -39,13 +39,16 @@ APART = 0.5
 AGREE = 2.0
 ENDINGS = (".nii.gz", ".nii", ".img")
 # What all slices of an examination have alike.
-ORIGIN = ("PatientID", "FrameOfReferenceUID")
+ORIGIN = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
+# In what space a NIfTI file's places are, by the code of its sform or qform; DICOM's are the scanner's.
+SCANNER, SPACES = 1, {2: "aligned to another image", 3: "of Talairach's atlas", 4: "of the MNI template"}
 
 
 class Scout(NamedTuple):
     """One slice: `image` (H, W) float32, its `plane` (3, 3) in RAS mm, the plane's `name`, and the file it is from.
 
-    `origin` has the tags `ORIGIN` of a DICOM file with their values.
+    `origin` has the tags `ORIGIN` of a DICOM file with their values, `series` its SeriesInstanceUID; `space` is the code of
+    the NIfTI file's space.
     """
 
     image: np.ndarray
@@ -53,6 +56,8 @@ class Scout(NamedTuple):
     name: str
     file: str
     origin: tuple[tuple[str, str], ...] = ()
+    series: str = ""
+    space: int = SCANNER
 
 
 class Framed(NamedTuple):
@@ -72,10 +77,9 @@ def triples(path) -> Iterator[tuple[str, list[Path]]]:
     """The scout triples below a path: (name, files).
 
     A path is a NIfTI volume, or a folder. In a folder each NIfTI volume is a triple by itself (its own slices), named by
-    its path in there; the NIfTI scouts are one together, and so are the DICOM files. Every folder in it with such files,
-    also in folders of their own, as a series has, gives more. A file that is DICOM by its ending, or by those of the
-    DICOM files beside it, is one of them also where it is damaged: `read` complains of it, and no other slice takes its
-    place.
+    its path in there; the NIfTI scouts are one together, and so are the DICOM files. Every folder in it gives more, one
+    for each examination (`examinations`). A file that is DICOM by its ending, or by those of the DICOM files beside it, is
+    one of them also where it is damaged: `read` complains of it, and no other slice takes its place.
 
     Raises:
       FormatError: there is nothing of the kind.
@@ -87,10 +91,9 @@ def triples(path) -> Iterator[tuple[str, list[Path]]]:
         yield stem(path), [path]
         return
     path, found = path.resolve(), False  # ".." has no name
-    for folder in [path, *sorted(p for p in path.iterdir() if p.is_dir())]:
-        inside = folder.iterdir() if folder == path else folder.rglob("*")
-        there = (p for p in inside if p.is_file() or not p.exists())  # or a link to nowhere
-        files = sorted(p for p in there if not p.name.startswith(".") and p.name != "DICOMDIR")
+    each = [found for folder in folders_in(path) for found in examinations(folder)]
+    for folder, files in [(path, files_in(path)), *each]:
+        name = "_".join(folder.relative_to(path).parts) or path.name
         nifti = [p for p in files if is_nifti(p)]
         thick = [p for p in nifti if is_volume(p)]
         for file in thick:
@@ -100,16 +103,57 @@ def triples(path) -> Iterator[tuple[str, list[Path]]]:
         dicom = [p for p in others if ending(p) in endings]
         for some, kind in ((thin, "nifti"), (dicom, "dicom")):
             if some:
-                yield folder.name + (f"_{kind}" if thin and dicom else ""), some
+                yield name + (f"_{kind}" if thin and dicom else ""), some
         found = found or bool(nifti or dicom)
     if not found:
         raise FormatError(path, "", "no NIfTI and no DICOM file in it", "give scouts with --config.data.images")
 
 
-def read(files) -> tuple[dict[str, Scout], list[str]]:
-    """The three scouts of a triple, by the name of their plane, and notes on what was mended on the way.
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder, links to nowhere among them, without hidden ones."""
+    there = (p for p in folder.iterdir() if not p.is_dir())
+    return sorted(p for p in there if not p.name.startswith(".") and p.name != "DICOMDIR")
 
-    Which plane a slice is follows from its own affine alone. Of several slices of a plane the middle one is taken.
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, without hidden ones and links to where it lies itself."""
+    inside = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in inside if not folder.resolve().is_relative_to(p.resolve()))
+
+
+def examinations(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """The examinations in a folder: (folder, files).
+
+    An examination is a folder that shows all three planes, with all that lies in folders of its own, as series have; but
+    where one of these shows all three, each of them is one by itself. What is left is one that lacks planes.
+    """
+    files, inner = files_in(folder), [each for child in folders_in(folder) for each in examinations(child)]
+    if any(set(PLANES) <= set(map(plane_of, some)) for _, some in inner):
+        yield from [(folder, files), *inner] if files else inner
+    else:
+        yield folder, sum((some for _, some in inner), files)
+
+
+def plane_of(file) -> str | None:
+    """The plane that a scout shows by its header; None for a volume, and where that does not say."""
+    try:
+        if is_nifti(file):
+            image = load_nifti(file)
+            across = image.affine[:3, int(np.argmin((*image.shape, 1, 1)[:3]))]
+            return None if is_volume(file) else PLANES[int(np.abs(across).argmax())]
+        import pydicom
+
+        cosines = pydicom.dcmread(file, stop_before_pixels=True).ImageOrientationPatient
+        return PLANES[int(np.abs(np.cross(cosines[:3], cosines[3:])).argmax())]
+    except Exception:  # `read` says what is the matter with it
+        return None
+
+
+def read(files) -> tuple[dict[str, Scout], list[str]]:
+    """The three scouts of a triple, by the name of their plane, and notes on what was mended or passed over on the way.
+
+    Which plane a slice is follows from its own affine alone. Of several slices of a plane the middle one is taken; of
+    several DICOM series the one that has all planes.
 
     Raises:
       FormatError: a plane is missing or doubled, a slice is too oblique, an orientation is absent or wrong, too many
@@ -117,13 +161,19 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
     """
     files = [Path(file) for file in files]
     notes: list[str] = []
-    if len(files) == 1 and is_nifti(files[0]) and is_volume(files[0]):
-        slices = list(volume_slices(*nifti(files[0]), files[0], notes))
-    else:
-        slices = []
-        for file in files:
-            slices.append(stack(*nifti(file), file, notes) if is_nifti(file) else dicom(file, notes))
+    slices: list[Scout] = []
+    for file in files:
+        if not is_nifti(file):
+            slices.append(dicom(file, notes))
+            continue
+        voxels, affine, space = nifti(file)
+        cuts = volume_slices if len(files) == 1 and is_volume(file) else stack
+        slices += [one._replace(space=space) for one in cuts(voxels, affine, file, notes)]
+    slices = one_series(slices, notes)
     belong(slices)
+    if (space := slices[0].space) != SCANNER:
+        where = SPACES.get(space, "of another template")
+        notes.append(f"places are {where} (sform or qform code {space}), not the scanner's: so is the volume")
     groups = {name: [s for s in slices if s.name == name] for name in PLANES}
     missing = [name for name in PLANES if not groups[name]]
     if missing:
@@ -134,7 +184,7 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
         )
         raise FormatError(
             files[0].parent, "", f"no {' and no '.join(missing)} scout (there are {there}, by their own orientation)",
-            "give one slice of each plane",
+            f"give one slice of each plane, or a volume (a file of at most {STACK} slices is a stack of scouts)",
         )  # fmt: skip
     scouts = {name: middle(group) for name, group in groups.items()}
     meet(scouts, files[0].parent)
@@ -146,11 +196,27 @@ def pixels(plane, points):
     return (np.asarray(points) - plane[:, 2]) @ np.linalg.pinv(plane[:, :2]).T
 
 
+def one_series(slices: list[Scout], notes: list[str]) -> list[Scout]:
+    """Those slices whose series has all three planes, or all of them where none has; FormatError where several have."""
+    series = {one.series: [s for s in slices if s.series == one.series] for one in slices}
+    whole = [uid for uid, some in series.items() if {s.name for s in some} == set(PLANES)]
+    if len(whole) > 1:
+        first, second = (series[uid][0].file for uid in whole[:2])
+        raise FormatError(
+            second, "SeriesInstanceUID", f"a second series of all planes beside that of {first}", "give one"
+        )
+    if not whole or len(series) == 1:
+        return slices
+    others = [Path(s.file).name for s in slices if s.series != whole[0]]
+    notes.append(f"passed over, for another series has all three planes: {', '.join(others)}")
+    return series[whole[0]]
+
+
 def belong(slices: list[Scout]) -> None:
     """Makes sure that the slices are of one patient, and their places in one frame of reference."""
     first: dict[str, tuple[str, str]] = {}
     for one in slices:
-        for tag, value in one.origin:
+        for tag, value in (*one.origin, ("sform or qform code", str(one.space))):
             other, file = first.setdefault(tag, (value, one.file))
             if value != other:
                 raise FormatError(
@@ -159,15 +225,33 @@ def belong(slices: list[Scout]) -> None:
 
 
 def middle(slices: list[Scout]) -> Scout:
-    """The middle one of parallel slices, by where they lie; FormatError where two lie at the same place."""
-    across = lambda s: float(normal(slices[0].plane) @ centre(s))
+    """The middle one of a stack of slices, by where they lie along the patient's axis.
+
+    Raises:
+      FormatError: two lie at the same place, or not one behind the other.
+    """
+    axis = normal(slices[0].plane)
+    axis = axis * np.sign(axis[np.abs(axis).argmax()])
+    across = lambda s: float(axis @ centre(s))
     slices = sorted(slices, key=across)
     for one, other in itertools.pairwise(slices):
+        bad = lambda what, one=one, other=other: FormatError(
+            other.file, "", f"a second {one.name} scout {what} {one.file}", "give one of the two"
+        )
+        if not behind(one, other):
+            raise bad("that is not of one stack with")
         if across(other) - across(one) < APART:
-            raise FormatError(
-                other.file, "", f"a second {one.name} scout at the place of {one.file}", "give one of the two"
-            )
+            raise bad("at the place of")
     return slices[len(slices) // 2]
+
+
+def behind(one: Scout, other: Scout) -> bool:
+    """Whether a slice lies behind another as in a stack: of its shape and direction, moved across the plane alone."""
+    sides = np.linalg.norm(one.plane[:, :2], axis=0)
+    alike = one.image.shape == other.image.shape and np.allclose(
+        one.plane[:, :2], other.plane[:, :2], atol=0.02 * min(sides)
+    )
+    return bool(alike and np.abs(pixels(one.plane, other.plane[:, 2])).max() < 1)
 
 
 def normal(plane):
@@ -261,8 +345,8 @@ def is_volume(file) -> bool:
     return not (min(shape) <= STACK and 3 * min(shape) < max(shape))
 
 
-def nifti(file) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels (I, J, K) of a NIfTI file and their affine (4, 4), voxel centres to RAS mm.
+def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
+    """The voxels (I, J, K) of a NIfTI file, their affine (4, 4), voxel centres to RAS mm, and the code of that space.
 
     The sform is taken where the header has one, else the qform.
 
@@ -272,7 +356,8 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray]:
     """
     image = load_nifti(file)
     header = image.header
-    forms = [(image.get_sform, header["sform_code"]), (image.get_qform, header["qform_code"])]
+    forms = [(image.get_sform, int(header["sform_code"])), (image.get_qform, int(header["qform_code"]))]
+    space = next((code for _, code in forms if code > 0), 0)
     try:
         known = [form() for form, code in forms if code > 0]
     except Exception as error:  # a quaternion that is none
@@ -313,7 +398,7 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray]:
     voxels = voxels[(..., *[None] * (3 - voxels.ndim))] if voxels.ndim < 3 else voxels
     if voxels.ndim > 3:
         raise FormatError(file, "", f"{voxels.shape} voxels, more than one volume", "give a single volume")
-    return voxels, affine
+    return voxels, affine, space
 
 
 def cut(voxels, affine, axis: int, index: int, file, notes) -> Scout:
@@ -325,10 +410,12 @@ def cut(voxels, affine, axis: int, index: int, file, notes) -> Scout:
     return scout(np.take(voxels, index, axis).T, plane, file, notes)
 
 
-def stack(voxels, affine, file, notes) -> Scout:
-    """The middle slice of a NIfTI stack of scouts, or the only one."""
+def stack(voxels, affine, file, notes) -> Iterator[Scout]:
+    """The middle slice of a NIfTI stack of scouts, or the only one; of an even number the same, however it is stored."""
     axis = int(np.argmin(voxels.shape))
-    return cut(voxels, affine, axis, voxels.shape[axis] // 2, file, notes)
+    across = affine[:3, axis]
+    backwards = across[np.abs(across).argmax()] < 0
+    yield cut(voxels, affine, axis, (voxels.shape[axis] - backwards) // 2, file, notes)
 
 
 def volume_slices(voxels, affine, file, notes) -> Iterator[Scout]:
@@ -367,16 +454,18 @@ def ending(file) -> str:
 
 
 def numbers(read, tag: str, count: int, file, default=None) -> np.ndarray:
-    """The numbers (count,) that a DICOM image has under a tag, or the default where it does not have the tag.
+    """The numbers (count,) that a DICOM image has under a tag, or the default where the tag is absent or empty.
 
     Raises:
       FormatError: it does not have it and there is no default, or has something else there.
     """
     remedy = "export it from the scanner anew, for it must not be guessed"
-    if tag not in read and default is None:
+    given = read.get(tag)
+    given = default if given in (None, "") else given
+    if given is None:
         raise FormatError(file, "", f"no {tag}: the file does not say how it lies in the patient", remedy)
     try:
-        found = np.array(read.get(tag, default), float).ravel()
+        found = np.array(given, float).ravel()
     except (TypeError, ValueError) as error:
         raise FormatError(file, tag, f"not {count} numbers ({error})", remedy) from error
     if len(found) != count or not np.isfinite(found).all():
@@ -388,7 +477,7 @@ def dicom(file, notes: list[str]) -> Scout:
     """One DICOM image; its orientation, in LPS, becomes RAS.
 
     Raises:
-      FormatError: it is damaged, multi-frame, or does not say how it lies in the patient.
+      FormatError: it is damaged, multi-frame, enhanced, or does not say how it lies in the patient.
     """
     try:
         import pydicom
@@ -403,6 +492,9 @@ def dicom(file, notes: list[str]) -> Scout:
     grey = read.get("PhotometricInterpretation")
     if pixels.ndim != 2 or grey not in ("MONOCHROME1", "MONOCHROME2"):
         raise FormatError(file, "", f"{pixels.shape} pixels, {grey}", "give grey images of one frame each")
+    if "PerFrameFunctionalGroupsSequence" in read:
+        what = f"an enhanced image ({getattr(read.get('SOPClassUID'), 'name', 'of no class')})"
+        raise FormatError(file, "", what, "export it as classic DICOM, one file for each frame")
     pixels = pixels * numbers(read, "RescaleSlope", 1, file, 1) + numbers(read, "RescaleIntercept", 1, file, 0)
     if grey == "MONOCHROME1":
         pixels = pixels.max() - pixels
@@ -418,7 +510,8 @@ def dicom(file, notes: list[str]) -> Scout:
     x, y = along * between_columns, down * between_rows
     corner = lps_to_ras(position) - (x + y) / 2
     origin = tuple((tag, str(read.get(tag) or "")) for tag in ORIGIN)
-    return scout(pixels, np.stack([x, y, corner], axis=-1), file, notes)._replace(origin=origin)
+    made = scout(pixels, np.stack([x, y, corner], axis=-1), file, notes)
+    return made._replace(origin=origin, series=str(read.get("SeriesInstanceUID") or ""))
 
 
 # The network's frame

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarks import report
-from jaxmarks.data import scouts
+from jaxmarks.data import scouts, slices
 from jaxmarks.data.brains import FACES, LANDMARKS, PLANE_OF, TURN_LIMIT, Volumes
 from jaxmarks.data.samples import FormatError
-from jaxmarks.data.scouts import PLANES
+from jaxmarks.data.slices import PLANES
 from jaxmarks.ops import calibrate
 
 # Beside the box's own faces a fiducial counts so much: in each head it lies elsewhere in the box, by a few mm.
@@ -243,7 +243,7 @@ def of_files(call, networks, settings, template: dict, spread, name: str, files:
     return about["why"]
 
 
-def of_triple(call, networks, settings, template: dict, spread, three: dict[str, scouts.Scout], out: Path) -> dict:
+def of_triple(call, networks, settings, template: dict, spread, three: dict[str, slices.Scout], out: Path) -> dict:
     """Calibrates one triple, writes its box and its drawing, and returns what `calibration.json` says."""
     framed = [scouts.framed(three[plane], tuple(settings.data.size), settings.data.spacing) for plane in PLANES]
     seen = np.stack([f.image for f in framed])[..., None]
@@ -276,8 +276,8 @@ def of_triple(call, networks, settings, template: dict, spread, three: dict[str,
             "size_mm": numbers(deviation[6:]),
         },
         "in_LPS": {
-            "centre_mm": numbers(scouts.lps_to_ras(found.centre)),
-            "rotation": numbers(scouts.lps_to_ras(found.rotation.T).T),
+            "centre_mm": numbers(slices.lps_to_ras(found.centre)),
+            "rotation": numbers(slices.lps_to_ras(found.rotation.T).T),
         },
         "landmarks": [
             {
@@ -298,17 +298,17 @@ def outline(found: calibrate.Calibration, plane) -> np.ndarray:
     corners = np.asarray(
         calibrate.corners(*(jnp.asarray(a) for a in (found.centre, found.rotation, found.size))), float
     )
-    away = (corners - plane[:, 2]) @ scouts.normal(plane)
+    away = (corners - plane[:, 2]) @ slices.normal(plane)
     edges = [(i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit and away[i] * away[i | bit] < 0]
     if not edges:
         return np.zeros((0, 2))
     cut = np.array([(away[j] * corners[i] - away[i] * corners[j]) / (away[j] - away[i]) for i, j in edges])
-    pixels = scouts.pixels(plane, cut)
+    pixels = slices.pixels(plane, cut)
     around = pixels - pixels.mean(0)
     return pixels[np.argsort(np.arctan2(around[:, 1], around[:, 0]))]
 
 
-def write_box(path: Path, found: calibrate.Calibration, *, space: int = scouts.SCANNER) -> None:
+def write_box(path: Path, found: calibrate.Calibration, *, space: int = slices.SCANNER) -> None:
     """Writes an empty NIfTI volume of about 1 mm voxels whose header is the box: what a scanner would acquire.
 
     `space` is the code of the scouts' space.

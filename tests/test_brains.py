@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from jaxmarks.data import brains, scouts
+from jaxmarks.data import brains, slices
 from jaxmarks.data.samples import FormatError
 
 SPEC = ml_collections.ConfigDict(
@@ -51,7 +51,7 @@ def test_landmarks_are_carried_where_the_pixels_go(phantom, seed):
     blob = np.exp(-((local - phantom.fiducials[number - 1]) ** 2).sum(-1) / (2 * 10**2)).astype(np.float32)
     drawn = brains.draw(phantom._replace(voxels=blob), np.random.default_rng(seed), elastic=3.0)
     truth = drawn.landmarks[brains.LANDMARKS.index(("sagittal", brains.NAMES[number]))]
-    away = {name: abs((truth - s.plane[:, 2]) @ scouts.normal(s.plane)) for name, s in drawn.scouts.items()}
+    away = {name: abs((truth - s.plane[:, 2]) @ slices.normal(s.plane)) for name, s in drawn.scouts.items()}
     assert min(away.values()) < 10
     for name, one in drawn.scouts.items():
         if away[name] > 10:
@@ -60,7 +60,7 @@ def test_landmarks_are_carried_where_the_pixels_go(phantom, seed):
         image = ndimage.gaussian_filter(one.image[2:-2, 2:-2], 3)
         y, x = ndimage.center_of_mass(image > 0.7 * image.max())
         found = np.array([x, y]) + 2.5
-        assert np.linalg.norm(found - scouts.pixels(one.plane, truth)) * np.linalg.norm(one.plane[:, 0]) < 3
+        assert np.linalg.norm(found - slices.pixels(one.plane, truth)) * np.linalg.norm(one.plane[:, 0]) < 3
 
 
 def test_the_box_is_that_of_the_carried_brain(phantom):
@@ -89,7 +89,7 @@ def test_samples_agree_with_the_truth():
         t, axis = n // 3, volumes.planes[name]
         up = volumes.centre[t] + volumes.rotation[t][:, 2] * volumes.size[t, 2] / 2
         k = [name for _, name in brains.LANDMARKS].index("superior")
-        np.testing.assert_allclose(samples.source_points[n, k], scouts.pixels(axis, up), atol=1e-2)
+        np.testing.assert_allclose(samples.source_points[n, k], slices.pixels(axis, up), atol=1e-2)
     again, _, _ = brains.load(SPEC)
     np.testing.assert_array_equal(again.images, samples.images)
     with pytest.raises(ValueError, match=r"data.landmarks is empty"):

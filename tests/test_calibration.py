@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxmarks import calibration
-from jaxmarks.data import brains, scouts
+from jaxmarks.data import brains, scouts, slices
 from jaxmarks.ops import calibrate
 
 SETTINGS = types.SimpleNamespace(data=types.SimpleNamespace(size=(64, 64), spacing=4.0))
@@ -36,7 +36,7 @@ def write(folder, triple):
     folder.mkdir(parents=True, exist_ok=True)
     for number, one in enumerate(triple.values()):
         affine = np.eye(4)
-        affine[:3, :2], affine[:3, 2] = one.plane[:, :2], 5 * scouts.normal(one.plane)
+        affine[:3, :2], affine[:3, 2] = one.plane[:, :2], 5 * slices.normal(one.plane)
         affine[:3, 3] = one.plane @ [0.5, 0.5, 1]
         nibabel.save(nibabel.Nifti1Image(one.image.T[..., None], affine), folder / f"{2 - number}.nii")
     return folder
@@ -44,8 +44,8 @@ def write(folder, triple):
 
 def network(drawn, spoil=lambda points: points):
     """What `evaluate.predictor` gives, for the scouts of `drawn` alone: its landmarks, spoilt, where they stand upright."""
-    framed = [scouts.framed(drawn.scouts[plane], (64, 64), 4.0) for plane in scouts.PLANES]
-    points = spoil(np.array([scouts.pixels(f.plane, drawn.landmarks) for f in framed], np.float32))
+    framed = [scouts.framed(drawn.scouts[plane], (64, 64), 4.0) for plane in slices.PLANES]
+    points = spoil(np.array([slices.pixels(f.plane, drawn.landmarks) for f in framed], np.float32))
 
     def call(networks, images):
         assert networks == ["network"] and images.shape == (24, 64, 64, 1)
@@ -79,7 +79,7 @@ def test_exact_landmarks_give_the_operator_the_exact_volume(drawn, tmp_path):
     assert [mark["plane"] for mark in about["landmarks"]].count("coronal") == 7
     assert all(mark["residual_mm"] < 0.01 for mark in about["landmarks"])
     assert {plane: file[-5:] for plane, file in about["scouts"].items()} == dict(
-        zip(scouts.PLANES, ("2.nii", "1.nii", "0.nii"), strict=True)
+        zip(slices.PLANES, ("2.nii", "1.nii", "0.nii"), strict=True)
     )
 
 
@@ -111,12 +111,12 @@ def test_one_wrong_landmark_does_not_move_the_volume(drawn, tmp_path):
     assert [mark["name"] for mark in about["landmarks"] if mark["weight"] == 0] == ["superior"]
 
 
-@pytest.mark.parametrize("plane", scouts.PLANES)
+@pytest.mark.parametrize("plane", slices.PLANES)
 def test_a_scout_that_contradicts_the_other_two_is_refused(drawn, tmp_path, plane):
     one, _ = drawn
 
     def spoil(points):  # the patient moved by 20 mm before it
-        points[scouts.PLANES.index(plane)] += [0, 5]
+        points[slices.PLANES.index(plane)] += [0, 5]
         return points
 
     summary = run(drawn, write(tmp_path / "patient", one.scouts), tmp_path / "out", spoil)
@@ -184,7 +184,7 @@ def test_a_head_upside_down_is_an_orientation_that_is_wrong(drawn):
     one, template = drawn
     half_turn = np.diag([-1.0, 1, -1])
     planes = np.stack([half_turn @ s.plane for s in one.scouts.values()]).astype(np.float32)
-    points = np.array([scouts.pixels(s.plane, one.landmarks) for s in one.scouts.values()], np.float32)
+    points = np.array([slices.pixels(s.plane, one.landmarks) for s in one.scouts.values()], np.float32)
     found, _ = calibration.fit(points, np.ones((3, COUNT), np.float32), planes, template)
     why = calibration.doubts(jax.tree.map(np.asarray, found))
     assert len(why) == 1 and "check the files' orientation" in why[0]
@@ -200,15 +200,15 @@ def test_a_scout_that_looks_better_turned_has_a_wrong_orientation(turn, plane):
     if turn == 4 and plane == 2:  # a mirrored axial scout is an axial scout
         assert not found
     else:
-        assert len(found) == 1 and f"the {scouts.PLANES[plane]} scout looks turned" in found[0]
+        assert len(found) == 1 and f"the {slices.PLANES[plane]} scout looks turned" in found[0]
     scores[:, plane] = 0.2
-    assert f"{scouts.PLANES[plane]} scout does not look like one" in calibration.disoriented(scores)[0]
+    assert f"{slices.PLANES[plane]} scout does not look like one" in calibration.disoriented(scores)[0]
 
 
 def test_scores_of_known_volumes(drawn, tmp_path):
     one, template = drawn
-    names = [f"{triple}_{plane}" for triple in ("a", "b") for plane in scouts.PLANES] + ["c_axial"]
-    points = np.array([scouts.pixels(s.plane, one.landmarks) for s in one.scouts.values()])
+    names = [f"{triple}_{plane}" for triple in ("a", "b") for plane in slices.PLANES] + ["c_axial"]
+    points = np.array([slices.pixels(s.plane, one.landmarks) for s in one.scouts.values()])
     points = np.concatenate([points, points, points[:1]])
     points[3:6] += np.array([3.0, 0.0])  # the second triple's images are all moved: three pixels along x
     planes = {name: one.scouts[name[2:]].plane for name in names}
@@ -228,10 +228,10 @@ def noisy(drawn, count, seed):
     """`count` triples of one head, all landmarks of an image moved together, and a little each: as `fit_triples` takes them."""
     one, template = drawn
     rng = np.random.default_rng(seed)
-    exact = np.array([scouts.pixels(s.plane, one.landmarks) for s in one.scouts.values()])
+    exact = np.array([slices.pixels(s.plane, one.landmarks) for s in one.scouts.values()])
     points = exact + rng.normal(0, 0.8, (count, 3, 1, 2)) + rng.normal(0, 0.3, (count, 3, COUNT, 2))
     triples = [str(n) for n in range(count)]
-    planes = {f"{t}_{plane}": one.scouts[plane].plane for t in triples for plane in scouts.PLANES}
+    planes = {f"{t}_{plane}": one.scouts[plane].plane for t in triples for plane in slices.PLANES}
     truth = (np.stack([a] * count) for a in (one.centre, one.rotation, one.size))
     volumes = brains.Volumes(planes, np.array(triples), *truth, template)
     return list(planes), points.reshape(-1, COUNT, 2), np.ones((3 * count, COUNT)), volumes, template
@@ -295,5 +295,5 @@ def test_the_outline_is_where_the_box_is_in_the_plane(drawn):
         assert 3 <= len(polygon) <= 6 and area == pytest.approx(inside.sum(), rel=0.02)
         np.testing.assert_allclose(polygon.min(0), [x[inside].min(), y[inside].min()], atol=1.5)
     far = s.plane.copy()
-    far[:, 2] += 500 * scouts.normal(far)
+    far[:, 2] += 500 * slices.normal(far)
     assert calibration.outline(found, far).shape == (0, 2)

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 
 from jaxmarks import evaluate, predict, report, train
-from jaxmarks.data import brains, loading, scouts
+from jaxmarks.data import brains, loading, slices
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mri.py"
 
@@ -34,7 +34,7 @@ def test_a_run_leaves_its_scores_and_calibrates_scouts(tmp_path):
     assert again["volume"]["triples"] == 6 and json.loads((tmp_path / "again" / "summary.json").read_text())["volume"]
     for one in brains.draw(brains.phantom(pixel=4.0), np.random.default_rng(0)).scouts.values():
         affine = np.eye(4)
-        affine[:3, :2], affine[:3, 2] = one.plane[:, :2], 5 * scouts.normal(one.plane)
+        affine[:3, :2], affine[:3, 2] = one.plane[:, :2], 5 * slices.normal(one.plane)
         affine[:3, 3] = one.plane @ [0.5, 0.5, 1]
         (tmp_path / "scouts").mkdir(exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(one.image.T[..., None], affine), tmp_path / "scouts" / f"{one.name}.nii.gz")

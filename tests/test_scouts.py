@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from jaxmarks.data import scouts
+from jaxmarks.data import scans, scouts, slices
 from jaxmarks.data.samples import FormatError
 
 # A bright ball, off the middle, in a head of 70 mm radius around (4, -6, 10): where it is tells how a plane lies.
@@ -43,7 +43,7 @@ def write_nifti(path, plane, image=None, codes=(1, 0)):
     image = image_of(plane) if image is None else image
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = plane[:, 0], plane[:, 1]
-    affine[:3, 2] = 5 * scouts.normal(plane)
+    affine[:3, 2] = 5 * slices.normal(plane)
     affine[:3, 3] = plane @ [0.5, 0.5, 1]
     made = nibabel.Nifti1Image(image.T[..., None], affine)
     made.set_qform(affine, code=codes[1])
@@ -88,7 +88,7 @@ def ball_in(scout):
     return scout.plane @ [x + 0.5, y + 0.5, 1]
 
 
-USUAL = {name: plane_of(name) for name in scouts.PLANES}
+USUAL = {name: plane_of(name) for name in slices.PLANES}
 ODD = {
     "sagittal": plane_of("sagittal", flips=(-1, 1), transposed=True, pixel=(1.5, 2.5)),
     "coronal": plane_of("coronal", flips=(1, -1)),
@@ -104,7 +104,7 @@ ODD = {
 @pytest.mark.parametrize("planes", [USUAL, ODD], ids=["as shown", "flipped and transposed"])
 def test_however_a_scout_is_stored_its_landmark_lies_where_it_is(tmp_path, planes, write, ending):
     found, notes = triple(tmp_path, planes, write, ending)
-    assert list(found) == list(scouts.PLANES) and not notes
+    assert list(found) == list(slices.PLANES) and not notes
     for axis, (name, one) in enumerate(found.items()):
         assert one.name == name
         np.testing.assert_allclose(one.plane, planes[name], atol=1e-4)
@@ -126,19 +126,19 @@ def test_a_frame_shows_the_head_upright_and_maps_back_exactly(tmp_path, planes):
             np.c_[there, np.ones(3)] @ one.plane.T, np.c_[points, np.ones(3)] @ framed.plane.T, atol=1e-6
         )
         # The pixels went where the map says: the ball is found in the frame too, and the head in its middle.
-        where = scouts.pixels(framed.plane, BALL)
+        where = slices.pixels(framed.plane, BALL)
         y, x = ndimage.center_of_mass(ndimage.gaussian_filter(framed.image.astype(float), 1) > 215)
         np.testing.assert_allclose([x + 0.5, y + 0.5], where, atol=1.0)
-        np.testing.assert_allclose(scouts.pixels(framed.plane, MIDDLE), [64, 64], atol=4)
+        np.testing.assert_allclose(slices.pixels(framed.plane, MIDDLE), [64, 64], atol=4)
 
 
 def test_dicom_left_is_left():
     """LPS (10, 20, 30) is 10 mm to the left and 20 mm to the back."""
-    np.testing.assert_array_equal(scouts.lps_to_ras([10, 20, 30]), [-10, -20, 30])
+    np.testing.assert_array_equal(slices.lps_to_ras([10, 20, 30]), [-10, -20, 30])
 
 
 def test_a_plane_is_named_by_its_affine_and_not_by_its_file(tmp_path):
-    names = dict(zip(scouts.PLANES, ("axial", "sagittal", "coronal"), strict=True))
+    names = dict(zip(slices.PLANES, ("axial", "sagittal", "coronal"), strict=True))
     found, _ = triple(tmp_path, {names[name]: plane for name, plane in USUAL.items()})
     for name, one in found.items():
         assert one.file.endswith(f"{names[name]}.nii.gz")
@@ -159,7 +159,7 @@ def test_oblique_slices_keep_their_affine_up_to_a_limit(tmp_path):
     found, _ = triple(tmp_path, turned)
     np.testing.assert_allclose(found["coronal"].plane, turned["coronal"], atol=1e-5)
     framed = scouts.framed(found["coronal"], (128, 128), 2.0)
-    np.testing.assert_allclose(scouts.normal(framed.plane), scouts.normal(turned["coronal"]), atol=1e-6)
+    np.testing.assert_allclose(slices.normal(framed.plane), slices.normal(turned["coronal"]), atol=1e-6)
     write_nifti(tmp_path / "coronal.nii.gz", plane_of("coronal", turn=(40, 0, 0)))
     with pytest.raises(FormatError, match=r"coronal.nii.gz: an oblique slice, 40 degrees from the coronal plane"):
         scouts.read(sorted(tmp_path.iterdir()))
@@ -237,7 +237,7 @@ def test_a_qform_that_does_not_count_is_not_read(tmp_path):
     data = bytearray((tmp_path / "a.nii").read_bytes())
     data[256:268] = np.full(3, 5, np.float32).tobytes()  # the quaternion
     (tmp_path / "a.nii").write_bytes(data)
-    voxels, affine, space = scouts.nifti(tmp_path / "a.nii")
+    voxels, affine, space = scans.nifti(tmp_path / "a.nii")
     assert space == 1
     assert voxels.shape == (110, 100, 1)
     np.testing.assert_allclose(affine[:3, 3], USUAL["axial"] @ [0.5, 0.5, 1], atol=1e-4)
@@ -286,7 +286,7 @@ def test_dicom_numbers_that_are_words_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["1.3", ""])
-@pytest.mark.parametrize("tag", scouts.ORIGIN)
+@pytest.mark.parametrize("tag", scans.ORIGIN)
 def test_scouts_of_two_patients_are_not_mixed(tmp_path, tag, other):
     for name, plane in USUAL.items():
         write_dicom(tmp_path / f"{name}.dcm", plane, **{tag: "1.2" if name == "axial" else other})
@@ -336,7 +336,7 @@ def test_of_an_even_stack_the_same_slice_is_taken_however_it_is_stored(tmp_path,
         nibabel.save(nibabel.Nifti1Image(images, affine), tmp_path / f"{name}.nii")
     found, _ = scouts.read(sorted(tmp_path.iterdir()))
     for axis, one in enumerate(found.values()):
-        assert scouts.centre(one)[axis] == pytest.approx(scouts.centre(one._replace(plane=USUAL[one.name]))[axis] + 8)
+        assert slices.centre(one)[axis] == pytest.approx(slices.centre(one._replace(plane=USUAL[one.name]))[axis] + 8)
 
 
 def test_a_space_that_is_not_the_scanners_is_said_and_not_mixed(tmp_path):
@@ -458,7 +458,7 @@ def test_a_volume_gives_its_own_middle_slices(tmp_path, signs):
     assert name == "head"
     found, _ = scouts.read(files)
     for axis, one in enumerate(found.values()):
-        middle = scouts.centre(one)[axis]
+        middle = slices.centre(one)[axis]
         assert abs(middle - MIDDLE[axis]) < 5
         np.testing.assert_allclose(ball_in(one), np.where(np.arange(3) == axis, middle, BALL), atol=1.5)
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from jaxmarks.data import scouts
+from jaxmarks.data import scans, scouts, slices
 from jaxmarks.data.formats import text
 from jaxmarks.data.samples import FormatError, Samples
-from jaxmarks.data.scouts import PLANES, Scout
+from jaxmarks.data.slices import PLANES, Scout
 
 # AFIDs by their number in the protocol: on the mid-sagittal plane, and pairs (right, left).
 AC, PC = 1, 2
@@ -104,7 +104,7 @@ def read(volume, landmarks) -> Person:
     Raises:
       FormatError: one of them cannot be read, lacks what is needed, or they do not fit together.
     """
-    voxels, affine, _ = scouts.nifti(volume)
+    voxels, affine, _ = scans.nifti(volume)
     voxels, affine = upright(voxels, affine)
     fiducials = read_fiducials(landmarks)
     whole = "give a T1-weighted volume of a whole head"
@@ -205,7 +205,7 @@ def read_fiducials(path) -> np.ndarray:
             raise FormatError(path, here, f"AFID {place + 1} is not placed", "mark it, or take the row away")
         if np.isfinite(found[place]).all():
             raise FormatError(path, here, f"a second AFID {place + 1}", "take one of the rows away")
-        found[place] = point if system == "RAS" else scouts.lps_to_ras(point)
+        found[place] = point if system == "RAS" else slices.lps_to_ras(point)
     wanted = {*NAMES, *MIDLINE}
     missing = [k for k in sorted(wanted) if not np.isfinite(found[k - 1]).all()]
     if missing:
@@ -479,7 +479,7 @@ def load(spec) -> tuple[Samples, Volumes, Callable]:
         truth.append((drawn.centre, drawn.rotation, drawn.size))
         for number, (plane, source) in enumerate(drawn.scouts.items()):
             framed, name = scouts.framed(source, size, spec.spacing), f"{i:04d}_{plane}"
-            points = scouts.pixels(framed.plane, drawn.landmarks)
+            points = slices.pixels(framed.plane, drawn.landmarks)
             inside = ((points >= 0) & (points <= size[::-1])).all(-1)
             planes[name] = source.plane
             row = {

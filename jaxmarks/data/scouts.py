@@ -1,9 +1,4 @@
-"""Scouts of three planes, read from DICOM or NIfTI, and each in the network's frame.
-
-Space is the patient's in millimetres, RAS: x to the right, y to the front, z upwards. DICOM says LPS and is converted
-here, at the border. A plane is a (3, 3) matrix whose columns are the steps in mm from one pixel to the next along x and
-along y, and where the image's corner, the pixel (0, 0), lies: a continuous pixel (x, y) is at plane @ (x, y, 1).
-"""
+"""Scouts of three planes: found in folders, read as the triple of one examination, and each in the network's frame."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,51 +8,20 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
+from jaxmarks.data import scans
 from jaxmarks.data.samples import FormatError
+from jaxmarks.data.slices import PLANES, SCANNER, SPACES, Scout, centre, normal, pixels
 
-# A plane's name by the patient's axis that its normal is nearest to.
-PLANES = ("sagittal", "coronal", "axial")
 # How a plane is shown, as radiologists do: where its x axis (right on the screen) and its y axis (down) point in RAS.
 SHOWN = {
     "sagittal": ((0, -1, 0), (0, 0, -1)),
     "coronal": ((-1, 0, 0), (0, 0, -1)),
     "axial": ((-1, 0, 0), (0, -1, 0)),
 }
-# Beyond this angle from its axis a slice is of no plane.
-OBLIQUE = 35.0
-# More of a slice that is no number cannot be filled.
-HOLES = 0.2
-# A NIfTI file of at most so many slices, and fewer than a third of their width, is a stack of scouts and not a volume.
-STACK = 40
 # A head from its crown down to below the cerebellum, and how far down its middle lies, mm.
 HEAD = 220.0
-# Sides of a pixel, mm; others are of no scout, but written in another unit.
-SIDES = 0.05, 20.0
 # Slices of a plane less than this apart, mm, are one slice twice.
 APART = 0.5
-# What sform and qform may differ by at the corners of a volume, mm.
-AGREE = 2.0
-ENDINGS = (".nii.gz", ".nii", ".img")
-# What all slices of an examination have alike.
-ORIGIN = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
-# In what space a NIfTI file's places are, by the code of its sform or qform; DICOM's are the scanner's.
-SCANNER, SPACES = 1, {2: "aligned to another image", 3: "of Talairach's atlas", 4: "of the MNI template"}
-
-
-class Scout(NamedTuple):
-    """One slice: `image` (H, W) float32, its `plane` (3, 3) in RAS mm, the plane's `name`, and the file it is from.
-
-    `origin` has the tags `ORIGIN` of a DICOM file with their values, `series` its SeriesInstanceUID; `space` is the code of
-    the NIfTI file's space.
-    """
-
-    image: np.ndarray
-    plane: np.ndarray
-    name: str
-    file: str
-    origin: tuple[tuple[str, str], ...] = ()
-    series: str = ""
-    space: int = SCANNER
 
 
 class Framed(NamedTuple):
@@ -66,11 +30,6 @@ class Framed(NamedTuple):
     image: np.ndarray
     to_source: np.ndarray
     plane: np.ndarray
-
-
-def lps_to_ras(vectors):
-    """Vectors (..., 3) from LPS, as DICOM has them, to RAS, or back."""
-    return np.asarray(vectors, np.float64) * [-1, -1, 1]
 
 
 def triples(path) -> Iterator[tuple[str, list[Path]]]:
@@ -88,19 +47,19 @@ def triples(path) -> Iterator[tuple[str, list[Path]]]:
     if not path.exists():
         raise FormatError(path, "", "no such file or folder", "give scouts with --config.data.images")
     if path.is_file():
-        yield stem(path), [path]
+        yield scans.stem(path), [path]
         return
     path, found = path.resolve(), False  # ".." has no name
     each = [found for folder in folders_in(path) for found in examinations(folder)]
     for folder, files in [(path, files_in(path)), *each]:
         name = "_".join(folder.relative_to(path).parts) or path.name
-        nifti = [p for p in files if is_nifti(p)]
-        thick = [p for p in nifti if is_volume(p)]
+        nifti = [p for p in files if scans.is_nifti(p)]
+        thick = [p for p in nifti if scans.is_volume(p)]
         for file in thick:
-            yield "_".join([*file.parent.relative_to(path).parts, stem(file)]), [file]
-        thin, others = [p for p in nifti if p not in thick], [p for p in files if not is_nifti(p)]
-        endings = {".dcm", ".ima", *(ending(p) for p in others if is_dicom(p))}
-        dicom = [p for p in others if ending(p) in endings]
+            yield "_".join([*file.parent.relative_to(path).parts, scans.stem(file)]), [file]
+        thin, others = [p for p in nifti if p not in thick], [p for p in files if not scans.is_nifti(p)]
+        endings = {".dcm", ".ima", *(scans.ending(p) for p in others if scans.is_dicom(p))}
+        dicom = [p for p in others if scans.ending(p) in endings]
         for some, kind in ((thin, "nifti"), (dicom, "dicom")):
             if some:
                 yield name + (f"_{kind}" if thin and dicom else ""), some
@@ -128,25 +87,10 @@ def examinations(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     where one of these shows all three, each of them is one by itself. What is left is one that lacks planes.
     """
     files, inner = files_in(folder), [each for child in folders_in(folder) for each in examinations(child)]
-    if any(set(PLANES) <= set(map(plane_of, some)) for _, some in inner):
+    if any(set(PLANES) <= set(map(scans.plane_of, some)) for _, some in inner):
         yield from [(folder, files), *inner] if files else inner
     else:
         yield folder, sum((some for _, some in inner), files)
-
-
-def plane_of(file) -> str | None:
-    """The plane that a scout shows by its header; None for a volume, and where that does not say."""
-    try:
-        if is_nifti(file):
-            image = load_nifti(file)
-            across = image.affine[:3, int(np.argmin((*image.shape, 1, 1)[:3]))]
-            return None if is_volume(file) else PLANES[int(np.abs(across).argmax())]
-        import pydicom
-
-        cosines = pydicom.dcmread(file, stop_before_pixels=True).ImageOrientationPatient
-        return PLANES[int(np.abs(np.cross(cosines[:3], cosines[3:])).argmax())]
-    except Exception:  # `read` says what is the matter with it
-        return None
 
 
 def read(files) -> tuple[dict[str, Scout], list[str]]:
@@ -163,11 +107,11 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
     notes: list[str] = []
     slices: list[Scout] = []
     for file in files:
-        if not is_nifti(file):
-            slices.append(dicom(file, notes))
+        if not scans.is_nifti(file):
+            slices.append(scans.dicom(file, notes))
             continue
-        voxels, affine, space = nifti(file)
-        cuts = volume_slices if len(files) == 1 and is_volume(file) else stack
+        voxels, affine, space = scans.nifti(file)
+        cuts = volume_slices if len(files) == 1 and scans.is_volume(file) else scans.stack
         slices += [one._replace(space=space) for one in cuts(voxels, affine, file, notes)]
     slices = one_series(slices, notes)
     belong(slices)
@@ -184,16 +128,11 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
         )
         raise FormatError(
             files[0].parent, "", f"no {' and no '.join(missing)} scout (there are {there}, by their own orientation)",
-            f"give one slice of each plane, or a volume (a file of at most {STACK} slices is a stack of scouts)",
+            f"give one slice of each plane, or a volume (a file of at most {scans.STACK} slices is a stack of scouts)",
         )  # fmt: skip
     scouts = {name: middle(group) for name, group in groups.items()}
     meet(scouts, files[0].parent)
     return scouts, notes
-
-
-def pixels(plane, points):
-    """The continuous pixels (..., 2) of a plane (3, 3) at the feet of the perpendiculars of points (..., 3) in mm."""
-    return (np.asarray(points) - plane[:, 2]) @ np.linalg.pinv(plane[:, :2]).T
 
 
 def one_series(slices: list[Scout], notes: list[str]) -> list[Scout]:
@@ -254,18 +193,6 @@ def behind(one: Scout, other: Scout) -> bool:
     return bool(alike and np.abs(pixels(one.plane, other.plane[:, 2])).max() < 1)
 
 
-def normal(plane):
-    """The unit normal (3,) of a plane (3, 3)."""
-    found = np.cross(plane[:, 0], plane[:, 1])
-    return found / np.linalg.norm(found)
-
-
-def centre(scout: Scout):
-    """Where the middle of a scout's image lies, (3,) mm."""
-    height, width = scout.image.shape
-    return scout.plane @ [width / 2, height / 2, 1]
-
-
 def meet(scouts: dict[str, Scout], where) -> None:
     """Makes sure that the three planes cross within their images: those of one head do."""
     normals = np.array([normal(s.plane) for s in scouts.values()])
@@ -279,143 +206,6 @@ def meet(scouts: dict[str, Scout], where) -> None:
                 f"the three planes cross at {np.round(point, 1).tolist()} mm (RAS), outside the {s.name} scout",
                 "give scouts of one examination, with the orientation that the scanner wrote",
             )  # fmt: skip
-
-
-def scout(image, plane, file, notes: list[str]) -> Scout:
-    """A slice (H, W) with its plane, checked: its orientation makes sense and its voxels are numbers.
-
-    Up to a share `HOLES` of them may be none, which become their nearest neighbour's value.
-    """
-    bad = lambda what, remedy: FormatError(file, "", what, remedy)
-    sides, rewrite = np.linalg.norm(plane[:, :2], axis=0), "write the file anew with the scanner's orientation"
-    if not np.isfinite(plane).all() or (sides < SIDES[0]).any() or (sides > SIDES[1]).any():
-        raise bad(f"pixels of {sides.round(4).tolist()} mm", rewrite)
-    slant = plane[:, 0] @ plane[:, 1] / sides.prod()
-    if abs(slant) > 0.02:
-        raise bad(f"rows and columns at {np.degrees(np.arccos(slant)):.0f} degrees, not at a right angle", rewrite)
-    across = np.abs(normal(plane))
-    angle, name = np.degrees(np.arccos(min(across.max(), 1))), PLANES[int(across.argmax())]
-    if angle > OBLIQUE:
-        raise bad(
-            f"an oblique slice, {angle:.0f} degrees from the {name} plane",
-            f"give slices within {OBLIQUE:.0f} degrees of sagittal, coronal and axial",
-        )
-    image = np.asarray(image, np.float32)
-    holes = ~np.isfinite(image)
-    if holes.mean() > HOLES:
-        raise bad(f"{holes.mean():.0%} of the {name} slice is no number", "give a slice that is whole")
-    if holes.any():
-        notes.append(f"{Path(file).name}: {holes.sum()} voxels of the {name} slice are no number: filled")
-        nearest = scipy.ndimage.distance_transform_edt(holes, return_distances=False, return_indices=True)
-        image = image[tuple(nearest)]
-    if image.min() == image.max():
-        raise bad(f"the {name} slice shows nothing, all its values are {image.flat[0]:g}", "give a slice with a head")
-    return Scout(image, np.asarray(plane, np.float64), name, str(file))
-
-
-# NIfTI
-
-
-def is_nifti(file) -> bool:
-    """Whether a file is NIfTI, by its ending; of the pair .hdr and .img it is the second."""
-    return Path(file).name.lower().endswith(ENDINGS)
-
-
-def load_nifti(file):
-    """A NIfTI file as nibabel has it."""
-    try:
-        import nibabel
-    except ImportError as error:
-        raise ImportError(f"{file}: reading NIfTI needs nibabel: pip install 'jaxmarks[nifti]'") from error
-    try:
-        image = nibabel.load(file)
-    except Exception as error:  # nibabel has several of its own
-        raise FormatError(file, "", f"cannot be read ({error})", "give a NIfTI file") from error
-    if not isinstance(image, nibabel.Nifti1Pair):  # Analyze, which does not tell right from left, or CIFTI's surfaces
-        raise FormatError(file, "", f"a {type(image).__name__}", "give a NIfTI file")
-    return image
-
-
-def is_volume(file) -> bool:
-    """Whether a NIfTI file is a volume, and not one scout or a stack of a few, nor a file that `read` will complain of."""
-    try:
-        shape = (*load_nifti(file).shape, 1, 1)[:3]
-    except FormatError:
-        return False
-    return not (min(shape) <= STACK and 3 * min(shape) < max(shape))
-
-
-def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
-    """The voxels (I, J, K) of a NIfTI file, their affine (4, 4), voxel centres to RAS mm, and the code of that space.
-
-    The sform is taken where the header has one, else the qform.
-
-    Raises:
-      FormatError: neither is there, they contradict each other, the voxels' axes are not at right angles, or the voxels
-        are not grey values.
-    """
-    image = load_nifti(file)
-    header = image.header
-    forms = [(image.get_sform, int(header["sform_code"])), (image.get_qform, int(header["qform_code"]))]
-    space = next((code for _, code in forms if code > 0), 0)
-    try:
-        known = [form() for form, code in forms if code > 0]
-    except Exception as error:  # a quaternion that is none
-        raise FormatError(file, "", f"its orientation cannot be read ({error})", "mend the header's qform") from error
-    if not known:
-        raise FormatError(
-            file, "", "sform_code and qform_code are both 0: the file does not say how it lies in the patient",
-            "convert it from the scanner's DICOM anew, for the orientation must not be guessed",
-        )  # fmt: skip
-    if header["xyzt_units"] & 7 not in (0, 2):  # its three lowest bits: unknown, or millimetres
-        raise FormatError(file, "xyzt_units", "its places are not in millimetres", "convert the header to mm")
-    affine = known[0]
-    sides = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or (sides < 1e-3).any():
-        raise FormatError(file, "", f"voxels of {sides.round(4).tolist()} mm in the header", "mend the header's affine")
-    axes = affine[:3, :3] / sides
-    if np.abs(axes.T @ axes - np.eye(3)).max() > 0.02:
-        raise FormatError(file, "", "the axes of the header's affine are not at right angles", "resample the volume")
-    shape = (*image.shape, 1, 1)[:3]
-    corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
-    apart = np.linalg.norm(corners @ (known[-1] - affine)[:3, :3].T + (known[-1] - affine)[:3, 3], axis=-1).max()
-    if not apart <= AGREE:
-        raise FormatError(
-            file, "", f"sform and qform give different orientations or places, by {apart:.1f} mm at a corner",
-            "set the code of the wrong one to 0",
-        )  # fmt: skip
-    if image.get_data_dtype().kind not in "iuf" or 0 in image.shape:
-        raise FormatError(
-            file, "", f"{image.shape} voxels of type {image.get_data_dtype()}", "give a whole file of grey values"
-        )
-    try:
-        voxels = np.asarray(image.dataobj, np.float32)
-    except Exception as error:  # cut off
-        raise FormatError(
-            file, "", f"its voxels cannot be read ({error})", "give a whole file of grey values"
-        ) from error
-    voxels = voxels.reshape(voxels.shape[:3] + tuple(n for n in voxels.shape[3:] if n > 1))
-    voxels = voxels[(..., *[None] * (3 - voxels.ndim))] if voxels.ndim < 3 else voxels
-    if voxels.ndim > 3:
-        raise FormatError(file, "", f"{voxels.shape} voxels, more than one volume", "give a single volume")
-    return voxels, affine, space
-
-
-def cut(voxels, affine, axis: int, index: int, file, notes) -> Scout:
-    """The slice of a volume at a voxel's index along one of its axes."""
-    x, y = (a for a in range(3) if a != axis)
-    first = np.full(3, -0.5)
-    first[axis] = index
-    plane = np.stack([affine[:3, x], affine[:3, y], affine[:3, :3] @ first + affine[:3, 3]], axis=-1)
-    return scout(np.take(voxels, index, axis).T, plane, file, notes)
-
-
-def stack(voxels, affine, file, notes) -> Iterator[Scout]:
-    """The middle slice of a NIfTI stack of scouts, or the only one; of an even number the same, however it is stored."""
-    axis = int(np.argmin(voxels.shape))
-    across = affine[:3, axis]
-    backwards = across[np.abs(across).argmax()] < 0
-    yield cut(voxels, affine, axis, (voxels.shape[axis] - backwards) // 2, file, notes)
 
 
 def volume_slices(voxels, affine, file, notes) -> Iterator[Scout]:
@@ -432,96 +222,10 @@ def volume_slices(voxels, affine, file, notes) -> Iterator[Scout]:
     if abs(middles[up] - crown) > abs(reach):
         middles[up] = crown + reach
     for axis in range(3):
-        yield cut(voxels, affine, axis, round(float(middles[axis])), file, notes)
-
-
-# DICOM
-
-
-def is_dicom(file) -> bool:
-    """Whether a file is DICOM, by its mark."""
-    try:
-        with Path(file).open("rb") as opened:
-            return opened.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def ending(file) -> str:
-    """A file's ending in lower case; a number, as identifiers have them for their last part, is none."""
-    found = Path(file).suffix.lower()
-    return "" if found[1:].isdigit() else found
-
-
-def numbers(read, tag: str, count: int, file, default=None) -> np.ndarray:
-    """The numbers (count,) that a DICOM image has under a tag, or the default where the tag is absent or empty.
-
-    Raises:
-      FormatError: it does not have it and there is no default, or has something else there.
-    """
-    remedy = "export it from the scanner anew, for it must not be guessed"
-    given = read.get(tag)
-    given = default if given in (None, "") else given
-    if given is None:
-        raise FormatError(file, "", f"no {tag}: the file does not say how it lies in the patient", remedy)
-    try:
-        found = np.array(given, float).ravel()
-    except (TypeError, ValueError) as error:
-        raise FormatError(file, tag, f"not {count} numbers ({error})", remedy) from error
-    if len(found) != count or not np.isfinite(found).all():
-        raise FormatError(file, tag, f"{found.tolist()}, not {count} numbers", remedy)
-    return found
-
-
-def dicom(file, notes: list[str]) -> Scout:
-    """One DICOM image; its orientation, in LPS, becomes RAS.
-
-    Raises:
-      FormatError: it is damaged, multi-frame, enhanced, or does not say how it lies in the patient.
-    """
-    try:
-        import pydicom
-    except ImportError as error:
-        raise ImportError(f"{file}: reading DICOM needs pydicom: pip install 'jaxmarks[dicom]'") from error
-    try:
-        read = pydicom.dcmread(file)
-        pixels = np.asarray(read.pixel_array, np.float32)
-    except Exception as error:  # pydicom raises what the codecs raise
-        remedy = "give an uncompressed DICOM image, or take the file away"
-        raise FormatError(file, "", f"cannot be read ({error})", remedy) from error
-    grey = read.get("PhotometricInterpretation")
-    if pixels.ndim != 2 or grey not in ("MONOCHROME1", "MONOCHROME2"):
-        raise FormatError(file, "", f"{pixels.shape} pixels, {grey}", "give grey images of one frame each")
-    if "PerFrameFunctionalGroupsSequence" in read:
-        what = f"an enhanced image ({getattr(read.get('SOPClassUID'), 'name', 'of no class')})"
-        raise FormatError(file, "", what, "export it as classic DICOM, one file for each frame")
-    pixels = pixels * numbers(read, "RescaleSlope", 1, file, 1) + numbers(read, "RescaleIntercept", 1, file, 0)
-    if grey == "MONOCHROME1":
-        pixels = pixels.max() - pixels
-    cosines = numbers(read, "ImageOrientationPatient", 6, file).reshape(2, 3)
-    spacing, position = numbers(read, "PixelSpacing", 2, file), numbers(read, "ImagePositionPatient", 3, file)
-    anew = "export it from the scanner anew"
-    if np.abs(np.linalg.norm(cosines, axis=1) - 1).max() > 0.01:
-        raise FormatError(file, "ImageOrientationPatient", f"{cosines.tolist()} are not of length 1", anew)
-    if (spacing <= 0).any():
-        raise FormatError(file, "PixelSpacing", f"{spacing.tolist()} mm", anew)
-    along, down = lps_to_ras(cosines)
-    between_rows, between_columns = spacing
-    x, y = along * between_columns, down * between_rows
-    corner = lps_to_ras(position) - (x + y) / 2
-    origin = tuple((tag, str(read.get(tag) or "")) for tag in ORIGIN)
-    made = scout(pixels, np.stack([x, y, corner], axis=-1), file, notes)
-    return made._replace(origin=origin, series=str(read.get("SeriesInstanceUID") or ""))
+        yield scans.cut(voxels, affine, axis, round(float(middles[axis])), file, notes)
 
 
 # The network's frame
-
-
-def stem(file) -> str:
-    """A file's name without its ending, .nii.gz as a whole."""
-    name = Path(file).name
-    ends = next((end for end in ENDINGS if name.lower().endswith(end)), "")
-    return name[: len(name) - len(ends)]
 
 
 def head_of(image) -> np.ndarray:

@@ -1,0 +1,224 @@
+"""NIfTI and DICOM files: volumes and stacks of slices, each slice with its plane (`slices.Scout`)."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jaxmarks.data.samples import FormatError
+from jaxmarks.data.slices import PLANES, Scout, lps_to_ras, scout
+
+# A NIfTI file of at most so many slices, and fewer than a third of their width, is a stack of scouts and not a volume.
+STACK = 40
+# What sform and qform may differ by at the corners of a volume, mm.
+AGREE = 2.0
+ENDINGS = (".nii.gz", ".nii", ".img")
+# What all slices of an examination have alike.
+ORIGIN = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
+
+
+def stem(file) -> str:
+    """A file's name without its ending, .nii.gz as a whole."""
+    name = Path(file).name
+    ends = next((end for end in ENDINGS if name.lower().endswith(end)), "")
+    return name[: len(name) - len(ends)]
+
+
+def plane_of(file) -> str | None:
+    """The plane that a scout shows by its header; None for a volume, and where that does not say."""
+    try:
+        if is_nifti(file):
+            image = load_nifti(file)
+            across = image.affine[:3, int(np.argmin((*image.shape, 1, 1)[:3]))]
+            return None if is_volume(file) else PLANES[int(np.abs(across).argmax())]
+        import pydicom
+
+        cosines = pydicom.dcmread(file, stop_before_pixels=True).ImageOrientationPatient
+        return PLANES[int(np.abs(np.cross(cosines[:3], cosines[3:])).argmax())]
+    except Exception:  # `read` says what is the matter with it
+        return None
+
+
+# NIfTI
+
+
+def is_nifti(file) -> bool:
+    """Whether a file is NIfTI, by its ending; of the pair .hdr and .img it is the second."""
+    return Path(file).name.lower().endswith(ENDINGS)
+
+
+def load_nifti(file):
+    """A NIfTI file as nibabel has it."""
+    try:
+        import nibabel
+    except ImportError as error:
+        raise ImportError(f"{file}: reading NIfTI needs nibabel: pip install 'jaxmarks[nifti]'") from error
+    try:
+        image = nibabel.load(file)
+    except Exception as error:  # nibabel has several of its own
+        raise FormatError(file, "", f"cannot be read ({error})", "give a NIfTI file") from error
+    if not isinstance(image, nibabel.Nifti1Pair):  # Analyze, which does not tell right from left, or CIFTI's surfaces
+        raise FormatError(file, "", f"a {type(image).__name__}", "give a NIfTI file")
+    return image
+
+
+def is_volume(file) -> bool:
+    """Whether a NIfTI file is a volume, and not one scout or a stack of a few, nor a file that `read` will complain of."""
+    try:
+        shape = (*load_nifti(file).shape, 1, 1)[:3]
+    except FormatError:
+        return False
+    return not (min(shape) <= STACK and 3 * min(shape) < max(shape))
+
+
+def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
+    """The voxels (I, J, K) of a NIfTI file, their affine (4, 4), voxel centres to RAS mm, and the code of that space.
+
+    The sform is taken where the header has one, else the qform.
+
+    Raises:
+      FormatError: neither is there, they contradict each other, the voxels' axes are not at right angles, or the voxels
+        are not grey values.
+    """
+    image = load_nifti(file)
+    header = image.header
+    forms = [(image.get_sform, int(header["sform_code"])), (image.get_qform, int(header["qform_code"]))]
+    space = next((code for _, code in forms if code > 0), 0)
+    try:
+        known = [form() for form, code in forms if code > 0]
+    except Exception as error:  # a quaternion that is none
+        raise FormatError(file, "", f"its orientation cannot be read ({error})", "mend the header's qform") from error
+    if not known:
+        raise FormatError(
+            file, "", "sform_code and qform_code are both 0: the file does not say how it lies in the patient",
+            "convert it from the scanner's DICOM anew, for the orientation must not be guessed",
+        )  # fmt: skip
+    if header["xyzt_units"] & 7 not in (0, 2):  # its three lowest bits: unknown, or millimetres
+        raise FormatError(file, "xyzt_units", "its places are not in millimetres", "convert the header to mm")
+    affine = known[0]
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (sides < 1e-3).any():
+        raise FormatError(file, "", f"voxels of {sides.round(4).tolist()} mm in the header", "mend the header's affine")
+    axes = affine[:3, :3] / sides
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 0.02:
+        raise FormatError(file, "", "the axes of the header's affine are not at right angles", "resample the volume")
+    shape = (*image.shape, 1, 1)[:3]
+    corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
+    apart = np.linalg.norm(corners @ (known[-1] - affine)[:3, :3].T + (known[-1] - affine)[:3, 3], axis=-1).max()
+    if not apart <= AGREE:
+        raise FormatError(
+            file, "", f"sform and qform give different orientations or places, by {apart:.1f} mm at a corner",
+            "set the code of the wrong one to 0",
+        )  # fmt: skip
+    if image.get_data_dtype().kind not in "iuf" or 0 in image.shape:
+        raise FormatError(
+            file, "", f"{image.shape} voxels of type {image.get_data_dtype()}", "give a whole file of grey values"
+        )
+    try:
+        voxels = np.asarray(image.dataobj, np.float32)
+    except Exception as error:  # cut off
+        raise FormatError(
+            file, "", f"its voxels cannot be read ({error})", "give a whole file of grey values"
+        ) from error
+    voxels = voxels.reshape(voxels.shape[:3] + tuple(n for n in voxels.shape[3:] if n > 1))
+    voxels = voxels[(..., *[None] * (3 - voxels.ndim))] if voxels.ndim < 3 else voxels
+    if voxels.ndim > 3:
+        raise FormatError(file, "", f"{voxels.shape} voxels, more than one volume", "give a single volume")
+    return voxels, affine, space
+
+
+def cut(voxels, affine, axis: int, index: int, file, notes) -> Scout:
+    """The slice of a volume at a voxel's index along one of its axes."""
+    x, y = (a for a in range(3) if a != axis)
+    first = np.full(3, -0.5)
+    first[axis] = index
+    plane = np.stack([affine[:3, x], affine[:3, y], affine[:3, :3] @ first + affine[:3, 3]], axis=-1)
+    return scout(np.take(voxels, index, axis).T, plane, file, notes)
+
+
+def stack(voxels, affine, file, notes) -> Iterator[Scout]:
+    """The middle slice of a NIfTI stack of scouts, or the only one; of an even number the same, however it is stored."""
+    axis = int(np.argmin(voxels.shape))
+    across = affine[:3, axis]
+    backwards = across[np.abs(across).argmax()] < 0
+    yield cut(voxels, affine, axis, (voxels.shape[axis] - backwards) // 2, file, notes)
+
+
+# DICOM
+
+
+def is_dicom(file) -> bool:
+    """Whether a file is DICOM, by its mark."""
+    try:
+        with Path(file).open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def ending(file) -> str:
+    """A file's ending in lower case; a number, as identifiers have them for their last part, is none."""
+    found = Path(file).suffix.lower()
+    return "" if found[1:].isdigit() else found
+
+
+def numbers(read, tag: str, count: int, file, default=None) -> np.ndarray:
+    """The numbers (count,) that a DICOM image has under a tag, or the default where the tag is absent or empty.
+
+    Raises:
+      FormatError: it does not have it and there is no default, or has something else there.
+    """
+    remedy = "export it from the scanner anew, for it must not be guessed"
+    given = read.get(tag)
+    given = default if given in (None, "") else given
+    if given is None:
+        raise FormatError(file, "", f"no {tag}: the file does not say how it lies in the patient", remedy)
+    try:
+        found = np.array(given, float).ravel()
+    except (TypeError, ValueError) as error:
+        raise FormatError(file, tag, f"not {count} numbers ({error})", remedy) from error
+    if len(found) != count or not np.isfinite(found).all():
+        raise FormatError(file, tag, f"{found.tolist()}, not {count} numbers", remedy)
+    return found
+
+
+def dicom(file, notes: list[str]) -> Scout:
+    """One DICOM image; its orientation, in LPS, becomes RAS.
+
+    Raises:
+      FormatError: it is damaged, multi-frame, enhanced, or does not say how it lies in the patient.
+    """
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImportError(f"{file}: reading DICOM needs pydicom: pip install 'jaxmarks[dicom]'") from error
+    try:
+        read = pydicom.dcmread(file)
+        pixels = np.asarray(read.pixel_array, np.float32)
+    except Exception as error:  # pydicom raises what the codecs raise
+        remedy = "give an uncompressed DICOM image, or take the file away"
+        raise FormatError(file, "", f"cannot be read ({error})", remedy) from error
+    grey = read.get("PhotometricInterpretation")
+    if pixels.ndim != 2 or grey not in ("MONOCHROME1", "MONOCHROME2"):
+        raise FormatError(file, "", f"{pixels.shape} pixels, {grey}", "give grey images of one frame each")
+    if "PerFrameFunctionalGroupsSequence" in read:
+        what = f"an enhanced image ({getattr(read.get('SOPClassUID'), 'name', 'of no class')})"
+        raise FormatError(file, "", what, "export it as classic DICOM, one file for each frame")
+    pixels = pixels * numbers(read, "RescaleSlope", 1, file, 1) + numbers(read, "RescaleIntercept", 1, file, 0)
+    if grey == "MONOCHROME1":
+        pixels = pixels.max() - pixels
+    cosines = numbers(read, "ImageOrientationPatient", 6, file).reshape(2, 3)
+    spacing, position = numbers(read, "PixelSpacing", 2, file), numbers(read, "ImagePositionPatient", 3, file)
+    anew = "export it from the scanner anew"
+    if np.abs(np.linalg.norm(cosines, axis=1) - 1).max() > 0.01:
+        raise FormatError(file, "ImageOrientationPatient", f"{cosines.tolist()} are not of length 1", anew)
+    if (spacing <= 0).any():
+        raise FormatError(file, "PixelSpacing", f"{spacing.tolist()} mm", anew)
+    along, down = lps_to_ras(cosines)
+    between_rows, between_columns = spacing
+    x, y = along * between_columns, down * between_rows
+    corner = lps_to_ras(position) - (x + y) / 2
+    origin = tuple((tag, str(read.get(tag) or "")) for tag in ORIGIN)
+    made = scout(pixels, np.stack([x, y, corner], axis=-1), file, notes)
+    return made._replace(origin=origin, series=str(read.get("SeriesInstanceUID") or ""))

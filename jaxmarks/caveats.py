@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmarks import checkpoint, runs
 from jaxmarks import config as configs
-from jaxmarks import runs
 from jaxmarks.data.loading import of_set
 
 
-def of_training(settings, dataset, member, source: Path | None, trained: np.ndarray, *, validated: bool) -> list[dict]:
+def of_training(settings, dataset, member, source: Path | None, images: dict[str, list[str]]) -> list[dict]:
     """The caveats of a network: dicts of "image", "what" and "where".
 
     Args:
@@ -17,11 +17,11 @@ def of_training(settings, dataset, member, source: Path | None, trained: np.ndar
       dataset: what it is trained on.
       member: which network it is.
       source: the checkpoint that it starts from, if any.
-      trained: the samples that it is trained on.
-      validated: whether images are held back for its validation.
+      images: those of its split by name, as `splits.names` has them.
     """
-    found = unseen(dataset, trained, member) + seen_before(settings, member, source)
-    if dataset.objects and not validated:
+    trained = np.isin(dataset.samples.name, images["train"])
+    found = unseen(dataset, trained, member) + seen_before(settings, member, source, images)
+    if dataset.objects and not images["valid"]:
         found.append(caveat(member, "no image is held back for validation: the threshold is chosen on training images"))
     return found
 
@@ -45,33 +45,54 @@ def unseen(dataset, trained, member) -> list[dict]:
     return found
 
 
-def seen_before(settings, member, source: Path | None) -> list[dict]:
-    """Whether the network that one starts from may have been trained on what tests it, as caveats."""
+def seen_before(settings, member, source: Path | None, images: dict[str, list[str]]) -> list[dict]:
+    """Whether the network that one starts from, or one before that, has learnt from what tests it, as caveats.
+
+    A test image must not have validated another one either; a validation image may have.
+    """
     if source is None:
         return []
-    workdir, stage, other = runs.whose(source)
-    theirs = configs.stage(runs.config_of(workdir), stage)
-    split = lambda settings: [settings.split[key] for key in ("by", "folds", "seed")]
-    mine, others = origins(settings.data), origins(theirs.data)
-    shared = mine.keys() & others.keys()
-    alike = split(theirs) == split(settings) and all(mine[origin] == others[origin] for origin in shared)
-    if not shared or (alike and other == member):
+    before, again = seen(source), set[str]()
+    for part, others in (("test", ("train", "valid")), ("valid", ("train",))):
+        for origin, names in by_origin(settings.data, images[part]).items():
+            known = before.get(origin, {})
+            theirs = {name for other in others for name in (known or {}).get(other, ())}
+            again |= set(names) if known is None else theirs.intersection(names)
+    if not again:
         return []
-    what = f"it starts from {source.parent}, which may have learnt from its test and validation images"
-    return [caveat(member, f"{what}: the score may flatter")]
+    some = ", ".join(sorted(again)[:3]) + (", ..." if len(again) > 3 else "")
+    what = f"it starts from {source.parent}, and {len(again)} of its test and validation images ({some})"
+    return [caveat(member, f"{what} may have been learnt from before: the score may flatter")]
 
 
-def origins(data) -> dict:
-    """Where the images of a config's `data` come from, and what beside the split's settings tells how they are split."""
-    found: dict = {}
-    for one in [of_set(data, name) for name in data.get("sets") or {}] or [data]:
-        own = one.get("images") or one.get("volume")
-        if own:
-            marks = str(one.get("boxes") or one.get("landmarks")).split(",")
-            found[Path(own).absolute()] = [Path(mark).absolute() for mark in marks], one.get("group_by", "")
-        else:
-            for part in one.get("part", "").split("+"):
-                found[part, one.get("seed", 0)] = one.get("count")
+def seen(source: Path | None) -> dict[str, dict[str, list[str]] | None]:
+    """By origin the images that a checkpoint's network, and those before it, had for "train" and for "valid".
+
+    None stands for all of an origin: an earlier version of this library did not save which.
+    """
+    if source is None:
+        return {}
+    workdir, stage, _ = runs.whose(source)
+    data, note = configs.stage(runs.config_of(workdir), stage).data, checkpoint.note(source) or {}
+    found: dict[str, dict[str, list[str]] | None] = dict(note.get("before", {}))
+    if "data" not in note:
+        return found | dict.fromkeys(by_origin(data, []))
+    for part in ("train", "valid"):
+        for origin, names in by_origin(data, note["data"]["images"][part]).items():
+            if (known := found.get(origin, {})) is not None:
+                found[origin] = known | {part: sorted({*known.get(part, []), *names})}
+    return found
+
+
+def by_origin(data, names: list[str]) -> dict[str, list[str]]:
+    """The images of a config's `data` by where they come from: a folder, or a volume or part with the seed of its draws."""
+    found: dict[str, list[str]] = {}
+    for name in data.get("sets") or ("",):
+        one, before = of_set(data, name), f"{name}/" if name else ""
+        path = lambda key, one=one: str(Path(one[key]).absolute()) if one.get(key) else ""
+        drawn = [path("volume")] if path("volume") else one.get("part", "").split("+")
+        for origin in [path("images")] if path("images") else [f"{what}, seed {one.get('seed', 0)}" for what in drawn]:
+            found.setdefault(origin, []).extend(each.removeprefix(before) for each in names if each.startswith(before))
     return found
 
 

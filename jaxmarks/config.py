@@ -2,9 +2,26 @@
 
 import itertools
 import json
+import math
+import re
 from pathlib import Path
 
 import ml_collections
+import numpy as np
+
+# From where to where a key's numbers make sense, both ends among them.
+MANY = math.inf
+LIMITS = {
+    "split.folds": (1, MANY), "split.few": (0, MANY),
+    "augment.scale": (0, 1), "augment.aspect": (0, 1), "augment.mirror": (0, 1), "augment.cutout": (0, 1),
+    "augment.noise": (0, MANY), "augment.blur": (0, MANY), "augment.elastic": (0, MANY), "augment.rotation": (0, 360),
+    "optimizer.learning_rate": (0, MANY), "optimizer.momentum": (0, 1), "optimizer.warmup": (0, 1),
+    "optimizer.weight_decay": (0, MANY), "optimizer.clip": (0, MANY), "optimizer.plateau": (0, MANY),
+    "optimizer.plateau_factor": (0, 1),
+    "train.batch_size": (1, MANY), "train.steps": (0, MANY), "train.epochs": (0, MANY), "train.accumulate": (1, MANY),
+    "train.ensemble": (1, MANY), "train.ema": (0, 1), "train.mixup": (0, MANY), "train.patience": (0, MANY),
+    "train.devices": (0, MANY), "train.span": (1, MANY),
+}  # fmt: skip
 
 
 def variants(text: str | None, *, flags: tuple[str, ...], options: dict[str, tuple[str, ...]] | None = None) -> dict:
@@ -50,6 +67,45 @@ def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.Config
             parent, target = target, target[key]
         parent[key] = value
     return settings
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError where a number of the config or of one of its stages makes no sense, a pattern is none, or stages
+    have no name of their own; it names the key."""
+    if not config.stages or len(set(config.stages)) < len(config.stages):
+        raise ValueError(f"--config.stages={tuple(config.stages)}: name at least one stage, and each once")
+    for name in config.stages:
+        settings = stage(config, name)
+        known = {".".join(path): value for path, value in _leaves(settings)}
+        for key, (low, high) in LIMITS.items():
+            for value in np.ravel(known.get(key, low)):
+                if not (isinstance(value, int | float | np.number) and low <= value <= high):
+                    limits = f"at least {low}" if high == MANY else f"from {low} to {high}"
+                    raise ValueError(f"--config.{key}={known[key]}: it is {limits}")
+        if not settings.train.epochs and not settings.train.steps:
+            raise ValueError("--config.train.steps=0 --config.train.epochs=0: give one of them")
+        wrong = [fold for fold in settings.split.run if not 0 <= fold < settings.split.folds]
+        if wrong:
+            raise ValueError(
+                f"--config.split.run={settings.split.run}: folds count from 0 to {settings.split.folds - 1}"
+            )
+        pairs = settings.optimizer.get("rates") or ()
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise ValueError(f"--config.optimizer.rates={pairs}: give pairs, as (('body/', 0.1),)")
+        patterns = {"freeze": settings.freeze, "init_skip": settings.init_skip}
+        for key, pattern in [*patterns.items(), *(("optimizer.rates", pattern) for pattern, _ in pairs)]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"--config.{key}={pattern!r} is no regular expression: {error}") from error
+    if config.init_skip and len(config.stages) == 1 and not (config.init_from or config.weights):
+        raise ValueError(
+            f"--config.init_skip={config.init_skip}: the network starts from no other that it could leave out"
+        )
+    if config.init_from and config.weights:
+        raise ValueError(
+            f"--config.init_from={config.init_from} --config.weights={config.weights}: a network starts from one of them"
+        )
 
 
 def _leaves(tree, path=()):
@@ -110,7 +166,8 @@ def product(**axes: dict[str, dict | str]) -> list[dict]:
     cells = []
     for choices in itertools.product(*(axis.items() for axis in axes.values())):
         labels = dict(zip(axes, (label for label, _ in choices), strict=True))
-        cell = {"column": labels.pop(last) if len(axes) > 1 else "", "row": ", ".join(labels.values()), "config": ""}
+        cell = {"column": labels.pop(last) if len(axes) > 1 else "", "row": ", ".join(map(str, labels.values()))}
+        cell["config"] = ""
         overrides: dict = {}
         for axis, (label, change) in zip(axes, choices, strict=True):
             if isinstance(change, str):

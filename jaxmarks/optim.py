@@ -212,11 +212,13 @@ def freeze(tx: optax.GradientTransformation, params, frozen: Callable[[str], boo
     """`tx` for the parameters whose path ("body/block1/conv/kernel") is not `frozen`; the others never change.
 
     Raises:
-      ValueError: none is frozen.
+      ValueError: none is frozen, or all are.
     """
     names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     if not any(map(frozen, names)):
         raise ValueError(f"freeze matches no parameter; there are {', '.join(names)}")
+    if all(map(frozen, names)):
+        raise ValueError("freeze matches every parameter: there is nothing to train")
     labels = jax.tree_util.tree_map_with_path(lambda path, _: "frozen" if frozen(name_of(path)) else "free", params)
     return optax.multi_transform({"free": tx, "frozen": optax.set_to_zero()}, labels)
 

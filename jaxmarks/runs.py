@@ -35,8 +35,6 @@ def folds(settings) -> list[int]:
 
 def members(settings, fold: int | None = None) -> list[Member]:
     """The networks of a fold, which predict together, or of all folds."""
-    if settings.train.ensemble < 1:
-        raise ValueError(f"--config.train.ensemble={settings.train.ensemble}: a fold has at least one network")
     chosen = folds(settings) if fold is None else [fold]
     return [Member(each, number) for each in chosen for number in range(settings.train.ensemble)]
 

@@ -7,10 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import augment, checkpoint, heads, models, processes, steps
+from jaxmarks import augment, checkpoint, heads, models, optim, processes, steps
 from jaxmarks import config as configs
 from jaxmarks.data.loading import known_facts
 from jaxmarks.ops import boxes as box_ops
+
+
+def check(config) -> None:
+    """Raises ValueError where a config cannot be trained, as far as that is known before its data are read."""
+    configs.check(config)
+    for name in config.stages:
+        settings = configs.stage(config, name)
+        models.build(settings.model)
+        optim.build(settings.optimizer, epochs=1, steps_per_epoch=1)
 
 
 def build(settings, facts: dict, flip=None, size=None):
@@ -43,6 +52,14 @@ def sizes(settings) -> list[tuple[int, int]]:
             f"--config.train.sizes={heights}: training would not show frames of --config.data.size={(height, width)};"
             " give heights around its own, or ()"
         )
+    if heights:
+        body, images = models.build(settings.model), jnp.zeros((1, height, width, settings.channels))
+        features = jax.eval_shape(lambda: body.init_with_output(jax.random.key(0), images)[0])
+        if features.ndim < 4:
+            raise ValueError(
+                f"--config.train.sizes={heights}: {settings.model.name} ends in fully connected layers, which are of one"
+                " size; leave it ()"
+            )
     return [(side, round(side * width / height)) for side in heights]
 
 
@@ -75,6 +92,10 @@ def pretrained(settings, source: Path | None):
 def take_over(variables, theirs, about: str, skip: str):
     """Variables with what fits taken from `theirs`, which `about` names; prints what was not."""
     params, fate = checkpoint.merge(variables["params"], theirs["params"], skip=skip)
+    if skip and not any(name.endswith("(skipped)") for name in fate["new"]):
+        raise ValueError(
+            f"--config.init_skip={skip!r} matches no parameter from its start; there are {', '.join(fate['loaded'])}"
+        )
     if not fate["loaded"]:
         raise ValueError(f"{about}: nothing in it fits this network: {'; '.join(fate['new'])}")
     processes.tell(f"initialised from {about}: {len(fate['loaded'])} arrays")

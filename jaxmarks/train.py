@@ -85,7 +85,12 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
 
 def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     """What `train` does in each process."""
+    tasks.check(config)
     datasets, names = {}, runs.stages(config)
+    if unknown := [name for name in config.stage if name not in config.stages]:
+        processes.tell(
+            f"config.stage has {', '.join(unknown)}, which is none of the stages {', '.join(names)}: no effect"
+        )
     last = configs.stage(config, names[-1])
     baselines.check(last.baselines, objects="boxes" in last.data)  # else a trained run could not be scored
     processes.in_turn(functools.partial(runs.claim, config, workdir))
@@ -129,11 +134,12 @@ class Training:
         network, self.task = tasks.build(settings, known, dataset.flip)
         self.split = splits.of_member(settings, samples, member, self.task.versions)
         shown = np.unique(self.split.train // self.task.versions)
-        found = caveats.of_training(settings, dataset, member, source, shown, validated=len(self.split.valid) > 0)
+        self.data: dict = {"digest": samples.digest, "images": splits.names(self.split, samples, self.task.versions)}
+        found = caveats.of_training(settings, dataset, member, source, self.data["images"])
         for each in found:
             processes.tell(f"[{stage}] {each['image']}{each['what']}")
-        self.data = {"digest": samples.digest, "images": splits.names(self.split, samples, self.task.versions)}
         self.about: dict = {"facts": known, "caveats": found, "images": len(shown), "data": self.data}
+        self.about["before"] = caveats.seen(source)
 
         parts = splits.parts(settings.train.balance, samples)
         self.plan = plan = plan_of(settings, self.split, parts, member, self.task.versions)
@@ -164,10 +170,10 @@ class Training:
             started = time.perf_counter()
             found = self.show(epoch)
             trained = time.perf_counter()
+            rates = {rate: float(value) for rate, value in optim.hyperparameters(self.here().opt_state).items()}
             found |= self.judge(epoch)
             now = time.perf_counter()
             self.progress.end(epoch, before + now - began)
-            rates = {rate: float(value) for rate, value in optim.hyperparameters(self.here().opt_state).items()}
             images, seconds = len(self.plan.train), round(self.progress.seconds, 1)
             self.log.write(
                 epoch=epoch, **found, **rates, images_per_s=round(images / (trained - started), 1), seconds=seconds
@@ -320,6 +326,8 @@ def plan_of(settings, split: splits.Split, parts: np.ndarray, member: runs.Membe
 def devices_of(options) -> int:
     """How many devices train: all of all processes, or the first of this one's as `train.devices` says."""
     devices = options.devices or jax.device_count()
+    if devices > jax.device_count():
+        raise ValueError(f"--config.train.devices={devices}: there are {jax.device_count()}; 0 takes all")
     if jax.process_count() > 1 and devices != jax.device_count():
         raise ValueError(
             f"--config.train.devices={devices}: {jax.process_count()} processes use all of their"

@@ -60,7 +60,7 @@ from experiments import (
 )
 
 from jaxmarks import config as configs
-from jaxmarks import report
+from jaxmarks import report, tasks
 from jaxmarks.report import tables
 
 GRID_KEYS = {"config", "cells", "overrides", "seeds", "metrics"}
@@ -171,12 +171,19 @@ def parse(arguments):
 def load_grid(text: str) -> dict:
     """The grid of FILE.py[:variant] with what is optional filled in, and its docstring's first line as the title."""
     found, title = load(text, "get_grid")
+    if not isinstance(found, dict):
+        raise ValueError(f"{text}: get_grid returns {found!r}; it is to return a dict")
     grid = {"overrides": {}, "seeds": (0,), "metrics": ("mean_distance_px",)} | found
     known("key of a grid", grid, GRID_KEYS)
+    if not grid.get("cells") or not grid.get("config"):
+        raise ValueError(f"{text}: the grid has no {'config' if grid.get('cells') else 'cells'}")
+    for key in ("seeds", "metrics"):
+        if not isinstance(grid[key], tuple | list):
+            raise ValueError(f"{text}: {key}={grid[key]!r}; give a list or tuple, as ({grid[key]!r},)")
     for cell in grid["cells"]:
         known("key of a cell", cell, CELL_KEYS)
-    if not grid["cells"]:
-        raise ValueError(f"{text}: the grid has no cells")
+        if "row" not in cell:
+            raise ValueError(f"{text}: the cell {cell} has no row")
     return grid | {"title": title}
 
 
@@ -189,7 +196,7 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
     """
     runs: list[Run] = []
     for cell in grid["cells"]:
-        row, column = cell["row"], cell.get("column", "")
+        row, column = str(cell["row"]), str(cell.get("column", ""))
         label = " / ".join(filter(None, [row, column]))
         path, _, variants = grid["config"].partition(":")
         config = ":".join(filter(None, [path, ",".join(filter(None, [variants, cell.get("config")]))]))
@@ -209,6 +216,7 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
                 start = {"init_from": sources[seed]} if sources else {}
                 options = [f"--config.{key}={value}" for key, value in (overrides | start | {"seed": seed}).items()]
                 settings = resolve([f"--config={config}", *options])
+                tasks.check(settings)
                 arguments = [f"--config={config}", *options, f"--workdir={folder}"]
                 runs.append(Run(row, column, seed, arguments, folder, settings, sources.get(seed)))
         except (flags.Error, ValueError, OSError) as error:
@@ -312,15 +320,17 @@ def over_folds(metric: str) -> str:
     return "std_over_folds_px" if metric == "mean_distance_px" else f"std_over_folds_{metric}"
 
 
-def statistics(summaries: list[dict], metric: str) -> tuple[float, float]:
-    """Mean and deviation of a cell: over its seeds where there are several, else over the folds of its one run.
+def statistics(summaries: list[dict], metric: str, *, seeds: int = 1) -> tuple[float, float]:
+    """Mean and deviation of a cell: over its seeds where there are to be several, else over the folds of its one run.
 
-    Deviations are those of the population, `np.std`. NaN where there is none: no run, one run of one fold, or one run
-    and a metric that a summary does not have for each fold.
+    Deviations are those of the population, `np.std`. NaN where there is none: no run, one run of one fold or of several
+    seeds, or one run and a metric that a summary does not have for each fold.
     """
     values = [value(summary, metric) for summary in summaries]
     if len(values) > 1:
         return float(np.mean(values)), float(np.std(values))
+    if seeds > 1:
+        return (*values, math.nan)[0], math.nan
     return (*values, math.nan)[0], (*(value(s, over_folds(metric)) for s in summaries), math.nan)[0]
 
 
@@ -332,7 +342,7 @@ def with_deviation(mean: float, deviation: float, metric: str) -> str:
 def network_entry(given: list[dict | str | None], metric: str, best: float | None) -> Entry:
     """What a table shows of a cell: its runs' results are a summary, a text where one failed, None before it is run."""
     summaries = [result for result in given if isinstance(result, dict)]
-    mean, deviation = statistics(summaries, metric)
+    mean, deviation = statistics(summaries, metric, seeds=len(given))
     count = lambda n, what: f"{n} of {len(given)} seeds {what}" if len(given) > 1 else what
     failed, waiting = sum(isinstance(result, str) for result in given), given.count(None)
     notes = ", ".join(count(n, what) for n, what in ((failed, "failed"), (waiting, "not run yet")) if n)
@@ -389,7 +399,7 @@ def caption(runs: list[Run], results: dict, metric: str) -> str:
 
 
 def data(runs: list[Run], results: dict) -> str:
-    """On what the cells were scored: images and landmarks, for each column where the columns differ."""
+    """On what the cells were scored: images and landmarks, for each column (or row, without columns) where they differ."""
     found: dict = {}
     for run in runs:
         summary = results.get(run.folder)
@@ -397,7 +407,7 @@ def data(runs: list[Run], results: dict) -> str:
             where = f" of {run.config.data.images}" if run.config.get("data", {}).get("images") else ""
             what = f"{summary['objects']} objects" if "objects" in summary else f"{summary['landmarks']} landmarks each"
             text = f"{summary['images']} held-out images{where}, {what}"
-            found.setdefault(text, {})[run.column] = None
+            found.setdefault(text, {})[run.column or run.row] = None
     if len(found) < 2:
         return "".join(found)
     return "; ".join(f"{', '.join(columns)}: {text}" for text, columns in found.items())

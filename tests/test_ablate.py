@@ -259,7 +259,8 @@ def test_a_failed_run_is_listed_and_only_it_is_run_again(tmp_path):
     with (workdir / "table.csv").open() as file:
         assert [bool(line["failed"]) for line in csv.DictReader(file)] == [False] * 6 + [True] * 2
 
-    again = Launcher(lambda config: summary(1.0) if config.seed == 0 else 3)
+    # The deviation over the folds of the seed that is left is none over seeds.
+    again = Launcher(lambda config: summary(1.0, folds=0.7) if config.seed == 0 else 3)
     failed, _ = run(tmp_path, TWO_BY_TWO, again)
     workdirs = [arguments[-1].removeprefix(f"--workdir={workdir}/") for arguments in again.runs]
     assert failed == 1 and workdirs == ["b-large-b--head/0", "b-large-b--head/1"]
@@ -285,6 +286,22 @@ def test_a_run_that_is_cut_short_or_of_another_config_is_not_complete(tmp_path):
     failed, _ = run(tmp_path, TWO_BY_TWO, refuse, "--config.train.steps=9")
     assert failed == 8 and {cell for row in rows(workdir).values() for cell in row} == {"2 of 2 seeds failed"}
     assert "holds a run of another config" in (workdir / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"seeds": (0, 1)', '"seeds": 3', "seeds=3; give a list or tuple"),
+        ('"seeds": (0, 1)', '"metrics": "mean_distance_px"', "metrics='mean_distance_px'; give a list or tuple"),
+        ('"config"', '"overrides"', "the grid has no config"),
+        ("    return {", "    return None; {", "get_grid returns None"),
+        ('"seeds": (0, 1)', '"overrides": {"optimizer.name": "sgd"}', "there are nesterov"),
+        ('"seeds": (0, 1)', '"overrides": {"train.batch_size": 0}', "batch_size=0: it is at least 1"),
+    ],
+)
+def test_a_slip_in_a_grid_is_named_before_anything_is_run(tmp_path, old, new, message):
+    assert old in TWO_BY_TWO
+    assert message in refused(tmp_path, TWO_BY_TWO.replace(old, new, 1))
 
 
 def test_a_summary_without_the_metric_is_a_failure_that_says_so(tmp_path):

@@ -53,6 +53,38 @@ def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is(
         splits.of_member(config, samples, runs.Member(0), 1)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.batch_size": 0}, r"--config\.train\.batch_size=0: it is at least 1"),
+        ({"train.ensemble": 0}, r"train\.ensemble=0: it is at least 1"),
+        ({"train.patience": -1}, r"train\.patience=-1: it is at least 0"),
+        ({"train.ema": 1.5}, r"train\.ema=1\.5: it is from 0 to 1"),
+        ({"optimizer.learning_rate": -1.0}, r"optimizer\.learning_rate=-1\.0: it is at least 0"),
+        ({"optimizer.learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"train.steps": 0, "train.epochs": 0}, "give one of them"),
+        ({"split.few": -3}, r"split\.few=-3"),
+        ({"split.run": (9,)}, r"split\.run=\(9,\): folds count from 0 to 8"),
+        ({"stages": ()}, "name at least one stage"),
+        ({"stages": ("train", "train")}, "each once"),
+        ({"freeze": "(("}, r"--config\.freeze='\(\(' is no regular expression"),
+        ({"optimizer.rates": ("body/", 0.1)}, "give pairs"),
+        ({"optimizer.rates": (("((", 0.1),)}, r"optimizer\.rates='\(\('"),
+        ({"init_skip": "head"}, "starts from no other"),
+        ({"init_from": "a", "weights": "imagenet"}, "one of them"),
+        ({"stages": ("one",), "stage": {"one": {"train": {"accumulate": 0}}}}, r"train\.accumulate=0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_makes_no_sense_is_named(changes, message):
+    config = get_config("")
+    configs.check(config)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        configs.check(config)
+
+
 def test_a_config_older_than_a_key_has_its_default(tmp_path):
     config = get_config("")
     configs.save(config, tmp_path / "new.json")

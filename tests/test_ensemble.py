@@ -91,7 +91,14 @@ def test_a_network_that_may_have_learnt_from_the_test_images_is_named(two, tmp_p
     train.train(config, tmp_path / "same")
     assert caveats(config, tmp_path / "same", 0) == []
     (caveat,) = caveats(config, tmp_path / "same", 1)
-    assert caveat["what"].startswith(f"fold 1: it starts from {workdir}/checkpoints/train/fold0, which may have learnt")
+    assert caveat["what"].startswith(f"fold 1: it starts from {workdir}/checkpoints/train/fold0, and ")
+    # And so has the one that starts from that, though the two have the same test.
+    chain = config.copy_and_resolve_references()
+    chain.init_from, chain.split.run, chain.stages = str(tmp_path / "same"), (1,), ("train", "again")
+    train.train(chain, tmp_path / "chain")
+    assert caveats(chain, tmp_path / "chain", 1)[0]["what"].startswith(f"fold 1: it starts from {tmp_path}/same/")
+    (_,), (note,) = runs.restore(tmp_path / "chain", "again", [runs.Member(1)])
+    assert len(note["caveats"]) == 1  # of the stage that is scored, too
     config.split.run, config.data.count = (0,), 12  # of which the folds are others
     train.train(config, tmp_path / "more")
     assert len(caveats(config, tmp_path / "more", 0)) == 1
@@ -99,11 +106,3 @@ def test_a_network_that_may_have_learnt_from_the_test_images_is_named(two, tmp_p
     config.data.seed = 1  # other images
     train.train(config, tmp_path / "other")
     assert caveats(config, tmp_path / "other", 1) == []
-
-
-def test_no_network_is_an_error(two):
-    _, config, _ = two
-    config = config.copy_and_resolve_references()
-    config.train.ensemble = 0
-    with pytest.raises(ValueError, match=r"train\.ensemble=0: a fold has at least one"):
-        runs.members(config, 0)

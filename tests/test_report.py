@@ -133,5 +133,8 @@ def test_an_overlay_hits_the_right_pixels(tmp_path):
     blue = np.argwhere((drawn == (0x00, 0x72, 0xB2)).all(-1))
     np.testing.assert_allclose(blue.mean(0), [300, 600], atol=1)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), drawn)
+    # What a network that diverged predicts takes no longer to draw than anything else.
+    far = report.overlay(image, [[1e12, -3e8]], [[600.5, 300.5]], boxes=[[-1e12, -1e12, 1e12, 1e12]])
+    assert far.shape == image.shape
     large = report.overlay(np.zeros((3000, 4000, 1), np.uint8), [[2000, 1500]])
     assert large.shape == (750, 1000, 3)

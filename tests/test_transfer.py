@@ -116,6 +116,38 @@ def test_the_average_is_what_is_saved(tmp_path):
         np.testing.assert_allclose(mean, first * 2 / 11 + plain * 9 / 11, rtol=1e-3, atol=1e-6)
 
 
+def test_the_log_has_the_rate_that_an_epoch_was_trained_with(tmp_path):
+    """Nothing changes at this rate: it is lowered after epochs 2, 3 and 4, and told of from 3 on."""
+    plain = {"name": "rmsprop", "learning_rate": 1e-20, "plateau": 1, "plateau_factor": 0.5}
+    plain = {f"optimizer.{key}": value for key, value in plain.items()}
+    config = get_config(**plain, **{"train.epochs": 4, "data.count": 8, "split.valid": 0.3})
+    train.train(config, tmp_path)
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(rates, [1e-20, 1e-20, 5e-21, 2.5e-21], rtol=1e-5)
+
+
+def test_settings_that_the_network_cannot_have_are_named(tmp_path):
+    for key, value, message in (
+        ("train.devices", jax.device_count() + 1, r"train\.devices=.: there are"),
+        ("train.sizes", (24, 48), "fully connected"),
+        ("freeze", ".*", "nothing to train"),
+        ("optimizer.name", "sgd", "there are nesterov"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config = get_config(**{key: value, "data.count": 8, "split.valid": 0.0})
+            if key == "train.sizes":
+                config.model, config.head = {"name": "beetle"}, {"name": "direct"}
+            train.train(config, tmp_path / key)
+
+
+def test_parameters_to_leave_out_are_there(two_stages, tmp_path):
+    config = get_config(
+        **{"init_from": str(two_stages[0] / "run"), "init_skip": "fc1", "data.count": 8, "split.valid": 0.0}
+    )
+    with pytest.raises(ValueError, match=r"init_skip='fc1' matches no parameter from its start; there are body/"):
+        train.train(config, tmp_path)
+
+
 def initial(config):
     """The parameters that the only fold of the only stage begins with."""
     network, _ = tasks.build(config, {"landmarks": 8})

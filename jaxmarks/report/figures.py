@@ -167,8 +167,11 @@ def overlay(
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
     canvas = Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).convert("RGB").resize(size)
     draw, unit = ImageDraw.Draw(canvas), max(1.5, max(size) / 220)
-    # The centre of pixel i is i + 0.5 in continuous coordinates, and i in Pillow's.
-    place = lambda points: np.asarray(points, float) * np.divide(size, (width, height)) - 0.5
+    # The centre of pixel i is i + 0.5 in continuous coordinates, and i in Pillow's. It walks along lines pixel by pixel:
+    # what a network that diverged has far away lies just out of sight.
+    place = lambda points: np.clip(
+        np.asarray(points, float) * np.divide(size, (width, height)) - 0.5, np.negative(size), np.multiply(2, size)
+    )
     predicted = place(predicted)
     true = np.full_like(predicted, np.nan) if true is None else place(true)
     if visible is not None:

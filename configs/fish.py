@@ -12,7 +12,8 @@ Variants, which combine:
                  mean squared error does not get off the ground (configs/ablations/fish_losses.py), but cross-entropy does
   paper          the paper's protocol: networks at full width, 256x256x3, heatmaps of the input's size (sigma 5 or 3),
                  mean squared error, argmax, RMSProp, rate x 0.2 after 200 epochs without progress, an end after 400,
-                 2,000 at most, five folds with the rest 3:1 in training and validation
+                 2,000 at most, five folds with the rest 3:1 in training and validation; ResNet50 begins at random,
+                 where the paper's begins with ImageNet: --config.weights=imagenet
 
 The paper's tables: 1, the mean model, is the baseline "mean shape" of every run; 2 is `paper,target=direct` with
 `net=unet` and `net=resnet50`; 3 is configs/ablations/fish_sigma.py; 4 is configs/ablations/fish_table4.py; 5, the hit

@@ -87,7 +87,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         wrong = [fold for fold in settings.split.run if not 0 <= fold < settings.split.folds]
         if wrong:
             raise ValueError(
-                f"--config.split.run={settings.split.run}: folds count from 0 to {settings.split.folds - 1}"
+                f"--config.split.run={tuple(settings.split.run)}: folds count from 0 to {settings.split.folds - 1}"
             )
         pairs = settings.optimizer.get("rates") or ()
         if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
@@ -231,7 +231,8 @@ def base() -> ml_collections.ConfigDict:
     }
     optimizer = {
         "name": "adam",
-        "learning_rate": 5e-4,  # the peak of a one-cycle cosine
+        "learning_rate": 5e-4,  # the peak of a one-cycle cosine, where
+        "schedule": "one_cycle",  # of adam and adamw is not constant
         "warmup": 0.1,  # share of the steps
         "weight_decay": 0.0,
         "clip": 0.0,  # bound of the gradient's norm; 0: none

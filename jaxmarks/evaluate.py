@@ -203,7 +203,17 @@ def baseline(name: str, rest: Samples, tested: Samples) -> np.ndarray:
 
 
 def summarise(found: Predictions) -> dict:
-    """The numbers of `summary.json` that follow from predictions; NaN becomes None."""
+    """The numbers of `summary.json` that follow from predictions; NaN becomes None.
+
+    Raises:
+      FloatingPointError: a visible landmark's prediction is no number.
+    """
+    lost = (found.visible & ~np.isfinite(found.points).all(-1)).any(-1)
+    if lost.any():
+        raise FloatingPointError(
+            f"{found.name[lost][0]} and {lost.sum() - 1} other images: the network predicts no numbers, its training has"
+            " diverged; lower --config.optimizer.learning_rate"
+        )
     sides = extents(found.true, found.visible)
     known = measure(found.points, found.true, found.visible, found.scores, found.mm_per_px, found.delta, sides)
     measured = jax.tree.map(np.asarray, known)
@@ -212,7 +222,7 @@ def summarise(found: Predictions) -> dict:
         {"fold": int(f), "mean_distance_px": mean(distances[found.fold == f]), "images": int((found.fold == f).sum())}
         for f in np.unique(found.fold)
     ]
-    of_folds = [f["mean_distance_px"] for f in folds if f["fold"] >= 0]
+    of_folds = [f["mean_distance_px"] for f in folds if f["fold"] >= 0 and np.isfinite(f["mean_distance_px"])]
     scaled = np.isfinite(in_mm).any()
     ranked = np.ptp(np.nanmean(found.scores, axis=-1))  # scores that are all alike rank nothing
     rates = lambda name, limits: dict(zip(map(str, limits), measured[name], strict=True))

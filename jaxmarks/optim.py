@@ -168,7 +168,7 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
       spec: `name` is `nesterov` (with `learning_rate` and `momentum` as (start, stop), or a number for a constant; the
         momentum is 0.9 where it is not given), `rmsprop` (with a constant `learning_rate`, as in Keras), or `adam` /
         `adamw` (with `learning_rate`, the peak of a one-cycle cosine, `warmup` as a share of the steps, by default 0.1,
-        and `weight_decay` for adamw). `clip` bounds the gradient's norm where it is above 0. `plateau` is the number of
+        or with a `schedule` that is `constant`; and `weight_decay` for adamw). `clip` bounds the gradient's norm where it is above 0. `plateau` is the number of
         epochs without a lower validation loss after which the rate is multiplied by `plateau_factor`; 0 is never. `rates`
         are pairs for the function of that name.
       epochs: the length of the schedules.
@@ -194,8 +194,11 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
             learning_rate=peak, decay=0.9, eps=1e-7, eps_in_sqrt=False
         )
     else:
+        if (schedule := spec.get("schedule", "one_cycle")) not in ("one_cycle", "constant"):
+            raise ValueError(f"optimizer.schedule={schedule!r}: there are one_cycle and constant")
         warmup = round(spec.get("warmup", 0.1) * steps)
-        rate = optax.warmup_cosine_decay_schedule(peak / 25, peak, warmup, max(steps, warmup + 1), peak / 1000)
+        cycle = optax.warmup_cosine_decay_schedule(peak / 25, peak, warmup, max(steps, warmup + 1), peak / 1000)
+        rate = cycle if schedule == "one_cycle" else peak
         decay = {"weight_decay": spec["weight_decay"]} if name == "adamw" else {}
         tx = optax.inject_hyperparams(getattr(optax, name))(learning_rate=rate, b1=0.9, **decay)
     parts = [tx]

@@ -10,7 +10,7 @@ import scipy.stats
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from jaxmarks import boxes, metrics
+from jaxmarks import boxes, evaluate, metrics
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.uniform(0, 3264, (40, 6, 2))
@@ -64,6 +64,31 @@ def test_shares_by_hand():
 def test_success_rates_by_hand():
     d = np.array([[1.0, 2], [3, np.nan]])
     np.testing.assert_allclose(metrics.success_rates(d, (0.5, 2, 10)), [0, 2 / 3, 1], rtol=1e-6)
+
+
+def test_a_prediction_that_is_no_number_is_wrong_and_not_missing():
+    predicted = PREDICTED.copy()
+    predicted[0, 0], visible = np.nan, np.ones_like(VISIBLE)
+    found = metrics.distances(predicted, TRUE, visible)
+    assert np.isinf(found[0, 0]) and np.isinf(found).sum() == 1
+    assert float(metrics.success_rates(found, [1e9])[0]) == pytest.approx(239 / 240)
+    without = visible.copy()
+    without[0, 0] = False
+    some, all_but_one = metrics.correlations(predicted, TRUE, visible), metrics.correlations(PREDICTED, TRUE, without)
+    for name, value in some.items():
+        assert float(value) == pytest.approx(float(all_but_one[name]), rel=1e-6)
+    names = np.array([f"{n}.png" for n in range(40)])
+    each = np.zeros(40)
+    diverged = evaluate.Predictions(names, each, predicted, visible * 1.0, TRUE, visible, each, each, each + 1)
+    with pytest.raises(FloatingPointError, match=r"0.png and 0 other images: the network predicts no numbers"):
+        evaluate.summarise(diverged)
+
+
+def test_correlations_of_half_precision():
+    whole = np.round(TRUE / 4) + 1000, np.round(PREDICTED / 4) + 1000
+    half = metrics.correlations(*(np.asarray(points, np.float16) for points in whole))
+    for name, value in metrics.correlations(*whole).items():
+        assert float(half[name]) == pytest.approx(float(value), abs=1e-3)
 
 
 def test_nothing_visible_gives_nan_and_no_warning():

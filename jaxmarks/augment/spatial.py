@@ -55,7 +55,7 @@ def elastic(key, size, *, strength, grid=4):
       size: (H, W).
       strength: standard deviation in pixels of the displacements drawn on a coarse grid, with a cubic between them.
       grid: rows of the coarse grid; its columns follow from the frame's aspect. A flow whose slope reaches 1 folds the
-        image and has no inverse: keep `strength` well below H / grid.
+        image and has no inverse: keep `strength` below a tenth of H / grid.
     """
     coarse = strength * jax.random.normal(key, (grid, max(1, round(grid * size[1] / size[0])), 2))
     return jax.image.resize(coarse, (*size, 2), "cubic")

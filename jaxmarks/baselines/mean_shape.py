@@ -1,4 +1,8 @@
-"""The mean training position of each landmark, predicted for every image (the fish paper's baseline)."""
+"""The mean training position of each landmark, predicted for every image.
+
+The fish paper's "Mean model", but for two things: that is of the validation images, too, and in pixels of the photographs,
+this in those of the network's frame.
+"""
 
 import numpy as np
 

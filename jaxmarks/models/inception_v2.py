@@ -87,7 +87,7 @@ class InceptionV2(nn.Module):
 
 
 def build(*, width=1.0, stride=16, norm="batch"):
-    """Inception-v2 up to its block 4e, 4.1 M parameters.
+    """Inception-v2 up to its block 4e, 4.3 M parameters.
 
     The first layer is Ioffe and Szegedy's plain 7x7 convolution, in place of which the TensorFlow model has a separable one.
     A halving maximum of 3x3 lies as in PyTorch, evenly around its pixel.

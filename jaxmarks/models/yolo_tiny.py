@@ -32,7 +32,7 @@ class YoloTiny(nn.Module):
 
 
 def build(*, width=16, norm="batch"):
-    """YOLOv2-tiny's features, 15.8 M parameters without the head's convolution.
+    """YOLOv2-tiny's features, 15.7 M parameters without the head's convolution.
 
     Darknet's network has a sixth pooling, of stride 1, which the spine paper's five leave out.
 

@@ -58,7 +58,7 @@ def iou(a, b):
 
 
 def generalised_iou(a, b):
-    """IoU less the share of the boxes' hull that neither covers (Rezatofighi et al. 2019) -> (..., N, M), in (-1, 1].
+    """IoU less the share of the boxes' hull that neither covers (Rezatofighi et al. 2019) -> (..., N, M), in [-1, 1].
 
     It tells distant boxes from near ones, where the IoU is 0 and has no gradient. Two boxes whose hull has no area get 0.
 
@@ -295,7 +295,7 @@ def yolo_encode(boxes, valid, anchors, *, size, stride):
 def kmeans_anchors(sizes, key, *, count, restarts=8, iterations=50, valid=None):
     """Anchors for a data set: k-means of its boxes' sizes under the distance 1 - IoU (YOLOv2, section 2).
 
-    The first centres are drawn as k-means++ draws them, each in proportion to its distance from those before.
+    The first centres are drawn in proportion to their distance from those before (k-means++ takes the square of it).
 
     Args:
       sizes: (N, 2) widths and heights of the truth, in pixels of the network's frame.

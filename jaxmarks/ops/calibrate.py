@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxmarks.ops.floats import root, single
@@ -34,6 +35,8 @@ SIZE_LIMIT = 1.6
 AGREEING = 0.6
 # Below this smallest eigenvalue of the scaled normal equations something of the volume does not follow from the landmarks.
 SINGULAR = 1e-3
+# The root of x^3 = x + 1.
+PLASTIC = 1.324717957244746
 
 
 class Template(NamedTuple):
@@ -99,12 +102,15 @@ def rotation_vector(rotation):
 
     The angle comes from its sine as well as its cosine, so that small ones are exact.
     """
-    r = rotation
-    twice = jnp.stack([r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1)
-    sine = root(jnp.sum(twice**2, -1)) / 2
-    cosine = (jnp.trace(r, axis1=-2, axis2=-1) - 1) / 2
+    sine, cosine, along = _turn(rotation)
     stretch = jnp.where(sine > 0, jnp.arctan2(sine, cosine) / jnp.where(sine > 0, sine, 1), 1.0)
-    return jnp.rad2deg(twice / 2 * stretch[..., None])
+    return jnp.rad2deg(along * stretch[..., None])
+
+
+def _turn(r):
+    """Of rotations (..., 3, 3) the sine and cosine (...) of their angle, and their axis times the sine (..., 3)."""
+    twice = jnp.stack([r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1)
+    return root(jnp.sum(twice**2, -1)) / 2, (jnp.trace(r, axis1=-2, axis2=-1) - 1) / 2, twice / 2
 
 
 def rotation_of(vector):
@@ -128,8 +134,9 @@ def cross_matrix(vector):
 
 
 def angle_between(one, other):
-    """The angle in degrees (...) between two rotations (..., 3, 3)."""
-    return jnp.linalg.norm(rotation_vector(product(jnp.swapaxes(one, -1, -2), other)), axis=-1)
+    """The angle in degrees (...), up to 180, between two rotations (..., 3, 3)."""
+    sine, cosine, _ = _turn(product(jnp.swapaxes(one, -1, -2), other))
+    return jnp.rad2deg(jnp.arctan2(sine, cosine))
 
 
 def rigid(source, target, weights):
@@ -152,22 +159,23 @@ def corners(centre, rotation, size):
     return centre[..., None, :] + product(shares * size[..., None, :], jnp.swapaxes(rotation, -1, -2))
 
 
-def box_iou(one, other, *, columns=64):
+def box_iou(one, other, *, count=16_384):
     """The intersection over union () of two boxes, each (centre (3,), rotation (3, 3), size (3,)) in mm.
 
-    The first box is cut into columns x columns square columns along its z axis; how long each runs inside the second
-    is exact, so the error is of second order in their width (below 0.001).
+    The mean over `count` lines along the first box's z axis of how long each runs inside the second, which is exact. The
+    lines are spread so evenly (the R2 sequence of Roberts 2018, multiples of powers of the plastic number) that the error
+    stays below 0.001, also of boxes whose faces are nearly parallel, where a square grid gains or loses whole rows.
     """
     (centre, rotation, size), (other_centre, other_rotation, other_size) = one, other
-    middles = (jnp.arange(columns) + 0.5) / columns - 0.5
-    feet = jnp.stack([*jnp.meshgrid(middles, middles, indexing="ij"), jnp.full((columns, columns), -0.5)], -1)
+    places = np.mod(0.5 + np.arange(1, count + 1)[:, None] / PLASTIC ** np.array([1, 2]), 1) - 0.5
+    feet = jnp.asarray(np.pad(places, ((0, 0), (0, 1)), constant_values=-0.5), jnp.float32)
     # In the second box's axes and shares of its sides: where each column starts, and its way to the other end.
     turn = product(other_rotation.T, rotation)
     shift = jnp.sum(other_rotation * (centre - other_centre)[:, None], 0)
     start = (shift + product(feet * size, turn.T)) / other_size
     way = turn[:, 2] * size[2] / other_size
     parallel = jnp.abs(way) < 1e-9
-    ends = (jnp.array([-0.5, 0.5])[:, None, None, None] - start) / jnp.where(parallel, 1.0, way)
+    ends = (jnp.array([-0.5, 0.5])[:, None, None] - start) / jnp.where(parallel, 1.0, way)
     inside = jnp.abs(start) <= 0.5
     enter = jnp.where(parallel, jnp.where(inside, 0.0, 1.0), ends.min(0)).max(-1)
     leave = jnp.where(parallel, jnp.where(inside, 1.0, 0.0), ends.max(0)).min(-1)

@@ -41,7 +41,7 @@ def bilateral(image, *, sigma_space, sigma_colour):
 
 
 def canny(image, *, sigma, low, high):
-    """Edges one pixel wide (Canny 1986), those of `skimage.feature.canny`.
+    """Edges one pixel wide (Canny 1986), those of `skimage.feature.canny` with its mode "nearest".
 
     The image is smoothed by a Gaussian; where the gradient is largest along its own direction, by linear interpolation
     between the neighbours, lies an edge, if it is at least `low` there and joined (8 neighbours) to one of at least

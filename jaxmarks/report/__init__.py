@@ -87,6 +87,10 @@ def draw(folder: Path, summary: dict, found: tables.Predictions, metrics: list[d
             figures.per_landmark({name: curve for name, curve in curves.items() if curve}, folder / "per_landmark.png")
             figures.histograms(found.distances, folder / "histogram.png")
         figures.cumulative(found.distances, folder / "cumulative.png")
+    if (
+        "volume" in summary
+    ):  # a scout shows the landmarks of its own plane; what is predicted of the others means nothing
+        found = found._replace(points=np.where(np.isfinite(found.distances)[..., None], found.points, np.nan))
     overlays(found, photograph, folder)
 
 

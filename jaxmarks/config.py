@@ -70,42 +70,44 @@ def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.Config
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError where a number of the config or of one of its stages makes no sense, a pattern is none, or stages
-    have no name of their own; it names the key."""
+    """Raises ValueError, which names the key, where a config makes no sense in itself."""
     if not config.stages or len(set(config.stages)) < len(config.stages):
         raise ValueError(f"--config.stages={tuple(config.stages)}: name at least one stage, and each once")
     for name in config.stages:
         settings = stage(config, name)
-        known = {".".join(path): value for path, value in _leaves(settings)}
-        for key, (low, high) in LIMITS.items():
-            for value in np.ravel(known.get(key, low)):
-                if not (isinstance(value, int | float | np.number) and low <= value <= high):
-                    limits = f"at least {low}" if high == MANY else f"from {low} to {high}"
-                    raise ValueError(f"--config.{key}={known[key]}: it is {limits}")
-        if not settings.train.epochs and not settings.train.steps:
-            raise ValueError("--config.train.steps=0 --config.train.epochs=0: give one of them")
-        wrong = [fold for fold in settings.split.run if not 0 <= fold < settings.split.folds]
-        if wrong:
-            raise ValueError(
-                f"--config.split.run={tuple(settings.split.run)}: folds count from 0 to {settings.split.folds - 1}"
-            )
-        pairs = settings.optimizer.get("rates") or ()
-        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
-            raise ValueError(f"--config.optimizer.rates={pairs}: give pairs, as (('body/', 0.1),)")
-        patterns = {"freeze": settings.freeze, "init_skip": settings.init_skip}
-        for key, pattern in [*patterns.items(), *(("optimizer.rates", pattern) for pattern, _ in pairs)]:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"--config.{key}={pattern!r} is no regular expression: {error}") from error
-    if config.init_skip and len(config.stages) == 1 and not (config.init_from or config.weights):
-        raise ValueError(
-            f"--config.init_skip={config.init_skip}: the network starts from no other that it could leave out"
-        )
-    if config.init_from and config.weights:
-        raise ValueError(
-            f"--config.init_from={config.init_from} --config.weights={config.weights}: a network starts from one of them"
-        )
+        _check_numbers(settings)
+        _check_patterns(settings)
+    start, weights, skip = config.init_from, config.weights, config.init_skip
+    if start and weights:
+        raise ValueError(f"--config.init_from={start} --config.weights={weights}: a network starts from one of them")
+    if skip and len(config.stages) == 1 and not (start or weights):
+        raise ValueError(f"--config.init_skip={skip}: the network starts from no other that it could leave out")
+
+
+def _check_numbers(settings):
+    known = {".".join(path): value for path, value in _leaves(settings)}
+    for key, (low, high) in LIMITS.items():
+        for value in np.ravel(known.get(key, low)):
+            if not (isinstance(value, int | float | np.number) and low <= value <= high):
+                limits = f"at least {low}" if high == MANY else f"from {low} to {high}"
+                raise ValueError(f"--config.{key}={known[key]}: it is {limits}")
+    if not settings.train.epochs and not settings.train.steps:
+        raise ValueError("--config.train.steps=0 --config.train.epochs=0: give one of them")
+    chosen, folds = tuple(settings.split.run), settings.split.folds
+    if not all(0 <= fold < folds for fold in chosen):
+        raise ValueError(f"--config.split.run={chosen}: folds count from 0 to {folds - 1}")
+
+
+def _check_patterns(settings):
+    pairs = settings.optimizer.get("rates") or ()
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"--config.optimizer.rates={pairs}: give pairs, as (('body/', 0.1),)")
+    own = [("freeze", settings.freeze), ("init_skip", settings.init_skip)]
+    for key, pattern in [*own, *(("optimizer.rates", pattern) for pattern, _ in pairs)]:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"--config.{key}={pattern!r} is no regular expression: {error}") from error
 
 
 def _leaves(tree, path=()):

@@ -144,7 +144,9 @@ def smoke(config):
     config.split.folds, config.split.valid = 3, 0.2
     config.train.batch_size, config.train.steps = 8, 6
     config.model.width = 0.1 if config.model.name == "inception_v2" else 4
-    config.train.sizes = config.train.sizes[:2]
+    if config.train.sizes:
+        config.train.sizes = config.train.sizes[:2]
+        config.data.size = config.train.sizes[-1:] * 2
 
 
 # Each detector on a laptop, and as in the paper, which has no centre heatmap.

@@ -66,14 +66,13 @@ def doubts(found: calibrate.Calibration) -> list[str]:
     if found.contradicts:
         size = " x ".join(f"{side:.0f}" for side in found.size)
         why.append(f"the landmarks contradict each other: {agree.sum()} of {seen.sum()} agree on a volume of {size} mm")
-    else:
-        each = ((plane, agree[PLANE_OF == n].sum(), seen[PLANE_OF == n].sum()) for n, plane in enumerate(PLANES))
-        why += [
-            f"the {plane} scout contradicts the other two: {some} of its {count} landmarks agree with the volume; if the"
-            " patient has moved, acquire the scouts again"
-            for plane, some, count in each
-            if some < SCOUT_AGREES * count
-        ]
+    for n, plane in enumerate(() if found.contradicts else PLANES):
+        some, count = agree[PLANE_OF == n].sum(), seen[PLANE_OF == n].sum()
+        if some < SCOUT_AGREES * count:
+            why.append(
+                f"the {plane} scout contradicts the other two: {some} of its {count} landmarks agree with the volume; if"
+                " the patient has moved, acquire the scouts again"
+            )
     if turned > TURN_LIMIT:
         why.append(f"the head would be turned by {turned:.0f} degrees: check the files' orientation")
     return why

@@ -1,6 +1,7 @@
 """What is to be known of a network's training before its numbers are believed: caveats, listed as problems of data are."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -8,19 +9,25 @@ from jaxmarks import checkpoint, runs
 from jaxmarks import config as configs
 from jaxmarks.data.loading import of_set
 
+# In place of the names of images: all that there are. It is what JSON has for it.
+ALL = None
 
-def of_training(settings, dataset, member, source: Path | None, images: dict[str, list[str]]) -> list[dict]:
+
+def of_training(
+    settings, dataset, member, images: dict[str, list[str]], source: Path | None, before: dict
+) -> list[dict]:
     """The caveats of a network: dicts of "image", "what" and "where".
 
     Args:
       settings: of its stage.
       dataset: what it is trained on.
       member: which network it is.
-      source: the checkpoint that it starts from, if any.
       images: those of its split by name, as `splits.names` has them.
+      source: the checkpoint that it starts from, if any.
+      before: what that one has `seen`.
     """
     trained = np.isin(dataset.samples.name, images["train"])
-    found = unseen(dataset, trained, member) + seen_before(settings, member, source, images)
+    found = unseen(dataset, trained, member) + seen_before(settings, member, images, source, before)
     if dataset.objects and not images["valid"]:
         found.append(caveat(member, "no image is held back for validation: the threshold is chosen on training images"))
     return found
@@ -45,55 +52,65 @@ def unseen(dataset, trained, member) -> list[dict]:
     return found
 
 
-def seen_before(settings, member, source: Path | None, images: dict[str, list[str]]) -> list[dict]:
+def seen_before(settings, member, images: dict[str, list[str]], source: Path | None, before: dict) -> list[dict]:
     """Whether the network that one starts from, or one before that, has learnt from what tests it, as caveats.
 
-    A test image must not have validated another one either; a validation image may have.
+    Test images must not have validated it either; validation images may have, and those that are trained on, too, as in a
+    random split of versions, are no worse for it.
     """
-    if source is None:
-        return []
-    before, again = seen(source), set[str]()
-    for part, others in (("test", ("train", "valid")), ("valid", ("train",))):
-        for origin, names in by_origin(settings.data, images[part]).items():
-            known = before.get(origin, {})
-            theirs = {name for other in others for name in (known or {}).get(other, ())}
-            again |= set(names) if known is None else theirs.intersection(names)
-    if not again:
-        return []
-    some = ", ".join(sorted(again)[:3]) + (", ..." if len(again) > 3 else "")
-    what = f"it starts from {source.parent}, and {len(again)} of its test and validation images ({some})"
-    return [caveat(member, f"{what} may have been learnt from before: the score may flatter")]
+    held = {"test": set(images["test"]), "validation": {*images["valid"]} - {*images["train"]}}
+    scored = "test" if held["test"] else "validation"
+    found = []
+    for part, others in (("test", ("train", "valid")), ("validation", ("train",))):
+        again: set[str] = set()
+        for origin, names in by_origin(settings.data, sorted(held[part])).items():
+            theirs = before.get(origin, {})
+            known = set(names) if theirs is ALL else {name for other in others for name in theirs.get(other, ())}
+            again |= known.intersection(names)
+        if again:
+            some = ", ".join(sorted(again)[:3]) + (", ..." if len(again) > 3 else "")
+            so = "the score may flatter" if part == scored else "its best epoch may be another"
+            what = f"{len(again)} of its {part} images ({some}) may have been learnt from before: {so}"
+            found.append(caveat(member, f"it starts from {source.parent if source else ''}, and {what}"))
+    return found
 
 
-def seen(source: Path | None) -> dict[str, dict[str, list[str]] | None]:
+def seen(source: Path | None) -> dict[str, Any]:
     """By origin the images that a checkpoint's network, and those before it, had for "train" and for "valid".
 
-    None stands for all of an origin: an earlier version of this library did not save which.
+    `ALL` stands for all of an origin: an earlier version of this library did not save which.
     """
     if source is None:
         return {}
     workdir, stage, _ = runs.whose(source)
     data, note = configs.stage(runs.config_of(workdir), stage).data, checkpoint.note(source) or {}
-    found: dict[str, dict[str, list[str]] | None] = dict(note.get("before", {}))
+    found: dict[str, Any] = dict(note.get("before", {}))
     if "data" not in note:
-        return found | dict.fromkeys(by_origin(data, []))
+        return found | dict.fromkeys(by_origin(data, []), ALL)
     for part in ("train", "valid"):
         for origin, names in by_origin(data, note["data"]["images"][part]).items():
-            if (known := found.get(origin, {})) is not None:
-                found[origin] = known | {part: sorted({*known.get(part, []), *names})}
+            theirs = found.get(origin, {})
+            if theirs is not ALL:
+                found[origin] = theirs | {part: sorted({*theirs.get(part, ()), *names})}
     return found
 
 
 def by_origin(data, names: list[str]) -> dict[str, list[str]]:
-    """The images of a config's `data` by where they come from: a folder, or a volume or part with the seed of its draws."""
+    """The images of a config's `data` by where they come from (`origins`)."""
     found: dict[str, list[str]] = {}
     for name in data.get("sets") or ("",):
-        one, before = of_set(data, name), f"{name}/" if name else ""
-        path = lambda key, one=one: str(Path(one[key]).absolute()) if one.get(key) else ""
-        drawn = [path("volume")] if path("volume") else one.get("part", "").split("+")
-        for origin in [path("images")] if path("images") else [f"{what}, seed {one.get('seed', 0)}" for what in drawn]:
+        before = f"{name}/" if name else ""
+        for origin in origins(of_set(data, name)):
             found.setdefault(origin, []).extend(each.removeprefix(before) for each in names if each.startswith(before))
     return found
+
+
+def origins(one) -> list[str]:
+    """Where the images of one dataset come from: a folder, or a volume or drawn parts with the seed of the draws."""
+    if one.get("images"):
+        return [str(Path(one.images).absolute())]
+    volume = [str(Path(one.volume).absolute())] if one.get("volume") else []
+    return [f"{what}, seed {one.get('seed', 0)}" for what in volume or one.get("part", "").split("+")]
 
 
 def caveat(member, what: str, image: str = "") -> dict:

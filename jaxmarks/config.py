@@ -12,7 +12,7 @@ import numpy as np
 # From where to where a key's numbers make sense, both ends among them.
 MANY = math.inf
 LIMITS = {
-    "split.folds": (1, MANY), "split.few": (0, MANY),
+    "split.folds": (1, MANY), "split.few": (0, MANY), "split.valid": (0, 1),
     "augment.scale": (0, 1), "augment.aspect": (0, 1), "augment.mirror": (0, 1), "augment.cutout": (0, 1),
     "augment.noise": (0, MANY), "augment.blur": (0, MANY), "augment.elastic": (0, MANY), "augment.rotation": (0, 360),
     "optimizer.learning_rate": (0, MANY), "optimizer.momentum": (0, 1), "optimizer.warmup": (0, 1),
@@ -74,9 +74,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not config.stages or len(set(config.stages)) < len(config.stages):
         raise ValueError(f"--config.stages={tuple(config.stages)}: name at least one stage, and each once")
     for name in config.stages:
-        settings = stage(config, name)
-        _check_numbers(settings)
-        _check_patterns(settings)
+        settings, own = stage(config, name), {".".join(path) for path, _ in _leaves(config.stage.get(name) or {})}
+        said = lambda key, own=own, name=name: f"--config.stage.{name}.{key}" if key in own else f"--config.{key}"
+        _check_numbers(settings, said)
+        _check_patterns(settings, said)
     start, weights, skip = config.init_from, config.weights, config.init_skip
     if start and weights:
         raise ValueError(f"--config.init_from={start} --config.weights={weights}: a network starts from one of them")
@@ -84,30 +85,35 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"--config.init_skip={skip}: the network starts from no other that it could leave out")
 
 
-def _check_numbers(settings):
+def _check_numbers(settings, said):
     known = {".".join(path): value for path, value in _leaves(settings)}
     for key, (low, high) in LIMITS.items():
         for value in np.ravel(known.get(key, low)):
             if not (isinstance(value, int | float | np.number) and low <= value <= high):
                 limits = f"at least {low}" if high == MANY else f"from {low} to {high}"
-                raise ValueError(f"--config.{key}={known[key]}: it is {limits}")
+                raise ValueError(f"{said(key)}={known[key]}: it is {limits}")
     if not settings.train.epochs and not settings.train.steps:
-        raise ValueError("--config.train.steps=0 --config.train.epochs=0: give one of them")
+        raise ValueError(f"{said('train.steps')}=0 {said('train.epochs')}=0: give one of them")
     chosen, folds = tuple(settings.split.run), settings.split.folds
-    if not all(0 <= fold < folds for fold in chosen):
-        raise ValueError(f"--config.split.run={chosen}: folds count from 0 to {folds - 1}")
+    if not all(isinstance(fold, int) and 0 <= fold < folds for fold in chosen):
+        raise ValueError(f"{said('split.run')}={chosen}: folds count from 0 to {folds - 1}")
 
 
-def _check_patterns(settings):
-    pairs = settings.optimizer.get("rates") or ()
-    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
-        raise ValueError(f"--config.optimizer.rates={pairs}: give pairs, as (('body/', 0.1),)")
-    own = [("freeze", settings.freeze), ("init_skip", settings.init_skip)]
-    for key, pattern in [*own, *(("optimizer.rates", pattern) for pattern, _ in pairs)]:
+def _check_patterns(settings, said):
+    rates = settings.optimizer.get("rates") or ()
+    pairs = [tuple(pair) for pair in rates if isinstance(pair, tuple | list) and len(pair) == 2]
+    if len(pairs) < len(rates) or not all(
+        isinstance(p, str) and isinstance(r, int | float) and r >= 0 for p, r in pairs
+    ):
+        raise ValueError(
+            f"{said('optimizer.rates')}={rates}: give pairs of a pattern and a factor, as (('body/', 0.1),)"
+        )
+    patterns = [("freeze", settings.freeze), ("init_skip", settings.init_skip)]
+    for key, pattern in [*patterns, *(("optimizer.rates", pattern) for pattern, _ in pairs)]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"--config.{key}={pattern!r} is no regular expression: {error}") from error
+            raise ValueError(f"{said(key)}={pattern!r} is no regular expression: {error}") from error
 
 
 def _leaves(tree, path=()):

@@ -57,6 +57,9 @@ def main(argv):
             join()
         modes = {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe, "export": export}
         modes[MODE.value](CONFIG.value, workdir)
+    except KeyboardInterrupt:
+        print("jaxmarks: stopped; the same command goes on where this one was", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError) as error:
         # What a user can mend is said in one line; --verbosity=1 shows the traceback.
         together = PROCESSES.value != 1
@@ -81,11 +84,15 @@ def join():
 def name_own(data) -> None:
     """Raises ValueError where the config is for data of one's own and names none: it would train on drawn ones."""
     path, _, variants = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    if "own" in variants.split(",") and not data.get("images"):
-        marks = "boxes" if "boxes" in data else "landmarks"
-        raise ValueError(
-            f"{path}:own is for data of your own: give --config.data.images=DIR --config.data.{marks}=FILE"
-        )
+    if not any(word.partition("=")[0] == "own" for word in variants.split(",")):
+        return
+    marks = "boxes" if "boxes" in data else "landmarks"
+    for name in data.get("sets") or ("",):
+        key, one = (f"data.sets.{name}", data.sets[name]) if name else ("data", data)
+        if not one.get("images"):
+            raise ValueError(
+                f"{path}:{variants} is for data of your own: give --config.{key}.images=DIR --config.{key}.{marks}=FILE"
+            )
 
 
 def overrides() -> dict:
@@ -223,7 +230,7 @@ def export(config, workdir):
         print(f"take images {about['images']}, give {about['outputs']}: {workdir / 'export'}")
         return
 
-    if SIZE.value and not (len(SIZE.value) == 2 and all(side.isdecimal() for side in SIZE.value)):
+    if SIZE.value and not (len(SIZE.value) == 2 and all(side.isdecimal() and int(side) for side in SIZE.value)):
         raise ValueError(f"--size={','.join(SIZE.value)}: give height and width, as 2448,3264")
     about = serving.export(workdir, workdir / "export", size=tuple(map(int, SIZE.value)) or None, set=SET.value)
     print(f"takes images {about['images']}, gives {about['outputs']}: {workdir / 'export'}")

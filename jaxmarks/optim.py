@@ -181,7 +181,9 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
     name = spec["name"]
     if name not in ("nesterov", "rmsprop", "adam", "adamw"):
         raise ValueError(f"optimizer.name={name!r}: there are nesterov, rmsprop, adam, adamw")
-    peak = spec["learning_rate"]
+    peak, schedule = spec["learning_rate"], spec.get("schedule", "one_cycle")
+    if schedule not in ("one_cycle", "constant"):
+        raise ValueError(f"optimizer.schedule={schedule!r}: there are one_cycle and constant")
     if spec.get("weight_decay") and name != "adamw":
         raise ValueError(f"optimizer.weight_decay={spec['weight_decay']}: {name} has none; set optimizer.name=adamw")
     if name != "nesterov" and not isinstance(peak, numbers.Real):
@@ -194,8 +196,6 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
             learning_rate=peak, decay=0.9, eps=1e-7, eps_in_sqrt=False
         )
     else:
-        if (schedule := spec.get("schedule", "one_cycle")) not in ("one_cycle", "constant"):
-            raise ValueError(f"optimizer.schedule={schedule!r}: there are one_cycle and constant")
         warmup = round(spec.get("warmup", 0.1) * steps)
         cycle = optax.warmup_cosine_decay_schedule(peak / 25, peak, warmup, max(steps, warmup + 1), peak / 1000)
         rate = cycle if schedule == "one_cycle" else peak

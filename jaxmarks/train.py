@@ -87,10 +87,6 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     """What `train` does in each process."""
     tasks.check(config)
     datasets, names = {}, runs.stages(config)
-    if unknown := [name for name in config.stage if name not in config.stages]:
-        processes.tell(
-            f"config.stage has {', '.join(unknown)}, which is none of the stages {', '.join(names)}: no effect"
-        )
     last = configs.stage(config, names[-1])
     baselines.check(last.baselines, objects="boxes" in last.data)  # else a trained run could not be scored
     processes.in_turn(functools.partial(runs.claim, config, workdir))
@@ -135,11 +131,11 @@ class Training:
         self.split = splits.of_member(settings, samples, member, self.task.versions)
         shown = np.unique(self.split.train // self.task.versions)
         self.data: dict = {"digest": samples.digest, "images": splits.names(self.split, samples, self.task.versions)}
-        found = caveats.of_training(settings, dataset, member, source, self.data["images"])
+        before = caveats.seen(source)
+        found = caveats.of_training(settings, dataset, member, self.data["images"], source, before)
         for each in found:
             processes.tell(f"[{stage}] {each['image']}{each['what']}")
-        self.about: dict = {"facts": known, "caveats": found, "images": len(shown), "data": self.data}
-        self.about["before"] = caveats.seen(source)
+        self.about: dict = {"facts": known, "caveats": found, "images": len(shown), "data": self.data, "before": before}
 
         parts = splits.parts(settings.train.balance, samples)
         self.plan = plan = plan_of(settings, self.split, parts, member, self.task.versions)

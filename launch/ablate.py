@@ -178,8 +178,9 @@ def load_grid(text: str) -> dict:
     if not grid.get("cells") or not grid.get("config"):
         raise ValueError(f"{text}: the grid has no {'config' if grid.get('cells') else 'cells'}")
     for key in ("seeds", "metrics"):
-        if not isinstance(grid[key], tuple | list):
+        if isinstance(grid[key], str | int | float):
             raise ValueError(f"{text}: {key}={grid[key]!r}; give a list or tuple, as ({grid[key]!r},)")
+        grid[key] = tuple(grid[key])
     for cell in grid["cells"]:
         known("key of a cell", cell, CELL_KEYS)
         if "row" not in cell:
@@ -329,9 +330,9 @@ def statistics(summaries: list[dict], metric: str, *, seeds: int = 1) -> tuple[f
     values = [value(summary, metric) for summary in summaries]
     if len(values) > 1:
         return float(np.mean(values)), float(np.std(values))
-    if seeds > 1:
-        return (*values, math.nan)[0], math.nan
-    return (*values, math.nan)[0], (*(value(s, over_folds(metric)) for s in summaries), math.nan)[0]
+    if not values:
+        return math.nan, math.nan
+    return values[0], value(summaries[0], over_folds(metric)) if seeds == 1 else math.nan
 
 
 def with_deviation(mean: float, deviation: float, metric: str) -> str:

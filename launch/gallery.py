@@ -1,6 +1,7 @@
 """Draws the contact sheet of the phantoms: `python launch/gallery.py docs/beetles.jpg`. Five parts, a row each, landmarks marked."""
 
 import argparse
+from pathlib import Path
 
 import matplotlib
 
@@ -35,6 +36,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dpi", type=int, default=100, help="100 makes it 1200 pixels wide")
     arguments = parser.parse_args()
+    Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
     sheet(arguments.specimens, seed=arguments.seed).savefig(arguments.out, dpi=arguments.dpi)
 
 

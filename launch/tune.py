@@ -18,7 +18,8 @@ in it. After each epoch of the first fold a trial is stopped where its metric is
 
 All trials are in the study of the storage, by default an SQLite file in DIR. For several workers start the command
 several times, on other machines with a --storage that all reach ("mysql://...") and one DIR. After a kill give
-the same command: it goes on until there are as many trials as asked for, and one that was under way is resumed.
+the same command: it goes on until there are as many trials as asked for, and one that was under way is resumed (after
+SIGKILL once a minute has passed).
 
 Writes `trials.csv`, `tuning.md` with the best and the command that trains it, and `figures/` to DIR.
 """
@@ -57,6 +58,7 @@ from jaxmarks.report import tables
 
 try:
     import optuna
+    import sqlalchemy.exc
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from optuna.visualization import matplotlib as plots
 except ImportError as error:
@@ -72,13 +74,17 @@ class RunError(Exception):
     """A trial's run failed: with what it said."""
 
 
+class MetricError(Exception):
+    """The runs' logs do not have the metric, whatever the trial."""
+
+
 def main(arguments: list[str] | None = None, *, launch=start) -> int:
     """Searches the space that the command line names; returns 1 where no trial ended well.
 
     `launch` (arguments, log, environment, stop=) -> exit status stands in for the real one in tests.
     """
     options, common = parse(arguments)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials that failed are told of here
     # What is experimental in Optuna is no news to whoever starts a search.
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", module="optuna")
@@ -88,9 +94,16 @@ def main(arguments: list[str] | None = None, *, launch=start) -> int:
         study = open_study(space, options, common)
     except (flags.Error, ValueError, OSError) as error:
         sys.exit(f"tune: {str(error).strip().splitlines()[-1]}")
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        sys.exit(
+            f"tune: --storage={options.storage}: {str(error).splitlines()[0]}; give a URL, as sqlite:////DIR/study.db"
+        )
     objective = lambda trial: run(trial, space, options.workdir, common, launch)
     while len(done(study)) < options.trials:
-        study.optimize(objective, n_trials=1, catch=(RunError,), callbacks=[tell])
+        try:
+            study.optimize(objective, n_trials=1, catch=(RunError,), callbacks=[tell])
+        except MetricError as error:
+            sys.exit(f"tune: {error}")
         write(study, space, options.workdir, common)
     write(study, space, options.workdir, common)
     print((options.workdir / "tuning.md").read_text())
@@ -123,6 +136,11 @@ def load_space(text: str) -> dict:
             raise ValueError(f"{key}: there is no kind {kind!r}; there are {', '.join(KINDS)}")
         if kind != "categorical" and (len(choices) not in (2, 3) or choices[2:] not in ([], ["log"])):
             raise ValueError(f"{key}: give {kind}, the lowest and the highest value, and perhaps 'log', not {choices}")
+        if kind == "categorical" and not choices:
+            raise ValueError(f"{key}: give the choices after 'categorical'")
+        if kind != "categorical" and not (choices[0] <= choices[1] and (len(choices) == 2 or choices[0] > 0)):
+            above = ", which is above 0 for 'log'" if choices[2:] else ""
+            raise ValueError(f"{key}: {choices}: the lowest value{above}, comes before the highest")
     return space | {"title": title}
 
 
@@ -169,7 +187,7 @@ def open_study(space: dict, options, common: dict) -> optuna.Study:
         pruner=optuna.pruners.MedianPruner(n_warmup_steps=space["warmup"]),
     )
     about = repr([sorted(space.items()), sorted(common.items())])
-    if study.user_attrs.setdefault("about", about) != about:
+    if study.user_attrs.get("about", about) != about and study.get_trials(deepcopy=False):
         raise ValueError(
             f"{options.workdir} holds the study of another space or of other overrides: name another --workdir"
         )
@@ -219,7 +237,7 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
 
     try:
         status = launch(arguments, log, dict(os.environ), stop=stop)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         trial.study.enqueue_trial(trial.params, user_attrs={"folder": name})
         raise
     trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))
@@ -227,9 +245,14 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
         raise optuna.TrialPruned
     value = scored(of_stage(metrics, stage), space["metric"])
     if status or value is None:
-        why = f"exit status {status}" if status else f"no number for {space['metric']}; raise --config.split.valid"
+        there = {key for lines in of_stage(metrics, stage).values() for line in lines for key in line}
+        why = f"exit status {status}" if status else f"no number for {space['metric']}"
         said = "\n".join([*tail(log, before), f"({why}; {log})"])
         trial.set_user_attr("failed", said)
+        trial.set_user_attr("why", [*tail(log, before), why][-2 if status else -1])
+        if not status and space["metric"] not in there:
+            known = ", ".join(sorted(key for key in there if key.startswith("valid/")))
+            raise MetricError(f"metric={space['metric']!r} is not in {metrics}; there are {known}")
         raise RunError(said)
     return value
 
@@ -282,6 +305,7 @@ def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None
         {"trial": t.number, "state": t.state.name.lower(), space["metric"]: t.value if t in best else None}
         | t.params
         | {"epochs": len(t.intermediate_values), "seconds": t.user_attrs.get("seconds")}
+        | {"folder": t.user_attrs.get("folder")}
         for t in ended
     ]
     file = io.StringIO()
@@ -295,14 +319,14 @@ def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None
     parts += [f"{count['COMPLETE']} trials complete, {count['PRUNED']} stopped early, {count['FAIL']} failed.\n"]
     if best:
         parts += [f"The best by {space['metric']}, which test images have no part in:\n"]
-        columns = {key: key for key in lines[0] if key not in ("state", "epochs", "seconds")}
+        columns = {key: key for key in lines[0] if key not in ("state", "epochs", "seconds", "folder")}
         short = lambda cell: f"{cell:.4g}" if isinstance(cell, float) else cell
         rows = {line["trial"]: {key: short(cell) for key, cell in line.items()} for line in lines}
         parts += [tables.markdown([rows[t.number] for t in best[:10]], columns)]
         words = command(space, common, best[0].params)
         parts += ["The command that trains and scores the first:\n"]
         parts += [f"    {shlex.join(['python', '-m', 'jaxmarks.main', *words, f'--workdir={workdir}/best'])}\n"]
-    failed = dict.fromkeys(t.user_attrs["failed"].splitlines()[-2:][0] for t in ended if t.state.name == "FAIL")
+    failed = dict.fromkeys(t.user_attrs["why"] for t in ended if t.state.name == "FAIL")
     parts += [f"**Failed:** {said}\n" for said in failed]
     replace(workdir / "tuning.md", "\n".join(parts))
     if len(best) > 1:

@@ -97,6 +97,12 @@ def rows(workdir):
     return {first: rest for first, *rest in cells[2:]}
 
 
+def test_seeds_are_any_numbers_one_after_the_other(tmp_path):
+    launcher = Launcher(lambda config: summary(1.0))
+    run(tmp_path, TWO_BY_TWO.replace('"seeds": (0, 1)', '"seeds": range(3)'), launcher)
+    assert len(launcher.runs) == 12
+
+
 def test_product_is_every_combination_with_the_last_axis_as_columns():
     cells = configs.product(a={"a1": {"x": 1}, "a2": "v"}, b={"b1": "w", "b2": {}}, c={"c1": {"y": 2}, "c2": "u"})
     assert [(c["row"], c["column"]) for c in cells] == [

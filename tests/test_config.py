@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmarks import config as configs
-from jaxmarks import runs
+from jaxmarks import runs, tasks
 from jaxmarks.data import splits
 
 get_config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "beetle.py"))["get_config"]
@@ -53,6 +53,16 @@ def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is(
         splits.of_member(config, samples, runs.Member(0), 1)
 
 
+@pytest.mark.parametrize("detector", ["centre", "yolo", "faster_rcnn", "sp_cnn"])
+@pytest.mark.parametrize("more", ["", "own", "random", "paper", "smoke", "paper,smoke", "random,smoke"])
+def test_variants_of_detectors_combine(detector, more):
+    path = Path(__file__).parent.parent / "configs" / "spines.py"
+    config = runpy.run_path(str(path))["get_config"](f"{detector},{more}".strip(","))
+    tasks.check(config)
+    for stage in config.stages:
+        tasks.sizes(configs.stage(config, stage))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -72,7 +82,12 @@ def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is(
         ({"optimizer.rates": (("((", 0.1),)}, r"optimizer\.rates='\(\('"),
         ({"init_skip": "head"}, "starts from no other"),
         ({"init_from": "a", "weights": "imagenet"}, "one of them"),
-        ({"stages": ("one",), "stage": {"one": {"train": {"accumulate": 0}}}}, r"train\.accumulate=0"),
+        (
+            {"stages": ("one",), "stage": {"one": {"train": {"accumulate": 0}}}},
+            r"config\.stage\.one\.train\.accumulate=0",
+        ),
+        ({"split.run": ("0",)}, "folds count"),
+        ({"optimizer.rates": (("body/", -1.0),)}, "give pairs"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -204,6 +204,14 @@ def test_describe_counts_the_papers_parameters():
         (["--config=configs/beetle.py:smok"], "smoke"),
         (["--config=configs/beetle.py", "--config.epocs=3"], "epocs"),
         (["--config=configs/beetle.py:smoke", "--config.data.images=nowhere"], "--config.data.landmarks"),
+        (
+            [
+                "--config=configs/universal.py:own=a+b",
+                "--config.data.sets.a.images=X",
+                "--config.data.sets.a.landmarks=Y",
+            ],
+            "give --config.data.sets.b.images=DIR --config.data.sets.b.landmarks=FILE",
+        ),
         (["--config=configs/beetle.py:smoke", "--mode=predict", "--config.data.images=nowhere"], "train it first"),
     ],
 )

@@ -99,6 +99,13 @@ def test_a_network_that_may_have_learnt_from_the_test_images_is_named(two, tmp_p
     assert caveats(chain, tmp_path / "chain", 1)[0]["what"].startswith(f"fold 1: it starts from {tmp_path}/same/")
     (_,), (note,) = runs.restore(tmp_path / "chain", "again", [runs.Member(1)])
     assert len(note["caveats"]) == 1  # of the stage that is scored, too
+    # Versions of a photograph may train and validate: no harm is done where both do again.
+    drawn = config.copy_and_resolve_references()
+    drawn.augment, drawn.channels, drawn.split.by, drawn.init_from = {"name": "paper_x7"}, 1, "random", ""
+    train.train(drawn, tmp_path / "versions")
+    drawn.init_from = str(tmp_path / "versions")
+    train.train(drawn, tmp_path / "again")
+    assert caveats(drawn, tmp_path / "again", 0) == []
     config.split.run, config.data.count = (0,), 12  # of which the folds are others
     train.train(config, tmp_path / "more")
     assert len(caveats(config, tmp_path / "more", 0)) == 1

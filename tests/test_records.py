@@ -2,6 +2,9 @@
 
 import json
 import runpy
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -40,19 +43,39 @@ def test_records_are_read_as_the_array_is(kept):
 def test_images_are_made_again_only_under_another_key(kept):
     images, found = kept
     notes: list = ["of now"]
-    again = records.keep((pytest.fail("made again") for _ in range(1)), found.folder, key="k", notes=notes)
+    folder = found.folder.parent
+    again = records.keep((pytest.fail("made again") for _ in range(1)), folder, key="k", notes=notes)
     assert notes == [] and len(again) == 23
-    fewer = records.keep(iter(images[:2]), found.folder, key="other", notes=notes)
+    fewer = records.keep(iter(images[:2]), folder, key="other", notes=notes)
     np.testing.assert_array_equal(fewer, images[:2])
-    assert len(list(found.folder.glob("*.array_record"))) == 1
+    assert len(list(fewer.folder.glob("*.array_record"))) == 1
+    np.testing.assert_array_equal(again, images)  # read for the first time
 
     def cut_short():
         yield images[0]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        records.keep(cut_short(), found.folder, key="third", notes=[])
-    np.testing.assert_array_equal(records.keep(iter(images[:3]), found.folder, key="third", notes=[]), images[:3])
+        records.keep(cut_short(), folder, key="third", notes=[])
+    np.testing.assert_array_equal(records.keep(iter(images[:3]), folder, key="third", notes=[]), images[:3])
+
+
+def test_two_that_keep_the_same_images_write_them_once(tmp_path):
+    """The second waits for the first, and reads what that has written."""
+    images, began = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), np.uint8), threading.Event()
+
+    def slowly():
+        for image in images:
+            began.set()
+            time.sleep(0.05)
+            yield image
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(records.keep, slowly(), tmp_path, key="k", notes=[])
+        assert began.wait(10)
+        second = records.keep((pytest.fail("written twice") for _ in range(1)), tmp_path, key="k", notes=[])
+        np.testing.assert_array_equal(second, images)
+        np.testing.assert_array_equal(first.result(), images)
 
 
 def test_photographs_that_cannot_be_read_are_remembered(tmp_path, monkeypatch):

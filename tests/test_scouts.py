@@ -1,5 +1,8 @@
 """Scout triples as they come: each is read rightly, or the error says what is wrong and what to do."""
 
+import os
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pydicom
@@ -373,6 +376,39 @@ def test_each_examination_below_a_folder_is_a_triple_by_itself(tmp_path, write):
     assert {name: len(files) for name, files in scouts.triples(tmp_path) if name.startswith("p1")} == {
         "p1": 1, "p1_ses-1": 3, "p1_ses-2": 3
     }  # fmt: skip
+
+
+def test_halves_of_two_patients_are_not_joined_and_odd_files_stop_nothing(tmp_path, monkeypatch):
+    for place, names in (("site/a", ("sagittal", "coronal")), ("site/b", ("axial",)), ("whole", tuple(USUAL))):
+        (tmp_path / place).mkdir(parents=True)
+        for name in names:
+            write_nifti(tmp_path / place / f"{name}.nii", USUAL[name])
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / "site" / one / "other").symlink_to(tmp_path / "site" / other)
+    os.mkfifo(tmp_path / "whole" / "pipe")
+    locked, listed = tmp_path / "whole" / "locked", Path.iterdir
+    locked.mkdir()
+
+    def listing(folder):
+        if folder == locked:
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", listing)
+    found = {name: len(files) for name, files in scouts.triples(tmp_path)}
+    assert found == {"site_a": 2, "site_b": 1, "whole": 3, "whole_locked": 1}
+    with pytest.raises(FormatError, match="locked: cannot be read"):
+        scouts.read([locked])
+
+
+def test_an_examination_may_be_named_itself(tmp_path):
+    for name, plane in USUAL.items():
+        (tmp_path / name).mkdir()
+        write_dicom(tmp_path / name / "1.dcm", plane)
+    ((name, files),) = scouts.triples(tmp_path)
+    assert name == tmp_path.name
+    _, notes = scouts.read(files)
+    assert notes == ["slices of several folders taken for one examination: axial, coronal, sagittal"]
 
 
 def test_of_several_dicom_series_that_of_all_planes_is_taken(tmp_path):

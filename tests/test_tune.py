@@ -128,13 +128,14 @@ def test_the_same_command_goes_on_and_another_is_refused(tmp_path):
             search(tmp_path, launcher, "--trials=5", *arguments, text=changed)
 
 
-def test_an_interrupted_trial_is_taken_up_again_in_its_folder(tmp_path):
+@pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_trial_is_taken_up_again_in_its_folder(how, tmp_path):
     def interrupt(number):
         if number == 2:
-            raise KeyboardInterrupt
+            raise how
 
     launcher = Launcher(interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(how):
         search(tmp_path, launcher, "--trials=3")
     _, _, lines = search(tmp_path, launcher, "--trials=3")
     assert len(lines) == 3 and [name for name, _ in launcher.runs] == ["0", "1", "1", "3"]
@@ -178,6 +179,18 @@ def test_a_trial_without_a_number_has_failed_and_epochs_without_one_are_not_the_
     assert tune.scored({(0, 0): epochs}, "m") == 3.0
 
 
+def test_a_metric_that_no_log_has_ends_the_search_and_a_mended_one_begins_anew(tmp_path):
+    text = SPACE.replace('"warmup"', '"metric": "valid/dist", "warmup"')
+    launcher = Launcher()
+    with pytest.raises(
+        SystemExit, match=r"metric='valid/dist' is not in .*metrics.jsonl; there are valid/distance_px, valid/loss"
+    ):
+        search(tmp_path, launcher, "--trials=3", text=text)
+    assert len(launcher.runs) == 1
+    with pytest.raises(SystemExit, match=r"--storage=nonsense: .*give a URL"):
+        search(tmp_path, launcher, "--storage=nonsense")
+
+
 def test_choices_may_be_tuples(tmp_path):
     text = SPACE.replace(
         '"head.loss": ("categorical", "mse", "l1")', '"data.size": ("categorical", (48, 64), (96, 128))'
@@ -207,6 +220,9 @@ def test_two_workers_share_a_study(tmp_path, monkeypatch):
         ('("int", 4, 8)', '("int", 4)', r"train\.batch_size: give int, the lowest and the highest value"),
         ('("int", 4, 8)', '("whole", 4, 8)', "no kind 'whole'; there are float, int, categorical"),
         ('("int", 4, 8)', '("categorical", 4, "many")', r"train\.batch_size=many"),
+        ('("int", 4, 8)', '("int", 8, 4)', "the lowest value, comes before the highest"),
+        ('("int", 4, 8)', '("int", 0, 4, "log")', "which is above 0 for 'log'"),
+        ('("int", 4, 8)', '("categorical",)', "give the choices"),
         ('{"train.steps": 2}', '{"split.valid": 0.0}', r"set --config\.split\.valid"),
         ('"warmup"', '"warmpu"', "no key of a space warmpu; the nearest are warmup"),
         ("beetle.py", "bettle.py", "bettle.py"),

@@ -1,6 +1,7 @@
 """Images on disk as ArrayRecord files, which are read by their number: for data that memory does not hold."""
 
 import copy
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -65,24 +66,28 @@ class Records:
 
 
 def keep(images: Iterable[np.ndarray], folder: Path, *, key: str, notes: list) -> Records:
-    """Images (H, W, C) uint8 as the Records of a folder; where it holds those of this key, `images` are not asked for.
+    """Images (H, W, C) uint8 as Records; where the folder holds those of this key, `images` are not asked for.
 
     Args:
       images: one after the other, all of one shape.
-      folder: what it held under another key is replaced. A kill leaves it as one that holds none.
+      folder: has a folder for each key. A kill leaves that as one that holds none; of several processes one writes it.
       key: changes where the images do.
       notes: what is known of them, for JSON: filled while `images` are read, or else here as it was then.
     """
-    folder = Path(folder)
-    about = folder / "about.json"
-    if about.exists():
-        known = json.loads(about.read_text())
-        if known["key"] == key:
-            notes[:] = known["notes"]
-            return Records(folder)
-    for path in (about, *folder.glob("*.array_record")):
-        path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    home = Path(folder) / key[:16]
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "about.json").exists():
+            write(images, home, notes)
+    notes[:] = json.loads((home / "about.json").read_text())["notes"]
+    return Records(home)
+
+
+def write(images: Iterable[np.ndarray], folder: Path, notes: list) -> None:
+    """Writes images (H, W, C) uint8 and what is known of them to a folder, in place of what a kill left there."""
+    for path in folder.glob("*.array_record"):
+        path.unlink()
     count, frame, writer, written = 0, (0, 0, 0), None, 0
     for image in images:
         if writer is None or written >= SHARD:
@@ -94,8 +99,9 @@ def keep(images: Iterable[np.ndarray], folder: Path, *, key: str, notes: list) -
         count, frame, written = count + 1, image.shape, written + image.nbytes
     if writer is not None:
         writer.close()
-    about.write_text(json.dumps({"shape": [count, *frame], "key": key, "notes": notes}) + "\n")
-    return Records(folder)
+    about = folder / "about.json"
+    about.with_suffix(".new").write_text(json.dumps({"shape": [count, *frame], "notes": notes}) + "\n")
+    about.with_suffix(".new").rename(about)
 
 
 def fingerprint(*parts) -> str:

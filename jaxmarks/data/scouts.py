@@ -32,13 +32,25 @@ class Framed(NamedTuple):
     plane: np.ndarray
 
 
+class Examination(NamedTuple):
+    """The `files` of what one folder and those in it show, and the names of their `planes`."""
+
+    folder: Path
+    files: list[Path]
+    planes: set[str]
+
+    @property
+    def whole(self) -> bool:
+        return self.planes == set(PLANES)
+
+
 def triples(path) -> Iterator[tuple[str, list[Path]]]:
     """The scout triples below a path: (name, files).
 
-    A path is a NIfTI volume, or a folder. In a folder each NIfTI volume is a triple by itself (its own slices), named by
-    its path in there; the NIfTI scouts are one together, and so are the DICOM files. Every folder in it gives more, one
-    for each examination (`examinations`). A file that is DICOM by its ending, or by those of the DICOM files beside it, is
-    one of them also where it is damaged: `read` complains of it, and no other slice takes its place.
+    A path is a NIfTI volume, or a folder. Of each examination in it (`examinations`) every NIfTI volume is a triple by
+    itself (its own slices), named by its path in the folder; the NIfTI scouts are one together, and so are the DICOM
+    files. A file that is DICOM by its ending, or by those of the DICOM files beside it, is one of them also where it is
+    damaged: `read` complains of it, and no other slice takes its place.
 
     Raises:
       FormatError: there is nothing of the kind.
@@ -49,48 +61,59 @@ def triples(path) -> Iterator[tuple[str, list[Path]]]:
     if path.is_file():
         yield scans.stem(path), [path]
         return
-    path, found = path.resolve(), False  # ".." has no name
-    each = [found for folder in folders_in(path) for found in examinations(folder)]
-    for folder, files in [(path, files_in(path)), *each]:
-        name = "_".join(folder.relative_to(path).parts) or path.name
-        nifti = [p for p in files if scans.is_nifti(p)]
+    path, some = path.resolve(), False  # ".." has no name
+    for one in examinations(path, links=True):
+        name = "_".join(one.folder.relative_to(path).parts) or path.name
+        nifti = [p for p in one.files if scans.is_nifti(p)]
         thick = [p for p in nifti if scans.is_volume(p)]
         for file in thick:
             yield "_".join([*file.parent.relative_to(path).parts, scans.stem(file)]), [file]
-        thin, others = [p for p in nifti if p not in thick], [p for p in files if not scans.is_nifti(p)]
+        thin, others = [p for p in nifti if p not in thick], [p for p in one.files if not scans.is_nifti(p)]
         endings = {".dcm", ".ima", *(scans.ending(p) for p in others if scans.is_dicom(p))}
-        dicom = [p for p in others if scans.ending(p) in endings]
-        for some, kind in ((thin, "nifti"), (dicom, "dicom")):
-            if some:
-                yield name + (f"_{kind}" if thin and dicom else ""), some
-        found = found or bool(nifti or dicom)
-    if not found:
+        dicom = [p for p in others if scans.ending(p) in endings or p.is_dir()]
+        for files, kind in ((thin, "nifti"), (dicom, "dicom")):
+            if files:
+                yield name + (f"_{kind}" if thin and dicom else ""), files
+        some = some or bool(nifti or dicom)
+    if not some:
         raise FormatError(path, "", "no NIfTI and no DICOM file in it", "give scouts with --config.data.images")
 
 
-def files_in(folder: Path) -> list[Path]:
-    """The files of a folder, links to nowhere among them, without hidden ones."""
-    there = (p for p in folder.iterdir() if not p.is_dir())
-    return sorted(p for p in there if not p.name.startswith(".") and p.name != "DICOMDIR")
+def examinations(folder: Path, *, links: bool = False) -> list[Examination]:
+    """The examinations in a folder and those in it.
 
+    A folder and those in it are one together where none of these shows more than one plane, as the folders of series do.
+    Else they are one each, for they may be of several patients; what lacks planes is left to `read` to refuse. A folder
+    that may not be read is one, too, with itself for its file.
 
-def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, without hidden ones and links to where it lies itself."""
-    inside = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return sorted(p for p in inside if not folder.resolve().is_relative_to(p.resolve()))
-
-
-def examinations(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """The examinations in a folder: (folder, files).
-
-    An examination is a folder that shows all three planes, with all that lies in folders of its own, as series have; but
-    where one of these shows all three, each of them is one by itself. What is left is one that lacks planes.
+    Args:
+      folder: where to look.
+      links: whether links to folders are followed, there alone.
     """
-    files, inner = files_in(folder), [each for child in folders_in(folder) for each in examinations(child)]
-    if any(set(PLANES) <= set(map(scans.plane_of, some)) for _, some in inner):
-        yield from [(folder, files), *inner] if files else inner
-    else:
-        yield folder, sum((some for _, some in inner), files)
+    try:
+        inside = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "DICOMDIR")
+    except OSError:
+        return [Examination(folder, [folder], set())]
+    files = [p for p in inside if p.is_file() or not p.exists()]  # or a link to nowhere
+    inner = [each for p in inside if p.is_dir() and (links or not p.is_symlink()) for each in examinations(p)]
+    own = Examination(folder, files, planes_of(files))
+    if own.whole or any(len(each.planes) > 1 for each in inner):
+        return [own, *inner] if files else inner
+    for each in inner:
+        own.files.extend(each.files)
+        own.planes.update(each.planes)
+    return [own]
+
+
+def planes_of(files: list[Path]) -> set[str]:
+    """The planes that files show by their headers; the rest is not read once all three are there."""
+    found: set[str] = set()
+    for file in files:
+        if (plane := scans.plane_of(file)) and len(found | {plane}) > len(found):
+            found.add(plane)
+            if found == set(PLANES):
+                break
+    return found
 
 
 def read(files) -> tuple[dict[str, Scout], list[str]]:
@@ -115,6 +138,10 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
         slices += [one._replace(space=space) for one in cuts(voxels, affine, file, notes)]
     slices = one_series(slices, notes)
     belong(slices)
+    if len(folders := {Path(one.file).parent for one in slices}) > 1:
+        notes.append(
+            f"slices of several folders taken for one examination: {', '.join(sorted(f.name for f in folders))}"
+        )
     if (space := slices[0].space) != SCANNER:
         where = SPACES.get(space, "of another template")
         notes.append(f"places are {where} (sform or qform code {space}), not the scanner's: so is the volume")

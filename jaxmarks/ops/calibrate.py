@@ -159,7 +159,7 @@ def corners(centre, rotation, size):
     return centre[..., None, :] + product(shares * size[..., None, :], jnp.swapaxes(rotation, -1, -2))
 
 
-def box_iou(one, other, *, count=16_384):
+def box_iou(one, other, *, count=32_768):
     """The intersection over union () of two boxes, each (centre (3,), rotation (3, 3), size (3,)) in mm.
 
     The mean over `count` lines along the first box's z axis of how long each runs inside the second, which is exact. The

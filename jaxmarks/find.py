@@ -16,7 +16,8 @@ def module(package: str, name: str, *, needs: str):
     found = importlib.import_module(f"{package}.{name}") if name in known else None
     if found is None or not hasattr(found, needs):
         usable = [n for n in known if hasattr(importlib.import_module(f"{package}.{n}"), needs)]
-        raise ValueError(f"{package}.{name}: there is none with `{needs}`; there are: {', '.join(usable)}")
+        what = f" with `{needs}`" if found else ""
+        raise ValueError(f"no {package}.{name}{what}; there are: {', '.join(usable)}")
     return found
 
 

@@ -95,11 +95,11 @@ def test_the_rate_falls_on_a_plateau(photographs, tmp_path):
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     waited, rate, lowest = 0, 1e-12, np.inf
     for epoch in epochs:
+        np.testing.assert_allclose(epoch["learning_rate"], rate, rtol=1e-5)  # that it was trained with
         waited = 0 if epoch["valid/loss"] < lowest else waited + 1
         lowest = min(lowest, epoch["valid/loss"])
         if waited >= 2:
             waited, rate = 0, rate * 0.2
-        np.testing.assert_allclose(epoch["learning_rate"], rate, rtol=1e-5)
     assert rate < 1e-12
 
 

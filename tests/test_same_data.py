@@ -216,7 +216,7 @@ def test_splits_that_leave_nothing_are_refused_before_the_training(trained, chan
 
 def test_what_is_scored_holds_something_back(trained, tmp_path):
     config = config_of(trained[0])
-    config.split.valid, config.split.folds = 0.0, 1
+    config.split.valid, config.split.folds, config.split.run = 0.0, 1, (0,)
     with pytest.raises(ValueError, match="nothing is held back"):
         train.train(config, tmp_path / "run")
 

@@ -116,16 +116,6 @@ def test_the_average_is_what_is_saved(tmp_path):
         np.testing.assert_allclose(mean, first * 2 / 11 + plain * 9 / 11, rtol=1e-3, atol=1e-6)
 
 
-def test_the_log_has_the_rate_that_an_epoch_was_trained_with(tmp_path):
-    """Nothing changes at this rate: it is lowered after epochs 2, 3 and 4, and told of from 3 on."""
-    plain = {"name": "rmsprop", "learning_rate": 1e-20, "plateau": 1, "plateau_factor": 0.5}
-    plain = {f"optimizer.{key}": value for key, value in plain.items()}
-    config = get_config(**plain, **{"train.epochs": 4, "data.count": 8, "split.valid": 0.3})
-    train.train(config, tmp_path)
-    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    np.testing.assert_allclose(rates, [1e-20, 1e-20, 5e-21, 2.5e-21], rtol=1e-5)
-
-
 def test_settings_that_the_network_cannot_have_are_named(tmp_path):
     for key, value, message in (
         ("train.devices", jax.device_count() + 1, r"train\.devices=.: there are"),

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxmarks.ops.floats import root, single
@@ -35,8 +34,8 @@ SIZE_LIMIT = 1.6
 AGREEING = 0.6
 # Below this smallest eigenvalue of the scaled normal equations something of the volume does not follow from the landmarks.
 SINGULAR = 1e-3
-# The root of x^3 = x + 1.
-PLASTIC = 1.324717957244746
+# 1 / p and 1 / p^2 in units of 2^-32, where p^3 = p + 1: whole numbers that overflow have the fractions of their multiples.
+R2 = 0xC13FA9A9, 0x91E10DA5
 
 
 class Template(NamedTuple):
@@ -163,13 +162,13 @@ def box_iou(one, other, *, count=32_768):
     """The intersection over union () of two boxes, each (centre (3,), rotation (3, 3), size (3,)) in mm.
 
     The mean over `count` lines along the first box's z axis of how long each runs inside the second, which is exact. The
-    lines are spread so evenly (the R2 sequence of Roberts 2018, multiples of powers of the plastic number) that the error
-    stays below 0.001, also of boxes whose faces are nearly parallel, where a square grid gains or loses whole rows.
+    lines are spread so evenly (`R2`, the sequence of Roberts 2018) that the error stays below 0.001, also of boxes whose
+    faces are nearly parallel, where a square grid gains or loses whole rows.
     """
     (centre, rotation, size), (other_centre, other_rotation, other_size) = one, other
-    places = np.mod(0.5 + np.arange(1, count + 1)[:, None] / PLASTIC ** np.array([1, 2]), 1) - 0.5
-    feet = jnp.asarray(np.pad(places, ((0, 0), (0, 1)), constant_values=-0.5), jnp.float32)
-    # In the second box's axes and shares of its sides: where each column starts, and its way to the other end.
+    places = jnp.arange(1, count + 1, dtype=jnp.uint32)[:, None] * jnp.array(R2, jnp.uint32) / 2.0**32
+    feet = jnp.pad((places + 0.5) % 1 - 0.5, ((0, 0), (0, 1)), constant_values=-0.5)
+    # In the second box's axes and shares of its sides: where each line starts, and its way to the other end.
     turn = product(other_rotation.T, rotation)
     shift = jnp.sum(other_rotation * (centre - other_centre)[:, None], 0)
     start = (shift + product(feet * size, turn.T)) / other_size

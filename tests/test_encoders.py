@@ -249,7 +249,9 @@ def test_specs_that_make_no_encoder(spec, message):
 
 
 def test_an_encoder_without_weights_is_named():
-    with pytest.raises(ValueError, match=r"no jaxmarks\.models\.encoders\.plain with `IMAGENET`; there are: .*resnet50"):
+    with pytest.raises(
+        ValueError, match=r"no jaxmarks\.models\.encoders\.plain with `IMAGENET`; there are: .*resnet50"
+    ):
         encoders.read_weights({"name": "plain"}, "imagenet")
 
 

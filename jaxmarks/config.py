@@ -174,8 +174,8 @@ def product(**axes: dict[str, dict | str]) -> list[dict]:
     cells = []
     for choices in itertools.product(*(axis.items() for axis in axes.values())):
         labels = dict(zip(axes, (label for label, _ in choices), strict=True))
-        cell = {"column": labels.pop(last) if len(axes) > 1 else "", "row": ", ".join(map(str, labels.values()))}
-        cell["config"] = ""
+        column = labels.pop(last) if len(axes) > 1 else ""
+        cell = {"column": column, "row": ", ".join(map(str, labels.values())), "config": ""}
         overrides: dict = {}
         for axis, (label, change) in zip(axes, choices, strict=True):
             if isinstance(change, str):

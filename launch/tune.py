@@ -243,13 +243,15 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
     trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))
     if status and stopped:
         raise optuna.TrialPruned
-    value = scored(of_stage(metrics, stage), space["metric"])
+    networks = of_stage(metrics, stage)
+    value = scored(networks, space["metric"])
     if status or value is None:
-        there = {key for lines in of_stage(metrics, stage).values() for line in lines for key in line}
+        there = {key for epochs in networks.values() for epoch in epochs for key in epoch}
         why = f"exit status {status}" if status else f"no number for {space['metric']}"
-        said = "\n".join([*tail(log, before), f"({why}; {log})"])
+        lines = tail(log, before)
+        said = "\n".join([*lines, f"({why}; {log})"])
         trial.set_user_attr("failed", said)
-        trial.set_user_attr("why", [*tail(log, before), why][-2 if status else -1])
+        trial.set_user_attr("why", lines[-1] if status and lines else why)
         if not status and space["metric"] not in there:
             known = ", ".join(sorted(key for key in there if key.startswith("valid/")))
             raise MetricError(f"metric={space['metric']!r} is not in {metrics}; there are {known}")

@@ -109,10 +109,10 @@ def planes_of(files: list[Path]) -> set[str]:
     """The planes that files show by their headers; the rest is not read once all three are there."""
     found: set[str] = set()
     for file in files:
-        if (plane := scans.plane_of(file)) and len(found | {plane}) > len(found):
+        if plane := scans.plane_of(file):
             found.add(plane)
-            if found == set(PLANES):
-                break
+        if found == set(PLANES):
+            break
     return found
 
 

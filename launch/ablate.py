@@ -50,6 +50,7 @@ from experiments import (
     hardware,
     known,
     load,
+    make,
     merge,
     paths,
     replace,
@@ -102,6 +103,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
     try:
         grid = load_grid(options.grid)
         runs = expand(grid, options.workdir, options.seeds, common)
+        make(options.workdir, "--workdir")
     except (ValueError, OSError) as error:
         sys.exit(f"ablate: {error}")
     started = time.perf_counter()
@@ -171,8 +173,6 @@ def parse(arguments):
 def load_grid(text: str) -> dict:
     """The grid of FILE.py[:variant] with what is optional filled in, and its docstring's first line as the title."""
     found, title = load(text, "get_grid")
-    if not isinstance(found, dict):
-        raise ValueError(f"{text}: get_grid returns {found!r}; it is to return a dict")
     grid = {"overrides": {}, "seeds": (0,), "metrics": ("mean_distance_px",)} | found
     known("key of a grid", grid, GRID_KEYS)
     if not grid.get("cells") or not grid.get("config"):

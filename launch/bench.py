@@ -17,17 +17,20 @@ without --augment, no augmentation, which the peers have not. "cpu" is the time 
 a shared machine disturbs less. A prediction of ours decodes, the peers' do not. Where a
 peer's library is missing it says so and the others go on; --keras-python names a Python that has Keras and TensorFlow.
 
-Writes bench.json, bench.md and growth_*.png to --out, after every part.
+Writes bench.json, bench.md and growth_*.png to --out, after every part; other parts that are there stay, each with the
+command that measured it. The exit status is 1 where a side of ours failed.
 """
 
 import argparse
 import concurrent.futures
+import contextlib
 import functools
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,7 +40,7 @@ from pathlib import Path
 
 import numpy as np
 import peers
-from experiments import hardware, resolve
+from experiments import hardware, make, replace, resolve
 
 from jaxmarks.report import tables
 
@@ -73,16 +76,38 @@ GOAL = 3.0  # pixels
 def main(arguments: list[str] | None = None) -> int:
     """Measures what the command line names; returns 1 where a side of ours failed."""
     options = parse(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        make(options.out, "--out")
+        found = earlier(options.out / "bench.json")
+    except ValueError as error:
+        sys.exit(f"bench: {error}")
     words = sys.argv[1:] if arguments is None else arguments
-    found = {"command": shlex.join(["python", "launch/bench.py", *words]), **about()}
+    here = {"command": shlex.join(["python", "launch/bench.py", *words]), **about()}
+    failed = False
     for part in options.parts:
         print(f"{part} ...", flush=True)
-        found[part] = globals()[part](options)
-        (options.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
-        (options.out / "bench.md").write_text(markdown(found))
+        try:
+            rows = globals()[part](options)
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            rows = [{"side": "jaxmarks", "error": str(error)}]
+        failed |= any("error" in row and row.get("side", "jaxmarks") == "jaxmarks" for row in rows)
+        found |= {part: rows, "measured": found["measured"] | {part: here}}
+        replace(options.out / "bench.json", json.dumps(found, indent=1) + "\n")
+        replace(options.out / "bench.md", markdown(found))
     print(markdown(found))
-    return int(any(row["side"] == "jaxmarks" and "error" in row for row in found.get("steps", [])))
+    return int(failed)
+
+
+def earlier(path: Path) -> dict:
+    """What a bench.json holds: rows by part, and in "measured" by what command, where and when; no part without a file."""
+    try:
+        found = json.loads(path.read_text())
+        parts = [part for part in PARTS if part in found]
+        return {"measured": {part: found["measured"][part] for part in parts}} | {part: found[part] for part in parts}
+    except FileNotFoundError:
+        return {"measured": {}}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is not of this command: delete it, or name another --out") from None
 
 
 def parse(arguments):
@@ -108,7 +133,17 @@ def parse(arguments):
     parser.add_argument("--run", type=Path, help="a run whose metrics.jsonl is read for `accuracy`")
     parser.add_argument("--augment", action="store_true", help="our training steps augment as the config says")
     parser.add_argument("--quick", action="store_true", help="tiny networks: the numbers mean nothing")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for flag, chosen, known in (("parts", options.parts, PARTS), ("only", options.only, NETWORKS)):
+        if not chosen:
+            parser.error(f"--{flag} names nothing; there are {', '.join(known)}")
+    if options.repeats < 1:
+        parser.error(f"--repeats={options.repeats}: give at least 1")
+    if shutil.which(options.keras_python) is None:
+        parser.error(f"--keras-python={options.keras_python}: no such program; give the path of a Python")
+    if options.run and not tables.read_metrics(options.run / "metrics.jsonl"):
+        parser.error(f"--run={options.run}: no epochs in a metrics.jsonl there; name the folder of a trained run")
+    return options
 
 
 def about() -> dict:
@@ -161,7 +196,8 @@ class Worker:
         return self
 
     def __exit__(self, *error):
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # of a worker that has ended
+            self.process.stdin.close()
         try:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
@@ -179,18 +215,39 @@ def worker(side: str, options, environment=None) -> Worker:
     )
 
 
-def timed(sides: dict[str, Worker], kind: str, repeats: int) -> dict[str, list[dict]]:
-    """The answers about a step, `repeats` of each side, in turns; a turn is about a second, and one goes before."""
+def timed(sides: dict[str, Worker], kind: str, repeats: int) -> tuple[dict[str, list[dict]], dict[str, RuntimeError]]:
+    """The answers about a step, `repeats` of each side, in turns; a turn is about a second, and one goes before.
+
+    A side that fails takes no further turn; its error is in the second dict.
+    """
     count: dict[str, int] = {}
     found: dict[str, list[dict]] = {side: [] for side in sides}
-    for side, asked in sides.items():
-        asked.ask(run=kind, steps=1)
-        count[side] = max(1, min(100, round(1 / asked.ask(run=kind, steps=1)["seconds"])))
-        asked.ask(run=kind, steps=count[side])  # where an epoch is one program its length is compiled in
-    for _ in range(repeats):
+    errors: dict[str, RuntimeError] = {}
+
+    def begin(side, ask):
+        ask(run=kind, steps=1)
+        count[side] = max(1, min(100, round(1 / ask(run=kind, steps=1)["seconds"])))
+        ask(run=kind, steps=count[side])  # where an epoch is one program its length is compiled in
+
+    def turn(side, ask):
+        found[side].append(ask(run=kind, steps=count[side]))
+
+    for each in (begin, *[turn] * repeats):
         for side, asked in sides.items():
-            found[side].append(asked.ask(run=kind, steps=count[side]))
-    return found
+            if side not in errors:
+                try:
+                    each(side, asked.ask)
+                except RuntimeError as error:
+                    errors[side] = error
+    return found, errors
+
+
+def alone(ours: Worker, repeats: int) -> dict:
+    """Milliseconds of our training step, as `spread` has them; raises RuntimeError where it fails."""
+    found, errors = timed({"jaxmarks": ours}, "train", repeats)
+    for error in errors.values():
+        raise error
+    return spread(found["jaxmarks"])
 
 
 def spread(taken: list, key: str = "seconds") -> dict:
@@ -201,38 +258,49 @@ def spread(taken: list, key: str = "seconds") -> dict:
 
 def steps(options) -> list[dict]:
     """A row for each network and side: ms of a training step and of a prediction, parameters, peak memory."""
-    rows = []
-    for name in options.only:
-        wanted = spec(name, quick=options.quick, augment=options.augment)
-        mine: list[dict] = []
-        sides: dict[str, Worker] = {}
+    return [row for name in options.only for row in side_by_side(name, options)]
+
+
+def side_by_side(name: str, options) -> list[dict]:
+    """The rows of a network. One of a side that fails has its error, and what was measured before; the others go on."""
+    wanted = spec(name, quick=options.quick, augment=options.augment)
+    rows = [{"network": name, "batch": wanted["batch"], "side": side} for side in ("jaxmarks", *options.peers)]
+    sides: dict[str, Worker] = {}
+
+    @contextlib.contextmanager
+    def blamed(row):
         try:
-            for side in ("jaxmarks", *options.peers):
-                row = {"network": name, "batch": wanted["batch"], "side": side}
-                mine.append(row)
-                sides[side] = worker(side, options)
-                try:
-                    row["parameters"] = sides[side].ask(set=wanted)["parameters"]
-                    sides[side].ask(run="train", steps=1)
-                except RuntimeError as error:
-                    row["error"] = str(error)
-                    sides.pop(side).__exit__()
-            for row in mine:
-                if "error" not in row and row["parameters"] != mine[0].get("parameters"):
-                    row["error"] = f"{row['parameters']:,} parameters: not the same network"
-                    sides.pop(row["side"]).__exit__()
-            good = [row for row in mine if row["side"] in sides]
-            for kind in ("train", "predict"):
-                taken = timed(sides, kind, options.repeats)
-                for row in good:
-                    row[kind] = spread(taken[row["side"]])
-                    row[f"{kind}, cpu"] = spread(taken[row["side"]], "cpu")
-                    if kind == "train":
-                        row["peak_mb"] = round(sides[row["side"]].ask(memory=True)["peak_mb"])
-        finally:
-            for one in sides.values():
-                one.__exit__()
-        rows += mine
+            yield
+        except RuntimeError as error:
+            row["error"] = str(error)
+            sides.pop(row["side"]).__exit__()
+
+    try:
+        for row in rows:
+            asked = sides[row["side"]] = worker(row["side"], options)
+            with blamed(row):
+                row["parameters"] = asked.ask(set=wanted)["parameters"]
+                asked.ask(run="train", steps=1)
+        ours = rows[0].get("parameters")  # None where ours failed, for which no peer is blamed
+        for row in rows:
+            if row["side"] in sides:
+                with blamed(row):
+                    if ours not in (None, row["parameters"]):
+                        raise RuntimeError(f"{row['parameters']:,} parameters: not the same network")
+        for kind in ("train", "predict"):
+            taken, errors = timed(sides, kind, options.repeats)
+            for row in rows:
+                if row["side"] in sides:
+                    with blamed(row):
+                        if row["side"] in errors:
+                            raise errors[row["side"]]
+                        row[kind] = spread(taken[row["side"]])
+                        row[f"{kind}, cpu"] = spread(taken[row["side"]], "cpu")
+                        if kind == "train":
+                            row["peak_mb"] = round(sides[row["side"]].ask(memory=True)["peak_mb"])
+    finally:
+        for one in sides.values():
+            one.__exit__()
     return rows
 
 
@@ -370,7 +438,7 @@ def device(options) -> list[dict]:
                 with worker("jaxmarks", options, environment) as ours:
                     ours.ask(set=spec(name, quick=options.quick, augment=options.augment, **changes))
                     row |= ours.ask(cost=True)
-                    row["train"] = spread(timed({"jaxmarks": ours}, "train", options.repeats)["jaxmarks"])
+                    row["train"] = alone(ours, options.repeats)
                     row |= ours.ask(peak=512 if options.quick else 8192, dtype=changes.get("train.dtype", "float32"))
             except RuntimeError as error:
                 row["error"] = str(error)
@@ -397,7 +465,7 @@ def growth(options) -> list[dict]:
         for axis, points in axes.items():
             for changes, value in points:
                 ours.ask(set=spec(name, quick=options.quick, augment=options.augment, **changes))
-                taken = spread(timed({"jaxmarks": ours}, "train", options.repeats)["jaxmarks"])
+                taken = alone(ours, options.repeats)
                 rows.append({"network": name, "axis": axis, "value": value, "train": taken})
         devices = ours.ask(devices=True)
     for count in [2**i for i in range(10) if 2**i <= (2 if devices["platform"] == "cpu" else devices["devices"])]:
@@ -406,7 +474,7 @@ def growth(options) -> list[dict]:
         with worker("jaxmarks", options, os.environ | {"XLA_FLAGS": flags}) as ours:
             wanted = spec(name, quick=options.quick, augment=options.augment, **{"train.devices": count})
             ours.ask(set=wanted)
-            taken = spread(timed({"jaxmarks": ours}, "train", options.repeats)["jaxmarks"])
+            taken = alone(ours, options.repeats)
         rows.append({"network": name, "axis": "devices", "value": count, "train": taken})
     for axis in dict.fromkeys(row["axis"] for row in rows):
         draw([row for row in rows if row["axis"] == axis], options.out / f"growth_{axis}.png")
@@ -545,9 +613,9 @@ def work() -> None:
 
 
 def markdown(found: dict) -> str:
-    """The tables of what was found."""
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
-    parts = [f"`{found['command']}`\n", f"{found['hardware']}; {versions}; {found['date']}\n"]
+    """The tables of what was found; how a part was measured is said where the part before was measured otherwise."""
+    parts: list[str] = []
+    said = None
     span = lambda cell, digits=0: (
         f"{cell['median']:.{digits}f} ({cell['least']:.{digits}f}-{cell['most']:.{digits}f})" if cell else ""
     )
@@ -568,7 +636,11 @@ def markdown(found: dict) -> str:
         if lines:
             columns = {key: key for line in lines for key in line}
             filled = [{key: line.get(key, "") for key in columns} for line in lines]
-            parts += [f"## {part}\n", tables.markdown(filled, columns)]
+            how = found["measured"][part]
+            versions = ", ".join(f"{name} {version}" for name, version in how["versions"].items() if version)
+            about = [f"`{how['command']}`\n", f"{how['hardware']}; {versions}; {how['date']}\n"]
+            parts += [f"## {part}\n", *(about if how != said else []), tables.markdown(filled, columns)]
+            said = how
     return "\n".join(parts) + "\n"
 
 

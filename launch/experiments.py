@@ -19,21 +19,57 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+# What takes a file, by the function that the file has.
+TAKERS = {
+    "get_grid": "launch/ablate.py --grid",
+    "get_space": "launch/tune.py --space",
+    "get_config": "jaxmarks.main --config",
+}
+# Becomes the command argv[2:], which Linux kills once the process argv[1] that started it is gone, however that ended.
+# The kernel keeps this over an exec; a function between fork and exec would not be safe beside JAX's threads.
+WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 
 def load(text: str, function: str) -> tuple[dict, str]:
-    """What `function` of FILE.py[:variant] returns, and the first line of the file's docstring."""
+    """What `function` of FILE.py[:variant] returns, and the first line of the file's docstring.
+
+    Raises:
+      ValueError: the file cannot be run, has no such function, or that returns no dict.
+    """
     path, _, variants = text.partition(":")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    module = runpy.run_path(path)  # an import would take a file that was changed within a second for the old one
+    try:
+        module = runpy.run_path(path)  # an import would take a file that was changed within a second for the old one
+    except Exception as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    if function not in module:
+        others = (f"it has {other}: give it to {taker}={text}" for other, taker in TAKERS.items() if other in module)
+        raise ValueError(f"{path} has no {function}; {next(others, 'write one that returns a dict')}")
     title = (module["__doc__"] or Path(path).stem).strip().splitlines()[0].rstrip(".")
-    return module[function](variants), title
+    found = module[function](variants)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {function} returns {found!r}; it is to return a dict")
+    return found, title
 
 
 def default_workdir(text: str) -> Path:
     """runs/beetle_optimiser-full for configs/ablations/beetle_optimiser.py:full."""
     path, _, variants = text.partition(":")
     return Path("runs") / "-".join(filter(None, [Path(path).stem, slug(variants)]))
+
+
+def make(folder: Path, flag: str) -> None:
+    """Makes the folder that a flag names; raises ValueError where it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{flag}={folder}: a file is in the way; name another folder") from None
 
 
 def given(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, str]:
@@ -122,11 +158,14 @@ def end_with_children() -> None:
 
 
 def start(arguments: list[str], log: Path, environment: dict[str, str], *, stop=lambda: False) -> int:
-    """Runs jaxmarks.main in a process of its own; returns its exit status. It is ended once `stop` () says so."""
+    """Runs jaxmarks.main in a process of its own; returns its exit status.
+
+    It is ended once `stop` () says so, and on Linux with this thread, be that killed.
+    """
     command = [sys.executable, "-m", "jaxmarks.main", *arguments]
     with log.open("a") as file:
         print("$", shlex.join(command), file=file, flush=True)
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(with_parent(command), env=environment, stdout=file, stderr=subprocess.STDOUT)
         try:
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -135,6 +174,12 @@ def start(arguments: list[str], log: Path, environment: dict[str, str], *, stop=
                     process.terminate()
         finally:
             process.kill()
+
+
+def with_parent(command: list[str]) -> list[str]:
+    """A command that does on Linux what this one does, and does not outlive who starts it."""
+    before = [sys.executable, "-I", "-S", "-c", WITH_PARENT, str(os.getpid())]
+    return [*before, *command] if sys.platform == "linux" else command
 
 
 def tail(log: Path, before: int = 0) -> list[str]:

@@ -1,6 +1,7 @@
 """Draws the contact sheet of the phantoms: `python launch/gallery.py docs/beetles.jpg`. Five parts, a row each, landmarks marked."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -29,15 +30,20 @@ def sheet(specimens, *, seed=0, width=480):
     return figure
 
 
-def main():
+def main(arguments: list[str] | None = None) -> None:
+    """Draws the sheet that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", help="the PNG or JPEG to write")
     parser.add_argument("--specimens", type=int, nargs="+", default=SPECIMENS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dpi", type=int, default=100, help="100 makes it 1200 pixels wide")
-    arguments = parser.parse_args()
-    Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-    sheet(arguments.specimens, seed=arguments.seed).savefig(arguments.out, dpi=arguments.dpi)
+    options = parser.parse_args(arguments)
+    try:
+        figure = sheet(options.specimens, seed=options.seed)
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(options.out, dpi=options.dpi)
+    except (ValueError, OSError) as error:
+        sys.exit(f"gallery: {options.out}: {error}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ the workdir lies. A lost host ends the job; the JobSet starts it again, and it g
 
 import argparse
 import json
+import re
 import shlex
 import sys
 
@@ -27,8 +28,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--claim", required=True, help="the persistent volume claim that all hosts share")
     parser.add_argument("--restarts", type=int, default=5, help="how often a failed job starts again")
     parser.add_argument("arguments", nargs="*", help="of jaxmarks.main, after --")
-    print(json.dumps(manifest(parser.parse_args(arguments)), indent=1))
+    options = parser.parse_args(arguments)
+    try:
+        check(options)
+    except ValueError as error:
+        parser.error(str(error))
+    print(json.dumps(manifest(options), indent=1))
     return 0
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises ValueError for what Kubernetes would refuse, or never find a host for."""
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{,43}[a-z0-9])?", options.name):  # its pods' names are longer by up to 18
+        raise ValueError(
+            f"--name={options.name}: give up to 45 of a-z, 0-9 and -, a letter first and no - last, as fish-1"
+        )
+    for key, least in {"hosts": 1, "gpus": 0, "chips": 1, "restarts": 0}.items():
+        if (number := getattr(options, key)) < least:
+            raise ValueError(f"--{key}={number}: give at least {least}")
+    if options.tpu and options.gpus:
+        raise ValueError(f"--tpu={options.tpu} --gpus={options.gpus}: a host has one or the other; leave one out")
+    if options.tpu and not re.fullmatch(r"[^:]+:\d+(x\d+)+", options.tpu):
+        raise ValueError(f"--tpu={options.tpu}: give the accelerator and its topology, as tpu-v5-lite-podslice:4x4")
 
 
 def manifest(options: argparse.Namespace) -> dict:

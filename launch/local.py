@@ -20,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
     options, rest = parser.parse_known_args(arguments)
+    if options.processes < 1:
+        parser.error(f"--processes={options.processes}: give at least 1")
     with socket.socket() as free:  # the port is free for the moment, which is what one machine needs
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"

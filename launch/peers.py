@@ -265,17 +265,28 @@ def torch_loss(spec):
         centre, extent = (boxes[..., :2] + boxes[..., 2:]) / 2 / step, boxes[..., 2:] - boxes[..., :2]
         common = torch.minimum(extent[..., None, :], anchors).prod(-1)
         union = extent.prod(-1)[..., None] + anchors.prod(-1) - common
-        best = (common / union).argmax(-1)  # (B, M)
+        fit = common / union  # (B, M, A)
         column, row = centre.floor().long().unbind(-1)
-        image = torch.arange(b, device=outputs.device)[:, None].expand_as(row)
-        index = torch.full((b, h, w, len(anchors)), boxes.shape[1], device=outputs.device)
-        order = torch.arange(boxes.shape[1], device=outputs.device).expand_as(row)
-        place = ((image * h + row) * w + column) * len(anchors) + best
-        index = index.flatten().scatter_reduce(0, place.flatten(), order.flatten(), "amin").reshape(index.shape)
-        mine = index < boxes.shape[1]
-        targets = torch.cat([centre - centre.floor(), torch.log(extent / anchors[best])], -1)
-        targets = torch.cat([targets, torch.zeros_like(targets[:, :1])], 1)
-        wanted = targets[torch.arange(b, device=index.device)[:, None, None, None], index]
+        image = torch.arange(b, device=outputs.device)[:, None]
+        cell = (image * h + row) * w + column
+        # Of boxes that want one anchor the leftmost gets it, the others the best that is left in their cell.
+        from_left = centre[..., 0].argsort(-1)
+        place, none = from_left.argsort(-1), boxes.shape[1]
+        taken = torch.full((b * h * w + 1, len(anchors)), none, device=outputs.device)  # the last row is thrown away
+        wanting = torch.ones_like(row, dtype=torch.bool)
+        for _ in range(len(anchors)):
+            free = taken[cell] == none
+            best = torch.where(free, fit, -1).argmax(-1)
+            wanting = wanting & free.any(-1)
+            slot = torch.where(wanting, cell, b * h * w) * len(anchors) + best
+            taken = taken.flatten().scatter_reduce(0, slot.flatten(), place.flatten(), "amin").reshape(taken.shape)
+            wanting = wanting & (taken[cell, best] != place)
+        grid = image[..., None, None]
+        index = torch.cat([from_left, torch.full_like(image, none)], 1)[grid, taken[:-1].reshape(b, h, w, -1)]
+        mine = index < none
+        targets = torch.cat([centre - centre.floor(), torch.log(extent)], -1)
+        targets = torch.cat([targets, torch.zeros_like(targets[:, :1])], 1)[grid, index]
+        wanted = (targets - torch.cat([torch.zeros_like(anchors), torch.log(anchors)], -1)) * mine[..., None]
         cells = torch.stack(
             torch.meshgrid(torch.arange(w, device=index.device), torch.arange(h, device=index.device), indexing="xy"),
             -1,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run on several nodes of a SLURM cluster, a process for each GPU's node; give sbatch the resources:
+# One run on several nodes of a SLURM cluster, one process a node, which uses all GPUs there; give sbatch the resources:
 #
 #   sbatch --nodes=4 --gpus-per-node=8 --time=12:00:00 launch/slurm.sh --config=configs/fish.py:paper --workdir=/shared/runs/fish
 #

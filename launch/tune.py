@@ -46,6 +46,7 @@ from experiments import (
     given,
     known,
     load,
+    make,
     merge,
     paths,
     replace,
@@ -129,8 +130,9 @@ def load_space(text: str) -> dict:
     found, title = load(text, "get_space")
     space = {"overrides": {}, "metric": "valid/distance_px", "warmup": 5} | found
     known("key of a space", space, SPACE_KEYS)
-    if not space["space"]:
-        raise ValueError(f"{text}: the space has no keys to search")
+    for key in ("config", "space"):
+        if not space.get(key):
+            raise ValueError(f"{text}: the space of get_space has no {key}")
     for key, (kind, *choices) in space["space"].items():
         if kind not in KINDS:
             raise ValueError(f"{key}: there is no kind {kind!r}; there are {', '.join(KINDS)}")
@@ -174,7 +176,7 @@ def open_study(space: dict, options, common: dict) -> optuna.Study:
     Raises:
       ValueError: it is a study of another space or with other overrides.
     """
-    options.workdir.mkdir(parents=True, exist_ok=True)
+    make(options.workdir, "--workdir")
     storage = RDBStorage(
         options.storage or f"sqlite:///{options.workdir.absolute()}/study.db",
         heartbeat_interval=HEARTBEAT,
@@ -237,7 +239,9 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
 
     try:
         status = launch(arguments, log, dict(os.environ), stop=stop)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit):  # Optuna would leave the trial under way, and take it up a second time
+            trial.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         trial.study.enqueue_trial(trial.params, user_attrs={"folder": name})
         raise
     trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))

@@ -190,6 +190,32 @@ def test_unknown_keys_and_words_of_the_command_line_are_refused(tmp_path, capsys
         ablate.main(["--grid=nowhere.py"])
 
 
+def test_a_file_that_is_no_grid_is_named_in_one_line(tmp_path):
+    for path, takes in (
+        ("configs/fish.py", "jaxmarks.main --config"),
+        ("configs/tuning/fish.py", "launch/tune.py --space"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            ablate.main([f"--grid={path}"])
+        there = "get_space" if "tuning" in path else "get_config"
+        assert str(error.value) == f"ablate: {path} has no get_grid; it has {there}: give it to {takes}={path}"
+    said = refused(tmp_path, "x = 3")
+    assert said == f"ablate: {tmp_path}/grid.py has no get_grid; write one that returns a dict"
+    said = refused(tmp_path, TWO_BY_TWO.replace('"config": "', '"config" "'))
+    assert re.fullmatch(rf"ablate: {tmp_path}/grid\.py: SyntaxError: .*line \d+\)", said)
+    assert said.count("\n") == 0
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_file_in_the_place_of_the_workdir_is_named(below, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "grid.py").write_text(TWO_BY_TWO)
+    with pytest.raises(
+        SystemExit, match=rf"ablate: --workdir={tmp_path}/file{below}: a file is in the way; name another"
+    ):
+        ablate.main([f"--grid={tmp_path}/grid.py", f"--workdir={tmp_path}/file{below}"], device=lambda: "none")
+
+
 def test_the_table_gives_mean_and_deviation_over_seeds(tmp_path):
     # Population deviations by hand: (2, 3) -> 2.5 ± 0.5; (1, 4) -> 2.5 ± 1.5; (5, 5.5) -> 5.25 ± 0.25; (8, 6) -> 7 ± 1.
     distances = {
@@ -461,6 +487,54 @@ def test_an_end_of_the_command_ends_its_runs(tmp_path):
         process.kill()
     assert process.returncode == 128 + 15, said
     assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_a_run_does_not_outlive_a_command_that_is_killed(tmp_path):
+    package = tmp_path / "jaxmarks"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "main.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "pathlib.Path('whole').write_text(' '.join([str(os.getpid()), *sys.argv[1:], os.environ['GIVEN']]))\n"
+        "os.rename('whole', 'started')\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "command.py").write_text(
+        "import os, pathlib, sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
+        "import experiments\n"
+        "with ThreadPoolExecutor(1) as pool:\n"
+        "    pool.submit(experiments.start, ['--a=b c'], pathlib.Path('log.txt'), os.environ | {'GIVEN': 'it'}).result()\n"
+    )
+    process = subprocess.Popen([sys.executable, "command.py"], cwd=tmp_path)
+    started = tmp_path / "started"
+    try:
+        wait(lambda: started.exists() or process.poll() is not None)
+        number, *said = started.read_text().split()
+        assert said == ["--a=b", "c", "it"] and alive(number)
+    finally:
+        process.kill()
+        process.wait()
+    wait(lambda: not alive(number))
+    assert not alive(number)
+
+
+def wait(done, seconds=60):
+    """Waits until `done` () or the time has passed."""
+    for _ in range(seconds * 10):
+        if done():
+            break
+        time.sleep(0.1)
+
+
+def alive(number):
+    """Whether Linux has a process of this number that runs."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_cell_after_one_that_is_not_before_it_is_refused(tmp_path):

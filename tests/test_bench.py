@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import bench
 import jax
@@ -13,6 +14,31 @@ import peers
 import pytest
 
 from jaxmarks import heads, tasks
+
+# A worker whose network is nothing; its first argument is what it fails at.
+WORKER = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+import peers
+
+def build(spec):
+    asked = []
+
+    def train(steps):
+        asked.append(steps)
+        if sys.argv[1] == "dies" and len(asked) == 5:
+            os._exit(1)
+
+    def predict(steps):
+        if sys.argv[1] == "predict":
+            raise ValueError("out of memory")
+
+    if sys.argv[1] == "set":
+        raise ValueError("no such network")
+    return 8 if sys.argv[1] == "another" else 7, {"train": train, "predict": predict}
+
+peers.serve(build)
+"""
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
 
@@ -81,3 +107,99 @@ def test_growth_is_drawn(tmp_path):
     bench.draw(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
     assert np.isclose(rows[0]["train"]["median"], 1050)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Spares the question what machine this is."""
+    how = {"hardware": "an abacus", "versions": {"jax": "1"}, "date": "today"}
+    monkeypatch.setattr(bench, "about", lambda: dict(how))
+
+
+def measure(tmp_path, *arguments):
+    """The status of a command, and what bench.json and bench.md hold then."""
+    status = bench.main([f"--out={tmp_path}", "--repeats=2", *arguments])
+    return status, json.loads((tmp_path / "bench.json").read_text()), (tmp_path / "bench.md").read_text()
+
+
+def sides(tmp_path, monkeypatch, **fail):
+    """The rows of steps by side, where sides fail at what is named, and the status."""
+
+    def worker(side, options, environment=None):
+        words = [fail.get(side, ""), str(Path(bench.__file__).parent)]
+        return bench.Worker([sys.executable, "-c", WORKER, *words], tmp_path / f"{side}.log")
+
+    monkeypatch.setattr(bench, "worker", worker)
+    peers = ",".join(("torch", *(side for side in fail if side not in ("jaxmarks", "torch"))))
+    status, found, _ = measure(tmp_path, "--parts=steps", "--only=network3", "--quick", f"--peers={peers}")
+    return {row["side"]: row for row in found["steps"]}, status
+
+
+def test_a_peer_that_fails_later_is_out_and_the_others_go_on(tmp_path, monkeypatch, here):
+    fail = {"torch_compile": "dies", "keras": "predict", "keras_xla": "another", "torch_channels_last": "set"}
+    rows, status = sides(tmp_path, monkeypatch, **fail)
+    assert status == 0
+    for side in ("jaxmarks", "torch"):
+        assert rows[side]["train"]["median"] > 0 and rows[side]["predict"]["median"] > 0 and "error" not in rows[side]
+    assert rows["torch_compile"]["error"] == f"the worker ended; see {tmp_path}/torch_compile.log"
+    assert "train" not in rows["torch_compile"]
+    assert rows["keras"]["error"] == "ValueError: out of memory" and rows["keras"]["train"]["median"] > 0
+    assert rows["keras_xla"]["error"] == "8 parameters: not the same network"
+    assert rows["torch_channels_last"]["error"] == "ValueError: no such network"
+
+
+@pytest.mark.parametrize("where", ["set", "predict"])
+def test_a_failure_of_ours_is_not_laid_on_a_peer(where, tmp_path, monkeypatch, here):
+    rows, status = sides(tmp_path, monkeypatch, jaxmarks=where)
+    assert status == 1 and rows["jaxmarks"]["error"].startswith("ValueError")
+    assert "error" not in rows["torch"] and rows["torch"]["predict"]["median"] > 0
+
+
+def test_parts_that_were_measured_before_stay_with_their_commands(tmp_path, monkeypatch, here, capsys):
+    row = lambda n: [{"network": "n", "at once": bench.spread([n / 1000])}]
+    monkeypatch.setattr(bench, "load", lambda options: row(1))
+    monkeypatch.setattr(bench, "folds", lambda options: row(2))
+
+    def fails(options):
+        raise RuntimeError("the worker ended")
+
+    monkeypatch.setattr(bench, "start", fails)
+    measure(tmp_path, "--parts=load")
+    status, found, text = measure(tmp_path, "--parts=folds")
+    assert status == 0 and (found["load"], found["folds"]) == (row(1), row(2))
+    folds, load = text.split("## load")
+    assert "--parts=folds`" in folds and "2.0 (2.0-2.0)" in folds
+    assert "--parts=load`" in load and "1.0 (1.0-1.0)" in load
+    monkeypatch.setattr(bench, "load", lambda options: row(3))
+    status, found, text = measure(
+        tmp_path, "--parts=start,load"
+    )  # a part of ours that fails is told, and the next goes on
+    assert status == 1 and found["start"] == [{"side": "jaxmarks", "error": "the worker ended"}]
+    assert (found["load"], found["folds"]) == (row(3), row(2)) and text.count("--parts=start,load`") == 1
+    (tmp_path / "bench.json").write_text("{")
+    with pytest.raises(
+        SystemExit, match=r"bench: .*bench\.json is not of this command: delete it, or name another --out"
+    ):
+        measure(tmp_path, "--parts=load")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--repeats=0", "--repeats=0: give at least 1"),
+        ("--only=", "--only names nothing; there are network3"),
+        ("--parts=", "--parts names nothing; there are steps"),
+        ("--keras-python=/nonexistent/python", "--keras-python=/nonexistent/python: no such program"),
+        ("--run=/nosuch", "--run=/nosuch: no epochs in a metrics.jsonl there; name the folder of a trained run"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_a_line(argument, said, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        bench.main([f"--out={tmp_path / 'out'}", argument])
+    assert said in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=f"bench: --out={tmp_path}/file: a file is in the way"):
+        bench.main([f"--out={tmp_path}/file"])

@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gallery
+import kubernetes
+import local
 import pytest
 
 LAUNCH = Path(__file__).parent.parent / "launch"
@@ -87,3 +90,39 @@ def test_kubernetes_asks_for_tpus_by_their_topology():
     _, _, pod = manifest("--hosts=4", "--tpu=tpu-v5-lite-podslice:4x4")
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--hosts=0"], "--hosts=0: give at least 1"),
+        (["--gpus=-1"], "--gpus=-1: give at least 0"),
+        (["--name=Fish_1"], "--name=Fish_1: give up to 45 of a-z"),
+        (["--name=fish-"], "--name=fish-: give up to 45"),
+        (["--name=" + 46 * "f"], "give up to 45"),
+        (["--tpu=tpu-v5-lite-podslice"], "--tpu=tpu-v5-lite-podslice: give the accelerator and its topology"),
+        (["--tpu=tpu-v5-lite-podslice:4x4", "--gpus=8"], "a host has one or the other; leave one out"),
+    ],
+)
+def test_kubernetes_is_not_asked_for_what_it_cannot_give(options, said, capsys):
+    with pytest.raises(SystemExit):
+        kubernetes.main(["--name=fish", "--image=i", "--claim=c", *options, "--", *ARGUMENTS])
+    out, error = capsys.readouterr()
+    assert said in error.splitlines()[-1] and not out
+
+
+def test_no_processes_on_this_machine_are_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        local.main(["--processes=0", *ARGUMENTS])
+    assert "--processes=0: give at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "specimen", "said"), [("a.xyz", "1", "Format 'xyz' is not supported"), ("a.png", "-1", "-1 is negative")]
+)
+def test_a_gallery_that_cannot_be_drawn_is_one_line(name, specimen, said, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        gallery.main([f"{tmp_path}/{name}", "--specimens", specimen, "--dpi=10"])
+    assert str(error.value).startswith(f"gallery: {tmp_path}/{name}: ") and said in str(error.value)
+    gallery.main([f"{tmp_path}/good.png", "--specimens", "1", "--dpi=10"])
+    assert (tmp_path / "good.png").exists()

@@ -143,6 +143,24 @@ def test_an_interrupted_trial_is_taken_up_again_in_its_folder(how, tmp_path):
     assert cut.optimizer.learning_rate == again.optimizer.learning_rate and cut.head.loss == again.head.loss
 
 
+@pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_trial_is_taken_up_again_once(how, tmp_path, monkeypatch):
+    """Also when its last sign of life is so old that a worker without a word of farewell would count as dead."""
+    monkeypatch.setattr(tune, "HEARTBEAT", 1)
+
+    def interrupt(number):
+        if number == 2:
+            raise how
+
+    launcher = Launcher(interrupt)
+    with pytest.raises(how):
+        search(tmp_path, launcher, "--trials=4")
+    time.sleep(3)  # twice the interval has passed
+    _, _, lines = search(tmp_path, launcher, "--trials=4")
+    assert [name for name, _ in launcher.runs] == ["0", "1", "1", "3", "4"]
+    assert [line["folder"] for line in lines] == ["0", "1", "3", "4"]
+
+
 def test_the_trial_of_a_dead_worker_is_taken_up_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "HEARTBEAT", 1)
     search(tmp_path, Launcher(), "--trials=1")
@@ -224,6 +242,10 @@ def test_two_workers_share_a_study(tmp_path, monkeypatch):
         ('("int", 4, 8)', '("int", 0, 4, "log")', "which is above 0 for 'log'"),
         ('("int", 4, 8)', '("categorical",)', "give the choices"),
         ('{"train.steps": 2}', '{"split.valid": 0.0}', r"set --config\.split\.valid"),
+        ('"space":', '"overrides":', "the space of get_space has no space"),
+        ('"config":', '"metric":', "the space of get_space has no config"),
+        ("    return {", "    return [], {", r"get_space returns \(.*it is to return a dict"),
+        ("    return {", "    return {{", "SyntaxError"),
         ('"warmup"', '"warmpu"', "no key of a space warmpu; the nearest are warmup"),
         ("beetle.py", "bettle.py", "bettle.py"),
     ],
@@ -235,6 +257,18 @@ def test_what_is_wrong_is_said_before_anything_is_run(old, new, message, tmp_pat
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit, match=r"--config\.head\.loss is given, and searched"):
         search(tmp_path, Launcher(), "--config.head.loss=l1")
+
+
+def test_a_grid_and_a_file_in_the_place_of_the_workdir_are_named(tmp_path):
+    grid = "configs/ablations/fish_sigma.py"
+    with pytest.raises(SystemExit) as error:
+        tune.main([f"--space={grid}"])
+    assert (
+        str(error.value) == f"tune: {grid} has no get_space; it has get_grid: give it to launch/ablate.py --grid={grid}"
+    )
+    (tmp_path / "out").touch()
+    with pytest.raises(SystemExit, match=rf"tune: --workdir={tmp_path}/out: a file is in the way; name another folder"):
+        search(tmp_path, Launcher())
 
 
 def test_every_space_of_the_project_is_sound():

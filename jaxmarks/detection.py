@@ -248,27 +248,18 @@ def best_threshold(found: Objects) -> float:
 
 
 def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
-    """The numbers of `summary.json`: at the threshold (of each photograph, or one), and over all of them."""
+    """The numbers of `summary.json`, NaN where there is none: at the threshold (of each photograph, or one), and over all."""
     limit = np.broadcast_to(threshold, (len(found.name),))[:, None]
     used, total = (found.scores >= limit) & (found.scores > 0), int((found.labels >= 0).sum())
-
-    def at(right):
-        tp, n = int((right & used).sum()), int(used.sum())
-        share = lambda part, whole: part / whole if whole else None
-        return share(tp, n), share(tp, total), share(2 * tp, n + total)
-
-    precision, recall, f1 = at(hits(found))
-    _, _, golden = at(hits(found, golden=True))
+    at = lambda right: jax.tree.map(float, box_ops.precision_recall(right, found.scores, used, total))
     ap = _average_precision(
         jnp.asarray(found.boxes, jnp.float32), jnp.asarray(found.scores, jnp.float32), jnp.asarray(found.scores > 0),
         jnp.asarray(found.true, jnp.float32), jnp.asarray(found.labels >= 0), classes=jnp.asarray(found.classes),
         truth_classes=jnp.asarray(found.labels), count=len(classes), thresholds=(0.5,),
     )  # fmt: skip
     return {
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "f1_golden": golden,
+        **at(hits(found)),
+        "f1_golden": at(hits(found, golden=True))["f1"],
         "map50": float(ap["mAP"]),
         "ap50_by_class": dict(zip(classes, np.asarray(ap["AP"][0]).tolist(), strict=True)),
         "threshold": float(np.mean(threshold)),

@@ -458,7 +458,7 @@ def of_objects(folder: Path, found: detection.Objects, threshold, classes, **abo
     each = [one for one in folds if one["fold"] >= 0]
     spread = {
         # A fold without objects and detections has none.
-        f"std_over_folds_{key}": float(np.std([e[key] for e in each if e[key] is not None] or [np.nan]))
+        f"std_over_folds_{key}": float(np.std([e[key] for e in each if np.isfinite(e[key])] or [np.nan]))
         for key in ("f1", "f1_golden", "map50")
     }
     summary = plain(

@@ -57,7 +57,7 @@ def ramps(
 
 
 class PlateauState(NamedTuple):
-    """Of `plateau`: the factor of the updates, the lowest loss so far, and the epochs since then."""
+    """Of `plateau`: the factor of the updates, the lowest loss so far, the epochs since then, and its two arguments."""
 
     scale: jax.Array
     best: jax.Array
@@ -199,13 +199,13 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
         warmup = round(spec.get("warmup", 0.1) * steps)
         cycle = optax.warmup_cosine_decay_schedule(peak / 25, peak, warmup, max(steps, warmup + 1), peak / 1000)
         rate = cycle if schedule == "one_cycle" else peak
-        decay = {"weight_decay": spec["weight_decay"]} if name == "adamw" else {}
+        decay = {"weight_decay": spec.get("weight_decay", 0.0)} if name == "adamw" else {}
         tx = optax.inject_hyperparams(getattr(optax, name))(learning_rate=rate, b1=0.9, **decay)
     parts = [tx]
     if spec.get("clip", 0) > 0:
         parts.insert(0, optax.clip_by_global_norm(spec["clip"]))
     if spec.get("plateau", 0) > 0:
-        parts.append(plateau(spec["plateau_factor"], spec["plateau"]))
+        parts.append(plateau(spec.get("plateau_factor", 0.2), spec["plateau"]))
     if spec.get("rates"):
         parts.append(rates(spec["rates"]))
     return optax.chain(*parts) if len(parts) > 1 else tx

@@ -222,3 +222,20 @@ def test_half_precision_keeps_half_pixels(decoder, dtype):
     found, scores = jax.jit(getattr(decode, decoder))(maps)
     assert found.dtype == scores.dtype == jnp.float32
     np.testing.assert_allclose(found, points, atol=0.1)
+
+
+@pytest.mark.parametrize("decoder", [decode.local_soft_argmax, decode.dark, decode.quadratic])
+def test_gradients_of_maps_that_are_nearly_empty_are_finite(decoder):
+    """Through few pixels many parabolas fit, and the one that is not taken must not make the gradient of the others NaN."""
+    two = jnp.zeros((16, 16, 1)).at[7, 7, 0].set(1.0).at[7, 8, 0].set(0.5)
+    sparse = jax.nn.relu(jax.random.normal(jax.random.key(0), (200, 16, 16, 1)) - 1.5)
+    gradient = jax.jit(jax.vmap(jax.grad(lambda m: decoder(m)[0].sum())))
+    assert np.isfinite(gradient(jnp.concatenate([two[None], jnp.zeros((1, 16, 16, 1)), sparse]))).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_a_map_that_is_no_number_has_no_score(count):
+    maps = jnp.asarray(np.random.default_rng(0).random((2, 30, 34, count)), jnp.float32).at[:, 12, 10, 0].set(jnp.nan)
+    for function in (decode.argmax, jax.jit(decode.argmax)):
+        _, scores = function(maps)
+        assert np.isnan(scores[:, 0]).all() and np.isfinite(scores[:, 1:]).all()

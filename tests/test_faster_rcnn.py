@@ -12,7 +12,6 @@ import pytest
 from jaxmarks import config as configs
 from jaxmarks import heads, models, runs
 from jaxmarks.heads import faster_rcnn
-from jaxmarks.ops import boxes as box_ops
 
 SIZE, SIDE, STRIDE = (32, 40), 10.0, 8
 QUICK = {"xla_backend_optimization_level": 1}
@@ -118,13 +117,22 @@ def test_the_loss_against_loops(class_agnostic):
 
 
 def test_weights_are_the_mean_of_random_draws():
-    labels = jnp.array([1, 1, 1, 0, 0, 0, 0, -1, 0])
-    keys = jax.random.split(jax.random.key(0), 1000)
-    indices, drawn = jax.vmap(lambda key: box_ops.sample_matches(labels, key, count=5, share=0.4))(keys)
-    often = np.bincount(np.asarray(indices).ravel(), np.asarray(drawn).ravel(), minlength=9) / len(keys)
-    weights = faster_rcnn.sampling_weights(labels, count=5, share=0.4)
-    np.testing.assert_allclose(weights, often, atol=0.06)  # four standard deviations
-    np.testing.assert_allclose(weights.sum(), 5, rtol=1e-6)
+    """Up to a share of positives, and negatives for what is left: a draw without repetition, made 1,000 times."""
+    rng = np.random.default_rng(0)
+    for labels, count, share in (
+        ([1, 1, 1, 0, 0, 0, 0, -1, 0], 5, 0.4),
+        ([1, 0, 0, 0, 0], 4, 0.5),
+        ([1, 1, 0], 9, 0.5),
+    ):
+        labels, often = np.array(labels), np.zeros(len(labels))
+        for _ in range(1000):
+            positive = rng.permutation(np.flatnonzero(labels == 1))[: int(count * share)]
+            negative = rng.permutation(np.flatnonzero(labels == 0))[: count - len(positive)]
+            often[positive] += 1e-3
+            often[negative] += 1e-3
+        weights = faster_rcnn.sampling_weights(jnp.asarray(labels), count=count, share=share)
+        np.testing.assert_allclose(weights, often, atol=0.06)  # four standard deviations
+        np.testing.assert_allclose(weights.sum(), often.sum(), rtol=1e-5)
 
 
 def network_and_grads(phase):

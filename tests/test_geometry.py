@@ -116,35 +116,6 @@ def test_sample_at_what_is_no_number_stays_in_bounds():
     assert found.shape == (1, 1, 2, 1) and found[0, 0, 1, 0] == 1
 
 
-def test_warp_shows_the_old_image_at_the_mapped_place():
-    """A map that adds (2, 1) shows at pixel (x, y) what was at (x + 2, y + 1): the content moves left and up."""
-    image = jnp.zeros((6, 7, 1)).at[3, 4].set(1)
-    shift = jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
-    expected = jnp.zeros((6, 7, 1)).at[2, 2].set(1)
-    np.testing.assert_array_equal(geometry.warp(image, shift), expected)
-    np.testing.assert_array_equal(geometry.warp(image, jnp.broadcast_to(shift[:, 2], (6, 7, 2))), expected)
-
-
-def test_warp_fills():
-    image = jnp.ones((4, 5, 1)) * jnp.arange(5.0)[:, None]
-    shift = jnp.array([[1.0, 0.0, 3.0], [0.0, 1.0, 0.0]])
-    np.testing.assert_array_equal(geometry.warp(image, shift)[0, :, 0], [3, 4, 4, 4, 4])
-    np.testing.assert_array_equal(geometry.warp(image, shift, fill=9)[0, :, 0], [3, 4, 9, 9, 9])
-    with pytest.raises(ValueError, match="'edge' or a number"):
-        geometry.warp(image, shift, fill="reflect")
-
-
-def test_warp_is_scipys_eager_jitted_and_mapped():
-    images = RNG.uniform(size=(3, 14, 11, 2)).astype(np.float32)
-    matrices = jnp.stack([geometry.similarity(a, 1.1, (1.0, -2.0), (5.5, 7.0)) for a in (0.2, -0.7, 3.0)])
-    centres = np.stack(np.meshgrid(np.arange(11) + 0.5, np.arange(14) + 0.5), -1)
-    eager = np.stack([geometry.warp(i, m) for i, m in zip(images, matrices, strict=True)])
-    for found in (eager, jax.vmap(geometry.warp)(images, matrices), jax.jit(jax.vmap(geometry.warp))(images, matrices)):
-        for image, matrix, one in zip(images, np.asarray(matrices, np.float64), found, strict=True):
-            source = centres @ matrix[:, :2].T + matrix[:, 2]
-            np.testing.assert_allclose(one, bilinear(image, source), atol=1e-5)
-
-
 @pytest.mark.parametrize(("source", "size"), [((24, 31), (9, 16)), ((10, 12), (20, 36)), ((48, 64), (48, 20))])
 def test_resize_is_pillows(source, size):
     images = RNG.integers(0, 256, (2, *source, 1)).astype(np.uint8)
@@ -207,3 +178,12 @@ def test_to_frame_keeps_the_dtype_and_repeats_the_edge():
     assert framed.dtype == jnp.uint8 and (framed == 200).all()
     with pytest.raises(ValueError, match="pad and stretch"):
         geometry.to_frame(framed, (16, 16), fit="crop")
+
+
+def test_the_map_of_a_frame_takes_points_of_any_kind():
+    matrix = geometry.frame((2448, 3264), (192, 256), "pad")
+    np.testing.assert_allclose(geometry.affine(matrix, [[128, 96]]), [[1632, 1224]], rtol=1e-6)
+    half = jnp.array([[0.13, 0.27]], jnp.bfloat16)
+    np.testing.assert_allclose(
+        geometry.denormalise(half, (2448, 3264)), geometry.denormalise(np.float32(half), (2448, 3264))
+    )

@@ -4,6 +4,7 @@ import csv
 from collections import defaultdict
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -216,3 +217,9 @@ def test_the_mandibles_pearson_is_what_their_predictions_give(real_data):
     for part, manual, tuned in published(real_data):
         expected = scipy.stats.pearsonr(manual.ravel(), tuned.ravel())[0]
         assert metrics.correlations(tuned, manual)["pearson"] == pytest.approx(expected, abs=1e-5), part
+
+
+def test_a_missing_landmark_that_is_no_number_has_a_gradient():
+    found, true = jnp.array([[1.0, 2], [3, 4]]), jnp.array([[jnp.nan, jnp.nan], [3.0, 5]])
+    far = lambda found: metrics.mean(metrics.distances(found, true, [False, True]))
+    np.testing.assert_allclose(jax.grad(far)(found), [[0, 0], [0, -1]])

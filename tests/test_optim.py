@@ -196,3 +196,11 @@ def test_what_an_optimiser_does_not_have_is_refused(spec, message):
 def test_a_pattern_that_freezes_nothing_is_refused():
     with pytest.raises(ValueError, match="freeze matches no parameter; there are body/a, head/b"):
         optim.freeze(optax.sgd(1.0), {"body": {"a": 1.0}, "head": {"b": 1.0}}, lambda path: path.startswith("a"))
+
+
+def test_what_a_spec_leaves_out_has_a_default():
+    params = {"w": jnp.ones(2)}
+    for spec in ({"name": "adamw", "learning_rate": 1e-3}, {"name": "adam", "learning_rate": 1e-3, "plateau": 2}):
+        tx = optim.build(spec, epochs=2, steps_per_epoch=1)
+        updates, _ = tx.update(params, tx.init(params), params)
+        assert np.isfinite(updates["w"]).all()

@@ -6,6 +6,7 @@ says which of the landmarks are whose, and each has a head of its own (`several`
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -80,10 +81,15 @@ def with_none(boxes, labels):
     return jnp.pad(boxes, ((0, 0), (0, 1), (0, 0))), jnp.pad(labels, ((0, 0), (0, 1)), constant_values=-1)
 
 
-def need_map(features, name: str) -> None:
-    """Refuses features that are no map, for the head of this name."""
+def need_map(features) -> None:
+    """Refuses features that are no map."""
     if features.ndim != 4:
-        raise ValueError(f"the {name} head takes a map of features: set --config.model.output=map")
+        raise ValueError("this head takes a map of features: set --config.model.output=map")
+
+
+def stride_of(maps, size):
+    """How much coarser maps (B, h, w, K) are than the frame of `size`: the power of two that its sides were divided by."""
+    return 2 ** math.ceil(math.log2(size[0] / maps.shape[1]))
 
 
 def suppressed(boxes, scores, classes, *, limit: int, overlap: float) -> Detections:

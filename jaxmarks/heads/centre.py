@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Detections, Head, need_map, objects
-from jaxmarks.heads.heatmap import stride_of
+from jaxmarks.heads import Detections, Head, need_map, objects, stride_of
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import geometry, heatmaps
 
@@ -24,7 +23,7 @@ class CentreMaps(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        need_map(features, "centre")
+        need_map(features)
         # Begins with a score of 0.1 everywhere, so that the many pixels of the background do not swamp the first steps.
         logits = nn.Dense(self.classes, bias_init=nn.initializers.constant(-math.log(9)), name="classes")(features)
         return jnp.concatenate([logits, nn.Dense(4, name="boxes")(features)], axis=-1)
@@ -94,7 +93,4 @@ def is_peak(maps):
 
     Better asked of logits than of their sigmoids, which XLA may compute twice and round differently.
     """
-    padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    h, w = maps.shape[1:3]
-    rows = jnp.maximum(jnp.maximum(padded[:, :h], padded[:, 1 : h + 1]), padded[:, 2:])
-    return maps >= jnp.maximum(jnp.maximum(rows[:, :, :w], rows[:, :, 1 : w + 1]), rows[:, :, 2:])
+    return maps >= nn.max_pool(maps, (3, 3), padding="SAME")

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, need_map, objects, suppressed, with_none
-from jaxmarks.heads.heatmap import stride_of
+from jaxmarks.heads import Head, need_map, objects, stride_of, suppressed, with_none
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import losses
 
@@ -82,7 +81,7 @@ class FasterRCNN(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        need_map(features, "faster_rcnn")
+        need_map(features)
         stride = stride_of(features, self.size)
         logits, offsets = RegionProposals(len(self.anchors), self.hidden, name="rpn")(features)
         anchors = box_ops.anchor_grid(features.shape[1:3], stride, self.anchors)
@@ -118,10 +117,11 @@ def propose(scores, boxes, *, count, candidates, overlap):
 
 
 def sampling_weights(labels, *, count, share):
-    """The probability with which `ops.boxes.sample_matches` draws each anchor or proposal.
+    """The probability with which each anchor or proposal would be drawn (Ren et al. 2015, section 3.1.3).
 
-    Ren et al. draw `count` of them at random for each step, up to a `share` of them positive. Weighted by these
-    probabilities all of them give that draw's mean loss: the same training without its noise, and without a key.
+    They draw `count` at random for each step, up to a `share` of them positive; where there are fewer, negatives take
+    their place. Weighted by these probabilities all of them give that draw's mean loss: the same training without its
+    noise, and without a key.
 
     Args:
       labels: (N,) int: 1 positive, 0 negative, -1 ignored.

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmarks.heads import Head, need_map, visible_points
+from jaxmarks.heads import Head, need_map, stride_of, visible_points
 from jaxmarks.ops import decode as decoders
 from jaxmarks.ops import heatmaps, losses
 
@@ -28,14 +28,9 @@ class Maps(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        need_map(features, "heatmap")
+        need_map(features)
         maps = nn.Dense(self.landmarks, name="maps")(features)
         return jnp.tanh(maps) if self.tanh else maps
-
-
-def stride_of(maps, size):
-    """How much coarser maps (B, h, w, K) are than the frame of `size`: the power of two that its sides were divided by."""
-    return 2 ** math.ceil(math.log2(size[0] / maps.shape[1]))
 
 
 def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder="local_soft_argmax", tanh=False):

@@ -41,9 +41,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, need_map, objects, suppressed
+from jaxmarks.heads import Head, need_map, objects, stride_of, suppressed
 from jaxmarks.heads.centre import is_peak
-from jaxmarks.heads.heatmap import stride_of
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import edges, geometry, heatmaps
 
@@ -71,7 +70,7 @@ class ShapeMaps(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        need_map(features, "shape_prior")
+        need_map(features)
         maps = nn.Dense(self.classes, bias_init=nn.initializers.constant(self.bias), name="maps")(features)
         drawn = nn.initializers.normal(1.0)
         shapes = self.param("shapes", drawn, (self.learned, self.side, self.side)) if self.learned else None

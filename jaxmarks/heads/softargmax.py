@@ -8,8 +8,8 @@ keeps maps to one narrow peak (DSNT, Nibali et al. 2018).
 import jax
 import jax.numpy as jnp
 
-from jaxmarks.heads import Head, visible_points
-from jaxmarks.heads.heatmap import Maps, stride_of
+from jaxmarks.heads import Head, stride_of, visible_points
+from jaxmarks.heads.heatmap import Maps
 from jaxmarks.ops import decode as decoders
 from jaxmarks.ops import geometry, heatmaps, losses
 

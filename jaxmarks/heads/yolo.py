@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, need_map, objects, suppressed, with_none
-from jaxmarks.heads.heatmap import stride_of
+from jaxmarks.heads import Head, need_map, objects, stride_of, suppressed, with_none
 from jaxmarks.ops import boxes as box_ops
 
 
@@ -20,7 +19,7 @@ class Grid(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        need_map(features, "yolo")
+        need_map(features)
         outputs = nn.Dense(self.anchors * (5 + self.classes), name="grid")(features)
         return outputs.reshape(*features.shape[:3], self.anchors, 5 + self.classes)
 

@@ -42,6 +42,7 @@ def to_centres(boxes):
 
 def to_corners(centred):
     """(centre x, centre y, width, height) (..., 4) -> corners (..., 4): the inverse of `to_centres`."""
+    centred = single(centred)
     centre, half = centred[..., :2], centred[..., 2:] / 2
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 
@@ -54,22 +55,8 @@ def clip(boxes, size):
 
 def iou(a, b):
     """Intersection over union of every a (..., N, 4) with every b (..., M, 4) -> (..., N, M), in [0, 1]."""
+    a, b = single(a), single(b)
     return _iou(a[..., :, None, :], b[..., None, :, :])
-
-
-def generalised_iou(a, b):
-    """IoU less the share of the boxes' hull that neither covers (Rezatofighi et al. 2019) -> (..., N, M), in [-1, 1].
-
-    It tells distant boxes from near ones, where the IoU is 0 and has no gradient. Two boxes whose hull has no area get 0.
-
-    Args:
-      a: (..., N, 4).
-      b: (..., M, 4).
-    """
-    a, b = a[..., :, None, :], b[..., None, :, :]
-    hull = area(_join(jnp.minimum(a, b)[..., :2], jnp.maximum(a, b)[..., 2:]))
-    union = area(a) + area(b) - _intersection(a, b)
-    return _iou(a, b) - jnp.where(hull > 0, (hull - union) / jnp.where(hull > 0, hull, 1), 0)
 
 
 def centre_distance(a, b):
@@ -292,7 +279,7 @@ def yolo_encode(boxes, valid, anchors, *, size, stride):
     return jnp.where(matched[..., None] >= 0, targets, 0), matched
 
 
-def kmeans_anchors(sizes, key, *, count, restarts=8, iterations=50, valid=None):
+def kmeans_anchors(sizes, key, *, count, restarts=8, iterations=50):
     """Anchors for a data set: k-means of its boxes' sizes under the distance 1 - IoU (YOLOv2, section 2).
 
     The first centres are drawn in proportion to their distance from those before (k-means++ takes the square of it).
@@ -303,21 +290,19 @@ def kmeans_anchors(sizes, key, *, count, restarts=8, iterations=50, valid=None):
       count: A, static.
       restarts: static, from how many draws the best result is taken.
       iterations: static; mostly it comes to rest sooner.
-      valid: (N,) bool; all by default.
 
     Returns:
       anchors (A, 2), by area; and the mean over the boxes of the IoU with their best anchor.
     """
     sizes = jnp.asarray(sizes, jnp.float32)
-    weight = jnp.ones(len(sizes)) if valid is None else jnp.asarray(valid, jnp.float32)
 
     def draw(centres, row_key):
         row, key = row_key
         distance = 1 - _shape_iou(sizes, centres).max(-1) + SMALLEST  # 1 from the centres that are still (0, 0)
-        return centres.at[row].set(sizes[jax.random.categorical(key, jnp.log(weight * distance))]), None
+        return centres.at[row].set(sizes[jax.random.categorical(key, jnp.log(distance))]), None
 
     def refine(centres, _):
-        member = jax.nn.one_hot(jnp.argmax(_shape_iou(sizes, centres), -1), count) * weight[:, None]
+        member = jax.nn.one_hot(jnp.argmax(_shape_iou(sizes, centres), -1), count)
         total = member.sum(0)[:, None]
         mean = (member[:, :, None] * sizes[:, None]).sum(0) / jnp.maximum(total, 1)
         return jnp.where(total > 0, mean, centres), None
@@ -325,7 +310,7 @@ def kmeans_anchors(sizes, key, *, count, restarts=8, iterations=50, valid=None):
     def once(key):
         centres, _ = lax.scan(draw, jnp.zeros((count, 2)), (jnp.arange(count), jax.random.split(key, count)))
         centres, _ = lax.scan(refine, centres, length=iterations)
-        return centres, (_shape_iou(sizes, centres).max(-1) * weight).sum() / weight.sum()
+        return centres, _shape_iou(sizes, centres).max(-1).mean()
 
     centres, quality = jax.vmap(once)(jax.random.split(key, restarts))
     best = jnp.argmax(quality)
@@ -375,28 +360,6 @@ def match(anchors, truth, valid, *, positive=0.7, negative=0.3, force=True):
     return index, label
 
 
-def sample_matches(labels, key, *, count=256, share=0.5):
-    """Draws `count` anchors at random, up to `share` of them positive and the rest negative (Ren et al. 2015, 3.1.3).
-
-    Args:
-      labels: (N,) int as `match` gives them.
-      key: decides the draw.
-      count: K, static.
-      share: of positives at most; where there are fewer, negatives take their place.
-
-    Returns:
-      indices (K,) int32 without repetition, positives first; and drawn (K,) bool, False where the labels ran out.
-    """
-    noise = jax.random.uniform(key, labels.shape)
-    rank = lambda wanted: jnp.argsort(jnp.argsort(jnp.where(wanted, noise, 2.0)))
-    positive = (labels == 1) & (rank(labels == 1) < int(count * share))
-    negative = (labels == 0) & (rank(labels == 0) < count - positive.sum())
-    order = jnp.argsort(jnp.where(positive, 0, jnp.where(negative, 1, 2)))[:count].astype(jnp.int32)
-    drawn = (positive | negative)[order]
-    missing = (0, count - len(order))
-    return jnp.pad(jnp.where(drawn, order, 0), missing), jnp.pad(drawn, missing)
-
-
 def roi_align(features, boxes, *, size=(7, 7), sampling=2):
     """RoIAlign (He et al. 2017, section 3): the mean of bilinear samples in each bin of each box.
 
@@ -434,6 +397,8 @@ def _bin_weights(low, high, bins, sampling, length):
 
 def pair_detections(boxes, scores, valid, truth, truth_valid, *, iou=None, within=None):
     """Which truth each detection finds, by COCO's rule: the best score first takes the best truth that is still free.
+
+    Of truths that are equally near that is the last.
 
     A detection counts at an IoU of at least `iou`, or with its centre at most `within` pixels from the truth's. They are
     the spine paper's two definitions: IoU 0.4, and the "golden distance" of 6 px (its "minimum distance between a
@@ -473,7 +438,7 @@ def _pair(nearness, scores, valid, truth_valid, least):
     def one(nearness, scores, valid, free):
         def step(free, row):
             candidates = jnp.where(free, nearness[row], -jnp.inf)
-            best = jnp.argmax(candidates).astype(jnp.int32)
+            best = len(free) - 1 - jnp.argmax(candidates[::-1]).astype(jnp.int32)  # of equally near ones the last
             hit = valid[row] & (candidates[best] >= least)
             return free & ~(hit & (jnp.arange(len(free)) == best)), jnp.where(hit, best, -1)
 

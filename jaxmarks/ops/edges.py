@@ -8,6 +8,8 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmarks.ops import filters
+
 
 def bilateral(image, *, sigma_space, sigma_colour):
     """The mean of each pixel's neighbours, the nearer and the more alike the heavier (Tomasi and Manduchi 1998).
@@ -57,7 +59,8 @@ def canny(image, *, sigma, low, high):
       (..., H, W) bool.
     """
     height, width = image.shape[-2:]
-    smooth = _gaussian(image, sigma)
+    weights = filters.gaussian_weights(sigma, int(4 * sigma + 0.5))
+    smooth = filters.separable(image, weights, (-2, -1), mode="edge")
     gy, gx = _sobel(smooth)
     length = jnp.hypot(gx, gy)
     padded = _pad(length, 1)
@@ -110,16 +113,6 @@ def _sobel(image):
     along_x = p[..., :, :-2] + 2 * p[..., :, 1:-1] + p[..., :, 2:]
     along_y = p[..., :-2, :] + 2 * p[..., 1:-1, :] + p[..., 2:, :]
     return along_x[..., 2:, :] - along_x[..., :-2, :], along_y[..., :, 2:] - along_y[..., :, :-2]
-
-
-def _gaussian(image, sigma):
-    """Gaussian smoothing, cut off at 4 sigma."""
-    radius = int(4 * sigma + 0.5)
-    weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
-    height, width = image.shape[-2:]
-    padded = _pad(image, radius)
-    down = sum(w * padded[..., i : i + height, :] for i, w in enumerate(weights)) / sum(weights)
-    return sum(w * down[..., i : i + width] for i, w in enumerate(weights)) / sum(weights)
 
 
 def _pad(image, radius):

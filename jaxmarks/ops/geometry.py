@@ -18,6 +18,8 @@ from jaxmarks.ops.frames import placement
 
 def affine(matrix, points):
     """Maps points (..., K, 2) by the matrix (..., 2, 3), whose leading axes are those of the points."""
+    points = single(points)
+    matrix = jnp.asarray(matrix, points.dtype)
     a, b, c = (matrix[..., None, :, column] for column in range(3))
     return a * points[..., :1] + b * points[..., 1:] + c
 
@@ -64,6 +66,7 @@ def normalise(points, size):
 
 def denormalise(points, size):
     """[-1, 1] (..., 2) -> pixels of a frame (H, W): the inverse of `normalise`."""
+    points = single(points)
     half = jnp.array([size[1], size[0]], points.dtype) / 2
     return points * half + half
 
@@ -102,27 +105,6 @@ def sample(images, points):
     upper = at(first) * (1 - fx) + at(first + right) * fx
     lower = at(first + below) * (1 - fx) + at(first + below + right) * fx
     return upper * (1 - fy) + lower * fy
-
-
-def warp(image, by, *, fill="edge"):
-    """Moves an image's pixels: new pixel p shows the old image at by(p), so points move by the inverse of `by`.
-
-    Args:
-      image: (H, W, C).
-      by: an affine map (2, 3), new to old; or a flow (H, W, 2), the displacement in pixels: by(p) = p + flow[p].
-      fill: "edge" repeats the edge beyond the image; a number is shown there instead.
-
-    Returns:
-      (H, W, C) float32.
-    """
-    centres = pixel_centres(image.shape[:2])
-    source = affine(by, centres) if by.ndim == 2 else centres + by
-    warped = sample(image[None], source[None])[0]
-    if isinstance(fill, str):
-        if fill != "edge":
-            raise ValueError(f"fill={fill!r}: give 'edge' or a number")
-        return warped
-    return jnp.where(inside(source, image.shape[:2])[..., None], warped, fill)
 
 
 def resize(images, size):

@@ -42,21 +42,23 @@ def soft_wing(residual, *, inner=0.016, outer=0.16, epsilon=0.004):
 
 def heatmap_mse(maps, targets):
     """Mean squared error of each map: (..., H, W, K) twice -> (..., K)."""
-    return jnp.mean((maps - targets) ** 2, axis=(-3, -2))
+    return jnp.mean((single(maps) - targets) ** 2, axis=(-3, -2))
 
 
 def heatmap_l1(maps, targets):
     """Mean absolute error of each map (Flat-net, Eslami et al. 2020): of a map that is nearly all 0 the best guess is 0."""
-    return jnp.mean(jnp.abs(maps - targets), axis=(-3, -2))
+    return jnp.mean(jnp.abs(single(maps) - targets), axis=(-3, -2))
 
 
 def heatmap_weighted_mse(maps, targets, *, weight=20.0):
     """Mean of (1 + weight t) (f - t)^2: the few pixels of the landmark count beside the many of the background."""
+    targets = single(targets)
     return jnp.mean((1 + weight * targets) * (maps - targets) ** 2, axis=(-3, -2))
 
 
 def heatmap_adaptive_wing(maps, targets, *, alpha=2.1, omega=14.0, epsilon=1.0, theta=0.5):
     """The adaptive wing loss, mean over each map (Wang et al. 2019): sharp where the target is 1, smooth where it is 0."""
+    targets = single(targets)
     size, power = jnp.abs(maps - targets), alpha - targets
     ratio = theta / epsilon
     slope = omega * power * ratio ** (power - 1) / (epsilon * (1 + ratio**power))

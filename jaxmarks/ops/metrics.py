@@ -10,12 +10,18 @@ from jaxmarks.ops.floats import root, single
 
 def distances(predicted, true, visible=None):
     """Euclidean distances (..., K); NaN where `visible` (..., K) is False, infinite where it is not but no number predicted."""
-    found = root(jnp.sum((single(predicted) - single(true)) ** 2, axis=-1))
-    return found if visible is None else jnp.where(visible, jnp.where(jnp.isnan(found), jnp.inf, found), jnp.nan)
+    predicted, true = single(predicted), single(true)
+    if visible is None:
+        return root(jnp.sum((predicted - true) ** 2, axis=-1))
+    visible = jnp.asarray(visible)
+    # Not only the result is guarded: what is missing may be no number, and would have none for a gradient.
+    found = root(jnp.sum(jnp.where(visible[..., None], predicted - true, 0) ** 2, axis=-1))
+    return jnp.where(visible, jnp.where(jnp.isnan(found), jnp.inf, found), jnp.nan)
 
 
 def mean(values, axis=None):
     """The mean of what is not NaN; NaN where nothing is."""
+    values = jnp.asarray(values)
     known = ~jnp.isnan(values)
     count = jnp.sum(known, axis)
     return jnp.where(count > 0, jnp.sum(jnp.where(known, values, 0), axis) / jnp.maximum(count, 1), jnp.nan)
@@ -63,7 +69,7 @@ def correlations(predicted, true, visible=None):
 
 def shares(distances, limit=10.0):
     """(K, 3) shares of images under the landmark's mean distance, from it to `limit`, and above (beetle paper)."""
-    values = jnp.reshape(distances, (-1, jnp.shape(distances)[-1]))
+    values = jnp.reshape(jnp.asarray(distances), (-1, jnp.shape(distances)[-1]))
     known, average = ~jnp.isnan(values), per_landmark(values)
     under = values < average
     above = ~under & (values > limit)
@@ -101,4 +107,6 @@ def oks(distances, extent, sigmas=0.05):
     Returns:
       in [0, 1]; NaN where no landmark is visible or the extent is NaN. `boxes.keypoint_average_precision` makes mAP of it.
     """
-    return mean(jnp.exp(-((distances / (jnp.asarray(extent)[..., None] * jnp.asarray(sigmas))) ** 2) / 2), axis=-1)
+    return mean(
+        jnp.exp(-((jnp.asarray(distances) / (jnp.asarray(extent)[..., None] * jnp.asarray(sigmas))) ** 2) / 2), axis=-1
+    )

@@ -1,0 +1,34 @@
+"""Filters that act on each axis apart."""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import lax
+
+
+def separable(images, weights, axes, *, mode):
+    """Correlates images along each of `axes` with the same weights.
+
+    Args:
+      images: an array.
+      weights: an odd number of them, the middle one that of the pixel itself; a sequence or an array.
+      axes: integers.
+      mode: what lies beyond the border, as `jnp.pad` names it.
+
+    Returns:
+      an array of the images' shape.
+    """
+    radius = len(weights) // 2
+    for axis in axes:
+        axis, side = axis % images.ndim, images.shape[axis]
+        padded = jnp.pad(images, [(radius, radius) if a == axis else (0, 0) for a in range(images.ndim)], mode=mode)
+        shifted = (lax.slice_in_dim(padded, i, i + side, axis=axis) for i in range(len(weights)))
+        images = sum(weight * part for weight, part in zip(weights, shifted, strict=True))
+    return images
+
+
+def gaussian_weights(sigma: float, radius: int) -> Sequence[float]:
+    """The 2 radius + 1 weights of a Gaussian of `sigma` pixels, whose sum is 1."""
+    weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
+    return [weight / sum(weights) for weight in weights]

@@ -84,12 +84,12 @@ def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
     deep = rng.integers(0, 4096, (40, 50, 3), dtype=np.uint16)  # 12 bits
     tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb")
     np.testing.assert_allclose(photographs.decode(tmp_path / "deep.tif"), deep / 4095 * 255, atol=1.5)
-    assert photographs.losses(tmp_path / "deep.tif") == []
+    assert photographs.not_decoded(tmp_path / "deep.tif") == []
     tifffile.imwrite(tmp_path / "stack.tif", deep.transpose(2, 0, 1), photometric="minisblack")
-    assert "3 pages" in photographs.losses(tmp_path / "stack.tif")[0]
+    assert "3 pages" in photographs.not_decoded(tmp_path / "stack.tif")[0]
     (tmp_path / "deep.png").write_bytes(png_of(deep))
-    assert "16 bits a colour" in photographs.losses(tmp_path / "deep.png")[0]
-    assert photographs.losses(tmp_path / "none.png") == []
+    assert "16 bits a colour" in photographs.not_decoded(tmp_path / "deep.png")[0]
+    assert photographs.not_decoded(tmp_path / "none.png") == []
     assert not photographs._read_deep(
         SimpleNamespace(format="TIFF", info={"compression": "tiff_lzw"})
     )  # needs imagecodecs
@@ -103,7 +103,7 @@ def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
     assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "cut.tif").write_bytes((tmp_path / "stack.tif").read_bytes()[:-40])
-    photographs.losses(tmp_path / "none" / "cut.tif")  # whatever it says, it does not raise
+    photographs.not_decoded(tmp_path / "none" / "cut.tif")  # whatever it says, it does not raise
 
 
 def png_of(values):

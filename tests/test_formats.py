@@ -1,13 +1,18 @@
 """Landmark files: what is written reads back the same, what tpsDig and people write is read, what is broken is named."""
 
+import contextlib
 import csv
+import io
 import json
+import pickle
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from jaxmarks import formats, tps
 from jaxmarks.data import folder, photographs
@@ -212,7 +217,7 @@ def test_csv_layouts(content, tmp_path):
         ("image,x1,y1\na.png,1,inf\n", 2, "inf"),
         ('image,x1,y1\na.png,"1,234",2\n', 2, "1,234"),  # thousands or decimals: not to be guessed
         ("image,x1,y1,mm_per_px\na.png,1,2,-0.5\n", 2, "-0.5"),
-        ('image,x1,y1\n\n"a.png,1,2\nb.png,1,2\n', 3, "1 cells"),
+        ('image,x1,y1\n\n"a.png,1,2\nb.png,1,2\n', 3, "quote left open"),
         (f"image,x1,y1\n{'a' * 200_000},1,2\n", 2, "no CSV"),
         ("image,x1,y1\n,1,2\n", 2, "no image name"),
         ("image,x1,y1\n", 1, "no row"),
@@ -645,3 +650,84 @@ def test_a_landmark_that_no_image_shows_is_not_written_to_labelme(tmp_path):
     a = Annotation("a.png", np.ones((3, 2)), np.array([True, False, True]))
     with pytest.raises(ValueError, match="no image shows landmark 2"):
         formats.write(tmp_path / "out", [a])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": float("nan")}, "a scale of nan"),
+        ({"scale": 0.0}, "a scale of 0"),
+        ({"extra": {"LM": "3"}}, "LM= in extra"),
+        ({"extra": {"a-b": "3"}}, "would read otherwise"),
+        ({"extra": {"variables": "3"}}, "would read otherwise"),
+        ({"comment": " lead"}, "would read otherwise"),
+        ({"image": "a\nb"}, "would read otherwise"),
+    ],
+)
+def test_what_would_read_otherwise_is_not_written_to_tps(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tps.dumps([tps.Specimen(np.ones((1, 2)), np.ones(1, bool), **changes)])
+
+
+def test_a_curves_point_that_is_half_missing_is_missing():
+    curve = np.array([[1.0, 2], [np.nan, 3], [np.inf, 4]])
+    (read,) = tps.loads(tps.dumps([tps.Specimen(np.ones((1, 2)), np.ones(1, bool), curves=[curve])]))
+    np.testing.assert_array_equal(read.curves[0], [[1, 2], [np.nan] * 2, [np.nan] * 2])
+
+
+def test_what_excel_and_dos_put_about_the_data_is_none_of_it(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"sep=;\r\nimage;x1;y1\r\na.png;1,5;2\r\nb.png;x;3\r\n\x1a")
+    with pytest.raises(FormatError, match="line 4: 'x' is not a number"):
+        formats.read(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes(b"sep=;\nimage;x1;y1\na.png;1,5;2\n\x1a")
+    np.testing.assert_array_equal(formats.read(tmp_path / "a.csv")[0].points, [[1.5, 2]])
+    assert tps.loads("LM=1\n1 2\nIMAGE=a.png\n")[0].image == "a.png"
+    (tmp_path / "a.tps").write_bytes(b"LM=1\r\n1 2\r\nIMAGE=a.png\r\n\x1a")
+    assert len(tps.read(tmp_path / "a.tps")) == 1
+
+
+def test_annotators_who_contradict_each_other_are_an_error_where_no_list_takes_it(tmp_path):
+    (tmp_path / "a.csv").write_text("image,x1,y1,x2,y2\nA.png,1,2,3,4\n")
+    (tmp_path / "b.csv").write_text("image,x1,y1,x2,y2\nA.png,1,2,NA,NA\n")
+    both = f"{tmp_path / 'a.csv'},{tmp_path / 'b.csv'}"
+    problems: list = []
+    assert formats.read(both, problems=problems)[0].visible.all() and len(problems) == 1
+    with pytest.raises(FormatError, match="landmark 2 is marked by 1 of 2") as error:
+        formats.read(both)
+    assert str(error.value).count("a.csv") == 1
+    (tmp_path / "c.csv").write_text("image,x1,y1\nA.png,nan,2\n")
+    with pytest.raises(FormatError) as error:
+        formats.read(tmp_path / "c.csv")
+    assert str(error.value).count("c.csv") == 1
+
+
+def test_a_format_error_goes_from_process_to_process():
+    error = pickle.loads(pickle.dumps(FormatError("a.csv", "line 2", "3 cells", "mend it")))
+    assert str(error) == "a.csv: line 2: 3 cells; mend it"
+
+
+def test_coco_is_as_its_own_tools_take_it(tmp_path):
+    points = np.array([[2.0, 3], [12, 23], [7, 9]])
+    one = Annotation("a.png", points, np.array([True, True, False]), size=(40, 60))
+    none = Annotation("b.png", points, np.zeros(3, bool))
+    formats.write(tmp_path / "a.json", [one, none])
+    assert formats.read(tmp_path / "a.json", problems=[])[0].size == (40, 60)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(tmp_path / "a.json"))
+        found = [{"image_id": 1, "category_id": 1, "keypoints": truth.anns[1]["keypoints"], "score": 1.0}]
+        scored = COCOeval(truth, truth.loadRes(found), "keypoints")
+        scored.params.kpt_oks_sigmas = np.full(3, 0.05)
+        scored.evaluate()
+        scored.accumulate()
+    assert truth.anns[1]["bbox"] == [2, 3, 10, 20] and truth.anns[1]["area"] == 200
+    np.testing.assert_allclose(scored.eval["precision"][0, 0, 0, 0, 0], 1)
+
+
+def test_labelme_of_a_photograph_on_its_side_reads_back_in_stored_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    one = Annotation("a.jpg", np.array([[10.0, 5]]), np.array([True]), size=(40, 60))
+    formats.write(tmp_path / "marks", [one])
+    (read,) = formats.read(tmp_path / "marks", tmp_path)
+    np.testing.assert_array_equal(read.points, [[10, 5]])

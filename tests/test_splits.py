@@ -63,3 +63,11 @@ def test_the_networks_of_an_ensemble_share_a_test_and_validate_on_other_groups()
     rows = [splits.random(np.arange(100), valid=0.2, seed=0, member=m) for m in range(5)]
     assert sorted(np.concatenate([valid for _, valid in rows])) == list(range(100))
     assert all(sorted(np.concatenate(pair)) == list(range(100)) for pair in rows)
+
+
+def test_a_group_of_two_domains_is_not_divided_between_them():
+    domain = np.repeat([0, 1], [12, 6])
+    group = np.concatenate([np.arange(12), [0, 1, 2, 20, 21, 22]])
+    for fold in range(3):
+        split = splits.by_group_in_each(domain, group, folds=3, fold=fold, valid=0.0, seed=0)
+        assert not set(group[split.train]) & set(group[split.test])

@@ -443,3 +443,28 @@ def test_the_config_names_datasets_of_ones_own():
     config.update_from_flattened_dict({"data.sets.chest.images": "photographs", "data.sets.chest.fit": "stretch"})
     chest, ceph = (loading.of_set(config.data, name) for name in ("chest", "ceph"))
     assert (chest.images, chest.fit, tuple(chest.size)) == ("photographs", "stretch", (192, 256)) and not ceph.images
+
+
+def test_a_photograph_in_two_datasets_is_not_trained_on_in_one_and_tested_in_the_other(tmp_path):
+    first = own(tmp_path / "a")
+    rows = (tmp_path / "a" / "points.csv").read_text().splitlines()
+    (tmp_path / "a" / "fewer.csv").write_text("\n".join(",".join(row.split(",")[:5]) for row in rows[:5]) + "\n")
+    second = {"images": str(tmp_path / "b" / ".." / "a"), "landmarks": str(tmp_path / "a" / "fewer.csv")}
+    (tmp_path / "b").mkdir()
+    samples = loading.load(get_config({"a": first, "b": second}).data).samples
+    assert samples.group.tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1]
+    apart = own(tmp_path / "c")
+    assert loading.load(get_config({"a": first, "c": apart}).data).samples.group.tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+        5,
+        5,
+    ]

@@ -16,7 +16,7 @@ from jaxmarks.data.photographs import (
     finder,
     image_size,
     listing,
-    losses,
+    not_decoded,
     readable,
     reduced,
     shrunk,
@@ -74,7 +74,7 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
         if isinstance(source, str):
             problems.append({"image": a.image, "what": f"{source}: left out", "where": a.where})
             continue
-        problems += [{"image": a.image, "what": what, "where": a.where} for what in losses(file)]
+        problems += [{"image": a.image, "what": what, "where": a.where} for what in not_decoded(file)]
         (h, w), matrix = source, np.array(frame(source, size, fit))
         outside = a.visible & ~((a.points >= 0) & (a.points <= (w, h))).all(1)
         for k in np.flatnonzero(outside):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import ml_collections
 import numpy as np
+import scipy
 
 from jaxmarks.data import brains, folder, formats, objects, phantoms, records
 from jaxmarks.data.brains import Volumes
@@ -155,7 +156,7 @@ def _several(spec):
             raise ValueError(f"--config.data.sets.{name}: another name, of letters, digits and _")
     each = {name: _load(of_set(spec, name)) for name in spec.sets}
     columns = _columns({name: one.samples.points.shape[1] for name, one in each.items()})
-    width, parts, problems, groups = sum(one.samples.points.shape[1] for one in each.values()), [], [], 0
+    width, parts, problems = sum(one.samples.points.shape[1] for one in each.values()), [], []
     for domain, (name, one) in enumerate(each.items()):
         samples, beside = one.samples, [(0, 0), (columns[name][0], width - columns[name][1])]
         parts.append(
@@ -163,12 +164,10 @@ def _several(spec):
                 samples,
                 points=np.pad(samples.points, [*beside, (0, 0)]),
                 visible=np.pad(samples.visible, beside),
-                group=samples.group + groups,
                 name=np.array([f"{name}/{image}" for image in samples.name]),
                 domain=np.full(len(samples), domain, np.int32),
             )
         )
-        groups += samples.group.max() + 1
         problems += [problem | {"image": f"{name}/{problem['image']}"} for problem in one.problems]
 
     def photograph(name):
@@ -182,7 +181,19 @@ def _several(spec):
     ]
     flip = tuple(np.concatenate(orders).tolist()) if any(one.flip for one in each.values()) else None
     sets = {name: OneOfSeveral(columns[name], one.disagreement) for name, one in each.items()}
-    return Dataset(concatenate(parts), problems, flip, photograph, sets=sets)
+    samples = concatenate(parts)
+    group = _joined(samples, [str(Path(of_set(spec, name).get("images") or name).resolve()) for name in each])
+    return Dataset(dataclasses.replace(samples, group=group), problems, flip, photograph, sets=sets)
+
+
+def _joined(samples, folders):
+    """The groups (N,) of samples of several domains, whose images are in these folders: a photograph in two joins theirs."""
+    _, group = np.unique(np.stack([samples.domain, samples.group]), axis=1, return_inverse=True)
+    names = [f"{folders[d]}/{name.partition('/')[2]}" for d, name in zip(samples.domain, samples.name, strict=True)]
+    _, photograph = np.unique(names, return_inverse=True)
+    count = group.max() + 1
+    links = scipy.sparse.coo_array((np.ones(len(group)), (group, count + photograph)), [count + len(names)] * 2)
+    return scipy.sparse.csgraph.connected_components(links, directed=False)[1][group]
 
 
 def _kept(spec, part):

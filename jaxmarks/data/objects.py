@@ -16,8 +16,8 @@ from jaxmarks.data.photographs import (
     decode,
     finder,
     listing,
-    losses,
     name_of,
+    not_decoded,
     readable,
     shrunk,
     turn_of,
@@ -60,7 +60,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
         try:
             photograph = decode(file)
             annotation, notes = on_photograph(annotation, file, photograph.shape[:2])
-            notes += [note(annotation, what) for what in losses(file)]
+            notes += [note(annotation, what) for what in not_decoded(file)]
             return annotation, list(cut(photograph, size, fit=fit, scale=scale, overlap=overlap)), notes
         except OSError as error:
             return str(error)

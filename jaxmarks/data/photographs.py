@@ -165,12 +165,12 @@ def decode(path) -> np.ndarray:
 
     16-bit and float images are stretched to 0..255 from the values that a thousandth of their pixels is below and above,
     so that a few saturated ones do not make the rest black. Transparency is dropped, and of a file with several pages
-    the first is taken (`losses` says so). Raises OSError for what is no readable image.
+    the first is taken (`not_decoded` says so). Raises OSError for what is no readable image.
     """
     return reduced(path, at_least=None)[0]
 
 
-def losses(path) -> list[str]:
+def not_decoded(path) -> list[str]:
     """What `decode` does not take of a file: further pages, and of colours of 16 bits the lower 8 where it cannot.
 
     Nothing of a file that is no readable image, nor of a JPEG, whose further pages are previews.
@@ -268,5 +268,5 @@ def readable(
         if isinstance(result, OSError):
             problems.append({"image": name, "what": f"cannot be read ({result}): left out", "where": str(file)})
         else:
-            problems += [{"image": name, "what": what, "where": str(file)} for what in losses(file)]
+            problems += [{"image": name, "what": what, "where": str(file)} for what in not_decoded(file)]
             yield name, result

@@ -16,6 +16,10 @@ class FormatError(ValueError):
 
     def __init__(self, path, where, what, remedy):
         super().__init__(f"{path}: {where}: {what}; {remedy}" if where else f"{path}: {what}; {remedy}")
+        self.parts = path, where, what, remedy
+
+    def __reduce__(self):
+        return type(self), self.parts
 
 
 @dataclasses.dataclass(frozen=True)

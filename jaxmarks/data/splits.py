@@ -48,7 +48,12 @@ def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: in
 
 
 def by_group_in_each(domain: np.ndarray, group: np.ndarray, **options) -> Split:
-    """`by_group` within each domain (N,), so that every domain is in every part of every fold."""
+    """`by_group` within each domain (N,), so that every domain is in every part of every fold.
+
+    Where domains share a group all are split together, or one would be trained on what tests another.
+    """
+    if len(np.unique(np.stack([domain, group]), axis=1).T) > len(np.unique(group)):
+        return by_group(group, **options)
     parts = []
     for value in np.unique(domain):
         mine = np.flatnonzero(domain == value)

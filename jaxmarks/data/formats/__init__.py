@@ -38,29 +38,32 @@ def read(path, images=None, problems: list[dict] | None = None) -> list[Annotati
     Raises:
       FormatError: a file that cannot be read; the message names it, the place and the value.
     """
-    paths = annotators(path)
-    if len(paths) > 1:
-        return consensus([read(one, images, problems) for one in paths], [] if problems is None else problems)
-    path, found_problems = Path(path), [] if problems is None else problems
+    noted: list[dict] = [] if problems is None else problems
+    files = [_read(one, images, noted) for one in annotators(path)]
+    found = files[0] if len(files) == 1 else consensus(files, noted)
+    if problems is None and noted:
+        raise FormatError(noted[0]["where"], "", f"{noted[0]['image']}: {noted[0]['what']}", "mend it")
+    return found
+
+
+def _read(path: Path, images, problems: list[dict]) -> list[Annotation]:
+    """One annotator's landmarks, as `read` gives them."""
     if not path.exists():
         raise FormatError(path, "", "no such file", "give the path of a landmark file")
     suffix = path.suffix.lower()
     if path.is_dir():
-        found = labelme.read(path, found_problems, images)
+        found = labelme.read(path, problems, images)
     elif suffix == ".tps":
-        found = _read_tps(path, images, found_problems)
+        found = _read_tps(path, images, problems)
     elif suffix in (".csv", ".tsv", ".txt"):
-        found = table.read(path, found_problems)
+        found = table.read(path, problems)
     elif suffix == ".json":
-        found = _read_json(path, found_problems, images)
+        found = _read_json(path, problems, images)
     else:
         raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"known are {KNOWN}")
     if images is not None:
-        found = _beside_photographs(found, Path(images), found_problems)
-    _check(path, found, found_problems)
-    if problems is None and found_problems:
-        first = found_problems[0]
-        raise FormatError(path, first["where"], f"{first['image']}: {first['what']}", "mend it")
+        found = _beside_photographs(found, Path(images), problems)
+    _check(path, found, problems)
     return found
 
 
@@ -222,8 +225,8 @@ def write(path, annotations: list[Annotation], heights: Mapping[str, int] | None
       annotations: what.
       heights: of the images by name, in pixels; TPS counts y up from the lower edge.
 
-    CSV alone holds everything: TPS has no groups, COCO numbers the images anew and has no IDs, and LabelMe has neither of
-    them, nor scales.
+    CSV holds everything but the images' sizes, which COCO and LabelMe have. TPS has no groups, COCO numbers the images
+    anew and has no IDs, and LabelMe has neither of them, nor scales.
 
     Raises:
       ValueError: another ending, a height that is missing, what a format cannot hold.

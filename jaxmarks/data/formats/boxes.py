@@ -7,7 +7,6 @@ VOC name the first and the last pixel inside a box, CSV counting from 0 and VOC 
 import collections
 import csv
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -28,7 +27,6 @@ CORNERS = COLUMNS[4:8]
 CSV, COCO, VOC = (0, 1), (0, 0), (-1, 0)
 
 _SYNONYMS = {"image": "filename", "label": "class"}
-_MISSING = {"", "na", "nan", "n/a", "null", "none"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,30 +152,23 @@ def _entry(images, name, where, size, group, problems):
 
 
 def _read_csv(path, problems):
-    rows, decimal_comma = _rows(path)
-    (line, header), *rows = rows
-    names = [_SYNONYMS.get(cell.lower(), cell.lower()) for cell in header]
+    (line, names), rows, decimal_comma = texts.csv_rows(path, ",".join(COLUMNS), _SYNONYMS)
     for name in ("filename", "class", *CORNERS):
         if name not in names:
-            what = f"no column {name!r} in {header}"
+            what = f"no column {name!r} in {names}"
             raise FormatError(path, f"line {line}", what, f"the header is {','.join(COLUMNS)}")
-    twice = next((name for name in names if name and names.count(name) > 1), None)
-    if twice:
-        raise FormatError(path, f"line {line}", f"column {twice!r} stands twice", "rename one")
     images: dict[str, _Image] = {}
     for line, cells in rows:
         where = f"{path}: line {line}"
-        if len(cells) != len(names):
-            raise FormatError(where, "", f"{len(cells)} cells where the header has {len(names)}", "mend the row")
         row = dict(zip(names, cells, strict=True))
         if not row["filename"]:
             raise FormatError(where, "", "no image name", "write the photograph's file name")
         number = lambda name, row=row, where=where: _number(where, row.get(name, ""), decimal_comma=decimal_comma)
         size = _size(where, number("width"), number("height"))
         group = row.get("group", "")
-        entry = _entry(images, row["filename"], where, size, "" if group.lower() in _MISSING else group, problems)
+        entry = _entry(images, row["filename"], where, size, "" if group.lower() in texts.MISSING else group, problems)
         corners = [number(name) for name in CORNERS]
-        if row["class"].lower() in _MISSING and all(map(math.isnan, corners)):
+        if row["class"].lower() in texts.MISSING and all(map(math.isnan, corners)):
             continue
         if not row["class"]:
             raise FormatError(where, "", "a box without a class", "write the name of its class")
@@ -185,27 +176,9 @@ def _read_csv(path, problems):
     return images
 
 
-def _rows(path):
-    """The rows of a CSV that are not blank as (line, stripped cells), and whether its decimals may be commas."""
-    text = texts.read(path, "CSV")
-    head = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(";\t,", key=head.count)
-    rows, line = [], 1
-    try:
-        for cells in (reader := csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)):
-            if any(cell.strip() for cell in cells):
-                rows.append((line, [cell.strip() for cell in cells]))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise FormatError(path, f"line {line}", f"no CSV: {error}", "look for a quote left open") from None
-    if not rows:
-        raise FormatError(path, "line 1", "the file is empty", f"its first row is {','.join(COLUMNS)}")
-    return rows, delimiter != ","
-
-
 def _number(where, cell, *, decimal_comma=False):
     """The number in a cell; NaN where it is missing."""
-    if cell.lower() in _MISSING:
+    if cell.lower() in texts.MISSING:
         return math.nan
     try:
         return texts.number(cell.replace(",", ".") if decimal_comma else cell)

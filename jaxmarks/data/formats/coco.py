@@ -99,14 +99,26 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
 
 
 def write(path, annotations: list[Annotation]) -> None:
-    """Writes one category whose keypoints are numbered from 1."""
+    """Writes one category whose keypoints are numbered from 1; a specimen's box is that of its visible ones."""
     images, entries = [], []
     for i, a in enumerate(annotations, 1):
-        image = {"id": i, "file_name": a.image} | ({"group": a.group} if a.group else {})
+        size = {"height": a.size[0], "width": a.size[1]} if a.size else {}
+        image = {"id": i, "file_name": a.image} | size | ({"group": a.group} if a.group else {})
         images.append(image | ({"mm_per_px": a.mm_per_px} if np.isfinite(a.mm_per_px) else {}))
         keypoints = np.column_stack([np.where(a.visible[:, None], a.points, 0), 2 * a.visible]).reshape(-1).tolist()
+        seen = a.points[a.visible] if a.visible.any() else np.zeros((1, 2))
+        corner, extent = seen.min(0), np.ptp(seen, axis=0)
         entries.append(
-            {"id": i, "image_id": i, "category_id": 1, "keypoints": keypoints, "num_keypoints": int(a.visible.sum())}
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": 1,
+                "keypoints": keypoints,
+                "num_keypoints": int(a.visible.sum()),
+                "bbox": [*corner.tolist(), *extent.tolist()],
+                "area": float(extent.prod()),
+                "iscrowd": 0,
+            }
         )
     count = max((len(a.points) for a in annotations), default=0)
     categories = [{"id": 1, "name": "specimen", "keypoints": [str(k + 1) for k in range(count)], "skeleton": []}]

@@ -113,7 +113,9 @@ def _natural(label):
 def write(folder, annotations: list[Annotation]) -> None:
     """Writes one file an annotation, its landmarks labelled l1, l2, ...
 
-    A file has the name of its image; a further annotation of that name has _2, _3, ... after it.
+    A file has the name of its image; a further annotation of that name has _2, _3, ... after it. LabelMe shows a
+    photograph as its EXIF orientation turns it. `read` tells by the size of an annotation that its pixels are the stored
+    ones where a quarter turn exchanges the sides; coordinates of another turn or mirror should be those of what is shown.
 
     Raises:
       ValueError: a landmark that no image shows, which LabelMe cannot hold.
@@ -141,4 +143,6 @@ def write(folder, annotations: list[Annotation]) -> None:
             for k in np.flatnonzero(a.visible)
         ]
         document: dict = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imagePath": a.image, "imageData": None}
+        if a.size:
+            document["imageHeight"], document["imageWidth"] = a.size
         (folder / f"{file}.json").write_text(json.dumps(document, indent=1))

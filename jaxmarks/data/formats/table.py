@@ -16,8 +16,6 @@ import numpy as np
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.samples import Annotation, FormatError
 
-_MISSING = {"", "na", "nan", "n/a", "null", "none"}
-
 
 def read(path, problems: list[dict]) -> list[Annotation]:
     """Reads either layout. A landmark written as nan, or with one coordinate alone, is missing, and a problem.
@@ -25,39 +23,19 @@ def read(path, problems: list[dict]) -> list[Annotation]:
     Raises:
       FormatError: no such header, a cell that is no number, a landmark given twice; it names the row.
     """
-    lines = re.split(r"\r\n|\r|\n", texts.read(path, "CSV"))
-    head = next((line for line in lines if line.strip()), None)
-    if head is None:
-        raise FormatError(path, "line 1", "the file is empty", "its first row is image,x1,y1,... or image,landmark,x,y")
-    delimiter = max(";\t,", key=head.count)
-    rows, number = [], 1
-    try:
-        for cells in (reader := csv.reader(lines, delimiter=delimiter)):
-            if any(cell.strip() for cell in cells):
-                rows.append((number, [cell.strip() for cell in cells]))
-            number = reader.line_num + 1
-    except csv.Error as error:
-        raise FormatError(path, f"line {number}", f"no CSV: {error}", "look for a quote left open") from None
-    names = [name.lower() for name in rows[0][1]]
-    twice = {name for name in names if name and names.count(name) > 1}
-    if twice:
-        raise FormatError(path, f"line {rows[0][0]}", f"column {min(twice)!r} stands twice", "rename one")
+    (line, names), rows, decimal_comma = texts.csv_rows(path, "image,x1,y1,... or image,landmark,x,y")
     if "image" not in names and "filename" in names:
         names[names.index("filename")] = "image"
     if "image" not in names:
-        raise FormatError(path, f"line {rows[0][0]}", f"no column 'image' in {rows[0][1]}", "name the columns in row 1")
-    if len(rows) == 1:
-        raise FormatError(path, f"line {rows[0][0]}", "a header and no row", "add one row for each image")
-    entries = []
-    for number, cells in rows[1:]:
-        if len(cells) != len(names):
-            what = f"{len(cells)} cells where the header has {len(names)}"
-            raise FormatError(path, f"line {number}", what, "mend the row")
-        entries.append((number, dict(zip(names, cells, strict=True))))
-        if not entries[-1][1]["image"]:
-            raise FormatError(path, f"line {number}", "no image name", "write the photograph's file name")
+        raise FormatError(path, f"line {line}", f"no column 'image' in {names}", "name the columns in row 1")
+    if not rows:
+        raise FormatError(path, f"line {line}", "a header and no row", "add one row for each image")
+    entries = [(number, dict(zip(names, cells, strict=True))) for number, cells in rows]
+    nameless = next((number for number, row in entries if not row["image"]), None)
+    if nameless:
+        raise FormatError(path, f"line {nameless}", "no image name", "write the photograph's file name")
     layout = _long if {"landmark", "x", "y"} <= set(names) else _wide
-    return layout(path, names, entries, functools.partial(_number, path, decimal_comma=delimiter != ","), problems)
+    return layout(path, names, entries, functools.partial(_number, path, decimal_comma=decimal_comma), problems)
 
 
 def _wide(path, names, entries, number_of, problems):
@@ -110,7 +88,7 @@ def _common(path, rows) -> dict[str, str]:
     for number, row in rows:
         for name in ("image", "group", "mm_per_px", "scale", "id"):
             cell = row.get(name, "")
-            if cell.lower() in _MISSING:
+            if cell.lower() in texts.MISSING:
                 continue
             if common.setdefault(name, cell) != cell:
                 what = f"{name} {cell} of {row['image']}, in a row before it {common[name]}"
@@ -121,18 +99,18 @@ def _common(path, rows) -> dict[str, str]:
 def _annotation(path, number, row, cells, number_of, problems):
     points, visible = np.zeros((len(cells), 2)), np.ones(len(cells), bool)
     for k, (x, y, line) in enumerate(cells):
-        missing = {cell.lower() for cell in (x, y) if cell.lower() in _MISSING}
+        missing = {cell.lower() for cell in (x, y) if cell.lower() in texts.MISSING}
         if missing:
             visible[k] = False
-            half = (x.lower() in _MISSING) != (y.lower() in _MISSING)
+            half = (x.lower() in texts.MISSING) != (y.lower() in texts.MISSING)
             if half or "nan" in missing:
                 what = f"landmark {k + 1} {'is NaN' if 'nan' in missing else 'has one coordinate'}: taken as missing"
                 problems.append({"image": row["image"], "what": what, "where": f"{path}: line {line}"})
             continue
         points[k] = number_of(line, x), number_of(line, y)
-    said = lambda name: "" if (cell := row.get(name, "")).lower() in _MISSING else cell
+    said = lambda name: "" if (cell := row.get(name, "")).lower() in texts.MISSING else cell
     cell = row.get("mm_per_px") or row.get("scale") or ""
-    scale = math.nan if cell.lower() in _MISSING else number_of(number, cell)
+    scale = math.nan if cell.lower() in texts.MISSING else number_of(number, cell)
     if scale <= 0:
         raise FormatError(path, f"line {number}", f"a scale of {cell}", "write the length of a pixel in mm, or NA")
     return Annotation(

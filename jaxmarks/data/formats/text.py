@@ -1,9 +1,16 @@
-"""The text of a landmark file, and the numbers in it, whatever program and country they come from."""
+"""The text of a file of landmarks or boxes, and the rows and numbers in it, whatever program and country they come from."""
 
+import csv
+import io
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from jaxmarks.data.samples import FormatError
+
+# What stands for a missing value in a cell, in lower case.
+MISSING = {"", "na", "nan", "n/a", "null", "none"}
 
 
 def read(path, kind: str) -> str:
@@ -12,7 +19,7 @@ def read(path, kind: str) -> str:
     Raises:
       FormatError: the file holds binary data; the message asks for a file of `kind`.
     """
-    data = Path(path).read_bytes()
+    data = Path(path).read_bytes().rstrip(b"\x1a")  # which ends the files of DOS
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings = ["utf-16"]
     elif b"\0" in data:
@@ -32,6 +39,48 @@ def number(word: str) -> float:
     if "_" in word:
         raise ValueError(word)
     return float(word)
+
+
+def csv_rows(path, header: str, synonyms: Mapping[str, str] | None = None):
+    """A CSV's header and rows.
+
+    Returns:
+      (line, names) of the header, in lower case and by `synonyms`; (line, stripped cells) of each row that is not blank; and
+      whether decimals may be commas.
+
+    Fields are separated by comma, semicolon or tab: by what the header has most of, or what a line "sep=;" before it says.
+
+    Raises:
+      FormatError: an empty file, which should begin with `header`, a quote left open, a column that stands twice, a row of
+        another length than the header; it names the line.
+    """
+    text, rows, line = read(path, "CSV"), [], 1
+    told = re.match(r"\s*sep=([;\t,])[;\t,]*\s*(\r\n|\r|\n)", text, re.IGNORECASE)
+    if told:  # Excel's
+        line += len(told[0].splitlines())
+        text = text[told.end() :]
+    head = next((each for each in text.splitlines() if each.strip()), "")
+    delimiter = told[1] if told else max(";\t,", key=head.count)
+    before = line
+    try:
+        for cells in (reader := csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)):
+            if any(cell.strip() for cell in cells):
+                rows.append((line, [cell.strip() for cell in cells]))
+            line = before + reader.line_num
+    except csv.Error as error:
+        raise FormatError(path, f"line {line}", f"no CSV: {error}", "look for a quote left open") from None
+    if not rows:
+        raise FormatError(path, "line 1", "the file is empty", f"its first row is {header}")
+    (first, cells), *rows = rows
+    names = [(synonyms or {}).get(name.lower(), name.lower()) for name in cells]
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice:
+        raise FormatError(path, f"line {first}", f"column {twice!r} stands twice", "rename one")
+    for at, cells in rows:
+        if len(cells) != len(names):
+            what = f"{len(cells)} cells where the header has {len(names)}"
+            raise FormatError(path, f"line {at}", what, "mend the row")
+    return (first, names), rows, delimiter != ","
 
 
 def read_json(path):

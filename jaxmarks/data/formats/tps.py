@@ -18,6 +18,8 @@ from jaxmarks.data.samples import Annotation, FormatError
 
 _KEY = re.compile(r"^\s*([A-Za-z][\w ]*?)\s*=\s*(.*?)\s*$")
 _MISSING = {"na", "nan", "n/a", "?"}
+# The keys that have a field of their own.
+OWN = {"LM", "LM3", "CURVES", "OUTLINES", "POINTS", "IMAGE", "ID", "COMMENT", "SCALE"}
 
 
 @dataclasses.dataclass
@@ -177,11 +179,11 @@ def _rows(path, lines, at, count, dimensions, head, head_line):
 def write(path, specimens: list[Specimen]) -> None:
     """Writes records; numbers in the shortest form that reads back as the same float64.
 
-    Missing landmarks, and those that are not finite, are written as NA NA.
+    Missing landmarks, and what is not finite, are written as NA NA.
 
     Raises:
-      ValueError: what TPS cannot hold: a landmark with two negative coordinates, which would read as missing, or a line
-        break in a text.
+      ValueError: what TPS cannot hold: a landmark with two negative coordinates, which would read as missing, a scale that
+        is no length, a key of `extra` that the format has itself, a text that begins or ends with blanks or breaks the line.
     """
     Path(path).write_bytes(dumps(specimens).encode())
 
@@ -208,16 +210,20 @@ def dumps(specimens: list[Specimen]) -> str:
                 lines.append(f"{key}={len(curves)}")
             for curve in curves:
                 lines.append(f"POINTS={len(curve)}")
-                lines += [" ".join("NA" if math.isnan(v) else _number(v) for v in row) for row in curve]
-        for key in ("image", "id", "comment"):
-            if getattr(s, key):
-                lines.append(f"{key.upper()}={getattr(s, key)}")
-        if s.scale is not None:
-            lines.append(f"SCALE={_number(s.scale)}")
-        lines += [f"{key}={value}" for key, value in s.extra.items()]
-    broken = next((line for line in lines if re.search(r"[\r\n]", line)), None)
-    if broken is not None:
-        raise ValueError(f"{broken!r}: a line break in a TPS line; replace it by a space")
+                lines += [" ".join(map(_number, row)) if np.isfinite(row).all() else "NA NA" for row in curve]
+        if s.scale is not None and not 0 < s.scale < math.inf:
+            raise ValueError(
+                f"{s.image or s.id or 'a record'}: a scale of {s.scale}; give the length of a pixel, or None"
+            )
+        told = {key: getattr(s, key.lower()) for key in ("IMAGE", "ID", "COMMENT") if getattr(s, key.lower())}
+        told |= {} if s.scale is None else {"SCALE": _number(s.scale)}
+        if taken := OWN & set(s.extra):
+            raise ValueError(f"{s.image or s.id or 'a record'}: {min(taken)}= in extra, which the format has itself")
+        for key, value in (told | s.extra).items():
+            line = f"{key}={value}"
+            if (found := _KEY.match(line)) is None or (found[1].upper(), found[2]) != (key, str(value)):
+                raise ValueError(f"{line!r} would read otherwise: no TPS line has line breaks or blanks about its text")
+            lines.append(line)
     return "".join(line + "\n" for line in lines)
 
 

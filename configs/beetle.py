@@ -28,6 +28,8 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         flags=("smoke", "own", "pretrain", "finetune", "paper"),
         options={"part": PARTS, "network": ("1", "2", "3")},
     )
+    if "own" in chosen and "pretrain" in chosen:
+        raise ValueError("config variants own, pretrain: pretraining is on drawn beetles; take own, finetune")
     config = base()
     config.data.part = chosen.get("part", "pronotum")
     config.model.version = int(chosen.get("network", 3))
@@ -48,25 +50,22 @@ def base():
     """Five minutes on two CPU cores."""
     config = configs.base()
     config.split.folds, config.split.valid = 9, 0.1
-    config.model = ml_collections.ConfigDict(
-        {"name": "beetle", "version": 3, "width": 0, "dropout": (0.0, 0.0, 0.0, 0.2), "standardise": True}
-    )
-    config.head = ml_collections.ConfigDict({"name": "direct", "loss": "smooth_l1"})
+    config.model = {"name": "beetle", "version": 3, "width": 0, "dropout": (0.0, 0.0, 0.0, 0.2), "standardise": True}
+    config.head = {"name": "direct", "loss": "smooth_l1"}
     config.train.batch_size, config.train.steps = 32, 700
-    config.stage = ml_collections.ConfigDict(
-        {
-            "pretrain": {
-                "data": {
-                    "images": "",
-                    "landmarks": "",
-                    "part": "pronotum+elytra+head",
-                    "drop": ("elytra/1", "elytra/6", "elytra/9", "head/5", "head/6"),
-                },
-                "freeze": "",
+    config.stage = {
+        "pretrain": {
+            "data": {
+                "images": "",
+                "landmarks": "",
+                "part": "pronotum+elytra+head",
+                "drop": ("elytra/1", "elytra/6", "elytra/9", "head/5", "head/6"),
             },
-            "finetune": {},
-        }
-    )
+            "split": {"few": 0},
+            "freeze": "",
+        },
+        "finetune": {},
+    }
     return config
 
 
@@ -88,11 +87,9 @@ def paper(config):
     """Sections 3 and 4 of the paper, and for pretraining and fine-tuning its section 7 with the authors' code."""
     config.data.size = (192, 256)
     config.split.update({"by": "random", "folds": 9, "run": (), "valid": 0.4})
-    config.augment = ml_collections.ConfigDict({"name": "paper_x7"})
+    config.augment = {"name": "paper_x7"}
     config.model.dropout, config.model.standardise, config.head.loss = (), False, "mse"
-    config.optimizer = ml_collections.ConfigDict(
-        {"name": "nesterov", "learning_rate": (0.03, 0.00001), "momentum": (0.9, 0.9999), "clip": 0.0}
-    )
+    config.optimizer = {"name": "nesterov", "learning_rate": (0.03, 0.00001), "momentum": (0.9, 0.9999), "clip": 0.0}
     config.train.batch_size, config.train.epochs, config.train.steps = 128, 5000, 0
     config.stage.pretrain.train = {"epochs": 10000}
     config.stage.finetune = {

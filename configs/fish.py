@@ -66,31 +66,27 @@ def model(net, *, small, direct):
         raise ValueError(f"config variant net={net}: target=direct goes with net=unet and net=resnet50")
     if direct:
         options |= {"output": "vector"}
-    return ml_collections.ConfigDict(options)
+    return options
 
 
 def head(target):
     """The head, with what has proved best on a few dozen images."""
     if target == "direct":
-        return ml_collections.ConfigDict({"name": "direct", "loss": "smooth_l1", "interval": "unit"})
-    return ml_collections.ConfigDict(
-        {
-            "name": "heatmap",
-            "target": target,
-            "sigma": 3.0,
-            "loss": "cross_entropy",
-            "decoder": "local_soft_argmax",
-        }
-    )
+        return {"name": "direct", "loss": "smooth_l1", "interval": "unit"}
+    return {
+        "name": "heatmap",
+        "target": target,
+        "sigma": 3.0,
+        "loss": "cross_entropy",
+        "decoder": "local_soft_argmax",
+    }
 
 
 def paper(config, target):
     """Sections 4.3 to 4.5 of the paper."""
     protocol(config, target, frame=256)
-    config.augment = ml_collections.ConfigDict({"name": "none"})
-    config.optimizer = ml_collections.ConfigDict(
-        {"name": "rmsprop", "learning_rate": 1e-3, "plateau": 200, "plateau_factor": 0.2, "clip": 0.0}
-    )
+    config.augment = {"name": "none"}
+    config.optimizer = {"name": "rmsprop", "learning_rate": 1e-3, "plateau": 200, "plateau_factor": 0.2, "clip": 0.0}
     config.train.epochs, config.train.steps, config.train.patience = 2000, 0, 400
     config.head.loss = "mse"
     if target != "direct":

@@ -34,26 +34,28 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     """The config of the variants in `text`, separated by commas."""
     chosen = configs.variants(text, flags=("smoke",))
     config = configs.base()
-    config.data = ml_collections.ConfigDict(
-        {
-            "volume": "",  # a T1-weighted NIfTI volume of a head, and
-            "landmarks": "",  # the .fcsv of its AFIDs; the drawn head where these are empty
-            "images": "",  # scouts, for --mode=predict
-            "size": (128, 128),  # height and width of the network's frame
-            "spacing": 2.0,  # mm of a pixel of it
-            "fit": "pad",  # how `jaxmarks.predict.load` brings an image of another size into it
-            "count": 800,  # triples that are cut
-            "turn": 20.0,  # degrees by which the head is turned at most about each axis
-            "tilt": 8.0,  # degrees by which each slice is
-            "elastic": 1.0,  # mm, the deviation of the smooth deformation
-            "seed": 0,
-        }
-    )
+    config.data = {
+        "volume": "",  # a T1-weighted NIfTI volume of a head, and
+        "landmarks": "",  # the .fcsv of its AFIDs; the drawn head where these are empty
+        "images": "",  # scouts, for --mode=predict
+        "size": (128, 128),  # height and width of the network's frame
+        "spacing": 2.0,  # mm of a pixel of it
+        "fit": "pad",  # how `jaxmarks.predict.load` brings an image of another size into it
+        "count": 800,  # triples that are cut
+        "turn": 20.0,  # degrees by which the head is turned at most about each axis
+        "tilt": 8.0,  # degrees by which each slice is
+        "elastic": 1.0,  # mm, the deviation of the smooth deformation
+        "seed": 0,
+    }
     config.split.folds, config.split.valid = 8, 0.05
-    config.model = ml_collections.ConfigDict({"name": "unet", "width": 16, "stride": 2, "norm": "batch"})
-    config.head = ml_collections.ConfigDict(
-        {"name": "heatmap", "target": "gaussian", "sigma": 3.0, "loss": "cross_entropy", "decoder": "local_soft_argmax"}
-    )
+    config.model = {"name": "unet", "width": 16, "stride": 2, "norm": "batch"}
+    config.head = {
+        "name": "heatmap",
+        "target": "gaussian",
+        "sigma": 3.0,
+        "loss": "cross_entropy",
+        "decoder": "local_soft_argmax",
+    }
     config.augment.rotation, config.augment.scale, config.augment.shear = 8.0, 0.05, 0.0
     config.augment.translation, config.augment.channel, config.augment.blur = 0.05, 0.0, 0.5
     config.optimizer.learning_rate = 2e-3

@@ -62,34 +62,30 @@ def small(network, encoder):
     }[network]
     if network not in WITHOUT_ENCODER:
         options["encoder"] = {"name": encoder} | ({"width": 16} if encoder == "plain" else {})
-    return ml_collections.ConfigDict({"name": network, "norm": "batch"} | options)
+    return {"name": network, "norm": "batch"} | options
 
 
 def head(network):
     """The head, with what has proved best on a few dozen images."""
     if network == "hourglass":
-        return ml_collections.ConfigDict({"name": "softargmax", "loss": "wing", "divergence": 1.0, "sigma": 4.0})
-    return ml_collections.ConfigDict(
-        {
-            "name": "heatmap",
-            "target": "gaussian",
-            "sigma": 4.0,
-            "loss": "cross_entropy",
-            "decoder": "local_soft_argmax",
-            "tanh": False,
-        }
-    )
+        return {"name": "softargmax", "loss": "wing", "divergence": 1.0, "sigma": 4.0}
+    return {
+        "name": "heatmap",
+        "target": "gaussian",
+        "sigma": 4.0,
+        "loss": "cross_entropy",
+        "decoder": "local_soft_argmax",
+        "tanh": False,
+    }
 
 
 def thesis(config, network, encoder):
     """Section 4.2 of the thesis, and where that is silent the networks' own papers."""
     config.data.size = (256, 256)
     config.split.valid = 0.2
-    config.optimizer = ml_collections.ConfigDict(
-        {"name": "adam", "learning_rate": 1e-4, "warmup": 0.0, "weight_decay": 0.0, "clip": 0.0}
-    )
+    config.optimizer = {"name": "adam", "learning_rate": 1e-4, "warmup": 0.0, "weight_decay": 0.0, "clip": 0.0}
     config.train.epochs, config.train.steps, config.train.patience = 300, 0, 50
-    config.model = ml_collections.ConfigDict(
+    config.model = (
         {"name": network, "norm": "none" if network == "flat_net" else "batch"}
         | ({} if network in WITHOUT_ENCODER else {"encoder": {"name": encoder}})
         | ({"stride": 1} if network in ("unet", "unet_pp", "deeplab_v3") else {})

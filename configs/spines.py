@@ -38,7 +38,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"config variants {', '.join(detectors)}: choose one detector")
     detector = detectors[0] if detectors else "centre"
     config = configs.base()
-    data = {
+    config.data = {
         "images": "",
         "boxes": "",  # a CSV, COCO or VOC file of boxes; drawn dendrites where both are empty
         "keep": "",  # a folder for the images, from where they are streamed
@@ -50,7 +50,6 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         "count": 300,
         "seed": 0,
     }
-    config.data = ml_collections.ConfigDict(data)
     config.augment.update({"rotation": 0.0, "shear": 0.0, "quarter_turns": True, "translation": 0.1, "noise": 0.03})
     config.train.batch_size = 16
     config.baselines = ("blobs",)
@@ -71,8 +70,8 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 def centre(config):
     """A U-Net at a quarter of the resolution with a map of centres (Zhou et al. 2019)."""
-    config.model = ml_collections.ConfigDict({"name": "unet", "width": 32, "depth": 3, "stride": 4, "norm": "batch"})
-    config.head = ml_collections.ConfigDict({"name": "centre", "sigma": 3.0})
+    config.model = {"name": "unet", "width": 32, "depth": 3, "stride": 4, "norm": "batch"}
+    config.head = {"name": "centre", "sigma": 3.0}
     config.optimizer.learning_rate = 2e-3
     config.train.steps = 1500
 
@@ -80,26 +79,24 @@ def centre(config):
 def yolo(config):
     """YOLOv2-tiny with half the channels, on tiles enlarged twice, at three sizes."""
     config.data.update({"size": (320, 320), "scale": 2.0, "overlap": 64})
-    config.model = ml_collections.ConfigDict({"name": "yolo_tiny", "width": 8, "norm": "batch"})
-    config.head = ml_collections.ConfigDict({"name": "yolo", "anchor_count": 3})
+    config.model = {"name": "yolo_tiny", "width": 8, "norm": "batch"}
+    config.head = {"name": "yolo", "anchor_count": 3}
     config.optimizer.learning_rate = 1e-3
     config.train.steps, config.train.sizes = 2500, (288, 320, 352)
 
 
 def faster_rcnn(config):
     """Both stages on a small U-Net's features at stride 4."""
-    config.model = ml_collections.ConfigDict({"name": "unet", "width": 32, "depth": 3, "stride": 4, "norm": "batch"})
-    config.head = ml_collections.ConfigDict({"name": "faster_rcnn", "phase": "joint"})
+    config.model = {"name": "unet", "width": 32, "depth": 3, "stride": 4, "norm": "batch"}
+    config.head = {"name": "faster_rcnn", "phase": "joint"}
     config.optimizer.learning_rate = 1e-3
     config.train.steps = 1500
 
 
 def sp_cnn(config):
     """Six convolutions to a map of centres, rewarded where the edges look like a spine."""
-    config.model = ml_collections.ConfigDict({"name": "sp_cnn", "width": 32, "kernel": 3, "stride": 2, "norm": "batch"})
-    config.head = ml_collections.ConfigDict(
-        {"name": "shape_prior", "form": "bounded", "weight": 0.1, "shapes": "rings"}
-    )
+    config.model = {"name": "sp_cnn", "width": 32, "kernel": 3, "stride": 2, "norm": "batch"}
+    config.head = {"name": "shape_prior", "form": "bounded", "weight": 0.1, "shapes": "rings"}
     config.optimizer.learning_rate = 1e-3
     config.train.steps = 300
 
@@ -118,7 +115,7 @@ def papers_yolo(config):
 def papers_faster_rcnn(config):
     """Inception-v2 at 448x448 in four phases; the paper's rate is for a network trained on COCO, which is not at hand."""
     config.data.update({"size": (448, 448), "fit": "pad"})
-    config.model = ml_collections.ConfigDict({"name": "inception_v2", "width": 1.0, "stride": 16, "norm": "batch"})
+    config.model = {"name": "inception_v2", "width": 1.0, "stride": 16, "norm": "batch"}
     config.optimizer.update({"learning_rate": 2e-5, "schedule": "constant"})
     config.augment.update(MIRRORED)
     config.train.steps = 9000 // 4
@@ -129,13 +126,13 @@ def papers_faster_rcnn(config):
         "rpn_again": {"head": {"phase": "rpn"}, "freeze": "body|head/roi"},
         "detector_again": {"head": {"phase": "detector"}, "freeze": "body|head/rpn"},
     }
-    config.stages, config.stage = tuple(phases), ml_collections.ConfigDict(phases)
+    config.stages, config.stage = tuple(phases), phases
 
 
 def papers_sp_cnn(config):
     """At full resolution, without normalisation, by the loss as printed: it comes to predict nothing."""
-    config.model = ml_collections.ConfigDict({"name": "sp_cnn", "width": 64, "kernel": 5, "stride": 1, "norm": "none"})
-    config.head = ml_collections.ConfigDict({"name": "shape_prior", "form": "printed"})
+    config.model = {"name": "sp_cnn", "width": 64, "kernel": 5, "stride": 1, "norm": "none"}
+    config.head = {"name": "shape_prior", "form": "printed"}
 
 
 def smoke(config):

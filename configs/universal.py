@@ -30,16 +30,14 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     """The config of the variants in `text`, separated by commas."""
     chosen = configs.variants(text, flags=("smoke",), options={"own": ()})
     config = configs.base()
-    config.model = ml_collections.ConfigDict({"name": "unet", "norm": "batch", "width": 16, "stride": 2})
-    config.head = ml_collections.ConfigDict(
-        {
-            "name": "heatmap",
-            "target": "gaussian",
-            "sigma": 2.0,
-            "loss": "cross_entropy",
-            "decoder": "local_soft_argmax",
-        }
-    )
+    config.model = {"name": "unet", "norm": "batch", "width": 16, "stride": 2}
+    config.head = {
+        "name": "heatmap",
+        "target": "gaussian",
+        "sigma": 2.0,
+        "loss": "cross_entropy",
+        "decoder": "local_soft_argmax",
+    }
     config.data.sets = {part: {"part": part} for part in ("pronotum", "elytra", "head")}
     config.train.steps, config.optimizer.learning_rate = 600, 2e-3
     if "own" in chosen:

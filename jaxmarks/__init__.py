@@ -20,6 +20,24 @@ The public modules, each imported when it is first used:
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr__` imports
+    from jaxmarks import augment as augment
+    from jaxmarks import optim as optim
+    from jaxmarks import predict as predict
+    from jaxmarks import serving as serving
+    from jaxmarks.data import formats as formats
+    from jaxmarks.data import phantoms as phantoms
+    from jaxmarks.data.formats import tps as tps
+    from jaxmarks.ops import boxes as boxes
+    from jaxmarks.ops import calibrate as calibrate
+    from jaxmarks.ops import decode as decode
+    from jaxmarks.ops import edges as edges
+    from jaxmarks.ops import geometry as geometry
+    from jaxmarks.ops import heatmaps as heatmaps
+    from jaxmarks.ops import losses as losses
+    from jaxmarks.ops import metrics as metrics
 
 __version__ = "0.1.0"
 
@@ -50,4 +68,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted([*globals(), *_MODULES])
+    return sorted({*globals(), *_MODULES})

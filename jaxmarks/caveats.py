@@ -108,8 +108,8 @@ def by_origin(data, names: list[str]) -> dict[str, list[str]]:
 def origins(one) -> list[str]:
     """Where the images of one dataset come from: a folder, or a volume or drawn parts with the seed of the draws."""
     if one.get("images"):
-        return [str(Path(one.images).absolute())]
-    volume = [str(Path(one.volume).absolute())] if one.get("volume") else []
+        return [str(Path(one.images).resolve())]
+    volume = [str(Path(one.volume).resolve())] if one.get("volume") else []
     return [f"{what}, seed {one.get('seed', 0)}" for what in volume or one.get("part", "").split("+")]
 
 

@@ -125,8 +125,10 @@ def _leaves(tree, path=()):
 
 
 def save(config: ml_collections.ConfigDict, path: Path) -> None:
-    """Writes the config as JSON."""
-    Path(path).write_text(json.dumps(json.loads(config.to_json()), indent=1) + "\n")
+    """Writes the config as JSON, whole or not at all."""
+    new = Path(path).with_suffix(".new")
+    new.write_text(json.dumps(json.loads(config.to_json()), indent=1) + "\n")
+    new.replace(path)
 
 
 def load(path: Path) -> ml_collections.ConfigDict:
@@ -134,7 +136,11 @@ def load(path: Path) -> ml_collections.ConfigDict:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run; train it first, or name the workdir of one with --workdir")
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    try:
+        config = ml_collections.ConfigDict(json.loads(path.read_text()))
+        _ = config.split, config.train
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: it is damaged ({error}); copy the run anew, or delete it") from None
     for section in ("split", "train"):
         for key, value in base()[section].items():
             if key not in config[section]:

@@ -184,7 +184,7 @@ def data_to_score(named, trained, workdir):
     tell_unused(workdir, f"data.{shown}", f"data.{marks}", "data.group_by", *scaled(trained))
     given = {key: named.get(key) for key in (shown, marks, "group_by") if named.get(key)}
     mine = loading.of_set(trained, SET.value) if given or SET.value else trained
-    path = lambda name: Path(name or "").absolute()
+    path = lambda name: Path(name or "").resolve()
     other = shown in given and path(given[shown]) != path(mine.get(shown))
     if other and marks not in given:
         raise ValueError(f"--config.data.{shown}={given[shown]}: name their {marks}, too: --config.data.{marks}=FILE")

@@ -7,6 +7,7 @@ share. Where there is one process everything here does nothing.
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -36,9 +37,32 @@ def join(count: int = 0, *, coordinator: str = "", index: int = -1) -> None:
       coordinator: address of the first process, HOST:PORT.
       index: this one's number, from 0.
     """
-    jax.distributed.initialize(
-        coordinator or None, count or None, index if index >= 0 else None, heartbeat_timeout_seconds=2 * PATIENCE
-    )
+    given = (bool(coordinator), index >= 0, count > 0)
+    if any(given[:2]) and not all(given):
+        raise ValueError(
+            f"--processes={count} --coordinator={coordinator} --process={index}: give all three, or --processes=0 alone"
+            " where SLURM, a TPU pod or Kubernetes knows them"
+        )
+    if coordinator and not re.fullmatch(r".+:\d+", coordinator):
+        raise ValueError(f"--coordinator={coordinator}: give HOST:PORT, of the first process")
+    try:
+        jax.distributed.initialize(
+            coordinator or None,
+            count or None,
+            index if index >= 0 else None,
+            local_device_ids=devices_of_node(),
+            heartbeat_timeout_seconds=2 * PATIENCE,
+        )
+    except ValueError as error:
+        how = "give --processes=N --coordinator=HOST:PORT --process=I, for no cluster is found that knows them"
+        raise ValueError(f"{error} Where there are several processes, {how}") from None
+
+
+def devices_of_node() -> list[int] | None:
+    """All GPUs of a SLURM node with one task, to which JAX would give the first alone; else None, which leaves it to JAX."""
+    tasks, gpus = (os.environ.get(f"SLURM_{key}", "") for key in ("STEP_TASKS_PER_NODE", "GPUS_ON_NODE"))
+    one = re.fullmatch(r"1(\(x\d+\))?", tasks)
+    return list(range(int(gpus))) if one and gpus.isdecimal() else None
 
 
 def lead() -> bool:

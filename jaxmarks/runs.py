@@ -1,5 +1,7 @@
 """A run's folder: whose it is, its stages and folds, and where the checkpoints of each of its networks lie."""
 
+import contextlib
+import fcntl
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +39,21 @@ def members(settings, fold: int | None = None) -> list[Member]:
     """The networks of a fold, which predict together, or of all folds."""
     chosen = folds(settings) if fold is None else [fold]
     return [Member(each, number) for each in chosen for number in range(settings.train.ensemble)]
+
+
+@contextlib.contextmanager
+def locked(workdir: Path):
+    """Keeps other commands from training in a folder while this one does; raises ValueError where one already does."""
+    with (Path(workdir) / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{workdir}: another command trains here; wait for its end, or stop it, or name another --workdir"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def claim(config, workdir: Path) -> None:
@@ -86,18 +103,25 @@ def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, lis
 
 
 def source_of(config, workdir: Path, earlier: list[str], member: Member) -> Path | None:
-    """The network that one starts from: of the stage before, else of the run `init_from`, else none."""
+    """The network that one starts from: of the stage before, else of the last that `init_from` has trained, else none."""
     if earlier:
         return pick(workdir, earlier[-1], member)
     if config.init_from:
-        return pick(config.init_from, stages(config_of(config.init_from))[-1], member)
+        run, names = Path(config.init_from), stages(config_of(config.init_from))
+        ended = [name for name in names if trained(run, name)]
+        return pick(run, (ended or names)[-1], member)
     return None
+
+
+def trained(workdir: Path, stage: str) -> dict[Member, Path]:
+    """`best` of each of the networks of a stage that are trained."""
+    folder = folder_of(workdir, stage, Member(0)).parent
+    return {whose(path)[-1]: path for path in folder.glob("fold*/best")}
 
 
 def pick(workdir: Path, stage: str, member: Member) -> Path:
     """`best` of a network of a stage; where it was not trained there of its fold's first, or of the first fold's."""
-    folder = folder_of(workdir, stage, member).parent
-    done = {whose(path)[-1]: path for path in folder.glob("fold*/best")}
-    if not done:
+    if not (done := trained(workdir, stage)):
+        folder = folder_of(workdir, stage, member).parent
         raise FileNotFoundError(f"{folder}: no trained network; let that run end first, or change --config.init_from")
     return next(done[one] for one in (member, Member(member.fold), min(done)) if one in done)

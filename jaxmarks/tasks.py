@@ -1,11 +1,13 @@
 """From a stage's settings to its network, and the task that the steps are made of."""
 
+import re
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxmarks import augment, checkpoint, heads, models, optim, processes, steps
 from jaxmarks import config as configs
@@ -116,14 +118,27 @@ def validation_input(settings, task):
     return task.plain
 
 
+def rehearse(settings, facts: dict, flip) -> None:
+    """Raises ValueError where a stage cannot be trained on data of these facts, without beginning it."""
+    network, images = untrained(settings, facts, flip)
+    sizes(settings)
+    if settings.freeze:
+        params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
+        optim.freeze(optax.identity(), params, lambda path: re.match(settings.freeze, path) is not None)
+
+
+def untrained(settings, facts: dict, flip=None):
+    """A stage's network, with as many anchors as there will be, and images of the settings' size."""
+    if "anchor_count" in settings.head:
+        facts = facts | {"anchors": [facts["sizes"]] * settings.head.anchor_count}
+    network, _ = build(settings, facts, flip)
+    return network, jnp.zeros((1, *settings.data.size, settings.channels))
+
+
 def describe(config, stage: str) -> str:
     """A table of a stage's network: each layer with its shapes and parameters, and their number."""
     settings = configs.stage(config, stage)
-    known = known_facts(settings.data)
-    if "anchor_count" in settings.head:
-        known["anchors"] = [known["sizes"]] * settings.head.anchor_count  # as many as there will be
-    network, _ = build(settings, known)
-    images = jnp.zeros((1, *settings.data.size, settings.channels))
+    network, images = untrained(settings, known_facts(settings.data))
     table = nn.tabulate(network, jax.random.key(0), console_kwargs={"width": 130, "force_terminal": False})(images)
     params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
     return f"stage {stage}\n{table.strip()}\nparameters: {sum(x.size for x in jax.tree.leaves(params)):,}"

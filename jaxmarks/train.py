@@ -5,8 +5,10 @@ of them. A network starts from its like in the stage before. Everything that is 
 the number of stage, fold, member and epoch, so that a run which was killed ends as one that was left alone.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
 import operator
 import re
 import time
@@ -15,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 
@@ -79,7 +82,7 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with processes.Watch(workdir):
+    with runs.locked(workdir) if processes.lead() else contextlib.nullcontext(), processes.Watch(workdir):
         return run_stages(config, workdir)
 
 
@@ -89,19 +92,38 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     datasets, names = {}, runs.stages(config)
     last = configs.stage(config, names[-1])
     baselines.check(last.baselines, objects="boxes" in last.data)  # else a trained run could not be scored
+    refuse_other_processes(config)
     processes.in_turn(functools.partial(runs.claim, config, workdir))
-    for number, name in enumerate(names):
+    for name in names:  # all before the first is trained: hours may lie between them
         settings = configs.stage(config, name)
         datasets[name] = dataset = processes.in_turn(functools.partial(load, settings.data))
         for problem in dataset.problems:
             processes.tell(f"[{name}] {problem['image']}: {problem['what']}")
+        if processes.agree(dataset.samples.digest) != dataset.samples.digest:
+            raise ValueError(
+                f"[{name}] process {jax.process_index()} reads other data than process 0: let all see the same"
+            )
         refuse(settings, dataset)
+        if len(names) > 1:
+            tasks.rehearse(settings, facts(dataset), dataset.flip)
         if name == names[-1]:
             refuse_unscored(settings, dataset.samples)
+    for number, (name, dataset) in enumerate(datasets.items()):
+        settings = configs.stage(config, name)
         for member in runs.members(settings):
             source = runs.source_of(config, workdir, names[:number], member)
             train_member(settings, workdir, name, member, dataset, source)
     return datasets
+
+
+def refuse_other_processes(config) -> None:
+    """Raises ValueError where the process that writes has another config."""
+    theirs = ml_collections.ConfigDict(processes.agree(json.loads(config.to_json())))
+    if differences := configs.differences(theirs, config):
+        raise ValueError(
+            f"process {jax.process_index()} has another config than process 0 (there / here): {'; '.join(differences)}."
+            " Start all of them alike"
+        )
 
 
 def train_member(settings, workdir: Path, stage: str, member: runs.Member, dataset: Dataset, source: Path | None):
@@ -139,7 +161,7 @@ class Training:
 
         parts = splits.parts(settings.train.balance, samples)
         self.plan = plan = plan_of(settings, self.split, parts, member, self.task.versions)
-        # The stage's name is part of the key, not its number: a stage trains alike alone and after another.
+        # The stage's name (four letters of it) is in the key, not its number: it trains alike alone and after another.
         key = jax.random.fold_in(jax.random.key(settings.seed), int.from_bytes(stage.encode()[:4], "big") % 2**31)
         self.key = jax.random.fold_in(key, member.seed)
         variables = tasks.initial(network, settings, self.key)
@@ -220,7 +242,7 @@ class Training:
         variables = self.settle(self.here())
         found = {"valid/loss": None} | self.score(variables)
         loss = found["valid/loss"]
-        if loss is not None:
+        if loss is not None and np.isfinite(loss):
             if self.progress.best_valid is None or loss < self.progress.best_valid:
                 self.progress.best_valid, self.progress.best_epoch = loss, epoch
                 self.best = jax.tree.map(jnp.copy, variables)

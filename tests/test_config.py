@@ -140,3 +140,19 @@ def test_a_run_that_starts_from_another_leaves_pretraining_out():
     assert runs.stages(config) == ["pretrain", "finetune"]
     config.init_from = "runs/other"
     assert runs.stages(config) == ["finetune"]
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    for text in ("", '{"seed": 0', "[]", "{}"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json: it is damaged"):
+            configs.load(tmp_path / "config.json")
+
+
+def test_pretraining_is_on_all_drawn_beetles():
+    get_config = runpy.run_path("configs/beetle.py")["get_config"]
+    with pytest.raises(ValueError, match="own, pretrain"):
+        get_config("own,pretrain")
+    config = get_config("own,finetune")
+    config.split.few = 3
+    assert [configs.stage(config, name).split.few for name in config.stages] == [0, 3]

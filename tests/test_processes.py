@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmarks import checkpoint, sidecar
+from jaxmarks import checkpoint, processes, sidecar
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
@@ -142,3 +142,26 @@ def test_an_entry_of_a_former_run_counts_as_silence(tmp_path):
     other.look(tmp_path / "1.json", "now")
     other.look(tmp_path / "2.json", "now")
     assert not other.ended
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"count": 2, "coordinator": "127.0.0.1"}, "give all three"),
+        ({"count": 2, "index": 0}, "give all three"),
+        ({"count": 2, "coordinator": "127.0.0.1", "index": 0}, "give HOST:PORT"),
+    ],
+)
+def test_what_says_too_little_of_the_processes_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        processes.join(given.pop("count"), **given)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gpus", "devices"),
+    [("1(x4)", "8", [*range(8)]), ("1", "2", [0, 1]), ("8(x4)", "8", None), ("1(x4)", "", None), ("", "", None)],
+)
+def test_a_node_with_one_task_uses_all_its_gpus(tasks, gpus, devices, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", gpus)
+    assert processes.devices_of_node() == devices

@@ -2,15 +2,20 @@
 
 import json
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import ml_collections
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
-from jaxmarks import checkpoint, evaluate, formats, phantoms, runs, tasks, train
+from jaxmarks import checkpoint, evaluate, formats, phantoms, processes, runs, tasks, train
 from jaxmarks.data.samples import Annotation
 
 CONFIG = Path(__file__).parent.parent / "configs" / "fish.py"
@@ -183,3 +188,60 @@ def test_a_run_with_all_tools_resumes_bit_for_bit(tmp_path, monkeypatch):
     )
     assert checkpoint.fingerprint(cut) == checkpoint.fingerprint(whole)
     assert json.loads((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] > 2
+
+
+def test_a_slip_in_the_last_stage_is_told_before_the_first_is_trained(two_stages, tmp_path):
+    _, config, *_ = two_stages
+    for changes, message in (
+        ({"flip": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0)}, "mirroring twice"),
+        ({"landmarks": str(tmp_path / "none.csv")}, "no such file"),
+    ):
+        slip = ml_collections.ConfigDict(json.loads(config.to_json()))
+        slip.augment = {"name": "modern", "mirror": 0.5}
+        slip.stage.train = {"data": changes}
+        with pytest.raises(ValueError, match=message):
+            train.train(slip, tmp_path / "run")
+    slip = ml_collections.ConfigDict(json.loads(config.to_json()))
+    slip.stage.train = {"freeze": "nothing"}
+    with pytest.raises(ValueError, match="freeze matches no parameter"):
+        train.train(slip, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_whose_last_stage_has_no_network_yet_gives_that_of_the_one_before(two_stages, tmp_path):
+    root = two_stages[0]
+    (tmp_path / "config.json").write_text((root / "run" / "config.json").read_text())
+    member = runs.Member(0)
+    shutil.copytree(root / "run/checkpoints/chest", tmp_path / "checkpoints/chest")
+    start = get_config(init_from=str(tmp_path))
+    assert runs.source_of(start, tmp_path, [], member) == tmp_path / "checkpoints/chest/fold0/best"
+    start.init_from = str(root / "run")
+    assert runs.source_of(start, tmp_path, [], member) == root / "run/checkpoints/train/fold0/best"
+
+
+def test_one_command_trains_in_a_folder_at_a_time(tmp_path):
+    with runs.locked(tmp_path):
+        command = f"from jaxmarks import runs\nwith runs.locked({str(tmp_path)!r}): print('in')"
+        held = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+        assert "another command trains here" in held.stderr and "in" not in held.stdout.split()
+    assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "in\n"
+
+
+def test_a_process_with_another_config_is_refused(two_stages, monkeypatch):
+    _, config, *_ = two_stages
+    theirs = json.loads(config.to_json()) | {"seed": 7}
+    monkeypatch.setattr(processes, "agree", lambda value: theirs)
+    with pytest.raises(ValueError, match=r"another config than process 0 .*seed: 7 / 0"):
+        train.refuse_other_processes(config)
+
+
+def test_a_validation_that_is_no_number_is_never_the_best():
+    losses = iter([float("nan"), 1.0, 0.5, float("nan")])
+    state = SimpleNamespace(opt_state=optax.EmptyState(), replace=lambda **_: state)
+    one = SimpleNamespace(
+        plan=SimpleNamespace(valid=[0]), settle=lambda state: {"params": {}}, score=lambda _: {"valid/loss": next(losses)},
+        here=lambda: None, progress=train.Progress(), state=state, best=None,
+    )  # fmt: skip
+    for epoch in range(1, 5):
+        train.Training.judge(one, epoch)
+    assert (one.progress.best_valid, one.progress.best_epoch) == (0.5, 3)

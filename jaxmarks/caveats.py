@@ -11,6 +11,8 @@ from jaxmarks.data.loading import of_set
 
 # In place of the names of images: all that there are. It is what JSON has for it.
 ALL = None
+# What an earlier version of this library saved of the images.
+NONE: dict = {"images": {"train": [], "valid": []}}
 
 
 def of_training(
@@ -36,6 +38,20 @@ def of_training(
 def of_notes(notes: list[dict]) -> list[dict]:
     """The caveats in the notes that are saved with networks."""
     return [each for note in notes for each in note.get("caveats", ())]
+
+
+def of_names(samples, notes: list[dict], name: str = "") -> list[dict]:
+    """Whether images that networks are scored on have the names of those they learnt from, of the dataset `name`, as caveats."""
+    before = f"{name}/" if name else ""
+    learnt = {
+        image for note in notes for part in ("train", "valid") for image in note.get("data", NONE)["images"][part]
+    }
+    again = sorted({image for image in samples.name.tolist() if before + image in learnt})
+    if not again:
+        return []
+    some = ", ".join(again[:3]) + (", ..." if len(again) > 3 else "")
+    what = f"{len(again)} images have the names of images that were trained on ({some}): if they are those, the score flatters"
+    return [{"image": again[0], "what": what, "where": "the training images"}]
 
 
 def unseen(dataset, trained, member) -> list[dict]:

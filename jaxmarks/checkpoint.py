@@ -1,6 +1,5 @@
 """Checkpoints: save and resume a state, and initialise a network from another run's (Orbax)."""
 
-import contextlib
 import hashlib
 import json
 import re
@@ -54,21 +53,34 @@ def checkpointer_of_one():
 
 
 def note(folder: Path) -> dict | None:
-    """The note of a checkpoint, or None where there is no complete one; mends what a kill left between two renames."""
+    """The note of a checkpoint, or None where there is no complete one; mends what a kill left between two renames.
+
+    Raises:
+      ValueError: the note is damaged.
+    """
     folder = Path(folder).absolute()
     former = folder.with_name(folder.name + ".old")
     if not folder.exists() and former.exists():
         former.rename(folder)
-    with contextlib.suppress(FileNotFoundError):
-        return json.loads((folder / "note.json").read_text())
-    return None
+    path = folder / "note.json"
+    try:
+        found = json.loads(path.read_text())
+        if "sha256" not in found:
+            raise ValueError("it lacks sha256")
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: it is damaged ({error}); copy the run anew, or delete {folder}") from None
+    return found
 
 
 def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
     """Reads (tree, note); `like` gives the tree's structure and shapes, without it nested dicts of NumPy arrays.
 
     Raises:
-      ValueError: the arrays do not match the SHA-256 that was taken when they were saved.
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the note is damaged, files of the arrays are missing or cut off, or the arrays do not match the SHA-256
+        that was taken when they were saved.
     """
     folder = Path(folder).absolute()
     written = note(folder)
@@ -76,11 +88,16 @@ def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
         raise FileNotFoundError(f"{folder}: no checkpoint; train this run first, or name another folder")
     with checkpointer_of_one() as checkpointer:
         if like is None:
-            shapes = checkpointer.metadata(folder / "arrays").item_metadata.tree
-            target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), dict(shapes))
-        else:
-            target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        tree = checkpointer.restore(folder / "arrays", target)
+            about = checkpointer.metadata(folder / "arrays").item_metadata  # None where a file of theirs is missing
+            if about is None:
+                raise ValueError(f"{folder}: its arrays are incomplete; copy the run anew")
+            like = dict(about.tree)
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        try:
+            tree = checkpointer.restore(folder / "arrays", target)
+        except (OSError, ValueError) as error:
+            what = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{folder}: its arrays cannot be read ({what}); copy the run anew, or delete it") from None
     if fingerprint(tree) != written["sha256"]:
         raise ValueError(
             f"{folder}: the arrays are not those that were saved (SHA-256 differs); delete it or restore it"

@@ -5,19 +5,18 @@ import inspect
 import pkgutil
 
 
-def names(package: str) -> list[str]:
-    """The modules of a package, by name; packages in it are none."""
-    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if not m.ispkg)
+def names(package: str, *, needs: str = "") -> list[str]:
+    """The modules of a package, by name, those that define `needs` where it is given; packages in it are none."""
+    found = sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if not m.ispkg)
+    return [n for n in found if not needs or hasattr(importlib.import_module(f"{package}.{n}"), needs)]
 
 
 def module(package: str, name: str, *, needs: str):
     """Imports `package.name`, which must define `needs`; an unknown name lists those that exist."""
-    known = names(package)
-    found = importlib.import_module(f"{package}.{name}") if name in known else None
+    found = importlib.import_module(f"{package}.{name}") if name in names(package) else None
     if found is None or not hasattr(found, needs):
-        usable = [n for n in known if hasattr(importlib.import_module(f"{package}.{n}"), needs)]
         what = f" with `{needs}`" if found else ""
-        raise ValueError(f"no {package}.{name}{what}; there are: {', '.join(usable)}")
+        raise ValueError(f"no {package}.{name}{what}; there are: {', '.join(names(package, needs=needs))}")
     return found
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import calibration, detection, evaluate, report, runs, tasks
+from jaxmarks import calibration, caveats, detection, evaluate, report, runs, tasks
 from jaxmarks import config as configs
 from jaxmarks.data import folder as folders
 from jaxmarks.data import formats, objects
@@ -33,10 +33,10 @@ def load(workdir: Path, *, fold: int | None = None, set: str = "") -> Callable:
       set: of a run over several datasets the one whose landmarks are wanted.
 
     Returns:
-      images (B, H, W, C) uint8 of any size -> (points (B, K, 2) in the images' pixels, scores (B, K)); of a detector
-      `heads.Detections`, its boxes in the images' pixels, in each image at most the `limit` of its head, for large
-      photographs are not cut into tiles here. It is a `jax.tree_util.Partial` over the variables, so it can
-      be an argument of a jitted function.
+      images (B, H, W, C) of any size, uint8 or floats from 0 to 1 -> (points (B, K, 2) in the images' pixels, scores
+      (B, K)); of a detector `heads.Detections`, its boxes in the images' pixels, in each image at most the `limit` of
+      its head, for large photographs are not cut into tiles here. It is a `jax.tree_util.Partial` over the variables, so
+      it can be an argument of a jitted function. It raises ValueError for images of another shape or type.
     """
     task, settings, networks, notes = networks_of(workdir, fold=fold, set=set)
     return jax.tree_util.Partial(function(task, settings, notes[0]["facts"]), networks)
@@ -44,8 +44,36 @@ def load(workdir: Path, *, fold: int | None = None, set: str = "") -> Callable:
 
 def function(task, settings, facts: dict) -> Callable:
     """The pure function (networks, images) that `load` closes over its networks."""
-    if "boxes" in settings.data:
-        return finder(settings, facts)
+    call = finder(settings, facts) if "boxes" in settings.data else marker(task, settings)
+
+    def predict(networks, images):
+        images = photographs(images)
+        if images.shape[0] == 0:  # a network may divide by their number: it is shown one, and nothing of that is told
+            one = jnp.zeros((1, *images.shape[1:]), images.dtype)
+            return jax.tree.map(lambda found: found[:0], call(networks, one))
+        return call(networks, images)
+
+    return predict
+
+
+def photographs(images):
+    """Photographs (B, H, W, C), uint8 as they are, other floats as float32.
+
+    Raises:
+      ValueError: images of another shape, without pixels, or whose numbers are neither uint8 nor floats.
+    """
+    images = jnp.asarray(images)
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"images of shape {images.shape}: give (B, H, W, C), as images[None] of one photograph")
+    if images.dtype == jnp.uint8:
+        return images
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images of type {images.dtype}: give uint8, or floats from 0 to 1")
+    return images.astype(jnp.float32)
+
+
+def marker(task, settings) -> Callable:
+    """The pure function (networks, images) of what finds landmarks."""
     call = evaluate.predictor(task)
     size, fit = tuple(settings.data.size), settings.data.fit
 
@@ -53,13 +81,13 @@ def function(task, settings, facts: dict) -> Callable:
         source = images.shape[1:3]
         framed = geometry.to_frame(images, size, fit=fit)
         points, scores = call(networks, framed)
-        return geometry.affine(jnp.asarray(geometry.frame(source, size, fit), points.dtype), points), scores
+        return geometry.affine(geometry.frame(source, size, fit), points), scores
 
     return predict
 
 
 def finder(settings, facts: dict) -> Callable:
-    """The pure function (networks, images) of a detector.
+    """The pure function (networks, images) of a detector, which drops what `detection.predict` drops.
 
     Where its photographs are at a fixed scale each is one frame here, however large, and nothing has to be joined.
     """
@@ -68,19 +96,25 @@ def finder(settings, facts: dict) -> Callable:
     def predict(networks, images):
         source, size = images.shape[1:3], tuple(settings.data.size)
         if fixed:
-            rows, columns = (max(1, round(settings.data.scale * side)) for side in source)
-            spare = -rows % STRIDE, -columns % STRIDE
-            framed = jnp.pad(geometry.resize(images, (rows, columns)), ((0, 0), (0, spare[0]), (0, spare[1]), (0, 0)))
-            size, matrix = framed.shape[1:3], ((source[1] / columns, 0.0, 0.0), (0.0, source[0] / rows, 0.0))
+            extent = tuple(max(1, round(settings.data.scale * side)) for side in source)
+            # In the middle of a frame that is larger, as `objects.cut` lays it.
+            (top, below), (left, right) = (
+                ((side - n) // 2, (side - n + 1) // 2) if n <= side else (0, -n % STRIDE)
+                for n, side in zip(extent, size, strict=True)
+            )
+            framed = jnp.pad(geometry.resize(images, extent), ((0, 0), (top, below), (left, right), (0, 0)))
+            sy, sx = (whole / n for whole, n in zip(source, extent, strict=True))
+            size, matrix = framed.shape[1:3], ((sx, 0.0, -left * sx), (0.0, sy, -top * sy))
         else:
             framed = geometry.to_frame(images, size, fit=settings.data.fit)
             matrix = geometry.frame(source, size, settings.data.fit)
         _, task = tasks.build(settings, facts, size=size)
         found = detection.predictor(task)(networks, framed)
-        corners = found.boxes.reshape(*found.boxes.shape[:-1], 2, 2)
-        return found._replace(
-            boxes=geometry.affine(jnp.asarray(matrix, corners.dtype), corners).reshape(found.boxes.shape)
-        )
+        corners = geometry.affine(matrix, found.boxes.reshape(*found.boxes.shape[:-1], 2, 2))
+        good = geometry.inside(corners.mean(-2), source) & (found.scores >= detection.FLOOR)
+        found = found._replace(boxes=corners.reshape(found.boxes.shape), scores=jnp.where(good, found.scores, 0))
+        best = jnp.argsort(-found.scores)
+        return jax.vmap(lambda one, best: jax.tree.map(lambda x: x[best], one))(found, best)
 
     return predict
 
@@ -91,19 +125,26 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = ""):
     Of a run over several datasets they are those of the dataset `set`, as if it had been the only one.
 
     Raises:
-      ValueError: the run has several datasets and `set` is none of them, or it has one and `set` is given.
+      ValueError: the run has several datasets and `set` is none of them, or it has one and `set` is given; or a note is
+        damaged.
     """
     workdir = Path(workdir)
     config = runs.config_of(workdir)
     stage = runs.stages(config)[-1]
     settings = configs.stage(config, stage)
     settings.data = of_set(settings.data, set)
-    variables, notes = runs.restore(workdir, stage, runs.members(settings, fold))
-    facts = notes[0]["facts"]
-    _, task = tasks.build(settings, facts)
+    members = runs.members(settings, fold)
+    variables, notes = runs.restore(workdir, stage, members)
+    for member, note in zip(members, notes, strict=True):
+        if "facts" not in note:
+            path = runs.folder_of(workdir, stage, member) / "best" / "note.json"
+            raise ValueError(f"{path}: it lacks the facts of the data; copy the run anew")
     if set:
-        own = slice(*facts["sets"][set])
-        task = task._replace(decode=lambda outputs, every=task.decode: tuple(found[:, own] for found in every(outputs)))
+        start, stop = notes[0]["facts"]["sets"][set]
+        own = lambda params: params | {"head": params["head"][set]}
+        variables = [tree | {"params": own(tree["params"])} for tree in variables]
+        notes = [note | {"facts": {"landmarks": stop - start}} for note in notes]
+    _, task = tasks.build(settings, notes[0]["facts"])
     return task, settings, jax.tree.map(jnp.asarray, variables), notes
 
 
@@ -116,13 +157,11 @@ def evaluate_on(workdir: Path, dataset, out: Path, *, set: str = "") -> dict:
     samples = dataset.samples
     if dataset.objects:
         return objects_on(task, networks, notes, dataset, out)
+    evaluate.check_landmarks(samples, notes)
     points, scores = evaluate.predict(evaluate.predictor(task), networks, samples)
-    if points.shape != samples.points.shape:
-        raise ValueError(
-            f"the data have {samples.points.shape[1]} landmarks, the network of {workdir} finds {points.shape[1]}"
-        )
     found = evaluate.beside(samples, points, scores, -1)
-    summary = evaluate.summarise(found) | {"baselines": {}, "failures": dataset.problems}
+    problems = dataset.problems + caveats.of_names(samples, notes, set)
+    summary = evaluate.summarise(found) | {"baselines": {}, "failures": problems}
     if dataset.volumes:
         template, spread = notes[0]["facts"]["template"], calibration.spread_of(notes)
         summary["volume"] = calibration.score(found.name, points, scores, dataset.volumes, template, out, spread)
@@ -208,8 +247,9 @@ def objects_on(task, networks, notes, dataset, out: Path) -> dict:
     names, threshold = detection.names_of(notes, dataset.classes), detection.threshold_of(notes)
     found, milliseconds = detection.timed(task, networks, dataset.samples)
     result = detection.beside(found, {a.image: a for a in dataset.objects}, names, -1)
+    problems = dataset.problems + caveats.of_names(dataset.samples, notes)
     return evaluate.of_objects(
-        out, result, np.full(len(found.name), threshold), names, ms_per_image=milliseconds, failures=dataset.problems
+        out, result, np.full(len(found.name), threshold), names, ms_per_image=milliseconds, failures=problems
     )
 
 

@@ -8,6 +8,8 @@ decoders are beyond the converter (jax2onnx).
 
 import functools
 import json
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxmarks import detection, predict, runs
+from jaxmarks import detection, predict, runs, tasks
 from jaxmarks.models import layers
 
 # An artefact made on one of them runs on all.
@@ -71,28 +73,40 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
 
     They take "images" (batch, H, W, 3), float32 RGB from 0 to 255 in the network's frame, and give the points
     (batch, K, 2) in its pixels and their scores where the head is direct, else what the head's layer gives: heatmaps
-    before their softmax, or a detector's maps.
+    before their softmax, or a detector's maps. They compute in float32, whatever the run was trained in.
 
     Args:
       workdir, fold, set: as in `export`.
       folder: where the files go.
 
     Returns:
-      What `onnx.json` says: the files, the inputs and outputs with their shapes, the head, and how photographs are fitted
-      into the frame.
+      What `onnx.json` says: the files, the inputs and outputs with their shapes, the dataset `set` whose they are, the
+      head, and how photographs are fitted into the frame.
+
+    Raises:
+      ValueError: a run of Faster R-CNN, whose proposals the converter cannot write.
     """
     try:
         import jax2onnx
     except ImportError as error:
         raise ImportError("ONNX files need jax2onnx: pip install 'jaxmarks[onnx]'") from error
-    task, settings, networks, notes = predict.networks_of(workdir, fold=fold, set=set)
+    _, settings, networks, notes = predict.networks_of(workdir, fold=fold, set=set)
+    if settings.head.name == "faster_rcnn":
+        raise ValueError(
+            f"{workdir}: ONNX cannot hold Faster R-CNN, whose proposals are beyond the converter; use --format=jax"
+        )
+    settings.train.dtype = "float32"
+    _, task = tasks.build(settings, notes[0]["facts"])
     shape, decoded = (*settings.data.size, 3), settings.head.name == "direct"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
     def function(variables, images):
         outputs = task.apply(variables, task.plain({"images": images / 255})["images"], train=False)
-        return dict(zip(("points", "scores"), task.decode(outputs), strict=True)) if decoded else outputs
+        if decoded:
+            return dict(zip(("points", "scores"), task.decode(outputs), strict=True))
+        # Learned shapes are of no image: they are parameters of the loss.
+        return outputs._replace(shapes=None) if hasattr(outputs, "shapes") else outputs
 
     like = jax.eval_shape(function, networks[0], jax.ShapeDtypeStruct((1, *shape), np.float32))
     outputs = {
@@ -111,6 +125,7 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         "files": files,
         "images": ["batch", *shape],
         "outputs": outputs,
+        "set": set,
         "head": settings.head.to_dict(),
         "fit": settings.data.fit,
         "facts": notes[0]["facts"],
@@ -120,10 +135,19 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
 
 
 def load(folder: Path) -> Callable:
-    """The artefact as a function: images (B, H, W, 3) uint8 of its size -> dict of the outputs that `about.json` names."""
-    function = exporter().deserialize(bytearray((Path(folder) / "function.bin").read_bytes()))
-    with np.load(Path(folder) / "parameters.npz") as file:
-        parameters = [file[f"arr_{i}"] for i in range(len(file.files))]
+    """The artefact as a function: images (B, H, W, 3) uint8 of its size -> dict of the outputs that `about.json` names.
+
+    Raises:
+      ValueError: a file of it is damaged.
+    """
+    exporting, path = exporter(), Path(folder) / "function.bin"
+    try:
+        function = exporting.deserialize(bytearray(path.read_bytes()))
+        path = Path(folder) / "parameters.npz"
+        with np.load(path) as file:
+            parameters = [file[f"arr_{i}"] for i in range(len(file.files))]
+    except (struct.error, zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: it is damaged ({error}); copy the artefact anew") from None
     return jax.tree_util.Partial(function.call, parameters)
 
 

@@ -249,10 +249,13 @@ def test_specs_that_make_no_encoder(spec, message):
 
 
 def test_an_encoder_without_weights_is_named():
-    with pytest.raises(
-        ValueError, match=r"no jaxmarks\.models\.encoders\.plain with `IMAGENET`; there are: .*resnet50"
-    ):
+    known = "efficientnet_b7, efficientnet_lite0, resnet50, resnext101, vgg16, vgg19$"
+    with pytest.raises(ValueError, match=f"weights=imagenet: the encoder plain has none; there are those of {known}"):
         encoders.read_weights({"name": "plain"}, "imagenet")
+    with pytest.raises(
+        ValueError, match=r"efficientnet_b7, efficientnet_lite0, plain, resnet50, resnext101, vgg16, vgg19$"
+    ):
+        encoders.read_weights({"name": "resnet51"}, "imagenet")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "plain"])
@@ -318,6 +321,14 @@ def test_conversion_takes_other_floats_and_biases_before_a_norm(given):
     np.testing.assert_array_equal(found["var"], 0)
 
 
+def test_weights_without_normalisation_say_how_to_take_them(given):
+    given |= state_of(tiny("vgg16"))
+    spec = tiny("vgg16", norm="batch")
+    with pytest.raises(ValueError, match=r"weights of a network without normalisation: set --config\.model\.norm=none"):
+        models.read_weights(spec, "x", channels=3)
+    models.read_weights(spec | {"norm": "none"}, "x", channels=3)
+
+
 def test_a_prefix_of_every_name_is_found_and_lists_are_short(given):
     spec = tiny("resnet50")
     given |= {f"module.{key}": value for key, value in state_of(spec).items()}
@@ -365,8 +376,12 @@ def test_a_body_takes_its_encoder(given, capsys, spec):
 
 
 def test_bodies_without_weights_name_those_that_have_them():
-    with pytest.raises(ValueError, match="there are: resnet50, vgg16, yolo_tiny"):
-        models.read_weights({"name": "hrnet"}, "imagenet", channels=3)
+    for name in ("hrnet", "unet", "hourglass", "inception_v2"):
+        with pytest.raises(
+            ValueError,
+            match=f"{name} has none; there are those of the bodies resnet50, vgg16, yolo_tiny and of .*vgg19$",
+        ):
+            models.read_weights({"name": name}, "imagenet", channels=3)
     with pytest.raises(ValueError, match="width=16"):
         models.read_weights({"name": "yolo_tiny", "width": 8}, "tiny.weights", channels=3)
 

@@ -254,15 +254,14 @@ def test_dropout_is_the_same_on_two_devices_as_on_one():
 
 
 @pytest.mark.parametrize("old, new", [((6, 8), (12, 16)), ((7, 5), (9, 20)), ((12, 9), (5, 4)), ((1, 3), (4, 3))])
-def test_resize_is_that_of_jax_image(old, new):
-    x = normal(np.random.default_rng(0), (2, *old, 3))
-    expected = jax.image.resize(x, (2, *new, 3), "bilinear", antialias=False)
+def test_resize_interpolates_between_the_centres_of_pixels(old, new):
+    x = expected = np.asarray(normal(np.random.default_rng(0), (2, *old, 3)))
+    for axis, (before, after) in enumerate(zip(old, new, strict=True), 1):
+        centres, places = np.arange(before) + 0.5, (np.arange(after) + 0.5) * before / after
+        expected = np.apply_along_axis(lambda row: np.interp(places, centres, row), axis, expected)  # noqa: B023
     np.testing.assert_allclose(layers.resize(x, new), expected, atol=1e-5)
     np.testing.assert_allclose(jax.jit(layers.resize, static_argnums=1)(x, new), expected, atol=1e-5)
-    gradient = lambda f: jax.grad(lambda x: jnp.sum(f(x) ** 3))(x)
-    theirs = gradient(lambda x: jax.image.resize(x, (2, *new, 3), "bilinear", antialias=False))
-    np.testing.assert_allclose(gradient(lambda x: layers.resize(x, new)), theirs, atol=1e-3)
-    assert layers.resize(x.astype(jnp.bfloat16), new).dtype == jnp.bfloat16
+    assert layers.resize(jnp.asarray(x, jnp.bfloat16), new).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 6), (7, 9)])

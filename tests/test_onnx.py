@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_predict import OBJECTS, noise, untrained
 
 from jaxmarks import evaluate, find, predict, serving, train
 from jaxmarks.models import layers
@@ -64,3 +65,53 @@ def test_a_run_as_onnx_files(name, tmp_path):
         found = task.decode(jnp.asarray(found[0]))
     np.testing.assert_allclose(found[0], points, atol=1e-3)
     np.testing.assert_allclose(found[1], scores, atol=1e-4)
+
+
+def test_a_run_in_bfloat16_becomes_float32(tmp_path):
+    changes = {"split.run": (0,), "data.size": (64, 64)}
+    halves, wholes = (
+        untrained(tmp_path / dtype, "fish", "smoke", {"landmarks": 5}, **changes, **{"train.dtype": dtype})
+        for dtype in ("bfloat16", "float32")
+    )
+    about = serving.export_onnx(halves, tmp_path / "export")
+    images = noise(2, 64, 64, 3)
+    (found,) = results(tmp_path / "export" / about["files"][0], images.astype(np.float32))
+    task, _, (variables,), _ = predict.networks_of(wholes)
+    expected = np.asarray(task.apply(variables, task.plain({"images": images})["images"], train=False))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_of_several_datasets_one_is_written(name, tmp_path):
+    facts = {"landmarks": 5, "sets": {"a": (0, 2), "b": (2, 5)}}
+    changes = {"split.run": (0,), "data.sets": {"a": {"part": "pronotum"}, "b": {"part": "head"}}}
+    run = untrained(tmp_path / "run", "universal", "smoke", facts, **changes)
+    about = serving.export_onnx(run, tmp_path / "export", set=name)
+    count = {"a": 2, "b": 3}[name]
+    assert about["set"] == name and about["outputs"] == {"outputs": ["batch", 32, 32, count]}
+    images = noise(2, 64, 64, 3)
+    (maps,) = results(tmp_path / "export" / about["files"][0], images.astype(np.float32))
+    task, *_ = predict.networks_of(run, set=name)
+    points, scores = predict.load(run, set=name)(images)
+    found = task.decode(jnp.asarray(maps))
+    np.testing.assert_allclose(found[0], points, atol=1e-3)
+    np.testing.assert_allclose(found[1], scores, atol=1e-5)
+
+
+def test_learned_shapes_are_no_output(tmp_path):
+    changes = {"split.run": (0,), "data.size": (64, 64)}
+    run = untrained(tmp_path / "run", "spines", "sp_cnn,smoke", OBJECTS, **changes)
+    rings = serving.export_onnx(run, tmp_path / "rings")["outputs"]
+    run = untrained(tmp_path / "learned", "spines", "sp_cnn,smoke", OBJECTS, **changes, **{"head.shapes": "learned"})
+    about = serving.export_onnx(run, tmp_path / "export")
+    assert about["outputs"] == rings and list(rings) == ["maps"]
+    (maps,) = results(tmp_path / "export" / about["files"][0], noise(2, 64, 64, 3).astype(np.float32))
+    assert ["batch", *maps.shape[1:]] == about["outputs"]["maps"]
+
+
+def test_faster_rcnn_is_refused_before_anything_is_written(tmp_path):
+    facts = OBJECTS | {"anchors": [[10.0, 10.0], [20.0, 20.0], [15.0, 9.0]]}
+    run = untrained(tmp_path / "run", "spines", "faster_rcnn,smoke", facts, **{"split.run": (0,)})
+    with pytest.raises(ValueError, match=r"ONNX cannot hold Faster R-CNN.*use --format=jax"):
+        serving.export_onnx(run, tmp_path / "export")
+    assert not (tmp_path / "export").exists()

@@ -8,12 +8,14 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmarks import checkpoint, evaluate, formats, phantoms, runs, train
+from jaxmarks import caveats, checkpoint, evaluate, formats, phantoms, runs, train
 from jaxmarks.data import loading, splits
 from jaxmarks.data.samples import Annotation
 
@@ -225,3 +227,18 @@ def test_a_config_for_ones_own_data_needs_them(tmp_path):
     for config, marks in (("fish", "landmarks"), ("spines", "boxes")):
         said = run(f"--config=configs/{config}.py:own,smoke", f"--workdir={tmp_path / 'run'}", fails=True)
         assert f"--config.data.{marks}=FILE" in said and not (tmp_path / "run").exists()
+
+
+def test_images_that_are_scored_again_are_known_by_their_names(tmp_path):
+    notes = [{"data": {"images": {"train": ["set/a.png", "set/b.png"], "valid": ["set/c.png"], "test": ["set/d.png"]}}}]
+    samples = SimpleNamespace(name=np.array(["a.png", "c.png", "d.png", "e.png"]))
+    (found,) = caveats.of_names(samples, notes, "set")
+    assert found["what"].startswith("2 images have the names of images that were trained on (a.png, c.png)")
+    assert caveats.of_names(samples, [*notes, {}]) == []
+
+
+def test_a_folder_is_itself_under_any_spelling(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    spelt = (tmp_path / "images", tmp_path / "link", tmp_path / "link" / ".." / "images")
+    assert len({str(caveats.origins(ml_collections.ConfigDict({"images": str(path)}))) for path in spelt}) == 1

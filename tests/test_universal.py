@@ -379,7 +379,7 @@ def test_a_prediction_needs_the_dataset_that_photographs_are_like(universal, tmp
     given = ml_collections.ConfigDict({"data": keys | {"group_by": ""}})
     main.predict(given, workdir)
     assert len(rows_of(workdir / "predict" / "predictions.csv")) == 6 * 8
-    with pytest.raises(ValueError, match=r"the data have 11 landmarks, the network of .* finds 8"):
+    with pytest.raises(ValueError, match=r"the data have 11 landmarks, the run's network finds 8"):
         main.evaluate(given, workdir)
     monkeypatch.setattr(main, "SET", SimpleNamespace(value=""))
     for mode in (main.predict, main.evaluate):

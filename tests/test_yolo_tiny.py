@@ -63,6 +63,19 @@ def test_a_file_that_is_not_darknets_says_so(tmp_path):
     (tmp_path / "other.weights").write_bytes(raw[:20] + np.full(len(raw) // 4, -1.0, "<f4").tobytes())
     with pytest.raises(ValueError, match="variances of convolution 1"):
         yolo_tiny.read_weights(tmp_path / "other.weights")
+    # Bias, scale and mean, each of 16 channels, then the variance and the kernel of the first convolution.
+    for at in (0, 17, 33, 65):
+        odd = bytearray(raw)
+        odd[20 + 4 * at : 24 + 4 * at] = np.array(np.nan, "<f4").tobytes()
+        (tmp_path / "odd.weights").write_bytes(odd)
+        with pytest.raises(ValueError, match=r"odd\.weights: convolution 1 has numbers that are not finite"):
+            yolo_tiny.read_weights(tmp_path / "odd.weights")
+
+
+@pytest.mark.parametrize("source", ["imagenet", "hf:timm/resnet50.tv_in1k", "."])
+def test_what_is_no_file_of_darknet_names_the_one_that_is(source):
+    with pytest.raises(FileNotFoundError, match=f"weights={source}: there is no such file; .*yolov2-tiny-voc.weights"):
+        models.read_weights({"name": "yolo_tiny"}, source, channels=3)
 
 
 def test_the_papers_network():

@@ -6,6 +6,8 @@ They do not clip, but for `gamma`: a chain of them clips once, at its end.
 import jax
 import jax.numpy as jnp
 
+from jaxmarks.ops import filters
+
 # ITU-R BT.601: the shares of red, green and blue in the luminance.
 LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -66,13 +68,7 @@ def blur(key, image, *, strength):
     sigma = jnp.maximum(jax.random.uniform(key) * strength, 1e-3)
     radius = max(1, round(3 * strength))
     weights = jnp.exp(-0.5 * (jnp.arange(-radius, radius + 1) / sigma) ** 2)
-    weights = weights / weights.sum()
-    for axis in (0, 1):
-        pads = [(radius, radius) if a == axis else (0, 0) for a in range(3)]
-        padded = jnp.pad(image, pads, mode="edge")
-        shifted = [jax.lax.slice_in_dim(padded, i, i + image.shape[axis], axis=axis) for i in range(2 * radius + 1)]
-        image = sum(w * s for w, s in zip(weights, shifted, strict=True))
-    return image
+    return filters.separable(image, weights / weights.sum(), (0, 1), mode="edge")
 
 
 def cutout(key, image, *, strength):

@@ -129,6 +129,11 @@ def convert(
         return array
 
     variables = jax.tree_util.tree_map_with_path(take, like)
+    normalised = lambda keys: any(k.endswith(LEAVES["var"]) for k in keys)
+    if used and normalised(missing) and not normalised(arrays):
+        raise ValueError(
+            f"{about}: weights of a network without normalisation: set --config.model.norm=none (of an encoder norm=none)"
+        )
     spare = [k for k in arrays if k not in used and not k.endswith(".num_batches_tracked")]
     unused = [k for k in spare if not k.startswith(tuple(beside))]
     if missing or unused or other or odd:

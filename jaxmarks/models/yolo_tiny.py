@@ -55,10 +55,15 @@ def read_weights(path, *, channels=3, width=16, norm="batch"):
       width, norm: the body's, which must be Darknet's.
 
     Raises:
+      FileNotFoundError: there is no such file.
       ValueError: a file that does not hold these layers, or a body of others.
     """
     if (width, norm) != (16, "batch"):
         raise ValueError(f"{path}: Darknet's weights are for model.width=16 and norm=batch, not {width} and {norm}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"weights={path}: there is no such file; yolo_tiny takes Darknet's: --config.weights=yolov2-tiny-voc.weights"
+        )
     raw = Path(path).read_bytes()
     major, minor = (int(n) for n in np.frombuffer(raw[:8].ljust(8, b"\0"), "<i4"))
     # Then come the revision and the number of images seen, of 8 bytes since version 0.2.
@@ -83,6 +88,10 @@ def read_weights(path, *, channels=3, width=16, norm="batch"):
         if not (np.isfinite(variance).all() and (variance >= 0).all()):
             raise ValueError(f"{path}: the variances of convolution {i} are not; this is not yolov2-tiny-voc.weights")
         kernel = take(out, into, h, w).transpose(2, 3, 1, 0)
+        if not all(np.isfinite(array).all() for array in (bias, scale, mean, kernel)):
+            raise ValueError(
+                f"{path}: convolution {i} has numbers that are not finite; give yolov2-tiny-voc.weights anew"
+            )
         if i == 1 and channels == 1:
             kernel = kernel.sum(axis=2, keepdims=True)
         params[f"conv{i}"] = {"conv": {"kernel": kernel}, "norm": {"batch": {"bias": bias, "scale": scale}}}

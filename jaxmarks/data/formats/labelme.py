@@ -7,7 +7,6 @@ import collections
 import itertools
 import json
 import os
-import re
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -33,7 +32,7 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
     root = path if path.is_dir() else path.parent
     places = [file.parent.relative_to(root) for file in files]
     read = [(file, *_points(file, problems, images or root, place)) for file, place in zip(files, places, strict=True)]
-    labels = sorted({label for *_, points in read for label in points}, key=_natural)
+    labels = sorted({label for *_, points in read for label in points}, key=text.natural)
     if not labels:
         raise FormatError(path, "", "no point shape in any file", "mark landmarks as points")
     for label in labels:
@@ -104,10 +103,6 @@ def _image_name(name):
     """The path of an image as the annotator's machine had it: its last part where it leads out of the folder."""
     path = PureWindowsPath(name)  # takes both kinds of slash
     return path.name if path.anchor or ".." in path.parts or not name else path.as_posix()
-
-
-def _natural(label):
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", label) if p]
 
 
 def write(folder, annotations: list[Annotation]) -> None:

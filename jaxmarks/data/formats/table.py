@@ -67,7 +67,7 @@ def _long(path, names, entries, number_of, problems):
             raise FormatError(path, f"line {bad[0]}", f"landmark {bad[1]}", "count landmarks from 1")
         order = [str(k) for k in range(1, top + 1)]
     else:
-        order = sorted(labels, key=lambda label: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", label)])
+        order = sorted(labels, key=texts.natural)
     found = []
     for rows in by_image.values():
         given: dict[str, tuple] = {}

@@ -34,6 +34,11 @@ def read(path, kind: str) -> str:
     raise FormatError(path, "line 1", "text in an unknown encoding", "save it as UTF-8")
 
 
+def natural(label: str) -> list:
+    """What labels are sorted by, so that l2 comes before l10."""
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", label) if p]
+
+
 def number(word: str) -> float:
     """A number as files hold it; ValueError for anything else, and for "1_0", which Python alone reads as 10."""
     if "_" in word:

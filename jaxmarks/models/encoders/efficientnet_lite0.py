@@ -1,4 +1,7 @@
-"""EfficientNet-Lite0 (Liu 2020): B0 without squeeze and excitation, with ReLU6: the smallest with ImageNet weights."""
+"""EfficientNet-Lite0 (Liu 2020): B0 without squeeze and excitation, with ReLU6: the smallest with ImageNet weights.
+
+Of timm's weights those of tf_efficientnet_lite0 fit; of efficientnet_lite0 see `efficientnet_b7`.
+"""
 
 from jaxmarks.models.encoders import colours, efficientnet_b7
 

@@ -149,15 +149,19 @@ def load(path: Path) -> ml_collections.ConfigDict:
 
 
 def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> list[str]:
-    """The keys in which two configs differ, with both values; a key that one is older than has its default."""
+    """The keys in which two configs differ, with both values.
+
+    A key that one is older than has its default there, and one of a stage what the config says outside of its stages.
+    """
     default, *flat = [{".".join(path): value for path, value in _leaves(c)} for c in (base(), one, other)]
     newer = {key: value for key, value in default.items() if key in flat[0] or key in flat[1]}
     flat = [newer | each for each in flat]
     as_json = lambda value: json.dumps(value, default=list)
+    value = lambda known, key: known.get(key, known.get(re.sub(r"^stage\.[^.]+\.", "", key)))
     return [
-        f"{key}: {flat[0].get(key)} / {flat[1].get(key)}"
+        f"{key}: {value(flat[0], key)} / {value(flat[1], key)}"
         for key in sorted(set(flat[0]) | set(flat[1]))
-        if as_json(flat[0].get(key)) != as_json(flat[1].get(key))
+        if as_json(value(flat[0], key)) != as_json(value(flat[1], key))
     ]
 
 

@@ -251,7 +251,8 @@ def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
     """The numbers of `summary.json`, NaN where there is none: at the threshold (of each photograph, or one), and over all."""
     limit = np.broadcast_to(threshold, (len(found.name),))[:, None]
     used, total = (found.scores >= limit) & (found.scores > 0), int((found.labels >= 0).sum())
-    at = lambda right: jax.tree.map(float, box_ops.precision_recall(right, found.scores, used, total))
+    rounded = lambda share: round(float(share), 7)  # what single precision knows
+    at = lambda right: jax.tree.map(rounded, box_ops.precision_recall(right, found.scores, used, total))
     ap = _average_precision(
         jnp.asarray(found.boxes, jnp.float32), jnp.asarray(found.scores, jnp.float32), jnp.asarray(found.scores > 0),
         jnp.asarray(found.true, jnp.float32), jnp.asarray(found.labels >= 0), classes=jnp.asarray(found.classes),

@@ -341,17 +341,18 @@ def write_rows(rows, found: Predictions) -> None:
 
 
 def write_tps(path: Path, parts: list[Predictions]) -> None:
-    """The predicted landmarks as tpsDig reads them, y up."""
+    """The predicted landmarks as tpsDig reads them, y up; names without the blanks about them, which TPS has not."""
+    name = lambda found, n: str(found.name[n]).strip()
     each = [(found, n) for found in parts for n in range(len(found.name))]
     annotations = [
         Annotation(
-            image=str(found.name[n]), points=found.points[n], id=str(i), mm_per_px=float(found.mm_per_px[n]),
+            image=name(found, n), points=found.points[n], id=str(i), mm_per_px=float(found.mm_per_px[n]),
             # Where both coordinates would be negative TPS reads a missing landmark.
             visible=(found.points[n, :, 0] >= 0) | (found.points[n, :, 1] <= found.source_size[n, 0]),
         )
         for i, (found, n) in enumerate(each)
     ]  # fmt: skip
-    heights = {str(found.name[n]): int(found.source_size[n, 0]) for found, n in each}
+    heights = {name(found, n): int(found.source_size[n, 0]) for found, n in each}
     formats.write(path, annotations, heights)
 
 

@@ -37,12 +37,6 @@ def join(count: int = 0, *, coordinator: str = "", index: int = -1) -> None:
       coordinator: address of the first process, HOST:PORT.
       index: this one's number, from 0.
     """
-    given = (bool(coordinator), index >= 0, count > 0)
-    if any(given[:2]) and not all(given):
-        raise ValueError(
-            f"--processes={count} --coordinator={coordinator} --process={index}: give all three, or --processes=0 alone"
-            " where SLURM, a TPU pod or Kubernetes knows them"
-        )
     if coordinator and not re.fullmatch(r".+:\d+", coordinator):
         raise ValueError(f"--coordinator={coordinator}: give HOST:PORT, of the first process")
     try:
@@ -60,6 +54,8 @@ def join(count: int = 0, *, coordinator: str = "", index: int = -1) -> None:
 
 def devices_of_node() -> list[int] | None:
     """All GPUs of a SLURM node with one task, to which JAX would give the first alone; else None, which leaves it to JAX."""
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        return None
     tasks, gpus = (os.environ.get(f"SLURM_{key}", "") for key in ("STEP_TASKS_PER_NODE", "GPUS_ON_NODE"))
     one = re.fullmatch(r"1(\(x\d+\))?", tasks)
     return list(range(int(gpus))) if one and gpus.isdecimal() else None

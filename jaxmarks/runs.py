@@ -44,7 +44,7 @@ def members(settings, fold: int | None = None) -> list[Member]:
 @contextlib.contextmanager
 def locked(workdir: Path):
     """Keeps other commands from training in a folder while this one does; raises ValueError where one already does."""
-    with (Path(workdir) / "lock").open("w") as lock:
+    with (Path(workdir) / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -82,7 +82,16 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with runs.locked(workdir) if processes.lead() else contextlib.nullcontext(), processes.Watch(workdir):
+    with contextlib.ExitStack() as stack:
+        refused = ""
+        if processes.lead():
+            try:
+                stack.enter_context(runs.locked(workdir))
+            except ValueError as error:
+                refused = str(error)
+        if refused := processes.agree(refused):  # all end together
+            raise ValueError(refused)
+        stack.enter_context(processes.Watch(workdir))
         return run_stages(config, workdir)
 
 
@@ -304,8 +313,15 @@ def refuse_others(note: dict | None, name: str, samples) -> None:
 
 def refuse_unscored(settings, samples) -> None:
     """Raises ValueError where a stage that is scored holds nothing back for it."""
-    split = splits.of_member(settings, samples, runs.Member(runs.folds(settings)[0]), 1)
-    if not len(split.test) and not len(split.valid):
+    each = {fold: splits.of_member(settings, samples, runs.Member(fold), 1) for fold in runs.folds(settings)}
+    for fold, split in each.items():
+        lacking = np.setdiff1d(samples.domain, samples.domain[split.test])
+        if len(split.test) and len(lacking):
+            raise ValueError(
+                f"fold {fold}: of dataset {lacking[0] + 1} no image is left to test, for it shares its photographs with"
+                f" others: lower --config.split.folds={settings.split.folds}, or leave that fold out of --config.split.run"
+            )
+    if not any(len(split.test) or len(split.valid) for split in each.values()):
         raise ValueError(
             f"--config.split.folds={settings.split.folds} --config.split.valid={settings.split.valid}: nothing is held back"
             " to score the network on: raise one of them"

@@ -156,3 +156,12 @@ def test_pretraining_is_on_all_drawn_beetles():
     config = get_config("own,finetune")
     config.split.few = 3
     assert [configs.stage(config, name).split.few for name in config.stages] == [0, 3]
+
+
+def test_a_run_older_than_a_key_of_a_stage_is_still_the_same():
+    one = runpy.run_path("configs/beetle.py")["get_config"]("finetune")
+    older = one.copy_and_resolve_references()
+    del older.stage.pretrain["split"]
+    assert configs.differences(older, one) == []
+    older.split.few = 3  # then it pretrained on three, too
+    assert configs.differences(older, one) == ["split.few: 3 / 0", "stage.pretrain.split.few: 3 / 0"]

@@ -731,3 +731,11 @@ def test_labelme_of_a_photograph_on_its_side_reads_back_in_stored_pixels(tmp_pat
     formats.write(tmp_path / "marks", [one])
     (read,) = formats.read(tmp_path / "marks", tmp_path)
     np.testing.assert_array_equal(read.points, [[10, 5]])
+
+
+def test_blanks_after_quotes_are_read_and_a_quote_left_open_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text('image,x1,y1,id\n"a.png" ,1,2,7\n')
+    assert formats.read(tmp_path / "a.csv")[0].image == "a.png"
+    (tmp_path / "a.csv").write_text('image,x1,y1,id\na.png,1,2,7\nb.png,1,2,"8\nc.png,3,4,9\n')
+    with pytest.raises(FormatError, match="line 3: no CSV: it ends within quotes"):
+        formats.read(tmp_path / "a.csv")

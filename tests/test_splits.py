@@ -1,5 +1,7 @@
 """Folds divide the groups and never a group; the paper's random split divides the rows."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -69,5 +71,26 @@ def test_a_group_of_two_domains_is_not_divided_between_them():
     domain = np.repeat([0, 1], [12, 6])
     group = np.concatenate([np.arange(12), [0, 1, 2, 20, 21, 22]])
     for fold in range(3):
-        split = splits.by_group_in_each(domain, group, folds=3, fold=fold, valid=0.0, seed=0)
-        assert not set(group[split.train]) & set(group[split.test])
+        split = splits.by_group_in_each(domain, group, folds=3, fold=fold, valid=0.25, seed=0)
+        parts = [set(group[rows]) for rows in split]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 15
+        # Three groups are of both domains, as many of the second alone, and nine of the first: each third has its share.
+        assert (
+            sorted(parts[2] & {0, 1, 2})
+            and sorted(parts[2] & {20, 21, 22})
+            and len(parts[2] - {0, 1, 2, 20, 21, 22}) == 3
+        )
+
+
+def test_few_of_each_domain_are_few_also_where_they_share_groups():
+    domain = np.repeat([0, 1], [20, 20])
+    group = np.concatenate([np.arange(20), np.arange(10), np.arange(30, 40)])
+    names = np.array([f"{'pq'[d]}/{g}.png" for d, g in zip(domain, group, strict=True)])
+    samples = SimpleNamespace(domain=domain, group=group, name=names)
+    options = {"by": "group", "folds": 5, "run": (), "valid": 0.0, "few": 2, "seed": 0}
+    for by in ("group", "image"):
+        settings = SimpleNamespace(split=SimpleNamespace(**options | {"by": by}), seed=0)
+        for fold in range(5):
+            split = splits.of_member(settings, samples, SimpleNamespace(fold=fold, number=0), 1)
+            assert np.bincount(domain[split.train]).tolist() == [2, 2]
+            assert not set(group[split.train]) & set(group[split.test])

@@ -468,3 +468,8 @@ def test_a_photograph_in_two_datasets_is_not_trained_on_in_one_and_tested_in_the
         5,
         5,
     ]
+
+
+def test_groups_are_numbered_as_ever_where_no_photograph_is_shared(tmp_path):
+    group = loading.load(get_config({"a": own(tmp_path / "a"), "b": own(tmp_path / "b")}).data).samples.group
+    assert group.dtype == np.int64 and group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]

@@ -182,18 +182,23 @@ def _several(spec):
     flip = tuple(np.concatenate(orders).tolist()) if any(one.flip for one in each.values()) else None
     sets = {name: OneOfSeveral(columns[name], one.disagreement) for name, one in each.items()}
     samples = concatenate(parts)
-    group = _joined(samples, [str(Path(of_set(spec, name).get("images") or name).resolve()) for name in each])
+    group = _joined(samples, [_origin(of_set(spec, name)) for name in each])
     return Dataset(dataclasses.replace(samples, group=group), problems, flip, photograph, sets=sets)
 
 
-def _joined(samples, folders):
-    """The groups (N,) of samples of several domains, whose images are in these folders: a photograph in two joins theirs."""
+def _origin(one):
+    """What tells images of one dataset from those of the same names in another: their folder, or the seed of drawings."""
+    return str(Path(one.images).resolve()) if one.get("images") else f"seed {one.get('seed', 0)}"
+
+
+def _joined(samples, origins):
+    """The groups (N,) of samples of several domains, whose images are of these origins: a photograph in two joins theirs."""
     _, group = np.unique(np.stack([samples.domain, samples.group]), axis=1, return_inverse=True)
-    names = [f"{folders[d]}/{name.partition('/')[2]}" for d, name in zip(samples.domain, samples.name, strict=True)]
+    names = [f"{origins[d]}/{name.partition('/')[2]}" for d, name in zip(samples.domain, samples.name, strict=True)]
     _, photograph = np.unique(names, return_inverse=True)
-    count = group.max() + 1
+    group, count = group.reshape(-1), group.max() + 1
     links = scipy.sparse.coo_array((np.ones(len(group)), (group, count + photograph)), [count + len(names)] * 2)
-    return scipy.sparse.csgraph.connected_components(links, directed=False)[1][group]
+    return scipy.sparse.csgraph.connected_components(links, directed=False)[1][group].astype(samples.group.dtype)
 
 
 def _kept(spec, part):

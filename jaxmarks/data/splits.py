@@ -15,7 +15,16 @@ class Split(NamedTuple):
     test: np.ndarray
 
 
-def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: int, member: int = 0) -> Split:
+def by_group(
+    group: np.ndarray,
+    *,
+    folds: int,
+    fold: int,
+    valid: float,
+    seed: int,
+    member: int = 0,
+    kind: np.ndarray | None = None,
+) -> Split:
     """The split of one fold, no group being divided.
 
     The groups are shuffled by the seed and dealt into `folds` parts whose sizes differ by one at most, so that every
@@ -28,17 +37,19 @@ def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: in
       valid: share in [0, 1).
       seed: of the shuffle.
       member: of an ensemble, whose networks have the same test and each its own validation groups.
+      kind: (N,) int, the same within each group: every part gets its share of each kind.
     """
     names = np.unique(group)
     if not 0 <= fold < folds:
         raise ValueError(f"fold {fold} of {folds}: folds count from 0 to {folds - 1}")
     if len(names) < folds:
         raise ValueError(f"{len(names)} groups cannot make {folds} folds; set --config.split.folds to at most that")
-    order = np.random.default_rng(seed).permutation(names)
+    kinds = {} if kind is None else dict(zip(group.tolist(), kind.tolist(), strict=True))
+    order = _evenly(np.random.default_rng(seed).permutation(names), kinds)
     test = np.array_split(order, folds)[fold] if folds > 1 else order[:0]
     rest = order[~np.isin(order, test)]
     # Another order for each fold, or the validation groups would be the same in all of them.
-    rest = np.random.default_rng((seed, fold)).permutation(rest)
+    rest = _evenly(np.random.default_rng((seed, fold)).permutation(rest), kinds)
     if not 0 <= valid < 1:
         raise ValueError(f"--config.split.valid={valid}: a share from 0 to below 1")
     held = round(valid * len(rest))
@@ -47,13 +58,28 @@ def by_group(group: np.ndarray, *, folds: int, fold: int, valid: float, seed: in
     return Split(where(rest[held:]), where(rest[:held]), where(test))
 
 
+def _evenly(names: np.ndarray, kinds: dict) -> np.ndarray:
+    """Names in an order in which each kind is spread over the whole; as they are where all are of one."""
+    kind = np.array([kinds.get(name, 0) for name in names], int)
+    place = np.zeros(len(names))
+    for value in np.unique(kind):
+        mine = np.flatnonzero(kind == value)
+        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return names[np.argsort(place, kind="stable")]
+
+
 def by_group_in_each(domain: np.ndarray, group: np.ndarray, **options) -> Split:
     """`by_group` within each domain (N,), so that every domain is in every part of every fold.
 
-    Where domains share a group all are split together, or one would be trained on what tests another.
+    Where domains share a group all are split together, or one would be trained on what tests another. Then a domain of
+    few groups may have none in a part.
     """
-    if len(np.unique(np.stack([domain, group]), axis=1).T) > len(np.unique(group)):
-        return by_group(group, **options)
+    pairs = np.unique(np.stack([domain, group]), axis=1)
+    if pairs.shape[1] > len(np.unique(group)):
+        # A group's kind is the domains that have it.
+        having = {value: tuple(pairs[0, pairs[1] == value]) for value in np.unique(group)}
+        number = {domains: n for n, domains in enumerate(sorted(set(having.values())))}
+        return by_group(group, kind=np.array([number[having[value]] for value in group]), **options)
     parts = []
     for value in np.unique(domain):
         mine = np.flatnonzero(domain == value)
@@ -115,8 +141,12 @@ def of_member(settings, samples: Samples, member, versions: int) -> Split:
         raise ValueError(f"--config.split.few={split.few}: a random split has no specimens; set split.by=group")
     group = samples.group
     if split.by == "image":  # the tiles of a photograph have its name, and stay together
-        order = {name: n for n, name in enumerate(dict.fromkeys(samples.name.tolist()))}
-        group = np.array([order[name] for name in samples.name.tolist()])
+        # So do its places in several datasets, which share a group.
+        several = len(np.unique(samples.domain)) > 1
+        bare = lambda name, group: (int(group), name.partition("/")[2]) if several else name
+        images = [bare(*pair) for pair in zip(samples.name.tolist(), samples.group, strict=True)]
+        order = {image: n for n, image in enumerate(dict.fromkeys(images))}
+        group = np.array([order[image] for image in images])
     # Where validation takes the place of a test, or a few specimens are all there is, an ensemble has the same of them.
     number = 0 if split.folds == 1 or split.few else member.number
     train, valid, test = by_group_in_each(
@@ -124,8 +154,11 @@ def of_member(settings, samples: Samples, member, versions: int) -> Split:
     )
     if split.few:
         draw, domains = np.random.default_rng((settings.seed, member.fold)), samples.domain[train]
-        drawn = [draw.permutation(np.unique(group[train[domains == d]])) for d in np.unique(domains)]
-        train = train[np.isin(group[train], np.concatenate([groups[: split.few] for groups in drawn]))]
+        kept = np.zeros(len(train), bool)
+        for d in np.unique(domains):
+            drawn = draw.permutation(np.unique(group[train[domains == d]]))[: split.few]
+            kept |= (domains == d) & np.isin(group[train], drawn)
+        train = train[kept]
     if not len(train):
         raise ValueError(
             f"fold {member.fold}: no image is left to train on: lower --config.split.valid={split.valid}, or give more images"

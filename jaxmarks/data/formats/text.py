@@ -1,5 +1,6 @@
 """The text of a file of landmarks or boxes, and the rows and numbers in it, whatever program and country they come from."""
 
+import collections
 import csv
 import io
 import json
@@ -66,14 +67,22 @@ def csv_rows(path, header: str, synonyms: Mapping[str, str] | None = None):
         text = text[told.end() :]
     head = next((each for each in text.splitlines() if each.strip()), "")
     delimiter = told[1] if told else max(";\t,", key=head.count)
+    read_with = lambda **how: csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **how)
     before = line
     try:
-        for cells in (reader := csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)):
+        for cells in (reader := read_with()):
             if any(cell.strip() for cell in cells):
                 rows.append((line, [cell.strip() for cell in cells]))
             line = before + reader.line_num
     except csv.Error as error:
         raise FormatError(path, f"line {line}", f"no CSV: {error}", "look for a quote left open") from None
+    try:  # a quote left open takes all that follows into its cell, which only a strict reader tells
+        collections.deque(read_with(strict=True), maxlen=0)
+    except csv.Error as error:
+        if "end of data" in str(error):
+            raise FormatError(
+                path, f"line {rows[-1][0]}", "no CSV: it ends within quotes", "look for a quote left open"
+            ) from None
     if not rows:
         raise FormatError(path, "line 1", "the file is empty", f"its first row is {header}")
     (first, cells), *rows = rows

@@ -221,6 +221,7 @@ def test_csv_layouts(content, tmp_path):
         (f"image,x1,y1\n{'a' * 200_000},1,2\n", 2, "no CSV"),
         ("image,x1,y1\n,1,2\n", 2, "no image name"),
         ("image,x1,y1\n", 1, "no row"),
+        ('"', 1, "empty"),
         ("", 1, "empty"),
     ],
 )

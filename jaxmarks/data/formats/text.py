@@ -50,11 +50,11 @@ def number(word: str) -> float:
 def csv_rows(path, header: str, synonyms: Mapping[str, str] | None = None):
     """A CSV's header and rows.
 
+    Fields are separated by comma, semicolon or tab: by what the header has most of, or what a line "sep=;" before it says.
+
     Returns:
       (line, names) of the header, in lower case and by `synonyms`; (line, stripped cells) of each row that is not blank; and
       whether decimals may be commas.
-
-    Fields are separated by comma, semicolon or tab: by what the header has most of, or what a line "sep=;" before it says.
 
     Raises:
       FormatError: an empty file, which should begin with `header`, a quote left open, a column that stands twice, a row of
@@ -76,6 +76,8 @@ def csv_rows(path, header: str, synonyms: Mapping[str, str] | None = None):
             line = before + reader.line_num
     except csv.Error as error:
         raise FormatError(path, f"line {line}", f"no CSV: {error}", "look for a quote left open") from None
+    if not rows:
+        raise FormatError(path, "line 1", "the file is empty", f"its first row is {header}")
     try:  # a quote left open takes all that follows into its cell, which only a strict reader tells
         collections.deque(read_with(strict=True), maxlen=0)
     except csv.Error as error:
@@ -83,8 +85,6 @@ def csv_rows(path, header: str, synonyms: Mapping[str, str] | None = None):
             raise FormatError(
                 path, f"line {rows[-1][0]}", "no CSV: it ends within quotes", "look for a quote left open"
             ) from None
-    if not rows:
-        raise FormatError(path, "line 1", "the file is empty", f"its first row is {header}")
     (first, cells), *rows = rows
     names = [(synonyms or {}).get(name.lower(), name.lower()) for name in cells]
     twice = next((name for name in names if name and names.count(name) > 1), None)

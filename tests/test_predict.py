@@ -14,6 +14,9 @@ from jaxmarks import checkpoint, detection, predict, runs, serving, tasks
 from jaxmarks import config as configs
 from jaxmarks.data import objects
 
+# Where arrays are damaged Orbax gives up in a thread, whose complaint comes whenever it is collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 ROOT = Path(__file__).parent.parent
 OBJECTS = {"classes": 2, "names": ("a", "b"), "sizes": (12.0, 9.0)}
 
@@ -137,7 +140,6 @@ def test_arrays_that_are_missing_are_named(direct, tmp_path, lost):
         predict.load(run)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax, which gives up in a thread
 def test_arrays_that_are_cut_are_named(direct, tmp_path):
     run, best = copied(direct, tmp_path / "run")
     largest = max((p for p in (best / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)

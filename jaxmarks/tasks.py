@@ -123,8 +123,12 @@ def rehearse(settings, facts: dict, flip) -> None:
     network, images = untrained(settings, facts, flip)
     sizes(settings)
     if settings.freeze:
-        params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
-        optim.freeze(optax.identity(), params, lambda path: re.match(settings.freeze, path) is not None)
+        frozen(optax.identity(), jax.eval_shape(network.init, jax.random.key(0), images)["params"], settings.freeze)
+
+
+def frozen(tx: optax.GradientTransformation, params, pattern: str) -> optax.GradientTransformation:
+    """`tx` for the parameters whose path the pattern does not match from its start; the others never change."""
+    return optim.freeze(tx, params, lambda path: re.match(pattern, path) is not None)
 
 
 def untrained(settings, facts: dict, flip=None):

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import operator
-import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -108,7 +107,8 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
         datasets[name] = dataset = processes.in_turn(functools.partial(load, settings.data))
         for problem in dataset.problems:
             processes.tell(f"[{name}] {problem['image']}: {problem['what']}")
-        if processes.agree(dataset.samples.digest) != dataset.samples.digest:
+        digest = dataset.samples.digest
+        if processes.agree(digest) != digest:
             raise ValueError(
                 f"[{name}] process {jax.process_index()} reads other data than process 0: let all see the same"
             )
@@ -375,7 +375,7 @@ def optimiser(settings, params, plan: Plan) -> optax.GradientTransformation:
     options = settings.train
     tx = optim.build(settings.optimizer, epochs=plan.epochs, steps_per_epoch=plan.steps_per_epoch / options.accumulate)
     if settings.freeze:
-        tx = optim.freeze(tx, params, lambda path: re.match(settings.freeze, path) is not None)
+        tx = tasks.frozen(tx, params, settings.freeze)
     if options.ema:
         tx = optax.chain(tx, optim.average(options.ema))
     if options.accumulate > 1:

@@ -610,15 +610,19 @@ def prime(number):
     return number > 1 and all(number % i for i in range(2, number))
 
 
-def test_mean_average_precision_against_pycocotools():
-    compared, seed = 0, 0
-    while compared < 4:
-        seed += 1
-        data = draw_data_set(np.random.default_rng(seed))
+def comparable(count, draw):
+    """The first `count` data sets of the seeds 1, 2, ... without recalls of whole hundredths, in which pycocotools rounds."""
+
+    def compares(data):
         counts = [(data["truth_valid"] & (data["truth_classes"] == c)).sum() for c in range(2)]
-        if not all(prime(n) and n != 2 and n != 5 for n in counts):
-            continue  # recalls of whole hundredths, in which pycocotools rounds
-        compared += 1
+        return all(prime(n) and n != 2 and n != 5 for n in counts)
+
+    drawn = (draw(np.random.default_rng(seed)) for seed in itertools.count(1))
+    return itertools.islice(filter(compares, drawn), count)
+
+
+def test_mean_average_precision_against_pycocotools():
+    for data in comparable(4, draw_data_set):
         reference = coco_precision(data, 3)
         found = mean_average_precision(**data, count=3)
         np.testing.assert_allclose(found["AP"], np.where(reference < 0, np.nan, reference), atol=1e-6)
@@ -757,19 +761,15 @@ def test_equally_near_truths_are_paired_as_pycocotools_pairs_them():
     truth, found = np.array([[[0.0, 0, 4, 4], [2, 0, 6, 4]]]), np.array([[[1.0, 0, 5, 4], [0, 0, 4, 4]]])
     scores, known = np.array([[0.9, 0.8]]), np.ones((1, 2), bool)
     assert pair_detections(found, scores, known, truth, known, iou=0.5).tolist() == [[1, 0]]
-    compared, seed = 0, 0
-    while compared < 6:
-        seed += 1
-        rng = np.random.default_rng(seed)
+
+    def of_whole_pixels(rng):
         data = draw_data_set(rng, images=4)
-        low = rng.integers(0, 8, (*data["truth"].shape[:2], 2))
-        data["truth"] = np.concatenate([low, low + rng.integers(2, 6, low.shape)], -1).astype(float)
-        low = rng.integers(0, 8, (*data["boxes"].shape[:2], 2))
-        data["boxes"] = np.concatenate([low, low + rng.integers(2, 6, low.shape)], -1).astype(float)
-        counts = [(data["truth_valid"] & (data["truth_classes"] == c)).sum() for c in range(2)]
-        if not all(prime(n) and n != 2 and n != 5 for n in counts):
-            continue  # recalls of whole hundredths, in which pycocotools rounds
-        compared += 1
+        for key in ("truth", "boxes"):
+            low = rng.integers(0, 8, (*data[key].shape[:2], 2))
+            data[key] = np.concatenate([low, low + rng.integers(2, 6, low.shape)], -1).astype(float)
+        return data
+
+    for data in comparable(6, of_whole_pixels):
         reference = coco_precision(data, 3)
         found = mean_average_precision(**data, count=3)
         np.testing.assert_allclose(found["AP"], np.where(reference < 0, np.nan, reference), atol=1e-6)

@@ -150,7 +150,6 @@ def test_a_damaged_config_is_named(tmp_path):
 
 
 def test_pretraining_is_on_all_drawn_beetles():
-    get_config = runpy.run_path("configs/beetle.py")["get_config"]
     with pytest.raises(ValueError, match="own, pretrain"):
         get_config("own,pretrain")
     config = get_config("own,finetune")
@@ -159,7 +158,7 @@ def test_pretraining_is_on_all_drawn_beetles():
 
 
 def test_a_run_older_than_a_key_of_a_stage_is_still_the_same():
-    one = runpy.run_path("configs/beetle.py")["get_config"]("finetune")
+    one = get_config("finetune")
     older = one.copy_and_resolve_references()
     del older.stage.pretrain["split"]
     assert configs.differences(older, one) == []

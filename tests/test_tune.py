@@ -128,15 +128,22 @@ def test_the_same_command_goes_on_and_another_is_refused(tmp_path):
             search(tmp_path, launcher, "--trials=5", *arguments, text=changed)
 
 
-@pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_trial_is_taken_up_again_in_its_folder(how, tmp_path):
+def interrupted(tmp_path, how, trials):
+    """The launcher of a search whose second run `how` ended."""
+
     def interrupt(number):
         if number == 2:
             raise how
 
     launcher = Launcher(interrupt)
     with pytest.raises(how):
-        search(tmp_path, launcher, "--trials=3")
+        search(tmp_path, launcher, f"--trials={trials}")
+    return launcher
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_trial_is_taken_up_again_in_its_folder(how, tmp_path):
+    launcher = interrupted(tmp_path, how, 3)
     _, _, lines = search(tmp_path, launcher, "--trials=3")
     assert len(lines) == 3 and [name for name, _ in launcher.runs] == ["0", "1", "1", "3"]
     cut, again = (config for name, config in launcher.runs if name == "1")
@@ -147,14 +154,7 @@ def test_an_interrupted_trial_is_taken_up_again_in_its_folder(how, tmp_path):
 def test_an_interrupted_trial_is_taken_up_again_once(how, tmp_path, monkeypatch):
     """Also when its last sign of life is so old that a worker without a word of farewell would count as dead."""
     monkeypatch.setattr(tune, "HEARTBEAT", 1)
-
-    def interrupt(number):
-        if number == 2:
-            raise how
-
-    launcher = Launcher(interrupt)
-    with pytest.raises(how):
-        search(tmp_path, launcher, "--trials=4")
+    launcher = interrupted(tmp_path, how, 4)
     time.sleep(3)  # twice the interval has passed
     _, _, lines = search(tmp_path, launcher, "--trials=4")
     assert [name for name, _ in launcher.runs] == ["0", "1", "1", "3", "4"]

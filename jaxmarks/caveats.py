@@ -49,8 +49,7 @@ def of_names(samples, notes: list[dict], name: str = "") -> list[dict]:
     again = sorted({image for image in samples.name.tolist() if before + image in learnt})
     if not again:
         return []
-    some = ", ".join(again[:3]) + (", ..." if len(again) > 3 else "")
-    what = f"{len(again)} images have the names of images that were trained on ({some}): if they are those, the score flatters"
+    what = f"{len(again)} images have the names of images that were trained on ({some(again)}): if they are those, the score flatters"
     return [{"image": again[0], "what": what, "where": "the training images"}]
 
 
@@ -84,9 +83,8 @@ def seen_before(settings, member, images: dict[str, list[str]], source: Path | N
             known = set(names) if theirs is ALL else {name for other in others for name in theirs.get(other, ())}
             again |= known.intersection(names)
         if again:
-            some = ", ".join(sorted(again)[:3]) + (", ..." if len(again) > 3 else "")
             so = "the score may flatter" if part == scored else "its best epoch may be another"
-            what = f"{len(again)} of its {part} images ({some}) may have been learnt from before: {so}"
+            what = f"{len(again)} of its {part} images ({some(again)}) may have been learnt from before: {so}"
             found.append(caveat(member, f"it starts from {source.parent if source else ''}, and {what}"))
     return found
 
@@ -127,6 +125,11 @@ def origins(one) -> list[str]:
         return [str(Path(one.images).resolve())]
     volume = [str(Path(one.volume).resolve())] if one.get("volume") else []
     return [f"{what}, seed {one.get('seed', 0)}" for what in volume or one.get("part", "").split("+")]
+
+
+def some(names) -> str:
+    """The first three names, and whether there are more."""
+    return ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def caveat(member, what: str, image: str = "") -> dict:

@@ -43,7 +43,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         config.stages = ("pretrain",)
     if "finetune" in chosen:
         config.stages = ("pretrain", "finetune")
-    return config
+    return configs.complete(config)
 
 
 def base():

@@ -50,7 +50,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         reduced(config, target)
     if "smoke" in chosen:
         smoke(config)
-    return config
+    return configs.complete(config)
 
 
 def model(net, *, small, direct):

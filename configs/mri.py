@@ -66,4 +66,4 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         config.split.folds, config.split.valid = 3, 0.2
         config.model.width = 8
         config.train.batch_size, config.train.steps = 8, 8
-    return config
+    return configs.complete(config)

@@ -47,7 +47,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         thesis(config, network, encoder or "vgg19")
     if "smoke" in chosen:
         smoke(config)
-    return config
+    return configs.complete(config)
 
 
 def small(network, encoder):

@@ -65,7 +65,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         papers(config)
     if "smoke" in chosen:
         smoke(config)
-    return config
+    return configs.complete(config)
 
 
 def centre(config):

@@ -46,7 +46,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         config.split.run, config.split.valid = (), 0.0
     if "smoke" in chosen:
         smoke(config)
-    return config
+    return configs.complete(config)
 
 
 def smoke(config):

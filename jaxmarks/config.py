@@ -8,6 +8,9 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
+from ml_collections import config_dict
+
+from jaxmarks import find
 
 # From where to where a key's numbers make sense, both ends among them.
 MANY = math.inf
@@ -49,6 +52,23 @@ def variants(text: str | None, *, flags: tuple[str, ...], options: dict[str, tup
             known = [*flags, *(f"{name}=..." for name in options)]
             raise ValueError(f"unknown config variant {word!r}: there are {', '.join(known)}")
     return found
+
+
+def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with all options of its body and its head, those that it does not name at their defaults.
+
+    So flags can set each, and the run's `config.json` tells each.
+
+    Raises:
+      ValueError: there is no such body or head.
+    """
+    for section in {"model", "head"} & set(config):
+        builder = find.module(f"jaxmarks.{section}s", config[section]["name"], needs="build").build
+        for option, default in find.options(builder).items():
+            if option not in config[section]:
+                # None has no type, which a flag needs: a placeholder takes any.
+                config[section][option] = config_dict.placeholder(object) if default is None else default
+    return config
 
 
 def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
@@ -151,8 +171,9 @@ def load(path: Path) -> ml_collections.ConfigDict:
 def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> list[str]:
     """The keys in which two configs differ, with both values.
 
-    A key that one is older than has its default there, and one of a stage what the config says outside of its stages.
+    A key that one does not name has its default there, and one of a stage what the config says outside of its stages.
     """
+    one, other = (complete(ml_collections.ConfigDict(c.to_dict())) for c in (one, other))
     default, *flat = [{".".join(path): value for path, value in _leaves(c)} for c in (base(), one, other)]
     newer = {key: value for key, value in default.items() if key in flat[0] or key in flat[1]}
     flat = [newer | each for each in flat]

@@ -20,12 +20,16 @@ def module(package: str, name: str, *, needs: str):
     return found
 
 
-def refuse_unknown(options, builder, *, key: str, name: str) -> None:
+def options(builder) -> dict:
+    """What can be chosen of a builder, with the defaults; its parameters without one are facts of the data."""
+    return {name: p.default for name, p in inspect.signature(builder).parameters.items() if p.default is not p.empty}
+
+
+def refuse_unknown(given, builder, *, key: str, name: str) -> None:
     """Raises ValueError where `builder` lacks one of the options: `--config.model.stride: fcn8 has width, norm`."""
     known = inspect.signature(builder).parameters
-    if unknown := [option for option in options if option not in known]:
-        chosen = [option for option, p in known.items() if p.default is not p.empty]  # the others are facts of the data
+    if unknown := [option for option in given if option not in known]:
         raise ValueError(
-            f"--config.{key}.{unknown[0]}: {name} has {', '.join(chosen) or 'no options'}; the command line cannot take a key"
-            " away: choose by the config's variants, or in a config of your own"
+            f"--config.{key}.{unknown[0]}: {name} has {', '.join(options(builder)) or 'no options'}; give the whole section"
+            f""" anew, as --config.{key}="{{'name': '{name}'}}", or choose by the config's variants"""
         )

@@ -23,7 +23,7 @@ def default_config(argv: list[str]) -> str:
     return f"{Path(__file__).with_name('run_config.py')}:{known.workdir}" if trained else "configs/beetle.py"
 
 
-CONFIG = config_flags.DEFINE_config_file("config", default_config(sys.argv), "The experiment; variants after a colon.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; variants after a colon.")
 WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder; by default runs/ and the config's name.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "describe", "export"], "What to do.")
 SIZE = flags.DEFINE_list(
@@ -44,13 +44,33 @@ SET = flags.DEFINE_string(
 COUNTED = {"landmarks": "landmarks each", "objects": "objects", "volumes": "volumes calibrated"}
 
 
+def run(argv: list[str] | None = None) -> None:
+    """Does what the command line says."""
+    host.keep_freed_memory()
+    host.cache_compiled_steps()  # before the config is read, which asks networks for their options
+    app.run(main, argv=argv, flags_parser=parse)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Reads the flags: -> what is none. What cannot be read is said in one line, as `main` says what goes wrong."""
+    try:
+        flags.FLAGS.set_default("config", default_config(argv))
+        return flags.FLAGS(argv)
+    except flags.Error as error:  # a config's own comes inside a traceback, as its last line
+        sys.exit(f"jaxmarks: {str(error).strip().splitlines()[-1].strip().removeprefix('ValueError: ')}")
+    except (AttributeError, KeyError) as error:  # ml_collections' of a key: its name, and what comes near it
+        while isinstance(error, Exception):
+            error = error.args[0]
+        key, *near = error.splitlines()
+        word = next((word for word in argv if key.strip("'") in word.partition("=")[0].split(".")), key)
+        sys.exit(f"jaxmarks: {word}: the config has no such key. {' '.join(near)}".rstrip())
+
+
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; write --config.key=value")
     if "verbosity" not in explicit_flags():
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every step it takes
-    host.keep_freed_memory()
-    host.cache_compiled_steps()
     workdir = Path(WORKDIR.value or default_workdir()).absolute()
     try:
         if PROCESSES.value != 1:
@@ -287,4 +307,4 @@ def say(summary, out):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run()

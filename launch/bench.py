@@ -374,7 +374,7 @@ def first_step(arguments: list[str]) -> None:
         return made._replace(run=first_step)
 
     step_functions.runner = runner
-    command_line.app.run(command_line.main, argv=["jaxmarks.main", *arguments])
+    command_line.run(["jaxmarks.main", *arguments])
 
 
 def load(options) -> list[dict]:

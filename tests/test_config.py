@@ -2,10 +2,14 @@
 
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 import pytest
+from experiments import resolve
 
 from jaxmarks import config as configs
 from jaxmarks import runs, tasks
@@ -164,3 +168,32 @@ def test_a_run_older_than_a_key_of_a_stage_is_still_the_same():
     assert configs.differences(older, one) == []
     older.split.few = 3  # then it pretrained on three, too
     assert configs.differences(older, one) == ["split.few: 3 / 0", "stage.pretrain.split.few: 3 / 0"]
+
+
+def test_a_config_names_every_option_and_flags_set_each():
+    config = resolve(["--config=configs/spines.py:yolo", "--config.head.ignore=0.7", "--config.model.norm=group"])
+    assert (config.head.ignore, config.head.coordinates, config.model.norm) == (0.7, 1.0, "group")
+    config = resolve(["--config=configs/fish.py", "--config.model.encoder={'name': 'resnet50'}"])  # None by default
+    assert configs.stage(config, "train").model.encoder.name == "resnet50" and json.loads(config.to_json())
+    assert json.loads(resolve(["--config=configs/fish.py"]).to_json())["model"]["encoder"] is None
+
+
+def test_a_run_older_than_an_option_of_its_network_is_still_the_same():
+    one = get_config("")
+    older = ml_collections.ConfigDict(one.to_dict())
+    del older.model["standardise"], older.head["interval"]
+    assert configs.differences(older, one) == ["model.standardise: False / True"]  # its default is another
+    older.model.standardise = True
+    assert configs.differences(older, one) == [] == configs.differences(one, older)
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("--config.train.stepz=3", '--config.train.stepz=3: the config has no such key. Did you mean "steps" '),
+        ("--config=configs/fish.py:smok", "unknown config variant 'smok': there are smoke"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_said_in_one_line(word, said):
+    found = subprocess.run([sys.executable, "-m", "jaxmarks.main", word], capture_output=True, text=True)
+    assert found.returncode and found.stderr.startswith(f"jaxmarks: {said}") and found.stderr.count("\n") == 1

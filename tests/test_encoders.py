@@ -697,3 +697,10 @@ def test_all_maps_keep_half_precision(name):
     variables = half(shapes(tiny(name)))
     maps = jax.eval_shape(encoder.apply, variables, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.bfloat16))
     assert {m.dtype for m in jax.tree.leaves(maps)} == {jnp.dtype("bfloat16")}
+
+
+def test_an_encoder_is_a_spec_of_what_it_has():
+    with pytest.raises(ValueError, match="model.encoder=vgg19: give name and options, as \"{'name': 'vgg19'}\""):
+        encoders.build("vgg19")
+    with pytest.raises(ValueError, match="config.model.encoder.depth: vgg19 has width, norm"):
+        encoders.build({"name": "vgg19", "depth": 3})

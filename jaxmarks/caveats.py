@@ -31,7 +31,8 @@ def of_training(
     trained = np.isin(dataset.samples.name, images["train"])
     found = unseen(dataset, trained, member) + seen_before(settings, member, images, source, before)
     if dataset.objects and not images["valid"]:
-        found.append(caveat(member, "no image is held back for validation: the threshold is chosen on training images"))
+        what = "no image is held back for validation: the threshold is chosen on training images; raise --config.split.valid"
+        found.append(caveat(member, what))
     return found
 
 

@@ -23,7 +23,7 @@ LIMITS = {
     "optimizer.plateau_factor": (0, 1),
     "train.batch_size": (1, MANY), "train.steps": (0, MANY), "train.epochs": (0, MANY), "train.accumulate": (1, MANY),
     "train.ensemble": (1, MANY), "train.ema": (0, 1), "train.mixup": (0, MANY), "train.patience": (0, MANY),
-    "train.devices": (0, MANY), "train.span": (1, MANY),
+    "train.devices": (0, MANY), "train.span": (1, MANY), "head.sigma": (0.1, MANY),
 }  # fmt: skip
 
 
@@ -106,12 +106,15 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_numbers(settings, said):
-    known = {".".join(path): value for path, value in _leaves(settings)}
+    known = {".".join(path): value for path, value in _leaves(settings) if value is not None}
     for key, (low, high) in LIMITS.items():
         for value in np.ravel(known.get(key, low)):
             if not (isinstance(value, int | float | np.number) and low <= value <= high):
                 limits = f"at least {low}" if high == MANY else f"from {low} to {high}"
                 raise ValueError(f"{said(key)}={known[key]}: it is {limits}")
+    size = tuple(settings.data.size)
+    if len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size):
+        raise ValueError(f"{said('data.size')}={size}: give height and width of the frame, once, as (192, 256)")
     if not settings.train.epochs and not settings.train.steps:
         raise ValueError(f"{said('train.steps')}=0 {said('train.epochs')}=0: give one of them")
     chosen, folds = tuple(settings.split.run), settings.split.folds

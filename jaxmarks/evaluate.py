@@ -32,7 +32,7 @@ class Predictions(NamedTuple):
     """N images' predicted landmarks beside the true ones, in source pixels, y down.
 
     `fold` (N,) int64 is the fold whose network predicted the image, -1 for the mean of all. `delta` (N,) is the size of
-    a pixel of the network's frame in source pixels. Where several datasets are joined, the scores of landmarks that an
+    a pixel of the network's frame in source pixels, `id` (N,) what the landmark file calls an image. Where several datasets are joined, the scores of landmarks that an
     image's dataset does not have are NaN.
     """
 
@@ -45,6 +45,7 @@ class Predictions(NamedTuple):
     mm_per_px: np.ndarray
     source_size: np.ndarray
     delta: np.ndarray
+    id: np.ndarray
 
 
 def predictor(task: steps.Task):
@@ -83,6 +84,7 @@ def beside(samples: Samples, points, scores, fold: int) -> Predictions:
         mm_per_px=samples.mm_per_px,
         source_size=samples.source_size,
         delta=samples.delta,
+        id=samples.id,
     )
 
 
@@ -180,6 +182,7 @@ def held_out(
         check_landmarks(samples, notes)
         noted[fold] = notes
         rest, mine = samples.take(trained), samples.take(tested)
+        print(f"scoring {len(mine)} images" + (f" of fold {fold}" if fold >= 0 else ""), flush=True)
         points, scores = predict(call, networks, mine)
         found["network"].append(beside(mine, points, np.where(own[tested], scores, np.nan), fold))
         for name in settings.baselines if len(trained) else ():
@@ -190,6 +193,9 @@ def held_out(
                 )
             found[name].append(beside(mine, points, np.where(own[tested], 1.0, np.nan), fold))
     joined = {name: join(parts) for name, parts in found.items() if len(parts) == len(found["network"])}
+    place = {name: n for n, name in reversed(list(enumerate(samples.name.tolist())))}
+    order = np.argsort([place[name] for name in joined["network"].name.tolist()], kind="stable")  # the file's
+    joined = {name: Predictions(*(column[order] for column in part)) for name, part in joined.items()}
     return joined.pop("network"), joined, noted
 
 
@@ -341,12 +347,17 @@ def write_rows(rows, found: Predictions) -> None:
 
 
 def write_tps(path: Path, parts: list[Predictions]) -> None:
-    """The predicted landmarks as tpsDig reads them, y up; names without the blanks about them, which TPS has not."""
+    """The predicted landmarks as tpsDig reads them, y up; names without the blanks about them, which TPS has not.
+
+    IDs are those of the landmark file, and numbers from 0 where it has none.
+    """
     name = lambda found, n: str(found.name[n]).strip()
     each = [(found, n) for found in parts for n in range(len(found.name))]
+    known = any(found.id[n] for found, n in each)
     annotations = [
         Annotation(
-            image=name(found, n), points=found.points[n], id=str(i), mm_per_px=float(found.mm_per_px[n]),
+            image=name(found, n), points=found.points[n], id=str(found.id[n]) if known else str(i),
+            mm_per_px=float(found.mm_per_px[n]),
             # Where both coordinates would be negative TPS reads a missing landmark.
             visible=(found.points[n, :, 0] >= 0) | (found.points[n, :, 1] <= found.source_size[n, 0]),
         )

@@ -19,7 +19,7 @@ def default_config(argv: list[str]) -> str:
     for name in ("workdir", "mode"):
         found.add_argument(f"--{name}", f"-{name}", default="", nargs="?")
     known, _ = found.parse_known_args(argv[1:])
-    trained = known.mode in ("predict", "evaluate") and known.workdir and (Path(known.workdir) / "config.json").exists()
+    trained = known.mode in ("predict", "evaluate") and known.workdir
     return f"{Path(__file__).with_name('run_config.py')}:{known.workdir}" if trained else "configs/beetle.py"
 
 
@@ -40,6 +40,8 @@ COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; by
 SET = flags.DEFINE_string(
     "set", "", "Of a run over several datasets the one that the photographs of predict, evaluate and export are like."
 )
+# How ml_collections begins to say why a config cannot be had.
+UNAVAILABLE = "Configuration is not available because of an earlier failure to load: "
 # What a prediction finds, by its key in the summary.
 COUNTED = {"landmarks": "landmarks each", "objects": "objects", "volumes": "volumes calibrated"}
 
@@ -55,9 +57,12 @@ def parse(argv: list[str]) -> list[str]:
     """Reads the flags: -> what is none. What cannot be read is said in one line, as `main` says what goes wrong."""
     try:
         flags.FLAGS.set_default("config", default_config(argv))
-        return flags.FLAGS(argv)
-    except flags.Error as error:  # a config's own comes inside a traceback, as its last line
-        sys.exit(f"jaxmarks: {str(error).strip().splitlines()[-1].strip().removeprefix('ValueError: ')}")
+        rest = flags.FLAGS(argv)
+        CONFIG.value.to_json()  # where its file could not be read this says so
+        return rest
+    except (flags.Error, OSError) as error:  # what went wrong comes after a colon, or as the last line of a traceback
+        said = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
+        sys.exit(f"jaxmarks: {said.removeprefix(UNAVAILABLE)}")
     except (AttributeError, KeyError) as error:  # ml_collections' of a key: its name, and what comes near it
         while isinstance(error, Exception):
             error = error.args[0]
@@ -262,6 +267,7 @@ def describe(config, workdir):
 
     if "workdir" in explicit_flags() and "config" not in explicit_flags():
         config = runs.config_of(workdir)
+    tasks.check(config)
     for stage in runs.stages(config):
         print(tasks.describe(config, stage))
 

@@ -1,5 +1,6 @@
 """A trained run as a function of photographs, and a folder of photographs to files of landmarks."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -233,6 +234,9 @@ def draw_all(drawings: Iterable[Drawing], out: Path, overlays: bool) -> None:
         shrink = np.divide(one.photograph.shape[1::-1], one.source[::-1])
         report.overlay(one.photograph, one.points * shrink, boxes=one.boxes * np.tile(shrink, 2), path=path)
 
+    drawings = iter(drawings)
+    first = list(itertools.islice(drawings, 1))  # where there is nothing to predict the last drawings stay
+    drawings = itertools.chain(first, drawings)
     if overlays:
         report.emptied(Path(out) / "overlays")
     said = time.perf_counter()

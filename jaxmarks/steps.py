@@ -56,10 +56,11 @@ class Task(NamedTuple):
 
 
 def computing_in(dtype: str, apply: Callable) -> Callable:
-    """A task's `apply` that computes in float32, or in bfloat16 with everything outside it in float32.
+    """A task's `apply` that computes in float32, or whose body computes in bfloat16 with everything else in float32.
 
-    Images and parameters are cast on their way in, outputs and changed statistics on their way out, so the loss, the
-    gradient, the optimiser's parameters and the batch statistics are float32.
+    Images and the body's parameters are cast on their way in, changed statistics on their way out. The head's layer is
+    of float32, for bfloat16 knows a coordinate in 256 to half a pixel alone; so are the loss, the gradient, the
+    optimiser's parameters and the batch statistics.
 
     Raises:
       ValueError: another dtype.
@@ -73,7 +74,8 @@ def computing_in(dtype: str, apply: Callable) -> Callable:
         return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
     def applied(variables, images, **options):
-        variables = variables | {"params": cast(variables["params"], jnp.bfloat16)}
+        params = variables["params"]
+        variables = variables | {"params": params | {"body": cast(params["body"], jnp.bfloat16)}}
         return cast(apply(variables, cast(images, jnp.bfloat16), **options), jnp.float32)
 
     return applied
@@ -100,6 +102,12 @@ def gather(data, rows, versions):
     return batch | {"index": sample.astype(jnp.int32), "version": (shown % versions).astype(jnp.int32)}
 
 
+@jax.jit
+def keys_of(key, numbers):
+    """A key for each of the numbers (N,)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
+
 def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
     """One update on the batch of `rows` (B,): -> (state, (total, count)) whose ratio is the batch's loss, or its terms by name.
 
@@ -109,7 +117,7 @@ def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
     add = (lambda tree: lax.psum(tree, axis)) if axis else (lambda tree: tree)
     augment_key, dropout_key, mixup_key = jax.random.split(key, 3)
     batch = gather(data, rows, task.versions)
-    batch = task.augment(jax.vmap(jax.random.fold_in, (None, 0))(augment_key, rows), batch)
+    batch = task.augment(keys_of(augment_key, rows), batch)
     targets, images, loss = task.targets(batch), batch["images"], task.loss
     if mixup:
         images, loss = mix(images, loss, jax.random.beta(mixup_key, mixup, mixup))
@@ -243,7 +251,7 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1, mi
     one, all_at_once = compiled(step), compiled(scan)
 
     def run(state, data, rows, key, first=0, stream=None):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(first, first + len(rows)))
+        keys = keys_of(key, np.arange(first, first + len(rows)))
         if jax.default_backend() != "cpu" and stream is None:
             state, sums = all_at_once(state, data, spread(rows), keys)
         else:

@@ -170,6 +170,10 @@ class Training:
 
         parts = splits.parts(settings.train.balance, samples)
         self.plan = plan = plan_of(settings, self.split, parts, member, self.task.versions)
+        if plan.batch > (asked := settings.train.batch_size):
+            processes.tell(
+                f"[{self.name}] batches of {plan.batch}, not {asked}: as many on each of {plan.devices} devices"
+            )
         # The stage's name (four letters of it) is in the key, not its number: it trains alike alone and after another.
         key = jax.random.fold_in(jax.random.key(settings.seed), int.from_bytes(stage.encode()[:4], "big") % 2**31)
         self.key = jax.random.fold_in(key, member.seed)
@@ -461,7 +465,7 @@ def draw_batch(path: Path, task: steps.Task, feed: Feed, rows, key, dataset: Dat
     """Draws augmented training images with their points: most mistakes in data are visible at once."""
     (data,) = feed.shown(rows[None])
     batch = steps.gather(data, jnp.asarray(rows), task.versions)
-    batch = jax.jit(task.augment)(jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(rows)), batch)
+    batch = jax.jit(task.augment)(steps.keys_of(key, rows), batch)
     images = np.round(255 * np.asarray(batch["images"])).astype(np.uint8).repeat(4, 1).repeat(4, 2)
     points = np.where(batch["visible"][..., None], 4 * np.asarray(batch["points"]), np.nan)
     boxes = [

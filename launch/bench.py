@@ -1,14 +1,15 @@
 """Benchmarks: how long jaxmarks takes for what it does, beside PyTorch and Keras, as a table, JSON and figures.
 
     python launch/bench.py --out=runs/bench [--parts=steps,folds,start,load,accuracy,device,growth] [--only=network3,unet31]
-        [--peers=torch,torch_compile,keras] [--repeats=5] [--keras-python=PATH] [--run=RUN] [--augment] [--quick]
+        [--peers=torch,torch_compile,keras] [--repeats=5] [--batch=N] [--keras-python=PATH] [--run=RUN] [--augment] [--quick]
 
   steps     a training step and a prediction of each network of NETWORKS, ours and the peers' (launch/peers.py)
   folds     a training step of the networks of two folds, one after another and at once by vmap
   start     from the command to the end of the first training step, with empty caches and again; imports
   load      photographs of 3264x2448 brought into the network's frame, beside a plain loop of Pillow
   accuracy  seconds until the default run is within 3 px on validation images; trains it, or reads --run
-  device    FLOP/s and bytes/s of the compiled steps beside a measured matmul and copy, in float32, tf32 and bfloat16
+  device    images/s of training (--batch at a time) and of prediction (1 and 32), in float32, tf32 and bfloat16, and what
+            shares they are of a measured matmul's FLOP/s and of those that the maker of the device names
   growth    how a training step grows with the batch, pixels, landmarks and devices; a figure for each
 
 Every side has a process of its own, and they take turns: A, B, A, B. Given are medians of --repeats turns, least and most.
@@ -17,7 +18,7 @@ without --augment, no augmentation, which the peers have not. "cpu" is the time 
 a shared machine disturbs less. A prediction of ours decodes, the peers' do not. Where a
 peer's library is missing it says so and the others go on; --keras-python names a Python that has Keras and TensorFlow.
 
-Writes bench.json, bench.md and growth_*.png to --out, after every part; other parts that are there stay, each with the
+Writes bench.json, bench.md and growth_*.png to --out, after every row; other parts that are there stay, each with the
 command that measured it. The exit status is 1 where a side of ours failed.
 """
 
@@ -27,6 +28,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -36,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,17 +51,24 @@ ROOT = Path(__file__).resolve().parent.parent
 SPINES = {
     "classes": 1,
     "names": ("spine",),
-    "sizes": (30.0, 30.0),
-    "anchors": [[18.0, 24.0], [30.0, 30.0], [44.0, 36.0]],
+    "sizes": (15.0, 15.0),
+    "anchors": [[9.0, 12.0], [15.0, 15.0], [22.0, 18.0]],
 }
+ENLARGED = SPINES | {"sizes": (30.0, 30.0), "anchors": [[18.0, 24.0], [30.0, 30.0], [44.0, 36.0]]}
 # The config of each network, what is changed in it, and the facts of its data.
 NETWORKS = {
     "network3": ("beetle.py:paper,network=3", {"train.batch_size": 32}, {"landmarks": 8}),
     "unet31": ("fish.py:paper", {"train.batch_size": 4}, {"landmarks": 7}),
     "unet_small": ("fish.py:own", {}, {"landmarks": 7}),
-    "yolo_tiny": ("spines.py:yolo", {"train.sizes": ()}, SPINES),
+    "yolo_tiny": ("spines.py:yolo", {"train.sizes": ()}, ENLARGED),
     "hourglass": ("radiographs.py:network=hourglass", {}, {"landmarks": 8}),
+    "centre": ("spines.py:centre", {}, SPINES),
+    "faster_rcnn": ("spines.py:faster_rcnn", {}, SPINES),
+    "yolo_paper": ("spines.py:yolo,paper", {"train.sizes": ()}, SPINES),
+    "faster_rcnn_paper": ("spines.py:faster_rcnn,paper", {}, SPINES),
 }
+# What `device` measures otherwise: the fish paper's heatmaps.
+ON_DEVICE = {"unet31": {"landmarks": 25}}
 # What makes them small enough for a test.
 QUICK = {
     "network3": {"data.size": (48, 64), "model.width": 16, "train.batch_size": 4},
@@ -66,11 +76,23 @@ QUICK = {
     "unet_small": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
     "yolo_tiny": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
     "hourglass": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
+    "centre": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
+    "faster_rcnn": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4, "head.hidden": 8},
+    "yolo_paper": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
+    "faster_rcnn_paper": {"data.size": (64, 64), "model.width": 0.1, "train.batch_size": 4, "head.hidden": 8},
 }
 PEERS = ("torch", "torch_channels_last", "torch_compile", "torch_channels_last_compile", "keras", "keras_xla")
 PARTS = ("steps", "folds", "start", "load", "accuracy", "device", "growth")
+WAYS = ("one after another", "at once")
 STARTED = {"beetle": "configs/beetle.py", "fish": "configs/fish.py"}
 GOAL = 3.0  # pixels
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+# FLOP/s of dense matmuls in these, as NVIDIA's data sheets have them, by a part of the device's name.
+PEAKS = {
+    "H200": (67e12, 494.5e12, 989e12),
+    "H100 80GB HBM3": (67e12, 494.5e12, 989e12),
+    "A100": (19.5e12, 156e12, 312e12),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,16 +108,24 @@ def main(arguments: list[str] | None = None) -> int:
     failed = False
     for part in options.parts:
         print(f"{part} ...", flush=True)
-        try:
-            rows = globals()[part](options)
-        except (RuntimeError, subprocess.CalledProcessError) as error:
-            rows = [{"side": "jaxmarks", "error": str(error)}]
-        failed |= any("error" in row and row.get("side", "jaxmarks") == "jaxmarks" for row in rows)
+        rows: list[dict] = []
         found |= {part: rows, "measured": found["measured"] | {part: here}}
-        replace(options.out / "bench.json", json.dumps(found, indent=1) + "\n")
-        replace(options.out / "bench.md", markdown(found))
+
+        for row in guarded(globals()[part], options):
+            rows.append(row)
+            replace(options.out / "bench.json", json.dumps(found, indent=1) + "\n")
+            replace(options.out / "bench.md", markdown(found))
+        failed |= any("error" in row and row.get("side", "jaxmarks") == "jaxmarks" for row in rows)
     print(markdown(found))
     return int(failed)
+
+
+def guarded(part, options) -> Iterator[dict]:
+    """The rows of a part; where it fails the last of them says so."""
+    try:
+        yield from part(options)
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        yield {"side": "jaxmarks", "error": str(error)}
 
 
 def earlier(path: Path) -> dict:
@@ -129,6 +159,7 @@ def parse(arguments):
     parser.add_argument("--only", type=among(NETWORKS), default=list(NETWORKS), help="networks")
     parser.add_argument("--peers", type=among(PEERS), default=list(PEERS), help="empty: none")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=0, help="images in a training step of `device`; 0: the config's")
     parser.add_argument("--keras-python", default=sys.executable, help="a Python with Keras and TensorFlow")
     parser.add_argument("--run", type=Path, help="a run whose metrics.jsonl is read for `accuracy`")
     parser.add_argument("--augment", action="store_true", help="our training steps augment as the config says")
@@ -256,15 +287,17 @@ def spread(taken: list, key: str = "seconds") -> dict:
     return {"median": statistics.median(each), "least": min(each), "most": max(each)}
 
 
-def steps(options) -> list[dict]:
+def steps(options) -> Iterator[dict]:
     """A row for each network and side: ms of a training step and of a prediction, parameters, peak memory."""
-    return [row for name in options.only for row in side_by_side(name, options)]
+    for name in options.only:
+        yield from side_by_side(name, options)
 
 
 def side_by_side(name: str, options) -> list[dict]:
     """The rows of a network. One of a side that fails has its error, and what was measured before; the others go on."""
     wanted = spec(name, quick=options.quick, augment=options.augment)
-    rows = [{"network": name, "batch": wanted["batch"], "side": side} for side in ("jaxmarks", *options.peers)]
+    others = options.peers if name in peers.NETWORKS else ()
+    rows = [{"network": name, "batch": wanted["batch"], "side": side} for side in ("jaxmarks", *others)]
     sides: dict[str, Worker] = {}
 
     @contextlib.contextmanager
@@ -426,27 +459,43 @@ def accuracy(options) -> list[dict]:
     return [{"goal_px": GOAL, "seconds": min(seconds, default=None), "epochs": len(epochs)}]
 
 
-def device(options) -> list[dict]:
-    """FLOP/s and bytes/s of our compiled training steps beside a measured matmul and copy, for each precision."""
-    rows = []
-    for precision in ("float32", "tensorfloat32", "bfloat16"):
+def device(options) -> Iterator[dict]:
+    """A row for each precision and network: images/s of training and prediction, and their shares of what the device can."""
+    for place, precision in enumerate(PRECISIONS):
+        dtype = "bfloat16" if precision == "bfloat16" else "float32"
         environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest" if precision == "float32" else precision}
-        for name in options.only:
-            row = {"network": name, "precision": precision}
-            changes = {"train.dtype": "bfloat16"} if precision == "bfloat16" else {}
-            try:
-                with worker("jaxmarks", options, environment) as ours:
-                    ours.ask(set=spec(name, quick=options.quick, augment=options.augment, **changes))
-                    row |= ours.ask(cost=True)
-                    row["train"] = alone(ours, options.repeats)
-                    row |= ours.ask(peak=512 if options.quick else 8192, dtype=changes.get("train.dtype", "float32"))
-            except RuntimeError as error:
-                row["error"] = str(error)
-            else:
-                seconds = row["train"]["median"] / 1000
-                row["flops_per_s"], row["bytes_per_s"] = row["flops"] / seconds, row["bytes"] / seconds
-            rows.append(row)
-    return rows
+        with worker("jaxmarks", options, environment) as ours:
+            about = ours.ask(devices=True)
+            can = next((peaks[place] for name, peaks in PEAKS.items() if name in about["kind"]), None)
+            some = 1 if about["platform"] == "cpu" else 20  # steps in a turn: what starts them is not measured
+            matmul = ours.ask(peak=512 if options.quick else 8192, dtype=dtype, count=some)["matmul"]
+            for name in options.only:
+                row = {"network": name, "precision": precision}
+                try:
+                    row |= on_device(ours, name, dtype, some, options)
+                except RuntimeError as error:
+                    yield row | {"error": str(error)}
+                    continue
+                for kind in ("train", "predict"):
+                    row |= {f"{kind}, of a matmul": round(row[f"{kind}_flops_per_s"] / matmul, 3)}
+                    row |= {f"{kind}, of the peak": round(row[f"{kind}_flops_per_s"] / can, 3)} if can else {}
+                yield row | {"matmul": matmul}
+
+
+def on_device(ours: Worker, name: str, dtype: str, some: int, options) -> dict:
+    """Milliseconds, images/s and FLOP/s of a network's training and prediction, `some` steps in a turn."""
+    changes = ON_DEVICE.get(name, {}) | {"train.dtype": dtype}
+    changes |= {"train.batch_size": options.batch} if options.batch else {}
+    wanted = spec(name, quick=options.quick, augment=options.augment, **changes)
+    row = {"batch": wanted["batch"]} | ours.ask(set=wanted) | ours.ask(cost=True)
+    for kind, images in (("train", wanted["batch"]), ("predict 1", 1), ("predict 32", 32)):
+        ours.ask(run=kind, steps=some)  # compiles
+        row[kind] = spread([ours.ask(run=kind, steps=some) for _ in range(options.repeats)])
+        row[f"{kind}, images/s"] = round(1000 * images / row[kind]["median"], 1)
+    train, predict = (row.pop(f"{kind} flops") for kind in ("train", "predict"))
+    row["train_flops_per_s"] = train * row["train, images/s"]
+    row["predict_flops_per_s"] = predict * row["predict 32, images/s"]
+    return row
 
 
 def growth(options) -> list[dict]:
@@ -538,11 +587,6 @@ def build(wanted: dict):
         held["state"], _ = run.run(held["state"], held["data"], rows, jax.random.key(1))
         jax.block_until_ready(held["state"])
 
-    def predict(count):
-        for _ in range(count):
-            found = predict_step(variables, device_data["images"])
-        jax.block_until_ready(found)
-
     step = functools.partial(step_functions.train_step, task=task, tx=tx)
     of_two = lambda: [step_functions.create(variables, tx) for _ in range(2)]
     rows_of_two, keys_of_two = np.tile(np.arange(batch, dtype=np.int32), (2, 1)), jax.random.split(jax.random.key(1))
@@ -564,34 +608,75 @@ def build(wanted: dict):
     both = jax.jit(jax.vmap(step, in_axes=(0, None, 0, 0)), donate_argnums=0)
 
     def cost():
-        state = step_functions.create(variables, tx)
-        compiled = jax.jit(step).lower(state, device_data, jnp.arange(batch), jax.random.key(0)).compile()
-        counted = compiled.cost_analysis()
-        counted = counted[0] if isinstance(counted, list) else counted  # older JAX gives one for each computation
-        return {"flops": counted.get("flops", 0.0), "bytes": counted.get("bytes accessed", 0.0)}
+        state, rows = step_functions.create(variables, tx), jnp.arange(batch)
+        train = flops(step, state, device_data, rows, jax.random.key(0))
+        return {"train flops": train / batch, "predict flops": flops(predict_step, variables, some(1))}
+
+    @functools.cache
+    def some(count):
+        return jnp.asarray(np.resize(examples["images"], (count, *examples["images"].shape[1:])))
+
+    def predict_some(images, count):
+        for _ in range(count):
+            found = predict_step(variables, some(images))
+        jax.block_until_ready(found)
 
     ways = {"one after another": one_after_another, "at once": at_once}
-    return parameters, {"train": train_steps, "predict": predict, "cost": cost} | ways
+    ways |= {f"predict {images}": functools.partial(predict_some, images) for images in (1, 32)}
+    return parameters, {"train": train_steps, "predict": functools.partial(predict_some, batch), "cost": cost} | ways
 
 
-def peaks(side: int, dtype: str) -> dict:
-    """The best of ten: {"matmul": FLOP/s of side x side matrices, "copy": bytes/s read and written}."""
+def flops(function, *arguments) -> int:
+    """Floating-point operations of a function's matmuls and convolutions, a multiplication and an addition each one.
+
+    Counted in what is traced, for of the libraries' kernels that a GPU is given XLA's own count knows nothing. What
+    padding adds is counted, too; of a loop of unknown length one turn.
+    """
+    import jax
+
+    def own(equation):
+        produced = math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            return 2 * produced * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, axes = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+            each = math.prod(kernel[axis] for axis in axes[1:])  # all axes but that of the outputs
+            return 2 * produced * each // math.prod(equation.params["lhs_dilation"])  # zeros between pixels are none
+        return 0
+
+    def inside(equation):
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    yield part
+
+    def within(traced):
+        return sum(
+            own(equation) + equation.params.get("length", 1) * sum(map(within, inside(equation)))
+            for equation in traced.eqns
+        )
+
+    return within(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def matmul(side: int, dtype: str, count: int) -> float:
+    """FLOP/s of side x side matrices, `count` products in a turn, the best of three turns."""
     import jax
     import jax.numpy as jnp
 
-    def best(call, *arguments):
-        jax.block_until_ready(call(*arguments))
-        taken = []
-        for _ in range(10):
-            began = time.perf_counter()
-            jax.block_until_ready(call(*arguments))
-            taken.append(time.perf_counter() - began)
-        return min(taken)
-
-    matrix = jnp.ones((side, side), dtype)
-    matmul = 2 * side**3 / best(jax.jit(jnp.matmul), matrix, matrix)
-    vector = jnp.ones((side, side), jnp.float32)
-    return {"matmul": matmul, "copy": 2 * vector.nbytes / best(jax.jit(lambda x: x + 1), vector)}
+    matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)  # ones would spare the device its power
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(matrix, matrix))
+    taken = []
+    for _ in range(3):
+        began = time.perf_counter()
+        for _ in range(count):
+            found = product(matrix, matrix)
+        jax.block_until_ready(found)
+        taken.append(time.perf_counter() - began)
+    return 2 * side**3 * count / min(taken)
 
 
 def work() -> None:
@@ -603,13 +688,17 @@ def work() -> None:
     import jax
 
     def devices(command):
-        return {"devices": jax.local_device_count(), "platform": jax.default_backend()}
+        kind = jax.local_devices()[0].device_kind
+        return {"devices": jax.local_device_count(), "platform": jax.default_backend(), "kind": kind}
 
     def memory(command):
         on_device = jax.local_devices()[0].memory_stats() or {}
         return {"peak_mb": on_device["peak_bytes_in_use"] / 2**20} if "peak_bytes_in_use" in on_device else None
 
-    peers.serve(build, devices=devices, peak=lambda command: peaks(command["peak"], command["dtype"]), memory=memory)
+    def peak(command):
+        return {"matmul": matmul(command["peak"], command["dtype"], command["count"])}
+
+    peers.serve(build, devices=devices, peak=peak, memory=memory)
 
 
 def markdown(found: dict) -> str:
@@ -623,15 +712,15 @@ def markdown(found: dict) -> str:
         lines = []
         for row in found.get(part, []):
             line = {key: str(value) for key, value in row.items() if isinstance(value, str | int | float)}
-            for key in ("train", "predict", "train, cpu", "predict, cpu", "one after another", "at once"):
+            for key in ("train", "predict", "predict 1", "predict 32", "train, cpu", "predict, cpu", *WAYS):
                 line |= {f"{key}, ms": span(row[key], 1)} if key in row else {}
             for key in ("first", "later"):
                 line |= {f"{key}, s": span({of: ms / 1000 for of, ms in row[key].items()}, 2)} if key in row else {}
             if "images_per_s" in row:
                 line["images/s"] = span(row["images_per_s"], 1)
-            for key in ("flops_per_s", "matmul", "bytes_per_s", "copy"):
+            for key in ("train_flops_per_s", "predict_flops_per_s", "matmul"):
                 if key in row:
-                    line[key] = f"{row[key] / 1e9:.1f} G"
+                    line[key] = f"{row[key] / 1e12:.2f} T"
             lines.append(line)
         if lines:
             columns = {key: key for line in lines for key in line}

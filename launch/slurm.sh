@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # One run on several nodes of a SLURM cluster, one process a node, which uses all GPUs there; give sbatch the resources:
 #
-#   sbatch --nodes=4 --gpus-per-node=8 --time=12:00:00 launch/slurm.sh --config=configs/fish.py:paper --workdir=/shared/runs/fish
+#   sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=32 --time=12:00:00 launch/slurm.sh --config=configs/fish.py:paper --workdir=/shared/runs/fish
 #
+# Without --cpus-per-task most clusters give a task one core, which then decodes the photographs of all GPUs.
 # The workdir lies on a file system that all nodes share. A lost node ends the job, which then is queued again and goes
 # on from its last checkpoint. PYTHON names the environment's interpreter, .venv/bin/python by default.
 #SBATCH --job-name=jaxmarks

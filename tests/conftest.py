@@ -14,6 +14,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA ends the pro
     # in one piece, and every worker has but one core, a tenth less again.
     XLA_FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS])
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of which are the tolerances, and what "to the bit" is said of
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "jaxmarks-tests"))
 os.environ.setdefault("JAXMARKS_CACHE", "")  # phantoms are drawn anew

@@ -44,7 +44,7 @@ needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="
 
 
 @needs_torch
-@pytest.mark.parametrize("name", bench.NETWORKS)
+@pytest.mark.parametrize("name", peers.NETWORKS)
 def test_a_peer_has_our_parameters_and_our_loss(name):
     import torch
 
@@ -78,7 +78,7 @@ def test_a_peer_has_our_parameters_and_our_loss(name):
 def test_a_quick_benchmark_writes_its_tables(tmp_path):
     arguments = [
         "--quick",
-        "--parts=steps,folds,load",
+        "--parts=steps,folds,load,device",
         "--only=network3",
         "--peers=keras",
         "--repeats=2",
@@ -92,6 +92,10 @@ def test_a_quick_benchmark_writes_its_tables(tmp_path):
     (folds,) = found["folds"]
     assert folds["one after another"]["median"] > 0 and folds["at once"]["median"] > 0
     assert {row["side"] for row in found["load"]} == {"jaxmarks", "Pillow, a loop", "Pillow, threads"}
+    assert [row["precision"] for row in found["device"]] == list(bench.PRECISIONS)
+    for row in found["device"]:
+        assert row["predict 32, images/s"] == pytest.approx(32000 / row["predict 32"]["median"], rel=0.01)
+        assert row["train, of a matmul"] == pytest.approx(row["train_flops_per_s"] / row["matmul"], abs=1e-3)
     table = (tmp_path / "bench.md").read_text()
     assert "| network3 |" in table and f"{ours['train']['median']:.1f}" in table
 
@@ -100,6 +104,22 @@ def test_an_unknown_name_lists_those_there_are(capsys):
     with pytest.raises(SystemExit):
         bench.parse(["--only=network4"])
     assert "network3" in capsys.readouterr().err
+
+
+def test_operations_are_counted_by_hand():
+    x, kernel, forward = jnp.ones((2, 8, 6, 3)), jnp.ones((3, 3, 3, 5)), 2 * (2 * 8 * 6 * 5) * (3 * 3 * 3)
+
+    def conv(x, kernel, strides=(1, 1)):
+        return jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    assert bench.flops(conv, x, kernel) == forward
+    total = lambda x, kernel: (conv(x, kernel) ** 2).sum()
+    assert bench.flops(jax.jit(jax.grad(total, argnums=(0, 1))), x, kernel) == 3 * forward
+    halved = lambda x: conv(x, kernel, (2, 2)).sum()
+    # To the input all 27 weights meet each of the pixels, of which between the outputs' three of four are zeros.
+    assert bench.flops(jax.grad(halved), x) == forward // 4 + 2 * (2 * 8 * 6 * 3) * (3 * 3 * 5) // 4
+    repeated = lambda a: jax.lax.scan(lambda b, _: (b @ b, None), a, length=7)
+    assert bench.flops(repeated, jnp.ones((4, 4))) == 7 * 2 * 4**3
 
 
 def test_growth_is_drawn(tmp_path):

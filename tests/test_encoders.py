@@ -700,7 +700,7 @@ def test_all_maps_keep_half_precision(name):
 
 
 def test_an_encoder_is_a_spec_of_what_it_has():
-    with pytest.raises(ValueError, match="model.encoder=vgg19: give name and options, as \"{'name': 'vgg19'}\""):
+    with pytest.raises(ValueError, match=r"model\.encoder=vgg19: give name and options, as"):
         encoders.build("vgg19")
-    with pytest.raises(ValueError, match="config.model.encoder.depth: vgg19 has width, norm"):
+    with pytest.raises(ValueError, match=r"config\.model\.encoder\.depth: vgg19 has width, norm"):
         encoders.build({"name": "vgg19", "depth": 3})

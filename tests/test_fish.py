@@ -107,7 +107,7 @@ def test_hit_rates_count_pixels_of_the_networks_frame():
     found = evaluate.Predictions(
         name=np.array(["a", "b"]), fold=np.zeros(2, int), points=np.float64([[[3, 0], [9, 0]], [[9, 0], [41, 0]]]),
         scores=np.ones((2, 2)), true=np.zeros((2, 2, 2)), visible=np.array([[True, True], [True, False]]),
-        mm_per_px=np.full(2, np.nan), source_size=np.full((2, 2), 99), delta=np.array([4.0, 10.0]),
+        mm_per_px=np.full(2, np.nan), source_size=np.full((2, 2), 99), delta=np.array([4.0, 10.0]), id=np.full(2, ""),
     )  # fmt: skip
     # 3/4, 9/4 and 9/10 of a frame's pixel; the fourth is not visible.
     rates = evaluate.summarise(found)["hit_rates"]
@@ -119,7 +119,7 @@ def test_rates_in_mm_and_in_shares_of_the_landmarks_box():
     found = evaluate.Predictions(
         name=np.array(["a", "b", "c"]), fold=np.zeros(3, int), points=true + [[[3, 4]], [[0, 1]], [[0, 0]]],
         scores=np.full((3, 3), [[0.9], [0.5], [0.4]]), true=true, visible=np.array([[True, True, False]] * 3),
-        mm_per_px=np.array([0.5, np.nan, 1.0]), source_size=np.full((3, 2), 99), delta=np.ones(3),
+        mm_per_px=np.array([0.5, np.nan, 1.0]), source_size=np.full((3, 2), 99), delta=np.ones(3), id=np.full(3, ""),
     )  # fmt: skip
     summary = evaluate.summarise(found)
     # 2.5, 2.5 and 0, 0 mm; the second image has no scale.

@@ -80,7 +80,7 @@ def test_a_prediction_that_is_no_number_is_wrong_and_not_missing():
         assert float(value) == pytest.approx(float(all_but_one[name]), rel=1e-6)
     names = np.array([f"{n}.png" for n in range(40)])
     each = np.zeros(40)
-    diverged = evaluate.Predictions(names, each, predicted, visible * 1.0, TRUE, visible, each, each, each + 1)
+    diverged = evaluate.Predictions(names, each, predicted, visible * 1.0, TRUE, visible, each, each, each + 1, names)
     with pytest.raises(FloatingPointError, match=r"0.png and 0 other images: the network predicts no numbers"):
         evaluate.summarise(diverged)
 

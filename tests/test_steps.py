@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -276,7 +277,7 @@ def test_validation_tells_distances_in_pixels_of_the_photographs():
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_bfloat16_trains_with_float32_parameters_statistics_and_losses(norm):
-    network = layers.DoubleConv(8, norm)
+    network = models.Network(layers.DoubleConv(8, norm), nn.Dense(2))
     apply = steps.computing_in("bfloat16", network.apply)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
     variables = jax.jit(functools.partial(network.init, train=False))(jax.random.key(1), images)
@@ -288,7 +289,7 @@ def test_bfloat16_trains_with_float32_parameters_statistics_and_losses(norm):
     slope = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (first, (outputs, changed)), grads = slope(variables["params"])
     assert {x.dtype for x in jax.tree.leaves((outputs, changed, grads))} == {jnp.dtype("float32")}
-    np.testing.assert_array_equal(outputs, outputs.astype(jnp.bfloat16).astype(jnp.float32))
+    assert (outputs != outputs.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5  # the head's are not rounded
     exact, _ = jax.jit(functools.partial(network.apply, train=True, mutable=["batch_stats"]))(variables, images)
     np.testing.assert_allclose(outputs, exact, atol=0.1)
     params = variables["params"]

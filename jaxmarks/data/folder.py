@@ -99,10 +99,8 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
     numbers: dict[str, int] = {}
     known = {a.image: a.group for a, _ in kept if a.group}
     groups = [numbers.setdefault(_group(a.image, known, group_by), len(numbers)) for a, _ in kept]
-    return (
-        Samples(**vars(samples) | {"group": np.array(groups), "mm_per_px": np.array([a.mm_per_px for a, _ in kept])}),
-        problems,
-    )
+    told = {"mm_per_px": np.array([a.mm_per_px for a, _ in kept]), "id": np.array([a.id for a, _ in kept])}
+    return Samples(**vars(samples) | told | {"group": np.array(groups)}), problems
 
 
 def _group(image, known, pattern):

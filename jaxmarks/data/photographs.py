@@ -137,12 +137,13 @@ def turn_of(path, told: tuple[int, int] | None, stored: tuple[int, int], *, upri
 
 
 def turned(files: Iterable[Path], folder: Path) -> list[dict]:
-    """The problem of photographs that EXIF turns and whose annotations do not tell as which size they were seen."""
+    """The problem of photographs that EXIF turns, and whose annotations, if any, do not tell as which size they were seen."""
     names = [name_of(file, folder) for file in files if orientation(file) > 1]
     if not names:
         return []
     what = (
-        f"{len(names)} photographs carry an EXIF rotation, this the first: the marks are taken as of the stored pixels"
+        f"{len(names)} photographs carry an EXIF rotation, this the first: coordinates are those of the stored pixels, not"
+        " of the picture turned upright"
     )
     return [{"image": names[0], "what": what, "where": str(folder)}]
 
@@ -254,6 +255,8 @@ def readable(
       FormatError: the folder has no photograph.
     """
     files = listing(folder) if folder.is_dir() else []
+    if folder.is_file():
+        raise FormatError(folder, "", "a file", "give the folder that it is in with --config.data.images")
     if not files:
         raise FormatError(folder, "", "no photograph in this folder", "give one with --config.data.images")
 
@@ -263,10 +266,13 @@ def readable(
         except OSError as error:
             return error
 
+    good = []
     for file, result in zip(files, ahead(attempt, files, most=most), strict=True):
         name = file.relative_to(folder).as_posix()
         if isinstance(result, OSError):
             problems.append({"image": name, "what": f"cannot be read ({result}): left out", "where": str(file)})
         else:
             problems += [{"image": name, "what": what, "where": str(file)} for what in not_decoded(file)]
+            good.append(file)
             yield name, result
+    problems += turned(good, folder)

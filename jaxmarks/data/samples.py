@@ -58,6 +58,7 @@ class Samples:
       boxes: (N, M, 4) float32, x0, y0, x1, y1 in pixels of the network's frame.
       labels: (N, M) int32, the boxes' classes from 0; -1 where there is no box.
       domain: (N,) int32, which of several datasets the image is of, from 0; 0 throughout where there is one.
+      id: (N,) str, what the landmark file calls the image beside its name (tpsDig's ID); empty where it does not.
     """
 
     images: np.ndarray
@@ -71,10 +72,13 @@ class Samples:
     boxes: np.ndarray = None  # type: ignore[assignment]  # none for landmarks
     labels: np.ndarray = None  # type: ignore[assignment]
     domain: np.ndarray = None  # type: ignore[assignment]
+    id: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self):
         if self.domain is None:
             object.__setattr__(self, "domain", np.zeros(len(self), np.int32))
+        if self.id is None:
+            object.__setattr__(self, "id", np.full(len(self), ""))
         if self.boxes is None:
             object.__setattr__(self, "boxes", np.zeros((len(self), 0, 4), np.float32))
             object.__setattr__(self, "labels", np.zeros((len(self), 0), np.int32))

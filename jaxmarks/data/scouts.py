@@ -194,7 +194,7 @@ def middle(slices: list[Scout]) -> Scout:
     """The middle one of a stack of slices, by where they lie along the patient's axis.
 
     Raises:
-      FormatError: two lie at the same place, or not one behind the other.
+      FormatError: two lie at the same place, or not one behind the other; or there are two, and none is the middle.
     """
     axis = normal(slices[0].plane)
     axis = axis * np.sign(axis[np.abs(axis).argmax()])
@@ -208,6 +208,8 @@ def middle(slices: list[Scout]) -> Scout:
             raise bad("that is not of one stack with")
         if across(other) - across(one) < APART:
             raise bad("at the place of")
+        if len(slices) == 2:
+            raise bad("beside")
     return slices[len(slices) // 2]
 
 

@@ -1,8 +1,8 @@
 """CSV: one row an image (image,x1,y1,x2,y2,...) or one row a landmark (image,landmark,x,y); pixels, y down.
 
 The header tells which. Fields are separated by comma, semicolon or tab; with the latter two, decimals may be commas.
-Empty, NA and nan are missing. The columns group, mm_per_px (or scale) and id are read where they are there, others are
-not.
+Empty, NA and nan are missing. The columns group (or specimen), mm_per_px (or scale) and id are read where they are
+there, others are not.
 """
 
 import csv
@@ -16,6 +16,9 @@ import numpy as np
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.samples import Annotation, FormatError
 
+# What else a column may be called, where it is not called so.
+SYNONYMS = {"image": ("filename", "file"), "group": ("specimen", "individual")}
+
 
 def read(path, problems: list[dict]) -> list[Annotation]:
     """Reads either layout. A landmark written as nan, or with one coordinate alone, is missing, and a problem.
@@ -24,8 +27,10 @@ def read(path, problems: list[dict]) -> list[Annotation]:
       FormatError: no such header, a cell that is no number, a landmark given twice; it names the row.
     """
     (line, names), rows, decimal_comma = texts.csv_rows(path, "image,x1,y1,... or image,landmark,x,y")
-    if "image" not in names and "filename" in names:
-        names[names.index("filename")] = "image"
+    for name, others in SYNONYMS.items():
+        other = next((other for other in others if other in names), None)
+        if name not in names and other:
+            names[names.index(other)] = name
     if "image" not in names:
         raise FormatError(path, f"line {line}", f"no column 'image' in {names}", "name the columns in row 1")
     if not rows:

@@ -17,8 +17,7 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxmarks import detection, predict, runs, tasks
-from jaxmarks.models import layers
+from jaxmarks import detection, platforms, predict, runs, tasks
 
 # An artefact made on one of them runs on all.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -51,7 +50,7 @@ def export(
     (batch,) = exporting.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *frame, 3), np.uint8)
     like = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    with layers.lowering("any"):
+    with platforms.tracing_for("any"):
         exported = exporting.export(jax.jit(function), platforms=PLATFORMS)(like, images)
     about = {
         "images": ["batch", *frame, 3],
@@ -116,7 +115,7 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
     files = []
     for member, variables in zip(runs.members(settings, fold), networks, strict=True):
         files.append(f"network_{member}.onnx")
-        with layers.lowering("plain"):
+        with platforms.tracing_for("plain"):
             jax2onnx.to_onnx(
                 functools.partial(function, variables), [("batch", *shape)], return_mode="file",
                 output_path=str(folder / files[-1]), input_names=["images"], output_names=list(outputs),

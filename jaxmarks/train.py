@@ -319,11 +319,13 @@ def refuse_unscored(settings, samples) -> None:
     """Raises ValueError where a stage that is scored holds nothing back for it."""
     each = {fold: splits.of_member(settings, samples, runs.Member(fold), 1) for fold in runs.folds(settings)}
     for fold, split in each.items():
-        lacking = np.setdiff1d(samples.domain, samples.domain[split.test])
-        if len(split.test) and len(lacking):
+        held = split.test if len(split.test) else split.valid
+        lacking = np.setdiff1d(samples.domain, samples.domain[held])
+        if len(held) and len(lacking):
             raise ValueError(
-                f"fold {fold}: of dataset {lacking[0] + 1} no image is left to test, for it shares its photographs with"
-                f" others: lower --config.split.folds={settings.split.folds}, or leave that fold out of --config.split.run"
+                f"fold {fold}: of dataset {lacking[0] + 1} no image is left to test: change"
+                f" --config.split.folds={settings.split.folds} or --config.split.valid={settings.split.valid}, or leave"
+                " that fold out of --config.split.run"
             )
     if not any(len(split.test) or len(split.valid) for split in each.values()):
         raise ValueError(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmarks import platforms
 from jaxmarks.ops import boxes as bx
 from jaxmarks.ops import metrics
 
@@ -136,6 +137,21 @@ def test_nms_by_hand():
     # An overlap of exactly the threshold stays: 50 of 100.
     half = np.array([[0.0, 0, 10, 10], [0, 0, 10, 5]])
     expect(nms(half, np.ones(2), limit=2, iou=0.5), [0, 1])
+
+
+@given(SEEDS, st.booleans())
+@FEW
+def test_nms_off_the_cpu_is_that_on_it(seed, by_class):
+    rng = np.random.default_rng(seed)
+    boxes, scores, valid = draw_boxes(rng, 40), draw_scores(rng, 40), rng.random(40) < 0.8
+    scores[:2] = np.nan, -np.inf
+    options = {"valid": valid, "classes": rng.integers(0, 3, 40) if by_class else None}
+    for limit in (5, 45):
+        here = nms(boxes, scores, limit=limit, iou=0.2, **options)
+        with platforms.tracing_for("plain"):
+            there = jax.jit(partial(bx.nms, limit=limit, iou=0.2))(boxes, scores, **options)
+        for one, other in zip(here, there, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def naive_soft_nms(boxes, scores, valid, decay, floor):

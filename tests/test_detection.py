@@ -178,6 +178,17 @@ def test_scores_by_hand():
     assert np.isnan(detection.summarise(found, 0.95, ("s",))["precision"])
 
 
+def test_no_threshold_lies_between_equal_scores():
+    true = np.float64([[[0, 0, 10, 10], [20, 0, 30, 10]]])
+    far = [[x, 50, x + 10, 60] for x in (0, 20, 40)]
+    found = detection.Objects(
+        np.array(["a"]), np.zeros(1, int), np.float64([[*true[0], *far]]), np.array([[0.95, 0.9, 0.9, 0.9, 0.9]]),
+        np.zeros((1, 5), int), true, np.zeros((1, 2), int),
+    )  # fmt: skip
+    # All five: 2 * 2 / (5 + 2) = 0.571; the first alone: 2 / (1 + 2) = 0.667.
+    assert detection.best_threshold(found) == pytest.approx((0.95 + 0.9) / 2)
+
+
 @given(seed=st.integers(0, 200))
 def test_best_threshold_against_trying_all(seed):
     rng = np.random.default_rng(seed)

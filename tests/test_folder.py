@@ -147,6 +147,11 @@ def test_marks_of_photographs_that_exif_turns_are_named_where_no_size_tells(tmp_
     (tmp_path / "marks.csv").write_text("image,x1,y1\na.jpg,2,3\nb.jpg,2,3\n")
     _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
     assert [(p["image"], p["what"][:38]) for p in problems] == [("a.jpg", "1 photographs carry an EXIF rotation, ")]
+    unmarked: list[dict] = []  # those that are to be predicted are named, too
+    assert len(list(folder.batches(tmp_path, size=(16, 16), problems=unmarked))) == 1
+    assert [(p["image"], p["what"][:38]) for p in unmarked] == [("a.jpg", "1 photographs carry an EXIF rotation, ")]
+    with pytest.raises(FormatError, match=r"a\.jpg: a file; give the folder that it is in"):
+        next(folder.batches(tmp_path / "a.jpg", size=(16, 16), problems=[]))
 
 
 def test_names_are_found_as_people_write_them(tmp_path):

@@ -65,6 +65,13 @@ def test_tps_written_and_read_is_identical(records, newline):
         same(mine, theirs)
 
 
+@pytest.mark.parametrize("column", ["group", "specimen", "Individual"])
+def test_specimens_of_a_csv_have_several_names(tmp_path, column):
+    (tmp_path / "marks.csv").write_text(f"file,{column},x1,y1\na.png,7,1,2\nb.png,7,3,4\n")
+    found = formats.read(tmp_path / "marks.csv")
+    assert [(a.image, a.group) for a in found] == [("a.png", "7"), ("b.png", "7")]
+
+
 @given(
     st.integers(1, 99_999),
     st.lists(st.tuples(st.integers(0, 10**13), st.integers(0, 10**13)), min_size=1, max_size=4),

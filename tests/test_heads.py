@@ -10,6 +10,7 @@ import pytest
 import scipy.spatial
 
 from jaxmarks import find, heads, models, optim, steps
+from jaxmarks.heads.centre import is_peak
 from jaxmarks.models import layers
 from jaxmarks.ops import heatmaps
 
@@ -196,6 +197,15 @@ def test_scores_mean_the_same_for_all_losses(loss, target):
 def test_unknown_options_list_those_there_are(spec, names):
     with pytest.raises(ValueError, match=names):
         heads.build({"name": "heatmap", **spec}, landmarks=1, size=SIZE)
+
+
+def test_of_equal_neighbours_the_first_is_a_peak():
+    logits = np.full((6, 7), -9.0)
+    logits[0, 2:4] = logits[4, 5] = logits[5, 4] = 3.0  # beside each other, and across a corner
+    logits[2, 0] = 2.0
+    maps = jnp.asarray(logits, jnp.bfloat16)[None, :, :, None]
+    found = np.argwhere(np.asarray(is_peak(maps))[0, :, :, 0] & (logits > 0))
+    assert found.tolist() == [[0, 2], [2, 0], [4, 5]]
 
 
 def test_up_convolution_against_torch():

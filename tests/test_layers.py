@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jaxmarks import platforms
 from jaxmarks.models import layers
 
 
@@ -111,11 +112,9 @@ def test_what_is_exported_has_the_convolutions_of_its_platform():
     x, kernel = jnp.ones((2, 8, 8, 20)), jnp.ones((1, 1, 20, 4))  # a matmul on the CPU
     matmul = lambda text: ("dot_general" in text, "stablehlo.convolution" in text)
 
-    def lowered(target, *platforms):
-        with layers.lowering(target):
-            exported = jax.export.export(jax.jit(lambda *operands: layers.conv(*operands)), platforms=platforms)(
-                x, kernel
-            )
+    def lowered(what, *where):
+        with platforms.tracing_for(what):
+            exported = jax.export.export(jax.jit(lambda *operands: layers.conv(*operands)), platforms=where)(x, kernel)
         return exported, matmul(exported.mlir_module())
 
     assert lowered("any", "cpu")[1] == (True, False)

@@ -37,6 +37,20 @@ def untrained(workdir, name, variants, facts, **changes):
     return workdir
 
 
+def test_the_last_drawings_stay_where_there_is_nothing_to_draw(tmp_path):
+    def nothing():
+        raise ValueError("no photograph in this folder")
+        yield
+
+    one = predict.Drawing("a.png", noise(8, 8, 3), (8, 8))
+    predict.draw_all(iter([one, one._replace(name="b.png")]), tmp_path, True)
+    with pytest.raises(ValueError, match="no photograph"):
+        predict.draw_all(nothing(), tmp_path, True)
+    assert sorted(p.name for p in (tmp_path / "overlays").iterdir()) == ["a.png.jpg", "b.png.jpg"]
+    predict.draw_all(iter([one]), tmp_path, True)
+    assert [p.name for p in (tmp_path / "overlays").iterdir()] == ["a.png.jpg"]
+
+
 def noise(*shape):
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 

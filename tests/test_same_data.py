@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmarks import caveats, checkpoint, evaluate, formats, phantoms, runs, train
+from jaxmarks import caveats, checkpoint, evaluate, formats, phantoms, runs, tps, train
 from jaxmarks.data import loading, splits
 from jaxmarks.data.samples import Annotation
 
@@ -32,7 +32,8 @@ def trained(tmp_path_factory):
     for s in range(10):
         image, points = phantoms.draw("pronotum", s, size=(48, 64))
         Image.fromarray(image).save(folder / "photographs" / f"{s}.png")
-        annotations.append(Annotation(image=f"{s}.png", points=points.astype(float), visible=np.ones(8, bool)))
+        visible = np.ones(8, bool)
+        annotations.append(Annotation(image=f"{s}.png", points=points.astype(float), visible=visible, id=f"M{9 - s}"))
     formats.write(folder / "marks.csv", annotations[:8])
     train.train(config_of(folder), folder / "run")
     return folder, annotations
@@ -59,6 +60,18 @@ def test_the_images_of_a_network_are_saved_with_it(trained):
     for fold in range(2):
         seen, images = seen_by(folder / "run", fold)
         assert not seen & set(images["test"]) and len(seen) + len(images["test"]) == 8 and not images["unused"]
+
+
+def test_predictions_have_the_order_and_the_ids_of_the_landmark_file(trained, tmp_path):
+    folder, _ = trained
+    config = config_of(folder)
+    evaluate.of_run(config, folder / "run", loading.load(config.data), out=tmp_path)
+    found = tps.read(tmp_path / "predictions.tps")
+    assert [(s.image, s.id) for s in found] == [(f"{s}.png", f"M{9 - s}") for s in range(8)]
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert [r["image"] for r in rows[::8]] == [s.image for s in found] and {r["fold"] for r in rows} == {"0", "1"}
+    # y up, in photographs of 48 rows
+    np.testing.assert_allclose(found[3].points[0], [float(rows[24]["x"]), 48 - float(rows[24]["y"])], atol=2e-3)
 
 
 @contextlib.contextmanager

@@ -302,6 +302,11 @@ def test_of_two_slices_at_one_place_none_is_taken(tmp_path):
         triple(tmp_path, USUAL | {"again": USUAL["axial"]})
 
 
+def test_of_two_slices_none_is_the_middle(tmp_path):
+    with pytest.raises(FormatError, match=r"a second axial scout beside .*nii.gz; give one of the two"):
+        triple(tmp_path, USUAL | {"lower": moved(USUAL["axial"], along=(0, 0, -20))})
+
+
 def test_empty_numbers_that_change_nothing_are_passed_over(tmp_path):
     found, _ = triple(
         tmp_path, USUAL, lambda path, plane: write_dicom(path, plane, RescaleSlope="", RescaleIntercept=""), ".dcm"

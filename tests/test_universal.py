@@ -375,6 +375,7 @@ def test_a_prediction_needs_the_dataset_that_photographs_are_like(universal, tmp
         ):
             predict.load(workdir, set=wrong)
     folder, keys = tmp_path / "new", own(tmp_path / "new")
+    main.parse(["jaxmarks.main"])
     monkeypatch.setattr(main, "SET", SimpleNamespace(value="pronotum"))
     given = ml_collections.ConfigDict({"data": keys | {"group_by": ""}})
     main.predict(given, workdir)

@@ -4,6 +4,7 @@ The maps are those of the landmark heads, drawn by `ops.heatmaps` at the centre 
 network gives the rest of a pixel that leads to the centre, and the size of the box.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -89,8 +90,13 @@ def focal(logits, target, *, alpha=2.0, beta=4.0):
 
 
 def is_peak(maps):
-    """Whether no pixel of its 3x3 neighbourhood is larger, for each of maps (B, h, w, C).
+    """Whether no pixel of its 3x3 neighbourhood is larger, for each of maps (B, h, w, C); of equal ones the first is a peak.
 
     Better asked of logits than of their sigmoids, which XLA may compute twice and round differently.
     """
-    return maps >= nn.max_pool(maps, (3, 3), padding="SAME")
+    around = nn.max_pool(maps, (3, 3), padding="SAME")
+    low = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    h, w = maps.shape[1:3]
+    before = ((0, 0), (0, 1), (0, 2), (1, 0))  # the row above, and the pixel to the left
+    equal = functools.reduce(jnp.logical_or, [low[:, y : y + h, x : x + w] == maps for y, x in before])
+    return (maps >= around) & ~equal

@@ -10,8 +10,6 @@ dense convolutions. The results agree to float32 rounding. What has a gradient o
 differentiated forwards (`jax.jvp`, `jax.hessian`), convolutions on the CPU, pooling nowhere; reverse mode can be repeated.
 """
 
-import contextlib
-import contextvars
 import functools
 import math
 from collections.abc import Callable
@@ -23,33 +21,12 @@ import numpy as np
 from jax import lax
 from jax.extend import random
 
+from jaxmarks.platforms import chosen, target
+
 # The name that the steps give to the axis of devices under pmap.
 DEVICES = "devices"
 # What a step keeps of the running statistics of batches.
 MOMENTUM = 0.9
-# For what is traced: this process's device, "any" of several platforms, or "plain" everywhere.
-_lowering: contextvars.ContextVar[str] = contextvars.ContextVar("lowering", default="mine")
-
-
-@contextlib.contextmanager
-def lowering(target: str):
-    """What is traced within is for "any" platform, each with what is fastest there, or in "plain" convolutions for all.
-
-    For artefacts, whose platform is not this process's. "any" is for predictions; it has gradients, but not fast ones.
-    """
-    token = _lowering.set(target)
-    try:
-        yield
-    finally:
-        _lowering.reset(token)
-
-
-def _chosen(on_cpu, elsewhere, *operands):
-    """One of two functions that compute the same, by the platform that is traced for."""
-    target = _lowering.get()
-    if target == "any":
-        return lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
-    return (on_cpu if target == "mine" and jax.default_backend() == "cpu" else elsewhere)(*operands)
 
 
 def conv(x, kernel, *, strides=(1, 1), padding="SAME", dilation=1, groups=1):
@@ -58,7 +35,7 @@ def conv(x, kernel, *, strides=(1, 1), padding="SAME", dilation=1, groups=1):
     With groups the g-th of them, of C / groups input channels, makes the g-th F / groups output channels.
     """
     how = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
-    return _chosen(functools.partial(_conv_on_cpu, **how), functools.partial(_lax_conv, **how), x, kernel)
+    return chosen(functools.partial(_conv_on_cpu, **how), functools.partial(_lax_conv, **how), x, kernel)
 
 
 def _lax_conv(x, kernel, padding, *, strides=(1, 1), dilation=1, groups=1):
@@ -286,7 +263,7 @@ def max_pool(x):
             f"a map of {x.shape[1]}x{x.shape[2]} cannot be halved: the frame (--config.data.size) is too small for so"
             " many poolings; enlarge it, or lower --config.model.depth or --config.model.stride"
         )
-    if _lowering.get() == "plain":
+    if target() == "plain":
         b, h, w, c = x.shape
         return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
     return _max_pool(x)

@@ -6,12 +6,14 @@ padded to a static shape, with a `valid` mask (N,) bool. A degenerate box (no wi
 and overlaps nothing.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmarks import platforms
 from jaxmarks.ops import metrics
 from jaxmarks.ops.floats import single
 from jaxmarks.ops.frames import tiles as tiles  # where those of a large image lie
@@ -97,10 +99,38 @@ def nms(boxes, scores, *, limit, iou=0.5, classes=None, valid=None):
     Returns:
       indices (K,) int32 by falling score and kept (K,) bool; an index that is not kept is 0.
     """
+    if not len(boxes):
+        return jnp.zeros(limit, jnp.int32), jnp.zeros(limit, bool)
+    one_by_one, at_once = (functools.partial(way, limit=limit, iou=iou) for way in (_one_by_one, _at_once))
+    return platforms.chosen(one_by_one, at_once, jnp.asarray(boxes), single(scores), classes, valid)
+
+
+def _one_by_one(boxes, scores, classes, valid, *, limit, iou):
+    """`nms` on a CPU, which is done with the best box before it looks at the next."""
     indices, scores = _suppress(
         boxes, scores, classes, valid, limit, lambda left, o: jnp.where(o > iou, -jnp.inf, left)
     )
     return indices, scores > -jnp.inf
+
+
+def _at_once(boxes, scores, classes, valid, *, limit, iou):
+    """`nms` where a step costs more than its arithmetic: all boxes are judged together, until nothing changes.
+
+    A box stays where no better one that stays overlaps it. The best is right from the first round on, the next best that
+    it has a say in from the second, and so on: chains of boxes are short, so a few rounds do for a thousand.
+    """
+    usable = (True if valid is None else valid) & (scores > -jnp.inf)  # which what is no number is not
+    order = jnp.argsort(jnp.where(usable, -scores, jnp.inf)).astype(jnp.int32)
+    ranked, usable, rank = boxes[order], usable[order], jnp.arange(len(boxes))
+    covers = (_iou(ranked[:, None], ranked) > iou) & (rank[:, None] < rank)
+    if classes is not None:
+        classes = jnp.asarray(classes)[order]
+        covers &= classes[:, None] == classes
+    again = lambda kept: usable & ~(covers & kept[:, None]).any(0)
+    _, kept = lax.while_loop(lambda s: (s[0] != s[1]).any(), lambda s: (s[1], again(s[1])), (usable, again(usable)))
+    place = jnp.where(kept, jnp.cumsum(kept) - 1, limit)
+    chosen = jnp.zeros(limit, jnp.int32).at[place].set(order, mode="drop")
+    return chosen, jnp.arange(limit) < kept.sum()
 
 
 def soft_nms(boxes, scores, *, limit, method="gaussian", sigma=0.5, iou=0.3, floor=0.001, classes=None, valid=None):

@@ -207,6 +207,13 @@ def test_a_batch_of_one_dataset_teaches_its_head_and_the_body_alone():
     )
 
 
+def test_a_set_that_nothing_is_held_back_of_is_refused_before_the_training(tmp_path):
+    sets = {name: {"part": name, "count": count} for name, count in (("pronotum", 10), ("head", 4))}
+    with pytest.raises(ValueError, match="fold 0: of dataset 1 no image is left to test: change"):
+        train.train(get_config(sets, **{"split.folds": 1, "split.run": (0,), "split.valid": 0.1}), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_several_devices_do_what_one_does():
     net, head, variables = network()
     data = batch(np.random.default_rng(0), [0, 1, 1, 0]) | {

@@ -49,6 +49,8 @@ def finder(folder) -> Callable[[str], Path]:
         return names, stems
 
     def find(name):
+        if not name:
+            raise OSError("the file names no image for these marks (IMAGE= in TPS)")
         path = PureWindowsPath(name)  # takes both kinds of slash
         for candidate in (folder / name, folder / path.name):
             if candidate.is_file():

@@ -43,7 +43,8 @@ def by_group(
     if not 0 <= fold < folds:
         raise ValueError(f"fold {fold} of {folds}: folds count from 0 to {folds - 1}")
     if len(names) < folds:
-        raise ValueError(f"{len(names)} groups cannot make {folds} folds; set --config.split.folds to at most that")
+        remedy = "set --config.split.folds to at most that" if len(names) > 1 else "give at least two, one to be tested"
+        raise ValueError(f"{len(names)} groups cannot make {folds} folds; {remedy}")
     kinds = {} if kind is None else dict(zip(group.tolist(), kind.tolist(), strict=True))
     order = _evenly(np.random.default_rng(seed).permutation(names), kinds)
     test = np.array_split(order, folds)[fold] if folds > 1 else order[:0]

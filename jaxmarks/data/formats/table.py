@@ -133,7 +133,10 @@ def _number(path, line, cell, *, decimal_comma):
     try:
         value = texts.number(cell.replace(",", ".") if decimal_comma else cell)
     except ValueError:
-        raise FormatError(path, f"line {line}", f"{cell!r} is not a number", "write one, or NA where missing") from None
+        remedy = "write one, or NA where missing"
+        if "," in cell:
+            remedy = "write a decimal point, or separate the cells by semicolons"
+        raise FormatError(path, f"line {line}", f"{cell!r} is not a number", remedy) from None
     if not math.isfinite(value):
         raise FormatError(path, f"line {line}", f"{cell!r} is not finite", "write a coordinate in pixels, or NA")
     return value

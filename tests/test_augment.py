@@ -203,6 +203,59 @@ def test_landmarks_that_leave_the_frame_become_invisible():
     assert 0 < np.asarray(found["visible"])[:, [0, 1, 3]].mean() < 1
 
 
+def box_batch(boxes, count=8):
+    """The same boxes (M, 4) in each of `count` black frames, with their corners (4 M) as landmarks."""
+    boxes = np.asarray(boxes, np.float32)
+    points = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].reshape(1, -1, 2)
+    batch = batch_of(np.zeros((count, *SIZE, 1), np.uint8), np.repeat(points, count, axis=0))
+    tiled = {"boxes": np.tile(boxes, (count, 1, 1)), "labels": np.zeros((count, len(boxes)), np.int32)}
+    return batch | {name: jnp.asarray(array) for name, array in tiled.items()}
+
+
+@pytest.mark.parametrize("options", [{"rotation": 30}, {"elastic": 2.0}], ids=str)
+def test_a_moved_box_is_the_one_around_its_moved_corners(options):
+    found = apply_jitted(STILL | UNMOVED | options, box_batch([[30, 20, 60, 40]]))
+    corners = np.asarray(found["points"])
+    boxes = np.concatenate([corners.min(1), corners.max(1)], axis=-1)
+    np.testing.assert_allclose(found["boxes"][:, 0], boxes, atol=1e-3)
+    assert np.abs(boxes - [30, 20, 60, 40]).max() > 0.5
+
+
+def test_objects_whose_centre_leaves_the_frame_are_none():
+    """One in the corner, which most shifts of up to a fifth of the frame throw out, and one in the middle."""
+    found = apply_jitted(STILL | UNMOVED | {"translation": 0.2}, box_batch([[0, 0, 4, 4], [46, 34, 50, 38]]))
+    x, y = np.moveaxis(np.asarray(found["boxes"]).reshape(8, 2, 2, 2).mean(2), -1, 0)
+    within = (x >= 0) & (x <= 96) & (y >= 0) & (y <= 72)
+    np.testing.assert_array_equal(np.asarray(found["labels"]) >= 0, within)
+    assert within[:, 1].all() and not within[:, 0].all()
+
+
+def test_quarter_turns_are_those_of_numpy():
+    """All four of them, of pixels and landmarks, before the frame is stretched and shifted."""
+    options = STILL | UNMOVED | {"aspect": 0.3, "translation": 0.1}
+    image, point, batches = np.arange(400, dtype=np.uint8).reshape(20, 20, 1), np.array([3.5, 6.5]), []
+    for _ in range(4):
+        batches.append(batch_of(np.stack([image] * 40), np.tile(point, (40, 1, 1))))
+        image, point = np.rot90(image), np.array([point[1], 20 - point[0]])  # to the left: what was right is up
+    expected = [apply_jitted(options, batch) for batch in batches]
+    found, seen = apply_jitted(options | {"quarter_turns": True}, batches[0]), set()
+    for n in range(40):
+        alike = [k for k in range(4) if np.allclose(found["images"][n], expected[k]["images"][n], atol=1e-3)]
+        assert len(alike) == 1
+        np.testing.assert_allclose(found["points"][n], expected[alike[0]]["points"][n], atol=1e-3)
+        seen.update(alike)
+    assert seen == {0, 1, 2, 3}
+
+
+def test_angle_and_shear_are_drawn_apart():
+    draw = lambda key: spatial.random_affine(key, SIZE, rotation=20.0, shear=10.0)
+    linear = np.asarray(jax.vmap(draw)(keys_of(300)))[:, :, :2]
+    angle = np.arctan2(linear[:, 1, 0], linear[:, 0, 0])
+    # Turned back by the angle, (0, 1) leans to the right by the shear.
+    lean = np.arctan(np.cos(angle) * linear[:, 0, 1] + np.sin(angle) * linear[:, 1, 1])
+    assert abs(np.corrcoef(angle, lean)[0, 1]) < 0.2  # of 300 draws the deviation is 0.06
+
+
 # -- colour
 
 IMAGE = RNG.uniform(0, 1, (20, 28, 3)).astype(np.float32)
@@ -222,6 +275,16 @@ def test_contrast_keeps_the_mean_and_scales_the_deviation():
         np.testing.assert_allclose(found, (IMAGE - IMAGE.mean()) * factor + IMAGE.mean(), atol=1e-5)
         factors.append(factor)
     assert 1.25 < max(factors) <= 1.4001 and 0.5999 <= min(factors) < 0.75
+
+
+def test_brightness_and_contrast_are_drawn_apart():
+    columns = np.tile(np.uint8([60, 180]), (4, 2))[..., None]
+    batch = batch_of(np.stack([columns] * 200), np.zeros((200, 0, 2)))
+    found = np.asarray(apply_jitted(STILL | UNMOVED | {"brightness": 0.1, "contrast": 0.3}, batch)["images"])
+    # Nothing is cut off at 0 or 1, so the mean tells the one and the deviation the other.
+    mean, deviation = found.mean((1, 2, 3)), found.std((1, 2, 3))
+    assert np.ptp(mean) > 0.15 and np.ptp(deviation) > 0.1
+    assert abs(np.corrcoef(mean, deviation)[0, 1]) < 0.2  # of 200 draws the deviation is 0.07
 
 
 def test_gamma_is_a_power():

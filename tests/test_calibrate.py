@@ -120,14 +120,27 @@ def test_the_end_is_where_scipy_finds_the_least_loss(heads):
         assert np.degrees(turn.magnitude()) < 0.01
 
 
+def deviations(found, rotation):
+    """Those (9,) that fits of one volume tell, and those that they have."""
+    turns = Rotation.from_matrix(np.asarray(found.rotation, np.float64) @ rotation.T).as_rotvec(degrees=True)
+    measured = np.cov(np.concatenate([found.centre, turns, found.size], axis=1).T)
+    return np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2).mean(0)), np.sqrt(np.diag(measured))
+
+
 def test_the_covariance_is_the_spread_over_repeated_noise(heads):
     rng = np.random.default_rng(3)
     points = heads[3][:1] + rng.normal(size=(COUNT, 8, 3))
     found = fit(np.float32(points), np.ones((COUNT, 8), np.float32))
-    turns = Rotation.from_matrix(np.asarray(found.rotation, np.float64) @ heads[1][0].T).as_rotvec(degrees=True)
-    measured = np.cov(np.concatenate([found.centre, turns, found.size], axis=1).T)
-    told = np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2).mean(0))
-    np.testing.assert_allclose(told, np.sqrt(np.diag(measured)), rtol=0.2)
+    np.testing.assert_allclose(*deviations(found, heads[1][0]), rtol=0.2)
+
+
+def test_the_covariance_of_landmarks_in_planes_is_the_spread_over_repeated_noise(heads):
+    """In a plane a landmark tells two coordinates and not three: all of them 34, and not 51, for a volume of nine."""
+    rng = np.random.default_rng(3)
+    points, normals = (np.repeat(array, COUNT, axis=0) for array in shown(heads[3][:1], rng))
+    points = points + rng.normal(size=points.shape)
+    found = fit_planes(np.float32(points), np.ones(points.shape[:2], np.float32), np.float32(normals))
+    np.testing.assert_allclose(*deviations(found, heads[1][0]), rtol=0.15)
 
 
 def test_contradictions_and_too_few_landmarks_are_refused(heads):
@@ -143,6 +156,18 @@ def test_contradictions_and_too_few_landmarks_are_refused(heads):
     assert none.undetermined.all() and np.isfinite(none.centre).all() and np.isnan(none.residuals).all()
     giant = heads[0][:, None] + 2 * (heads[3] - heads[0][:, None])
     assert fit(np.float32(giant), ones).contradicts.all()
+
+
+@pytest.mark.parametrize(("wrong", "refused"), [(3, False), (4, True)])
+def test_less_than_three_fifths_of_the_landmarks_are_too_few_to_agree(heads, wrong, refused):
+    """Of eight, five are enough and four are not, whatever size of head they agree on."""
+    points = heads[3].copy()
+    points[:, 8 - wrong :] += 60 * Rotation.random(COUNT * wrong, rng=0).as_matrix()[:, 0].reshape(COUNT, wrong, 3)
+    found = fit(np.float32(points), np.ones((COUNT, 8), np.float32))
+    agree = (found.residuals < calibrate.TUKEY * calibrate.TOLERANCE / 2).sum(1) == 8 - wrong
+    usual = (np.abs(np.log(found.size / SIZE)) < np.log(calibrate.SIZE_LIMIT)).all(1)
+    assert (agree & usual).sum() > COUNT / 4
+    assert (found.contradicts[agree & usual] == refused).all()
 
 
 def test_eager_and_jitted_agree(heads):

@@ -1,5 +1,6 @@
 """From landmarks in scouts to the operator's files, with a network that is exact, wrong in one place, or lost."""
 
+import csv
 import json
 import types
 
@@ -190,6 +191,30 @@ def test_a_head_upside_down_is_an_orientation_that_is_wrong(drawn):
     assert len(why) == 1 and "check the files' orientation" in why[0]
 
 
+@pytest.mark.parametrize(
+    ("variances", "why"),
+    [
+        ([1.0] * 9, []),
+        ([36.0] + [1.0] * 8, ["uncertain by 6.0 mm and 1.0 degrees"]),
+        ([1.0] * 4 + [36.0] + [1.0] * 4, ["uncertain by 1.0 mm and 6.0 degrees"]),
+        ([1.0] * 6 + [36.0] * 3, []),
+    ],
+    ids=["certain", "centre", "angles", "size"],
+)
+def test_an_uncertain_centre_or_orientation_is_refused(variances, why):
+    found = calibrate.Calibration(
+        centre=np.zeros(3),
+        rotation=np.eye(3),
+        size=np.array([140.0, 180.0, 145.0]),
+        residuals=np.zeros(COUNT),
+        weights=np.ones(COUNT),
+        covariance=np.diag(variances),
+        contradicts=np.bool_(False),
+        undetermined=np.bool_(False),
+    )
+    assert calibration.doubts(found) == why
+
+
 @pytest.mark.parametrize(("turn", "plane"), [(1, 0), (2, 1), (3, 2), (4, 0), (4, 2), (6, 1)])
 def test_a_scout_that_looks_better_turned_has_a_wrong_orientation(turn, plane):
     scores = np.full((8, 3, COUNT), 0.5)
@@ -246,6 +271,25 @@ def test_uncertainty_is_told_as_large_as_errors_are(drawn, tmp_path):
     )
     assert plain["centre"] < 0.4 and abs(right["centre"] - 0.68) < 0.12
     assert plain["angles"] == right["angles"] > 0.68 and plain["size"] == right["size"] > 0.68
+
+
+def test_a_refused_triple_has_no_part_in_the_scores(drawn, tmp_path):
+    names, points, *others = noisy(drawn, 20, 1)
+    points[:3] += np.random.default_rng(0).uniform(-30, 30, (3, COUNT, 2))  # the first triple's landmarks are anywhere
+    summary = calibration.score(names, points, *others, tmp_path)
+    assert (summary["triples"], summary["refused"]) == (20, 1)
+    with (tmp_path / "volumes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["triple"] for row in rows if row["refused"]] == ["0"]
+    for name, worst in (("centre_mm", 95), ("angle_degrees", 95), ("iou", 5)):
+        values = [float(row[name]) for row in rows[1:]]
+        expected = np.median(values), np.percentile(values, worst)
+        np.testing.assert_allclose(
+            [summary[f"{of}_{name}"] for of in ("median", "worst_5_percent")], expected, atol=1e-4
+        )
+    _, found, _, errors = calibration.fit_triples(names, points, *others)
+    below = (np.abs(errors) < calibration.told(found))[1:].reshape(19, 3, 3)
+    np.testing.assert_allclose(list(summary["within_told"].values()), below.mean((0, 2)), rtol=1e-6)
 
 
 def test_without_whole_triples_nothing_is_known_of_the_uncertainty(drawn, tmp_path):

@@ -60,3 +60,12 @@ def test_drawn_phantoms_are_kept_for_the_next_start_and_a_damaged_file_is_drawn_
         check()
     file.write_bytes(file.read_bytes()[:100])
     check()
+
+
+def test_kept_drawings_are_those_that_were_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXMARKS_CACHE", str(tmp_path))
+    drawn = lambda seed: loading._drawn("head", size=(24, 32), seed=seed, count=2).images
+    one, other = drawn(0), drawn(1)
+    assert (one != other).any()
+    assert len(list((tmp_path / "phantoms").iterdir())) == 2
+    np.testing.assert_array_equal(drawn(0), one)

@@ -126,6 +126,17 @@ def test_subpixel_decoders_against_naive_ones(ours, naive, seed):
     np.testing.assert_allclose(scores, maps.max((-3, -2)), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("slope", "curvature", "expected"),
+    [(0.1, -0.2, 0.5), (1.0, -0.1, 0.0), (0.1, 0.2, 0.0)],
+    ids=["a peak half a pixel away", "a peak ten pixels away", "a valley"],
+)
+def test_newtons_step_is_taken_to_a_peak_nearby_alone(slope, curvature, expected):
+    """It is -slope / curvature in x and 0 in y."""
+    derivatives = map(jnp.float32, (slope, 0, curvature, 0, curvature))
+    np.testing.assert_allclose(decode._newton(jnp.zeros(2), jnp.zeros(2), *derivatives), [expected, 0], atol=1e-6)
+
+
 @given(kind=st.sampled_from(sorted(DRAW)), sigma=st.floats(0.7, 8), seed=st.integers(0, 99))
 def test_argmax_of_a_target_is_the_landmarks_pixel(kind, sigma, seed):
     points = np.random.default_rng(seed).uniform(0, [30, 20], (7, 2)).astype(np.float32)

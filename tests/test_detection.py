@@ -110,6 +110,20 @@ def test_objects_of_an_image_of_any_size_are_found_once(size):
     assert detection.reach(result, np.array([0.0])).all()
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_pieces_at_the_borders_of_two_tiles_give_way(turned):
+    """Tiles 96 wide at 0 and 72 share 24: each shows three of nine pixels of a square that the other shows whole."""
+    size, corners = (96, 168), [(66, 20), (93, 50)]
+    if turned:
+        size, corners = size[::-1], [corner[::-1] for corner in corners]
+    image, boxes = squares(size, corners)
+    annotation = BoxAnnotation("a.png", boxes, ("s",) * 2)
+    tiles = [(annotation, 0, *tile) for tile in objects.cut(image, (96, 96), fit="tile", overlap=24)]
+    assert len(tiles) == 2
+    found = detection.predict(seer((96, 96)), [], objects.samples(tiles, (96, 96), ("s",)))
+    assert sorted(found.boxes[0][found.scores[0] > 0].tolist()) == sorted(boxes.tolist())
+
+
 def test_networks_are_decoded_each_by_itself():
     # What two networks say of their own proposals cannot be averaged: the mean of these boxes is where nothing is.
     task = steps.Task(
@@ -146,15 +160,15 @@ def test_pieces_at_a_tiles_border_give_way_to_the_whole_object():
 
 
 def by_hand():
-    """Two images: two of three objects found with one false alarm; none found of one."""
+    """Two images: two of three objects found, and a false alarm 7 px from the third; one found 5 px beside it."""
     true = np.zeros((2, 3, 4))
     true[0] = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
     true[1, 0] = [0, 0, 10, 10]
     labels = np.array([[0, 0, 0], [0, -1, -1]])
     boxes, scores = np.zeros((2, 3, 4)), np.zeros((2, 3))
-    boxes[0] = [[1, 0, 11, 10], [70, 70, 80, 80], [20, 0, 30, 12]]
+    boxes[0] = [[1, 0, 11, 10], [47, 0, 57, 10], [20, 0, 30, 12]]
     scores[0] = [0.9, 0.6, 0.4]
-    boxes[1, 0], scores[1, 0] = [8, 0, 18, 10], 0.3
+    boxes[1, 0], scores[1, 0] = [5, 0, 15, 10], 0.3
     return detection.Objects(np.array(["a", "b"]), np.zeros(2, int), boxes, scores, np.zeros((2, 3), int), true, labels)
 
 
@@ -164,6 +178,10 @@ def test_scores_by_hand():
     # Above 0.35: a hit (IoU 9/11), a false alarm, a hit (IoU 10/12); four objects.
     np.testing.assert_allclose([summary[k] for k in ("precision", "recall", "f1")], [2 / 3, 1 / 2, 4 / 7])
     np.testing.assert_allclose(summary["f1_golden"], 4 / 7)
+    # At 0.25 there is the fourth: no hit at an IoU of 1/3, but its centre is within 6 px, as the false alarm's is not.
+    lower = detection.summarise(found, 0.25, ("s",))
+    np.testing.assert_allclose([lower["f1"], lower["f1_golden"]], [4 / 8, 6 / 8])
+    assert detection.summarise(found, 0.0, ("s",))["detections"] == 4  # what scores 0 is none at any threshold
     assert detection.reach(found, np.array([0.35, 0.35])).tolist() == [[True, True, False], [False, False, False]]
     # F1 with one, two, three and four detections: 2/5, 2/6, 4/7, 4/8. The last is less than a fifth of 3/7 below the
     # one before, and as good: the middle of 0.4 and 0.
@@ -189,36 +207,82 @@ def test_no_threshold_lies_between_equal_scores():
     assert detection.best_threshold(found) == pytest.approx((0.95 + 0.9) / 2)
 
 
+def naive_threshold(scores, right, total):
+    """With each number of the best detections in turn: how far around the best F1 it is nearly as good."""
+    ranked = [pair for pair in sorted(zip(scores.ravel(), right.ravel(), strict=True), reverse=True) if pair[0] > 0]
+    f1 = [2 * sum(hit for _, hit in ranked[: n + 1]) / (n + 1 + total) for n in range(len(ranked))]
+    best = max(f1, default=0)
+    if best == 0:
+        return 0.5
+    least = best - 0.2 * min(best, 1 - best)
+    first = last = f1.index(best)
+    while first > 0 and f1[first - 1] >= least:
+        first -= 1
+    while last + 1 < len(f1) and f1[last + 1] >= least:
+        last += 1
+    following = ranked[last + 1][0] if last + 1 < len(ranked) else 0
+    return (ranked[first][0] + following) / 2
+
+
 @given(seed=st.integers(0, 200))
 def test_best_threshold_against_trying_all(seed):
     rng = np.random.default_rng(seed)
     true = np.zeros((2, 4, 4))
     true[:, :, :2] = rng.integers(0, 5, (2, 4, 2)) * 12
     true[:, :, 2:] = true[:, :, :2] + 10
-    scores = np.round(rng.random((2, 5)), 1) * (rng.random((2, 5)) > 0.2)
-    pick = rng.integers(0, 4, (2, 5))
-    boxes = np.take_along_axis(true, pick[..., None], 1) + rng.normal(size=(2, 5, 1)) * 3
-    found = detection.Objects(np.array(["a", "b"]), np.zeros(2, int), boxes, scores, np.zeros((2, 5), int), true, np.zeros((2, 4), int))  # fmt: skip
-    best = detection.best_threshold(found)
-    right = detection.hits(found)
-    score = lambda t: 2 * right[scores >= t].sum() / ((scores >= max(t, 1e-9)).sum() + 8)
-    candidates = [*np.unique(scores[scores > 0]), 0.5]
-    if scores.max() > 0:
-        # Equal scores stand or fall together, whatever was best within them.
-        top = max(score(c) for c in candidates)
-        assert score(best) >= top - detection.FLAT * min(top, 1 - top) - 0.15
-        assert score(best) > 0 or top == 0
+    scores = (rng.permutation(20) / 20).reshape(2, 10) * (rng.random((2, 10)) > 0.2)  # no two alike
+    pick = rng.integers(0, 4, (2, 10))
+    boxes = np.take_along_axis(true, pick[..., None], 1) + rng.normal(size=(2, 10, 1)) * 3
+    classes, labels = np.zeros((2, 10), int), np.zeros((2, 4), int)
+    found = detection.Objects(np.array(["a", "b"]), np.zeros(2, int), boxes, scores, classes, true, labels)
+    assert detection.best_threshold(found) == pytest.approx(naive_threshold(scores, detection.hits(found), 8))
 
 
 def test_folds_of_different_widths_are_joined():
     one = by_hand()
+    # Of the other fold one detection and two objects at most, where this one has three of each.
     other = one._replace(
-        boxes=one.boxes[:, :1], scores=one.scores[:, :1], classes=one.classes[:, :1], fold=np.ones(2, int)
-    )
+        boxes=one.boxes[:, :1], scores=one.scores[:, :1], classes=one.classes[:, :1], fold=np.ones(2, int),
+        true=one.true[:, :2], labels=one.labels[:, :2],
+    )  # fmt: skip
     both = detection.join([one, other])
-    assert both.boxes.shape == (4, 3, 4)
+    assert both.boxes.shape == both.true.shape == (4, 3, 4)
     assert (both.scores[2:, 1:] == 0).all()
-    assert both.labels.tolist() == 2 * one.labels.tolist()
+    assert both.labels.tolist() == [[0, 0, 0], [0, -1, -1], [0, 0, -1], [0, -1, -1]]
+
+
+def two_classes():
+    """An object of each of two classes in one image; both are found in place, and said to be of the second."""
+    true = np.array([[[0, 0, 10, 10], [40, 0, 50, 10]]], float)
+    scores, classes, labels = np.array([[0.9, 0.8]]), np.array([[1, 1]]), np.array([[0, 1]])
+    return detection.Objects(np.array(["a"]), np.zeros(1, int), true.copy(), scores, classes, true, labels)
+
+
+def test_a_box_of_another_class_is_no_hit():
+    found = two_classes()
+    assert detection.hits(found).tolist() == [[False, True]]
+    summary = detection.summarise(found, 0.5, ("p", "q"))
+    assert summary["f1"] == 0.5
+    # Of q a false alarm comes before the hit: a precision of 1/2 at every recall.
+    assert summary["ap50_by_class"] == {"p": 0, "q": pytest.approx(1 / 2)}
+
+
+def test_objects_are_written_with_what_became_of_them(tmp_path):
+    detection.write(tmp_path, two_classes(), 0.5, ("p", "q"))
+    with (tmp_path / "objects.csv").open() as file:
+        assert [(row["class"], row["hit"]) for row in csv.DictReader(file)] == [("p", "0"), ("q", "1")]
+
+
+def test_the_threshold_where_nothing_is_found_and_of_several_networks():
+    found = two_classes()
+    assert detection.best_threshold(found._replace(scores=np.zeros((1, 2)))) == 0.5
+    assert detection.threshold_of([{"threshold": 0.2}, {"threshold": 0.6}, {"threshold": 0.7}]) == pytest.approx(0.5)
+
+
+def test_objects_of_a_class_that_the_run_does_not_know_are_none():
+    found = detection.Found(np.array(["a"]), np.zeros((1, 1, 4)), np.zeros((1, 1)), np.zeros((1, 1), int))
+    annotation = BoxAnnotation("a", np.array([[0, 0, 9, 9], [20, 0, 29, 9]], float), ("q", "unknown"))
+    assert detection.beside(found, {"a": annotation}, ("p", "q"), 0).labels.tolist() == [[1, -1]]
 
 
 # The heads.
@@ -260,6 +324,31 @@ def test_centre_head_decodes_what_it_is_trained_towards():
     gradient = jax.grad(lambda o: loss(o, head.targets(batch))[0])(jnp.zeros_like(perfect))
     assert np.isfinite(gradient).all()
     assert (np.asarray(gradient[2]) == 0).all()  # padding
+
+
+def test_centre_loss_by_its_formula():
+    head = heads.build({"name": "centre", "sigma": 4.0, "size_weight": 0.5}, size=(32, 32), classes=1, sizes=(8.0, 8.0))
+    outputs = np.random.default_rng(0).normal(size=(1, 16, 16, 5)).astype(np.float32)
+    # A box of 9x12 about (9.5, 15): in maps of stride 2 about (4.75, 7.5), which is in the pixel (4, 7).
+    batch = batch_of([[[5, 9, 14, 21]]], [[0]], (32, 32))
+    total, count = head.loss(jnp.asarray(outputs), head.targets(batch))
+    y, x = np.mgrid[:16, :16]
+    target = np.exp(-((x - 4) ** 2 + (y - 7) ** 2) / (2 * 2.0**2))
+    p = 1 / (1 + np.exp(-outputs[0, ..., 0].astype(float)))
+    focal = np.where(target == 1, -((1 - p) ** 2) * np.log(p), -((1 - target) ** 4) * p**2 * np.log(1 - p))
+    offset = np.abs(outputs[0, 7, 4, 1:3] - [0.75, 0.5])
+    extent = np.abs(outputs[0, 7, 4, 3:] - np.log([9 / 8, 12 / 8]))
+    np.testing.assert_allclose(total, focal.sum() + offset.sum() + 0.5 * extent.sum(), rtol=1e-4)
+    assert count == 1
+
+
+def test_centre_head_finds_boxes_of_five_times_and_a_fifth_of_the_typical_size():
+    head = heads.build({"name": "centre", "limit": 1}, size=(64, 64), classes=1, sizes=(8.0, 8.0))
+    outputs = np.full((1, 32, 32, 5), -9.0, np.float32)
+    outputs[0, 16, 16] = 9, 0.5, 0.5, np.log(5), np.log(1 / 5)
+    found = head.decode(jnp.asarray(outputs))
+    # 40 wide and 1.6 high about (33, 33).
+    np.testing.assert_allclose(found.boxes[0, 0], [13, 32.2, 53, 33.8], atol=1e-3)
 
 
 def test_focal_loss_against_its_formula():
@@ -322,6 +411,24 @@ def test_yolo_decodes_what_it_encodes_and_suppresses_doubles():
     np.testing.assert_allclose(found.boxes[0, 0], box, atol=1e-3)
     assert found.classes[0, 0] == 1
     assert (np.asarray(found.scores[0]) > 0.1).sum() == 1
+
+
+def test_yolo_boxes_do_not_move_for_the_sake_of_their_confidence():
+    """The overlap that the confidence is to tell is a constant: with `coordinates` of 0 no box has a gradient."""
+    spec = {"name": "yolo", "coordinates": 0.0, "without_object": 0.0}
+    head = heads.build(spec, size=(64, 64), classes=1, anchors=[[10.0, 12.0]])
+    targets = head.targets(batch_of([[[4, 6, 14, 18]]], [[0]], (64, 64)))
+    gradient = jax.grad(lambda outputs: head.loss(outputs, targets)[0])(jnp.zeros((1, 2, 2, 1, 6)))
+    assert not gradient[..., :4].any()
+    assert gradient[0, 0, 0, 0, 4] != 0
+
+
+def test_suppression_is_of_one_class_and_leaves_room_for_others():
+    # The third is a double of the first, the second of another class: with room for three the fourth comes in.
+    boxes = jnp.float32([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]])
+    found = heads.suppressed(boxes, jnp.float32([0.9, 0.8, 0.7, 0.6]), jnp.array([0, 1, 0, 0]), limit=3, overlap=0.4)
+    np.testing.assert_allclose(found.scores, [0.9, 0.8, 0.6])
+    assert found.classes.tolist() == [0, 1, 0]
 
 
 # The whole road.
@@ -601,6 +708,16 @@ def test_the_facts_of_drawn_dendrites():
     assert len(dataset.samples) > 5  # an image of 144x160 is several tiles
     image = dataset.photograph("dendrite_3.png")
     assert image.shape == (144, 160, 3)
+
+
+def test_the_typical_size_is_the_median_of_the_boxes_that_there_are(data):
+    dataset = loading.load(small(data).data)
+    boxes = np.float32([[[0, 0, 10, 20], [0, 0, 12, 22], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
+    facts = lambda labels: loading.facts(
+        dataset._replace(samples=dataclasses.replace(dataset.samples, boxes=boxes, labels=np.array([labels])))
+    )
+    assert facts([0, 0, -1, -1, -1])["sizes"] == (11, 21)  # (width, height)
+    assert facts([-1] * 5)["sizes"] == (16, 16)
 
 
 @pytest.mark.parametrize("detector", ["centre", "yolo", "faster_rcnn", "sp_cnn"])

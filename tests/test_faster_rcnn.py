@@ -209,6 +209,38 @@ def test_what_the_second_stage_says_is_decoded():
     assert (np.asarray(found.scores[0, 2:]) < 1e-3).all()
 
 
+def test_each_class_has_its_own_box_within_the_frame():
+    head = build(class_agnostic=False)
+    outputs, _ = made_up(class_agnostic=False)
+    proposals = np.zeros_like(outputs.proposals)
+    proposals[:, 0] = [30, 10, 40, 20]
+    logits = np.full((2, 6, 3), -9.0, np.float32)
+    logits[:, :, 0] = 9
+    logits[:, 0] = [-9, -9, 9]
+    deltas = np.zeros((2, 6, 2, 4), np.float32)
+    deltas[:, 0, 1] = offsets(np.array([35, 10, 45, 20]), proposals[0, 0])  # the frame is 40 wide
+    found = head.decode(outputs._replace(proposals=proposals, classes=logits, boxes=deltas))
+    np.testing.assert_allclose(found.boxes[0, 0], [35, 10, 40, 20], atol=1e-4)
+    assert found.classes[0, 0] == 1
+
+
+def test_an_anchor_of_a_ratio_has_the_area_of_the_typical_box():
+    # 8 x 18 is the area of a square of 12; four times as high as wide it is 6 x 24.
+    spec = {"name": "faster_rcnn", "scales": (1.0,), "ratios": (4.0,)}
+    head = heads.build(spec, classes=1, sizes=(8.0, 18.0), size=SIZE)
+    np.testing.assert_allclose(head.layer.anchors, [(6, 24)])
+
+
+def test_proposals_lie_in_the_frame():
+    spec = {"name": "faster_rcnn", "hidden": 4, "pool": 2, "proposals": 20}
+    head = heads.build(spec, classes=1, sizes=(24.0, 24.0), size=SIZE)  # larger than what lies around the outer cells
+    features = jax.random.normal(jax.random.key(0), (1, 4, 5, 3))
+    outputs, _ = jax.jit(head.layer.init_with_output, compiler_options=QUICK)(jax.random.key(1), features)
+    assert (outputs.proposals >= 0).all()
+    assert (outputs.proposals <= jnp.array([40, 32, 40, 32])).all()
+    assert (outputs.proposals.max((0, 1))[2:] == jnp.array([40, 32])).all()  # some were cut off there
+
+
 def test_an_unknown_phase_lists_those_there_are():
     with pytest.raises(ValueError, match="joint, rpn, detector"):
         build(phase="third")

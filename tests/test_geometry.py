@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from jaxmarks.ops import geometry
+from jaxmarks.ops import frames, geometry
 
 RNG = np.random.default_rng(0)
 numbers = st.floats(-3, 3, width=32)
@@ -187,3 +187,9 @@ def test_the_map_of_a_frame_takes_points_of_any_kind():
     np.testing.assert_allclose(
         geometry.denormalise(half, (2448, 3264)), geometry.denormalise(np.float32(half), (2448, 3264))
     )
+
+
+def test_a_photograph_thinner_than_a_pixel_of_the_frame_keeps_a_row():
+    # 1000 columns become 64, and one row 0.064; the row is the 32nd of 64.
+    assert frames.placement((1, 1000), (64, 64), "pad") == (31, 0, 1, 64)
+    assert frames.placement((1000, 1), (64, 64), "pad") == (0, 31, 64, 1)

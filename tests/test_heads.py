@@ -145,20 +145,31 @@ def test_direct_head_against_its_formula(loss, interval):
     np.testing.assert_allclose([total, count], [each[0, 0].sum(), 2], rtol=1e-5)
 
 
-def test_softargmax_head_names_its_terms():
+@pytest.mark.parametrize("stride", [1, 2])
+def test_softargmax_head_names_its_terms(stride):
+    """Points, sigma and loss are in pixels of the frame, also of maps half its size."""
     head = heads.build(
         {"name": "softargmax", "loss": "l1", "divergence": 0.5, "sigma": 2.0}, landmarks=2, size=(32, 48)
     )
     points, visible = jnp.float32([[[20.0, 10.0], [5.0, 5.0]]]), jnp.array([[True, False]])
-    outputs = jnp.log(heatmaps.gaussian(points + 2.0, (32, 48), 2.0) + 1e-30)
+    drawn = lambda at: heatmaps.gaussian(at / stride, (32 // stride, 48 // stride), 2.0 / stride)
+    outputs = jnp.log(drawn(points + 2.0) + 1e-30)
+    np.testing.assert_allclose(head.decode(outputs)[0][0, 0], [22, 12], atol=1e-2)
     total, count = head.loss(outputs, head.targets({"points": points, "visible": visible}))
     assert list(total) == ["l1", "0.5 divergence"] and count == 1
     np.testing.assert_allclose(total["l1"], (2 * 2 / 48 + 2 * 2 / 32) / 2, rtol=1e-3)
-    near, true = (
-        np.asarray(heatmaps.gaussian(at, (32, 48), 2.0), np.float64)[0, ..., 0] for at in (points + 2.0, points)
-    )
+    near, true = (np.asarray(drawn(at), np.float64)[0, ..., 0] for at in (points + 2.0, points))
     distance = scipy.spatial.distance.jensenshannon(near.ravel(), true.ravel()) ** 2
     np.testing.assert_allclose(total["0.5 divergence"], 0.5 * distance, rtol=1e-4)
+
+
+def test_softargmax_head_decodes_to_the_expected_position():
+    head = heads.build({"name": "softargmax"}, landmarks=1, size=(4, 5))
+    outputs = np.random.default_rng(0).normal(size=(1, 4, 5, 1))
+    share = np.exp(outputs[0, ..., 0]) / np.exp(outputs).sum()
+    y, x = np.mgrid[:4, :5] + 0.5
+    found, _ = head.decode(jnp.float32(outputs))
+    np.testing.assert_allclose(found[0, 0], [(share * x).sum(), (share * y).sum()], rtol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])

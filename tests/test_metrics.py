@@ -47,13 +47,17 @@ def scores(true, predicted):
     return 1 - (error**2).mean() / spread, 1 - error.var() / spread
 
 
-def test_correlations_against_their_formulas():
+@pytest.mark.parametrize("bias", [0.0, 300.0])
+def test_correlations_against_their_formulas(bias):
+    predicted = PREDICTED + bias
     for way in (metrics.correlations, jax.jit(metrics.correlations)):
-        found = way(PREDICTED, TRUE, VISIBLE)
-        expected = scores(TRUE[VISIBLE].ravel(), PREDICTED[VISIBLE].ravel())
+        found = way(predicted, TRUE, VISIBLE)
+        expected = scores(TRUE[VISIBLE].ravel(), predicted[VISIBLE].ravel())
         np.testing.assert_allclose([found["r2"], found["explained_variance"]], expected, atol=1e-6)
-        pearson = scipy.stats.pearsonr(PREDICTED[VISIBLE].ravel(), TRUE[VISIBLE].ravel())[0]
+        pearson = scipy.stats.pearsonr(predicted[VISIBLE].ravel(), TRUE[VISIBLE].ravel())[0]
         np.testing.assert_allclose(found["pearson"], pearson, atol=1e-6)
+    # Points uniform in 3264 have a variance of 888,000: a bias of 300 takes a tenth of r2, of the other nothing.
+    assert (expected[1] - expected[0] > 0.05) == bool(bias)
 
 
 def test_shares_by_hand():
@@ -160,6 +164,12 @@ def test_oks_by_hand():
     # d = 0 and d = s_i s: (1 + exp(-1/2)) / 2; the missing landmark does not count, and nothing visible is NaN.
     d = np.array([[0, 10.0, np.nan], [np.nan] * 3])
     np.testing.assert_allclose(metrics.oks(d, np.full(2, 200.0)), [(1 + np.exp(-0.5)) / 2, np.nan], rtol=1e-6)
+
+
+def test_a_similarity_of_just_the_threshold_is_right():
+    for threshold, expected in ((0.5, 1), (0.5001, 0)):
+        found = boxes.keypoint_average_precision(np.array([0.5]), np.ones(1), thresholds=(threshold,))
+        assert float(found["mAP"]) == pytest.approx(expected)
 
 
 # Mean distance of each landmark after fine-tuning, in pixels of 256x192: the paper's tables 6, 8, 10, 11 and 12.

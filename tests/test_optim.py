@@ -65,6 +65,38 @@ def test_modern_optimisers_rise_and_fall(name):
     assert float(optim.hyperparameters(state)["momentum"]) == pytest.approx(0.9)
 
 
+def test_a_cycle_ends_low_and_a_constant_rate_is_constant():
+    def rates(**spec):
+        tx = optim.build({"name": "adam", "learning_rate": 1e-2} | spec, epochs=10, steps_per_epoch=2)
+        state, found = tx.init(jnp.ones(1)), []
+        for _ in range(21):
+            _, state = tx.update(jnp.ones(1), state, jnp.ones(1))
+            found.append(float(optim.hyperparameters(state)["learning_rate"]))
+        return found
+
+    np.testing.assert_allclose(rates(schedule="constant"), 1e-2, rtol=1e-6)
+    cycle = rates()
+    # From 1/25 of the peak, which is reached after a tenth of the 20 updates, to 1/1000.
+    assert np.argmax(cycle) == 2
+    np.testing.assert_allclose([cycle[0], cycle[2], cycle[20]], [4e-4, 1e-2, 1e-5], rtol=1e-3)
+
+
+def test_the_gradient_is_clipped_and_not_the_update():
+    spec = {"name": "nesterov", "learning_rate": 0.1, "momentum": 0.0, "clip": 1.0}
+    tx = optim.build(spec, epochs=1, steps_per_epoch=1)
+    params, gradient = jnp.zeros(2), jnp.float32([30, 40])
+    # (30, 40) of length 50 becomes (0.6, 0.8), of which the rate takes a tenth.
+    np.testing.assert_allclose(tx.update(gradient, tx.init(params), params)[0], [-0.06, -0.08], rtol=1e-5)
+
+
+def test_adamw_decays_parameters_without_a_gradient():
+    spec = {"name": "adamw", "learning_rate": 0.1, "weight_decay": 0.5, "schedule": "constant"}
+    tx = optim.build(spec, epochs=5, steps_per_epoch=1)
+    params = jnp.float32([3.0])
+    update, _ = tx.update(jnp.zeros(1), tx.init(params), params)
+    np.testing.assert_allclose(update, [-0.1 * 0.5 * 3], rtol=1e-5)
+
+
 def test_frozen_parameters_do_not_move():
     params = {"body": {"a": jnp.ones(2)}, "head": {"b": jnp.ones(2)}}
     tx = optim.freeze(optim.ramps(epochs=2), params, lambda path: path.startswith("body/"))
@@ -87,26 +119,25 @@ def test_plateau_multiplies_the_rate_inside_the_jitted_update_as_its_rule_says()
     params = {"w": jnp.ones(3)}
     state, rates = tx.init(params), []
     update = jax.jit(tx.update)
-    for loss in (5.0, 4.0, 4.0, 4.5, 3.0, 3.0, 3.0, 3.0, 3.0):
+    for loss in (5.0, 4.0, 4.5, 4.2, 3.0, 3.0, 3.0, 3.0, 3.0):
         state = optim.observe(state, loss)
         _, state = update({"w": jnp.ones(3)}, state, params)
         rates.append(float(optim.hyperparameters(state)["learning_rate"]))
-    # Two epochs without a lower loss: after the second 4.0 and 4.5, after two and after four further 3.0.
+    # Two epochs without a lower loss: after 4.5 and 4.2, which is lower than the last but not than the lowest; then
+    # after two and four further 3.0.
     expected = 0.1 * np.array([1, 1, 1, 0.2, 0.2, 0.2, 0.04, 0.04, 0.008])
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 
 def test_plateau_scales_the_update_itself():
     def moved(scale):
-        tx = optim.build(
-            {"name": "rmsprop", "learning_rate": 0.1, "plateau": 1, "plateau_factor": 0.2}, epochs=1, steps_per_epoch=1
-        )
+        tx = optim.build({"name": "rmsprop", "learning_rate": 0.1, "plateau": 1}, epochs=1, steps_per_epoch=1)
         state = tx.init(jnp.ones(()))
         for loss in [1.0] * scale:
             state = optim.observe(state, loss)
         return float(tx.update(jnp.ones(()), state, jnp.ones(()))[0])
 
-    np.testing.assert_allclose(moved(2) / moved(1), 0.2, rtol=1e-6)
+    np.testing.assert_allclose(moved(2) / moved(1), 0.2, rtol=1e-6)  # the default factor
     plain = optim.build({"name": "adam", "learning_rate": 0.1, "warmup": 0.0}, epochs=1, steps_per_epoch=1)
     state = plain.init(jnp.ones(()))
     jax.tree.map(np.testing.assert_array_equal, optim.observe(state, 1.0), state)

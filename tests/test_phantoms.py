@@ -365,3 +365,14 @@ def test_the_mirrors_order_is_that_of_the_landmarks_that_are_left():
     np.testing.assert_array_equal(np.array(kept)[list(rest.flip)], np.array(whole.flip)[kept])
     spec.drop = (f"elytra/{first}",)
     assert loading.load(spec).flip is None
+
+
+def test_drawings_of_another_aspect_than_their_photographs():
+    """Frames of 32x64 of photographs of 64x256: the landmarks that are left, and millimetres, in pixels of these."""
+    spec = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "beetle.py"))["get_config"]("smoke").data
+    spec.update(part="pronotum", count=3, size=(32, 64), source_size=(64, 256), drop=("pronotum/1",))
+    samples = loading.load(spec).samples
+    drawn = phantoms.load("pronotum", size=(32, 64), seed=spec.seed, count=3)
+    np.testing.assert_allclose(samples.points, drawn.points[:, 1:])
+    np.testing.assert_allclose(samples.source_points, drawn.points[:, 1:] * [4, 2], rtol=1e-6)
+    np.testing.assert_allclose(samples.mm_per_px * 256, drawn.mm_per_px * 64)  # the width of what is shown

@@ -1,5 +1,6 @@
 """Folds divide the groups and never a group; the paper's random split divides the rows."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,3 +95,55 @@ def test_few_of_each_domain_are_few_also_where_they_share_groups():
             split = splits.of_member(settings, samples, SimpleNamespace(fold=fold, number=0), 1)
             assert np.bincount(domain[split.train]).tolist() == [2, 2]
             assert not set(group[split.train]) & set(group[split.test])
+
+
+class Photographs(SimpleNamespace):
+    """As many as there are names, each a group of its own."""
+
+    def __init__(self, count):
+        names = np.array([f"{n}.png" for n in range(count)])
+        super().__init__(domain=np.zeros(count, int), group=np.arange(count), name=names)
+
+    def __len__(self):
+        return len(self.name)
+
+
+def member_split(photographs, *, fold=0, number=0, versions=7, **changes):
+    options = {"by": "group", "folds": 5, "run": (), "valid": 0.25, "few": 0, "seed": 0}
+    settings = SimpleNamespace(split=SimpleNamespace(**options | changes), seed=0)
+    return splits.of_member(settings, photographs, SimpleNamespace(fold=fold, number=number), versions)
+
+
+def test_validation_shows_the_last_version_alone_which_is_the_photograph():
+    split = member_split(Photographs(40))
+    assert set(split.valid % 7) == {6}
+    assert set(split.train % 7) == set(range(7))
+
+
+def test_folds_validate_on_groups_of_their_own():
+    """Each validates on 10 of the 38 that it does not test: two share two or three by chance, in one order seven."""
+    of_folds = [
+        set(splits.by_group(np.arange(40), folds=20, fold=fold, valid=0.25, seed=0).valid) for fold in range(20)
+    ]
+    shared = [len(one & other) for one, other in itertools.combinations(of_folds, 2)]
+    assert np.mean(shared) < 4
+
+
+def test_random_rows_differ_between_folds_and_between_the_networks_of_one():
+    def held(fold, number):
+        """Rows of validation, counted among those that are not of the test."""
+        split = member_split(Photographs(40), fold=fold, number=number, by="random", valid=0.4)
+        return set(np.searchsorted(np.sort(np.concatenate(split[:2])), split.valid).tolist())
+
+    first, of_another_fold, of_another_network = held(0, 0), held(1, 0), held(0, 1)
+    # 40 % of 32 x 7 rows; of two draws 40 % of those are shared, and of two networks none, for twice 40 % are not all.
+    assert len(first) == len(of_another_fold) == 90
+    assert len(first & of_another_fold) < 60
+    assert not first & of_another_network
+
+
+def test_every_photograph_is_named_in_one_part():
+    photographs = Photographs(12)
+    found = splits.names(member_split(photographs, folds=3), photographs, 7)
+    assert sorted(found["train"] + found["valid"] + found["test"]) == sorted(photographs.name)
+    assert [len(found[part]) for part in ("train", "valid", "test", "unused")] == [6, 2, 4, 0]

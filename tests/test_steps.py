@@ -115,6 +115,17 @@ def test_batches_pad_the_last_with_its_own_rows():
     np.testing.assert_array_equal(steps.batches(np.arange(4), 2), [[0, 1], [2, 3]])
 
 
+def test_rows_are_samples_times_versions_plus_version():
+    data = {"images": jnp.arange(4), "visible": jnp.ones((4, 1), bool)}
+    # Of seven versions: the first and last of sample 0, the first of 1, the last of 3; and as padding the last of 1.
+    rows = np.array([0, 6, 7, 27, ~13])
+    batch = steps.gather(data, jnp.asarray(rows), 7)
+    assert batch["index"].tolist() == batch["images"].tolist() == [0, 0, 1, 3, 1]
+    assert batch["version"].tolist() == [0, 6, 0, 6, 6]
+    assert batch["real"].tolist() == [True] * 4 + [False]
+    assert steps.samples_of(rows, 7).tolist() == [0, 0, 1, 3, 1]
+
+
 def test_padding_leaves_batch_statistics_alone():
     task, data, variables = setup("batch statistics")
     tx = optim.ramps(epochs=1)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmarks import checkpoint, detection, predict, runs, serving, tasks
+from jaxmarks import checkpoint, detection, predict, runs, serving, steps, tasks
 from jaxmarks import config as configs
 from jaxmarks.data import objects
+from jaxmarks.ops import geometry
 
 # Where arrays are damaged Orbax gives up in a thread, whose complaint comes whenever it is collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -97,6 +98,31 @@ def test_a_detector_finds_what_the_mode_finds(centre, tmp_path, source):
         np.testing.assert_allclose(scores[some], known[1][order][some], atol=1e-6)
         np.testing.assert_allclose(boxes[some], known[0][order][some], atol=1e-3)
         np.testing.assert_array_equal(classes[some], known[2][order][some])
+
+
+def test_photographs_are_scaled_as_the_run_says_and_boxes_back(centre, tmp_path):
+    twice = shutil.copytree(centre, tmp_path / "twice")
+    config = configs.load(twice / "config.json")
+    config.data.scale = 2.0
+    configs.save(config, twice / "config.json")
+    images = noise(2, 23, 37, 3) / np.float32(255)
+    found, enlarged = predict.load(twice)(images), predict.load(centre)(geometry.resize(images, (46, 74)))
+    assert (np.asarray(found.scores) > 0).sum() > 5
+    np.testing.assert_allclose(found.scores, enlarged.scores, atol=1e-6)
+    np.testing.assert_allclose(2 * found.boxes, enlarged.boxes, atol=1e-3)
+
+
+def test_the_networks_of_one_fold_alone(centre):
+    images = noise(2, 64, 96, 3)
+    for fold in (0, 1):
+        task, _, networks, _ = predict.networks_of(centre, fold=fold)
+        (alone,) = networks
+        expected = steps.predict_step(alone, images, task=task)
+        middle = np.asarray(expected.boxes).reshape(2, -1, 2, 2).mean(2)
+        good = ((middle >= 0) & (middle <= (96, 64))).all(-1) & (np.asarray(expected.scores) >= detection.FLOOR)
+        found = np.asarray(predict.load(centre, fold=fold)(images).scores)
+        np.testing.assert_allclose(np.sort(found[found > 0]), np.sort(expected.scores[good]), atol=1e-6)
+    assert (found != np.asarray(predict.load(centre, fold=0)(images).scores)).any()
 
 
 def test_strips_of_a_padded_frame_hold_no_objects(tmp_path):

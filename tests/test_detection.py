@@ -450,8 +450,13 @@ def data(tmp_path_factory):
     return folder
 
 
+# XLA of JAX 0.11.2 ends the process over arrays of no elements, as the landmarks of objects are, on several CPU devices.
+DEVICES = 1 if jax.__version__.startswith("0.11.") else 0
+
+
 def small(data, **changes):
     config = get_config("own,smoke")
+    config.train.devices = DEVICES
     config.augment.update({"scale": 0.0, "translation": 0.0, "contrast": 0.1, "brightness": 0.0, "gamma": 0.0})
     config.update_from_flattened_dict(
         {

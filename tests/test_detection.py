@@ -566,6 +566,7 @@ def three_classes(tmp_path_factory):
 )  # fmt: skip
 def test_three_classes_of_mixed_sizes(three_classes, detector, changes, tmp_path):
     config = get_config(f"own,{detector}")
+    config.train.devices = DEVICES
     config.augment.update({"scale": 0.0, "aspect": 0.0, "quarter_turns": False})
     data = {"data.images": str(three_classes), "data.boxes": str(three_classes / "boxes.json")}
     more = {"split.run": (0,), "train.batch_size": 8, "optimizer.learning_rate": 3e-3, "baselines": ()}

@@ -62,7 +62,9 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Raises:
       ValueError: there is no such body or head.
     """
-    for section in {"model", "head"} & set(config):
+    for section in ("model", "head"):
+        if section not in config:
+            continue
         builder = find.module(f"jaxmarks.{section}s", config[section]["name"], needs="build").build
         for option, default in find.options(builder).items():
             if option not in config[section]:
@@ -284,7 +286,7 @@ def base() -> ml_collections.ConfigDict:
     }
     train = {
         "batch_size": 16,
-        "dtype": "float32",  # or bfloat16: what the network computes in; parameters, statistics and loss stay float32
+        "dtype": "float32",  # or bfloat16: what the network's body computes in; parameters, statistics and loss stay float32
         "steps": 1000,  # used where
         "epochs": 0,  # is 0
         "accumulate": 1,  # batches whose mean gradient makes one update

@@ -237,10 +237,9 @@ def best_threshold(found: Objects) -> float:
     order = np.argsort(-found.scores, axis=None)
     scores, correct = found.scores.ravel()[order], np.cumsum(right.ravel()[order])
     f1 = 2 * correct / (np.arange(1, len(order) + 1) + max(total, 1))
-    parts = np.append(scores[1:] < scores[:-1], True)[: len(scores)] & (
-        scores > 0
-    )  # no threshold is between equal ones
-    scores, f1 = scores[parts], f1[parts]
+    lasts = np.append(scores[1:] < scores[:-1], True)[: len(scores)]  # of equal scores, between which no threshold is
+    some = lasts & (scores > 0)
+    scores, f1 = scores[some], f1[some]
     if not len(f1) or f1.max() <= 0:
         return EVEN
     at, best = int(np.argmax(f1)), f1.max()

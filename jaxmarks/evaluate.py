@@ -32,8 +32,8 @@ class Predictions(NamedTuple):
     """N images' predicted landmarks beside the true ones, in source pixels, y down.
 
     `fold` (N,) int64 is the fold whose network predicted the image, -1 for the mean of all. `delta` (N,) is the size of
-    a pixel of the network's frame in source pixels, `id` (N,) what the landmark file calls an image. Where several datasets are joined, the scores of landmarks that an
-    image's dataset does not have are NaN.
+    a pixel of the network's frame in source pixels, `id` (N,) what the landmark file calls an image. Where several
+    datasets are joined, the scores of landmarks that an image's dataset does not have are NaN.
     """
 
     name: np.ndarray

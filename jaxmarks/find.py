@@ -28,8 +28,7 @@ def options(builder) -> dict:
 def refuse_unknown(given, builder, *, key: str, name: str) -> None:
     """Raises ValueError where `builder` lacks one of the options: `--config.model.stride: fcn8 has width, norm`."""
     known = inspect.signature(builder).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    if not takes_any and (unknown := [option for option in given if option not in known]):
+    if unknown := [option for option in given if option not in known]:
         raise ValueError(
             f"--config.{key}.{unknown[0]}: {name} has {', '.join(options(builder)) or 'no options'}; give the whole section"
             f""" anew, as --config.{key}="{{'name': '{name}'}}", or choose by the config's variants"""

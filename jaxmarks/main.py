@@ -61,13 +61,18 @@ def parse(argv: list[str]) -> list[str]:
         CONFIG.value.to_json()  # where its file could not be read this says so
         return rest
     except (flags.Error, OSError) as error:  # what went wrong comes after a colon, or as the last line of a traceback
-        said = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
-        sys.exit(f"jaxmarks: {said.removeprefix(UNAVAILABLE)}")
+        said = str(error).strip().splitlines()[-1].strip()
+        if "Traceback" in str(error) and not said.startswith("ValueError: "):  # the config's own mistake
+            raise
+        sys.exit(f"jaxmarks: {said.removeprefix('ValueError: ').removeprefix(UNAVAILABLE)}")
     except (AttributeError, KeyError) as error:  # ml_collections' of a key: its name, and what comes near it
-        while isinstance(error, Exception):
-            error = error.args[0]
-        key, *near = error.splitlines()
-        word = next((word for word in argv if key.strip("'") in word.partition("=")[0].split(".")), key)
+        said = error
+        while isinstance(said, Exception):
+            said = said.args[0] if said.args else ""
+        key, *near = str(said).splitlines() or [""]
+        word = next((word for word in argv if key.strip("'") in word.partition("=")[0].split(".")), None)
+        if not word:  # the config's own mistake
+            raise
         sys.exit(f"jaxmarks: {word}: the config has no such key. {' '.join(near)}".rstrip())
 
 

@@ -70,16 +70,12 @@ NETWORKS = {
 # What `device` measures otherwise: the fish paper's heatmaps.
 ON_DEVICE = {"unet31": {"landmarks": 25}}
 # What makes them small enough for a test.
-QUICK = {
+SMALL = {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4}
+QUICK = dict.fromkeys(NETWORKS, SMALL) | {
     "network3": {"data.size": (48, 64), "model.width": 16, "train.batch_size": 4},
     "unet31": {"data.size": (32, 32), "model.width": 4},
-    "unet_small": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
-    "yolo_tiny": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
-    "hourglass": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
-    "centre": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
-    "faster_rcnn": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4, "head.hidden": 8},
-    "yolo_paper": {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4},
-    "faster_rcnn_paper": {"data.size": (64, 64), "model.width": 0.1, "train.batch_size": 4, "head.hidden": 8},
+    "faster_rcnn": SMALL | {"head.hidden": 8},
+    "faster_rcnn_paper": SMALL | {"model.width": 0.1, "head.hidden": 8},
 }
 PEERS = ("torch", "torch_channels_last", "torch_compile", "torch_channels_last_compile", "keras", "keras_xla")
 PARTS = ("steps", "folds", "start", "load", "accuracy", "device", "growth")
@@ -110,7 +106,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{part} ...", flush=True)
         rows: list[dict] = []
         found |= {part: rows, "measured": found["measured"] | {part: here}}
-
         for row in guarded(globals()[part], options):
             rows.append(row)
             replace(options.out / "bench.json", json.dumps(found, indent=1) + "\n")

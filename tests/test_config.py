@@ -202,3 +202,11 @@ def test_a_run_older_than_an_option_of_its_network_is_still_the_same():
 def test_a_slip_on_the_command_line_is_said_in_one_line(word, said):
     found = subprocess.run([sys.executable, "-m", "jaxmarks.main", word], capture_output=True, text=True)
     assert found.returncode and found.stderr.startswith(f"jaxmarks: {said}") and found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("mistake", ["len(3)", "text.nosuch"])
+def test_a_mistake_in_a_config_of_ones_own_is_shown_where_it_is(tmp_path, mistake):
+    (tmp_path / "mine.py").write_text(f"def get_config(text=''):\n    return {mistake}\n")
+    command = [sys.executable, "-m", "jaxmarks.main", f"--config={tmp_path / 'mine.py'}"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode and 'mine.py", line 2, in get_config' in found.stderr

@@ -256,9 +256,9 @@ def readable(
     Raises:
       FormatError: the folder has no photograph.
     """
-    files = listing(folder) if folder.is_dir() else []
     if folder.is_file():
         raise FormatError(folder, "", "a file", "give the folder that it is in with --config.data.images")
+    files = listing(folder) if folder.is_dir() else []
     if not files:
         raise FormatError(folder, "", "no photograph in this folder", "give one with --config.data.images")
 

@@ -66,10 +66,10 @@ def parse(argv: list[str]) -> list[str]:
             raise
         sys.exit(f"jaxmarks: {said.removeprefix('ValueError: ').removeprefix(UNAVAILABLE)}")
     except (AttributeError, KeyError) as error:  # ml_collections' of a key: its name, and what comes near it
-        said = error
-        while isinstance(said, Exception):
-            said = said.args[0] if said.args else ""
-        key, *near = str(said).splitlines() or [""]
+        inner: object = error
+        while isinstance(inner, Exception):
+            inner = inner.args[0] if inner.args else ""
+        key, *near = str(inner).splitlines() or [""]
         word = next((word for word in argv if key.strip("'") in word.partition("=")[0].split(".")), None)
         if not word:  # the config's own mistake
             raise

@@ -1,7 +1,6 @@
 """From networks and tiles to the objects of each photograph, and to honest scores: the detectors' part of `evaluate`."""
 
 import csv
-import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 
 from jaxmarks import steps
 from jaxmarks.data.samples import Samples
-from jaxmarks.heads import Detections
 from jaxmarks.ops import boxes as box_ops
 
 # What counts as found: overlap with the truth, or the distance of the centres in pixels of the photograph (spine paper).
@@ -58,8 +56,7 @@ def predictor(task: steps.Task):
         found = [steps.predict_step(variables, images, task=task) for variables in networks]
         if len(found) == 1:
             return found[0]
-        each = jax.tree.map(lambda *columns: jnp.stack(columns, axis=1), *found)
-        return Detections(*jax.vmap(functools.partial(box_ops.agreed, iou=OVERLAP))(*each))
+        return task.join(jax.tree.map(lambda *columns: jnp.stack(columns, axis=1), *found))
 
     return jax.jit(predict)
 

@@ -1,6 +1,7 @@
 """Optimisers with readable schedules: the beetle paper's ramps, and modern ones from Optax."""
 
 import fractions
+import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -37,9 +38,15 @@ def per_epoch(start: float, stop: float, *, epochs: int, steps_per_epoch: float)
     Where `steps_per_epoch` is a fraction a step has the value of the epoch in which it begins.
     """
     values = np.linspace(start, stop, epochs).astype(np.float32)
-    steps = fractions.Fraction(steps_per_epoch).limit_denominator(10_000)  # 1/3 is no float
-    epoch = lambda count: jnp.asarray(count * steps.denominator // steps.numerator, jnp.int32)
-    return lambda count: jnp.asarray(values)[jnp.minimum(epoch(count), epochs - 1)]
+    # 1/3 is no float. The product of both sides of the fraction is an int32.
+    steps = fractions.Fraction(steps_per_epoch).limit_denominator(max(1, math.isqrt(int(2**30 / steps_per_epoch))))
+
+    def value(count):
+        whole, rest = jnp.divmod(jnp.asarray(count, jnp.int32), steps.numerator)
+        epoch = whole * steps.denominator + rest * steps.denominator // steps.numerator
+        return jnp.asarray(values)[jnp.minimum(epoch, epochs - 1)]
+
+    return value
 
 
 def ramps(
@@ -71,9 +78,8 @@ def plateau(factor: float, patience: int) -> optax.GradientTransformation:
 
     def init(params):
         del params
-        return PlateauState(
-            jnp.ones(()), jnp.asarray(jnp.inf), jnp.zeros(()), jnp.asarray(factor), jnp.asarray(patience)
-        )
+        # Not of weak type, or what is compiled for the first state would be compiled anew for the next.
+        return PlateauState(*(jnp.asarray(x, jnp.float32) for x in (1, jnp.inf, 0, factor, patience)))
 
     def update(updates, state, params=None):
         del params
@@ -122,7 +128,8 @@ def average(decay: float) -> optax.GradientTransformation:
         step = state.step + 1
         share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
         new = optax.apply_updates(params, updates)
-        return updates, AverageState(step, optax.incremental_update(new, state.params, share))
+        mixed = optax.incremental_update(new, state.params, share)
+        return updates, AverageState(step, jax.tree.map(lambda m, old: m.astype(old.dtype), mixed, state.params))
 
     return optax.GradientTransformation(init, update)
 

@@ -44,6 +44,7 @@ class Task(NamedTuple):
       augment: (keys (B,), batch) -> batch, for training.
       plain: batch -> batch, for evaluation.
       versions: how many versions of a sample there are.
+      join: of the head.
     """
 
     apply: Callable
@@ -53,6 +54,7 @@ class Task(NamedTuple):
     augment: Callable
     plain: Callable
     versions: int = 1
+    join: Callable | None = None
 
 
 def computing_in(dtype: str, apply: Callable) -> Callable:
@@ -120,7 +122,7 @@ def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
     batch = task.augment(keys_of(augment_key, rows), batch)
     targets, images, loss = task.targets(batch), batch["images"], task.loss
     if mixup:
-        images, loss = mix(images, loss, jax.random.beta(mixup_key, mixup, mixup))
+        images, loss = mix(images, loss, jax.random.beta(mixup_key, mixup, mixup, dtype=images.dtype))
 
     def total_loss(params):
         variables = state.variables | {"params": params}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from jaxmarks import augment, checkpoint, heads, models, optim, processes, steps
 from jaxmarks import config as configs
@@ -42,6 +43,7 @@ def build(settings, facts: dict, flip=None, size=None):
         augmentation.apply,
         plain,
         augmentation.versions,
+        head.join,
     )
     return network, task
 
@@ -65,14 +67,23 @@ def sizes(settings) -> list[tuple[int, int]]:
     return [(side, round(side * width / height)) for side in heights]
 
 
-def anchors(settings, samples) -> dict:
-    """The typical sizes of all boxes, by k-means, where the head has an `anchor_count`."""
-    if "anchor_count" not in settings.head:
+def fitted(settings, samples) -> dict:
+    """More facts of all boxes: the IoU up to which two are two objects, and their typical sizes for an `anchor_count`.
+
+    Of 100 objects 99 overlap no other of their class by more. It is 0.2 at least, as the boxes that a network finds of
+    objects side by side may overlap, and 0.5 at most.
+    """
+    known = samples.labels >= 0
+    if not known.any():
         return {}
-    boxes = samples.boxes[samples.labels >= 0]
-    extents = jnp.asarray(boxes[:, 2:] - boxes[:, :2])
-    found, _ = box_ops.kmeans_anchors(extents, jax.random.key(settings.seed), count=settings.head.anchor_count)
-    return {"anchors": np.asarray(found).tolist()}
+    each = jax.jit(lambda *all: lax.map(lambda one: box_ops.crowding(*one), all))(samples.boxes, samples.labels, known)
+    found = {"overlap": float(np.clip(np.quantile(np.asarray(each)[known], 0.99), 0.2, 0.5))}
+    if "anchor_count" in settings.head:
+        boxes = samples.boxes[known]
+        extents, key = jnp.asarray(boxes[:, 2:] - boxes[:, :2]), jax.random.key(settings.seed)
+        anchors, _ = box_ops.kmeans_anchors(extents, key, count=settings.head.anchor_count)
+        found["anchors"] = np.asarray(anchors).tolist()
+    return found
 
 
 def initial(network, settings, key):

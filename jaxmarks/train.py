@@ -157,7 +157,7 @@ class Training:
         self.settings, self.dataset, self.member = settings, dataset, member
         self.name, self.folder = f"{stage} fold {member}", runs.folder_of(workdir, stage, member)
         samples = dataset.samples
-        known = facts(dataset) | tasks.anchors(settings, samples)
+        known = facts(dataset) | tasks.fitted(settings, samples)
         network, self.task = tasks.build(settings, known, dataset.flip)
         self.split = splits.of_member(settings, samples, member, self.task.versions)
         shown = np.unique(self.split.train // self.task.versions)

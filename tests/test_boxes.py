@@ -87,6 +87,24 @@ def test_degenerate_boxes_overlap_nothing_and_have_a_gradient():
     assert np.isfinite(jax.jit(jax.grad(total))(odd[:4])).all()
 
 
+@given(SEEDS)
+@FEW
+def test_crowding_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    boxes, classes, valid = draw_boxes(rng, 7), rng.integers(0, 2, 7), rng.random(7) < 0.8
+    expected = [
+        max((naive_iou(boxes[i], boxes[j]) for j in range(7) if i != j and valid[j] and classes[i] == classes[j]), default=0)
+        if valid[i] else 0
+        for i in range(7)
+    ]  # fmt: skip
+    np.testing.assert_allclose(jax.jit(bx.crowding)(boxes, classes, valid), expected, rtol=1e-6)
+
+
+def test_no_boxes_are_not_crowded():
+    assert bx.crowding(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)).shape == (0,)
+    assert bx.crowding(np.array([[0, 0, 9, 9]]), [0], [True]).tolist() == [0]
+
+
 def test_geometry_by_hand():
     box = np.array([[2.0, 1, 8, 5]])
     np.testing.assert_array_equal(bx.area(box), [24])
@@ -701,6 +719,34 @@ def test_tiles_by_hand():
 # Several networks
 
 
+def naive_vote(winner, boxes, weights, iou):
+    near = [(w, b) for w, b in zip(weights, boxes, strict=True) if w > 0 and naive_iou(winner, b) > iou]
+    return sum(w * np.float64(b) for w, b in near) / sum(w for w, _ in near) if near else winner
+
+
+@given(SEEDS)
+@FEW
+def test_vote_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    winners, boxes = draw_boxes(rng, 4), draw_boxes(rng, 12)
+    weights = draw_scores(rng, 4, 12) * (rng.random((4, 12)) < 0.7)
+    expected = [naive_vote(w, boxes, row, 0.25) for w, row in zip(winners, weights, strict=True)]
+    np.testing.assert_allclose(jax.jit(bx.vote, static_argnames="iou")(winners, boxes, weights, iou=0.25), expected, rtol=1e-5, atol=1e-5)  # fmt: skip
+    gradient = jax.grad(lambda b: bx.vote(winners, b, weights, iou=0.25).sum())(jnp.asarray(boxes))
+    assert np.isfinite(gradient).all()
+
+
+def test_vote_by_hand():
+    # The second box is on the winner's object, with a third of the weight of both; the third is elsewhere.
+    boxes = np.array([[0, 0, 10, 10], [3, 0, 13, 10], [30, 30, 40, 40]])
+    found = bx.vote(boxes[:1], boxes, np.array([[0.8, 0.4, 0.9]]), iou=0.5)
+    np.testing.assert_allclose(found, [[1, 0, 11, 10]], rtol=1e-6)
+    # Beyond 4,000 pixels, where half precision would be off by two.
+    far = bx.vote(boxes[:1] + 4000, boxes + 4000, np.array([[0.8, 0.4, 0.9]]), iou=0.5)
+    np.testing.assert_allclose(far, found + 4000, atol=1e-3)
+    np.testing.assert_array_equal(bx.vote(boxes[:1], boxes, np.zeros((1, 3)), iou=0.5), boxes[:1])
+
+
 def naive_agreed(boxes, scores, classes, iou):
     left = [(n, k) for n, k in np.ndindex(scores.shape) if scores[n, k] > 0]
     found = []
@@ -712,7 +758,9 @@ def naive_agreed(boxes, scores, classes, iou):
             if a == best or (classes[a] == classes[best] and naive_iou(boxes[best], boxes[a]) > iou)
         ]
         each = [max([scores[a] for a in near if a[0] == n], default=0) for n in range(len(scores))]
-        found.append((np.mean(each), *boxes[best], classes[best]))
+        voters = scores * (classes == classes[best])
+        placed = naive_vote(boxes[best], boxes.reshape(-1, 4), voters.ravel(), iou)
+        found.append((np.mean(each), *placed, classes[best]))
         left = [a for a in left if a not in near]
     return found
 
@@ -740,7 +788,7 @@ def test_agreed_by_hand():
     boxes = np.array([[[0, 0, 10, 10], [50, 50, 60, 60]], [[1, 0, 11, 10], [50, 50, 60, 60]]], float)
     found, scores, classes = agreed(boxes, np.array([[0.9, 0.5], [0.7, 0.0]]), np.array([[0, 0], [0, 1]]), iou=0.4)
     np.testing.assert_allclose(scores, [0.8, 0.25])
-    np.testing.assert_allclose(found, [[0, 0, 10, 10], [50, 50, 60, 60]])
+    np.testing.assert_allclose(found, [[0.7 / 1.6, 0, 10 + 0.7 / 1.6, 10], [50, 50, 60, 60]], rtol=1e-6)
     assert classes.tolist() == [0, 0]
 
 

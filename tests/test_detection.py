@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -128,7 +129,8 @@ def test_networks_are_decoded_each_by_itself():
     # What two networks say of their own proposals cannot be averaged: the mean of these boxes is where nothing is.
     task = steps.Task(
         apply=lambda variables, images, train: Detections(*(jnp.asarray(v)[None] for v in variables)),
-        targets=None, loss=None, decode=lambda outputs: outputs, augment=None, plain=lambda batch: batch, versions=1,
+        targets=None, loss=None, decode=lambda outputs: outputs, augment=None, plain=lambda batch: batch,
+        join=heads.agreement(0.4),
     )  # fmt: skip
     near = [[[0.0, 0, 10, 10]], [0.9], [0]]
     far = [[[50.0, 50, 60, 60]], [0.8], [0]]
@@ -429,6 +431,58 @@ def test_suppression_is_of_one_class_and_leaves_room_for_others():
     found = heads.suppressed(boxes, jnp.float32([0.9, 0.8, 0.7, 0.6]), jnp.array([0, 1, 0, 0]), limit=3, overlap=0.4)
     np.testing.assert_allclose(found.scores, [0.9, 0.8, 0.6])
     assert found.classes.tolist() == [0, 1, 0]
+
+
+def test_what_is_suppressed_may_move_the_box_that_stays():
+    # Of the same class, a pixel to the right, with half its score; another class has no say.
+    boxes = jnp.float32([[0, 0, 10, 10], [1.5, 0, 11.5, 10], [4, 0, 14, 10]])
+    for vote, shift in ((True, 0.5), (False, 0)):
+        scores, classes = jnp.float32([0.8, 0.4, 0.3]), jnp.array([0, 0, 1])
+        found = heads.suppressed(boxes, scores, classes, limit=3, overlap=0.4, vote=vote)
+        np.testing.assert_allclose(found.boxes[:2], [[shift, 0, 10 + shift, 10], [4, 0, 14, 10]], rtol=1e-6)
+        np.testing.assert_allclose(found.scores, [0.8, 0.3, 0])
+
+
+def crowd(pairs):
+    """100 photographs of two boxes of one class and one of another; those of one class overlap in the first of them."""
+    boxes = np.tile(np.float32([[0, 0, 10, 10], [20, 20, 30, 30], [20, 20, 30, 30]]), (100, 1, 1))
+    for n, shift in enumerate(pairs):
+        boxes[n, 1] = [shift, 0, 10 + shift, 10]
+    labels = np.tile(np.int32([0, 0, 1]), (100, 1))
+    return types.SimpleNamespace(boxes=boxes, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "overlap"),
+    [
+        ([], 0.2),  # of different classes the third is no neighbour
+        ([1.0], 0.2),  # one pair in a hundred photographs may be a mistake
+        ([4.0] * 20, 6 / 14),
+        ([1.0] * 20, 0.5),
+    ],
+)
+def test_how_close_two_objects_come_is_learnt_from_the_data(pairs, overlap):
+    config = get_config("yolo")
+    found = tasks.fitted(config, crowd(pairs))
+    np.testing.assert_allclose(found["overlap"], overlap, rtol=1e-6)
+    assert len(found["anchors"]) == 3
+    assert "anchors" not in tasks.fitted(get_config("centre"), crowd(pairs))
+
+
+def test_an_overlap_that_is_chosen_goes_before_that_of_the_data():
+    # Two peaks 8 pixels apart, of boxes of 16: an IoU of a third.
+    outputs = np.full((1, 16, 16, 5), -9.0, np.float32)
+    outputs[0, 4, [4, 6]] = [[3, 0.5, 0.5, 0, 0], [2, 0.5, 0.5, 0, 0]]
+    count = {}
+    for name, option, facts in (("data", None, 0.2), ("mine", 0.4, 0.2), ("neither", None, None)):
+        known = {"overlap": facts} if facts else {}
+        spec = {"name": "centre", "overlap": option}
+        head = heads.build(spec, size=(64, 64), classes=1, sizes=(16.0, 16.0), **known)
+        found = head.decode(jnp.asarray(outputs))
+        count[name] = int((found.scores[0] > 0.5).sum())
+        joined = head.join(jax.tree.map(lambda x: x[:, None], found))
+        assert int((joined.scores[0] > 0.5).sum()) == count[name]
+    assert count == {"data": 1, "mine": 2, "neither": 2}
 
 
 # The whole road.

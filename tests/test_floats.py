@@ -202,6 +202,10 @@ def test_ramps_keep_the_kind_of_their_state():
         return state, updates
 
     jax.lax.scan(step, state, length=3)  # raises where a state changes its kind
+    average, seen = optim.average(0.9), optim.plateau(0.2, 3)
+    jax.lax.scan(lambda s, _: (average.update(params, s, params)[1], None), average.init(params), length=2)
+    first = seen.init(params)
+    assert jax.typeof(optim.observe(first, jnp.float32(1)).best) == jax.typeof(first.best)  # else it compiles twice
 
 
 @pytest.mark.parametrize(("batches", "accumulated"), [(1, 3), (11, 5), (9, 1), (4, 2)])
@@ -209,6 +213,68 @@ def test_a_step_has_the_value_of_the_epoch_in_which_it_begins(batches, accumulat
     rate = optim.per_epoch(0, 99, epochs=100, steps_per_epoch=batches / accumulated)
     steps = np.arange(100 * batches // accumulated)
     np.testing.assert_allclose(jax.vmap(rate)(steps), np.minimum(steps * accumulated // batches, 99), rtol=1e-6)
+
+
+def test_a_step_late_in_a_long_run_is_in_its_epoch():
+    rate = optim.per_epoch(0, 9999, epochs=10_000, steps_per_epoch=100 + 1 / 3000)
+    steps = np.array([100, 101, 800_000, 900_000, 2_000_000])
+    np.testing.assert_array_equal(jax.vmap(rate)(steps), [0, 1, 7999, 8999, 9999])
+
+
+def test_an_infinite_distance_is_the_largest():
+    found = metrics.summarise(jnp.array([1.0, 2, 3, jnp.inf]))
+    assert found["max"] == found["p95"] == jnp.inf and found["median"] == 2.5
+    assert metrics.summarise(jnp.array([1.0, jnp.inf, jnp.inf]))["median"] == jnp.inf
+
+
+def test_means_of_half_precision_do_not_overflow():
+    np.testing.assert_array_equal(metrics.per_landmark(jnp.full((200, 2), 500.0, jnp.float16)), [500, 500])
+
+
+def test_soft_suppression_has_a_gradient_by_the_boxes():
+    corners = jnp.array([[0.0, 0, 10, 10], [1, 1, 11, 11], [30, 30, 40, 40]])
+    scores = jnp.array([0.9, 0.8, 0.7])
+    for method in ("gaussian", "linear"):
+        total = lambda b, m=method: boxes.soft_nms(b, scores, limit=3, method=m)[1].sum()
+        gradient = jax.grad(total)(corners)
+        assert jnp.isfinite(gradient).all() and gradient[1].any()
+
+
+def test_regions_of_half_precision_are_those_of_their_boxes():
+    features = jax.random.uniform(jax.random.key(0), (40, 40, 1))
+    half = jnp.array([[10.5, 3, 33, 25.5]], jnp.bfloat16)
+    whole = boxes.roi_align(features, half.astype(jnp.float32))
+    np.testing.assert_array_equal(boxes.roi_align(features, half), whole)
+
+
+def test_a_frame_is_inverted_as_it_comes():
+    map = geometry.frame((10, 20), (8, 8), "pad")
+    there = geometry.affine(map, [[3.0, 4.0]])
+    np.testing.assert_allclose(geometry.affine(geometry.invert(map), there), [[3, 4]], atol=1e-6)
+    np.testing.assert_allclose(geometry.compose(geometry.invert(map), map), [[1, 0, 0], [0, 1, 0]], atol=1e-6)
+
+
+def test_double_precision_beside_single():
+    shares = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
+    size = np.array([140.0, 170, 140])
+    with jax.enable_x64(True):
+        template = calibrate.Template(jnp.asarray(shares), jnp.asarray(size))
+        found = calibrate.calibrate(np.float32(shares * size), jnp.ones(8, jnp.float32), template, normals=np.eye(3)[np.zeros(8, int)])  # fmt: skip
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32", "bool"}
+        box = (found.centre, found.rotation, found.size)
+        assert calibrate.corners(*box).dtype == calibrate.box_iou(box, box).dtype == "float32"
+        corners = np.float32([[0, 0, 10, 10], [2, 2, 8, 9]])
+        offsets = boxes.rcnn_encode(corners, corners, weights=(10, 10, 5, 5))
+        assert offsets.dtype == boxes.rcnn_decode(offsets, corners).dtype == "float32"
+        assert geometry.compose(jnp.eye(2, 3, dtype=jnp.float32), jnp.eye(2, 3, dtype=jnp.float32)).dtype == "float32"
+        assert {part.dtype.name for part in boxes.match(corners, corners, np.ones(2, bool))} == {"int32"}
+        anchors, _ = boxes.kmeans_anchors(corners[:, 2:], jax.random.key(0), count=2)
+    np.testing.assert_array_equal(anchors, boxes.kmeans_anchors(corners[:, 2:], jax.random.key(0), count=2)[0])
+
+
+def test_images_of_other_whole_numbers_are_refused():
+    with pytest.raises(ValueError, match="uint16"):
+        augment.plain({"images": np.zeros((1, 4, 4, 3), np.uint16)}, channels=3)
 
 
 def test_augmented_images_are_float32_whatever_the_precision():

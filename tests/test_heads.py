@@ -6,6 +6,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.spatial
 
@@ -128,6 +129,35 @@ def test_every_body_and_head_that_fit_train_and_predict_with_missing_points(body
     assert not any(jax.tree.leaves((total, count)))
     for one, two in zip(jax.tree.leaves(blind.variables["params"]), jax.tree.leaves(variables["params"]), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+QUICK_PAIRS = [pair for pair in pairs() if not pair.marks]
+
+
+@pytest.mark.parametrize(("body", "head"), [p.values for p in QUICK_PAIRS], ids=[p.id for p in QUICK_PAIRS])
+def test_a_program_in_double_precision_trains_and_predicts_in_single(body, head):
+    """Who sets jax_enable_x64 for other reasons has a state that keeps its kinds, which a scan demands."""
+    with jax.enable_x64(True):
+        built = heads.build({"name": head}, size=SIZE, **FACTS[HEADS[head]])
+        network = models.Network(models.build(body), built.layer)
+        plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
+        task = steps.Task(network.apply, built.targets, built.loss, built.decode, lambda _, batch: plain(batch), plain)
+        adam = optim.build({"name": "adam", "learning_rate": 1e-3}, epochs=1, steps_per_epoch=1)
+        tx = optax.chain(adam, optim.average(0.9))
+        batch = objects(np.zeros((3, 3))) if HEADS[head] == "objects" else landmarks(np.ones((3, LANDMARKS), bool))
+        batch |= {"images": jnp.zeros((3, *SIZE, 3), jnp.uint8)}
+        begin = lambda: network.init(jax.random.key(0), jnp.zeros((1, *SIZE, 3), jnp.float32))
+        try:
+            state = jax.eval_shape(lambda: steps.create(begin(), tx))
+        except ValueError as error:
+            assert "--config.model.output" in str(error)
+            pytest.skip("this head needs another kind of features")
+        train = lambda s: steps.train_step(s, batch, jnp.arange(3), jax.random.key(1), task=task, tx=tx, mixup=0.5)[0]
+        kinds = lambda tree: jax.tree.map(lambda leaf: leaf.dtype, tree)
+        assert {kind for kind in jax.tree.leaves(kinds(state.variables))} == {jnp.dtype("float32")}
+        assert kinds(jax.eval_shape(train, state)) == kinds(state)
+        found = jax.eval_shape(lambda s: steps.predict_step(s.variables, batch["images"], task=task), state)
+        assert "float64" not in {part.dtype.name for part in found}
 
 
 @pytest.mark.parametrize("interval", ["symmetric", "unit"])

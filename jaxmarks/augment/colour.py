@@ -14,7 +14,11 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 def to_float(images):
     """uint8 (..., C) -> float32 in [0, 1]; float images pass."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images of {images.dtype}: give uint8, or floats in [0, 1]")
+    return images
 
 
 def mix(images, weights):

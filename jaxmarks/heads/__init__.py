@@ -1,10 +1,12 @@
 """Heads: each file has a `build(size=(H, W), **facts, **options)` that returns a `Head`.
 
 Facts are what the data say: `landmarks`, their number; or of objects `classes`, their number, `sizes`, the median width and
-height of their boxes, and `anchors`, typical ones. A head takes those that its `build` names. Of several datasets `sets`
+height of their boxes, `anchors`, typical ones, and `overlap`, the IoU up to which two boxes are two objects. A head takes
+those that its `build` names; an option of the same name that is not None goes before the fact. Of several datasets `sets`
 says which of the landmarks are whose, and each has a head of its own (`several`).
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -18,6 +20,9 @@ from jax import lax
 from jaxmarks import find
 from jaxmarks.ops import boxes as box_ops
 
+# The IoU up to which two boxes are two objects, where no data say it.
+OVERLAP = 0.4
+
 
 class Head(NamedTuple):
     """The last layer and three pure functions.
@@ -29,12 +34,14 @@ class Head(NamedTuple):
       loss: (outputs, targets) -> (total, count); the loss is total / count, so that parts of a batch add. The total may be
         a dict of weighted terms by name, whose sum it is: each has its own line in the log.
       decode: outputs -> (points (B, K, 2) in pixels of the network's frame, scores (B, K)), or `Detections`.
+      join: of objects, `Detections` of T networks, each (B, T, L, ...) -> those on which they agree.
     """
 
     layer: nn.Module
     targets: Callable
     loss: Callable
     decode: Callable
+    join: Callable | None = None
 
 
 class Detections(NamedTuple):
@@ -58,7 +65,8 @@ def build(spec: Mapping[str, Any], *, size: tuple[int, int], **facts) -> Head:
     missing = [key for key, p in wanted.items() if p.default is p.empty and key not in {"size", *facts, *options}]
     if missing:
         raise ValueError(f"--config.head.name={name} needs {', '.join(missing)}; the data have {', '.join(facts)}")
-    return builder(size=tuple(size), **{key: value for key, value in facts.items() if key in wanted}, **options)
+    said = {key: value for key, value in ({"overlap": OVERLAP} | facts).items() if key in wanted}
+    return builder(size=tuple(size), **said | {k: v for k, v in options.items() if v is not None or k not in said})
 
 
 def objects(batch):
@@ -89,12 +97,29 @@ def need_map(features) -> None:
 
 def stride_of(maps, size):
     """How much coarser maps (B, h, w, K) are than the frame of `size`: the power of two that its sides were divided by."""
-    return 2 ** math.ceil(math.log2(size[0] / maps.shape[1]))
+    return 2 ** math.ceil(math.log2(max(size[0] / maps.shape[1], size[1] / maps.shape[2])))
 
 
-def suppressed(boxes, scores, classes, *, limit: int, overlap: float) -> Detections:
-    """One image's detections of N candidates (N, 4), (N,), (N,): at most `limit`, by non-maximum suppression."""
+def agreement(overlap: float) -> Callable:
+    """The `join` of heads that find objects: boxes of two networks that overlap more are one object."""
+
+    def join(found: Detections) -> Detections:
+        return Detections(*jax.vmap(functools.partial(box_ops.agreed, iou=overlap))(*found))
+
+    return join
+
+
+def suppressed(boxes, scores, classes, *, limit: int, overlap: float, vote: bool = False) -> Detections:
+    """One image's detections of N candidates (N, 4), (N,), (N,): at most `limit`, by non-maximum suppression.
+
+    With a `vote` the boxes that give way have a say in where the one that stays is: where each was trained to be right,
+    not where only that at a peak was.
+    """
     some, place = lax.top_k(scores, min(4 * limit, len(scores)))
     boxes, classes = boxes[place], classes[place].astype(jnp.int32)
     chosen, kept = box_ops.nms(boxes, some, limit=min(limit, len(place)), iou=overlap, classes=classes)
-    return Detections(boxes[chosen], jnp.where(kept, some[chosen], 0), classes[chosen])
+    placed = boxes[chosen]
+    if vote:
+        weights = jnp.where(classes[chosen][:, None] == classes, some, 0)
+        placed = box_ops.vote(placed, boxes, weights, iou=overlap)
+    return Detections(placed, jnp.where(kept, some[chosen], 0), classes[chosen])

@@ -1,7 +1,8 @@
 """Centre heatmaps: an unknown number of objects as the peaks of one map for each class (Zhou et al. 2019, CenterNet).
 
 The maps are those of the landmark heads, drawn by `ops.heatmaps` at the centre of each object's pixel; beside them the
-network gives the rest of a pixel that leads to the centre, and the size of the box.
+network gives the rest of a pixel that leads to the centre, and the size of the box. Two peaks on one object, which a
+neighbourhood of 3x3 leaves, go by non-maximum suppression.
 """
 
 import functools
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Detections, Head, need_map, objects, stride_of
+from jaxmarks.heads import Head, agreement, need_map, objects, stride_of, suppressed
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import geometry, heatmaps
 
@@ -30,7 +31,7 @@ class CentreMaps(nn.Module):
         return jnp.concatenate([logits, nn.Dense(4, name="boxes")(features)], axis=-1)
 
 
-def build(*, classes, sizes, size, sigma=3.0, limit=300, size_weight=1.0):
+def build(*, classes, sizes, size, sigma=3.0, overlap=None, limit=300, size_weight=1.0):
     """The centre head.
 
     Args:
@@ -38,6 +39,7 @@ def build(*, classes, sizes, size, sigma=3.0, limit=300, size_weight=1.0):
       sizes: (width, height) of a typical box in pixels of the frame, from which the network's sizes depart.
       size: (H, W) of the frame.
       sigma: of the peaks, in pixels of the frame.
+      overlap: IoU up to which two boxes are two objects; by default what the data's objects show.
       limit: how many objects an image may have.
       size_weight: of the size's loss beside that of the class and the offset.
     """
@@ -76,9 +78,9 @@ def build(*, classes, sizes, size, sigma=3.0, limit=300, size_weight=1.0):
         centre = (corner + found[..., :2]) * step
         extent = typical * jnp.exp(jnp.clip(found[..., 2:], -3.0, 3.0))
         boxes = box_ops.to_corners(jnp.concatenate([centre, extent], axis=-1))
-        return Detections(boxes, top, label)
+        return jax.vmap(functools.partial(suppressed, limit=limit, overlap=overlap))(boxes, top, label)
 
-    return Head(CentreMaps(classes), objects, loss, decode)
+    return Head(CentreMaps(classes), objects, loss, decode, agreement(overlap))
 
 
 def focal(logits, target, *, alpha=2.0, beta=4.0):

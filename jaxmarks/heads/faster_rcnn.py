@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, need_map, objects, stride_of, suppressed, with_none
+from jaxmarks.heads import Head, agreement, need_map, objects, stride_of, suppressed, with_none
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import losses
 
@@ -134,7 +134,7 @@ def sampling_weights(labels, *, count, share):
     positive, negative = labels == 1, labels == 0
     positives = jnp.minimum(positive.sum(), int(count * share))
     negatives = jnp.minimum(negative.sum(), count - positives)
-    weight = lambda drawn, among: drawn / jnp.maximum(among.sum(), 1)
+    weight = lambda drawn, among: drawn / jnp.maximum(among.sum(), 1).astype(jnp.float32)
     return positive * weight(positives, positive) + negative * weight(negatives, negative)
 
 
@@ -155,7 +155,7 @@ def build(
     alpha=1.0,
     anchor_samples=256,
     proposal_samples=128,
-    overlap=0.4,
+    overlap=None,
     limit=300,
 ):
     """The Faster R-CNN head, for maps of stride 4 to 16.
@@ -185,7 +185,7 @@ def build(
       alpha: weight of the boxes' loss beside that of the classes.
       anchor_samples: over how many anchors the first loss is the mean, positives at most half of them.
       proposal_samples: the same of proposals, positives at most a quarter.
-      overlap: of two detections that are the same object, for non-maximum suppression.
+      overlap: IoU up to which two boxes are two objects; by default what the data's objects show.
       limit: how many objects an image may have.
     """
     if phase not in PHASES:
@@ -234,8 +234,8 @@ def build(
             boxes = box_ops.clip(box_ops.rcnn_decode(offsets, proposed[:, None], weights=WEIGHTS), size)
             boxes = jnp.broadcast_to(boxes, (*scores.shape, 4)).reshape(-1, 4)
             labels = jnp.tile(jnp.arange(classes), len(scores))
-            return suppressed(boxes, scores.ravel(), labels, limit=limit, overlap=overlap)
+            return suppressed(boxes, scores.ravel(), labels, limit=limit, overlap=overlap, vote=True)
 
         return jax.vmap(one)(outputs.proposals, outputs.classes, outputs.boxes)
 
-    return Head(layer, objects, loss, decode)
+    return Head(layer, objects, loss, decode, agreement(overlap))

@@ -41,7 +41,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, need_map, objects, stride_of, suppressed
+from jaxmarks.heads import Head, agreement, need_map, objects, stride_of, suppressed
 from jaxmarks.heads.centre import is_peak
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import edges, geometry, heatmaps
@@ -73,8 +73,8 @@ class ShapeMaps(nn.Module):
         need_map(features)
         maps = nn.Dense(self.classes, bias_init=nn.initializers.constant(self.bias), name="maps")(features)
         drawn = nn.initializers.normal(1.0)
-        shapes = self.param("shapes", drawn, (self.learned, self.side, self.side)) if self.learned else None
-        return Outputs(maps, shapes)
+        shape = (self.learned, self.side, self.side)
+        return Outputs(maps, self.param("shapes", drawn, shape, jnp.float32) if self.learned else None)
 
 
 def build(
@@ -96,7 +96,7 @@ def build(
     low=0.1,
     high=0.2,
     floor=0.05,
-    overlap=0.4,
+    overlap=None,
     limit=300,
 ):
     """The shape-prior head.
@@ -119,7 +119,7 @@ def build(
       edge_sigma: Canny's, pixels.
       low, high: Canny's thresholds (`ops.edges.canny`).
       floor: what scores less is no detection.
-      overlap: of two boxes that are the same object, for non-maximum suppression.
+      overlap: IoU up to which two boxes are two objects; by default what the data's objects show.
       limit: how many objects an image may have.
     """
     if form not in FORMS:
@@ -185,7 +185,7 @@ def build(
 
     bias = -math.log(9) if bounded else 0.0
     side = odd(across)
-    return Head(ShapeMaps(classes, bias, count if learned else 0, side), targets, loss, decode)
+    return Head(ShapeMaps(classes, bias, count if learned else 0, side), targets, loss, decode, agreement(overlap))
 
 
 def regulariser(y, contours, shapes, *, window):
@@ -201,7 +201,7 @@ def regulariser(y, contours, shapes, *, window):
       (B, S).
     """
     near = max_pool(y[..., None], window) * contours[..., None]
-    shapes = shapes / jnp.sqrt(jnp.sum(shapes**2, axis=(1, 2), keepdims=True) + TINY)
+    shapes = (shapes / jnp.sqrt(jnp.sum(shapes**2, axis=(1, 2), keepdims=True) + TINY)).astype(near.dtype)
     kernels = jnp.moveaxis(shapes[:, ::-1, ::-1], 0, -1)[:, :, None]  # flipped: lax correlates
     match = lax.conv_general_dilated(near, kernels, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return jnp.sum(match**2, axis=(1, 2))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, need_map, objects, stride_of, suppressed, with_none
+from jaxmarks.heads import Head, agreement, need_map, objects, stride_of, suppressed, with_none
 from jaxmarks.ops import boxes as box_ops
 
 
@@ -34,7 +34,7 @@ def build(
     with_object=5.0,
     without_object=1.0,
     ignore=0.6,
-    overlap=0.4,
+    overlap=None,
     limit=300,
 ):
     """The YOLO head.
@@ -48,7 +48,7 @@ def build(
       with_object: weight of the confidence where an object belongs.
       without_object: the same elsewhere.
       ignore: a box that overlaps an object more than this, but is not its own, is not held to be wrong.
-      overlap: of two boxes that are the same object, for non-maximum suppression.
+      overlap: IoU up to which two boxes are two objects; by default what the data's objects show.
       limit: how many objects an image may have.
     """
     del anchor_count
@@ -86,7 +86,7 @@ def build(
         boxes = box_ops.yolo_decode(outputs[..., :4], anchors, stride=stride(outputs))
         share = jax.nn.softmax(outputs[..., 5:], axis=-1)
         scores = (jax.nn.sigmoid(outputs[..., 4:5]) * share).reshape(outputs.shape[0], -1, classes)
-        one = functools.partial(suppressed, limit=limit, overlap=overlap)
+        one = functools.partial(suppressed, limit=limit, overlap=overlap, vote=True)
         return jax.vmap(one)(boxes.reshape(outputs.shape[0], -1, 4), scores.max(-1), scores.argmax(-1))
 
-    return Head(Grid(len(anchors), classes), objects, loss, decode)
+    return Head(Grid(len(anchors), classes), objects, loss, decode, agreement(overlap))

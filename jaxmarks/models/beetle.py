@@ -5,6 +5,8 @@
 3. three elementary blocks (conv, pool, dropout .1, .2, .3), FC 1000, dropout .5, FC 1000
 """
 
+import math
+
 import flax.linen as nn
 
 from jaxmarks.models import layers
@@ -43,7 +45,7 @@ class Beetle(nn.Module):
         shapes = zip((32, 64, 128), ((3, 3), (2, 2), (2, 2)), self.dropout[:3], strict=True)
         for i, (features, kernel_size, rate) in enumerate(shapes, 1):
             x = ElementaryBlock(features, kernel_size, rate, name=f"block{i}")(x, train=train)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         dense = nn.initializers.glorot_uniform()
         x = nn.relu(nn.Dense(self.width, kernel_init=dense, name="fc1")(x))
         x = layers.Dropout(self.dropout[3], name="dropout")(x, train=train)

@@ -376,9 +376,11 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x = conv(x, kernel, strides=self.strides, padding=self.padding, dilation=self.dilation, groups=self.groups)
-        return x + self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else x
+        if not self.use_bias:
+            return x
+        return x + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
 
 
 class UpConv(nn.Module):
@@ -390,8 +392,8 @@ class UpConv(nn.Module):
     @nn.compact
     def __call__(self, x):
         b, h, w, c = x.shape
-        kernel = self.param("kernel", self.kernel_init, (c, 2, 2, self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        kernel = self.param("kernel", self.kernel_init, (c, 2, 2, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         x = (x @ kernel.reshape(c, -1)).reshape(b, h, w, 2, 2, self.features)
         return x.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, self.features) + bias
 

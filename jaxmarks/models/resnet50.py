@@ -1,5 +1,7 @@
 """ResNet50 (He et al. 2016, with the stride in the 3x3 convolution: "v1.5") and, for heatmaps, an upsampling decoder."""
 
+import math
+
 import flax.linen as nn
 
 from jaxmarks.models import encoders, layers
@@ -18,7 +20,8 @@ class ResNet50(nn.Module):
     @nn.compact
     def __call__(self, x, *, train=False):
         if self.output == "vector":
-            return self.encoder(x, train=train)[-1].reshape(x.shape[0], -1)
+            x = self.encoder(x, train=train)[-1]
+            return x.reshape(x.shape[0], math.prod(x.shape[1:]))
         size = x.shape[1:3]
         # A multiple of 32, so that each upsampling by 2 brings a feature back to its place.
         x = layers.pad_to(x, 32)

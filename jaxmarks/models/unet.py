@@ -1,6 +1,8 @@
 """U-Net (Ronneberger et al. 2015) with same-size convolutions, on its own encoder or another one, and its encoder alone
 for the direct head (fish paper)."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -36,7 +38,7 @@ class UNet(nn.Module):
             *skips, x = decoders.encode(self.encoder, x, stride=self.stride, train=train)
         x = layers.Dropout(self.dropout, name="dropout")(x, train=train)
         if self.output == "vector":
-            return x.reshape(x.shape[0], -1)
+            return x.reshape(x.shape[0], math.prod(x.shape[1:]))
         for level, skip in reversed(list(enumerate(skips))):
             x = layers.UpConv(self.width * 2**level, name=f"up{level}")(x)
             x = layers.extend(x, skip.shape[1:3])  # pooling drops an odd row or column

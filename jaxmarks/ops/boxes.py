@@ -67,6 +67,22 @@ def centre_distance(a, b):
     return metrics.distances(centre(a)[..., :, None, :], centre(b)[..., None, :, :])
 
 
+def crowding(boxes, classes, valid):
+    """How close objects come to each other: the largest IoU of each box with another of its class.
+
+    Args:
+      boxes: (N, 4).
+      classes: (N,) int.
+      valid: (N,) bool.
+
+    Returns:
+      (N,), 0 for a box without neighbours and where `valid` is False.
+    """
+    classes, valid = jnp.asarray(classes), jnp.asarray(valid)
+    other = (classes[:, None] == classes) & valid[:, None] & valid & ~jnp.eye(len(classes), dtype=bool)
+    return jnp.max(iou(boxes, boxes), axis=-1, initial=0, where=other)
+
+
 def _join(low, high):
     return jnp.concatenate([low, high], axis=-1)
 
@@ -158,7 +174,8 @@ def soft_nms(boxes, scores, *, limit, method="gaussian", sigma=0.5, iou=0.3, flo
 
     def decay(left, overlap):
         factor = jnp.exp(-(overlap**2) / sigma) if method == "gaussian" else jnp.where(overlap > iou, 1 - overlap, 1)
-        return jnp.where(left >= floor, left * factor, -jnp.inf)
+        alive = left >= floor  # not only the product is guarded: what is gone is -inf, which has no gradient
+        return jnp.where(alive, jnp.where(alive, left, 0) * factor, -jnp.inf)
 
     indices, decayed = _suppress(boxes, scores, classes, valid, limit, decay)
     kept = decayed >= floor
@@ -187,13 +204,35 @@ def _suppress(boxes, scores, classes, valid, limit, decay):
     return jnp.where(taken > -jnp.inf, indices, 0), taken
 
 
+def vote(winners, boxes, weights, *, iou):
+    """Box voting (Gidaris & Komodakis 2015, section 4): each winner becomes the mean of the boxes on its object.
+
+    What a detector says of one object from several anchors, proposals or cells errs in part each for itself.
+
+    Args:
+      winners: (K, 4), what suppression left.
+      boxes: (N, 4), what there was before it.
+      weights: (K, N), not negative; usually a box's score, 0 for another class.
+      iou: a box is on a winner's object where it overlaps the winner more.
+
+    Returns:
+      (K, 4); a winner that no box of any weight overlaps stays as it is.
+    """
+    winners, boxes = single(winners), single(boxes)
+    weights = jnp.where(_iou(winners[:, None], boxes) > iou, weights, 0)
+    total = weights.sum(-1, keepdims=True)
+    mean = jnp.matmul(weights, boxes, precision=lax.Precision.HIGHEST) / jnp.where(total > 0, total, 1)
+    return jnp.where(total > 0, mean, winners)
+
+
 # Several networks
 
 
 def agreed(boxes, scores, classes, *, iou):
     """The detections of several networks in one image as one list, each with its mean score over the networks.
 
-    Of detections that overlap the best stays; a network gives it the score of its own best detection there, or 0.
+    Of detections that overlap the best stays; a network gives it the score of its own best detection there, or 0. Its
+    place is where all of them `vote` it to be.
 
     Args:
       boxes: (T, N, 4) of T networks.
@@ -207,12 +246,14 @@ def agreed(boxes, scores, classes, *, iou):
     boxes, scores, classes = map(jnp.asarray, (boxes, scores, classes))
     flat, labels, count = boxes.reshape(-1, 4), classes.ravel(), boxes.shape[1]
     chosen, kept = nms(flat, scores.ravel(), limit=count, iou=iou, classes=labels, valid=scores.ravel() > 0)
-    same = (_iou(flat[chosen][:, None], flat) > iou) & (labels[chosen][:, None] == labels)
+    alike = labels[chosen][:, None] == labels
+    same = alike & (_iou(flat[chosen][:, None], flat) > iou)
     own = jnp.arange(flat.shape[0]) == chosen[:, None]  # of a box without area too
     each = jnp.where(same | own, scores.ravel(), 0).reshape(count, *scores.shape).max(-1, initial=0)
     mean = jnp.where(kept, each.mean(-1), 0)
     order = jnp.argsort(-mean)
-    return flat[chosen][order], mean[order], labels[chosen][order]
+    placed = vote(flat[chosen], flat, jnp.where(alike, scores.ravel(), 0), iou=iou)
+    return placed[order], mean[order], labels[chosen][order]
 
 
 # Anchors and encodings
@@ -227,8 +268,9 @@ def anchor_grid(size, stride, sizes):
       sizes: (A, 2) widths and heights in pixels of the image.
     """
     centres = (_cells(size) + 0.5) * stride
+    sizes = jnp.asarray(sizes, centres.dtype)
     shape = (*size, len(sizes), 2)
-    return to_corners(_join(jnp.broadcast_to(centres, shape), jnp.broadcast_to(jnp.asarray(sizes), shape)))
+    return to_corners(_join(jnp.broadcast_to(centres, shape), jnp.broadcast_to(sizes, shape)))
 
 
 def rcnn_encode(boxes, anchors, *, weights=(1.0, 1.0, 1.0, 1.0)):
@@ -239,12 +281,14 @@ def rcnn_encode(boxes, anchors, *, weights=(1.0, 1.0, 1.0, 1.0)):
     """
     box, anchor = to_centres(boxes), to_centres(anchors)
     sizes, unit = jnp.maximum(box[..., 2:], SMALLEST), jnp.maximum(anchor[..., 2:], SMALLEST)
-    return _join((box[..., :2] - anchor[..., :2]) / unit, jnp.log(sizes / unit)) * jnp.array(weights)
+    offsets = _join((box[..., :2] - anchor[..., :2]) / unit, jnp.log(sizes / unit))
+    return offsets * jnp.asarray(weights, offsets.dtype)
 
 
 def rcnn_decode(offsets, anchors, *, weights=(1.0, 1.0, 1.0, 1.0)):
     """Offsets (..., 4) from anchors (..., 4) -> boxes (..., 4): the inverse of `rcnn_encode` up to `LARGEST_SCALE`."""
-    offsets, anchor = offsets / jnp.array(weights), to_centres(anchors)
+    offsets, anchor = single(offsets), to_centres(anchors)
+    offsets = offsets / jnp.asarray(weights, offsets.dtype)
     unit = jnp.maximum(anchor[..., 2:], SMALLEST)
     scale = jnp.exp(jnp.minimum(offsets[..., 2:], LARGEST_SCALE))
     return to_corners(_join(anchor[..., :2] + offsets[..., :2] * unit, scale * unit))
@@ -332,13 +376,14 @@ def kmeans_anchors(sizes, key, *, count, restarts=8, iterations=50):
         return centres.at[row].set(sizes[jax.random.categorical(key, jnp.log(distance))]), None
 
     def refine(centres, _):
-        member = jax.nn.one_hot(jnp.argmax(_shape_iou(sizes, centres), -1), count)
+        member = jax.nn.one_hot(jnp.argmax(_shape_iou(sizes, centres), -1), count, dtype=sizes.dtype)
         total = member.sum(0)[:, None]
         mean = (member[:, :, None] * sizes[:, None]).sum(0) / jnp.maximum(total, 1)
         return jnp.where(total > 0, mean, centres), None
 
     def once(key):
-        centres, _ = lax.scan(draw, jnp.zeros((count, 2)), (jnp.arange(count), jax.random.split(key, count)))
+        none, rows = jnp.zeros((count, 2), sizes.dtype), jnp.arange(count)
+        centres, _ = lax.scan(draw, none, (rows, jax.random.split(key, count)))
         centres, _ = lax.scan(refine, centres, length=iterations)
         return centres, _shape_iou(sizes, centres).max(-1).mean()
 
@@ -387,7 +432,7 @@ def match(anchors, truth, valid, *, positive=0.7, negative=0.3, force=True):
     forced = chosen.any(-1)
     index = jnp.argmax(jnp.where(forced[:, None] & ~chosen, 0, overlap), -1).astype(jnp.int32)
     label = jnp.where(forced | (best >= positive), 1, jnp.where(best < negative, 0, -1))
-    return index, label
+    return index, label.astype(jnp.int32)
 
 
 def roi_align(features, boxes, *, size=(7, 7), sampling=2):
@@ -407,6 +452,7 @@ def roi_align(features, boxes, *, size=(7, 7), sampling=2):
     Returns:
       (N, h, w, C).
     """
+    boxes = single(boxes)
     rows = _bin_weights(boxes[:, 1], boxes[:, 3], size[0], sampling, features.shape[0])
     columns = _bin_weights(boxes[:, 0], boxes[:, 2], size[1], sampling, features.shape[1])
     return jnp.einsum("niy,njx,yxc->nijc", rows, columns, features, precision=lax.Precision.HIGHEST)

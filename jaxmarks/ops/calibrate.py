@@ -154,7 +154,7 @@ def rigid(source, target, weights):
 
 def corners(centre, rotation, size):
     """(..., 8, 3) mm, the corners of boxes; corner 4 i + 2 j + k is at the far end of x, y, z where i, j, k are 1."""
-    shares = jnp.stack(jnp.meshgrid(*[jnp.array([-0.5, 0.5])] * 3, indexing="ij"), -1).reshape(8, 3)
+    shares = jnp.stack(jnp.meshgrid(*[jnp.array([-0.5, 0.5], single(size).dtype)] * 3, indexing="ij"), -1).reshape(8, 3)
     return centre[..., None, :] + product(shares * size[..., None, :], jnp.swapaxes(rotation, -1, -2))
 
 
@@ -167,6 +167,7 @@ def box_iou(one, other, *, count=32_768):
     """
     (centre, rotation, size), (other_centre, other_rotation, other_size) = one, other
     places = jnp.arange(1, count + 1, dtype=jnp.uint32)[:, None] * jnp.array(R2, jnp.uint32) / 2.0**32
+    places = places.astype(single(size).dtype)
     feet = jnp.pad((places + 0.5) % 1 - 0.5, ((0, 0), (0, 1)), constant_values=-0.5)
     # In the second box's axes and shares of its sides: where each line starts, and its way to the other end.
     turn = product(other_rotation.T, rotation)
@@ -174,7 +175,7 @@ def box_iou(one, other, *, count=32_768):
     start = (shift + product(feet * size, turn.T)) / other_size
     way = turn[:, 2] * size[2] / other_size
     parallel = jnp.abs(way) < 1e-9
-    ends = (jnp.array([-0.5, 0.5])[:, None, None] - start) / jnp.where(parallel, 1.0, way)
+    ends = (jnp.array([-0.5, 0.5], start.dtype)[:, None, None] - start) / jnp.where(parallel, 1.0, way)
     inside = jnp.abs(start) <= 0.5
     enter = jnp.where(parallel, jnp.where(inside, 0.0, 1.0), ends.min(0)).max(-1)
     leave = jnp.where(parallel, jnp.where(inside, 1.0, 0.0), ends.max(0)).min(-1)
@@ -204,14 +205,16 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
     Returns:
       A Calibration.
     """
-    points, weights, shares = single(points), single(weights), jnp.asarray(template.shares)
+    points = single(points)
     count, dtype = len(points), points.dtype
+    weights, shares, usual_size = (jnp.asarray(x, dtype) for x in (weights, template.shares, template.size))
     weights = weights / jnp.maximum(jnp.max(weights), 1e-12)
     points = jnp.where(weights[:, None] > 0, points, 0)  # what was not found may be no number
     middle = jnp.sum(weights[:, None] * points, 0) / jnp.maximum(jnp.sum(weights), 1e-12)
     points = jnp.where(weights[:, None] > 0, points - middle, 0)
     project = jnp.broadcast_to(jnp.eye(3, dtype=dtype), (count, 3, 3))
     if normals is not None:
+        normals = jnp.asarray(normals, dtype)
         project = project - normals[:, :, None] * normals[:, None, :]
     known = jnp.trace(project, axis1=1, axis2=2)  # coordinates that a landmark tells: 3, or 2 in a plane
 
@@ -251,8 +254,8 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
         return root(jnp.sum(vectors**2, -1))
 
     def descend(start, widths):
-        rotation, shift = rigid(shares * template.size, points, start)
-        volume = shift, rotation, jnp.asarray(template.size, dtype)
+        rotation, shift = rigid(shares * usual_size, points, start)
+        volume = shift, rotation, usual_size
 
         def one(volume, width):
             believed = weights * biweight(length(difference(*volume)), width * TUKEY * tolerance)
@@ -261,7 +264,7 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
         volume, _ = lax.scan(one, volume, widths)
         trusted = biweight(length(difference(*volume)), TUKEY * tolerance)
         loss = jnp.sum(weights * TUKEY**2 / 6 * (1 - trusted**1.5))
-        unlike = jnp.log(volume[2] / template.size) / SIZE_SPREAD
+        unlike = jnp.log(volume[2] / usual_size) / SIZE_SPREAD
         return volume, loss + jnp.sum(unlike**2) / 2
 
     starts = jnp.concatenate([weights * (1 - jnp.eye(count, dtype=dtype)), weights[None]])
@@ -283,7 +286,7 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
     covariance = jnp.linalg.inv(matrix + 1e-6 * jnp.eye(9, dtype=dtype)) * variance * units * units[:, None]
     undetermined = (spare <= 0) | ~(jnp.linalg.eigvalsh(matrix)[0] > SINGULAR)
     agreeing = jnp.sum(weights * (residuals < TUKEY * tolerance / 2)) >= AGREEING * jnp.sum(weights)
-    usual = jnp.all(jnp.abs(jnp.log(size / template.size)) < jnp.log(SIZE_LIMIT))
+    usual = jnp.all(jnp.abs(jnp.log(size / usual_size)) < jnp.log(SIZE_LIMIT))
     return Calibration(
         centre=centre + middle,
         rotation=rotation,

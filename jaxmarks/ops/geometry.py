@@ -26,12 +26,14 @@ def affine(matrix, points):
 
 def compose(second, first):
     """The map (..., 2, 3) that applies `first` and then `second`, both (..., 2, 3)."""
+    second, first = jnp.asarray(second), jnp.asarray(first)
     rows = [second[..., :, :1] * first[..., :1, :], second[..., :, 1:2] * first[..., 1:, :]]
-    return rows[0] + rows[1] + second * jnp.array([0.0, 0.0, 1.0])
+    return rows[0] + rows[1] + second * jnp.array([0.0, 0.0, 1.0], second.dtype)
 
 
 def invert(matrix):
     """The inverse map (..., 2, 3) of an invertible one; of a singular one nothing finite."""
+    matrix = jnp.asarray(matrix)
     a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
     tx, ty = matrix[..., 0, 2], matrix[..., 1, 2]
     adjugate = [[d, -b, b * ty - d * tx], [-c, a, c * tx - a * ty]]

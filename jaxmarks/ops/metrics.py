@@ -21,7 +21,7 @@ def distances(predicted, true, visible=None):
 
 def mean(values, axis=None):
     """The mean of what is not NaN; NaN where nothing is."""
-    values = jnp.asarray(values)
+    values = single(values)
     known = ~jnp.isnan(values)
     count = jnp.sum(known, axis)
     return jnp.where(count > 0, jnp.sum(jnp.where(known, values, 0), axis) / jnp.maximum(count, 1), jnp.nan)
@@ -35,7 +35,11 @@ def per_landmark(distances):
 def summarise(distances):
     """A dict of mean, median, p95, std, max and count of the visible landmarks' distances."""
     values = jnp.append(single(distances), jnp.nan)  # of no distances at all there are quantiles, too
-    average, (median, p95, largest) = mean(values), jnp.nanquantile(values, jnp.array([0.5, 0.95, 1.0]))
+    levels = jnp.array([0.5, 0.95, 1.0])
+    between = jnp.nanquantile(values, levels)
+    # Interpolation gives an infinite neighbour a weight of 0, which is no number.
+    quantiles = jnp.where(jnp.isnan(between), jnp.nanquantile(values, levels, method="higher"), between)
+    average, (median, p95, largest) = mean(values), quantiles
     return {
         "mean": average,
         "median": median,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmarks import augment, heads, optim
-from jaxmarks.ops import boxes, calibrate, decode, geometry, heatmaps, losses, metrics
+from jaxmarks.ops import boxes, calibrate, decode, edges, geometry, heatmaps, losses, metrics
 from jaxmarks.ops.floats import root, single
 
 NARROW = (np.float16, jnp.bfloat16, np.int16, np.uint16, np.int32)
@@ -42,6 +42,20 @@ def test_coordinates_of_any_kind_give_the_same_numbers(dtype):
     np.testing.assert_allclose(metrics.distances(points, others), [np.hypot(304, 400), 500], rtol=1e-6)
     assert geometry.inside(points, (350, 450)).tolist() == [True, True]
     np.testing.assert_allclose(geometry.normalise(points, (300, 400)), [[-1, -1], [1, 1]])
+
+
+def test_lists_are_arrays():
+    corners = [[0, 0, 10, 10], [1, 0, 11, 10], [40, 40, 50, 50]]
+    _, kept = boxes.nms(corners, [0.9, 0.8, 0.7], limit=3, classes=[0, 0, 0], valid=[True, True, False])
+    assert kept.tolist() == [True, False, False]
+    pairs = boxes.pair_detections(corners, [0.9, 0.8, 0.7], [True] * 3, corners[:1], [True], iou=0.5)
+    assert pairs.tolist() == [0, -1, -1]
+
+
+def test_grey_values_of_whole_numbers_are_smoothed():
+    image = np.random.default_rng(0).integers(0, 256, (9, 9), dtype=np.uint8)
+    options = {"sigma_space": 1.0, "sigma_colour": 30.0}
+    np.testing.assert_allclose(edges.bilateral(image, **options), edges.bilateral(image.astype(np.float32), **options))
 
 
 def test_scores_of_any_kind_rank_alike():

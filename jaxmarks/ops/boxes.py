@@ -118,7 +118,8 @@ def nms(boxes, scores, *, limit, iou=0.5, classes=None, valid=None):
     if not len(boxes):
         return jnp.zeros(limit, jnp.int32), jnp.zeros(limit, bool)
     one_by_one, at_once = (functools.partial(way, limit=limit, iou=iou) for way in (_one_by_one, _at_once))
-    return platforms.chosen(one_by_one, at_once, jnp.asarray(boxes), single(scores), classes, valid)
+    given = (None if array is None else jnp.asarray(array) for array in (classes, valid))
+    return platforms.chosen(one_by_one, at_once, jnp.asarray(boxes), single(scores), *given)
 
 
 def _one_by_one(boxes, scores, classes, valid, *, limit, iou):
@@ -498,6 +499,8 @@ def pair_detections(boxes, scores, valid, truth, truth_valid, *, iou=None, withi
     """
     if (iou is None) == (within is None):
         raise ValueError(f"iou={iou}, within={within}: give one of them")
+    boxes, scores, truth = single(boxes), single(scores), single(truth)
+    valid, truth_valid = jnp.asarray(valid), jnp.asarray(truth_valid)
     if iou is not None:
         nearness, least = _iou(boxes[..., :, None, :], truth[..., None, :, :]), iou
     else:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmarks.ops import filters
+from jaxmarks.ops.floats import single
 
 
 def bilateral(image, *, sigma_space, sigma_colour):
@@ -18,14 +19,14 @@ def bilateral(image, *, sigma_space, sigma_colour):
     grey values, within a square of 3 sigma_space to each side.
 
     Args:
-      image: (..., H, W) float.
+      image: (..., H, W).
       sigma_space: pixels.
       sigma_colour: in the image's own grey values.
 
     Returns:
       (..., H, W), within the range of the image.
     """
-    radius = math.ceil(3 * sigma_space)
+    image, radius = single(image), math.ceil(3 * sigma_space)
     side = 2 * radius + 1
     padded = _pad(image, radius)
 

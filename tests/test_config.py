@@ -83,6 +83,7 @@ def test_variants_of_detectors_combine(detector, more):
         ({"data.size": (96.5, 128)}, "give height and width"),
         ({"data.size": (0, 128)}, "give height and width"),
         ({"head": {"name": "heatmap", "sigma": 0.0}}, r"head\.sigma=0.0: it is at least 0.1"),
+        ({"head": {"name": "yolo", "overlap": 1.5}}, r"head\.overlap=1.5: it is from 0 to 1"),
         ({"split.run": (9,)}, r"split\.run=\(9,\): folds count from 0 to 8"),
         ({"stages": ()}, "name at least one stage"),
         ({"stages": ("train", "train")}, "each once"),

@@ -42,6 +42,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         "images": "",
         "boxes": "",  # a CSV, COCO or VOC file of boxes; drawn dendrites where both are empty
         "keep": "",  # a folder for the images, from where they are streamed
+        "group_by": "",  # a regular expression whose first group is the scene, in place of the file's column `group`
         "size": (160, 160),
         "fit": "tile",  # photographs at a fixed scale, large ones in tiles; or pad, stretch: each whole in one frame
         "scale": 1.0,  # pixels of the frame for one of the photograph

@@ -30,10 +30,35 @@ def of_training(
     """
     trained = np.isin(dataset.samples.name, images["train"])
     found = unseen(dataset, trained, member) + seen_before(settings, member, images, source, before)
-    if dataset.objects and not images["valid"]:
-        what = "no image is held back for validation: the threshold is chosen on training images; raise --config.split.valid"
-        found.append(caveat(member, what))
+    if dataset.objects:
+        found += of_objects(settings, dataset, member, trained, np.isin(dataset.samples.name, images["valid"]))
     return found
+
+
+def of_objects(settings, dataset, member, trained, held) -> list[dict]:
+    """What a detector cannot know, trained on the samples `trained` and chosen on the samples `held`, as caveats."""
+    samples, what = dataset.samples, []
+    if not held.any():
+        what.append(
+            "no image is held back for validation: the threshold is chosen on training images; raise --config.split.valid"
+        )
+    elif not (samples.labels[held] >= 0).any():
+        what.append(
+            "no validation image shows an object: the threshold is chosen on training images; raise --config.split.valid"
+        )
+    taught = np.unique(samples.labels[trained])
+    if missing := [name for number, name in enumerate(dataset.classes) if number not in taught]:
+        what.append(f"no training image shows an object of class {', '.join(missing)}: none is ever found")
+    if settings.channels == 1 and coloured(samples.images[np.flatnonzero(trained)[:16]]):
+        what.append(
+            "the images are coloured, the network sees their luminance: --config.channels=3 shows it the colours"
+        )
+    return [caveat(member, each) for each in what]
+
+
+def coloured(images) -> bool:
+    """Whether one pixel in a hundred of uint8 images (N, H, W, C) differs by 32 or more between its channels."""
+    return bool(len(images)) and float(np.mean(np.ptp(images, axis=-1) >= 32)) >= 0.01
 
 
 def of_notes(notes: list[dict]) -> list[dict]:

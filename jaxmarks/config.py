@@ -24,7 +24,7 @@ LIMITS = {
     "train.batch_size": (1, MANY), "train.steps": (0, MANY), "train.epochs": (0, MANY), "train.accumulate": (1, MANY),
     "train.ensemble": (1, MANY), "train.ema": (0, 1), "train.mixup": (0, MANY), "train.patience": (0, MANY),
     "train.devices": (0, MANY), "train.span": (1, MANY),
-    "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1), "head.ignore": (0, 1),
+    "data.scale": (0.01, 100), "data.overlap": (0, MANY), "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1), "head.ignore": (0, 1),
     "head.limit": (1, MANY), "head.anchor_count": (1, MANY),
 }  # fmt: skip
 

@@ -147,7 +147,10 @@ def names_of(notes: list[dict], classes: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the classes that networks find, by what is saved with them; ValueError where data have others."""
     names = tuple(notes[0]["facts"]["names"])
     if unknown := sorted(set(classes) - set(names)):
-        raise ValueError(f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}")
+        raise ValueError(
+            f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}: leave out the boxes of"
+            " others, or train on them"
+        )
     return names
 
 

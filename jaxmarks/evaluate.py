@@ -96,7 +96,7 @@ def join(parts: list[Predictions]) -> Predictions:
 def choose(task: steps.Task, variables, dataset: Dataset, held: np.ndarray, shown: np.ndarray) -> dict:
     """What is saved with a network because it is chosen on its validation images.
 
-    Of a detector the threshold, where there are none on those that it was shown; of a network for volumes by how much their
+    Of a detector the threshold, where they show no object on those that it was shown; of a network for volumes by how much their
     uncertainty is told too small.
 
     Args:
@@ -106,7 +106,8 @@ def choose(task: steps.Task, variables, dataset: Dataset, held: np.ndarray, show
       held, shown: the samples of validation, and of training.
     """
     if dataset.objects:
-        samples = dataset.samples.take(held if len(held) else shown)
+        telling = (dataset.samples.labels[held] >= 0).any()
+        samples = dataset.samples.take(held if telling else shown)
         return {"threshold": detection.choose_threshold(task, variables, samples, dataset)}
     if dataset.volumes and len(held):
         samples = dataset.samples.take(held)

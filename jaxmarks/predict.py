@@ -181,7 +181,7 @@ def on_folder(
     """
     task, settings, networks, notes = networks_of(workdir, set=set)
     if "boxes" in settings.data:
-        settings.data.scale = scale or settings.data.scale
+        settings.data.scale = settings.data.scale if scale is None else scale
         return objects_in_folder(task, settings, networks, notes, images, out, overlays=overlays)
     call = evaluate.predictor(task)
     if "volume" in settings.data:
@@ -272,16 +272,17 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, 
             found = detection.predict(call, networks, samples)
             for photograph, name, boxes, values, classes in zip(photographs, *found, strict=True):
                 good = values >= threshold
-                annotations.append(BoxAnnotation(str(name), boxes[good], tuple(names[c] for c in classes[good])))
+                labels, source = tuple(names[c] for c in classes[good]), sources[str(name)]
+                annotations.append(BoxAnnotation(str(name), boxes[good], labels, size=tuple(source.tolist())))
                 scores.append(values[good])
-                yield Drawing(name, photograph, sources[str(name)], boxes=boxes[good])
+                yield Drawing(name, photograph, source, boxes=boxes[good])
 
     draw_all(drawings(), out, overlays)
     if not annotations:
         raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
     Path(out).mkdir(parents=True, exist_ok=True)
     for ending in ("csv", "json"):
-        formats.boxes.write(Path(out) / f"predictions.{ending}", annotations, scores)
+        formats.boxes.write(Path(out) / f"predictions.{ending}", annotations, scores, classes=names)
     found = sum(len(values) for values in scores)
     summary = {"images": len(annotations), "objects": found, "threshold": threshold, "failures": problems}
     (Path(out) / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -415,5 +415,7 @@ def keras_optimizer(keras, options):
 
 
 if __name__ == "__main__":
-    side = sys.argv[1]
+    side = sys.argv[1] if len(sys.argv) == 2 else ""
+    if not side.startswith(("torch", "keras")):
+        sys.exit(__doc__)
     serve(torch_worker(side) if side.startswith("torch") else keras_worker(side))

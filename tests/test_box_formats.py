@@ -233,6 +233,19 @@ def test_the_written_coco_is_what_its_tools_read(tmp_path):
         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [3, 5, 15, 1], "area": 15, "iscrowd": 0, "score": 0.5}
     ]
     assert document["categories"] == [{"id": 1, "name": "s"}]
+    boxes.write(tmp_path / "b.json", [a], [[0.5]], classes=("r", "s"))  # of a run's classes, found or not
+    document = json.loads((tmp_path / "b.json").read_text())
+    assert document["annotations"][0]["category_id"] == 2
+    assert document["categories"] == [{"id": 1, "name": "r"}, {"id": 2, "name": "s"}]
+    with pytest.raises(ValueError, match="boxes of class s; there are r"):
+        boxes.write(tmp_path / "c.json", [a], [[0.5]], classes=("r",))
+
+
+@pytest.mark.parametrize("side", [None, 0])
+def test_a_size_that_coco_does_not_know(side, tmp_path):
+    images = [{"id": 1, "file_name": "a.png", "width": side, "height": side}]
+    (found,) = read(tmp_path, "a.json", coco(images=images))
+    assert found.size is None
 
 
 @pytest.mark.parametrize(

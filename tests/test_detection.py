@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from jaxmarks import detection, evaluate, heads, predict, report, runs, steps, tasks, train
+from jaxmarks import caveats, detection, evaluate, heads, predict, report, runs, steps, tasks, train
 from jaxmarks.data import loading, objects, splits
 from jaxmarks.data.formats import boxes as box_files
 from jaxmarks.data.formats.boxes import BoxAnnotation
@@ -801,3 +801,82 @@ def test_an_ensemble_on_streamed_images_without_validation(data, tmp_path):
     assert set(summary["baselines"]) == {"blobs"}
     for number, caveat in zip(("0", "0.1"), summary["failures"], strict=True):
         assert caveat["what"].startswith(f"fold {number}: no image is held back for validation")
+
+
+def test_what_a_detector_cannot_know_is_told(data):
+    """Its threshold is chosen where there are objects, and who gives colours is told that it does not see them."""
+    config = small(data)
+    dataset = loading.load(config.data)
+    samples, names = dataset.samples, dataset.samples.name
+    empty = names == "5.png"
+    coloured = dataclasses.replace(samples, images=np.array(samples.images) * np.uint8([1, 0, 0]))
+    assert not (samples.labels[empty] >= 0).any()
+
+    def told(samples, valid, classes=dataset.classes, **changes):
+        config.update(changes)
+        images = {"train": names[~empty & ~valid].tolist(), "valid": names[valid].tolist(), "test": []}
+        data = dataset._replace(samples=samples, classes=classes)
+        return [c["what"] for c in caveats.of_training(config, data, runs.Member(0), images, None, {})]
+
+    some = np.isin(names, ["0.png", "1.png"])
+    assert told(samples, some) == []
+    (what,) = told(samples, empty)
+    assert "no validation image shows an object: the threshold is chosen on training images" in what
+    (what,) = told(samples, some, classes=(*dataset.classes, "ring"))
+    assert "no training image shows an object of class ring" in what
+    (what,) = told(coloured, some)
+    assert "--config.channels=3" in what
+    assert told(coloured, some, channels=3) == []
+
+
+def test_a_threshold_is_chosen_where_there_are_objects(data, monkeypatch):
+    dataset = loading.load(small(data).data)
+    empty = np.flatnonzero((dataset.samples.labels < 0).all(1))
+    others = np.setdiff1d(np.arange(len(dataset.samples)), empty)
+    asked = []
+    monkeypatch.setattr(detection, "choose_threshold", lambda task, variables, samples, data: asked.append(samples))
+    for held in (others[:2], empty):
+        evaluate.choose(None, None, dataset, held, others[2:5])
+    assert [s.name.tolist() for s in asked] == [
+        dataset.samples.name[rows].tolist() for rows in (others[:2], others[2:5])
+    ]
+
+
+def drawn(folder, side, count=6, size=(400, 400)):
+    """Photographs of two squares each, and their boxes."""
+    annotations = []
+    for n in range(count):
+        image, boxes = squares(size, [(5, 5), (150, 200)], side)
+        Image.fromarray(image).save(folder / f"s{n // 2}_{n}.png")
+        annotations.append(BoxAnnotation(f"s{n // 2}_{n}.png", boxes, ("square",) * 2))
+    box_files.write(folder / "boxes.csv", annotations)
+
+
+@pytest.mark.parametrize(("side", "advice"), [(3, "6.7"), (15, None), (100, "0.2")])
+def test_objects_that_do_not_suit_the_frame_are_told_with_a_scale_that_does(side, advice, tmp_path):
+    drawn(tmp_path, side)
+    problems = objects.load(tmp_path, tmp_path / "boxes.csv", size=(160, 160))[-1]
+    assert [f"--config.data.scale={advice} makes it 20" in p["what"] for p in problems] == [True] * bool(advice)
+    whole = objects.load(tmp_path, tmp_path / "boxes.csv", size=(416, 416))[-1]  # where nothing is cut
+    assert len(whole) == (side == 3)
+
+
+def test_scenes_are_caught_in_file_names(tmp_path):
+    drawn(tmp_path, 15)
+    by_name, alone = (
+        objects.load(tmp_path, tmp_path / "boxes.csv", size=(416, 416), group_by=pattern)[0].group
+        for pattern in (r"^s(\d)_", "")
+    )
+    assert by_name.tolist() == [0, 0, 1, 1, 2, 2] and alone.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("fit", "tiles", "--config.data.fit=tiles: there are tile, pad and stretch"),
+        ("overlap", 64, "--config.data.overlap=64: less than the sides"),
+    ],
+)
+def test_options_of_tiles_are_checked(data, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        loading.load(small(data, **{f"data.{key}": value}).data)

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -98,12 +98,13 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
     samples = _samples(pixels, sources, names, size, fit, np.stack(points), np.stack(visible))
     numbers: dict[str, int] = {}
     known = {a.image: a.group for a, _ in kept if a.group}
-    groups = [numbers.setdefault(_group(a.image, known, group_by), len(numbers)) for a, _ in kept]
+    groups = [numbers.setdefault(group_of(a.image, known, group_by), len(numbers)) for a, _ in kept]
     told = {"mm_per_px": np.array([a.mm_per_px for a, _ in kept]), "id": np.array([a.id for a, _ in kept])}
     return Samples(**vars(samples) | told | {"group": np.array(groups)}), problems
 
 
-def _group(image, known, pattern):
+def group_of(image: str, known: Mapping[str, str], pattern: str) -> str:
+    """The specimen or scene of an image: what the `pattern` catches in its name, or what is `known` of it, or itself."""
     if pattern:
         try:
             re.compile(pattern)

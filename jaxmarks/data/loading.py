@@ -240,8 +240,14 @@ def _objects(spec):
             " --config.data.boxes=FILE"
         )
     size, options = tuple(spec.size), {"fit": spec.fit, "scale": spec.scale, "overlap": spec.overlap}
+    if spec.fit not in ("tile", "pad", "stretch"):
+        raise ValueError(f"--config.data.fit={spec.fit}: there are tile, pad and stretch")
+    if spec.fit == "tile" and not spec.overlap < min(size):
+        raise ValueError(f"--config.data.overlap={spec.overlap}: less than the sides of --config.data.size={size}")
     if spec.images:
-        samples, annotations, classes, problems = objects.load(spec.images, spec.boxes, size=size, **options)
+        samples, annotations, classes, problems = objects.load(
+            spec.images, spec.boxes, size=size, group_by=spec.get("group_by", ""), **options
+        )
         photograph = lambda name: folder.photograph(spec.images, name)
     else:
         classes, problems, annotations, parts = dendrite.CLASSES[: spec.classes], [], [], []

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxmarks.data.folder import group_of
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.formats.boxes import read as read_boxes
 from jaxmarks.data.photographs import (
@@ -26,8 +27,11 @@ from jaxmarks.data.photographs import (
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import placement, tiles
 
+# Sides of objects in pixels of the frame: fewer are hardly found, and those that scales are advised for.
+SMALL, GOOD = 6, 20
 
-def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
+
+def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by=""):
     """Reads photographs and their boxes.
 
     Args:
@@ -38,6 +42,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
         `pad` and `stretch` bring the whole photograph into one frame.
       scale: pixels of the frame for one of the photograph, for tiles.
       overlap: pixels of the frame that neighbouring tiles share.
+      group_by: a regular expression whose first group catches the scene in a file's name, in place of the file's groups.
 
     Returns:
       Samples (the tiles of a photograph carry its name and group), the photographs' annotations, the classes' names, and
@@ -78,7 +83,8 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
         annotation, frames, notes = result
         problems += notes
         kept.append(annotation)
-        group = groups.setdefault(annotation.group or annotation.image, len(groups))
+        known = {annotation.image: annotation.group or annotation.image}
+        group = groups.setdefault(group_of(annotation.image, known, group_by), len(groups))
         parts += [(annotation, group, *frame) for frame in frames]
     if unused := set(listing(images)) - {file for _, file in found}:
         first = min(unused).relative_to(images).as_posix()
@@ -88,7 +94,21 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32):
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3])
         raise FormatError(boxes, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
     problems += turned(unsized, images)
-    return samples(parts, size, classes), kept, classes, problems
+    loaded = samples(parts, size, classes)
+    return loaded, kept, classes, problems + (unsuited(loaded, overlap, scale) if fit == "tile" else [])
+
+
+def unsuited(tiles: Samples, overlap: int, scale: float) -> list[dict]:
+    """Whether most objects are too small to be found in the frame, or too large to lie whole in a tile, as a problem."""
+    boxes = tiles.boxes[tiles.labels >= 0]
+    side = float(np.median(np.sqrt(np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), -1)))) if len(boxes) else GOOD
+    cut = len(tiles) > len(set(tiles.name.tolist()))
+    if side >= SMALL and (side <= overlap or not cut):
+        return []
+    what = f"the typical object is {side:.1f} pixels wide in the network's frame"
+    why = "tiles cut it apart" if side > overlap else "hardly to be found"
+    advice = f"--config.data.scale={scale * GOOD / max(side, 1):.2g} makes it {GOOD}"
+    return [{"image": str(tiles.name[0]), "what": f"{what}, {why}: {advice}", "where": "--config.data.scale"}]
 
 
 def note(annotation: BoxAnnotation, what: str, where: str = "") -> dict:

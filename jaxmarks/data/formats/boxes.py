@@ -209,7 +209,9 @@ def _read_coco(path, problems):
         if name in images:
             what = f"the image stands twice, first in {images[name].where}: joined"
             problems.append({"image": name, "what": what, "where": where})
-        size = _size(where, *(_json_number(where, image.get(side, math.nan)) for side in ("width", "height")))
+        sides = [image.get("width"), image.get("height")]
+        known = [_json_number(where, math.nan if side is None else side) for side in sides]
+        size = _size(where, *known) if any(sides) else None  # some tools write 0 or null for what they do not know
         group = "" if image.get("group") is None else str(image["group"])
         by_id[i] = name, _entry(images, name, where, size, group, problems)
     for where, entry in _objects(path, document, "annotations"):
@@ -308,7 +310,13 @@ def _parse(file):
     return root
 
 
-def write(path, annotations: Sequence[BoxAnnotation], scores: Sequence[np.ndarray] | None = None) -> None:
+def write(
+    path,
+    annotations: Sequence[BoxAnnotation],
+    scores: Sequence[np.ndarray] | None = None,
+    *,
+    classes: Sequence[str] = (),
+) -> None:
     """Writes boxes in the format of the path's ending: .csv (corners to 0.001 px) or .json (COCO).
 
     Args:
@@ -316,6 +324,7 @@ def write(path, annotations: Sequence[BoxAnnotation], scores: Sequence[np.ndarra
       annotations: one for each image; those without objects are written, too.
       scores: (M,) for each annotation: the boxes are then detections, with a column or a key "score", which `read`
         passes over.
+      classes: COCO's categories, numbered from 1; by default those of the boxes, sorted.
 
     Raises:
       ValueError: another ending; an image that stands twice; an annotation that no file can hold.
@@ -333,10 +342,14 @@ def write(path, annotations: Sequence[BoxAnnotation], scores: Sequence[np.ndarra
             raise ValueError(f"{path}: {a.image}: give every box one class, and one score or none")
         if not np.isfinite(a.boxes).all() or not all(label.strip() for label in a.classes):
             raise ValueError(f"{path}: {a.image}: a box that is not finite, or has no class")
-    writers[path.suffix.lower()](path, annotations, scores)
+    known = tuple(classes) or tuple(sorted({label for a in annotations for label in a.classes}))
+    if other := sorted({label for a in annotations for label in a.classes} - set(known)):
+        raise ValueError(f"{path}: boxes of class {', '.join(other)}; there are {', '.join(known)}")
+    writers[path.suffix.lower()](path, annotations, scores, known)
 
 
-def _write_csv(path, annotations, scores):
+def _write_csv(path, annotations, scores, classes):
+    del classes
     rows: list[list] = [[*COLUMNS, *(["score"] if scores is not None else [])]]
     for i, a in enumerate(annotations):
         height, width = a.size or ("", "")
@@ -355,8 +368,8 @@ def _cell(value):
     return str(int(value)) if value.is_integer() else f"{value:.3f}"
 
 
-def _write_coco(path, annotations, scores):
-    ids = {label: i for i, label in enumerate(sorted({label for a in annotations for label in a.classes}), 1)}
+def _write_coco(path, annotations, scores, classes):
+    ids = {label: i for i, label in enumerate(classes, 1)}
     images, entries = [], []
     for i, a in enumerate(annotations):
         size = {"height": a.size[0], "width": a.size[1]} if a.size else {}

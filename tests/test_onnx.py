@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from test_predict import OBJECTS, noise, untrained
 
-from jaxmarks import evaluate, find, predict, serving, train
-from jaxmarks.models import layers
+from jaxmarks import evaluate, find, platforms, predict, serving, train
 
 jax2onnx = pytest.importorskip("jax2onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -32,7 +31,7 @@ def test_every_body_is_the_same_in_onnx(name, tmp_path):
     images = np.random.default_rng(0).normal(size=(3, 64, 64, 3)).astype(np.float32)
     variables = network.init(jax.random.key(0), jnp.asarray(images))
     call = lambda images: jax.tree.leaves(network.apply(variables, images, train=False))[0]
-    with layers.lowering("plain"):
+    with platforms.tracing_for("plain"):
         jax2onnx.to_onnx(
             call,
             [("batch", 64, 64, 3)],

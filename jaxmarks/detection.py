@@ -252,23 +252,29 @@ def best_threshold(found: Objects) -> float:
 def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
     """The numbers of `summary.json`, NaN where there is none: at the threshold (of each photograph, or one), and over all."""
     limit = np.broadcast_to(threshold, (len(found.name),))[:, None]
-    used, total = (found.scores >= limit) & (found.scores > 0), int((found.labels >= 0).sum())
+    used = (found.scores >= limit) & (found.scores > 0)
     rounded = lambda share: round(float(share), 7)  # what single precision knows
-    at = lambda right: jax.tree.map(rounded, box_ops.precision_recall(right, found.scores, used, total))
+
+    def at(right, used=used, true=found.labels >= 0):
+        shares = box_ops.precision_recall(right, found.scores, used, true.sum())
+        return jax.tree.map(rounded, shares) | {"objects": int(true.sum()), "detections": int(used.sum())}
+
     ap = _average_precision(
         jnp.asarray(found.boxes, jnp.float32), jnp.asarray(found.scores, jnp.float32), jnp.asarray(found.scores > 0),
         jnp.asarray(found.true, jnp.float32), jnp.asarray(found.labels >= 0), classes=jnp.asarray(found.classes),
         truth_classes=jnp.asarray(found.labels), count=len(classes), thresholds=(0.5,),
     )  # fmt: skip
+    right = hits(found)
     return {
-        **at(hits(found)),
+        **at(right),
         "f1_golden": at(hits(found, golden=True))["f1"],
         "map50": float(ap["mAP"]),
-        "ap50_by_class": dict(zip(classes, np.asarray(ap["AP"][0]).tolist(), strict=True)),
+        "by_class": {
+            name: at(right, used & (found.classes == c), found.labels == c) | {"ap50": float(ap["AP"][0, c])}
+            for c, name in enumerate(classes)
+        },
         "threshold": float(np.mean(threshold)),
         "images": len(found.name),
-        "objects": total,
-        "detections": int(used.sum()),
     }
 
 

@@ -375,7 +375,7 @@ def of_run(config, workdir: Path, dataset, *, out: Path | None = None, **about) 
     """
     stage = runs.stages(config)[-1]
     settings = configs.stage(config, stage)
-    about |= {"stage": stage, "parameters": parameters(workdir, stage)}
+    about |= {"stage": stage, "parameters": parameters(workdir, stage), "seconds": runs.seconds(config, workdir)}
     if dataset.objects:
         found, others, threshold, milliseconds, noted, names = objects_held_out(settings, workdir, stage, dataset)
         about["failures"] = dataset.problems + noted
@@ -469,11 +469,10 @@ def of_objects(folder: Path, found: detection.Objects, threshold, classes, **abo
         for fold, rows in ((fold, found.fold == fold) for fold in np.unique(found.fold))
     ]
     each = [one for one in folds if one["fold"] >= 0]
-    spread = {
-        # A fold without objects and detections has none.
-        f"std_over_folds_{key}": float(np.std([e[key] for e in each if np.isfinite(e[key])] or [np.nan]))
-        for key in ("f1", "f1_golden", "map50")
-    }
+    spread = {}
+    for key in ("f1", "f1_golden", "map50"):
+        known = [one[key] for one in each if np.isfinite(one[key])]  # a fold without objects and detections has none
+        spread[f"std_over_folds_{key}"] = float(np.std(known)) if len(known) > 1 else np.nan
     summary = plain(
         detection.summarise(found, threshold, classes)
         | (spread if len(each) > 1 else {})

@@ -4,7 +4,6 @@ import argparse
 import functools
 import json
 import sys
-import time
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -166,20 +165,15 @@ def default_workdir() -> str:
 
 def train(config, workdir):
     """Trains what is not trained yet, scores it on held-out images, and writes the report."""
-    from jaxmarks import processes
+    from jaxmarks import evaluate, processes, report
     from jaxmarks import train as training
 
     name_own(config.data)
-    started = time.perf_counter()
     datasets = training.train(config, workdir)
     if not processes.leave():
         return
-    from jaxmarks import evaluate, report  # what comes after the training does not hold it up
-
     dataset = list(datasets.values())[-1]
-    summary = evaluate.of_run(
-        config, workdir, dataset, seconds=time.perf_counter() - started, command=" ".join(sys.argv)
-    )
+    summary = evaluate.of_run(config, workdir, dataset, command=" ".join(sys.argv))
     report.write(workdir, dataset.photograph)
     say(summary, workdir)
 
@@ -198,11 +192,13 @@ def evaluate(config, workdir):
     data, other = data_to_score(config.data, trained, workdir)
     dataset = loading.load(data)
     out = workdir / "evaluate"
-    if other:
+    if other and dataset.samples.digest != runs.digest_of(workdir):  # its own may lie elsewhere now
         summary = predictions.evaluate_on(workdir, dataset, out, set=SET.value)
     else:
         summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
     report.write(workdir, dataset.photograph, out=out)
+    for failure in summary["failures"][:5]:
+        print(": ".join(filter(None, (failure["image"], failure["what"]))))
     say(summary, out)
 
 
@@ -213,6 +209,10 @@ def data_to_score(named, trained, workdir):
     shown, marks = "volume" if "volume" in trained else "images", "boxes" if "boxes" in trained else "landmarks"
     tell_unused(workdir, f"data.{shown}", f"data.{marks}", "data.group_by", *scaled(trained))
     given = {key: named.get(key) for key in (shown, marks, "group_by") if named.get(key)}
+    if SET.value and not given:
+        raise ValueError(
+            f"--set={SET.value} says whose landmarks other photographs have: give --config.data.{shown}=DIR"
+        )
     mine = loading.of_set(trained, SET.value) if given or SET.value else trained
     path = lambda name: Path(name or "").resolve()
     other = shown in given and path(given[shown]) != path(mine.get(shown))
@@ -285,8 +285,15 @@ def say(summary, out):
             f"F1 {number('f1')} (precision {number('precision')}, recall {number('recall')}) at IoU 0.4, {number('f1_golden')}"
             f" by centres, mAP@0.5 {number('map50')}: {summary['objects']} objects in {summary['images']} images"
         )
-        print(out / "report.html")
-        return
+    else:
+        say_landmarks(summary)
+    if summary["failures"]:
+        print(f"{len(summary['failures'])} problems with the data, listed in {out / 'summary.json'}")
+    print(out / "report.html")
+
+
+def say_landmarks(summary):
+    """The result of a network that finds landmarks."""
     others = "".join(
         f", {name.replace('_', ' ')} {found['mean_distance_px']:.2f}"
         for name, found in summary["baselines"].items()
@@ -312,9 +319,6 @@ def say(summary, out):
             )
         )
         print(f"volumes: {medians}{volume['refused']} of {volume['triples']} refused")
-    if summary["failures"]:
-        print(f"{len(summary['failures'])} problems with the data, listed in {out / 'summary.json'}")
-    print(out / "report.html")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """A trained run as a function of photographs, and a folder of photographs to files of landmarks."""
 
+import functools
 import itertools
 import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +200,8 @@ def on_folder(
             for name, photograph, shape, source in zip(
                 samples.name, photographs, points, samples.source_size, strict=True
             ):
-                yield Drawing(name, photograph, source, points=shape)
+                shrink = np.divide(photograph.shape[1::-1], source[::-1])
+                yield name, functools.partial(report.overlay, photograph, shape * shrink)
 
     draw_all(drawings(), out, overlays)
     if not parts:
@@ -211,28 +212,18 @@ def on_folder(
     return summary
 
 
-class Drawing(NamedTuple):
-    """What is drawn of a photograph: it, smaller than its `source` size (h, w), and what was found in pixels of that."""
-
-    name: str
-    photograph: np.ndarray
-    source: np.ndarray
-    points: np.ndarray = np.zeros((0, 2))
-    boxes: np.ndarray = np.zeros((0, 4))
-
-
-def draw_all(drawings: Iterable[Drawing], out: Path, overlays: bool) -> None:
+def draw_all(drawings: Iterable[tuple[str, Callable]], out: Path, overlays: bool) -> None:
     """Takes all drawings, and where `overlays` is True writes them as JPEG in `out`/overlays while the next are made.
 
-    Every ten seconds it says how many there are.
+    A drawing is a photograph's name and the function that writes it to a `path`. Every ten seconds it says how many
+    there are.
     """
 
-    def draw(one: Drawing):
-        name = str(one.name)
+    def draw(one: tuple[str, Callable]):
+        name, write = one
         path = Path(out) / "overlays" / (name if name.lower().endswith((".jpg", ".jpeg")) else f"{name}.jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
-        shrink = np.divide(one.photograph.shape[1::-1], one.source[::-1])
-        report.overlay(one.photograph, one.points * shrink, boxes=one.boxes * np.tile(shrink, 2), path=path)
+        write(path=path)
 
     drawings = iter(drawings)
     first = list(itertools.islice(drawings, 1))  # where there is nothing to predict the last drawings stay
@@ -272,10 +263,13 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, 
             found = detection.predict(call, networks, samples)
             for photograph, name, boxes, values, classes in zip(photographs, *found, strict=True):
                 good = values >= threshold
-                labels, source = tuple(names[c] for c in classes[good]), sources[str(name)]
-                annotations.append(BoxAnnotation(str(name), boxes[good], labels, size=tuple(source.tolist())))
+                boxes, classes, source = boxes[good], classes[good], sources[str(name)]
+                labels = tuple(names[c] for c in classes)
+                annotations.append(BoxAnnotation(str(name), boxes, labels, size=tuple(source.tolist())))
                 scores.append(values[good])
-                yield Drawing(name, photograph, source, boxes=boxes[good])
+                shrink = np.divide(photograph.shape[1::-1], source[::-1])
+                layers = report.of_classes(boxes * np.tile(shrink, 2), classes, names)
+                yield name, functools.partial(report.rectangles, photograph, layers)
 
     draw_all(drawings(), out, overlays)
     if not annotations:

@@ -1,15 +1,18 @@
 """Several processes that train one network together: how they find each other, agree, and notice that one is lost.
 
 One process (the first, `lead`) writes the run's files; all read them, so the workdir lies on a file system that they
-share. Where there is one process everything here does nothing.
+share. Where there is one process everything here does nothing but to hear signals.
 """
 
+import contextlib
 import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -142,11 +145,40 @@ def abandon(text: str) -> None:
 
 
 def told_to_stop() -> bool:
-    """Whether one of several processes was sent SIGTERM, as schedulers do before they kill: then all say so at once.
+    """Whether this process was told to stop while `heeding`, or one of several was: then all say so at once.
 
-    They call it equally often; JAX takes the signal in processes that have joined.
+    Several call it equally often; JAX takes the signal in processes that have joined.
     """
-    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_calls))
+    return _told.is_set() if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
-_calls = itertools.count()
+@contextlib.contextmanager
+def heeding():
+    """Within it a single process takes the first SIGTERM, as schedulers send it before they kill, and the first Ctrl-C.
+
+    What runs asks `told_to_stop`, and ends in order; the second signal acts as outside.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def hear(*_):
+        restore()
+        _told.set()
+
+    for number in numbers:
+        signal.signal(number, hear)
+    try:
+        yield
+    finally:
+        restore()
+        _told.clear()
+
+
+_calls, _told = itertools.count(), threading.Event()

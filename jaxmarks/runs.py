@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,13 @@ def members(settings, fold: int | None = None) -> list[Member]:
     return [Member(each, number) for each in chosen for number in range(settings.train.ensemble)]
 
 
+# What may change while a run is trained, as `config.differences` names it: where data lie, for training compares what they
+# are, and what has no effect on the networks.
+FREE = re.compile(
+    r"(stage\.[^.]+\.)?(data\.(sets\.[^.]+\.)?(images|landmarks|boxes|keep)|train\.(checkpoint_seconds|tensorboard)):"
+)
+
+
 @contextlib.contextmanager
 def locked(workdir: Path):
     """Keeps other commands from training in a folder while this one does; raises ValueError where one already does."""
@@ -57,10 +65,10 @@ def locked(workdir: Path):
 
 
 def claim(config, workdir: Path) -> None:
-    """Writes the config, or makes sure that the run in the workdir is this one."""
+    """Writes the config, or makes sure that the run in the workdir is this one, wherever its data lie now."""
     path = workdir / "config.json"
     if path.exists():
-        differences = configs.differences(configs.load(path), config)
+        differences = [d for d in configs.differences(configs.load(path), config) if not FREE.match(d)]
         begun = any((workdir / name).exists() for name in ("checkpoints", "metrics.jsonl"))
         if differences and not begun:  # the first try had a slip
             configs.save(config, path)
@@ -100,6 +108,18 @@ def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, lis
     """The variables of trained networks, and the notes that were saved with them."""
     found = [checkpoint.restore(folder_of(workdir, stage, member) / "best") for member in members]
     return [variables for variables, _ in found], [note for _, note in found]
+
+
+def digest_of(workdir: Path) -> str:
+    """The digest of the images and marks that a run's last stage was trained and tested on; "" where none is known."""
+    stage = stages(config_of(workdir))[-1]
+    return (checkpoint.note(pick(workdir, stage, Member(0))) or {}).get("data", {}).get("digest", "")
+
+
+def seconds(config, workdir: Path) -> float:
+    """How long the networks of a run, of all its stages, were trained."""
+    folders = [folder_of(workdir, stage, m) for stage in stages(config) for m in members(configs.stage(config, stage))]
+    return round(sum((checkpoint.note(folder / "best") or {"seconds": 0.0})["seconds"] for folder in folders), 1)
 
 
 def source_of(config, workdir: Path, earlier: list[str], member: Member) -> Path | None:

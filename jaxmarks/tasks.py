@@ -57,7 +57,7 @@ def sizes(settings) -> list[tuple[int, int]]:
             " give heights around its own, or ()"
         )
     if heights:
-        body, images = models.build(settings.model), jnp.zeros((1, height, width, settings.channels))
+        body, images = models.build(settings.model), jnp.zeros((1, height, width, settings.channels), jnp.float32)
         features = jax.eval_shape(lambda: body.init_with_output(jax.random.key(0), images)[0])
         if features.ndim < 4:
             raise ValueError(
@@ -88,7 +88,7 @@ def fitted(settings, samples) -> dict:
 
 def initial(network, settings, key):
     """Fresh variables for images of the settings' size."""
-    images = jnp.zeros((1, *settings.data.size, settings.channels))
+    images = jnp.zeros((1, *settings.data.size, settings.channels), jnp.float32)
     # It runs once: full optimisation of the many random generators takes four times as long, for the same numbers.
     quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     return jax.jit(network.init, compiler_options=quick)(key, images)
@@ -147,7 +147,7 @@ def untrained(settings, facts: dict, flip=None):
     if "anchor_count" in settings.head:
         facts = facts | {"anchors": [facts["sizes"]] * settings.head.anchor_count}
     network, _ = build(settings, facts, flip)
-    return network, jnp.zeros((1, *settings.data.size, settings.channels))
+    return network, jnp.zeros((1, *settings.data.size, settings.channels), jnp.float32)
 
 
 def describe(config, stage: str) -> str:

@@ -113,15 +113,26 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
                 f"[{name}] process {jax.process_index()} reads other data than process 0: let all see the same"
             )
         refuse(settings, dataset)
+        for member in runs.members(settings):
+            folder = runs.folder_of(workdir, name, member)
+            begun = checkpoint.note(folder / "last") or checkpoint.note(folder / "resume")
+            refuse_others(begun, f"{name} fold {member}", dataset.samples)
         if len(names) > 1:
             tasks.rehearse(settings, facts(dataset), dataset.flip)
         if name == names[-1]:
             refuse_unscored(settings, dataset.samples)
+    if processes.lead():
+        configs.save(config, workdir / "config.json")  # its data may lie elsewhere now
     for number, (name, dataset) in enumerate(datasets.items()):
         settings = configs.stage(config, name)
         for member in runs.members(settings):
+            if checkpoint.note(runs.folder_of(workdir, name, member) / "last"):
+                continue
             source = runs.source_of(config, workdir, names[:number], member)
-            train_member(settings, workdir, name, member, dataset, source)
+            training = Training(settings, workdir, name, member, dataset, source)
+            with processes.heeding():
+                training.run()
+            training.finish()
     return datasets
 
 
@@ -133,18 +144,6 @@ def refuse_other_processes(config) -> None:
             f"process {jax.process_index()} has another config than process 0 (there / here): {'; '.join(differences)}."
             " Start all of them alike"
         )
-
-
-def train_member(settings, workdir: Path, stage: str, member: runs.Member, dataset: Dataset, source: Path | None):
-    """Trains one network to its last epoch, from its resume checkpoint where there is one."""
-    folder = runs.folder_of(workdir, stage, member)
-    done = checkpoint.note(folder / "last")
-    refuse_others(done or checkpoint.note(folder / "resume"), f"{stage} fold {member}", dataset.samples)
-    if done:
-        return
-    training = Training(settings, workdir, stage, member, dataset, source)
-    training.run()
-    training.finish()
 
 
 class Training:
@@ -239,7 +238,7 @@ class Training:
             if stop or (self.late() and self.progress.batch < len(rows)):
                 self.keep()
             if stop:
-                raise InterruptedError(f"{self.name}, epoch {epoch}: told to stop, and saved")
+                raise InterruptedError(f"{self.name}, epoch {epoch}: told to stop, and saved; the same command goes on")
         found = entries("train", {"loss": mean(*self.progress.sums) or 0.0})
         if not np.isfinite(found["train/loss"]):
             raise FloatingPointError(
@@ -468,14 +467,18 @@ def draw_batch(path: Path, task: steps.Task, feed: Feed, rows, key, dataset: Dat
     (data,) = feed.shown(rows[None])
     batch = steps.gather(data, jnp.asarray(rows), task.versions)
     batch = jax.jit(task.augment)(steps.keys_of(key, rows), batch)
-    images = np.round(255 * np.asarray(batch["images"])).astype(np.uint8).repeat(4, 1).repeat(4, 2)
-    points = np.where(batch["visible"][..., None], 4 * np.asarray(batch["points"]), np.nan)
-    boxes = [
-        4 * np.asarray(b)[np.asarray(label) >= 0] for b, label in zip(batch["boxes"], batch["labels"], strict=True)
-    ]
+    batch = jax.tree.map(np.asarray, batch)
+    images = batch["images"].repeat(4, 1).repeat(4, 2)
+    points = np.where(batch["visible"][..., None], 4 * batch["points"], np.nan)
     own = [dataset.columns[domain] for domain in dataset.samples.domain[rows // task.versions]]
+    if dataset.objects:
+        drawn = [
+            report.rectangles(image, report.of_classes(4 * boxes, labels, dataset.classes))
+            for image, boxes, labels in zip(images, batch["boxes"], batch["labels"], strict=True)
+        ]
+    else:
+        drawn = [report.overlay(image, p[c]) for image, p, c in zip(images, points, own, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = [report.overlay(image, p[c], boxes=b) for image, p, b, c in zip(images, points, boxes, own, strict=True)]
     report.contact_sheet(drawn, path)
 
 

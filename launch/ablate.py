@@ -311,7 +311,7 @@ def higher_is_better(metric: str) -> bool:
     """Whether the best of a column is the greatest."""
     good = {
         "r2", "explained_variance", "pearson", "success_rates", "hit_rates", "sdr_mm", "pck", "oks", "map_oks",
-        "f1", "f1_golden", "map50", "ap50_by_class", "precision", "recall", "median_iou",
+        "f1", "f1_golden", "map50", "ap50", "precision", "recall", "median_iou",
     }  # fmt: skip
     return not good.isdisjoint(metric.split("."))
 
@@ -465,7 +465,7 @@ def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
         "notes": [
             f"{len(summaries)} of {len(runs)} runs complete.",
             f"{data(runs, results)}." if summaries else "",
-            f"{about['device']}; {duration(seconds)} of training and scoring in all runs, {duration(about['elapsed'])}"
+            f"{about['device']}; {duration(seconds)} of training in all runs, {duration(about['elapsed'])}"
             " since this command was started.",
         ],
         "keys": {key: heading(key) for key in lines[0] if key != "failed"},

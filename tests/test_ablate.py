@@ -230,7 +230,7 @@ def test_the_table_gives_mean_and_deviation_over_seeds(tmp_path):
     }
     text = (workdir / "table.md").read_text()
     assert "Mean distance (px) ± the standard deviation over 2 seeds; of a baseline, over its folds; lower" in text
-    for expected in ("an abacus", "8 of 8 runs complete", "80 s of training and scoring", "--grid="):
+    for expected in ("an abacus", "8 of 8 runs complete", "80 s of training", "--grid="):
         assert expected in text, expected
 
 
@@ -334,6 +334,11 @@ def test_a_run_that_is_cut_short_or_of_another_config_is_not_complete(tmp_path):
 def test_a_slip_in_a_grid_is_named_before_anything_is_run(tmp_path, old, new, message):
     assert old in TWO_BY_TWO
     assert message in refused(tmp_path, TWO_BY_TWO.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("metric", ["f1", "map50", "by_class.thin.ap50", "by_class.thin.recall", "success_rates.40"])
+def test_what_is_better_the_more_there_is(metric):
+    assert ablate.higher_is_better(metric)
 
 
 def test_a_summary_without_the_metric_is_a_failure_that_says_so(tmp_path):

@@ -266,7 +266,23 @@ def test_a_box_of_another_class_is_no_hit():
     summary = detection.summarise(found, 0.5, ("p", "q"))
     assert summary["f1"] == 0.5
     # Of q a false alarm comes before the hit: a precision of 1/2 at every recall.
-    assert summary["ap50_by_class"] == {"p": 0, "q": pytest.approx(1 / 2)}
+    both = {key: [one[key] for one in summary["by_class"].values()] for key in summary["by_class"]["p"]}
+    assert both["objects"] == [1, 1] and both["detections"] == [0, 2] and both["ap50"] == [0, pytest.approx(1 / 2)]
+    assert both["recall"] == [0, 1] and both["precision"] == [pytest.approx(np.nan, nan_ok=True), 1 / 2]
+    assert both["f1"] == [0, pytest.approx(2 / 3)]
+
+
+def test_one_fold_with_objects_has_no_deviation(tmp_path):
+    found = two_classes()
+    empty = found._replace(
+        name=np.array(["b"]), fold=np.ones(1, int), scores=0 * found.scores, labels=0 * found.labels - 1
+    )
+    both = detection.join([found, empty])
+    for folds, expected in (([0, 1], None), ([0, 0], None)):
+        both = both._replace(fold=np.array(folds))
+        assert evaluate.of_objects(tmp_path, both, np.full(2, 0.5), ("p", "q")).get("std_over_folds_f1") is expected
+    twice = detection.join([found, found._replace(fold=np.ones(1, int))])
+    assert evaluate.of_objects(tmp_path, twice, np.full(2, 0.5), ("p", "q"))["std_over_folds_f1"] == 0
 
 
 def test_objects_are_written_with_what_became_of_them(tmp_path):
@@ -629,7 +645,7 @@ def test_three_classes_of_mixed_sizes(three_classes, detector, changes, tmp_path
     summary = evaluate.of_run(config, tmp_path, dataset)
     assert summary["classes"] == ["bar", "box", "dot"]
     assert summary["f1"] > 0.8
-    assert min(summary["ap50_by_class"].values()) > 0.6
+    assert min(one["ap50"] for one in summary["by_class"].values()) > 0.6
     sizes = {name: [] for name in CLASSES}
     with (tmp_path / "predictions.csv").open() as file:
         for row in csv.DictReader(file):

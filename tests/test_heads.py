@@ -1,6 +1,8 @@
 """The contract of heads and bodies: every pair that fits trains a step and predicts, with missing points in the batch."""
 
 import inspect
+import runpy
+from pathlib import Path
 
 import jax
 import jax.export
@@ -10,11 +12,13 @@ import optax
 import pytest
 import scipy.spatial
 
-from jaxmarks import find, heads, models, optim, steps
+from jaxmarks import config as configs
+from jaxmarks import find, heads, models, optim, runs, steps, tasks
 from jaxmarks.heads.centre import is_peak
 from jaxmarks.models import layers
 from jaxmarks.ops import heatmaps
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 SIZE, LANDMARKS = (64, 32), 3
 FACTS = {
     "landmarks": {"landmarks": LANDMARKS},
@@ -158,6 +162,19 @@ def test_a_program_in_double_precision_trains_and_predicts_in_single(body, head)
         assert kinds(jax.eval_shape(train, state)) == kinds(state)
         found = jax.eval_shape(lambda s: steps.predict_step(s.variables, batch["images"], task=task), state)
         assert "float64" not in {part.dtype.name for part in found}
+
+
+@pytest.mark.parametrize("variant", ["centre", "yolo"])
+def test_a_run_in_double_precision_begins(variant):
+    config = runpy.run_path(str(CONFIGS / "spines.py"))["get_config"](f"{variant},smoke")
+    settings = configs.stage(config, runs.stages(config)[0])
+    known = {"classes": 1, "sizes": (10.0, 10.0), "overlap": 0.2}
+    with jax.enable_x64(True):
+        network, images = tasks.untrained(settings, known)
+        assert images.dtype == "float32"
+        variables = tasks.initial(network, settings, jax.random.key(0))
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
+        tasks.sizes(settings)
 
 
 @pytest.mark.parametrize("interval", ["symmetric", "unit"])

@@ -43,8 +43,8 @@ def test_the_last_drawings_stay_where_there_is_nothing_to_draw(tmp_path):
         raise ValueError("no photograph in this folder")
         yield
 
-    one = predict.Drawing("a.png", noise(8, 8, 3), (8, 8))
-    predict.draw_all(iter([one, one._replace(name="b.png")]), tmp_path, True)
+    one = "a.png", lambda path: Image.fromarray(noise(8, 8, 3)).save(path)
+    predict.draw_all(iter([one, ("b.png", one[1])]), tmp_path, True)
     with pytest.raises(ValueError, match="no photograph"):
         predict.draw_all(nothing(), tmp_path, True)
     assert sorted(p.name for p in (tmp_path / "overlays").iterdir()) == ["a.png.jpg", "b.png.jpg"]

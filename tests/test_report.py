@@ -134,7 +134,30 @@ def test_an_overlay_hits_the_right_pixels(tmp_path):
     np.testing.assert_allclose(blue.mean(0), [300, 600], atol=1)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), drawn)
     # What a network that diverged predicts takes no longer to draw than anything else.
-    far = report.overlay(image, [[1e12, -3e8]], [[600.5, 300.5]], boxes=[[-1e12, -1e12, 1e12, 1e12]])
+    far = report.overlay(image, [[1e12, -3e8]], [[600.5, 300.5]])
     assert far.shape == image.shape
     large = report.overlay(np.zeros((3000, 4000, 1), np.uint8), [[2000, 1500]])
     assert large.shape == (750, 1000, 3)
+
+
+def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class_and_with_its_name(tmp_path):
+    image = np.full((600, 800, 3), 128, np.uint8)
+    boxes, classes = np.array([[100.5, 50.5, 300.5, 250.5], [400.5, 300.5, 700.5, 500.5]]), np.array([1, 0])
+    colours = [(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)]
+    edges = lambda drawn, colour: np.argwhere((drawn == colour).all(-1))[:, ::-1]
+    one = report.rectangles(image, report.of_classes(boxes, classes * 0, ("a",)), path=tmp_path / "o.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), one)
+    assert [edges(one, colours[0]).min(0).tolist(), edges(one, colours[0]).max(0).tolist()] == [[100, 50], [700, 500]]
+    assert not (one == 255).all(-1).any()
+    drawn = report.rectangles(image, report.of_classes(boxes, classes, ("a", "b")))
+    for c, colour in enumerate(colours):  # the name stands over its box
+        x0, y0, x1, y1 = boxes[classes == c][0] - 0.5
+        rim = edges(drawn, colour)
+        assert rim[:, 0].max() == x1 and rim[:, 1].max() == y1 and y0 - 25 < rim[:, 1].min() < y0
+        white = np.argwhere((drawn > 200).all(-1))[:, ::-1]
+        near = white[(white[:, 1] < y0) & (white[:, 1] > y0 - 25)]
+        assert len(near) > 5 and x0 <= near[:, 0].min() and near[:, 0].max() < x0 + 25
+    # A padded label of -1 is no box; small images grow; a network that diverged is drawn in no time.
+    assert not (report.rectangles(image, report.of_classes(boxes, classes * 0 - 1, ("a",))) != 128).any()
+    assert report.rectangles(np.zeros((20, 40, 1)), []).shape == (200, 400, 3)
+    assert report.rectangles(image, [([[-1e12, -1e12, 1e12, 1e12]], "blue", ["far"])]).shape == image.shape

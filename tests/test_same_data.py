@@ -5,17 +5,22 @@ import csv
 import json
 import os
 import runpy
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmarks import caveats, checkpoint, evaluate, formats, phantoms, runs, tps, train
+from jaxmarks import caveats, checkpoint, evaluate, formats, phantoms, processes, runs, tps, train
+from jaxmarks import config as configs
 from jaxmarks.data import loading, splits
 from jaxmarks.data.samples import Annotation
 
@@ -210,8 +215,78 @@ def test_a_slip_in_the_first_command_does_not_lock_the_folder(trained, tmp_path)
         train.train(slip, tmp_path / "run")
     train.train(config_of(folder), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["images"] == str(folder / "photographs")
-    with pytest.raises(ValueError, match="another config"):
+    with pytest.raises(ValueError, match="no such folder"):
         train.train(slip, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["images"] == str(folder / "photographs")
+
+
+def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
+    """Only what the data are counts: schedulers copy them to a new folder for each job."""
+    folder, _ = trained
+    for name in ("run", "photographs"):
+        shutil.copytree(folder / name, tmp_path / name)
+    shutil.copy(folder / "marks.csv", tmp_path / "marks.csv")
+    weights = sorted((tmp_path / "run" / "checkpoints").rglob("*"))
+    before = [path.stat().st_mtime_ns for path in weights]
+    config = config_of(tmp_path)
+    config.train.checkpoint_seconds = 7
+    train.train(config, tmp_path / "run")
+    assert [path.stat().st_mtime_ns for path in weights] == before
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["images"] == str(tmp_path / "photographs")
+    config.seed = 5
+    with pytest.raises(ValueError, match="seed: 0 / 5"):
+        train.train(config, tmp_path / "run")
+    # Scored where they lie, each image is by the network that held it out.
+    config = config_of(folder)
+    configs.save(config, tmp_path / "run" / "config.json")
+    said = run(
+        "--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--config.data.images={tmp_path / 'photographs'}",
+        f"--config.data.landmarks={tmp_path / 'marks.csv'}",
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
+    assert [fold["fold"] for fold in summary["folds"]] == [0, 1] and "flatters" not in said
+    # Others with the same names are not those, which is said on the screen.
+    formats.write(tmp_path / "marks.csv", formats.read(tmp_path / "marks.csv")[:5])
+    said = run(
+        "--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--config.data.images={tmp_path / 'photographs'}",
+        f"--config.data.landmarks={tmp_path / 'marks.csv'}",
+    )  # fmt: skip
+    assert "5 images have the names of images that were trained on" in said
+
+
+def test_a_signal_ends_a_training_in_order(trained, tmp_path, monkeypatch):
+    folder, _ = trained
+    config, judge = config_of(folder), train.Training.judge
+    assert threading.current_thread() is threading.main_thread()  # else it would end the tests
+
+    def signalled(self, epoch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return judge(self, epoch)
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr(train.Training, "judge", signalled)
+    with pytest.raises(InterruptedError, match="fold 0, epoch 2: told to stop, and saved"):
+        train.train(config, tmp_path)
+    monkeypatch.undo()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    note = checkpoint.note(tmp_path / "checkpoints" / "train" / "fold0" / "resume")
+    assert note["epoch"] == 1 and note["batch"] > 0
+    train.train(config, tmp_path)
+    for fold in range(2):  # bit for bit
+        mine, other = (
+            checkpoint.restore(runs.folder_of(at, "train", runs.Member(fold)) / "last")[0]
+            for at in (tmp_path, folder / "run")
+        )
+        jax.tree.map(np.testing.assert_array_equal, mine, other)
+    assert evaluate.of_run(config, tmp_path, loading.load(config.data))["seconds"] == runs.seconds(config, tmp_path) > 0
+
+
+def test_the_second_signal_acts_at_once():
+    with pytest.raises(KeyboardInterrupt), processes.heeding():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert processes.told_to_stop()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert not processes.told_to_stop()
 
 
 @pytest.mark.parametrize(

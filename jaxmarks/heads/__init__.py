@@ -120,6 +120,6 @@ def suppressed(boxes, scores, classes, *, limit: int, overlap: float, vote: bool
     chosen, kept = box_ops.nms(boxes, some, limit=min(limit, len(place)), iou=overlap, classes=classes)
     placed = boxes[chosen]
     if vote:
-        weights = jnp.where(classes[chosen][:, None] == classes, some, 0)
+        weights = jnp.where(kept[:, None] & (classes[chosen][:, None] == classes), some, 0)
         placed = box_ops.vote(placed, boxes, weights, iou=overlap)
     return Detections(placed, jnp.where(kept, some[chosen], 0), classes[chosen])

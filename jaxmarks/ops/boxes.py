@@ -208,19 +208,22 @@ def _suppress(boxes, scores, classes, valid, limit, decay):
 def vote(winners, boxes, weights, *, iou):
     """Box voting (Gidaris & Komodakis 2015, section 4): each winner becomes the mean of the boxes on its object.
 
-    What a detector says of one object from several anchors, proposals or cells errs in part each for itself.
+    What a detector says of one object from several anchors, proposals or cells errs in part each for itself. A box votes
+    for the winner that it overlaps most alone: those of an object would draw one that touches it to them.
 
     Args:
       winners: (K, 4), what suppression left.
       boxes: (N, 4), what there was before it.
-      weights: (K, N), not negative; usually a box's score, 0 for another class.
+      weights: (K, N), not negative; usually a box's score, 0 for another class or a winner that is padding.
       iou: a box is on a winner's object where it overlaps the winner more.
 
     Returns:
-      (K, 4); a winner that no box of any weight overlaps stays as it is.
+      (K, 4); a winner that no box of any weight overlaps stays as it is. A box without weight may be no number.
     """
-    winners, boxes = single(winners), single(boxes)
-    weights = jnp.where(_iou(winners[:, None], boxes) > iou, weights, 0)
+    winners, boxes, weights = single(winners), single(boxes), single(weights)
+    overlap = jnp.where(weights > 0, _iou(winners[:, None], boxes), 0)
+    weights = jnp.where((overlap > iou) & (overlap == overlap.max(0, initial=0)), weights, 0)
+    boxes = jnp.where((weights > 0).any(0)[:, None], boxes, 0)
     total = weights.sum(-1, keepdims=True)
     mean = jnp.matmul(weights, boxes, precision=lax.Precision.HIGHEST) / jnp.where(total > 0, total, 1)
     return jnp.where(total > 0, mean, winners)
@@ -237,7 +240,7 @@ def agreed(boxes, scores, classes, *, iou):
 
     Args:
       boxes: (T, N, 4) of T networks.
-      scores: (T, N), not negative; 0 is no detection.
+      scores: (T, N), not negative; 0 is no detection, as is what is no number.
       classes: (T, N) int; different classes are different objects.
       iou: overlap of two detections that are one object.
 
@@ -245,6 +248,7 @@ def agreed(boxes, scores, classes, *, iou):
       boxes (N, 4), scores (N,) falling and classes (N,).
     """
     boxes, scores, classes = map(jnp.asarray, (boxes, scores, classes))
+    scores = jnp.where(scores > 0, scores, 0)
     flat, labels, count = boxes.reshape(-1, 4), classes.ravel(), boxes.shape[1]
     chosen, kept = nms(flat, scores.ravel(), limit=count, iou=iou, classes=labels, valid=scores.ravel() > 0)
     alike = labels[chosen][:, None] == labels
@@ -253,7 +257,7 @@ def agreed(boxes, scores, classes, *, iou):
     each = jnp.where(same | own, scores.ravel(), 0).reshape(count, *scores.shape).max(-1, initial=0)
     mean = jnp.where(kept, each.mean(-1), 0)
     order = jnp.argsort(-mean)
-    placed = vote(flat[chosen], flat, jnp.where(alike, scores.ravel(), 0), iou=iou)
+    placed = vote(flat[chosen], flat, jnp.where(alike & kept[:, None], scores.ravel(), 0), iou=iou)
     return placed[order], mean[order], labels[chosen][order]
 
 

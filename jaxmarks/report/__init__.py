@@ -8,10 +8,10 @@ import jinja2
 import numpy as np
 
 from jaxmarks.report import figures, objects, tables
-from jaxmarks.report.figures import contact_sheet, emptied, overlay, slices
+from jaxmarks.report.figures import contact_sheet, emptied, of_classes, overlay, rectangles, slices
 from jaxmarks.report.tables import markdown
 
-__all__ = ["contact_sheet", "emptied", "markdown", "overlay", "page", "slices", "write"]
+__all__ = ["contact_sheet", "emptied", "markdown", "of_classes", "overlay", "page", "rectangles", "slices", "write"]
 
 
 def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) -> Path:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from jaxmarks.report import figures
 
 
 class Boxes(NamedTuple):
-    """Boxes of all images: the image of each, corners (D, 4) in its pixels, score, above the threshold, found or hit."""
+    """Boxes of all images: the image of each, class, corners (D, 4) in px, score, above the threshold, found or hit."""
 
     image: np.ndarray
+    name: np.ndarray
     corners: np.ndarray
     score: np.ndarray
     above: np.ndarray
@@ -28,9 +28,8 @@ def read(path: Path) -> Boxes:
     column = lambda key, other: np.array([float(row.get(key) or other) for row in rows])
     corners = np.stack([column(key, 0) for key in ("x0", "y0", "x1", "y1")], axis=-1).reshape(-1, 4)
     hit = column("hit", 0) > 0
-    return Boxes(
-        np.array([row["image"] for row in rows]), corners, column("score", 1), column("above_threshold", 1) > 0, hit
-    )
+    image, name = (np.array([row[key] for row in rows], str) for key in ("image", "class"))
+    return Boxes(image, name, corners, column("score", 1), column("above_threshold", 1) > 0, hit)
 
 
 def draw(folder: Path, summary: dict, found: Boxes, true: Boxes, metrics: list[dict], photograph) -> None:
@@ -70,7 +69,12 @@ def curves(found: Boxes, total: int, threshold: float | None, folder: Path) -> N
 def overlays(
     found: Boxes, true: Boxes, photograph: Callable[[str], np.ndarray | None], folder: Path, *, most=12
 ) -> None:
-    """Draws `most` images from the fewest to the most mistakes: found objects green, missed blue, false alarms orange."""
+    """Draws `most` images from the fewest to the most mistakes: found objects green, missed blue, false alarms orange.
+
+    Of several classes each box has its own beside it.
+    """
+    several = len(np.unique(np.concatenate([true.name, found.name]))) > 1
+    layer = lambda of, which, colour: (of.corners[which], colour, of.name[which] if several else ())
     names = np.unique(np.concatenate([true.image, found.image]))
     missed = {name: int((~true.hit[true.image == name]).sum()) for name in names}
     alarms = {name: int((found.above & ~found.hit & (found.image == name)).sum()) for name in names}
@@ -84,25 +88,12 @@ def overlays(
             continue
         here = found.above & (found.image == name)
         layers = (
-            (true.corners[(true.image == name) & ~true.hit], figures.BLUE),
-            (found.corners[here & ~found.hit], figures.ORANGE),
-            (found.corners[here & found.hit], figures.GREEN),
+            layer(true, (true.image == name) & ~true.hit, figures.BLUE),
+            layer(found, here & ~found.hit, figures.ORANGE),
+            layer(found, here & found.hit, figures.GREEN),
         )
-        drawn = rectangles(image, layers)
-        Image.fromarray(drawn).save(folder / "overlays" / f"{rank:02d}_{Path(str(name)).stem}.png")
-        cells.append(drawn)
+        path = folder / "overlays" / f"{rank:02d}_{Path(str(name)).stem}.png"
+        cells.append(figures.rectangles(image, layers, path=path))
         labels.append(f"{Path(str(name)).name}  {missed[name]} missed, {alarms[name]} false")
     if cells:
         figures.contact_sheet(cells, folder / "overlays.png", labels=labels, columns=4, width=300)
-
-
-def rectangles(image, layers, *, longest: int = 1000) -> np.ndarray:
-    """An image (H, W, 3) uint8 with boxes (M, 4), each set in its colour: (H', W', 3), enlarged where it is small."""
-    height, width = image.shape[:2]
-    factor = min(longest / max(height, width), max(1.0, 400 / max(height, width)))
-    canvas = Image.fromarray(image).convert("RGB").resize((round(width * factor), round(height * factor)))
-    pen = ImageDraw.Draw(canvas)
-    for boxes, colour in layers:
-        for x0, y0, x1, y1 in np.asarray(boxes, float).reshape(-1, 4) * factor - 0.5:
-            pen.rectangle([x0, y0, max(x0, x1), max(y0, y1)], outline=colour, width=max(1, round(factor)))
-    return np.asarray(canvas)

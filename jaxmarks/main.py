@@ -87,7 +87,7 @@ def main(argv):
         modes = {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe, "export": export}
         modes[MODE.value](CONFIG.value, workdir)
     except KeyboardInterrupt:
-        print("jaxmarks: stopped; the same command goes on where this one was", file=sys.stderr)
+        print("jaxmarks: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError) as error:
         # What a user can mend is said in one line; --verbosity=1 shows the traceback.

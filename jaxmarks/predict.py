@@ -162,7 +162,8 @@ def evaluate_on(workdir: Path, dataset, out: Path, *, set: str = "") -> dict:
     points, scores = evaluate.predict(evaluate.predictor(task), networks, samples)
     found = evaluate.beside(samples, points, scores, -1)
     problems = dataset.problems + caveats.of_names(samples, notes, set)
-    summary = evaluate.summarise(found) | {"baselines": {}, "failures": problems}
+    told = {"baselines": {}, "annotators_px": dataset.disagreement, "failures": problems}
+    summary = evaluate.summarise(found) | told
     if dataset.volumes:
         template, spread = notes[0]["facts"]["template"], calibration.spread_of(notes)
         summary["volume"] = calibration.score(found.name, points, scores, dataset.volumes, template, out, spread)
@@ -170,9 +171,7 @@ def evaluate_on(workdir: Path, dataset, out: Path, *, set: str = "") -> dict:
     return summary
 
 
-def on_folder(
-    workdir: Path, images: Path, out: Path, *, overlays: bool = True, set: str = "", scale: float | None = None
-) -> dict:
+def on_folder(workdir: Path, images: Path, out: Path, *, set: str = "", scale: float | None = None) -> dict:
     """Predicts every photograph of a folder and writes `predictions.csv`, `predictions.tps` and overlays to `out`.
 
     While a batch is predicted the next are read and the last are drawn, so that memory stays bounded and all cores are
@@ -182,7 +181,7 @@ def on_folder(
     task, settings, networks, notes = networks_of(workdir, set=set)
     if "boxes" in settings.data:
         settings.data.scale = settings.data.scale if scale is None else scale
-        return objects_in_folder(task, settings, networks, notes, images, out, overlays=overlays)
+        return objects_in_folder(task, settings, networks, notes, images, out)
     call = evaluate.predictor(task)
     if "volume" in settings.data:
         template, spread = notes[0]["facts"]["template"], calibration.spread_of(notes)
@@ -203,7 +202,7 @@ def on_folder(
                 shrink = np.divide(photograph.shape[1::-1], source[::-1])
                 yield name, functools.partial(report.overlay, photograph, shape * shrink)
 
-    draw_all(drawings(), out, overlays)
+    draw_all(drawings(), out)
     if not parts:
         raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
     found = evaluate.join(parts)
@@ -212,8 +211,8 @@ def on_folder(
     return summary
 
 
-def draw_all(drawings: Iterable[tuple[str, Callable]], out: Path, overlays: bool) -> None:
-    """Takes all drawings, and where `overlays` is True writes them as JPEG in `out`/overlays while the next are made.
+def draw_all(drawings: Iterable[tuple[str, Callable]], out: Path) -> None:
+    """Writes all drawings as JPEG in `out`/overlays while the next are made.
 
     A drawing is a photograph's name and the function that writes it to a `path`. Every ten seconds it says how many
     there are.
@@ -228,10 +227,9 @@ def draw_all(drawings: Iterable[tuple[str, Callable]], out: Path, overlays: bool
     drawings = iter(drawings)
     first = list(itertools.islice(drawings, 1))  # where there is nothing to predict the last drawings stay
     drawings = itertools.chain(first, drawings)
-    if overlays:
-        report.emptied(Path(out) / "overlays")
+    report.emptied(Path(out) / "overlays")
     said = time.perf_counter()
-    for count, _ in enumerate(ahead(draw, drawings, most=32) if overlays else drawings, 1):
+    for count, _ in enumerate(ahead(draw, drawings, most=32), 1):
         if time.perf_counter() - said > 10:
             said = time.perf_counter()
             print(f"{count} photographs", flush=True)
@@ -248,7 +246,7 @@ def objects_on(task, networks, notes, dataset, out: Path) -> dict:
     )
 
 
-def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, *, overlays: bool) -> dict:
+def objects_in_folder(task, settings, networks, notes, images: Path, out: Path) -> dict:
     """The objects of every photograph of a folder, as `predictions.csv`, `predictions.json` (COCO) and overlays."""
     names, threshold = detection.names_of(notes, ()), detection.threshold_of(notes)
     call, options = detection.predictor(task), {key: settings.data[key] for key in ("fit", "scale", "overlap")}
@@ -271,7 +269,7 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, 
                 layers = report.of_classes(boxes * np.tile(shrink, 2), classes, names)
                 yield name, functools.partial(report.rectangles, photograph, layers)
 
-    draw_all(drawings(), out, overlays)
+    draw_all(drawings(), out)
     if not annotations:
         raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -171,6 +171,7 @@ def heeding():
     def hear(*_):
         restore()
         _told.set()
+        os.write(2, b"jaxmarks: told to stop; saving. Again to stop at once\n")
 
     for number in numbers:
         signal.signal(number, hear)

@@ -126,7 +126,10 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     for number, (name, dataset) in enumerate(datasets.items()):
         settings = configs.stage(config, name)
         for member in runs.members(settings):
-            if checkpoint.note(runs.folder_of(workdir, name, member) / "last"):
+            folder = runs.folder_of(workdir, name, member)
+            if checkpoint.note(folder / "last"):
+                if processes.lead():
+                    checkpoint.remove(folder / "resume")  # of a run that was killed between the two
                 continue
             source = runs.source_of(config, workdir, names[:number], member)
             training = Training(settings, workdir, name, member, dataset, source)

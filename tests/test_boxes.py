@@ -172,6 +172,16 @@ def test_nms_off_the_cpu_is_that_on_it(seed, by_class):
             np.testing.assert_array_equal(one, other)
 
 
+def test_a_long_chain_off_the_cpu_is_that_on_it():
+    """Each box overlaps its neighbours alone and scores less than the one before: what stays is known round by round."""
+    left = 3.0 * np.arange(200)
+    boxes = np.stack([left, np.zeros(200), left + 10, np.full(200, 10.0)], axis=-1)
+    scores = np.linspace(1, 0.5, 200)
+    with platforms.tracing_for("plain"):
+        chosen, kept = jax.jit(partial(bx.nms, limit=200, iou=0.4))(boxes, scores)
+    assert np.asarray(chosen)[np.asarray(kept)].tolist() == list(range(0, 200, 2))
+
+
 def naive_soft_nms(boxes, scores, valid, decay, floor):
     left = {i: float(scores[i]) for i in np.flatnonzero(valid)}
     taken = []

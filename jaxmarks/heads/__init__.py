@@ -65,7 +65,7 @@ def build(spec: Mapping[str, Any], *, size: tuple[int, int], **facts) -> Head:
     missing = [key for key, p in wanted.items() if p.default is p.empty and key not in {"size", *facts, *options}]
     if missing:
         raise ValueError(f"--config.head.name={name} needs {', '.join(missing)}; the data have {', '.join(facts)}")
-    said = {key: value for key, value in ({"overlap": OVERLAP} | facts).items() if key in wanted}
+    said = {key: value for key, value in facts.items() if key in wanted}
     return builder(size=tuple(size), **said | {k: v for k, v in options.items() if v is not None or k not in said})
 
 
@@ -100,8 +100,9 @@ def stride_of(maps, size):
     return 2 ** math.ceil(math.log2(max(size[0] / maps.shape[1], size[1] / maps.shape[2])))
 
 
-def agreement(overlap: float) -> Callable:
-    """The `join` of heads that find objects: boxes of two networks that overlap more are one object."""
+def agreement(overlap: float | None) -> Callable:
+    """The `join` of heads that find objects: boxes of two networks that overlap more (by default `OVERLAP`) are one object."""
+    overlap = OVERLAP if overlap is None else overlap
 
     def join(found: Detections) -> Detections:
         return Detections(*jax.vmap(functools.partial(box_ops.agreed, iou=overlap))(*found))
@@ -109,12 +110,13 @@ def agreement(overlap: float) -> Callable:
     return join
 
 
-def suppressed(boxes, scores, classes, *, limit: int, overlap: float, vote: bool = False) -> Detections:
+def suppressed(boxes, scores, classes, *, limit: int, overlap: float | None, vote: bool = False) -> Detections:
     """One image's detections of N candidates (N, 4), (N,), (N,): at most `limit`, by non-maximum suppression.
 
-    With a `vote` the boxes that give way have a say in where the one that stays is: where each was trained to be right,
+    `overlap` is `OVERLAP` by default. With a `vote` the boxes that give way have a say in where the one that stays is: where each was trained to be right,
     not where only that at a peak was.
     """
+    overlap = OVERLAP if overlap is None else overlap
     some, place = lax.top_k(scores, min(4 * limit, len(scores)))
     boxes, classes = boxes[place], classes[place].astype(jnp.int32)
     chosen, kept = box_ops.nms(boxes, some, limit=min(limit, len(place)), iou=overlap, classes=classes)

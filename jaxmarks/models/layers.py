@@ -349,7 +349,7 @@ def fold(x, stride):
 def resize(x, size):
     """Bilinear resizing of x (B, h, w, C) to (B, *size, C), half-pixel exact, without antialiasing.
 
-    `jax.image.resize`, which does the same, takes no batch of unknown size, as artefacts have.
+    `jax.image.resize`, which does the same, takes no batch of unknown size when it is traced for ONNX.
     """
     rows, columns = (jnp.asarray(_between(*sides), x.dtype) for sides in zip(x.shape[1:3], size, strict=True))
     return jnp.einsum("bhwc,Hh,Ww->bHWc", x, rows, columns, precision=lax.Precision.HIGHEST)

@@ -114,8 +114,9 @@ def cut_off(boxes, corners, sizes, tile, *, edge=1.0):
 def merged(boxes, scores, classes, cut):
     """One photograph's detections (T, N, ...) as (L, ...), without what two tiles both found.
 
-    A box that the border of its tile may have `cut` off (T, N) gives way to one of another tile that was seen whole, or
-    scores more, and covers 40 % of it (`OVERLAP`). Boxes of one tile leave each other alone: the head has seen to them.
+    A box that the border of its tile may have `cut` off (T, N) gives way to one of another tile that was seen whole and
+    scores at least half as much, or scores more, and covers 40 % of it (`OVERLAP`). Boxes of one tile leave each other
+    alone: the head has seen to them.
     """
     order = np.flatnonzero(scores > 0)
     order = order[np.lexsort((-scores.flat[order], cut.flat[order]))]  # the whole ones first, each kind by score
@@ -125,7 +126,7 @@ def merged(boxes, scores, classes, cut):
     of_tile: dict[int, list[int]] = {t: [] for t in others}
     for i, mine in enumerate(tile.tolist()):
         better = np.array([n for t in others[mine] for n in of_tile[t]], int)
-        better = better[classes[better] == classes[i]]
+        better = better[(classes[better] == classes[i]) & (2 * scores[better] >= scores[i])]
         low, high = np.maximum(boxes[better, :2], boxes[i, :2]), np.minimum(boxes[better, 2:], boxes[i, 2:])
         shared = np.prod(np.maximum(high - low, 0), axis=-1)
         if not (shared > OVERLAP * (areas[i] if cut[i] else areas[i] + areas[better] - shared)).any():

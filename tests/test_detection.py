@@ -159,6 +159,9 @@ def test_pieces_at_a_tiles_border_give_way_to_the_whole_object():
     # Where no tile saw it whole the piece is all there is; an object of another class does not cover it.
     assert len(detection.merged(boxes, scores * [[1, 1], [0, 0]], classes, cut)[0]) == 2
     assert len(detection.merged(boxes, scores, classes + [[0, 0], [1, 0]], cut)[0]) == 3
+    # Nor does one that is hardly believed: the piece would be lost to every threshold.
+    _, values, _ = detection.merged(boxes, np.array([[0.9, 0.8], [0.44, 0.0]]), classes, cut)
+    assert values.tolist() == [0.9, 0.8, 0.44]
 
 
 def by_hand():
@@ -729,7 +732,8 @@ def naive_merge(boxes, scores, classes, cut):
             u0, v0, u1, v1 = boxes[s, m]
             shared = max(0, min(x1, u1) - max(x0, u0)) * max(0, min(y1, v1) - max(y0, v0))
             both = (x1 - x0) * (y1 - y0) + (0 if is_cut else (u1 - u0) * (v1 - v0) - shared)
-            if s != t and classes[s, m] == classes[t, n] and shared > 0.4 * both:
+            rival = s != t and classes[s, m] == classes[t, n] and scores[s, m] >= scores[t, n] / 2
+            if rival and shared > 0.4 * both:
                 break
         else:
             kept.append((t, n))

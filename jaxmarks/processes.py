@@ -156,13 +156,14 @@ def told_to_stop() -> bool:
 def heeding():
     """Within it a single process takes the first SIGTERM, as schedulers send it before they kill, and the first Ctrl-C.
 
-    What runs asks `told_to_stop`, and ends in order; the second signal acts as outside.
+    What runs asks `told_to_stop`, and ends in order; the second signal acts as outside, as does one that is ignored there,
+    like Ctrl-C by what runs in the background.
     """
-    numbers = (signal.SIGTERM, signal.SIGINT)
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
 
     def restore():
         for number, handler in before.items():
@@ -173,7 +174,7 @@ def heeding():
         _told.set()
         os.write(2, b"jaxmarks: told to stop; saving. Again to stop at once\n")
 
-    for number in numbers:
+    for number in before:
         signal.signal(number, hear)
     try:
         yield

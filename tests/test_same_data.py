@@ -281,12 +281,29 @@ def test_a_signal_ends_a_training_in_order(trained, tmp_path, monkeypatch):
     assert evaluate.of_run(config, tmp_path, loading.load(config.data))["seconds"] == runs.seconds(config, tmp_path) > 0
 
 
-def test_the_second_signal_acts_at_once():
+@pytest.fixture
+def interrupts():
+    """Sets what Ctrl-C does; afterwards it does what it did before."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_signal_acts_at_once(interrupts):
+    interrupts(signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), processes.heeding():
         os.kill(os.getpid(), signal.SIGINT)
         assert processes.told_to_stop()
         os.kill(os.getpid(), signal.SIGINT)
     assert not processes.told_to_stop()
+
+
+def test_a_signal_that_is_ignored_stays_so(interrupts):
+    interrupts(signal.SIG_IGN)
+    with processes.heeding():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not processes.told_to_stop()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 @pytest.mark.parametrize(

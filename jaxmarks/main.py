@@ -165,7 +165,7 @@ def default_workdir() -> str:
 
 def train(config, workdir):
     """Trains what is not trained yet, scores it on held-out images, and writes the report."""
-    from jaxmarks import evaluate, processes, report
+    from jaxmarks import evaluate, processes, report, runs
     from jaxmarks import train as training
 
     name_own(config.data)
@@ -173,8 +173,9 @@ def train(config, workdir):
     if not processes.leave():
         return
     dataset = list(datasets.values())[-1]
-    summary = evaluate.of_run(config, workdir, dataset, command=" ".join(sys.argv))
-    report.write(workdir, dataset.photograph)
+    with runs.locked(workdir):
+        summary = evaluate.of_run(config, workdir, dataset, command=" ".join(sys.argv))
+        report.write(workdir, dataset.photograph)
     say(summary, workdir)
 
 

@@ -174,6 +174,8 @@ def evaluate_on(workdir: Path, dataset, out: Path, *, set: str = "") -> dict:
 def on_folder(workdir: Path, images: Path, out: Path, *, set: str = "", scale: float | None = None) -> dict:
     """Predicts every photograph of a folder and writes `predictions.csv`, `predictions.tps` and overlays to `out`.
 
+    Of a detector see `objects_in_folder`, of scouts `calibration.of_folder`.
+
     While a batch is predicted the next are read and the last are drawn, so that memory stays bounded and all cores are
     busy. A photograph that cannot be read is listed in `summary.json` under "failures". `set` is the dataset of a run
     over several that the photographs are like; `scale` of a detector's takes the place of `data.scale`.

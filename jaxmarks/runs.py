@@ -51,13 +51,13 @@ FREE = re.compile(
 
 @contextlib.contextmanager
 def locked(workdir: Path):
-    """Keeps other commands from training in a folder while this one does; raises ValueError where one already does."""
+    """Keeps other commands from writing a run while this one does; raises ValueError where one already does."""
     with (Path(workdir) / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{workdir}: another command trains here; wait for its end, or stop it, or name another --workdir"
+                f"{workdir}: another command trains or scores here; wait for its end, or stop it, or name another --workdir"
             ) from None
         except OSError:  # a file system without locks
             pass

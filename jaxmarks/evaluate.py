@@ -96,8 +96,8 @@ def join(parts: list[Predictions]) -> Predictions:
 def choose(task: steps.Task, variables, dataset: Dataset, held: np.ndarray, shown: np.ndarray) -> dict:
     """What is saved with a network because it is chosen on its validation images.
 
-    Of a detector the threshold, where they show no object on those that it was shown; of a network for volumes by how much their
-    uncertainty is told too small.
+    Of a detector the threshold, where they show no object on those that it was shown; of a network for volumes by how
+    much their uncertainty is told too small.
 
     Args:
       task: of its stage.

@@ -214,7 +214,7 @@ def data_to_score(named, trained, workdir):
         raise ValueError(
             f"--set={SET.value} says whose landmarks other photographs have: give --config.data.{shown}=DIR"
         )
-    mine = loading.of_set(trained, SET.value) if given or SET.value else trained
+    mine = loading.of_set(trained, SET.value) if given else trained
     path = lambda name: Path(name or "").resolve()
     other = shown in given and path(given[shown]) != path(mine.get(shown))
     if other and marks not in given:

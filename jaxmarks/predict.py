@@ -201,8 +201,7 @@ def on_folder(workdir: Path, images: Path, out: Path, *, set: str = "", scale: f
             for name, photograph, shape, source in zip(
                 samples.name, photographs, points, samples.source_size, strict=True
             ):
-                shrink = np.divide(photograph.shape[1::-1], source[::-1])
-                yield name, functools.partial(report.overlay, photograph, shape * shrink)
+                yield name, functools.partial(report.overlay, photograph, shrunk(shape, photograph, source))
 
     draw_all(drawings(), out)
     if not parts:
@@ -211,6 +210,11 @@ def on_folder(workdir: Path, images: Path, out: Path, *, set: str = "", scale: f
     summary = {"images": len(found.name), "landmarks": found.points.shape[1], "failures": problems}
     evaluate.write(out, found, summary)
     return summary
+
+
+def shrunk(points, photograph, source):
+    """Points (..., 2) in pixels of a photograph's `source` size (h, w) as they lie in the smaller one that is drawn."""
+    return points * np.divide(photograph.shape[1::-1], source[::-1])
 
 
 def draw_all(drawings: Iterable[tuple[str, Callable]], out: Path) -> None:
@@ -267,8 +271,8 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path) 
                 labels = tuple(names[c] for c in classes)
                 annotations.append(BoxAnnotation(str(name), boxes, labels, size=tuple(source.tolist())))
                 scores.append(values[good])
-                shrink = np.divide(photograph.shape[1::-1], source[::-1])
-                layers = report.of_classes(boxes * np.tile(shrink, 2), classes, names)
+                corners = shrunk(boxes.reshape(-1, 2, 2), photograph, source)
+                layers = report.of_classes(corners.reshape(-1, 4), classes, names)
                 yield name, functools.partial(report.rectangles, photograph, layers)
 
     draw_all(drawings(), out)

@@ -149,15 +149,15 @@ def told_to_stop() -> bool:
 
     Several call it equally often; JAX takes the signal in processes that have joined.
     """
-    return _told.is_set() if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(next(_calls))
+    return bool(_heard) if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
 @contextlib.contextmanager
 def heeding():
     """Within it a single process takes the first SIGTERM, as schedulers send it before they kill, and the first Ctrl-C.
 
-    What runs asks `told_to_stop`, and ends in order; the second signal acts as outside, as does one that is ignored there,
-    like Ctrl-C by what runs in the background.
+    What runs asks `told_to_stop`, and ends in order; one that it did not ask for acts at the end. The second signal acts as
+    outside, as does one that is ignored there, like Ctrl-C by what runs in the background.
     """
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield
@@ -169,9 +169,9 @@ def heeding():
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def hear(*_):
+    def hear(number, _):
         restore()
-        _told.set()
+        _heard.append(number)
         os.write(2, b"jaxmarks: told to stop; saving. Again to stop at once\n")
 
     for number in before:
@@ -180,7 +180,11 @@ def heeding():
         yield
     finally:
         restore()
-        _told.clear()
+        heard = _heard.copy()
+        _heard.clear()
+    for number in heard:
+        signal.raise_signal(number)
 
 
-_calls, _told = itertools.count(), threading.Event()
+_calls = itertools.count()
+_heard: list[int] = []  # the signal that came while `heeding`

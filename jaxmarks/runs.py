@@ -9,6 +9,12 @@ from typing import NamedTuple
 from jaxmarks import checkpoint
 from jaxmarks import config as configs
 
+# What may change while a run is trained, as `config.differences` names it: where data lie, for their names, groups
+# and marks are compared, and what has no effect on the networks.
+FREE = re.compile(
+    r"(stage\.[^.]+\.)?(data\.(sets\.[^.]+\.)?(images|landmarks|boxes|keep)|train\.(checkpoint_seconds|tensorboard)):"
+)
+
 
 class Member(NamedTuple):
     """One of the networks that are trained: the first of a fold, or another of the fold's ensemble."""
@@ -40,13 +46,6 @@ def members(settings, fold: int | None = None) -> list[Member]:
     """The networks of a fold, which predict together, or of all folds."""
     chosen = folds(settings) if fold is None else [fold]
     return [Member(each, number) for each in chosen for number in range(settings.train.ensemble)]
-
-
-# What may change while a run is trained, as `config.differences` names it: where data lie, for training compares what they
-# are, and what has no effect on the networks.
-FREE = re.compile(
-    r"(stage\.[^.]+\.)?(data\.(sets\.[^.]+\.)?(images|landmarks|boxes|keep)|train\.(checkpoint_seconds|tensorboard)):"
-)
 
 
 @contextlib.contextmanager
@@ -119,7 +118,7 @@ def digest_of(workdir: Path) -> str:
 def seconds(config, workdir: Path) -> float:
     """How long the networks of a run, of all its stages, were trained."""
     folders = [folder_of(workdir, stage, m) for stage in stages(config) for m in members(configs.stage(config, stage))]
-    return round(sum((checkpoint.note(folder / "best") or {"seconds": 0.0})["seconds"] for folder in folders), 1)
+    return round(sum((checkpoint.note(folder / "best") or {}).get("seconds", 0.0) for folder in folders), 1)
 
 
 def source_of(config, workdir: Path, earlier: list[str], member: Member) -> Path | None:

@@ -135,7 +135,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
             training = Training(settings, workdir, name, member, dataset, source)
             with processes.heeding():
                 training.run()
-            training.finish()
+                training.finish()
     return datasets
 
 
@@ -472,14 +472,14 @@ def draw_batch(path: Path, task: steps.Task, feed: Feed, rows, key, dataset: Dat
     batch = jax.jit(task.augment)(steps.keys_of(key, rows), batch)
     batch = jax.tree.map(np.asarray, batch)
     images = batch["images"].repeat(4, 1).repeat(4, 2)
-    points = np.where(batch["visible"][..., None], 4 * batch["points"], np.nan)
-    own = [dataset.columns[domain] for domain in dataset.samples.domain[rows // task.versions]]
     if dataset.objects:
         drawn = [
             report.rectangles(image, report.of_classes(4 * boxes, labels, dataset.classes))
             for image, boxes, labels in zip(images, batch["boxes"], batch["labels"], strict=True)
         ]
     else:
+        points = np.where(batch["visible"][..., None], 4 * batch["points"], np.nan)
+        own = [dataset.columns[domain] for domain in dataset.samples.domain[rows // task.versions]]
         drawn = [report.overlay(image, p[c]) for image, p, c in zip(images, points, own, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     report.contact_sheet(drawn, path)

@@ -289,6 +289,23 @@ def interrupts():
     signal.signal(signal.SIGINT, before)
 
 
+def test_a_signal_that_is_not_asked_for_acts_when_the_network_is_saved(trained, tmp_path, monkeypatch, interrupts):
+    """In the last epoch of a fold: it is not lost, or the next fold would be trained."""
+    interrupts(signal.default_int_handler)
+    judge = train.Training.judge
+
+    def signalled(self, epoch):
+        if epoch == self.plan.epochs:
+            os.kill(os.getpid(), signal.SIGINT)
+        return judge(self, epoch)
+
+    monkeypatch.setattr(train.Training, "judge", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config_of(trained[0]), tmp_path)
+    folders = [runs.folder_of(tmp_path, "train", runs.Member(fold)) for fold in range(2)]
+    assert checkpoint.note(folders[0] / "last") and not folders[1].exists()
+
+
 def test_the_second_signal_acts_at_once(interrupts):
     interrupts(signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), processes.heeding():

@@ -389,6 +389,8 @@ def test_a_prediction_needs_the_dataset_that_photographs_are_like(universal, tmp
     assert len(rows_of(workdir / "predict" / "predictions.csv")) == 6 * 8
     with pytest.raises(ValueError, match=r"the data have 11 landmarks, the run's network finds 8"):
         main.evaluate(given, workdir)
+    with pytest.raises(ValueError, match="--set=pronotum says whose landmarks other photographs have"):
+        main.evaluate(ml_collections.ConfigDict({"data": {"images": ""}}), workdir)
     monkeypatch.setattr(main, "SET", SimpleNamespace(value=""))
     for mode in (main.predict, main.evaluate):
         with pytest.raises(ValueError, match="name one, as --set=head"):

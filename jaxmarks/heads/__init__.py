@@ -113,8 +113,8 @@ def agreement(overlap: float | None) -> Callable:
 def suppressed(boxes, scores, classes, *, limit: int, overlap: float | None, vote: bool = False) -> Detections:
     """One image's detections of N candidates (N, 4), (N,), (N,): at most `limit`, by non-maximum suppression.
 
-    `overlap` is `OVERLAP` by default. With a `vote` the boxes that give way have a say in where the one that stays is: where each was trained to be right,
-    not where only that at a peak was.
+    `overlap` is `OVERLAP` by default. With a `vote` the boxes that give way have a say in where the one that stays is:
+    where each was trained to be right, not where only that at a peak was.
     """
     overlap = OVERLAP if overlap is None else overlap
     some, place = lax.top_k(scores, min(4 * limit, len(scores)))

@@ -1,14 +1,12 @@
 """From a network's landmarks in scouts to the volume to acquire: its scores, and the files for the operator."""
 
-import csv
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import report
+from jaxmarks import atomic, report
 from jaxmarks.data import scouts, slices
 from jaxmarks.data.brains import FACES, LANDMARKS, PLANE_OF, TURN_LIMIT, Volumes
 from jaxmarks.data.samples import FormatError
@@ -183,11 +181,11 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path, sp
         "iou": np.asarray(jax.vmap(calibrate.box_iou)((found.centre, found.rotation, found.size), tuple(truth))),
     }
     Path(out).mkdir(parents=True, exist_ok=True)
-    with (Path(out) / "volumes.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["triple", *columns, "refused"])
-        for n, t in enumerate(triples):
-            table.writerow([volumes.names[t], *(f"{c[n]:.4f}" for c in columns.values()), "; ".join(refused[n])])
+    rows = [
+        [volumes.names[t], *(f"{c[n]:.4f}" for c in columns.values()), "; ".join(refused[n])]
+        for n, t in enumerate(triples)
+    ]
+    atomic.write_csv(Path(out) / "volumes.csv", [["triple", *columns, "refused"], *rows])
     good = np.array([not why for why in refused], bool)
     below = (np.abs(errors) < told(found))[good].reshape(-1, 3, 3)
     within = below.mean((0, 2)).tolist() if good.any() else [None] * 3
@@ -223,7 +221,7 @@ def of_folder(call, networks, settings, template: dict, spread, images: Path, ou
         if why:
             failures.append({"image": name, "what": f"refused: {'; '.join(why)}", "where": str(files[0])})
     summary = {"images": done + len(failures), "volumes": done, "failures": failures}
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    atomic.write_json(out / "summary.json", summary)
     return summary
 
 
@@ -238,7 +236,7 @@ def of_files(call, networks, settings, template: dict, spread, name: str, files:
         about = chosen | of_triple(call, networks, settings, template, spread, three, out)
     except FormatError as error:
         about = {"refused": True, "why": [f"cannot be read: {error}"]}
-    (out / "calibration.json").write_text(json.dumps({"name": name} | about, indent=1) + "\n")
+    atomic.write_json(out / "calibration.json", {"name": name} | about)
     return about["why"]
 
 

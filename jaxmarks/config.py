@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from ml_collections import config_dict
 
-from jaxmarks import find
+from jaxmarks import atomic, find
 
 # From where to where a key's numbers make sense, both ends among them.
 MANY = math.inf
@@ -152,10 +152,8 @@ def _leaves(tree, path=()):
 
 
 def save(config: ml_collections.ConfigDict, path: Path) -> None:
-    """Writes the config as JSON, whole or not at all."""
-    new = Path(path).with_suffix(".new")
-    new.write_text(json.dumps(json.loads(config.to_json()), indent=1) + "\n")
-    new.replace(path)
+    """Writes the config as JSON."""
+    atomic.write_json(path, json.loads(config.to_json()))
 
 
 def load(path: Path) -> ml_collections.ConfigDict:

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from jaxmarks import atomic
+
 
 class MetricsLog:
     """Appends to `workdir/metrics.jsonl`, after dropping what a killed run wrote beyond its checkpoint.
@@ -34,9 +36,7 @@ class MetricsLog:
             return
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if self._keep(line, after)]
-            fresh = self.path.with_suffix(".new")
-            fresh.write_text("".join(line + "\n" for line in kept))
-            fresh.replace(self.path)
+            atomic.write(self.path, "".join(line + "\n" for line in kept))
         self.file = self.path.open("a")
         name = f"fold{fold}.{member}" if member else f"fold{fold}"
         self.events = _events(Path(workdir) / "tensorboard" / stage / name) if tensorboard else None

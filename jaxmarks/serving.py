@@ -7,7 +7,6 @@ decoders are beyond the converter (jax2onnx).
 """
 
 import functools
-import json
 import struct
 import zipfile
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxmarks import detection, platforms, predict, runs, tasks
+from jaxmarks import atomic, detection, platforms, predict, runs, tasks
 
 # An artefact made on one of them runs on all.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -63,7 +62,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "function.bin").write_bytes(exported.serialize())
     np.savez(folder / "parameters.npz", *map(np.asarray, leaves))
-    (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+    atomic.write_json(folder / "about.json", about)
     return about
 
 
@@ -129,7 +128,7 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         "fit": settings.data.fit,
         "facts": notes[0]["facts"],
     }
-    (folder / "onnx.json").write_text(json.dumps(about, indent=1, default=list) + "\n")
+    atomic.write_json(folder / "onnx.json", about)
     return about
 
 

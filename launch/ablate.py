@@ -26,9 +26,7 @@ Writes `table.csv` (a line for each run), `table.md` and `table.html` to DIR.
 
 import argparse
 import collections
-import csv
 import functools
-import io
 import math
 import os
 import re
@@ -53,15 +51,14 @@ from experiments import (
     make,
     merge,
     paths,
-    replace,
     resolve,
     slug,
     start,
     tail,
 )
 
+from jaxmarks import atomic, report, tasks
 from jaxmarks import config as configs
-from jaxmarks import report, tasks
 from jaxmarks.report import tables
 
 GRID_KEYS = {"config", "cells", "overrides", "seeds", "metrics"}
@@ -444,11 +441,7 @@ def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
     """Writes `table.csv`, `table.md` and `table.html` of what is known by now."""
     workdir.mkdir(parents=True, exist_ok=True)
     lines = records(runs, results, about["metrics"])
-    file = io.StringIO()
-    table = csv.DictWriter(file, lines[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(lines)
-    replace(workdir / "table.csv", file.getvalue())
+    atomic.write_csv(workdir / "table.csv", [lines[0], *(line.values() for line in lines)])
     summaries = [r for r in results.values() if isinstance(r, dict)]
     seconds = sum(summary.get("seconds") or 0 for summary in summaries)
     page = {
@@ -471,8 +464,8 @@ def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
         "keys": {key: heading(key) for key in lines[0] if key != "failed"},
         "records": lines,
     }
-    replace(workdir / "table.md", markdown(page))
-    replace(workdir / "table.html", report.page("grid.html.jinja", **page))
+    atomic.write(workdir / "table.md", markdown(page))
+    atomic.write(workdir / "table.html", report.page("grid.html.jinja", **page))
 
 
 def duration(seconds: float) -> str:

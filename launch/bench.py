@@ -43,8 +43,9 @@ from pathlib import Path
 
 import numpy as np
 import peers
-from experiments import hardware, make, replace, resolve
+from experiments import hardware, make, resolve
 
+from jaxmarks import atomic
 from jaxmarks.report import tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,8 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
         found |= {part: rows, "measured": found["measured"] | {part: here}}
         for row in guarded(globals()[part], options):
             rows.append(row)
-            replace(options.out / "bench.json", json.dumps(found, indent=1) + "\n")
-            replace(options.out / "bench.md", markdown(found))
+            atomic.write_json(options.out / "bench.json", found)
+            atomic.write(options.out / "bench.md", markdown(found))
         failed |= any("error" in row and row.get("side", "jaxmarks") == "jaxmarks" for row in rows)
     print(markdown(found))
     return int(failed)

@@ -11,7 +11,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +184,6 @@ def with_parent(command: list[str]) -> list[str]:
 def tail(log: Path, before: int = 0) -> list[str]:
     """The last lines of a log, of what it has beyond `before` bytes."""
     return log.read_bytes()[before:].decode(errors="replace").strip().splitlines()[-8:] if log.exists() else []
-
-
-def replace(path: Path, text: str) -> None:
-    """Writes a file at once, for whoever reads it at the same moment."""
-    whole = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # another worker may write the same file
-    whole.write_text(text, encoding="utf-8")
-    whole.replace(path)
 
 
 def hardware() -> str:

@@ -25,8 +25,6 @@ Writes `trials.csv`, `tuning.md` with the best and the command that trains it, a
 """
 
 import argparse
-import csv
-import io
 import math
 import os
 import shlex
@@ -49,12 +47,12 @@ from experiments import (
     make,
     merge,
     paths,
-    replace,
     resolve,
     start,
     tail,
 )
 
+from jaxmarks import atomic
 from jaxmarks.report import tables
 
 try:
@@ -314,12 +312,7 @@ def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None
         | {"folder": t.user_attrs.get("folder")}
         for t in ended
     ]
-    file = io.StringIO()
-    if lines:
-        sheet = csv.DictWriter(file, lines[0], lineterminator="\n")
-        sheet.writeheader()
-        sheet.writerows(lines)
-    replace(workdir / "trials.csv", file.getvalue())
+    atomic.write_csv(workdir / "trials.csv", [*lines[:1], *(line.values() for line in lines)])
     count = {state: sum(t.state.name == state for t in ended) for state in ("COMPLETE", "PRUNED", "FAIL")}
     parts = [f"# {space['title']}\n"]
     parts += [f"{count['COMPLETE']} trials complete, {count['PRUNED']} stopped early, {count['FAIL']} failed.\n"]
@@ -334,7 +327,7 @@ def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None
         parts += [f"    {shlex.join(['python', '-m', 'jaxmarks.main', *words, f'--workdir={workdir}/best'])}\n"]
     failed = dict.fromkeys(t.user_attrs["why"] for t in ended if t.state.name == "FAIL")
     parts += [f"**Failed:** {said}\n" for said in failed]
-    replace(workdir / "tuning.md", "\n".join(parts))
+    atomic.write(workdir / "tuning.md", "\n".join(parts))
     if len(best) > 1:
         draw(study, workdir / "figures")
 

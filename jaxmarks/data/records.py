@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmarks import atomic
 from jaxmarks.data.ahead import ahead
 
 # Bytes of images in a file.
@@ -106,9 +107,7 @@ def write(images: Iterable[np.ndarray], folder: Path, notes: list) -> None:
         count, frame, written = count + 1, image.shape, written + image.nbytes
     if writer is not None:
         writer.close()
-    about = folder / "about.json"
-    about.with_suffix(".new").write_text(json.dumps({"shape": [count, *frame], "notes": notes}) + "\n")
-    about.with_suffix(".new").rename(about)
+    atomic.write_json(folder / "about.json", {"shape": [count, *frame], "notes": notes})
 
 
 def fingerprint(*parts) -> str:

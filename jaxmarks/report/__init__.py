@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
+from jaxmarks import atomic
 from jaxmarks.report import figures, objects, tables
 from jaxmarks.report.figures import contact_sheet, emptied, of_classes, overlay, rectangles, slices
 from jaxmarks.report.tables import markdown
@@ -63,7 +64,7 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
         config=config.read_text() if config.exists() else "",
         **about,
     )
-    (out / "report.html").write_text(text, encoding="utf-8")
+    atomic.write(out / "report.html", text)
     return out / "report.html"
 
 

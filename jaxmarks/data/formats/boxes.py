@@ -5,7 +5,6 @@ VOC name the first and the last pixel inside a box, CSV counting from 0 and VOC 
 """
 
 import collections
-import csv
 import dataclasses
 import json
 import math
@@ -15,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from jaxmarks import atomic
 from jaxmarks.data.formats import coco
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.photographs import files_in
@@ -359,8 +359,7 @@ def _write_csv(path, annotations, scores, classes):
             rows.append([a.image, width, height, a.classes[k], *corners, a.group, *score])
         if not len(a.boxes):
             rows.append([a.image, width, height, "", "", "", "", "", a.group, *([""] if scores is not None else [])])
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    atomic.write_csv(path, rows)
 
 
 def _cell(value):
@@ -381,4 +380,4 @@ def _write_coco(path, annotations, scores, classes):
             entries.append(known | box | score)
     categories = [{"id": i, "name": label} for label, i in ids.items()]
     document = {"images": images, "annotations": entries, "categories": categories}
-    path.write_text(json.dumps(document), encoding="utf-8")
+    atomic.write(path, json.dumps(document))

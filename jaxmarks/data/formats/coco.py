@@ -2,10 +2,10 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 
+from jaxmarks import atomic
 from jaxmarks.data.formats import text
 from jaxmarks.data.samples import Annotation, FormatError
 
@@ -122,7 +122,7 @@ def write(path, annotations: list[Annotation]) -> None:
         )
     count = max((len(a.points) for a in annotations), default=0)
     categories = [{"id": 1, "name": "specimen", "keypoints": [str(k + 1) for k in range(count)], "skeleton": []}]
-    Path(path).write_text(json.dumps({"images": images, "annotations": entries, "categories": categories}))
+    atomic.write(path, json.dumps({"images": images, "annotations": entries, "categories": categories}))
 
 
 def objects(path, document, key) -> list[dict]:

@@ -11,6 +11,7 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
+from jaxmarks import atomic
 from jaxmarks.data.formats import text
 from jaxmarks.data.photographs import files_in
 from jaxmarks.data.samples import Annotation, FormatError
@@ -140,4 +141,4 @@ def write(folder, annotations: list[Annotation]) -> None:
         document: dict = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imagePath": a.image, "imageData": None}
         if a.size:
             document["imageHeight"], document["imageWidth"] = a.size
-        (folder / f"{file}.json").write_text(json.dumps(document, indent=1))
+        atomic.write(folder / f"{file}.json", json.dumps(document, indent=1))

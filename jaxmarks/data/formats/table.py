@@ -5,14 +5,13 @@ Empty, NA and nan are missing. The columns group (or specimen), mm_per_px (or sc
 there, others are not.
 """
 
-import csv
 import functools
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 
+from jaxmarks import atomic
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.samples import Annotation, FormatError
 
@@ -160,5 +159,4 @@ def write(path, annotations: list[Annotation], *, layout: str = "wide") -> None:
                 rows.append([a.image, k, *(cell(v, seen) for v in point), a.group, scale(a), a.id])
     else:
         raise ValueError(f"layout={layout!r}: there are wide and long")
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    atomic.write_csv(path, rows)

@@ -9,10 +9,10 @@ which both are negative; on a curve negative pairs are points like any other. A 
 import dataclasses
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 
+from jaxmarks import atomic
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.samples import Annotation, FormatError
 
@@ -185,7 +185,7 @@ def write(path, specimens: list[Specimen]) -> None:
       ValueError: what TPS cannot hold: a landmark with two negative coordinates, which would read as missing, a scale that
         is no length, a key of `extra` that the format has itself, a text that begins or ends with blanks or breaks the line.
     """
-    Path(path).write_bytes(dumps(specimens).encode())
+    atomic.write(path, dumps(specimens))
 
 
 def dumps(specimens: list[Specimen]) -> str:

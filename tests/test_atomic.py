@@ -1,0 +1,50 @@
+"""Files are written whole or not at all."""
+
+import csv
+import json
+import resource
+
+import pytest
+
+from jaxmarks import atomic
+
+
+def test_a_failure_in_the_middle_leaves_the_former_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "summary.json"
+    atomic.write(path, "former\n")
+
+    def rows():
+        yield ["a", "b"]
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        atomic.write_csv(path, rows())
+    with pytest.raises(TypeError):
+        atomic.write_json(path, {"what": object()})
+    assert path.read_text() == "former\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "large.csv").write_text("former\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as a full disk, an error of the write itself
+    try:
+        with pytest.raises(OSError, match=r"large\.csv"):
+            atomic.write(tmp_path / "large.csv", "x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "large.csv").read_text() == "former\n"
+    with pytest.raises(OSError, match=r"nowhere/a\.txt'"):
+        atomic.write(tmp_path / "nowhere" / "a.txt", "")
+    with pytest.raises(OSError, match=r"large\.csv/a\.txt'"):
+        atomic.write(tmp_path / "large.csv" / "a.txt", "")
+
+
+def test_what_is_written_reads_back(tmp_path):
+    rows = [["image", "note"], ["a b.png", 'says "no",\nand ends'], ["ä.png", ""]]
+    atomic.write_csv(tmp_path / "a.csv", rows)
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == rows
+    atomic.write_json(tmp_path / "a.json", {"size": (1, 2), "names": {"ä": None}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"size": [1, 2], "names": {"ä": None}}

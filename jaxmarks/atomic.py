@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[TextIO]:
@@ -45,3 +47,17 @@ def write_csv(path: Path, rows: Iterable[Iterable]) -> None:
     """Writes a table, the names of its columns first."""
     with whole(path) as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def plain(value: Any) -> Any:
+    """Numbers, texts and arrays, and dicts and lists of them, as JSON can hold them: what is no finite number is None."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(plain, value))
+    if getattr(value, "ndim", 0):
+        return plain(np.asarray(value).tolist())
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    number = float(value)
+    return number if np.isfinite(number) else None

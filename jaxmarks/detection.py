@@ -1,6 +1,5 @@
 """From networks and tiles to the objects of each photograph, and to honest scores: the detectors' part of `evaluate`."""
 
-import csv
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import steps
+from jaxmarks import atomic, steps
 from jaxmarks.data.samples import Samples
 from jaxmarks.ops import boxes as box_ops
 
@@ -46,35 +45,16 @@ class Found(NamedTuple):
     classes: np.ndarray  # (N, L)
 
 
-def predictor(task: steps.Task):
-    """The jitted function (networks, images uint8 in their frame) -> `heads.Detections`, those that networks agree on.
-
-    Each network's outputs are decoded by themselves: the proposals of two networks, for one, are not the same regions.
-    """
-
-    def predict(networks, images):
-        found = [steps.predict_step(variables, images, task=task) for variables in networks]
-        if len(found) == 1:
-            return found[0]
-        return task.join(jax.tree.map(lambda *columns: jnp.stack(columns, axis=1), *found))
-
-    return jax.jit(predict)
-
-
 def predict(call, networks, samples: Samples, *, batch_size: int = 16) -> Found:
     """The objects of each photograph in its pixels, its tiles joined.
 
     Args:
-      call: a `predictor`.
+      call: a `steps.predictor`.
       networks: what it takes.
       samples: tiles, those of a photograph one after the other.
       batch_size: tiles at a time.
     """
-    parts = []
-    for rows in steps.batches(np.arange(len(samples)), batch_size):
-        found = call(networks, jnp.asarray(samples.images[steps.samples_of(rows, 1)]))
-        parts.append(jax.tree.map(lambda x, keep=rows >= 0: np.asarray(x)[keep], found))
-    boxes, scores, classes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    boxes, scores, classes = steps.predict(call, networks, samples.images, batch_size=batch_size)
     scale, shift = samples.to_source[:, [0, 1], [0, 1]], samples.to_source[:, :, 2]
     source = boxes * np.tile(scale, 2)[:, None] + np.tile(shift, 2)[:, None]
     centres = (source[..., :2] + source[..., 2:]) / 2
@@ -160,9 +140,8 @@ def threshold_of(notes: list[dict]) -> float:
     return float(np.mean([note["threshold"] for note in notes]))
 
 
-def timed(task: steps.Task, networks, samples: Samples) -> tuple[Found, float]:
-    """The objects of each photograph, one at a time, and the milliseconds that one takes once compiled."""
-    call = predictor(task)
+def timed(call, networks, samples: Samples) -> tuple[Found, float]:
+    """The objects of each photograph, one at a time, and the milliseconds that one takes once compiled; as `predict`."""
     predict(call, networks, samples.take(np.arange(1)), batch_size=1)  # compiles
     started = time.perf_counter()
     found = predict(call, networks, samples, batch_size=1)
@@ -279,31 +258,40 @@ def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
     }
 
 
+def by_fold(found: Objects, threshold: np.ndarray, classes: tuple[str, ...]) -> dict:
+    """`summarise` of all photographs with their thresholds (N,), and of each fold's, with their standard deviation."""
+    folds = []
+    for fold in np.unique(found.fold):
+        mine = found.fold == fold
+        part = Objects(*(column[mine] for column in found))
+        folds.append({"fold": int(fold)} | summarise(part, threshold[mine], classes))
+    each, spread = [one for one in folds if one["fold"] >= 0], {}
+    for key in ("f1", "f1_golden", "map50") if len(each) > 1 else ():
+        known = [one[key] for one in each if np.isfinite(one[key])]  # a fold without objects and detections has none
+        spread[f"std_over_folds_{key}"] = float(np.std(known)) if len(known) > 1 else np.nan
+    return summarise(found, threshold, classes) | spread | {"folds": folds, "classes": list(classes)}
+
+
 def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> None:
     """Writes `predictions.csv`, every detection, and `objects.csv`, every true object, with what became of each."""
     limit = np.broadcast_to(threshold, (len(found.name),))
     right = hits(found)
-    with (Path(folder) / "objects.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow("image class x0 y0 x1 y1 hit fold".split())
-        reached = reach(found, limit)
-        for n, k in np.argwhere(found.labels >= 0):
-            corners = [f"{v:.2f}" for v in found.true[n, k]]
-            rows.writerow([found.name[n], classes[found.labels[n, k]], *corners, int(reached[n, k]), found.fold[n]])
-    with (Path(folder) / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow("image class x0 y0 x1 y1 score above_threshold hit fold".split())
-        for n, name in enumerate(found.name):
-            for k in np.flatnonzero(found.scores[n] > 0):
-                corners = [f"{v:.2f}" for v in found.boxes[n, k]]
-                above = int(found.scores[n, k] >= limit[n])
-                rows.writerow(
-                    [name, classes[found.classes[n, k]], *corners, f"{found.scores[n, k]:.4f}", above, int(right[n, k])]
-                    + [found.fold[n]]
-                )
+    reached, corners = reach(found, limit), lambda box: [f"{v:.2f}" for v in box]
+    rows = [
+        [found.name[n], classes[found.labels[n, k]], *corners(found.true[n, k]), int(reached[n, k]), found.fold[n]]
+        for n, k in np.argwhere(found.labels >= 0)
+    ]
+    atomic.write_csv(Path(folder) / "objects.csv", ["image class x0 y0 x1 y1 hit fold".split(), *rows])
+    rows = [
+        [found.name[n], classes[found.classes[n, k]], *corners(found.boxes[n, k]), f"{found.scores[n, k]:.4f}"]
+        + [int(found.scores[n, k] >= limit[n]), int(right[n, k]), found.fold[n]]
+        for n, k in np.argwhere(found.scores > 0)
+    ]
+    columns = "image class x0 y0 x1 y1 score above_threshold hit fold".split()
+    atomic.write_csv(Path(folder) / "predictions.csv", [columns, *rows])
 
 
-def choose_threshold(task: steps.Task, variables, samples: Samples, dataset) -> float:
-    """The threshold of the best F1 on these samples (the validation images) of the dataset."""
-    found = predict(predictor(task), [variables], samples)
+def choose_threshold(call, networks, samples: Samples, dataset) -> float:
+    """The threshold of the best F1 on these samples (the validation images) of the dataset; as `predict`."""
+    found = predict(call, networks, samples)
     return best_threshold(beside(found, {a.image: a for a in dataset.objects}, dataset.classes, 0))

@@ -185,7 +185,6 @@ def evaluate(config, workdir):
     Each of the photographs that it was trained on, with these or with other marks, is scored by the fold that held it out.
     """
     from jaxmarks import evaluate as evaluation
-    from jaxmarks import predict as predictions
     from jaxmarks import report, runs
     from jaxmarks.data import loading
 
@@ -194,7 +193,7 @@ def evaluate(config, workdir):
     dataset = loading.load(data)
     out = workdir / "evaluate"
     if other and dataset.samples.digest != runs.digest_of(workdir):  # its own may lie elsewhere now
-        summary = predictions.evaluate_on(workdir, dataset, out, set=SET.value)
+        summary = evaluation.of_others(workdir, dataset, out, set=SET.value)
     else:
         summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
     report.write(workdir, dataset.photograph, out=out)

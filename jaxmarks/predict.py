@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,13 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import calibration, caveats, detection, evaluate, report, runs, tasks
-from jaxmarks import config as configs
+from jaxmarks import atomic, calibration, detection, landmarks, report, steps, tasks, trained
 from jaxmarks.data import folder as folders
 from jaxmarks.data import formats, objects
 from jaxmarks.data.ahead import ahead
 from jaxmarks.data.formats.boxes import BoxAnnotation
-from jaxmarks.data.loading import of_set
 from jaxmarks.ops import geometry
 
 # A frame whose sides are multiples of it suits every body.
@@ -39,7 +36,7 @@ def load(workdir: Path, *, fold: int | None = None, set: str = "") -> Callable:
       its head, for large photographs are not cut into tiles here. It is a `jax.tree_util.Partial` over the variables, so
       it can be an argument of a jitted function. It raises ValueError for images of another shape or type.
     """
-    task, settings, networks, notes = networks_of(workdir, fold=fold, set=set)
+    task, settings, networks, notes = trained.networks_of(workdir, fold=fold, set=set)
     return jax.tree_util.Partial(function(task, settings, notes[0]["facts"]), networks)
 
 
@@ -75,7 +72,7 @@ def photographs(images):
 
 def marker(task, settings) -> Callable:
     """The pure function (networks, images) of what finds landmarks."""
-    call = evaluate.predictor(task)
+    call = steps.predictor(task)
     size, fit = tuple(settings.data.size), settings.data.fit
 
     def predict(networks, images):
@@ -110,7 +107,7 @@ def finder(settings, facts: dict) -> Callable:
             framed = geometry.to_frame(images, size, fit=settings.data.fit)
             matrix = geometry.frame(source, size, settings.data.fit)
         _, task = tasks.build(settings, facts, size=size)
-        found = detection.predictor(task)(networks, framed)
+        found = steps.predictor(task)(networks, framed)
         corners = geometry.affine(matrix, found.boxes.reshape(*found.boxes.shape[:-1], 2, 2))
         good = geometry.inside(corners.mean(-2), source) & (found.scores >= detection.FLOOR)
         found = found._replace(boxes=corners.reshape(found.boxes.shape), scores=jnp.where(good, found.scores, 0))
@@ -118,57 +115,6 @@ def finder(settings, facts: dict) -> Callable:
         return jax.vmap(lambda one, best: jax.tree.map(lambda x: x[best], one))(found, best)
 
     return predict
-
-
-def networks_of(workdir: Path, *, fold: int | None = None, set: str = ""):
-    """The task, the settings, the trained networks' variables (a list) and their notes of a run's last stage.
-
-    Of a run over several datasets they are those of the dataset `set`, as if it had been the only one.
-
-    Raises:
-      ValueError: the run has several datasets and `set` is none of them, or it has one and `set` is given; or a note is
-        damaged.
-    """
-    workdir = Path(workdir)
-    config = runs.config_of(workdir)
-    stage = runs.stages(config)[-1]
-    settings = configs.stage(config, stage)
-    settings.data = of_set(settings.data, set)
-    members = runs.members(settings, fold)
-    variables, notes = runs.restore(workdir, stage, members)
-    for member, note in zip(members, notes, strict=True):
-        if "facts" not in note:
-            path = runs.folder_of(workdir, stage, member) / "best" / "note.json"
-            raise ValueError(f"{path}: it lacks the facts of the data; copy the run anew")
-    if set:
-        start, stop = notes[0]["facts"]["sets"][set]
-        own = lambda params: params | {"head": params["head"][set]}
-        variables = [tree | {"params": own(tree["params"])} for tree in variables]
-        notes = [note | {"facts": {"landmarks": stop - start}} for note in notes]
-    _, task = tasks.build(settings, notes[0]["facts"])
-    return task, settings, jax.tree.map(jnp.asarray, variables), notes
-
-
-def evaluate_on(workdir: Path, dataset, out: Path, *, set: str = "") -> dict:
-    """Scores a run's networks on a dataset that they did not see, and writes the files and the report to `out`.
-
-    `set` is the dataset of a run over several whose landmarks these are.
-    """
-    task, _, networks, notes = networks_of(workdir, set=set)
-    samples = dataset.samples
-    if dataset.objects:
-        return objects_on(task, networks, notes, dataset, out)
-    evaluate.check_landmarks(samples, notes)
-    points, scores = evaluate.predict(evaluate.predictor(task), networks, samples)
-    found = evaluate.beside(samples, points, scores, -1)
-    problems = dataset.problems + caveats.of_names(samples, notes, set)
-    told = {"baselines": {}, "annotators_px": dataset.disagreement, "failures": problems}
-    summary = evaluate.summarise(found) | told
-    if dataset.volumes:
-        template, spread = notes[0]["facts"]["template"], calibration.spread_of(notes)
-        summary["volume"] = calibration.score(found.name, points, scores, dataset.volumes, template, out, spread)
-    evaluate.write(out, found, summary)
-    return summary
 
 
 def on_folder(workdir: Path, images: Path, out: Path, *, set: str = "", scale: float | None = None) -> dict:
@@ -180,23 +126,23 @@ def on_folder(workdir: Path, images: Path, out: Path, *, set: str = "", scale: f
     busy. A photograph that cannot be read is listed in `summary.json` under "failures". `set` is the dataset of a run
     over several that the photographs are like; `scale` of a detector's takes the place of `data.scale`.
     """
-    task, settings, networks, notes = networks_of(workdir, set=set)
+    task, settings, networks, notes = trained.networks_of(workdir, set=set)
     if "boxes" in settings.data:
         settings.data.scale = settings.data.scale if scale is None else scale
         return objects_in_folder(task, settings, networks, notes, images, out)
-    call = evaluate.predictor(task)
+    call = steps.predictor(task)
     if "volume" in settings.data:
         template, spread = notes[0]["facts"]["template"], calibration.spread_of(notes)
         return calibration.of_folder(call, networks, settings, template, spread, images, out)
-    parts: list[evaluate.Predictions] = []
+    parts: list[landmarks.Predictions] = []
     problems: list[dict] = []
 
     def drawings():
         size, fit = tuple(settings.data.size), settings.data.fit
         for samples, photographs in folders.batches(images, size=size, fit=fit, problems=problems):
-            points, scores = evaluate.predict(call, networks, samples)
+            points, scores = landmarks.predict(call, networks, samples)
             unknown = np.zeros(points.shape[:2], bool)
-            known = evaluate.beside(samples, points, scores, -1)
+            known = landmarks.beside(samples, points, scores, -1)
             parts.append(known._replace(true=np.zeros_like(points), visible=unknown))
             for name, photograph, shape, source in zip(
                 samples.name, photographs, points, samples.source_size, strict=True
@@ -206,9 +152,10 @@ def on_folder(workdir: Path, images: Path, out: Path, *, set: str = "", scale: f
     draw_all(drawings(), out)
     if not parts:
         raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
-    found = evaluate.join(parts)
+    found = landmarks.join(parts)
     summary = {"images": len(found.name), "landmarks": found.points.shape[1], "failures": problems}
-    evaluate.write(out, found, summary)
+    landmarks.write(out, [found])
+    atomic.write_json(Path(out) / "summary.json", summary)
     return summary
 
 
@@ -241,21 +188,10 @@ def draw_all(drawings: Iterable[tuple[str, Callable]], out: Path) -> None:
             print(f"{count} photographs", flush=True)
 
 
-def objects_on(task, networks, notes, dataset, out: Path) -> dict:
-    """Scores a run's detectors, what they agree on, on a dataset that they did not see."""
-    names, threshold = detection.names_of(notes, dataset.classes), detection.threshold_of(notes)
-    found, milliseconds = detection.timed(task, networks, dataset.samples)
-    result = detection.beside(found, {a.image: a for a in dataset.objects}, names, -1)
-    problems = dataset.problems + caveats.of_names(dataset.samples, notes)
-    return evaluate.of_objects(
-        out, result, np.full(len(found.name), threshold), names, ms_per_image=milliseconds, failures=problems
-    )
-
-
 def objects_in_folder(task, settings, networks, notes, images: Path, out: Path) -> dict:
     """The objects of every photograph of a folder, as `predictions.csv`, `predictions.json` (COCO) and overlays."""
     names, threshold = detection.names_of(notes, ()), detection.threshold_of(notes)
-    call, options = detection.predictor(task), {key: settings.data[key] for key in ("fit", "scale", "overlap")}
+    call, options = steps.predictor(task), {key: settings.data[key] for key in ("fit", "scale", "overlap")}
     annotations: list[BoxAnnotation] = []
     scores: list[np.ndarray] = []
     problems: list[dict] = []
@@ -283,5 +219,5 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path) 
         formats.boxes.write(Path(out) / f"predictions.{ending}", annotations, scores, classes=names)
     found = sum(len(values) for values in scores)
     summary = {"images": len(annotations), "objects": found, "threshold": threshold, "failures": problems}
-    (Path(out) / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    atomic.write_json(Path(out) / "summary.json", summary)
     return summary

@@ -104,8 +104,12 @@ def whose(path: Path) -> tuple[Path, str, Member]:
 
 
 def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, list[dict]]:
-    """The variables of trained networks, and the notes that were saved with them."""
-    found = [checkpoint.restore(folder_of(workdir, stage, member) / "best") for member in members]
+    """The variables of trained networks, and the notes that were saved with them; ValueError where one is damaged."""
+    folders = [folder_of(workdir, stage, member) / "best" for member in members]
+    found = [checkpoint.restore(folder) for folder in folders]
+    for folder, (_, note) in zip(folders, found, strict=True):
+        if "facts" not in note:
+            raise ValueError(f"{folder / 'note.json'}: it lacks the facts of the data; copy the run anew")
     return [variables for variables, _ in found], [note for _, note in found]
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxmarks import atomic, detection, platforms, predict, runs, tasks
+from jaxmarks import atomic, detection, platforms, predict, runs, tasks, trained
 
 # An artefact made on one of them runs on all.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -38,7 +38,7 @@ def export(
       What `about.json` says: the size, and the names and shapes of the outputs.
     """
     exporting = exporter()
-    task, settings, networks, notes = predict.networks_of(workdir, fold=fold, set=set)
+    task, settings, networks, notes = trained.networks_of(workdir, fold=fold, set=set)
     call, frame = predict.function(task, settings, notes[0]["facts"]), tuple(size or settings.data.size)
     names = ("boxes", "scores", "classes") if "boxes" in settings.data else ("points", "scores")
     leaves, structure = jax.tree.flatten(networks)
@@ -88,7 +88,7 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         import jax2onnx
     except ImportError as error:
         raise ImportError("ONNX files need jax2onnx: pip install 'jaxmarks[onnx]'") from error
-    _, settings, networks, notes = predict.networks_of(workdir, fold=fold, set=set)
+    _, settings, networks, notes = trained.networks_of(workdir, fold=fold, set=set)
     if settings.head.name == "faster_rcnn":
         raise ValueError(
             f"{workdir}: ONNX cannot hold Faster R-CNN, whose proposals are beyond the converter; use --format=jax"

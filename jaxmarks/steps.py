@@ -44,7 +44,7 @@ class Task(NamedTuple):
       augment: (keys (B,), batch) -> batch, for training.
       plain: batch -> batch, for evaluation.
       versions: how many versions of a sample there are.
-      join: of the head.
+      join: of the head; without it a single network predicts.
     """
 
     apply: Callable
@@ -200,6 +200,31 @@ def statistics_step(variables, data, rows, *, task, prepare):
 def predict_step(variables, images, *, task):
     """Images (B, H, W, C) uint8 in the network's frame -> (points (B, K, 2) in that frame, scores (B, K)), or Detections."""
     return task.decode(task.apply(variables, task.plain({"images": images})["images"], train=False))
+
+
+def predictor(task: Task) -> Callable:
+    """The jitted function (networks, images uint8 in their frame) -> what the task decodes, of all networks together.
+
+    `networks` is a list of variables. The outputs of each are decoded by themselves: the proposals of two, for one, are
+    not the same regions.
+    """
+
+    def call(networks, images):
+        found = [predict_step(variables, images, task=task) for variables in networks]
+        if len(found) == 1:
+            return found[0]
+        return task.join(jax.tree.map(lambda *each: jnp.stack(each, axis=1), *found))
+
+    return jax.jit(call)
+
+
+def predict(call: Callable, networks, images, *, batch_size: int):
+    """What a `predictor` finds in images (N, H, W, C), which may be streamed: arrays on the host."""
+    parts = []
+    for rows in batches(np.arange(len(images)), batch_size):
+        found = call(networks, jnp.asarray(images[samples_of(rows, 1)]))
+        parts.append(jax.tree.map(lambda x, real=rows >= 0: np.asarray(x)[real], found))
+    return jax.tree.map(lambda *each: np.concatenate(each), *parts)
 
 
 class Runner(NamedTuple):

@@ -290,7 +290,7 @@ class Training:
             self.best, progress.best_epoch = last, progress.epoch
         about = self.about | {key: getattr(progress, key) for key in ("epoch", "best_valid", "best_epoch", "seconds")}
         held, shown = (np.unique(rows // self.task.versions) for rows in (self.split.valid, self.split.train))
-        about |= evaluate.choose(self.task, self.best, self.dataset, held, shown)
+        about |= evaluate.choose(steps.predictor(self.task), self.best, self.dataset, held, shown)
         save(self.folder / "best", self.best, about)
         save(self.folder / "last", last, about)
         if processes.lead():

@@ -44,7 +44,7 @@ def write(folder, triple):
 
 
 def network(drawn, spoil=lambda points: points):
-    """What `evaluate.predictor` gives, for the scouts of `drawn` alone: its landmarks, spoilt, where they stand upright."""
+    """What a `steps.predictor` gives, for the scouts of `drawn` alone: its landmarks, spoilt, where they stand upright."""
     framed = [scouts.framed(drawn.scouts[plane], (64, 64), 4.0) for plane in slices.PLANES]
     points = spoil(np.array([slices.pixels(f.plane, drawn.landmarks) for f in framed], np.float32))
 

@@ -134,7 +134,7 @@ def test_networks_are_decoded_each_by_itself():
     )  # fmt: skip
     near = [[[0.0, 0, 10, 10]], [0.9], [0]]
     far = [[[50.0, 50, 60, 60]], [0.8], [0]]
-    found = detection.predictor(task)([near, near, far], jnp.zeros((1, 64, 64, 3), jnp.uint8))
+    found = steps.predictor(task)([near, near, far], jnp.zeros((1, 64, 64, 3), jnp.uint8))
     np.testing.assert_allclose(found.boxes, [near[0]])
     np.testing.assert_allclose(found.scores, [[0.6]])
 
@@ -275,17 +275,18 @@ def test_a_box_of_another_class_is_no_hit():
     assert both["f1"] == [0, pytest.approx(2 / 3)]
 
 
-def test_one_fold_with_objects_has_no_deviation(tmp_path):
+def test_one_fold_with_objects_has_no_deviation():
     found = two_classes()
     empty = found._replace(
         name=np.array(["b"]), fold=np.ones(1, int), scores=0 * found.scores, labels=0 * found.labels - 1
     )
     both = detection.join([found, empty])
-    for folds, expected in (([0, 1], None), ([0, 0], None)):
+    for folds in ([0, 1], [0, 0]):
         both = both._replace(fold=np.array(folds))
-        assert evaluate.of_objects(tmp_path, both, np.full(2, 0.5), ("p", "q")).get("std_over_folds_f1") is expected
+        spread = detection.by_fold(both, np.full(2, 0.5), ("p", "q")).get("std_over_folds_f1", np.nan)
+        assert np.isnan(spread)
     twice = detection.join([found, found._replace(fold=np.ones(1, int))])
-    assert evaluate.of_objects(tmp_path, twice, np.full(2, 0.5), ("p", "q"))["std_over_folds_f1"] == 0
+    assert detection.by_fold(twice, np.full(2, 0.5), ("p", "q"))["std_over_folds_f1"] == 0
 
 
 def test_objects_are_written_with_what_became_of_them(tmp_path):
@@ -586,7 +587,7 @@ def test_a_detector_from_files_to_report_and_back(data, tmp_path):
     mine = np.asarray(pure.boxes[0, : len(alike)])
     # The two networks disagree by a pixel or two, and rounding decides whose box is shown.
     np.testing.assert_allclose(mine[np.lexsort(np.round(mine / 5).T)], alike[order], atol=3)
-    again = predict.evaluate_on(tmp_path / "run", dataset, tmp_path / "again")
+    again = evaluate.of_others(tmp_path / "run", dataset, tmp_path / "again")
     assert again["f1"] > 0.8
     # Without a config, on photographs of twice the scale; and one alone, whose drawing is then the only one.
     more = tmp_path / "more"
@@ -871,7 +872,7 @@ def test_a_threshold_is_chosen_where_there_are_objects(data, monkeypatch):
     empty = np.flatnonzero((dataset.samples.labels < 0).all(1))
     others = np.setdiff1d(np.arange(len(dataset.samples)), empty)
     asked = []
-    monkeypatch.setattr(detection, "choose_threshold", lambda task, variables, samples, data: asked.append(samples))
+    monkeypatch.setattr(detection, "choose_threshold", lambda call, networks, samples, data: asked.append(samples))
     for held in (others[:2], empty):
         evaluate.choose(None, None, dataset, held, others[2:5])
     assert [s.name.tolist() for s in asked] == [

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxmarks import config as configs
-from jaxmarks import evaluate, formats, heads, models, phantoms, report, runs, tasks, train
+from jaxmarks import evaluate, formats, heads, landmarks, models, phantoms, report, runs, tasks, train
 from jaxmarks.data.samples import Annotation
 
 get_config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "fish.py"))["get_config"]
@@ -104,24 +104,24 @@ def test_the_rate_falls_on_a_plateau(photographs, tmp_path):
 
 
 def test_hit_rates_count_pixels_of_the_networks_frame():
-    found = evaluate.Predictions(
+    found = landmarks.Predictions(
         name=np.array(["a", "b"]), fold=np.zeros(2, int), points=np.float64([[[3, 0], [9, 0]], [[9, 0], [41, 0]]]),
         scores=np.ones((2, 2)), true=np.zeros((2, 2, 2)), visible=np.array([[True, True], [True, False]]),
         mm_per_px=np.full(2, np.nan), source_size=np.full((2, 2), 99), delta=np.array([4.0, 10.0]), id=np.full(2, ""),
     )  # fmt: skip
     # 3/4, 9/4 and 9/10 of a frame's pixel; the fourth is not visible.
-    rates = evaluate.summarise(found)["hit_rates"]
+    rates = landmarks.summarise(found)["hit_rates"]
     np.testing.assert_allclose([rates["1"], rates["2"], rates["3"]], [2 / 3, 2 / 3, 1], rtol=1e-6)
 
 
 def test_rates_in_mm_and_in_shares_of_the_landmarks_box():
     true = np.float64([[[0, 0], [100, 25], [9, 9]], [[0, 0], [40, 10], [0, 0]], [[5, 5], [5, 90], [0, 0]]])
-    found = evaluate.Predictions(
+    found = landmarks.Predictions(
         name=np.array(["a", "b", "c"]), fold=np.zeros(3, int), points=true + [[[3, 4]], [[0, 1]], [[0, 0]]],
         scores=np.full((3, 3), [[0.9], [0.5], [0.4]]), true=true, visible=np.array([[True, True, False]] * 3),
         mm_per_px=np.array([0.5, np.nan, 1.0]), source_size=np.full((3, 2), 99), delta=np.ones(3), id=np.full(3, ""),
     )  # fmt: skip
-    summary = evaluate.summarise(found)
+    summary = landmarks.summarise(found)
     # 2.5, 2.5 and 0, 0 mm; the second image has no scale.
     assert summary["sdr_mm"] == {"2": 0.5, "2.5": 1.0, "3": 1.0, "4": 1.0}
     # 5 of 100 and 1 of 40 px; the landmarks of the third lie on a line, which has no size.
@@ -131,8 +131,8 @@ def test_rates_in_mm_and_in_shares_of_the_landmarks_box():
     # The second, 0.61, is right at 0.5, 0.55 and 0.6, half of what is found up to then: 1/2 at the recalls 0, ... 0.5.
     np.testing.assert_allclose(summary["map_oks"], 3 / 10 * 51 / 101 / 2, rtol=1e-5)
     # Scores that are all alike rank nothing.
-    assert evaluate.summarise(found._replace(scores=np.ones((3, 3))))["map_oks"] is None
-    unscaled = evaluate.summarise(found._replace(mm_per_px=np.full(3, np.nan), true=true[:, :1].repeat(3, 1)))
+    assert landmarks.summarise(found._replace(scores=np.ones((3, 3))))["map_oks"] is None
+    unscaled = landmarks.summarise(found._replace(mm_per_px=np.full(3, np.nan), true=true[:, :1].repeat(3, 1)))
     assert (unscaled["sdr_mm"], unscaled["oks"], unscaled["map_oks"]) == (None, None, None)
 
 

@@ -11,7 +11,7 @@ import scipy.stats
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from jaxmarks import boxes, evaluate, metrics
+from jaxmarks import boxes, landmarks, metrics
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.uniform(0, 3264, (40, 6, 2))
@@ -84,9 +84,9 @@ def test_a_prediction_that_is_no_number_is_wrong_and_not_missing():
         assert float(value) == pytest.approx(float(all_but_one[name]), rel=1e-6)
     names = np.array([f"{n}.png" for n in range(40)])
     each = np.zeros(40)
-    diverged = evaluate.Predictions(names, each, predicted, visible * 1.0, TRUE, visible, each, each, each + 1, names)
+    diverged = landmarks.Predictions(names, each, predicted, visible * 1.0, TRUE, visible, each, each, each + 1, names)
     with pytest.raises(FloatingPointError, match=r"0.png and 0 other images: the network predicts no numbers"):
-        evaluate.summarise(diverged)
+        landmarks.summarise(diverged)
 
 
 def test_correlations_of_half_precision():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_predict import OBJECTS, noise, untrained
 
-from jaxmarks import evaluate, find, platforms, predict, serving, train
+from jaxmarks import find, platforms, predict, serving, steps, train, trained
 
 jax2onnx = pytest.importorskip("jax2onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -56,8 +56,8 @@ def test_a_run_as_onnx_files(name, tmp_path):
     size = tuple(config.data.size)
     images = np.random.default_rng(0).integers(0, 256, (3, *size, 3), dtype=np.uint8)
     found = results(tmp_path / "export" / "network_1.onnx", images.astype(np.float32))
-    task, _, networks, _ = predict.networks_of(tmp_path, fold=1)
-    points, scores = evaluate.predictor(task)(networks, images)
+    task, _, networks, _ = trained.networks_of(tmp_path, fold=1)
+    points, scores = steps.predictor(task)(networks, images)
     assert list(about["outputs"]) == (["points", "scores"] if name == "beetle" else ["outputs"])
     assert [["batch", *array.shape[1:]] for array in found] == list(about["outputs"].values())
     if name == "fish":
@@ -75,7 +75,7 @@ def test_a_run_in_bfloat16_becomes_float32(tmp_path):
     about = serving.export_onnx(halves, tmp_path / "export")
     images = noise(2, 64, 64, 3)
     (found,) = results(tmp_path / "export" / about["files"][0], images.astype(np.float32))
-    task, _, (variables,), _ = predict.networks_of(wholes)
+    task, _, (variables,), _ = trained.networks_of(wholes)
     expected = np.asarray(task.apply(variables, task.plain({"images": images})["images"], train=False))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
@@ -90,7 +90,7 @@ def test_of_several_datasets_one_is_written(name, tmp_path):
     assert about["set"] == name and about["outputs"] == {"outputs": ["batch", 32, 32, count]}
     images = noise(2, 64, 64, 3)
     (maps,) = results(tmp_path / "export" / about["files"][0], images.astype(np.float32))
-    task, *_ = predict.networks_of(run, set=name)
+    task, *_ = trained.networks_of(run, set=name)
     points, scores = predict.load(run, set=name)(images)
     found = task.decode(jnp.asarray(maps))
     np.testing.assert_allclose(found[0], points, atol=1e-3)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmarks import checkpoint, detection, predict, runs, serving, steps, tasks
+from jaxmarks import checkpoint, detection, predict, runs, serving, steps, tasks, trained
 from jaxmarks import config as configs
 from jaxmarks.data import objects
 from jaxmarks.ops import geometry
@@ -86,10 +86,10 @@ def test_a_detector_finds_what_the_mode_finds(centre, tmp_path, source):
     images = noise(2, *source, 3)
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
-    task, settings, networks, _ = predict.networks_of(centre)
+    task, settings, networks, _ = trained.networks_of(centre)
     options = {key: settings.data[key] for key in ("size", "fit", "scale", "overlap")}
     samples, _ = next(objects.batches(tmp_path, **options, problems=[]))
-    expected = detection.predict(detection.predictor(task), networks, samples)
+    expected = detection.predict(steps.predictor(task), networks, samples)
     found = predict.load(centre)(images)
     for boxes, scores, classes, *known in zip(*found, expected.boxes, expected.scores, expected.classes, strict=True):
         order = np.argsort(-known[1], kind="stable")
@@ -115,7 +115,7 @@ def test_photographs_are_scaled_as_the_run_says_and_boxes_back(centre, tmp_path)
 def test_the_networks_of_one_fold_alone(centre):
     images = noise(2, 64, 96, 3)
     for fold in (0, 1):
-        task, _, networks, _ = predict.networks_of(centre, fold=fold)
+        task, _, networks, _ = trained.networks_of(centre, fold=fold)
         (alone,) = networks
         expected = steps.predict_step(alone, images, task=task)
         middle = np.asarray(expected.boxes).reshape(2, -1, 2, 2).mean(2)

@@ -24,8 +24,13 @@ from jaxmarks.ops import boxes as box_ops
 OVERLAP = 0.4
 
 
+def average(found):
+    """The mean of what T networks find, arrays (B, T, ...)."""
+    return jax.tree.map(lambda each: jnp.mean(each, axis=1), found)
+
+
 class Head(NamedTuple):
-    """The last layer and three pure functions.
+    """The last layer and four pure functions.
 
     Attributes:
       layer: linen module, features -> outputs.
@@ -34,14 +39,15 @@ class Head(NamedTuple):
       loss: (outputs, targets) -> (total, count); the loss is total / count, so that parts of a batch add. The total may be
         a dict of weighted terms by name, whose sum it is: each has its own line in the log.
       decode: outputs -> (points (B, K, 2) in pixels of the network's frame, scores (B, K)), or `Detections`.
-      join: of objects, `Detections` of T networks, each (B, T, L, ...) -> those on which they agree.
+      join: what T networks decode, arrays (B, T, ...) -> that of all together: of landmarks the mean, of objects those on
+        which they agree.
     """
 
     layer: nn.Module
     targets: Callable
     loss: Callable
     decode: Callable
-    join: Callable | None = None
+    join: Callable = average
 
 
 class Detections(NamedTuple):

@@ -1,0 +1,222 @@
+"""From networks and frames to the landmarks of each photograph, and to honest scores: the landmarks' part of `evaluate`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmarks import atomic, steps
+from jaxmarks.data import formats
+from jaxmarks.data.loading import Dataset
+from jaxmarks.data.samples import Annotation, Samples, to_source
+from jaxmarks.ops import boxes, metrics
+
+# Thresholds of the success rates, in pixels of the photograph.
+THRESHOLDS = (1, 2, 3, 4, 5, 10, 20, 40)
+# Those of the hit rates, in pixels of the network's frame (fish paper's delta).
+MULTIPLES = (1, 2, 3, 4, 5)
+# Those of the successful detection rates in mm, of the cephalogram challenges.
+MILLIMETRES = (2, 2.5, 3, 4)
+# Those of PCK, shares of the longer side of the box around an image's landmarks.
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+class Predictions(NamedTuple):
+    """N images' predicted landmarks beside the true ones, in source pixels, y down.
+
+    `fold` (N,) int64 is the fold whose network predicted the image, -1 for the mean of all. `delta` (N,) is the size of
+    a pixel of the network's frame in source pixels, `id` (N,) what the landmark file calls an image. Where several
+    datasets are joined, the scores of landmarks that an image's dataset does not have are NaN.
+    """
+
+    name: np.ndarray
+    fold: np.ndarray
+    points: np.ndarray
+    scores: np.ndarray
+    true: np.ndarray
+    visible: np.ndarray
+    mm_per_px: np.ndarray
+    source_size: np.ndarray
+    delta: np.ndarray
+    id: np.ndarray
+
+
+def predict(call, networks, samples: Samples, *, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, K, 2) in source pixels and scores (N, K) of the samples; `call` is a `steps.predictor`."""
+    points, scores = steps.predict(call, networks, samples.images, batch_size=batch_size)
+    return to_source(samples.to_source, points), scores
+
+
+def beside(samples: Samples, points, scores, fold: int) -> Predictions:
+    """The predictions of samples with what is known of them."""
+    return Predictions(
+        name=samples.name,
+        fold=np.full(len(samples), fold),
+        points=points,
+        scores=scores,
+        true=samples.source_points,
+        visible=samples.visible,
+        mm_per_px=samples.mm_per_px,
+        source_size=samples.source_size,
+        delta=samples.delta,
+        id=samples.id,
+    )
+
+
+def join(parts: list[Predictions]) -> Predictions:
+    """Predictions of several folds as one."""
+    return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def ordered(found: Predictions, names: np.ndarray) -> Predictions:
+    """Predictions in the order of these names, the dataset's."""
+    place = {name: n for n, name in reversed(list(enumerate(names.tolist())))}
+    order = np.argsort([place[name] for name in found.name.tolist()], kind="stable")
+    return Predictions(*(column[order] for column in found))
+
+
+def check(samples: Samples, notes: list[dict]) -> None:
+    """Raises ValueError where networks find another number of landmarks than the samples have."""
+    here, there = samples.points.shape[1], notes[0]["facts"]["landmarks"]
+    if here != there:
+        raise ValueError(f"the data have {here} landmarks, the run's network finds {there}")
+
+
+def summarise(found: Predictions) -> dict:
+    """The numbers of `summary.json` that follow from predictions; NaN becomes None.
+
+    Raises:
+      FloatingPointError: a visible landmark's prediction is no number.
+    """
+    lost = (found.visible & ~np.isfinite(found.points).all(-1)).any(-1)
+    if lost.any():
+        raise FloatingPointError(
+            f"{found.name[lost][0]} and {lost.sum() - 1} other images: the network predicts no numbers, its training has"
+            " diverged; lower --config.optimizer.learning_rate"
+        )
+    sides = extents(found.true, found.visible)
+    known = measure(found.points, found.true, found.visible, found.scores, found.mm_per_px, found.delta, sides)
+    measured = jax.tree.map(np.asarray, known)
+    distances, in_mm, overall = (measured[key] for key in ("distances", "in_mm", "overall"))
+    folds = [
+        {"fold": int(f), "mean_distance_px": mean(distances[found.fold == f]), "images": int((found.fold == f).sum())}
+        for f in np.unique(found.fold)
+    ]
+    of_folds = [f["mean_distance_px"] for f in folds if f["fold"] >= 0 and np.isfinite(f["mean_distance_px"])]
+    scaled = np.isfinite(in_mm).any()
+    ranked = np.ptp(np.nanmean(found.scores, axis=-1))  # scores that are all alike rank nothing
+    rates = lambda name, limits: dict(zip(map(str, limits), measured[name], strict=True))
+    summary = {
+        "mean_distance_px": overall["mean"],
+        "median_px": overall["median"],
+        "p95_px": overall["p95"],
+        "std_px": overall["std"],
+        "std_over_folds_px": float(np.std(of_folds)) if len(of_folds) > 1 else None,
+        "mean_distance_mm": mean(in_mm),
+        "per_landmark_px": measured["per_landmark"],
+        "per_landmark_mm": measured["per_landmark_mm"] if scaled else None,
+        **{name: measured["correlations"][name] for name in ("r2", "explained_variance", "pearson")},
+        "success_rates": rates("success", THRESHOLDS),
+        "hit_rates": rates("hits", MULTIPLES),
+        "sdr_mm": rates("success_mm", MILLIMETRES) if scaled else None,
+        "pck": rates("pck", FRACTIONS),
+        "oks": measured["oks"],
+        "map_oks": measured["map_oks"] if ranked else None,
+        "shares": measured["shares"],
+        "images": len(found.name),
+        "landmarks": found.points.shape[1],
+        "folds": folds,
+    }
+    return atomic.plain(summary)
+
+
+@jax.jit
+def measure(points, true, visible, scores, mm_per_px, delta, sides) -> dict:
+    """What `summarise` tells of `Predictions`, in one compiled function; `sides` are `extents`."""
+    distances = metrics.distances(points, true, visible)
+    in_mm = distances * mm_per_px[:, None]
+    similarities = metrics.oks(distances, jnp.sqrt(jnp.prod(sides, -1)))
+    ranking = boxes.keypoint_average_precision(similarities, jnp.nanmean(scores, axis=-1))
+    return {
+        "distances": distances,
+        "in_mm": in_mm,
+        "overall": metrics.summarise(distances),
+        "per_landmark": metrics.per_landmark(distances),
+        "per_landmark_mm": metrics.per_landmark(in_mm),
+        "correlations": metrics.correlations(points, true, visible),
+        "success": metrics.success_rates(distances, THRESHOLDS),
+        "success_mm": metrics.success_rates(in_mm, MILLIMETRES),
+        "hits": metrics.success_rates(distances / delta[:, None], MULTIPLES),
+        "pck": metrics.pck(distances, jnp.max(sides, -1), FRACTIONS),
+        "oks": metrics.mean(similarities),
+        "map_oks": ranking["mAP"],
+        "shares": metrics.shares(distances),
+    }
+
+
+def extents(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Width and height (N, 2) of the boxes around the visible landmarks; NaN where these lie on one line or point."""
+    shown = visible[..., None]
+    low, high = (f(np.where(shown, points, fill), axis=1) for f, fill in ((np.min, np.inf), (np.max, -np.inf)))
+    return np.where((high > low).all(-1, keepdims=True), high - low, np.nan)
+
+
+def mean(values) -> float:
+    """The mean of what is not NaN; NaN where nothing is left."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else float("nan")
+
+
+def by_set(found: Predictions, dataset: Dataset) -> dict[str, Predictions]:
+    """The predictions of each of several datasets by name, of its images and its landmarks alone."""
+    domain = dict(zip(dataset.samples.name.tolist(), dataset.samples.domain.tolist(), strict=True))
+    domains, each = np.array([domain[name] for name in found.name.tolist()]), {}
+    for number, name in enumerate(dataset.sets):
+        mine, columns = Predictions(*(column[domains == number] for column in found)), dataset.columns[number]
+        cut = {key: getattr(mine, key)[:, columns] for key in ("points", "scores", "true", "visible")}
+        each[name] = mine._replace(**cut)
+    return each
+
+
+def write(folder: Path, parts: list[Predictions]) -> None:
+    """Writes `predictions.csv` and `predictions.tps` to the folder, one part after the other."""
+    columns = "image landmark x y score x_true y_true distance fold".split()
+    atomic.write_csv(Path(folder) / "predictions.csv", [columns, *(row for part in parts for row in rows(part))])
+    write_tps(Path(folder) / "predictions.tps", parts)
+
+
+def rows(found: Predictions) -> Iterator[list]:
+    """A row of `predictions.csv` for each landmark."""
+    distances = np.asarray(metrics.distances(found.points, found.true, found.visible))
+    for n, name in enumerate(found.name):
+        for k in range(found.points.shape[1]):
+            known = [*(f"{v:.3f}" for v in found.true[n, k]), f"{distances[n, k]:.3f}"]
+            yield (
+                [name, k + 1, *(f"{v:.3f}" for v in found.points[n, k]), f"{found.scores[n, k]:.4f}"]
+                + (known if found.visible[n, k] else ["", "", ""])
+                + [found.fold[n]]
+            )
+
+
+def write_tps(path: Path, parts: list[Predictions]) -> None:
+    """The predicted landmarks as tpsDig reads them, y up; names without the blanks about them, which TPS has not.
+
+    IDs are those of the landmark file, and numbers from 0 where it has none.
+    """
+    name = lambda found, n: str(found.name[n]).strip()
+    each = [(found, n) for found in parts for n in range(len(found.name))]
+    known = any(found.id[n] for found, n in each)
+    annotations = [
+        Annotation(
+            image=name(found, n), points=found.points[n], id=str(found.id[n]) if known else str(i),
+            mm_per_px=float(found.mm_per_px[n]),
+            # Where both coordinates would be negative TPS reads a missing landmark.
+            visible=(found.points[n, :, 0] >= 0) | (found.points[n, :, 1] <= found.source_size[n, 0]),
+        )
+        for i, (found, n) in enumerate(each)
+    ]  # fmt: skip
+    heights = {name(found, n): int(found.source_size[n, 0]) for found, n in each}
+    formats.write(path, annotations, heights)

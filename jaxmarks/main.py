@@ -24,6 +24,9 @@ def default_config(argv: list[str]) -> str:
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; variants after a colon.")
 WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder; by default runs/ and the config's name.")
+OUT = flags.DEFINE_string(
+    "out", "", "Where --mode=predict, evaluate and export write; by default a folder of the mode's name in the run's."
+)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "describe", "export"], "What to do.")
 SIZE = flags.DEFINE_list(
     "size", [], "Height and width of the photographs of --mode=export; by default the network's frame."
@@ -82,6 +85,8 @@ def main(argv):
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every step it takes
     workdir = Path(WORKDIR.value or default_workdir()).absolute()
     try:
+        if OUT.value and MODE.value not in ("predict", "evaluate", "export"):
+            raise ValueError(f"--out={OUT.value}: --mode={MODE.value} writes to --workdir; leave it out")
         if PROCESSES.value != 1:
             join()
         modes = {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe, "export": export}
@@ -108,6 +113,23 @@ def join():
     if MODE.value != "train":
         raise ValueError(f"--mode={MODE.value} is for one process: leave out --processes")
     processes.join(PROCESSES.value, coordinator=COORDINATOR.value, index=PROCESS.value)
+
+
+def results_in(workdir: Path, images: str = "") -> Path:
+    """Where predict, evaluate and export write, each time in place of what they wrote before.
+
+    Raises:
+      ValueError: --out names a folder of other things, or one among the photographs `images`.
+    """
+    if not OUT.value:
+        return workdir / MODE.value
+    out = Path(OUT.value).absolute()
+    if images and out.resolve().is_relative_to(Path(images).resolve()):
+        raise ValueError(f"--out={out}: its drawings would be taken for photographs of {images}; name another folder")
+    there = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.is_dir() else []
+    if (there and not {"summary.json", "about.json", "onnx.json"} & {*there}) or "config.json" in there:
+        raise ValueError(f"--out={out}: it holds {there[0]}, which no earlier result is; name a new folder")
+    return out
 
 
 def name_own(data) -> None:
@@ -190,13 +212,14 @@ def evaluate(config, workdir):
 
     trained = runs.settings_of(workdir).data
     data, other = data_to_score(config.data, trained, workdir)
+    out = results_in(workdir, data.get("images", ""))
     dataset = loading.load(data)
-    out = workdir / "evaluate"
-    if other and dataset.samples.digest != runs.digest_of(workdir):  # its own may lie elsewhere now
-        summary = evaluation.of_others(workdir, dataset, out, set=SET.value)
-    else:
-        summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
-    report.write(workdir, dataset.photograph, out=out)
+    with runs.locked(out):
+        if other and dataset.samples.digest != runs.digest_of(workdir):  # its own may lie elsewhere now
+            summary = evaluation.of_others(workdir, dataset, out, set=SET.value)
+        else:
+            summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
+        report.write(workdir, dataset.photograph, out=out)
     for failure in summary["failures"][:5]:
         print(": ".join(filter(None, (failure["image"], failure["what"]))))
     say(summary, out)
@@ -239,11 +262,11 @@ def predict(config, workdir):
         raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
     data = runs.settings_of(workdir).data
     tell_unused(workdir, "data.images", *scaled(data))
-    summary = predictions.on_folder(
-        workdir, config.data.images, workdir / "predict", set=SET.value, scale=scale_of(data)
-    )
+    out = results_in(workdir, config.data.images)
+    with runs.locked(out):
+        summary = predictions.on_folder(workdir, config.data.images, out, set=SET.value, scale=scale_of(data))
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
-    print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {workdir / 'predict'}")
+    print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {out}")
     for failure in summary["failures"]:
         print(f"  {failure['image']}: {failure['what']}")
 
@@ -253,17 +276,18 @@ def export(config, workdir):
     del config
     from jaxmarks import serving
 
+    out = results_in(workdir)
     if FORMAT.value == "onnx":
         if SIZE.value:
             raise ValueError(f"--size={','.join(SIZE.value)}: ONNX networks take the frame as it is; leave it out")
-        about = serving.export_onnx(workdir, workdir / "export", set=SET.value)
-        print(f"take images {about['images']}, give {about['outputs']}: {workdir / 'export'}")
+        about = serving.export_onnx(workdir, out, set=SET.value)
+        print(f"take images {about['images']}, give {about['outputs']}: {out}")
         return
 
     if SIZE.value and not (len(SIZE.value) == 2 and all(side.isdecimal() and int(side) for side in SIZE.value)):
         raise ValueError(f"--size={','.join(SIZE.value)}: give height and width, as 2448,3264")
-    about = serving.export(workdir, workdir / "export", size=tuple(map(int, SIZE.value)) or None, set=SET.value)
-    print(f"takes images {about['images']}, gives {about['outputs']}: {workdir / 'export'}")
+    about = serving.export(workdir, out, size=tuple(map(int, SIZE.value)) or None, set=SET.value)
+    print(f"takes images {about['images']}, gives {about['outputs']}: {out}")
 
 
 def describe(config, workdir):

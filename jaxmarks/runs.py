@@ -49,14 +49,16 @@ def members(settings, fold: int | None = None) -> list[Member]:
 
 
 @contextlib.contextmanager
-def locked(workdir: Path):
-    """Keeps other commands from writing a run while this one does; raises ValueError where one already does."""
-    with (Path(workdir) / ".lock").open("w") as lock:
+def locked(folder: Path):
+    """Keeps other commands from writing to a folder while this one does; raises ValueError where one already does."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{workdir}: another command trains or scores here; wait for its end, or stop it, or name another --workdir"
+                f"{folder}: another command writes here; wait for its end, or stop it, or name another folder"
             ) from None
         except OSError:  # a file system without locks
             pass

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmarks import checkpoint, formats, phantoms, predict, serving, tps
+from jaxmarks import checkpoint, formats, main, phantoms, predict, serving, tps
 
 ROOT = Path(__file__).parent.parent
 # One device as users have; the cache is shared so that the second run compiles nothing.
@@ -132,6 +133,36 @@ def test_predict_writes_points_in_source_pixels(smoke, photographs, tmp_path):
     points, scores = jax.jit(lambda network, images: network(images))(network, images)
     assert points.shape == (8, 8, 2) and scores.shape == (8, 8)
     np.testing.assert_allclose(points, [a.points for a in found], atol=0.3)
+
+
+def test_results_go_where_out_says_and_never_among_other_things(smoke, photographs, tmp_path, monkeypatch):
+    workdir, _ = smoke
+    out = tmp_path / "new" / "found"
+    run("--mode=predict", f"--workdir={workdir}", f"--config.data.images={photographs}", f"--out={out}")
+    assert {"predictions.csv", "predictions.tps", "summary.json", "overlays"} <= {path.name for path in out.iterdir()}
+    said = run("--config=configs/beetle.py:smoke", f"--workdir={workdir}", f"--out={out}", fails=True)
+    assert f"--out={out}: --mode=train writes to --workdir" in said
+
+    monkeypatch.setattr(main, "MODE", SimpleNamespace(value="predict"))
+    where = lambda path: monkeypatch.setattr(main, "OUT", SimpleNamespace(value=str(path)))
+    where("")
+    assert main.results_in(workdir) == workdir / "predict"
+    where(out)  # which has an earlier result
+    assert main.results_in(workdir) == out
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".lock").touch()
+    where(tmp_path / "empty")
+    assert main.results_in(workdir) == tmp_path / "empty"
+    mine = tmp_path / "mine"
+    (mine / "overlays").mkdir(parents=True)
+    for folder, what in ((mine, "it holds overlays"), (workdir, "it holds")):
+        where(folder)
+        with pytest.raises(ValueError, match=f"{what}.*name a new folder"):
+            main.results_in(workdir)
+    for folder in (photographs, photographs / "below"):
+        where(folder)
+        with pytest.raises(ValueError, match="would be taken for photographs"):
+            main.results_in(workdir, str(photographs))
 
 
 ALONE = """

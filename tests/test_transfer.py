@@ -219,11 +219,11 @@ def test_a_run_whose_last_stage_has_no_network_yet_gives_that_of_the_one_before(
     assert runs.source_of(start, tmp_path, [], member) == root / "run/checkpoints/train/fold0/best"
 
 
-def test_one_command_trains_in_a_folder_at_a_time(tmp_path):
+def test_one_command_writes_to_a_folder_at_a_time(tmp_path):
     with runs.locked(tmp_path):
         command = f"from jaxmarks import runs\nwith runs.locked({str(tmp_path)!r}): print('in')"
         held = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
-        assert "another command trains or scores here" in held.stderr and "in" not in held.stdout.split()
+        assert "another command writes here" in held.stderr and "in" not in held.stdout.split()
     assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "in\n"
 
 

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from ml_collections import config_dict
 
-from jaxmarks import atomic, find
+from jaxmarks import atomic, augment, find
 
 # From where to where a key's numbers make sense, both ends among them.
 MANY = math.inf
@@ -57,18 +57,19 @@ def variants(text: str | None, *, flags: tuple[str, ...], options: dict[str, tup
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config with all options of its body and its head, those that it does not name at their defaults.
+    """The config with all options of its body, head and augmentation, those that it does not name at their defaults.
 
     So flags can set each, and the run's `config.json` tells each.
 
     Raises:
-      ValueError: there is no such body or head.
+      ValueError: there is no such body, head or augmentation.
     """
-    for section in ("model", "head"):
-        if section not in config:
-            continue
-        builder = find.module(f"jaxmarks.{section}s", config[section]["name"], needs="build").build
-        for option, default in find.options(builder).items():
+    of_module = lambda section: find.options(
+        find.module(f"jaxmarks.{section}s", config[section]["name"], needs="build").build
+    )
+    known = {"model": of_module, "head": of_module, "augment": lambda section: augment.options(config[section])}
+    for section, options in known.items():
+        for option, default in options(section).items() if section in config else ():
             if option not in config[section]:
                 # None has no type, which a flag needs: a placeholder takes any.
                 config[section][option] = config_dict.placeholder(object) if default is None else default
@@ -256,23 +257,6 @@ def base() -> ml_collections.ConfigDict:
         "few": 0,  # specimens that are trained on, drawn by `config.seed`; 0: all that are left
         "seed": 0,
     }
-    augment = {
-        "name": "modern",  # or none, or paper_x7 (which has options of its own)
-        "rotation": 15.0,  # degrees either way
-        "scale": 0.15,
-        "aspect": 0.05,
-        "shear": 3.0,  # degrees
-        "translation": 0.08,  # share of the frame
-        "mirror": 0.5,  # probability, where data.flip tells the landmarks' order
-        "elastic": 0.0,  # pixels
-        "brightness": 0.15,
-        "contrast": 0.25,
-        "gamma": 0.3,
-        "channel": 0.1,
-        "blur": 0.0,  # pixels
-        "noise": 0.02,
-        "cutout": 0.0,  # share of the frame
-    }
     optimizer = {
         "name": "adam",
         "learning_rate": 5e-4,  # the peak of a one-cycle cosine, where
@@ -307,7 +291,7 @@ def base() -> ml_collections.ConfigDict:
             "channels": 1,  # what the network takes: 1 for luminance, 3 for colour
             "data": data,
             "split": split,
-            "augment": augment,
+            "augment": {"name": "modern"},  # or none, or paper_x7: `complete` adds its options
             "optimizer": optimizer,
             "train": train,
             "baselines": ("mean_shape", "registration"),

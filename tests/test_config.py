@@ -182,6 +182,9 @@ def test_a_config_names_every_option_and_flags_set_each():
     config = resolve(["--config=configs/fish.py", "--config.model.encoder={'name': 'resnet50'}"])  # None by default
     assert configs.stage(config, "train").model.encoder.name == "resnet50" and json.loads(config.to_json())
     assert json.loads(resolve(["--config=configs/fish.py"]).to_json())["model"]["encoder"] is None
+    config = resolve(["--config=configs/beetle.py", "--config.augment.quarter_turns=True", "--config.augment.blur=1"])
+    assert (config.augment.quarter_turns, config.augment.blur, config.augment.rotation) == (True, 1.0, 15.0)
+    assert resolve(["--config=configs/beetle.py:paper", "--config.augment.maximum=9"]).augment.maximum == 9
 
 
 def test_a_run_older_than_an_option_of_its_network_is_still_the_same():

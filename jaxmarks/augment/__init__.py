@@ -6,11 +6,11 @@ else that was in it. The random numbers of a sample come from its own key, so th
 the batch nor on how many devices share it.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jaxmarks import find
 from jaxmarks.augment import colour, modern, paper
 
 
@@ -41,15 +41,8 @@ def build(
     Raises:
       ValueError: an unknown name or option (the message lists those that exist), or a `flip` that no mirror makes.
     """
-    known: dict[str, tuple[int, Callable]] = {
-        "none": (1, _unchanged),
-        "paper_x7": (paper.VERSIONS, paper.build),
-        "modern": (1, functools.partial(modern.build, flip=flip, size=size)),
-    }
-    options = dict(spec)
-    name = options.pop("name", None)
-    if name not in known:
-        raise ValueError(f"augment.name={name!r}: there are {', '.join(known)}")
+    name, chosen = _named(spec)
+    facts: dict[str, Any] = {"channels": channels, "flip": flip, "size": size}
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}: a network takes 1 (luminance) or 3")
     if flip is not None and not all(k == -1 or (k < len(flip) and flip[k] == i) for i, k in enumerate(flip)):
@@ -58,19 +51,19 @@ def build(
         raise ValueError(
             f"augment.name={name} keeps the frame's size: set --config.train.sizes='()' or augment.name=modern"
         )
-    versions, builder = known[name]
-    allowed = options_of(builder)
-    others = {option for _, other in known.values() for option in options_of(other)}
-    if unknown := [option for option in options if option not in others]:
-        raise ValueError(f"augment.{unknown[0]}: {name} has {', '.join(allowed) or 'no options'}")
-    return Augmentation(
-        versions, builder(channels=channels, **{key: options[key] for key in allowed if key in options})
-    )
+    mine = options(spec)
+    others = {option for other in KNOWN for option in options({"name": other})}
+    if unknown := [option for option in spec if option not in {"name", *others}]:
+        raise ValueError(f"augment.{unknown[0]}: {name} has {', '.join(mine) or 'no options'}")
+    taken = inspect.signature(chosen.build).parameters
+    given = {key: spec[key] for key in mine if key in spec} | {key: facts[key] for key in facts if key in taken}
+    return Augmentation(chosen.versions, chosen.build(**given))
 
 
-def options_of(builder) -> list[str]:
-    """The strengths that an augmentation has."""
-    return [option for option in inspect.signature(builder).parameters if option not in ("channels", "flip", "size")]
+def options(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The strengths, and what else can be chosen, of the augmentation that `spec` names, with the defaults."""
+    _, chosen = _named(spec)
+    return {key: default for key, default in find.options(chosen.build).items() if key not in ("flip", "size")}
 
 
 def plain(batch, *, channels: int):
@@ -80,3 +73,22 @@ def plain(batch, *, channels: int):
 
 def _unchanged(*, channels):
     return lambda keys, batch: plain(batch, channels=channels)
+
+
+class _Known(NamedTuple):
+    versions: int
+    build: Callable
+
+
+KNOWN = {
+    "none": _Known(1, _unchanged),
+    "paper_x7": _Known(paper.VERSIONS, paper.build),
+    "modern": _Known(1, modern.build),
+}
+
+
+def _named(spec):
+    name = spec.get("name")
+    if name not in KNOWN:
+        raise ValueError(f"augment.name={name!r}: there are {', '.join(KNOWN)}")
+    return name, KNOWN[name]

@@ -35,10 +35,21 @@ def build(
 ):
     """`apply(keys, batch)`; each strength is that of the function of its name, and 0 leaves that out.
 
-    `mirror` is the probability of a mirrored sample where `flip`, the landmarks' order in it, is given. `quarter_turns`
-    turns each by 0, 90, 180 or 270 degrees first. With a `size` (H, W) the frame is shown at that size. Landmarks that
-    leave the frame become invisible, and objects whose centre leaves it are left out. A box becomes the upright one
-    around its corners: turned by no multiple of 90 degrees it is larger than the object.
+    Landmarks that leave the frame become invisible, and objects whose centre leaves it are left out. A box becomes the
+    upright one around its corners: turned by no multiple of 90 degrees it is larger than the object.
+
+    Args:
+      channels: what comes out.
+      flip: the landmarks' order in a mirrored sample; None: no sample is mirrored.
+      size: (H, W) at which the frame is shown; None: its own.
+      rotation, shear: degrees either way.
+      scale, aspect: the size and the aspect ratio change by up to this share.
+      translation: a share of the frame.
+      quarter_turns: each sample is turned by 0, 90, 180 or 270 degrees first.
+      mirror: probability.
+      elastic, blur: pixels of the frame.
+      brightness, contrast, gamma, channel, noise: as in `colour`.
+      cutout: a share of the frame.
     """
     tints = [(colour.channel, channel)] if channel else []
     tones = [

@@ -115,14 +115,14 @@ def join():
     processes.join(PROCESSES.value, coordinator=COORDINATOR.value, index=PROCESS.value)
 
 
-def results_in(workdir: Path, images: str = "") -> Path:
-    """Where predict, evaluate and export write, each time in place of what they wrote before.
+def results_in(workdir: Path, mode: str, images: str = "") -> Path:
+    """Where a mode writes its results, each time in place of what it wrote there before.
 
     Raises:
       ValueError: --out names a folder of other things, or one among the photographs `images`.
     """
     if not OUT.value:
-        return workdir / MODE.value
+        return workdir / mode
     out = Path(OUT.value).absolute()
     if images and out.resolve().is_relative_to(Path(images).resolve()):
         raise ValueError(f"--out={out}: its drawings would be taken for photographs of {images}; name another folder")
@@ -212,7 +212,7 @@ def evaluate(config, workdir):
 
     trained = runs.settings_of(workdir).data
     data, other = data_to_score(config.data, trained, workdir)
-    out = results_in(workdir, data.get("images", ""))
+    out = results_in(workdir, "evaluate", data.get("images", ""))
     dataset = loading.load(data)
     with runs.locked(out):
         if other and dataset.samples.digest != runs.digest_of(workdir):  # its own may lie elsewhere now
@@ -262,7 +262,7 @@ def predict(config, workdir):
         raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
     data = runs.settings_of(workdir).data
     tell_unused(workdir, "data.images", *scaled(data))
-    out = results_in(workdir, config.data.images)
+    out = results_in(workdir, "predict", config.data.images)
     with runs.locked(out):
         summary = predictions.on_folder(workdir, config.data.images, out, set=SET.value, scale=scale_of(data))
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
@@ -276,7 +276,7 @@ def export(config, workdir):
     del config
     from jaxmarks import serving
 
-    out = results_in(workdir)
+    out = results_in(workdir, "export")
     if FORMAT.value == "onnx":
         if SIZE.value:
             raise ValueError(f"--size={','.join(SIZE.value)}: ONNX networks take the frame as it is; leave it out")

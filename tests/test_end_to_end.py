@@ -143,26 +143,25 @@ def test_results_go_where_out_says_and_never_among_other_things(smoke, photograp
     said = run("--config=configs/beetle.py:smoke", f"--workdir={workdir}", f"--out={out}", fails=True)
     assert f"--out={out}: --mode=train writes to --workdir" in said
 
-    monkeypatch.setattr(main, "MODE", SimpleNamespace(value="predict"))
     where = lambda path: monkeypatch.setattr(main, "OUT", SimpleNamespace(value=str(path)))
     where("")
-    assert main.results_in(workdir) == workdir / "predict"
+    assert main.results_in(workdir, "predict") == workdir / "predict"
     where(out)  # which has an earlier result
-    assert main.results_in(workdir) == out
+    assert main.results_in(workdir, "predict") == out
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".lock").touch()
     where(tmp_path / "empty")
-    assert main.results_in(workdir) == tmp_path / "empty"
+    assert main.results_in(workdir, "predict") == tmp_path / "empty"
     mine = tmp_path / "mine"
     (mine / "overlays").mkdir(parents=True)
     for folder, what in ((mine, "it holds overlays"), (workdir, "it holds")):
         where(folder)
         with pytest.raises(ValueError, match=f"{what}.*name a new folder"):
-            main.results_in(workdir)
+            main.results_in(workdir, "predict")
     for folder in (photographs, photographs / "below"):
         where(folder)
         with pytest.raises(ValueError, match="would be taken for photographs"):
-            main.results_in(workdir, str(photographs))
+            main.results_in(workdir, "predict", str(photographs))
 
 
 ALONE = """

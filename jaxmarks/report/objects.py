@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmarks.report import figures
+from jaxmarks.report import drawings, figures
 
 
 class Boxes(NamedTuple):
@@ -32,8 +32,9 @@ def read(path: Path) -> Boxes:
     return Boxes(image, name, corners, column("score", 1), column("above_threshold", 1) > 0, hit)
 
 
-def draw(folder: Path, summary: dict, found: Boxes, true: Boxes, metrics: list[dict], photograph) -> None:
-    """Draws every figure that the files have the numbers for."""
+def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str, dict]:
+    """Draws every figure that the files in `out` have the numbers for: the page's template, and what else it tells."""
+    folder, found, true = out / "figures", read(out / "predictions.csv"), read(out / "objects.csv")
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("loss", "precision_recall", "threshold", "overlays"):
         (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, whose data may have been other
@@ -42,6 +43,7 @@ def draw(folder: Path, summary: dict, found: Boxes, true: Boxes, metrics: list[d
     if len(found.score) and len(true.image):
         curves(found, len(true.image), summary.get("threshold"), folder)
     overlays(found, true, photograph, folder)
+    return "objects.html.jinja", {}
 
 
 def curves(found: Boxes, total: int, threshold: float | None, folder: Path) -> None:
@@ -50,17 +52,17 @@ def curves(found: Boxes, total: int, threshold: float | None, folder: Path) -> N
     right, number = np.cumsum(found.hit[order]), np.arange(1, len(order) + 1)
     precision, recall, f1 = right / number, right / total, 2 * right / (number + total)
     figure, grid = figures.axes(size=(4.6, 3.6))
-    grid[0, 0].plot(recall, precision, color=figures.BLUE, lw=1.5)
+    grid[0, 0].plot(recall, precision, color=drawings.BLUE, lw=1.5)
     if found.above.any():  # each fold has its own threshold, so the dot need not lie on the line
         hits = (found.above & found.hit).sum()
-        grid[0, 0].plot(hits / total, hits / found.above.sum(), "o", ms=6, color=figures.ORANGE, mec="white")
+        grid[0, 0].plot(hits / total, hits / found.above.sum(), "o", ms=6, color=drawings.ORANGE, mec="white")
     grid[0, 0].set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
     figure.savefig(folder / "precision_recall.png")
     figure, grid = figures.axes(size=(7.2, 2.8))
-    for values, colour, name in ((f1, figures.BLUE, "F1"), (precision, figures.GREEN, "precision"), (recall, figures.PURPLE, "recall")):  # fmt: skip
+    for values, colour, name in ((f1, drawings.BLUE, "F1"), (precision, drawings.GREEN, "precision"), (recall, drawings.PURPLE, "recall")):  # fmt: skip
         grid[0, 0].plot(found.score[order], values, color=colour, lw=1.4, label=name)
     if threshold is not None:
-        grid[0, 0].axvline(threshold, color=figures.ORANGE, lw=1, ls="--")
+        grid[0, 0].axvline(threshold, color=drawings.ORANGE, lw=1, ls="--")
     grid[0, 0].set(xlabel="threshold of the score", xlim=(0, 1), ylim=(0, 1.01))
     grid[0, 0].legend(fontsize=8, frameon=False, loc="lower left")
     figure.savefig(folder / "threshold.png")
@@ -81,19 +83,19 @@ def overlays(
     order = sorted(names, key=lambda name: (missed[name] + alarms[name], name))
     chosen = [order[i] for i in np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
     cells, labels = [], []
-    figures.emptied(folder / "overlays")
+    drawings.emptied(folder / "overlays")
     for rank, name in enumerate(chosen, 1):
         image = photograph(str(name))
         if image is None:
             continue
         here = found.above & (found.image == name)
         layers = (
-            layer(true, (true.image == name) & ~true.hit, figures.BLUE),
-            layer(found, here & ~found.hit, figures.ORANGE),
-            layer(found, here & found.hit, figures.GREEN),
+            layer(true, (true.image == name) & ~true.hit, drawings.BLUE),
+            layer(found, here & ~found.hit, drawings.ORANGE),
+            layer(found, here & found.hit, drawings.GREEN),
         )
         path = folder / "overlays" / f"{rank:02d}_{Path(str(name)).stem}.png"
-        cells.append(figures.rectangles(image, layers, path=path))
+        cells.append(drawings.rectangles(image, layers, path=path))
         labels.append(f"{Path(str(name)).name}  {missed[name]} missed, {alarms[name]} false")
     if cells:
-        figures.contact_sheet(cells, folder / "overlays.png", labels=labels, columns=4, width=300)
+        drawings.contact_sheet(cells, folder / "overlays.png", labels=labels, columns=4, width=300)

@@ -1,0 +1,141 @@
+"""Landmarks and boxes drawn on photographs, with Pillow."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+BLUE, ORANGE, GREEN, SKY, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#6b7280"
+METHODS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
+
+
+def emptied(folder: Path) -> None:
+    """Makes a folder of drawings, without those of an earlier time."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def overlay(image, predicted, true=None, visible=None, *, path: Path | None = None, longest: int = 1000) -> np.ndarray:
+    """Draws landmarks on a photograph: predicted as orange discs with numbers, true ones as blue rings, joined.
+
+    Args:
+      image: (H, W), (H, W, 1) or (H, W, 3), uint8 or float in [0, 1].
+      predicted: (K, 2) in its pixels, corner origin; a point that is NaN is left out.
+      true: (K, 2) or None.
+      visible: (K,) bool of the true ones; None means all that are not NaN.
+      path: where to write it, as PNG or JPEG by its ending.
+      longest: what the longest side is scaled down to where it is larger, px.
+
+    Returns:
+      The drawing, (H', W', 3) uint8.
+    """
+    canvas, place = _canvas(image, longest=longest)
+    draw, unit = ImageDraw.Draw(canvas), max(1.5, max(canvas.size) / 220)
+    predicted = place(predicted)
+    true = np.full_like(predicted, np.nan) if true is None else place(true)
+    if visible is not None:
+        true = np.where(np.asarray(visible, bool)[:, None], true, np.nan)
+    found, known = (np.isfinite(points).all(-1) for points in (predicted, true))
+    # Light on dark or dark on light: every mark has a rim of the other kind, so it is seen on any photograph.
+    for k in np.flatnonzero(found & known):
+        for grow, colour in ((2, "black"), (0, "white")):
+            draw.line([*predicted[k], *true[k]], fill=colour, width=max(1, round(unit / 2)) + grow)
+    for u, v in true[known]:
+        for grow, colour in ((unit / 2, "white"), (0, BLUE)):
+            r = 1.7 * unit + grow
+            draw.ellipse([u - r, v - r, u + r, v + r], outline=colour, width=max(1, round(unit / 2 + grow)))
+    for k in np.flatnonzero(found):
+        x, y = predicted[k]
+        for r, colour in ((1.25 * unit, "black"), (0.9 * unit, ORANGE)):
+            draw.ellipse([x - r, y - r, x + r, y + r], fill=colour)
+        draw.text(
+            (x + 1.6 * unit, y - 3.4 * unit), str(k + 1), fill="white", stroke_fill="black", stroke_width=1,
+            font_size=max(9, 4.2 * unit),
+        )  # fmt: skip
+    if path:
+        canvas.save(path, quality=90)
+    return np.asarray(canvas)
+
+
+def rectangles(image, layers, *, path: Path | None = None, longest: int = 1000) -> np.ndarray:
+    """Draws boxes on a photograph, which is enlarged where it is small.
+
+    Args:
+      image: (H, W), (H, W, 1) or (H, W, 3), uint8 or float in [0, 1].
+      layers: (boxes (M, 4) in its pixels, their colour, and M names beside them or none) of each kind, the last on top.
+      path: where to write it, as PNG or JPEG by its ending.
+      longest: what the longest side is scaled down to where it is larger, px.
+
+    Returns:
+      The drawing, (H', W', 3) uint8.
+    """
+    canvas, place = _canvas(image, longest=longest, least=400)
+    draw, width, size = ImageDraw.Draw(canvas), round(max(canvas.size) / 400), max(10, max(canvas.size) / 70)
+    for boxes, colour, names in layers:
+        for n, box in enumerate(np.asarray(boxes, float).reshape(-1, 2, 2)):
+            (x0, y0), (x1, y1) = place(box)
+            draw.rectangle([x0, y0, max(x0, x1), max(y0, y1)], outline=colour, width=max(1, width))
+            if len(names):
+                where = x0 + 1, y0 if y0 > 1.2 * size else y1 + 1.2 * size
+                draw.text(
+                    where, names[n], fill="white", stroke_fill=colour, stroke_width=2, font_size=size, anchor="lb"
+                )
+    if path:
+        canvas.save(path, quality=90)
+    return np.asarray(canvas)
+
+
+def _canvas(image, *, longest: int, least: int = 0):
+    """An image in RGB with its longer side from `least` to `longest` px, and the function from its pixels to Pillow's.
+
+    The centre of pixel i is i + 0.5 in continuous coordinates, and i in Pillow's. It walks along lines pixel by pixel:
+    what a network that diverged has far away lies just out of sight.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        image = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    height, width = image.shape[:2]
+    factor = min(longest / max(height, width), max(1.0, least / max(height, width)))
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    place = lambda points: np.clip(
+        np.asarray(points, float) * np.divide(size, (width, height)) - 0.5, np.negative(size), np.multiply(2, size)
+    )
+    return Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).convert("RGB").resize(size), place
+
+
+def of_classes(boxes, classes, names) -> list[tuple]:
+    """The layers of boxes (M, 4) of classes (M,): each class in its colour, with its name where there are several."""
+    kinds = [(boxes[classes == c], METHODS[c % len(METHODS)], name) for c, name in enumerate(names)]
+    return [(mine, colour, [name] * len(mine) if len(names) > 1 else ()) for mine, colour, name in kinds]
+
+
+def contact_sheet(images, path: Path, *, labels=None, columns: int = 4, width: int = 300, gap: int = 4) -> None:
+    """Puts drawings (H, W, 3) uint8 side by side in cells of one width, in px, with their labels below them."""
+    cells = [Image.fromarray(image) for image in images]
+    cells = [cell.resize((width, max(1, round(width * cell.height / cell.width)))) for cell in cells]
+    line = 18 if labels else 0
+    columns = min(columns, len(cells))
+    step_x, step_y = width + gap, max(cell.height for cell in cells) + line + gap
+    sheet = Image.new("RGB", (columns * step_x - gap, -(-len(cells) // columns) * step_y - gap), "#1f2937")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for i, cell in enumerate(cells):
+        x, y = i % columns * step_x, i // columns * step_y
+        sheet.paste(cell, (x, y))
+        if labels:
+            draw.text((x + 6, y + cell.height + 2), labels[i], fill="#e5e7eb", font=font)
+    sheet.save(path)
+
+
+def slices(images, points, outlines, path: Path, *, labels, enlarge: int = 4) -> None:
+    """Draws scouts (H, W) uint8 beside each other with their landmarks (K, 2) and the box's outline (E, 2), each in px."""
+    cells = []
+    for image, marks, polygon in zip(images, points, outlines, strict=True):
+        large = np.asarray(image)[..., None].repeat(enlarge, 0).repeat(enlarge, 1)
+        canvas = Image.fromarray(overlay(large, enlarge * np.asarray(marks)))
+        if len(polygon):
+            closed = [tuple(enlarge * corner - 0.5) for corner in (*polygon, polygon[0])]
+            ImageDraw.Draw(canvas).line(closed, fill=SKY, width=max(1, enlarge // 2), joint="curve")
+        cells.append(np.asarray(canvas))
+    contact_sheet(cells, path, labels=labels, columns=len(cells), width=cells[0].shape[1])

@@ -1,0 +1,62 @@
+"""The report of a network that finds landmarks: its errors, and what it found on the photographs."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxmarks.report import drawings, figures, tables
+
+
+def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str, dict]:
+    """Draws every figure that the files in `out` have the numbers for: the page's template, and what else it tells."""
+    folder, found = out / "figures", tables.read_predictions(out / "predictions.csv")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("loss", "per_landmark", "histogram", "cumulative", "overlays"):
+        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, whose data may have been other
+    if metrics:
+        figures.loss(metrics, folder / "loss.png")
+    if np.isfinite(found.distances).any():
+        methods = {"network": summary} | (summary.get("baselines") or {})
+        curves = {name.replace("_", " "): method.get("per_landmark_px") for name, method in methods.items()}
+        if "sets" not in summary:
+            figures.per_landmark({name: curve for name, curve in curves.items() if curve}, folder / "per_landmark.png")
+            figures.histograms(found.distances, folder / "histogram.png")
+        figures.cumulative(found.distances, folder / "cumulative.png")
+    if "volume" in summary:  # a scout shows the landmarks of its own plane, and the others' predictions mean nothing
+        found = found._replace(points=np.where(np.isfinite(found.distances)[..., None], found.points, np.nan))
+    overlays(found, photograph, folder)
+    best = {key: value for key, value in tables.best_epochs(metrics).items() if key[0] == metrics[-1]["stage"]}
+    return "landmarks.html.jinja", {
+        "success": success(summary.get("success_rates") or {}),
+        "landmarks": [] if "sets" in summary else tables.per_landmark(found.distances, summary.get("shares")),
+        "best": {fold: [value for (_, (f, _)), value in best.items() if f == fold] for _, (fold, _) in best},
+        "worst": tables.worst(found.images, found.distances),
+    }
+
+
+def overlays(found: tables.Predictions, photograph, folder: Path, *, most: int = 9) -> None:
+    """Draws `most` images evenly from the best over the median to the worst, each by itself and all on one sheet."""
+    known = np.isfinite(found.distances)
+    with_truth = known.any(axis=1)
+    means = np.where(known, found.distances, 0).sum(1) / np.maximum(known.sum(1), 1)
+    # Images of which nothing is known can be neither best nor worst: they are drawn only where there are no others.
+    order = np.flatnonzero(with_truth if with_truth.any() else ~with_truth)
+    order = order[np.argsort(means[order], kind="stable")]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
+    cells, labels = [], []
+    drawings.emptied(folder / "overlays")
+    for rank, i in enumerate(chosen, 1):
+        image = photograph(found.images[i])
+        if image is not None:
+            marks = found.points[i], found.true[i], known[i]
+            drawings.overlay(image, *marks, path=folder / "overlays" / f"{rank:02d}_{Path(found.images[i]).stem}.png")
+            cells.append(drawings.overlay(image, *marks, longest=400))
+            labels.append(f"{Path(found.images[i]).name}  {means[i]:.1f} px" if with_truth[i] else found.images[i])
+    if cells:
+        drawings.contact_sheet(cells, folder / "overlays.png", labels=labels, columns=3, width=400)
+
+
+def success(rates: dict[str, float | None], *, share: float = 0.9) -> tuple[str, float] | None:
+    """The smallest threshold that `share` of the landmarks keep, with its rate, or else the largest; None without any."""
+    known = [(limit, rate) for limit, rate in rates.items() if rate is not None]
+    return next((pair for pair in known if pair[1] >= share), known[-1] if known else None)

@@ -263,6 +263,27 @@ def two_classes():
     return detection.Objects(np.array(["a"]), np.zeros(1, int), true.copy(), scores, classes, true, labels)
 
 
+# Beside each other by d pixels boxes of 10x10 overlap with an IoU of (10 - d) / (10 + d): 0.41, 0.39; 0.51, 0.49.
+@pytest.mark.parametrize(
+    ("far", "f1", "map50"), [(4.17, 1, 0), (4.4, 0, 0), (3.24, 1, 1), (3.43, 1, 0)], ids="0.41 0.39 0.51 0.49".split()
+)
+def test_what_counts_as_found_by_overlap(far, f1, map50):
+    true = np.array([[[20.0, 20, 30, 30]]])
+    one = np.ones((1, 1))
+    found = detection.Objects(np.array(["a"]), np.zeros(1, int), true + [far, 0, far, 0], one, 0 * one, true, 0 * one)
+    summary = detection.summarise(found, 0.5, ("p",))
+    assert (summary["f1"], summary["map50"]) == (f1, pytest.approx(map50))
+
+
+@pytest.mark.parametrize(("far", "f1"), [(5.95, 1), (6.05, 0)])
+def test_what_counts_as_found_by_centres(far, f1):
+    true = np.array([[[20.0, 20, 30, 30]]])
+    one = np.ones((1, 1))
+    aside = np.tile(np.array([0.6, 0.8]) * far, 2)
+    found = detection.Objects(np.array(["a"]), np.zeros(1, int), true + aside, one, 0 * one, true, 0 * one)
+    assert detection.summarise(found, 0.5, ("p",))["f1_golden"] == f1
+
+
 def test_a_box_of_another_class_is_no_hit():
     found = two_classes()
     assert detection.hits(found).tolist() == [[False, True]]

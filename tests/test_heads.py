@@ -257,6 +257,11 @@ def test_unknown_options_list_those_there_are(spec, names):
         heads.build({"name": "heatmap", **spec}, landmarks=1, size=SIZE)
 
 
+def test_the_stride_follows_from_the_longer_side_and_from_rounding_up():
+    for size, shape, stride in (((33, 64), (9, 16), 4), ((64, 33), (16, 9), 4), ((50, 75), (4, 5), 16), ((20, 90), (1, 3), 32)):  # fmt: skip
+        assert heads.stride_of(jnp.zeros((2, *shape, 3)), size) == stride
+
+
 def test_of_equal_neighbours_the_first_is_a_peak():
     logits = np.full((6, 7), -9.0)
     logits[0, 2:4] = logits[4, 5] = logits[5, 4] = 3.0  # beside each other, and across a corner

@@ -1,6 +1,8 @@
 """From a network's landmarks in scouts to the volume to acquire: its scores, and the files for the operator."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +202,20 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path, sp
     }
 
 
-def of_folder(call, networks, settings, template: dict, spread, images: Path, out: Path) -> dict:
+class Calibrator(NamedTuple):
+    """A run that calibrates: scouts (B, H, W, 1) uint8 -> landmarks (B, K, 2) and scores (B, K), and what belongs to it.
+
+    `size` (H, W) and `spacing` in mm are its frame's, `template` and `spread` those of `fit`.
+    """
+
+    find: Callable
+    size: tuple[int, int]
+    spacing: float
+    template: dict
+    spread: np.ndarray
+
+
+def of_folder(calibrator: Calibrator, images: Path, out: Path) -> dict:
     """Calibrates every scout triple of a folder: `out/NAME/` has `calibration.json`, `box.nii.gz` and `scouts.png`.
 
     One that cannot be read or written, whose name another has, or whose volume is refused, is listed in `summary.json`
@@ -214,7 +229,7 @@ def of_folder(call, networks, settings, template: dict, spread, images: Path, ou
         else:
             names.add(name)
             try:
-                why = of_files(call, networks, settings, template, spread, name, files, out / name)
+                why = of_files(calibrator, name, files, out / name)
             except OSError as error:
                 why = [f"cannot be written: {error}"]
         done += not why
@@ -225,7 +240,7 @@ def of_folder(call, networks, settings, template: dict, spread, images: Path, ou
     return summary
 
 
-def of_files(call, networks, settings, template: dict, spread, name: str, files: list[Path], out: Path) -> list[str]:
+def of_files(calibrator: Calibrator, name: str, files: list[Path], out: Path) -> list[str]:
     """Calibrates the scout triple in some files, writes its folder, and returns why its volume is refused, if it is."""
     out.mkdir(parents=True, exist_ok=True)
     for old in ("box.nii.gz", "scouts.png"):  # of an earlier calibration, which may have been better
@@ -233,25 +248,23 @@ def of_files(call, networks, settings, template: dict, spread, name: str, files:
     try:
         three, notes = scouts.read(files)
         chosen = {"scouts": {plane: one.file for plane, one in three.items()}, "notes": notes}
-        about = chosen | of_triple(call, networks, settings, template, spread, three, out)
+        about = chosen | of_triple(calibrator, three, out)
     except FormatError as error:
         about = {"refused": True, "why": [f"cannot be read: {error}"]}
     atomic.write_json(out / "calibration.json", {"name": name} | about)
     return about["why"]
 
 
-def of_triple(call, networks, settings, template: dict, spread, three: dict[str, slices.Scout], out: Path) -> dict:
+def of_triple(calibrator: Calibrator, three: dict[str, slices.Scout], out: Path) -> dict:
     """Calibrates one triple, writes its box and its drawing, and returns what `calibration.json` says."""
-    framed = [scouts.framed(three[plane], tuple(settings.data.size), settings.data.spacing) for plane in PLANES]
+    framed = [scouts.framed(three[plane], calibrator.size, calibrator.spacing) for plane in PLANES]
     seen = np.stack([f.image for f in framed])[..., None]
     every = np.stack([np.rot90(image, k, (1, 2)) for image in (seen, seen[:, :, ::-1]) for k in range(4)])
-    pixels, scores = (
-        np.asarray(a).reshape(8, 3, *a.shape[1:]) for a in call(networks, every.reshape(-1, *seen.shape[1:]))
-    )
-    why = disoriented(scores)
-    pixels, scores = pixels[0], scores[0]
+    points, scores = calibrator.find(every.reshape(-1, *seen.shape[1:]))
+    why = disoriented(np.reshape(scores, (8, 3, -1)))
+    pixels, scores = np.asarray(points[:3]), np.asarray(scores[:3])
     planes = np.stack([f.plane for f in framed]).astype(np.float32)
-    found, space = jax.tree.map(np.asarray, fit(pixels, scores, planes, template, spread))
+    found, space = jax.tree.map(np.asarray, fit(pixels, scores, planes, calibrator.template, calibrator.spread))
     why, deviation = why + doubts(found), told(found)
     if not why:
         write_box(out / "box.nii.gz", found, space=three[PLANES[0]].space)

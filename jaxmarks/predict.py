@@ -132,8 +132,11 @@ def on_folder(workdir: Path, images: Path, out: Path, *, set: str = "", scale: f
         return objects_in_folder(task, settings, networks, notes, images, out)
     call = steps.predictor(task)
     if "volume" in settings.data:
-        template, spread = notes[0]["facts"]["template"], calibration.spread_of(notes)
-        return calibration.of_folder(call, networks, settings, template, spread, images, out)
+        calibrator = calibration.Calibrator(
+            functools.partial(call, networks), tuple(settings.data.size), settings.data.spacing,
+            notes[0]["facts"]["template"], calibration.spread_of(notes),
+        )  # fmt: skip
+        return calibration.of_folder(calibrator, images, out)
     parts: list[landmarks.Predictions] = []
     problems: list[dict] = []
 

@@ -15,7 +15,6 @@ from jaxmarks import calibration
 from jaxmarks.data import brains, scouts, slices
 from jaxmarks.ops import calibrate
 
-SETTINGS = types.SimpleNamespace(data=types.SimpleNamespace(size=(64, 64), spacing=4.0))
 COUNT = len(brains.LANDMARKS)
 
 
@@ -44,23 +43,25 @@ def write(folder, triple):
 
 
 def network(drawn, spoil=lambda points: points):
-    """What a `steps.predictor` gives, for the scouts of `drawn` alone: its landmarks, spoilt, where they stand upright."""
+    """What finds the landmarks of the scouts of `drawn` alone: spoilt, and where they stand upright."""
     framed = [scouts.framed(drawn.scouts[plane], (64, 64), 4.0) for plane in slices.PLANES]
     points = spoil(np.array([slices.pixels(f.plane, drawn.landmarks) for f in framed], np.float32))
 
-    def call(networks, images):
-        assert networks == ["network"] and images.shape == (24, 64, 64, 1)
+    def find(images):
+        assert images.shape == (24, 64, 64, 1)
         upright = np.array([(image[..., 0] == f.image).all() for image in images for f in framed]).reshape(-1, 3)
         assert upright[:3].tolist() == np.eye(3, dtype=bool).tolist()
         scores = np.where(upright.any(1)[:, None], 1.0, 0.5) * np.ones((24, COUNT))
         return jnp.asarray(np.concatenate([points] * 8)), jnp.asarray(scores, jnp.float32)
 
-    return call
+    return find
 
 
 def run(drawn, folder, out, spoil=lambda points: points, spread=calibration.TOLD):
     one, template = drawn
-    return calibration.of_folder(network(one, spoil), ["network"], SETTINGS, template, spread, folder, out)
+    return calibration.of_folder(
+        calibration.Calibrator(network(one, spoil), (64, 64), 4.0, template, spread), folder, out
+    )
 
 
 def test_exact_landmarks_give_the_operator_the_exact_volume(drawn, tmp_path):

@@ -123,7 +123,10 @@ def _told(each: list[Annotation], problems) -> dict:
 
 def disagreement(path, images=None) -> float | None:
     """The mean distance in px between two annotators' marks of a landmark, over all pairs; None for one annotator."""
-    files = [{a.image: a for a in read(one, images, [])} for one in annotators(path)]
+    paths = annotators(path)
+    if len(paths) < 2:  # there is nothing to read again
+        return None
+    files = [{a.image: a for a in read(one, images, [])} for one in paths]
     gaps: list[float] = []
     for i, one in enumerate(files):
         for other in files[i + 1 :]:

@@ -331,6 +331,68 @@ def test_missing_groups_are_none(tmp_path):
     assert [a.group for a in read(tmp_path, "a.csv", HEADER + rows)] == ["", "g"]
 
 
+def labelme(*shapes, image="a.png", size=(30, 40)):
+    """A LabelMe file of (type, label, points) of an image of `size` (h, w)."""
+    entries = [{"shape_type": kind, "label": label, "points": points} for kind, label, points in shapes]
+    return json.dumps({"shapes": entries, "imagePath": image, "imageHeight": size[0], "imageWidth": size[1]})
+
+
+def test_labelme_shapes_become_the_boxes_around_them(tmp_path):
+    text = labelme(
+        ("rectangle", "spine", [[17.5, 6], [3, 5]]),  # from any corner to the one across
+        ("polygon", "stub", [[4, 4], [9, 6.5], [5, 8]]),
+        ("circle", "cell", [[10, 10], [13, 14]]),
+        ("mask", "spine", [[20, 1], [25, 3]]),
+        image="..\\photographs\\a.png",
+    )
+    (tmp_path / "a.json").write_text(text)
+    for path in (tmp_path, tmp_path / "a.json"):
+        (found,) = boxes.read(path)
+        np.testing.assert_allclose(found.boxes, [[3, 5, 17.5, 6], [4, 4, 9, 8], [5, 5, 15, 15], [20, 1, 25, 3]])
+        assert found.classes == ("spine", "stub", "cell", "spine")
+        assert (found.image, found.size, found.upright) == ("a.png", (30, 40), True)
+        assert found.places[1] == f"{tmp_path / 'a.json'}: shapes[1]"
+
+
+def test_labelme_files_without_objects_and_of_subfolders(tmp_path):
+    for place, shapes in (("s1", []), ("s2", [("rectangle", "spine", [[1, 2], [3, 4]]), ("point", "tip", [[1, 1]])])):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.json").write_text(labelme(*shapes))
+    problems = []
+    found = boxes.read(tmp_path, problems)
+    assert [(a.image, len(a.classes)) for a in found] == [("s1/a.png", 0), ("s2/a.png", 1)]
+    (problem,) = problems
+    assert problem["what"] == "shapes that are no areas (1 of type point): not used"
+    (tmp_path / "s1" / "b.json").write_text(labelme(("circle", "spine", [[5, 5], [5, 8]]), image="b.png"))
+    (tmp_path / "s1" / "c.json").write_text(labelme(("rectangle", "spine", [[1, 2], [3, 4]]), image="b.png"))
+    joined = {a.image: a for a in boxes.read(tmp_path, problems)}
+    np.testing.assert_allclose(joined["b.png"].boxes, [[2, 2, 8, 8], [1, 2, 3, 4]])
+    assert "the image stands twice" in problems[-1]["what"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (("rectangle", " ", [[1, 2], [3, 4]]), r"shapes\[0\]: a rectangle without a label"),
+        (("rectangle", "a", [[1, 2], 3]), r"shapes\[0\]: \[\[1, 2\], 3\] are no points"),
+        (("polygon", "a", []), r"shapes\[0\]: \[\] are no points"),
+        (("rectangle", "a", [[1, 2], [1, 4]]), "without area"),
+        (("rectangle", "a", [[1, 2], [float("nan"), 4]]), "NaN"),
+    ],
+)
+def test_malformed_labelme_shapes_are_named(shape, message, tmp_path):
+    (tmp_path / "a.json").write_text(labelme(shape))
+    with pytest.raises(FormatError, match=message):
+        boxes.read(tmp_path)
+
+
+def test_a_folder_of_two_formats_is_refused(tmp_path):
+    (tmp_path / "a.xml").write_text(voc([]))
+    (tmp_path / "a.json").write_text(labelme())
+    with pytest.raises(FormatError, match=r"1 \.xml and 1 \.json in one folder"):
+        boxes.read(tmp_path)
+
+
 def test_voc_files_of_subfolders(tmp_path):
     for place in ("s1", "s2"):
         (tmp_path / place).mkdir()

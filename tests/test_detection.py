@@ -817,6 +817,23 @@ def test_boxes_of_another_photograph_are_named(tmp_path):
     assert [label[label >= 0].tolist() for label in samples.labels] == [[0], [0], [1]]
 
 
+def test_labelme_marks_a_photograph_as_it_stands_upright(tmp_path):
+    """Turned by half, so that no side says it; a photograph that nothing turns beside it."""
+    turn = Image.Exif()
+    turn[0x0112] = 3
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / "half.jpg", exif=turn)
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / "plain.jpg")
+    (tmp_path / "marks").mkdir()
+    for name in ("half", "plain"):
+        shape = {"label": "spine", "shape_type": "rectangle", "points": [[4, 5], [14, 12]]}
+        about = {"shapes": [shape], "imagePath": f"../{name}.jpg", "imageHeight": 30, "imageWidth": 40}
+        (tmp_path / "marks" / f"{name}.json").write_text(json.dumps(about))
+    _, (half, plain), classes, problems = objects.load(tmp_path, tmp_path / "marks", size=(32, 48), overlap=8)
+    np.testing.assert_array_equal(half.boxes, [[26, 18, 36, 25]])
+    np.testing.assert_array_equal(plain.boxes, [[4, 5, 14, 12]])
+    assert classes == ("spine",) and problems == []
+
+
 def test_the_facts_of_drawn_dendrites():
     config = get_config("")
     config.data.update({"count": 5, "classes": 3, "size": (96, 96)})

@@ -313,7 +313,7 @@ def test_coco_and_labelme_written_and_read_are_identical(tmp_path):
             {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"keypoints": [10**400, 2, 2], "image_id": 1}]},
             "not all numbers",
         ),
-        ({"shapes": [{"label": "a", "points": [[10**400, 1]]}]}, "not one point"),
+        ({"shapes": [{"label": "a", "points": [[10**400, 1]]}]}, "are no points"),
         ({"annotations": []}, "images"),
         ({"nothing": 1}, "neither COCO"),
         ({"shapes": [{"label": "a", "points": [[1]]}]}, r"shapes\[0\]"),

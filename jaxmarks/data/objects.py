@@ -78,7 +78,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         if isinstance(result, str):
             problems.append(note(annotation, f"{result}: left out"))
             continue
-        if annotation.size is None:
+        if annotation.size is None and not annotation.upright:
             unsized.append(file)
         annotation, frames, notes = result
         problems += notes
@@ -166,7 +166,7 @@ def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnot
       OSError: the file of boxes speaks of a photograph of another size.
     """
     h, w = size
-    turn = turn_of(file, annotation.size, size)
+    turn = turn_of(file, annotation.size, size, upright=annotation.upright)
     if turn > 1:
         x, y = TURNED[turn](annotation.boxes[:, ::2], annotation.boxes[:, 1::2], h, w)
         corners = np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=-1)
@@ -181,7 +181,8 @@ def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnot
         problems.append(note(annotation, what, places[i]))
     keep = lambda values: tuple(value for value, seen in zip(values, inside, strict=True) if seen)
     names, places = keep(annotation.classes), keep(places)
-    return dataclasses.replace(annotation, boxes=annotation.boxes[inside], classes=names, places=places), problems
+    found = dataclasses.replace(annotation, boxes=annotation.boxes[inside], classes=names, places=places, upright=False)
+    return found, problems
 
 
 def cut(image: np.ndarray, size, *, fit, scale=1.0, overlap=0) -> Iterator[tuple[np.ndarray, np.ndarray, tuple]]:

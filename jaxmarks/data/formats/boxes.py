@@ -1,7 +1,7 @@
-"""Boxes of objects: CSV (one row a box) and COCO JSON, read and written, and Pascal VOC XML, read.
+"""Boxes of objects: CSV (one row a box) and COCO JSON, read and written; Pascal VOC XML and LabelMe JSON, read.
 
-A `BoxAnnotation` holds continuous pixels, y down, from the corner of the top-left pixel. COCO has these too; CSV and
-VOC name the first and the last pixel inside a box, CSV counting from 0 and VOC from 1.
+A `BoxAnnotation` holds continuous pixels, y down, from the corner of the top-left pixel. COCO and LabelMe have these too;
+CSV and VOC name the first and the last pixel inside a box, CSV counting from 0 and VOC from 1.
 """
 
 import collections
@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from jaxmarks import atomic
-from jaxmarks.data.formats import coco
+from jaxmarks.data.formats import coco, labelme
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.photographs import files_in
 from jaxmarks.data.samples import FormatError
@@ -23,8 +23,9 @@ from jaxmarks.data.samples import FormatError
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "group")
 CORNERS = COLUMNS[4:8]
 
-# What makes a format's corners continuous: added to xmin, ymin and to xmax, ymax.
-CSV, COCO, VOC = (0, 1), (0, 0), (-1, 0)
+# What makes a format's corners continuous: added to xmin, ymin and to xmax, ymax. JSON is COCO's and LabelMe's.
+CSV, JSON, VOC = (0, 1), (0, 0), (-1, 0)
+KNOWN = ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of VOC .xml or of LabelMe .json"
 
 _SYNONYMS = {"image": "filename", "label": "class"}
 
@@ -35,7 +36,8 @@ class BoxAnnotation:
 
     `boxes` is (M, 4) float64, (x0, y0, x1, y1) with x0 < x1 and y0 < y1 in pixels of that image; a box may reach out of
     it. `classes` are their M names, `size` the image's (height, width) where the file says it; for messages `where` is
-    the image's place in the file ("boxes.csv: line 14"), and `places` are those of the boxes, where they are known.
+    the image's place in the file ("boxes.csv: line 14"), and `places` are those of the boxes, where they are known;
+    `upright` says that the boxes are those of the image turned as its EXIF tells.
     """
 
     image: str
@@ -45,6 +47,7 @@ class BoxAnnotation:
     where: str = ""
     size: tuple[int, int] | None = None
     places: tuple[str, ...] = ()
+    upright: bool = False
 
 
 @dataclasses.dataclass
@@ -55,6 +58,7 @@ class _Image:
     size: tuple[int, int] | None
     group: str
     objects: list[tuple[list[float], str, str]] = dataclasses.field(default_factory=list)
+    upright: bool = False
 
 
 def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
@@ -63,13 +67,14 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     A CSV has the columns filename (or image), class (or label), xmin, ymin, xmax, ymax, in any order, and where it has
     them width, height and group; a row with neither class nor corners is an image without objects. VOC is a folder of
     XML files, with its subfolders, or one file; where several subfolders have a name the image's begins with the subfolder.
+    So is LabelMe of JSON files, whose objects are the boxes around rectangles, polygons, circles and masks.
 
     Args:
       path: the file or the folder.
       problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where":
         reversed corners (swapped), a box without area, a box that is NaN, a crowd (all three left out), a box given
-        twice (kept once), a second group or size of an image (the first one holds), an image that stands twice in COCO
-        or VOC (joined). With None the first of them raises.
+        twice (kept once), a second group or size of an image (the first one holds), an image that stands twice in COCO,
+        VOC or LabelMe (joined), a shape of LabelMe that has no area. With None the first of them raises.
 
     Returns:
       One annotation for each image that the file names, in the file's order.
@@ -81,15 +86,16 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     if not path.exists():
         raise FormatError(path, "", "no such file", "give the path of a file of boxes")
     suffix = path.suffix.lower()
-    if path.is_dir() or suffix == ".xml":
-        images, shift = _read_voc(path, found_problems), VOC
+    if path.is_dir():
+        images, shift = _read_folder(path, found_problems)
+    elif suffix == ".xml":
+        images, shift = _read_voc(path, [path], found_problems), VOC
     elif suffix in (".csv", ".tsv", ".txt"):
         images, shift = _read_csv(path, found_problems), CSV
     elif suffix == ".json":
-        images, shift = _read_coco(path, found_problems), COCO
+        images, shift = _read_json(path, found_problems), JSON
     else:
-        known = ".csv, .tsv, .txt (tables), .json (COCO), a folder of VOC .xml"
-        raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"known are {known}")
+        raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"known are {KNOWN}")
     if not images:
         raise FormatError(path, "", "it names no image", "name a file of boxes")
     found = [_annotation(name, image, shift, found_problems) for name, image in images.items()]
@@ -132,6 +138,7 @@ def _annotation(name, image, shift, problems):
         where=image.where,
         size=image.size,
         places=tuple(boxes.values()),
+        upright=image.upright,
     )
 
 
@@ -195,8 +202,52 @@ def _size(where, width, height):
     return int(height), int(width)
 
 
-def _read_coco(path, problems):
+def _read_folder(path, problems):
+    """The images of a folder of VOC or of LabelMe files, and what makes their corners continuous."""
+    voc, others = (files_in(path, {ending}) for ending in (".xml", ".json"))
+    if voc and others:
+        what = f"{len(voc)} .xml and {len(others)} .json in one folder: two annotations of the same images?"
+        raise FormatError(path, "", what, "keep VOC's or LabelMe's")
+    if not voc and not others:
+        raise FormatError(path, "", "no .xml and no .json in this folder", "name a folder of VOC or LabelMe files")
+    return (_read_voc(path, voc, problems), VOC) if voc else (_read_labelme(path, others, problems), JSON)
+
+
+def _named(path, names: dict[Path, str]) -> dict[Path, str]:
+    """The images that files name; where several subfolders name one, it begins with the subfolder: s1/dorsal.png."""
+    folders: dict[str, set] = collections.defaultdict(set)
+    for file, name in names.items():
+        folders[name].add(file.parent)
+    several = lambda name: len(folders[name]) > 1
+    return {f: (f.parent.relative_to(path) / name).as_posix() if several(name) else name for f, name in names.items()}
+
+
+def _stands_once(images, name, where, problems):
+    """Names an image that has stood before."""
+    if name in images:
+        what = f"the image stands twice, first in {images[name].where}: joined"
+        problems.append({"image": name, "what": what, "where": where})
+
+
+def _read_json(path, problems):
     document = texts.read_json(path)
+    if isinstance(document, dict) and "shapes" in document:
+        return _read_labelme(path, [path], problems)
+    return _read_coco(path, document, problems)
+
+
+def _read_labelme(path, files, problems):
+    read = {file: labelme.areas(file, problems) for file in files}
+    names, images = _named(path, {file: name for file, (name, *_) in read.items()}), dict[str, _Image]()
+    for file, (_, size, objects) in read.items():
+        _stands_once(images, names[file], str(file), problems)
+        entry = _entry(images, names[file], str(file), size, "", problems)
+        entry.upright = True
+        entry.objects += objects
+    return images
+
+
+def _read_coco(path, document, problems):
     if not isinstance(document, dict):
         raise FormatError(path, "line 1", "no COCO document", "it is an object of images, annotations and categories")
     categories = {i: c.get("name") for i, (_, c) in _by_id(path, document, "categories").items()}
@@ -206,9 +257,7 @@ def _read_coco(path, problems):
         name = image.get("file_name")
         if not isinstance(name, str) or not name:
             raise FormatError(where, "", "no file_name", "write the photograph's name")
-        if name in images:
-            what = f"the image stands twice, first in {images[name].where}: joined"
-            problems.append({"image": name, "what": what, "where": where})
+        _stands_once(images, name, where, problems)
         sides = [image.get("width"), image.get("height")]
         known = [_json_number(where, math.nan if side is None else side) for side in sides]
         size = _size(where, *known) if any(sides) else None  # some tools write 0 or null for what they do not know
@@ -263,24 +312,14 @@ def _json_number(where, value):
     raise FormatError(where, "", f"{value!r} is not a number", "write pixels")
 
 
-def _read_voc(path, problems):
-    files = files_in(path, {".xml"}) if path.is_dir() else [path]
-    if not files:
-        raise FormatError(path, "", "no .xml in this folder", "name a folder of VOC files")
+def _read_voc(path, files, problems):
     cell = lambda element, tag: (element.findtext(tag) or "").strip()
     roots = {file: _parse(file) for file in files}
-    named = {file: cell(root, "filename") or file.stem for file, root in roots.items()}
-    folders: dict[str, set] = collections.defaultdict(set)
-    for file, name in named.items():
-        folders[name].add(file.parent)
+    named = _named(path, {file: cell(root, "filename") or file.stem for file, root in roots.items()})
     images: dict[str, _Image] = {}
     for file, root in roots.items():
         name = named[file]
-        if len(folders[name]) > 1:  # s1/dorsal.xml is of s1/dorsal.png
-            name = (file.parent.relative_to(path) / name).as_posix()
-        if name in images:
-            what = f"the image stands twice, first in {images[name].where}: joined"
-            problems.append({"image": name, "what": what, "where": str(file)})
+        _stands_once(images, name, str(file), problems)
         sides = [_number(file, cell(root, f"size/{side}")) for side in ("width", "height")]
         size = _size(file, *sides) if any(sides) else None  # some tools write 0 for what they do not know
         entry = _entry(images, name, str(file), size, "", problems)

@@ -1,6 +1,7 @@
-"""LabelMe: one JSON an image, with a point shape for each landmark; pixels, y down.
+"""LabelMe: one JSON an image, with a point for each landmark, or an area for each object; continuous pixels, y down.
 
 The landmarks are the labels of all files in natural order (l1, l2, ..., l10); a label that a file lacks is missing there.
+An object is the box around its shape, of the class that the label names.
 """
 
 import collections
@@ -16,6 +17,9 @@ from jaxmarks.data.formats import text
 from jaxmarks.data.photographs import files_in
 from jaxmarks.data.samples import Annotation, FormatError
 
+# Shapes with an area. All but a circle, which has its centre and a point on it, lie in the box around their points.
+AREAS = ("rectangle", "polygon", "circle", "mask", "rotation")
+
 
 def read(path, problems: list[dict], images=None) -> list[Annotation]:
     """Reads a folder of LabelMe files, or one file. A landmark that is NaN or marked twice is missing, and a problem.
@@ -27,9 +31,7 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
       FormatError: a file that is no JSON or no LabelMe, a point that is no pair of numbers.
     """
     path = Path(path)
-    files = files_in(path, {".json"}) if path.is_dir() else [path]
-    if not files:
-        raise FormatError(path, "", "no .json in this folder", "name a folder of LabelMe files")
+    files = files_of(path)
     root = path if path.is_dir() else path.parent
     places = [file.parent.relative_to(root) for file in files]
     read = [(file, *_points(file, problems, images or root, place)) for file, place in zip(files, places, strict=True)]
@@ -60,34 +62,81 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
     return found
 
 
+def areas(file: Path, problems: list[dict]):
+    """The objects of one LabelMe file.
+
+    Returns:
+      The name of its image as the file has it, the image's (height, width) where it is told, and the objects, each
+      ([x0, y0, x1, y1], class, place). Points and lines are named in `problems`.
+
+    Raises:
+      FormatError: as `read`.
+    """
+    document = _document(file)
+    image = _image_name(str(document.get("imagePath") or "")) or file.stem
+    objects = []
+    for where, label, kind, points in _shapes(file, document, AREAS, image, problems):
+        if kind == "circle" and len(points) == 2:
+            centre, radius = points[0], np.linalg.norm(points[1] - points[0])
+            points = np.stack([centre - radius, centre + radius])
+        objects.append(([*points.min(0).tolist(), *points.max(0).tolist()], label, f"{file}: {where}"))
+    return image, text.sides(document, "imageHeight", "imageWidth"), objects
+
+
 def _points(file, problems, images, place):
-    document = text.read_json(file)
-    if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
-        raise FormatError(file, "line 1", "no list 'shapes'", "name LabelMe files")
-    points: dict[str, tuple[float, float]] = {}
-    image, others = _found(str(document.get("imagePath") or ""), file, place, images), collections.Counter()
-    for i, shape in enumerate(document["shapes"]):
-        if not isinstance(shape, dict):
-            raise FormatError(file, f"shapes[{i}]", f"{shape!r} is not an object", "mend or delete the entry")
-        if shape.get("shape_type", "point") != "point":
-            others[str(shape["shape_type"])] += 1
-            continue
-        label, where = str(shape.get("label", "")).strip(), f"shapes[{i}]"
-        if not label:
-            raise FormatError(file, where, "a point without a label", "name the landmark")
-        try:
-            ((x, y),) = shape["points"]
-            point = float(x), float(y)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise FormatError(file, where, f"{shape.get('points')!r} is not one point", "write [[x, y]]") from None
-        points[label] = point if label not in points else (np.nan, np.nan)
+    document, points = _document(file), dict[str, tuple[float, float]]()
+    image = _found(str(document.get("imagePath") or ""), file, place, images)
+    for where, label, _, point in _shapes(file, document, ("point",), image, problems):
+        if len(point) > 1:
+            raise FormatError(file, where, f"{point.tolist()} is not one point", "write [[x, y]]")
+        points[label] = tuple(point[0].tolist()) if label not in points else (np.nan, np.nan)
         if not np.isfinite(points[label]).all():
             why = "is NaN" if not np.isfinite(point).all() else "is marked twice"
             problems.append({"image": image, "what": f"{label} {why}: taken as missing", "where": f"{file}: {where}"})
-    if others:
-        kinds = ", ".join(f"{count} of type {kind}" for kind, count in sorted(others.items()))
-        problems.append({"image": image, "what": f"shapes that are no points ({kinds}): not used", "where": str(file)})
     return image, text.sides(document, "imageHeight", "imageWidth"), points
+
+
+def files_of(path: Path) -> list[Path]:
+    """The LabelMe files of a folder and its subfolders, or the one that the path names; FormatError where there is none."""
+    files = files_in(path, {".json"}) if path.is_dir() else [path]
+    if not files:
+        raise FormatError(path, "", "no .json in this folder", "name a folder of LabelMe files")
+    return files
+
+
+def _document(file):
+    document = text.read_json(file)
+    if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
+        raise FormatError(file, "line 1", "no list 'shapes'", "name LabelMe files")
+    return document
+
+
+def _shapes(file, document, kinds, image, problems):
+    """(place, label, kind, points (N, 2)) of each shape of these kinds; others are named in `problems`."""
+    others: collections.Counter = collections.Counter()
+    for i, shape in enumerate(document["shapes"]):
+        where = f"shapes[{i}]"
+        if not isinstance(shape, dict):
+            raise FormatError(file, where, f"{shape!r} is not an object", "mend or delete the entry")
+        kind, label = str(shape.get("shape_type", "point")), str(shape.get("label", "")).strip()
+        if kind not in kinds:
+            others[kind] += 1
+            continue
+        if not label:
+            raise FormatError(file, where, f"a {kind} without a label", "name what it shows")
+        try:
+            points = np.array([(float(x), float(y)) for x, y in shape["points"]])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            points = np.zeros(0)
+        if not len(points):
+            raise FormatError(file, where, f"{shape.get('points')!r} are no points", "write [[x, y], ...]")
+        yield where, label, kind, points
+    if others:
+        named = ", ".join(f"{count} of type {kind}" for kind, count in sorted(others.items()))
+        wanted = "points" if "point" in kinds else "areas"
+        problems.append(
+            {"image": image, "what": f"shapes that are no {wanted} ({named}): not used", "where": str(file)}
+        )
 
 
 def _found(name, file, place, images) -> str:

@@ -49,6 +49,12 @@ def write_csv(path: Path, rows: Iterable[Iterable]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
+def write_records(path: Path, records: list[dict]) -> None:
+    """Writes a table of records with the same keys, in any order; without any it is empty."""
+    columns = [list(record) for record in records[:1]]
+    write_csv(path, columns + [[record[key] for key in columns[0]] for record in records])
+
+
 def plain(value: Any) -> Any:
     """Numbers, texts and arrays, and dicts and lists of them, as JSON can hold them: what is no finite number is None."""
     if isinstance(value, dict):

@@ -441,7 +441,7 @@ def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
     """Writes `table.csv`, `table.md` and `table.html` of what is known by now."""
     workdir.mkdir(parents=True, exist_ok=True)
     lines = records(runs, results, about["metrics"])
-    atomic.write_csv(workdir / "table.csv", [lines[0], *(line.values() for line in lines)])
+    atomic.write_records(workdir / "table.csv", lines)
     summaries = [r for r in results.values() if isinstance(r, dict)]
     seconds = sum(summary.get("seconds") or 0 for summary in summaries)
     page = {

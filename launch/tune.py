@@ -312,7 +312,7 @@ def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None
         | {"folder": t.user_attrs.get("folder")}
         for t in ended
     ]
-    atomic.write_csv(workdir / "trials.csv", [*lines[:1], *(line.values() for line in lines)])
+    atomic.write_records(workdir / "trials.csv", lines)
     count = {state: sum(t.state.name == state for t in ended) for state in ("COMPLETE", "PRUNED", "FAIL")}
     parts = [f"# {space['title']}\n"]
     parts += [f"{count['COMPLETE']} trials complete, {count['PRUNED']} stopped early, {count['FAIL']} failed.\n"]

@@ -46,5 +46,11 @@ def test_what_is_written_reads_back(tmp_path):
     atomic.write_csv(tmp_path / "a.csv", rows)
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == rows
+    atomic.write_records(tmp_path / "b.csv", [{"a": 1, "b": "x"}, {"b": "y", "a": 2}])
+    assert (tmp_path / "b.csv").read_text() == "a,b\n1,x\n2,y\n"
+    with pytest.raises(KeyError):
+        atomic.write_records(tmp_path / "b.csv", [{"a": 1}, {"b": 2}])
+    atomic.write_records(tmp_path / "none.csv", [])
+    assert (tmp_path / "none.csv").read_text() == ""
     atomic.write_json(tmp_path / "a.json", {"size": (1, 2), "names": {"ä": None}})
     assert json.loads((tmp_path / "a.json").read_text()) == {"size": [1, 2], "names": {"ä": None}}

@@ -631,7 +631,9 @@ def test_a_detector_from_files_to_report_and_back(data, tmp_path):
     assert json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())["f1"] > 0.8
     assert [p.name for p in (tmp_path / "run" / "predict" / "overlays").iterdir()] == ["0.png.jpg"]
     doubled = box_files.read(tmp_path / "run" / "predict" / "predictions.csv")[0].boxes
-    np.testing.assert_allclose(np.sort(doubled.mean(0)), np.sort(2 * alike.mean(0)), atol=5)
+    true = next(a for a in annotations if a.image == "0.png").boxes
+    off = lambda boxes: np.abs(true[:, None] - boxes).max(-1).min(-1)  # of the nearest, of each object
+    assert (off(alike) < 4).any() and (off(doubled / 2)[off(alike) < 4] < 6).all()
 
 
 CLASSES = {"bar": (10, 24), "box": (18, 16), "dot": (12, 12)}  # (w, h)

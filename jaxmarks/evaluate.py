@@ -54,7 +54,7 @@ def of_others(workdir: Path, dataset: Dataset, out: Path, *, set: str = "") -> d
 
     `set` is the dataset of a run over several whose landmarks these are.
     """
-    return score([trained.all_on(workdir, dataset.samples, set=set)], (), dataset, out)
+    return score([trained.all_on(workdir, dataset.samples, set=set)], (), dataset, Path(out))
 
 
 def score(folds: Iterable[Held], others: tuple[str, ...], dataset: Dataset, out: Path, **about) -> dict:

@@ -3,30 +3,40 @@
 import contextlib
 import csv
 import json
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import numpy as np
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[TextIO]:
-    """A file (UTF-8, ends of lines as they are written) that takes the place of `path` at the end of the block.
+def whole(path: Path, *, binary: bool = False) -> Iterator[IO]:
+    """A file (of text in UTF-8, ends of lines as they are written) that takes the place of `path` at the end of the block.
+
+    What a link leads to is replaced, with the permissions that it has; what is no plain file, as a pipe, is written to.
 
     Raises:
       OSError: it cannot be written; it names `path`, which then is what it was.
     """
-    path = Path(path)
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # another process may write the same file
+    options: dict = {"mode": "wb"} if binary else {"mode": "w", "newline": "", "encoding": "utf-8"}
+    named, path = path, Path(path).resolve()
+    if path.exists() and not path.is_file():
+        with path.open(**options) as file:
+            yield file
+        return
+    fresh = path.with_name(f".{uuid.uuid4().hex[:12]}.new")  # another process may write the same file
     try:
-        with fresh.open("w", newline="", encoding="utf-8") as file:
+        with fresh.open(**options) as file:
+            if path.exists():
+                shutil.copymode(path, fresh)
             yield file
         fresh.replace(path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename in (None, str(fresh)):
-            error.filename = str(path)
+            error.filename, error.filename2 = str(named), None
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
@@ -40,13 +50,13 @@ def write(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes what JSON can hold."""
-    write(path, json.dumps(value, indent=1, default=list) + "\n")
+    write(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Iterable]) -> None:
     """Writes a table, the names of its columns first."""
     with whole(path) as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        csv.writer(file).writerows(rows)  # its line ends, \r\n, make it quote either character in a name
 
 
 def write_records(path: Path, records: list[dict]) -> None:

@@ -178,9 +178,14 @@ def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict
     """The keys in which two configs differ, with both values.
 
     A key that one does not name has its default there, and one of a stage what the config says outside of its stages.
+    Options of another augmentation than those that are named have no effect, and are not compared.
     """
     one, other = (complete(ml_collections.ConfigDict(c.to_dict())) for c in (one, other))
     default, *flat = [{".".join(path): value for path, value in _leaves(c)} for c in (base(), one, other)]
+    named = {value for each in flat for key, value in each.items() if re.fullmatch(r"(stage\..+\.)?augment\.name", key)}
+    effective = {"name", *(option for name in named for option in augment.options({"name": name}))}
+    idle = [key for each in (default, *flat) for key in each if key.startswith("augment.") and key[8:] not in effective]
+    default, *flat = [{key: value for key, value in each.items() if key not in idle} for each in (default, *flat)]
     newer = {key: value for key, value in default.items() if key in flat[0] or key in flat[1]}
     flat = [newer | each for each in flat]
     as_json = lambda value: json.dumps(value, default=list)
@@ -291,7 +296,7 @@ def base() -> ml_collections.ConfigDict:
             "channels": 1,  # what the network takes: 1 for luminance, 3 for colour
             "data": data,
             "split": split,
-            "augment": {"name": "modern"},  # or none, or paper_x7: `complete` adds its options
+            "augment": {"name": "modern"} | augment.options({"name": "modern"}),  # or none, or paper_x7
             "optimizer": optimizer,
             "train": train,
             "baselines": ("mean_shape", "registration"),

@@ -86,7 +86,7 @@ def main(argv):
     workdir = Path(WORKDIR.value or default_workdir()).absolute()
     try:
         if OUT.value and MODE.value not in ("predict", "evaluate", "export"):
-            raise ValueError(f"--out={OUT.value}: --mode={MODE.value} writes to --workdir; leave it out")
+            raise ValueError(f"--out={OUT.value}: it is for predict, evaluate and export, not for --mode={MODE.value}")
         if PROCESSES.value != 1:
             join()
         modes = {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe, "export": export}
@@ -115,21 +115,11 @@ def join():
     processes.join(PROCESSES.value, coordinator=COORDINATOR.value, index=PROCESS.value)
 
 
-def results_in(workdir: Path, mode: str, images: str = "") -> Path:
-    """Where a mode writes its results, each time in place of what it wrote there before.
-
-    Raises:
-      ValueError: --out names a folder of other things, or one among the photographs `images`.
-    """
-    if not OUT.value:
-        return workdir / mode
-    out = Path(OUT.value).absolute()
-    if images and out.resolve().is_relative_to(Path(images).resolve()):
-        raise ValueError(f"--out={out}: its drawings would be taken for photographs of {images}; name another folder")
-    there = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.is_dir() else []
-    if (there and not {"summary.json", "about.json", "onnx.json"} & {*there}) or "config.json" in there:
-        raise ValueError(f"--out={out}: it holds {there[0]}, which no earlier result is; name a new folder")
-    return out
+def inputs_of(data) -> list[str]:
+    """The files and folders that a config's `data` names."""
+    each = [data, *(data.get("sets") or {}).values()]
+    named = [one.get(key) for one in each for key in ("images", "landmarks", "boxes", "volume") if one.get(key)]
+    return [part.strip() for path in named for part in ([path] if Path(path).exists() else path.split(","))]
 
 
 def name_own(data) -> None:
@@ -207,14 +197,13 @@ def evaluate(config, workdir):
     Each of the photographs that it was trained on, with these or with other marks, is scored by the fold that held it out.
     """
     from jaxmarks import evaluate as evaluation
-    from jaxmarks import report, runs
+    from jaxmarks import report, results, runs
     from jaxmarks.data import loading
 
     trained = runs.settings_of(workdir).data
     data, other = data_to_score(config.data, trained, workdir)
-    out = results_in(workdir, "evaluate", data.get("images", ""))
     dataset = loading.load(data)
-    with runs.locked(out):
+    with results.folder("evaluate", workdir, named=OUT.value, inputs=inputs_of(data)) as out:
         if other and dataset.samples.digest != runs.digest_of(workdir):  # its own may lie elsewhere now
             summary = evaluation.of_others(workdir, dataset, out, set=SET.value)
         else:
@@ -256,14 +245,13 @@ def data_to_score(named, trained, workdir):
 def predict(config, workdir):
     """Predicts the photographs, or calibrates the scouts, of `--config.data.images`, which need no landmarks."""
     from jaxmarks import predict as predictions
-    from jaxmarks import runs
+    from jaxmarks import results, runs
 
     if not config.data.images:
         raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
     data = runs.settings_of(workdir).data
     tell_unused(workdir, "data.images", *scaled(data))
-    out = results_in(workdir, "predict", config.data.images)
-    with runs.locked(out):
+    with results.folder("predict", workdir, named=OUT.value, inputs=[config.data.images]) as out:
         summary = predictions.on_folder(workdir, config.data.images, out, set=SET.value, scale=scale_of(data))
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
     print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {out}")
@@ -274,19 +262,20 @@ def predict(config, workdir):
 def export(config, workdir):
     """Writes the run as an artefact that needs JAX alone, for photographs of `--size`, or its networks as ONNX."""
     del config
-    from jaxmarks import serving
+    from jaxmarks import results, serving
 
-    out = results_in(workdir, "export")
     if FORMAT.value == "onnx":
         if SIZE.value:
             raise ValueError(f"--size={','.join(SIZE.value)}: ONNX networks take the frame as it is; leave it out")
-        about = serving.export_onnx(workdir, out, set=SET.value)
+        with results.folder("export", workdir, named=OUT.value) as out:
+            about = serving.export_onnx(workdir, out, set=SET.value)
         print(f"take images {about['images']}, give {about['outputs']}: {out}")
         return
 
     if SIZE.value and not (len(SIZE.value) == 2 and all(side.isdecimal() and int(side) for side in SIZE.value)):
         raise ValueError(f"--size={','.join(SIZE.value)}: give height and width, as 2448,3264")
-    about = serving.export(workdir, out, size=tuple(map(int, SIZE.value)) or None, set=SET.value)
+    with results.folder("export", workdir, named=OUT.value) as out:
+        about = serving.export(workdir, out, size=tuple(map(int, SIZE.value)) or None, set=SET.value)
     print(f"takes images {about['images']}, gives {about['outputs']}: {out}")
 
 

@@ -60,8 +60,10 @@ def export(
     }  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "function.bin").write_bytes(exported.serialize())
-    np.savez(folder / "parameters.npz", *map(np.asarray, leaves))
+    with atomic.whole(folder / "function.bin", binary=True) as file:
+        file.write(exported.serialize())
+    with atomic.whole(folder / "parameters.npz", binary=True) as file:
+        np.savez(file, *map(np.asarray, leaves))
     atomic.write_json(folder / "about.json", about)
     return about
 

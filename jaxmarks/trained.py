@@ -49,14 +49,14 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = ""):
     stage = runs.stages(config)[-1]
     settings = configs.stage(config, stage)
     settings.data = of_set(settings.data, set)
-    variables, notes = runs.restore(workdir, stage, runs.members(settings, fold))
+    variables, notes = _restored(workdir, stage, runs.members(settings, fold))
     if set:
         start, stop = notes[0]["facts"]["sets"][set]
         own = lambda params: params | {"head": params["head"][set]}
         variables = [tree | {"params": own(tree["params"])} for tree in variables]
         notes = [note | {"facts": {"landmarks": stop - start}} for note in notes]
     _, task = tasks.build(settings, notes[0]["facts"])
-    return task, settings, jax.tree.map(jnp.asarray, variables), notes
+    return task, settings, variables, notes
 
 
 def all_on(workdir: Path, samples: Samples, *, set: str = "") -> Held:
@@ -84,20 +84,26 @@ def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Hel
         return calls[key]
 
     for fold in runs.folds(settings):
-        networks, notes = runs.restore(workdir, stage, runs.members(settings, fold))
+        networks, notes = _restored(workdir, stage, runs.members(settings, fold))
         mine = images_of(notes[0], settings, samples, fold)
         known, learnt = known.union(*mine.values()), learnt.union(mine["train"])
         if len(tested := rows(mine["test"] or mine["valid"])):
             some, trained = True, rows(mine["train"])
             yield Held(fold, call_of(notes[0]["facts"]), networks, notes, trained, tested, caveats.of_notes(notes))
     if len(new := np.flatnonzero(~np.isin(samples.name, list(known)))):
-        networks, notes = runs.restore(workdir, stage, runs.members(settings))
+        networks, notes = _restored(workdir, stage, runs.members(settings))
         what = f"{len(new)} images are new since the training, this the first: the mean of all networks predicts them"
         caveat = {"image": str(samples.name[new[0]]), "what": what, "where": "the images"}
         # What is to be known of the networks the folds have told.
         yield Held(-1, call_of(notes[0]["facts"]), networks, notes, rows(learnt), new, [caveat])
     elif not some:
         raise ValueError("of the images that the run holds back none is here: there is nothing to score it on")
+
+
+def _restored(workdir, stage, members):
+    """`runs.restore`, the variables on the device, where each prediction else would bring them."""
+    variables, notes = runs.restore(workdir, stage, members)
+    return jax.tree.map(jnp.asarray, variables), notes
 
 
 def images_of(note: dict, settings, samples: Samples, fold: int) -> dict[str, list[str]]:

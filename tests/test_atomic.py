@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import resource
+import stat
 
 import pytest
 
@@ -41,13 +43,35 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
         atomic.write(tmp_path / "large.csv" / "a.txt", "")
 
 
+def test_links_permissions_and_pipes_stay_what_they_are(tmp_path):
+    (tmp_path / "below").mkdir()
+    target = tmp_path / "below" / "target.txt"
+    target.write_text("former")
+    target.chmod(0o600)
+    (tmp_path / "link.txt").symlink_to(target)
+    atomic.write(tmp_path / "link.txt", "new")
+    assert target.read_text() == "new" and (tmp_path / "link.txt").is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600 and len(list(target.parent.iterdir())) == 1
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    atomic.write(tmp_path / "pipe", "through")
+    assert os.read(reader, 100) == b"through" and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    os.close(reader)
+    atomic.write(tmp_path / ("n" * 250), "a name as long as names may be")
+    with pytest.raises(IsADirectoryError, match=r"below'$"):
+        atomic.write(tmp_path / "below", "")
+    with atomic.whole(tmp_path / "bytes", binary=True) as file:
+        file.write(b"\r\n")
+    assert (tmp_path / "bytes").read_bytes() == b"\r\n"
+
+
 def test_what_is_written_reads_back(tmp_path):
-    rows = [["image", "note"], ["a b.png", 'says "no",\nand ends'], ["ä.png", ""]]
+    rows = [["image", "note"], ["a b.png", 'says "no",\nand ends'], ["ä.png", ""], ["a\rb.png", "x\r\ny"]]
     atomic.write_csv(tmp_path / "a.csv", rows)
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == rows
     atomic.write_records(tmp_path / "b.csv", [{"a": 1, "b": "x"}, {"b": "y", "a": 2}])
-    assert (tmp_path / "b.csv").read_text() == "a,b\n1,x\n2,y\n"
+    assert (tmp_path / "b.csv").read_text() == "a,b\n1,x\n2,y\n"  # universal newlines
     with pytest.raises(KeyError):
         atomic.write_records(tmp_path / "b.csv", [{"a": 1}, {"b": 2}])
     atomic.write_records(tmp_path / "none.csv", [])

@@ -196,6 +196,28 @@ def test_a_run_older_than_an_option_of_its_network_is_still_the_same():
     assert configs.differences(older, one) == [] == configs.differences(one, older)
 
 
+@pytest.mark.parametrize("name", ["none", "paper_x7", "modern"])
+def test_a_run_older_than_an_option_of_the_augmentation_is_still_the_same(name):
+    one = get_config("")
+    one.augment.name = name  # as by a flag: the options of the one before stay, without effect
+    older = ml_collections.ConfigDict(one.to_dict())
+    del older.augment["quarter_turns"]
+    assert configs.differences(older, one) == [] == configs.differences(one, older)
+    alone = ml_collections.ConfigDict(one.to_dict())
+    alone.augment = {"name": name}
+    assert configs.differences(alone, configs.complete(one)) == []
+    older.augment.rotation = 3.0
+    assert configs.differences(older, one) == (["augment.rotation: 3.0 / 15.0"] if name == "modern" else [])
+    older.stage = one.stage = {"train": {"augment": {"name": "modern"}}}  # a stage uses them
+    assert configs.differences(older, one) == ["augment.rotation: 3.0 / 15.0"]
+
+
+def test_a_config_of_ones_own_may_begin_with_the_strengths_that_there_are():
+    config = configs.base()
+    config.augment.rotation *= 2
+    assert configs.complete(config).augment.rotation == 30.0
+
+
 @pytest.mark.parametrize(
     "word, said",
     [

@@ -9,14 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmarks import checkpoint, formats, main, phantoms, predict, serving, tps
+from jaxmarks import checkpoint, formats, phantoms, predict, serving, tps
 
 ROOT = Path(__file__).parent.parent
 # One device as users have; the cache is shared so that the second run compiles nothing.
@@ -135,33 +134,13 @@ def test_predict_writes_points_in_source_pixels(smoke, photographs, tmp_path):
     np.testing.assert_allclose(points, [a.points for a in found], atol=0.3)
 
 
-def test_results_go_where_out_says_and_never_among_other_things(smoke, photographs, tmp_path, monkeypatch):
+def test_results_go_where_out_says(smoke, photographs, tmp_path):
     workdir, _ = smoke
     out = tmp_path / "new" / "found"
     run("--mode=predict", f"--workdir={workdir}", f"--config.data.images={photographs}", f"--out={out}")
     assert {"predictions.csv", "predictions.tps", "summary.json", "overlays"} <= {path.name for path in out.iterdir()}
     said = run("--config=configs/beetle.py:smoke", f"--workdir={workdir}", f"--out={out}", fails=True)
-    assert f"--out={out}: --mode=train writes to --workdir" in said
-
-    where = lambda path: monkeypatch.setattr(main, "OUT", SimpleNamespace(value=str(path)))
-    where("")
-    assert main.results_in(workdir, "predict") == workdir / "predict"
-    where(out)  # which has an earlier result
-    assert main.results_in(workdir, "predict") == out
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / ".lock").touch()
-    where(tmp_path / "empty")
-    assert main.results_in(workdir, "predict") == tmp_path / "empty"
-    mine = tmp_path / "mine"
-    (mine / "overlays").mkdir(parents=True)
-    for folder, what in ((mine, "it holds overlays"), (workdir, "it holds")):
-        where(folder)
-        with pytest.raises(ValueError, match=f"{what}.*name a new folder"):
-            main.results_in(workdir, "predict")
-    for folder in (photographs, photographs / "below"):
-        where(folder)
-        with pytest.raises(ValueError, match="would be taken for photographs"):
-            main.results_in(workdir, "predict", str(photographs))
+    assert f"--out={out}: it is for predict, evaluate and export, not for --mode=train" in said
 
 
 ALONE = """

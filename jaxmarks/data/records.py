@@ -107,7 +107,7 @@ def write(images: Iterable[np.ndarray], folder: Path, notes: list) -> None:
         count, frame, written = count + 1, image.shape, written + image.nbytes
     if writer is not None:
         writer.close()
-    atomic.write_json(folder / "about.json", {"shape": [count, *frame], "notes": notes})
+    atomic.write(folder / "about.json", json.dumps({"shape": [count, *frame], "notes": notes}) + "\n")
 
 
 def fingerprint(*parts) -> str:

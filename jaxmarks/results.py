@@ -1,0 +1,49 @@
+"""Where predict, evaluate and export write: a folder of their own, for one command at a time."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from jaxmarks import runs
+
+# A file that says which mode's results a folder is for.
+MARK = ".jaxmarks"
+
+
+@contextlib.contextmanager
+def folder(mode: str, run: Path, *, named: str = "", inputs: Iterable[str] = ()) -> Iterator[Path]:
+    """The folder for the results of a mode, which take the place of its earlier ones there.
+
+    Args:
+      mode: as in --mode.
+      run: the run's folder, which has one for the mode.
+      named: --out, to be taken in its place: new, empty, or with earlier results of this mode.
+      inputs: the files and folders that are read meanwhile.
+
+    Raises:
+      ValueError: results would take the place of other things, or be read as photographs.
+    """
+    out = Path(named or run / mode).absolute()
+    within = lambda inner, outer: Path(inner).resolve().is_relative_to(Path(outer).resolve())
+    for given in inputs:
+        if within(given, out):
+            raise ValueError(
+                f"{out}: results would take the place of {given}, which is read: name another folder, --out=DIR"
+            )
+        if named and within(out, given):
+            raise ValueError(
+                f"--out={named}: its drawings would be taken for photographs of {given}; name another folder"
+            )
+    if named and out.exists() and not (out / MARK).is_file():
+        what = (
+            next((path.name for path in sorted(out.iterdir()) if path.name != ".lock"), "")
+            if out.is_dir()
+            else out.name
+        )
+        if what:
+            raise ValueError(f"--out={named}: {what} is there, and no result of --mode={mode}: name a new folder")
+    elif named and out.exists() and (earlier := (out / MARK).read_text().strip()) != mode:
+        raise ValueError(f"--out={named}: it has results of --mode={earlier}; name another folder")
+    with runs.locked(out):
+        (out / MARK).write_text(f"{mode}\n")
+        yield out

@@ -1,0 +1,67 @@
+"""Results never take the place of other things, nor of what they are made from."""
+
+import ml_collections
+import pytest
+
+from jaxmarks import main, results, runs
+
+
+def claim(mode, run, named="", inputs=()):
+    with results.folder(mode, run, named=str(named), inputs=map(str, inputs)) as out:
+        return out
+
+
+def test_a_folder_is_taken_again_by_its_mode_alone(tmp_path):
+    run, new = tmp_path / "run", tmp_path / "a" / "new"
+    assert claim("predict", run) == run / "predict"
+    assert claim("predict", run, named=new) == new
+    assert claim("predict", run, named=new) == new  # also after a kill, which leaves no result but the mark
+    assert claim("predict", run, named=run / "predict") == run / "predict"
+    with pytest.raises(ValueError, match="it has results of --mode=predict"):
+        claim("evaluate", run, named=new)
+    (tmp_path / "empty").mkdir()
+    assert claim("export", run, named=tmp_path / "empty") == tmp_path / "empty"
+
+
+@pytest.mark.parametrize("name", ["summary.json", "about.json", "config.json", ".hidden", "overlays"])
+def test_a_folder_of_other_things_is_refused(name, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).touch()
+    with pytest.raises(ValueError, match=f"{name} is there, and no result of --mode=predict: name a new folder"):
+        claim("predict", tmp_path / "run", named=tmp_path / "mine")
+    with pytest.raises(ValueError, match=f"{name} is there"):
+        claim("predict", tmp_path / "run", named=tmp_path / "mine" / name if name != "overlays" else tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [name]
+
+
+def test_what_is_read_is_neither_in_the_folder_nor_around_it(tmp_path):
+    run, photographs = tmp_path / "run", tmp_path / "photographs"
+    photographs.mkdir()
+    for named in (photographs, photographs / "below"):
+        with pytest.raises(ValueError, match="would"):
+            claim("predict", run, named=named, inputs=[photographs])
+    out = claim("predict", run)
+    (out / "predictions.tps").touch()  # which someone corrects, and then evaluates
+    for options in ({}, {"named": out}):
+        with pytest.raises(ValueError, match=r"take the place of .*predictions\.tps, which is read"):
+            claim("predict", run, inputs=[photographs, out / "predictions.tps"], **options)
+    assert claim("evaluate", run, inputs=[photographs, out / "predictions.tps"]) == run / "evaluate"
+    assert claim("predict", photographs / "run", inputs=[photographs]).is_dir()  # the run itself lies among them
+
+
+def test_one_command_at_a_time(tmp_path):
+    with results.folder("predict", tmp_path), pytest.raises(ValueError, match="another command writes here"):
+        claim("predict", tmp_path)
+    with runs.locked(tmp_path):  # the run may be trained meanwhile
+        assert claim("predict", tmp_path) == tmp_path / "predict"
+
+
+def test_the_inputs_of_all_datasets_and_annotators(tmp_path):
+    (tmp_path / "a,b.tps").touch()
+    sets = {
+        "one": {"images": "p", "landmarks": "c.csv, d.csv"},
+        "two": {"images": "q", "landmarks": str(tmp_path / "a,b.tps")},
+    }
+    data = ml_collections.ConfigDict({"images": "", "landmarks": "", "sets": sets})
+    assert main.inputs_of(data) == ["p", "c.csv", "d.csv", "q", str(tmp_path / "a,b.tps")]
+    assert main.inputs_of(ml_collections.ConfigDict({"volume": "v.nii", "landmarks": "l.fcsv"})) == ["l.fcsv", "v.nii"]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from jaxmarks import caveats, runs, steps, tasks
@@ -14,6 +15,15 @@ from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import of_set
 from jaxmarks.data.samples import Samples
+
+
+class Trained(NamedTuple):
+    """A run's task and settings, and the variables of its networks with what is saved with each."""
+
+    task: steps.Task
+    settings: ml_collections.ConfigDict
+    networks: list
+    notes: list[dict]
 
 
 class Held(NamedTuple):
@@ -36,8 +46,8 @@ class Held(NamedTuple):
     caveats: list[dict]
 
 
-def networks_of(workdir: Path, *, fold: int | None = None, set: str = ""):
-    """The task, the settings, the trained networks' variables (a list) and their notes of a run's last stage.
+def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Trained:
+    """The networks of a run's last stage: all, or those of a fold.
 
     Of a run over several datasets they are those of the dataset `set`, as if it had been the only one.
 
@@ -56,7 +66,7 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = ""):
         variables = [tree | {"params": own(tree["params"])} for tree in variables]
         notes = [note | {"facts": {"landmarks": stop - start}} for note in notes]
     _, task = tasks.build(settings, notes[0]["facts"])
-    return task, settings, variables, notes
+    return Trained(task, settings, variables, notes)
 
 
 def all_on(workdir: Path, samples: Samples, *, set: str = "") -> Held:

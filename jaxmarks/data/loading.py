@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import ml_collections
 import numpy as np
 import scipy
 
+from jaxmarks import atomic
 from jaxmarks.data import brains, folder, formats, objects, phantoms, records
 from jaxmarks.data.brains import Volumes
 from jaxmarks.data.formats import boxes
@@ -299,9 +299,8 @@ def _drawn(part, **options) -> Samples:
         drawn = phantoms.load(part, **options)
     with contextlib.suppress(OSError):  # a folder that cannot be written to costs time, not the run
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.npz")
-        np.savez(whole, **vars(drawn))
-        whole.replace(path)
+        with atomic.whole(path, binary=True) as whole:
+            np.savez(whole, **vars(drawn))
     return drawn
 
 

@@ -266,12 +266,13 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1, mi
     else:
         lay = np.asarray  # pmap gives each device its part
         local = min(jax.local_device_count(), devices)
-        chosen, get = jax.local_devices()[:local], jax_utils.unreplicate
-        put = functools.partial(jax_utils.replicate, devices=chosen)
-        compiled = functools.partial(
-            jax.pmap, axis_name=DEVICES, in_axes=(0, 0, 0, None), donate_argnums=0,
-            devices=chosen if jax.process_count() == 1 else None,  # of several processes all take part
-        )  # fmt: skip
+        chosen = jax.local_devices()[:local] if jax.process_count() == 1 else None  # of several processes all take part
+        on_each = functools.partial(jax.pmap, axis_name=DEVICES, devices=chosen)
+        compiled = functools.partial(on_each, in_axes=(0, 0, 0, None), donate_argnums=0)
+        # Laid out by pmap, as the next states will be: `replicate` names the axis otherwise, and the second step would be
+        # compiled anew.
+        lay_out = on_each(lambda _, tree: tree, in_axes=(0, None))
+        put, get = functools.partial(lay_out, np.zeros(local)), jax_utils.unreplicate
         mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
         # (..., batch) -> (devices, ..., batch / devices): each device takes a contiguous part.
         spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)[mine]

@@ -109,6 +109,21 @@ def test_streamed_images_train_as_resident_ones_do_also_from_within_an_epoch(dev
         np.testing.assert_array_equal(theirs, mine)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_second_step_compiles_nothing(devices):
+    task, data, variables = setup("dropout")
+    tx = optim.ramps((0.1, 0.01), epochs=1, steps_per_epoch=3)
+    run, events = steps.runner(task, tx, devices=devices), []
+    state, data = run.put(steps.create(variables, tx)), run.put(data)
+    rows, key = steps.batches(np.arange(4, dtype=np.int32), 4), jax.random.key(0)
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
+    compilations = lambda: sum("backend_compile" in event for event in events)
+    state, _ = run.run(state, data, rows, key)
+    first = compilations()
+    run.run(state, data, rows, key)
+    assert compilations() == first > 0
+
+
 def test_batches_pad_the_last_with_its_own_rows():
     np.testing.assert_array_equal(steps.batches(np.arange(5), 2), [[0, 1], [2, 3], [4, ~4]])
     np.testing.assert_array_equal(steps.batches(np.array([7, 3, 9, 5, 6]), 8), [[7, 3, 9, 5, 6, ~7, ~3, ~9]])

@@ -17,7 +17,7 @@ def tiny():
     config = runpy.run_path(str(CONFIG))["get_config"]("smoke")
     config.update_from_flattened_dict(
         {"data.size": (32, 32), "data.spacing": 8.0, "data.count": 6, "model.width": 4, "model.depth": 2}
-        | {"train.steps": 2, "split.run": (0,), "baselines": ()}
+        | {"train.steps": 2, "train.devices": 1, "split.run": (0,), "baselines": ()}
     )
     return config
 

@@ -40,7 +40,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config = configs.base()
     config.data = {
         "images": "",
-        "boxes": "",  # a CSV, COCO, VOC or LabelMe file of boxes; drawn dendrites where both are empty
+        "boxes": "",  # a CSV or COCO, or a folder of VOC, LabelMe or YOLO; drawn dendrites where both are empty
         "keep": "",  # a folder for the images, from where they are streamed
         "group_by": "",  # a regular expression whose first group is the scene, in place of the file's column `group`
         "size": (160, 160),

@@ -176,7 +176,7 @@ def test_a_doctype_in_another_encoding_is_refused(tmp_path):
 def test_absent_files_and_empty_folders_are_named(tmp_path):
     with pytest.raises(FormatError, match="no such file"):
         boxes.read(tmp_path / "none.csv")
-    with pytest.raises(FormatError, match=r"no \.xml"):
+    with pytest.raises(FormatError, match=r"no \.xml, no \.json and no \.txt"):
         boxes.read(tmp_path)
 
 
@@ -401,3 +401,108 @@ def test_voc_files_of_subfolders(tmp_path):
     problems = []
     found = boxes.read(tmp_path, problems)
     assert [a.image for a in found] == ["s1/a.png", "s2/a.png", "b.png"] and problems == []
+
+
+def yolo(folder, names="spine\nstub\n", **labels):
+    """A folder of YOLO labels by their photographs' stems, with its classes.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, lines in labels.items():
+        (folder / f"{stem}.txt").write_text(lines)
+    if names:
+        (folder / "classes.txt").write_text(names)
+    return folder
+
+
+def test_yolo_labels_are_shares_of_the_image(tmp_path):
+    # Of 40 x 30 pixels: the box of all formats, an outline, and an image without objects.
+    lines = f"0 {10.5 / 40} {5.5 / 30} {15 / 40} {1 / 30}\n\n1 0.5 0.25 0.75 0.5 0.625 1\n"
+    problems: list = []
+    a, b = boxes.read(yolo(tmp_path, a=lines, b=""), problems)
+    np.testing.assert_allclose(a.boxes * (40, 30, 40, 30), [[3, 5, 18, 6], [20, 7.5, 30, 30]])
+    assert (a.image, a.classes, a.size, a.relative) == ("a", ("spine", "stub"), None, True)
+    assert a.places == tuple(f"{tmp_path / 'a.txt'}: line {n}" for n in (1, 3))
+    assert (b.image, b.boxes.shape, b.relative, problems) == ("b", (0, 4), True, [])
+    with pytest.raises(ValueError, match="a: boxes in shares of an image's sides"):
+        boxes.write(tmp_path / "a.csv", [a])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("../obj.names", "spine\n\nstub"),
+        ("../../data.yaml", "path: ../x\nnames: [spine, stub]\nnc: 2"),
+        ("data.yml", "names:\n  1: stub\n  0: spine\n"),
+    ],
+)
+def test_the_classes_of_yolo_are_told_there_or_above(name, text, tmp_path):
+    folder = yolo(tmp_path / "train" / "labels", names="", a="1 0.5 0.5 0.1 0.1\n")
+    (folder / name).write_text(text)
+    (found,) = boxes.read(folder)
+    assert found.classes == ("stub",)
+
+
+def test_yolo_labels_of_subfolders_beside_their_photographs(tmp_path):
+    for place in ("s1", "s2"):
+        yolo(tmp_path / place, names="", a="0 0.5 0.5 0.1 0.1\n")
+    (tmp_path / "classes.txt").write_text("spine")
+    (tmp_path / "s1" / "a.png").touch()
+    assert [a.image for a in boxes.read(tmp_path)] == ["s1/a", "s2/a"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("0 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1", "line 2: 4 numbers; a line is: class x y width height"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "line 1: 6 numbers"),
+        ("see the notes", "line 1: 'see the notes'"),
+        ("2 0.5 0.5 0.1 0.1", "line 1: class '2' has no name; there are 0 spine, 1 stub"),
+        ("spine 0.5 0.5 0.1 0.1", "line 1: class 'spine' has no name"),
+        ("0 0.5 x 0.1 0.1", "line 1: a word that is no number"),
+        ("0 120 80 15 15", "line 1: 120 is no share"),
+        ("0 0.5 0.5 inf 0.1", "line 1: inf is no share"),
+        ("0 0.5 0.5 -0.2 0.1", "line 1: a: reversed corners"),
+        ("0 0.5 0.5 nan 0.1", "line 1: a: a box with a corner that is NaN"),
+        ("0 0.5 0.5 0 0.1", "line 1: a: a box without area"),
+        ("0 .5 .5 .1 .1\n0 .5 .5 .1 .1", "line 2: a: the box (0.45, 0.45, 0.55, 0.55) again"),
+    ],
+)
+def test_malformed_yolo_labels_are_named(lines, message, tmp_path):
+    with pytest.raises(FormatError) as error:
+        boxes.read(yolo(tmp_path, a=lines))
+    assert str(error.value).startswith(f"{tmp_path / 'a.txt'}: {message}"), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("", "", "no classes.txt, obj.names, data.yaml, data.yml there or above"),
+        ("data.yaml", "names: 3", "no list 'names'"),
+        ("data.yaml", "names: [a", "no YAML"),
+        ("data.yaml", "- 1", "no list 'names'"),
+    ],
+)
+def test_classes_of_yolo_that_nothing_tells_are_named(name, text, message, tmp_path):
+    folder = yolo(tmp_path / "a" / "b" / "c", names="", a="0 0.5 0.5 0.1 0.1")
+    if name:
+        (folder / name).write_text(text)
+    with pytest.raises(FormatError) as error:
+        boxes.read(folder)
+    assert str(error.value).startswith(f"{folder / name}: {message}"), str(error.value)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_damaged_yolo_labels_give_a_result_or_a_format_error(data):
+    content = "0 0.5 0.25 0.125 1e-3\n1 0.1 0.2 0.3 0.4 0.5 0.6\n"
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        scrap = data.draw(st.sampled_from(scraps) | st.text(max_size=3))
+        content = content[:start] + scrap + content[start + data.draw(st.integers(0, 8)) :]
+    with tempfile.TemporaryDirectory() as folder:
+        yolo(Path(folder), a="").joinpath("a.txt").write_bytes(content.encode("utf-8", "replace"))
+        try:
+            (found,) = boxes.read(folder, [])
+        except FormatError as error:
+            assert folder in str(error)
+            return
+    assert np.isfinite(found.boxes).all() and (found.boxes[:, :2] < found.boxes[:, 2:]).all()

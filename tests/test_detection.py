@@ -877,6 +877,24 @@ def test_an_ensemble_on_streamed_images_without_validation(data, tmp_path):
         assert caveat["what"].startswith(f"fold {number}: no image is held back for validation")
 
 
+def test_yolo_labels_are_the_same_samples_as_a_csv(data, tmp_path):
+    """Also those of a photograph without objects, and beside the names of the classes."""
+    (tmp_path / "classes.txt").write_text("square\nunused\n")
+    for a in box_files.read(data / "boxes.csv"):
+        width, height = Image.open(data / a.image).size
+        centres, sides = (a.boxes[:, :2] + a.boxes[:, 2:]) / 2, a.boxes[:, 2:] - a.boxes[:, :2]
+        shares = np.hstack([centres, sides]) / (width, height, width, height)
+        (tmp_path / f"{a.image[:-4]}.txt").write_text("".join(f"0 {x} {y} {w} {h}\n" for x, y, w, h in shares))
+    mine, theirs = (loading.load(small(data, **{"data.boxes": str(b)}).data) for b in (data / "boxes.csv", tmp_path))
+    assert mine.classes == theirs.classes == ("square",) and theirs.problems == []
+    place = np.argsort(theirs.samples.name, kind="stable"), np.argsort(mine.samples.name, kind="stable")
+    for key in ("name", "images", "labels"):
+        np.testing.assert_array_equal(
+            *(getattr(d.samples, key)[at] for d, at in zip((theirs, mine), place, strict=True))
+        )
+    np.testing.assert_allclose(theirs.samples.boxes[place[0]], mine.samples.boxes[place[1]], atol=1e-4)
+
+
 def test_what_a_detector_cannot_know_is_told(data):
     """Its threshold is chosen where there are objects, and who gives colours is told that it does not see them."""
     config = small(data)

@@ -166,6 +166,8 @@ def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnot
       OSError: the file of boxes speaks of a photograph of another size.
     """
     h, w = size
+    if annotation.relative:
+        annotation = dataclasses.replace(annotation, boxes=annotation.boxes * (w, h, w, h), relative=False)
     turn = turn_of(file, annotation.size, size, upright=annotation.upright)
     if turn > 1:
         x, y = TURNED[turn](annotation.boxes[:, ::2], annotation.boxes[:, 1::2], h, w)

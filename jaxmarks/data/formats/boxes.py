@@ -1,7 +1,8 @@
-"""Boxes of objects: CSV (one row a box) and COCO JSON, read and written; Pascal VOC XML and LabelMe JSON, read.
+"""Boxes of objects: CSV (one row a box) and COCO JSON, read and written; VOC XML, LabelMe JSON and YOLO's .txt, read.
 
 A `BoxAnnotation` holds continuous pixels, y down, from the corner of the top-left pixel. COCO and LabelMe have these too;
-CSV and VOC name the first and the last pixel inside a box, CSV counting from 0 and VOC from 1.
+CSV and VOC name the first and the last pixel inside a box, CSV counting from 0 and VOC from 1. YOLO has shares of the
+image's sides, which are pixels as soon as the image is known.
 """
 
 import collections
@@ -15,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from jaxmarks import atomic
-from jaxmarks.data.formats import coco, labelme
+from jaxmarks.data.formats import coco, labelme, yolo
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.photographs import files_in
 from jaxmarks.data.samples import FormatError
@@ -24,8 +25,8 @@ COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax
 CORNERS = COLUMNS[4:8]
 
 # What makes a format's corners continuous: added to xmin, ymin and to xmax, ymax. JSON is COCO's and LabelMe's.
-CSV, JSON, VOC = (0, 1), (0, 0), (-1, 0)
-KNOWN = ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of VOC .xml or of LabelMe .json"
+CSV, JSON, VOC, YOLO = (0, 1), (0, 0), (-1, 0), (0, 0)
+KNOWN = ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of VOC .xml, of LabelMe .json or of YOLO's .txt"
 
 _SYNONYMS = {"image": "filename", "label": "class"}
 
@@ -37,7 +38,8 @@ class BoxAnnotation:
     `boxes` is (M, 4) float64, (x0, y0, x1, y1) with x0 < x1 and y0 < y1 in pixels of that image; a box may reach out of
     it. `classes` are their M names, `size` the image's (height, width) where the file says it; for messages `where` is
     the image's place in the file ("boxes.csv: line 14"), and `places` are those of the boxes, where they are known;
-    `upright` says that the boxes are those of the image turned as its EXIF tells.
+    `upright` says that the boxes are those of the image turned as its EXIF tells, `relative` that they are shares of its
+    width and height.
     """
 
     image: str
@@ -48,6 +50,7 @@ class BoxAnnotation:
     size: tuple[int, int] | None = None
     places: tuple[str, ...] = ()
     upright: bool = False
+    relative: bool = False
 
 
 @dataclasses.dataclass
@@ -59,6 +62,7 @@ class _Image:
     group: str
     objects: list[tuple[list[float], str, str]] = dataclasses.field(default_factory=list)
     upright: bool = False
+    relative: bool = False
 
 
 def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
@@ -67,14 +71,15 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     A CSV has the columns filename (or image), class (or label), xmin, ymin, xmax, ymax, in any order, and where it has
     them width, height and group; a row with neither class nor corners is an image without objects. VOC is a folder of
     XML files, with its subfolders, or one file; where several subfolders have a name the image's begins with the subfolder.
-    So is LabelMe of JSON files, whose objects are the boxes around rectangles, polygons, circles and masks.
+    So is LabelMe of JSON files, whose objects are the boxes around rectangles, polygons, circles and masks. YOLO is a folder
+    of .txt files of the images' names (`formats.yolo`), where there are neither.
 
     Args:
       path: the file or the folder.
       problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where":
         reversed corners (swapped), a box without area, a box that is NaN, a crowd (all three left out), a box given
         twice (kept once), a second group or size of an image (the first one holds), an image that stands twice in COCO,
-        VOC or LabelMe (joined), a shape of LabelMe that has no area. With None the first of them raises.
+        VOC, LabelMe or YOLO (joined), a shape of LabelMe that has no area. With None the first of them raises.
 
     Returns:
       One annotation for each image that the file names, in the file's order.
@@ -139,6 +144,7 @@ def _annotation(name, image, shift, problems):
         size=image.size,
         places=tuple(boxes.values()),
         upright=image.upright,
+        relative=image.relative,
     )
 
 
@@ -203,14 +209,19 @@ def _size(where, width, height):
 
 
 def _read_folder(path, problems):
-    """The images of a folder of VOC or of LabelMe files, and what makes their corners continuous."""
+    """The images of a folder of VOC, LabelMe or YOLO files, and what makes their corners continuous."""
     voc, others = (files_in(path, {ending}) for ending in (".xml", ".json"))
     if voc and others:
         what = f"{len(voc)} .xml and {len(others)} .json in one folder: two annotations of the same images?"
         raise FormatError(path, "", what, "keep VOC's or LabelMe's")
-    if not voc and not others:
-        raise FormatError(path, "", "no .xml and no .json in this folder", "name a folder of VOC or LabelMe files")
-    return (_read_voc(path, voc, problems), VOC) if voc else (_read_labelme(path, others, problems), JSON)
+    if voc:
+        return _read_voc(path, voc, problems), VOC
+    if others:
+        return _read_labelme(path, others, problems), JSON
+    if not (files := yolo.files_of(path)):
+        what, advice = "no .xml, no .json and no .txt in this folder", "name a folder of VOC, LabelMe or YOLO files"
+        raise FormatError(path, "", what, advice)
+    return _read_yolo(path, files, problems), YOLO
 
 
 def _named(path, names: dict[Path, str]) -> dict[Path, str]:
@@ -244,6 +255,16 @@ def _read_labelme(path, files, problems):
         entry = _entry(images, names[file], str(file), size, "", problems)
         entry.upright = True
         entry.objects += objects
+    return images
+
+
+def _read_yolo(path, files, problems):
+    known, images = yolo.classes(path), dict[str, _Image]()
+    for file, name in _named(path, {file: file.stem for file in files}).items():
+        _stands_once(images, name, str(file), problems)
+        entry = _entry(images, name, str(file), None, "", problems)
+        entry.relative = True
+        entry.objects += yolo.boxes(file, known)
     return images
 
 
@@ -379,6 +400,8 @@ def write(
         names.add(a.image)
         if len(a.boxes) != len(a.classes) or (scores is not None and len(scores[i]) != len(a.boxes)):
             raise ValueError(f"{path}: {a.image}: give every box one class, and one score or none")
+        if a.relative:
+            raise ValueError(f"{path}: {a.image}: boxes in shares of an image's sides; make them pixels")
         if not np.isfinite(a.boxes).all() or not all(label.strip() for label in a.classes):
             raise ValueError(f"{path}: {a.image}: a box that is not finite, or has no class")
     known = tuple(classes) or tuple(sorted({label for a in annotations for label in a.classes}))

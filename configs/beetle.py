@@ -17,8 +17,7 @@ Variants, which combine:
 import ml_collections
 
 from jaxmarks import config as configs
-
-PARTS = ("left_mandible", "right_mandible", "pronotum", "elytra", "head")
+from jaxmarks.data import phantoms
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
@@ -26,7 +25,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     chosen = configs.variants(
         text,
         flags=("smoke", "own", "pretrain", "finetune", "paper"),
-        options={"part": PARTS, "network": ("1", "2", "3")},
+        options={"part": tuple(phantoms.PARTS), "network": ("1", "2", "3")},
     )
     if "own" in chosen and "pretrain" in chosen:
         raise ValueError("config variants own, pretrain: pretraining is on drawn beetles; take own, finetune")
@@ -47,7 +46,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 
 def base():
-    """Five minutes on two CPU cores."""
+    """About two minutes on two CPU cores."""
     config = configs.base()
     config.split.folds, config.split.valid = 9, 0.1
     config.model = {"name": "beetle", "version": 3, "width": 0, "dropout": (0.0, 0.0, 0.0, 0.2), "standardise": True}

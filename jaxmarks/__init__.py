@@ -16,7 +16,7 @@ The public modules, each imported when it is first used:
   phantoms  beetles drawn from a seed, with exact landmarks
   optim     the paper's ramps and other optimisers
   predict   a trained run as a pure function
-  serving   a trained run as an artefact that needs JAX alone
+  serving   a trained run as an artefact that needs none of this code
 """
 
 import importlib

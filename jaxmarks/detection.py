@@ -269,7 +269,9 @@ def by_fold(found: Objects, threshold: np.ndarray, classes: tuple[str, ...]) -> 
     for key in ("f1", "f1_golden", "map50") if len(each) > 1 else ():
         known = [one[key] for one in each if np.isfinite(one[key])]  # a fold without objects and detections has none
         spread[f"std_over_folds_{key}"] = float(np.std(known)) if len(known) > 1 else np.nan
-    return summarise(found, threshold, classes) | spread | {"folds": folds, "classes": list(classes)}
+    together = float(np.mean([one["threshold"] for one in folds]))  # as `threshold_of` all networks, which predict
+    about = {"threshold": together, "folds": folds, "classes": list(classes)}
+    return summarise(found, threshold, classes) | spread | about
 
 
 def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> None:

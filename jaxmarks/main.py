@@ -13,12 +13,12 @@ from jaxmarks import host
 
 
 def default_config(argv: list[str]) -> str:
-    """The config where none is named: of the run in --workdir that is to predict or be evaluated, else the beetles'."""
+    """The config where none is named: of the trained run in --workdir, else the beetles'."""
     found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("workdir", "mode"):
         found.add_argument(f"--{name}", f"-{name}", default="", nargs="?")
     known, _ = found.parse_known_args(argv[1:])
-    trained = known.mode in ("predict", "evaluate") and known.workdir
+    trained = known.mode not in ("", "train") and known.workdir
     return f"{Path(__file__).with_name('run_config.py')}:{known.workdir}" if trained else "configs/beetle.py"
 
 
@@ -35,7 +35,9 @@ FORMAT = flags.DEFINE_enum(
     "format", "jax", ["jax", "onnx"], "What --mode=export writes: jax.export's artefact, or ONNX."
 )
 PROCESSES = flags.DEFINE_integer(
-    "processes", 1, "How many processes train together; 0: as SLURM, the TPU pod or Kubernetes says, 1: this alone."
+    "processes",
+    1,
+    "How many processes train together; 0: as SLURM, the TPU pod, Open MPI or Kubernetes says, 1: this alone.",
 )
 PROCESS = flags.DEFINE_integer("process", -1, "This one's number, from 0; by default as the cluster says.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; by default as the cluster says.")
@@ -260,7 +262,7 @@ def predict(config, workdir):
 
 
 def export(config, workdir):
-    """Writes the run as an artefact that needs JAX alone, for photographs of `--size`, or its networks as ONNX."""
+    """Writes the run as an artefact that needs none of this code, for photographs of `--size`, or its networks as ONNX."""
     del config
     from jaxmarks import results, serving
 

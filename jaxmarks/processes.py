@@ -33,7 +33,7 @@ PATIENCE = SILENCE + 10
 
 
 def join(count: int = 0, *, coordinator: str = "", index: int = -1) -> None:
-    """Makes this one of `count` processes; the arguments left out are taken from SLURM, a TPU pod or Kubernetes.
+    """Makes this one of `count` processes; the arguments left out are taken from SLURM, a TPU pod, Open MPI or Kubernetes.
 
     Args:
       count: how many there are.

@@ -310,6 +310,13 @@ def test_one_fold_with_objects_has_no_deviation():
     assert detection.by_fold(twice, np.full(2, 0.5), ("p", "q"))["std_over_folds_f1"] == 0
 
 
+def test_the_threshold_of_all_is_the_folds_mean_however_many_photographs_each_has():
+    found = two_classes()
+    thrice = detection.join([found, found, found])._replace(fold=np.array([0, 0, 1]))
+    summary = detection.by_fold(thrice, np.array([0.2, 0.2, 0.6]), ("p", "q"))
+    assert summary["threshold"] == pytest.approx(detection.threshold_of([{"threshold": 0.2}, {"threshold": 0.6}]))
+
+
 def test_objects_are_written_with_what_became_of_them(tmp_path):
     detection.write(tmp_path, two_classes(), 0.5, ("p", "q"))
     with (tmp_path / "objects.csv").open() as file:

@@ -26,8 +26,8 @@ def command(*arguments):
     return [sys.executable, "-m", "jaxmarks.main", *map(str, arguments)]
 
 
-def run(*arguments, fails=False):
-    done = subprocess.run(command(*arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+def run(*arguments, fails=False, cwd=ROOT):
+    done = subprocess.run(command(*arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
     assert bool(done.returncode) == fails, done.stdout + done.stderr
     return done.stderr if fails else done.stdout
 
@@ -155,9 +155,11 @@ np.savez(out, **found)
 """
 
 
-def test_an_artefact_needs_jax_alone_and_takes_any_batch(smoke, photographs, tmp_path):
+def test_an_artefact_needs_nothing_of_ours_and_takes_any_batch(smoke, photographs, tmp_path):
     workdir, _ = smoke
-    assert "'batch', 96, 128, 3" in run("--mode=export", f"--workdir={workdir}", "--size=96,128")
+    # From elsewhere, where there are no configs.
+    said = run("--mode=export", f"--workdir={workdir}", "--size=96,128", cwd=tmp_path)
+    assert "'batch', 96, 128, 3" in said
     images = np.stack([np.asarray(Image.open(photographs / f"beetle_{s}.png")) for s in range(3)])
     np.save(tmp_path / "images.npy", images)
     arguments = [workdir / "export", tmp_path / "images.npy", tmp_path / "found.npz"]
@@ -196,9 +198,9 @@ def test_evaluate_scores_the_named_data(smoke, photographs):
     assert (workdir / "evaluate" / "report.html").exists()
 
 
-def test_describe_tells_of_a_run_where_no_config_is_named(smoke):
+def test_describe_tells_of_a_run_where_no_config_is_named(smoke, tmp_path):
     workdir, _ = smoke
-    said = run("--mode=describe", f"--workdir={workdir}")
+    said = run("--mode=describe", f"--workdir={workdir}", cwd=tmp_path)
     assert f"{json.loads((workdir / 'summary.json').read_text())['parameters']:,}" in said
 
 

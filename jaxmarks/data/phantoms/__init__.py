@@ -6,33 +6,42 @@ curves that are drawn, mapped as the drawing is: the truth owes nothing to an an
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxmarks.data.phantoms import backdrop, canvas, elytra, genome, head, mandible, pronotum
 from jaxmarks.data.samples import Samples
 
-PARTS = {"left_mandible": 16, "right_mandible": 18, "pronotum": 8, "elytra": 11, "head": 10}
 SPECIMENS = 293
 
-# The order of the landmarks after a horizontal mirror; a mirrored mandible is no mandible of its side.
-FLIP = {
-    "left_mandible": None,
-    "right_mandible": None,
-    "pronotum": pronotum.FLIP,
-    "elytra": elytra.FLIP,
-    "head": head.FLIP,
-}
 
-# Millimetres per frame unit (1/256 of the frame's width): ground beetles of about 15 mm.
-_MILLIMETRES = {"left_mandible": 0.018, "right_mandible": 0.018, "pronotum": 0.04, "elytra": 0.07, "head": 0.03}
-_PAINTERS = {
-    "left_mandible": functools.partial(mandible.draw, part="left_mandible"),
-    "right_mandible": functools.partial(mandible.draw, part="right_mandible"),
-    "pronotum": pronotum.draw,
-    "elytra": elytra.draw,
-    "head": head.draw,
+class _Part(NamedTuple):
+    """A part: how many landmarks it has, what draws it, and
+
+    Attributes:
+      millimetres: per frame unit (1/256 of the frame's width): ground beetles of about 15 mm.
+      flip: the landmarks' order after a horizontal mirror; a mirrored mandible is no mandible of its side.
+    """
+
+    landmarks: int
+    draw: Callable
+    millimetres: float
+    flip: tuple[int, ...] | None = None
+
+
+# A new part comes last: a part's place is in its seeds.
+_PARTS = {
+    "left_mandible": _Part(16, functools.partial(mandible.draw, part="left_mandible"), 0.018),
+    "right_mandible": _Part(18, functools.partial(mandible.draw, part="right_mandible"), 0.018),
+    "pronotum": _Part(8, pronotum.draw, 0.04, pronotum.FLIP),
+    "elytra": _Part(11, elytra.draw, 0.07, elytra.FLIP),
+    "head": _Part(10, head.draw, 0.03, head.FLIP),
 }
+# The parts' landmark counts, and their landmarks' orders after a mirror.
+PARTS = {name: part.landmarks for name, part in _PARTS.items()}
+FLIP = {name: part.flip for name, part in _PARTS.items()}
 
 
 def draw(part, specimen, *, size=(192, 256), seed=0):
@@ -67,7 +76,7 @@ def draw(part, specimen, *, size=(192, 256), seed=0):
     scene = canvas.blank(size, rng)
     backdrop.card(scene, rng)
     backdrop.litter(scene, rng)
-    points = _PAINTERS[part](scene, genes, pose, rng)
+    points = _PARTS[part].draw(scene, genes, pose, rng)
     backdrop.dust(scene, rng, int(rng.integers(3, 12)))
     height, width = size
     return canvas.develop(scene, camera), points / scene.pixel + [width / 2, height / 2]
@@ -104,7 +113,7 @@ def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3):
         group=np.arange(count),
         name=np.array([f"{part}_{specimen:03d}.png" for specimen in range(count)]),
         to_source=np.tile(np.eye(2, 3), (count, 1, 1)),
-        mm_per_px=np.full(count, _MILLIMETRES[part] / scale),
+        mm_per_px=np.full(count, _PARTS[part].millimetres / scale),
         source_size=np.tile(np.array(size, np.int64), (count, 1)),
     )
 

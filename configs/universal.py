@@ -23,7 +23,7 @@ import ml_collections
 from jaxmarks import config as configs
 
 # What a dataset of one's own names: its photographs and landmarks, specimens, and the order after a mirror.
-OWN = {"images": "", "landmarks": "", "group_by": "", "fit": "pad", "flip": ()}
+OWN = {"images": "", "landmarks": "", "curves": 0, "group_by": "", "fit": "pad", "flip": ()}
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:

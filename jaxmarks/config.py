@@ -24,7 +24,7 @@ LIMITS = {
     "train.batch_size": (1, MANY), "train.steps": (0, MANY), "train.epochs": (0, MANY), "train.accumulate": (1, MANY),
     "train.ensemble": (1, MANY), "train.ema": (0, 1), "train.mixup": (0, MANY), "train.patience": (0, MANY),
     "train.devices": (0, MANY), "train.span": (1, MANY),
-    "data.scale": (0.01, 100), "data.overlap": (0, MANY), "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1), "head.ignore": (0, 1),
+    "data.scale": (0.01, 100), "data.overlap": (0, MANY), "data.curves": (0, MANY), "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1), "head.ignore": (0, 1),
     "head.limit": (1, MANY), "head.anchor_count": (1, MANY),
 }  # fmt: skip
 
@@ -241,6 +241,7 @@ def base() -> ml_collections.ConfigDict:
         "images": "",  # a folder of photographs, and
         "landmarks": "",  # a TPS, CSV, COCO or LabelMe file (or several annotators', with commas): one's own data;
         # phantoms where these are empty
+        "curves": 0,  # points of each of a TPS file's curves, which follow its landmarks; 0: its curves are left out
         "group_by": "",  # regular expression; its first group in a file's name is the specimen
         "keep": "",  # a folder for the images where memory does not hold them: they are streamed from there
         "size": (96, 128),  # height and width of the network's frame

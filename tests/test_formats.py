@@ -550,12 +550,106 @@ def test_tps_records_without_landmarks_and_curves_are_named(tmp_path):
     problems = []
     assert [a.image for a in formats.read(tmp_path / "a.tps", problems=problems)] == ["a.png"]
     assert [(p["image"], p["what"]) for p in problems] == [
-        ("a.png", "CURVES or OUTLINES of 1 records are not used: only landmarks (LM=) are learnt"),
+        (
+            "a.png",
+            "CURVES of 1 records are not used: only landmarks (LM=) are learnt; --config.data.curves=10 adds ten points of each curve",
+        ),
         ("b.png", "LM=0, no landmark is marked yet: left out"),
     ]
     (tmp_path / "b.tps").write_text("LM=0\nIMAGE=a.png\nLM=0\nIMAGE=b.png\n")
     with pytest.raises(FormatError, match=r"b\.tps.* no image has a landmark"):
         formats.read(tmp_path / "b.tps")
+
+
+CURVED = """LM=1
+1 1
+CURVES=2
+POINTS=3
+0 0
+6 0
+6 2
+POINTS=2
+4 4
+4 4
+OUTLINES=1
+POINTS=1
+3 3
+IMAGE=a.png
+LM=1
+2 2
+CURVES=2
+POINTS=1
+5 5
+POINTS=3
+1 1
+NA NA
+3 3
+IMAGE=b.png
+LM=1
+3 3
+IMAGE=c.png
+LM=0
+IMAGE=d.png
+"""
+
+
+def test_points_of_curves_follow_the_landmarks(tmp_path):
+    for name in "abcd":
+        Image.new("RGB", (8, 10)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.tps").write_text(CURVED)
+    problems = []
+    a, b, c = formats.read(tmp_path / "a.tps", problems=problems, curves=3)
+    # Half the way of 6 + 2 lies on the first side; a curve without a length is one point.
+    assert a.points.tolist() == [[1, 9], [0, 10], [4, 10], [6, 8], [4, 6], [4, 6], [4, 6]] and a.visible.all()
+    assert [x.visible.tolist() for x in (b, c)] == [[True] + [False] * 6] * 2
+    assert (c.points[0] == [3, 7]).all() and not c.points[1:].any()
+    lacking = "curve {} is not there: taken as missing"
+    assert [(p["image"], p["what"]) for p in problems] == [
+        ("a.png", "OUTLINES of 1 records are not used: only landmarks (LM=) are learnt"),
+        ("b.png", "curve 1 has 1 points: taken as missing"),
+        ("b.png", "curve 2 has a missing point: taken as missing"),
+        *(("c.png", lacking.format(k)) for k in (1, 2)),
+        ("d.png", "LM=0, no landmark is marked yet: left out"),
+    ]
+
+
+def test_curves_alone_are_landmarks_enough_and_a_file_without_any_is_read_as_it_is(tmp_path):
+    Image.new("RGB", (8, 10)).save(tmp_path / "a.png")
+    (tmp_path / "a.tps").write_text("LM=0\nCURVES=1\nPOINTS=2\n0 0\n4 0\nIMAGE=a.png\n")
+    (alone,) = formats.read(tmp_path / "a.tps", curves=5)
+    assert alone.points.tolist() == [[x, 10] for x in range(5)]
+    # What is found by a network that learnt curves is such a file.
+    formats.write(tmp_path / "b.tps", [alone], {"a.png": 10})
+    assert formats.read(tmp_path / "b.tps", curves=5)[0].points.tolist() == alone.points.tolist()
+
+
+def test_curves_that_do_not_agree_are_refused(tmp_path):
+    (tmp_path / "a.tps").write_text(CURVED.replace("CURVES=2\nPOINTS=1\n5 5\n", "CURVES=1\n"))
+    with pytest.raises(FormatError, match=r"line 15.* CURVES=1, and CURVES=2 in the record of line 1.*digitise"):
+        formats.read(tmp_path / "a.tps", curves=3)
+    with pytest.raises(ValueError, match=r"curves=1: give at least 2"):
+        formats.read(tmp_path / "a.tps", curves=1)
+
+
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=2, max_size=12), st.integers(2, 30))
+def test_points_of_a_curve_are_equally_far_apart_along_it(corners, count):
+    """Against the length of the curve up to each point, measured corner by corner."""
+    curve = np.array(corners)
+    points = tps.resample(curve, count)
+    sides = np.linalg.norm(np.diff(curve, axis=0), axis=1)
+    total = sides.sum()
+    np.testing.assert_allclose(points[[0, -1]], curve[[0, -1]], atol=1e-6)
+    expected = []
+    for k in range(count):
+        due, before = total * k / (count - 1), 0.0
+        for start, stop, side in zip(curve[:-1], curve[1:], sides, strict=True):
+            if before + side >= due and side > 0:
+                expected.append(start + (due - before) / side * (stop - start))
+                break
+            before += side
+        else:
+            expected.append(curve[-1])
+    np.testing.assert_allclose(points, expected, atol=1e-6 * max(total, 1))
 
 
 def test_labelme_in_subfolders_and_a_slip_in_a_label(tmp_path):

@@ -26,7 +26,9 @@ from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import frame, placement
 
 
-def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep="") -> tuple[Samples, list[dict]]:
+def load(
+    images, landmarks, *, size, channels=3, fit="pad", group_by="", keep="", curves=0
+) -> tuple[Samples, list[dict]]:
     """Reads photographs and their landmarks.
 
     Args:
@@ -38,6 +40,7 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
       group_by: regular expression; its first group in a file's name is the specimen. Where it is empty the
         annotation's own group counts, else each image is a specimen.
       keep: a folder in which the images are kept as Records, as much as memory does not hold; empty: in memory.
+      curves: as in `formats.read`.
 
     Returns:
       Samples, and the problems: dicts of "image", "what" and "where" for every photograph left out, landmark masked,
@@ -50,7 +53,7 @@ def load(images, landmarks, *, size, channels=3, fit="pad", group_by="", keep=""
     problems: list[dict] = []
     if not images.is_dir():
         raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
-    annotations = formats.read(landmarks, images, problems)
+    annotations = formats.read(landmarks, images, problems, curves=curves)
 
     find_here = finder(images)
 

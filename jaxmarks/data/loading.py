@@ -109,7 +109,7 @@ def known_facts(spec) -> dict:
         return {"landmarks": len(brains.LANDMARKS)}
     if spec.landmarks:
         problems: list[dict] = []
-        found = formats.read(spec.landmarks, spec.images, problems=problems)
+        found = formats.read(spec.landmarks, spec.images, problems=problems, curves=spec.get("curves", 0))
         if not found:
             what = "; ".join(sorted({problem["what"] for problem in problems})[:3]) or "it names no image"
             raise FormatError(
@@ -215,6 +215,7 @@ def _flip(spec, part):
 
 
 def _own(spec):
+    curves = spec.get("curves", 0)  # which configs of older runs do not have
     samples, problems = folder.load(
         spec.images,
         spec.landmarks,
@@ -223,12 +224,14 @@ def _own(spec):
         fit=spec.fit,
         group_by=spec.group_by,
         keep=spec.get("keep"),
+        curves=curves,
     )
     flip = tuple(spec.flip) or None
     if flip and sorted(flip) != list(range(samples.points.shape[1])):
         raise ValueError(f"--config.data.flip={flip}: give each of 0..{samples.points.shape[1] - 1} once")
     photograph = lambda name: folder.photograph(spec.images, name)
-    return Dataset(samples, problems, flip, photograph, formats.disagreement(spec.landmarks, spec.images))
+    disagreement = formats.disagreement(spec.landmarks, spec.images, curves=curves)
+    return Dataset(samples, problems, flip, photograph, disagreement)
 
 
 def _objects(spec):

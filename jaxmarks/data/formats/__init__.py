@@ -19,7 +19,7 @@ from jaxmarks.data.samples import Annotation, FormatError
 KNOWN = ".tps, .csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of LabelMe .json"
 
 
-def read(path, images=None, problems: list[dict] | None = None) -> list[Annotation]:
+def read(path, images=None, problems: list[dict] | None = None, *, curves: int = 0) -> list[Annotation]:
     """Reads a file of landmarks, its format told by ending and content.
 
     Args:
@@ -31,6 +31,8 @@ def read(path, images=None, problems: list[dict] | None = None) -> list[Annotati
       problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where": a
         photograph that is missing or cannot be read (its annotation is left out where its size is needed), a NaN (the
         landmark is missing), an ID or an image given twice. With None the first of them raises.
+      curves: of a TPS file with CURVES= so many points of each, at equal distances from end to end, follow the landmarks;
+        with 0 they are left out.
 
     Returns:
       Annotations of one landmark count, in pixels, y down.
@@ -39,14 +41,14 @@ def read(path, images=None, problems: list[dict] | None = None) -> list[Annotati
       FormatError: a file that cannot be read; the message names it, the place and the value.
     """
     noted: list[dict] = [] if problems is None else problems
-    files = [_read(one, images, noted) for one in annotators(path)]
+    files = [_read(one, images, noted, curves) for one in annotators(path)]
     found = files[0] if len(files) == 1 else consensus(files, noted)
     if problems is None and noted:
         raise FormatError(noted[0]["where"], "", f"{noted[0]['image']}: {noted[0]['what']}", "mend it")
     return found
 
 
-def _read(path: Path, images, problems: list[dict]) -> list[Annotation]:
+def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotation]:
     """One annotator's landmarks, as `read` gives them."""
     if not path.exists():
         raise FormatError(path, "", "no such file", "give the path of a landmark file")
@@ -54,7 +56,7 @@ def _read(path: Path, images, problems: list[dict]) -> list[Annotation]:
     if path.is_dir():
         found = labelme.read(path, problems, images)
     elif suffix == ".tps":
-        found = _read_tps(path, images, problems)
+        found = _read_tps(path, images, problems, curves)
     elif suffix in (".csv", ".tsv", ".txt"):
         found = table.read(path, problems)
     elif suffix == ".json":
@@ -121,12 +123,12 @@ def _told(each: list[Annotation], problems) -> dict:
     return told
 
 
-def disagreement(path, images=None) -> float | None:
+def disagreement(path, images=None, *, curves: int = 0) -> float | None:
     """The mean distance in px between two annotators' marks of a landmark, over all pairs; None for one annotator."""
     paths = annotators(path)
     if len(paths) < 2:  # there is nothing to read again
         return None
-    files = [{a.image: a for a in read(one, images, [])} for one in paths]
+    files = [{a.image: a for a in read(one, images, [], curves=curves)} for one in paths]
     gaps: list[float] = []
     for i, one in enumerate(files):
         for other in files[i + 1 :]:
@@ -172,16 +174,20 @@ def _beside_photographs(found, images, problems) -> list[Annotation]:
     return kept
 
 
-def _read_tps(path, images, problems):
+def _read_tps(path, images, problems, curves):
     specimens, heights, kept = tps.read(path), [], []
     images = path.parent if images is None else Path(images)
-    find, marked = finder(images), any(len(s.points) for s in specimens)
-    curved = [s for s in specimens if s.curves or s.outlines]
-    if curved:
-        what = f"CURVES or OUTLINES of {len(curved)} records are not used: only landmarks (LM=) are learnt"
-        problems.append(
-            {"image": curved[0].image or curved[0].id, "what": what, "where": f"{path}: line {curved[0].line}"}
-        )
+    find = finder(images)
+    for key, remedy in (("curves", "; --config.data.curves=10 adds ten points of each curve"), ("outlines", "")):
+        left = [s for s in specimens if getattr(s, key) and not (key == "curves" and curves)]
+        if left:
+            what = f"{key.upper()} of {len(left)} records are not used: only landmarks (LM=) are learnt{remedy}"
+            problems.append(
+                {"image": left[0].image or left[0].id, "what": what, "where": f"{path}: line {left[0].line}"}
+            )
+    if curves:
+        specimens = tps.with_curves(specimens, curves, path, problems)
+    marked = any(len(s.points) for s in specimens)
     for s in specimens:
         name, where = s.image or s.id, f"{path}: line {s.line}"
         if not name:

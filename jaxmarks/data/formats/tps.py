@@ -176,6 +176,59 @@ def _rows(path, lines, at, count, dimensions, head, head_line):
     return rows
 
 
+def resample(curve: np.ndarray, count: int) -> np.ndarray:
+    """Points (count, 2) at equal distances along the curve through points (M, 2), from its first to its last."""
+    along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(curve, axis=0).T))])
+    at = np.linspace(0.0, along[-1], count)
+    return np.stack([np.interp(at, along, column) for column in curve.T], axis=-1)
+
+
+def with_curves(specimens: list[Specimen], count: int, path="", problems: list[dict] | None = None) -> list[Specimen]:
+    """Records whose landmarks are followed by `count` points of each curve (`resample`), as semilandmarks often are.
+
+    Args:
+      specimens: of which those that have curves have as many; those without any lack their points.
+      count: at least 2, since the ends are among them.
+      path: for messages.
+      problems: a list to which curves that are taken as missing are appended, as dicts of "image", "what" and "where".
+
+    Raises:
+      FormatError: the records have different numbers of curves.
+      ValueError: a count below 2.
+    """
+    if count < 2:
+        raise ValueError(f"--config.data.curves={count}: give at least 2, for the ends of a curve are among its points")
+    curved = [s for s in specimens if s.curves]
+    for s in curved:
+        if len(s.curves) != len(curved[0].curves):
+            what = f"CURVES={len(s.curves)}, and CURVES={len(curved[0].curves)} in the record of line {curved[0].line}"
+            remedy = "digitise the same curves on all photographs, or none: delete CURVES= with its points"
+            raise FormatError(path, f"line {s.line}", what, remedy)
+    found = []
+    for s in specimens:
+        if not (curved and (s.curves or len(s.points))):  # nothing is digitised yet
+            found.append(s)
+            continue
+        points, visible = [s.points], [s.visible]
+        for k, curve in enumerate(s.curves or [np.zeros((0, 2))] * len(curved[0].curves)):
+            seen = len(curve) > 1 and bool(np.isfinite(curve).all())
+            points.append(resample(curve, count) if seen else np.zeros((count, 2)))
+            visible.append(np.full(count, seen))
+            if not seen and problems is not None:
+                why = (
+                    "has a missing point"
+                    if len(curve) > 1
+                    else f"has {len(curve)} points"
+                    if s.curves
+                    else "is not there"
+                )
+                what, where = f"curve {k + 1} {why}: taken as missing", f"{path}: line {s.line}"
+                problems.append({"image": s.image or s.id, "what": what, "where": where})
+        joined = np.concatenate(points), np.concatenate(visible)
+        found.append(dataclasses.replace(s, points=joined[0], visible=joined[1], depth=None, curves=[]))
+    return found
+
+
 def write(path, specimens: list[Specimen]) -> None:
     """Writes records; numbers in the shortest form that reads back as the same float64.
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from jaxmarks.data import objects
 from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.samples import FormatError
@@ -386,11 +388,35 @@ def test_malformed_labelme_shapes_are_named(shape, message, tmp_path):
         boxes.read(tmp_path)
 
 
-def test_a_folder_of_two_formats_is_refused(tmp_path):
-    (tmp_path / "a.xml").write_text(voc([]))
-    (tmp_path / "a.json").write_text(labelme())
-    with pytest.raises(FormatError, match=r"1 \.xml and 1 \.json in one folder"):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a.xml", "a.json"), r"1 of VOC's \.xml and 1 of LabelMe's \.json in one folder"),
+        (("a.xml", "b.txt"), r"1 of VOC's \.xml and 1 of YOLO's \.txt in one folder"),
+        (("a.json", "b.txt", "c.txt"), r"1 of LabelMe's \.json and 2 of YOLO's \.txt in one folder"),
+    ],
+)
+def test_a_folder_of_two_formats_is_refused(names, message, tmp_path):
+    contents = {".xml": voc([]), ".json": labelme(), ".txt": "0 .5 .5 .1 .1"}
+    for name in names:
+        (tmp_path / name).write_text(contents[Path(name).suffix])
+    with pytest.raises(FormatError, match=message):
         boxes.read(tmp_path)
+
+
+def test_what_lies_beside_annotations_is_none(tmp_path):
+    """A text beside LabelMe's files, and what exports of YOLO's labels bring along."""
+    (tmp_path / "labelme").mkdir()
+    (tmp_path / "labelme" / "a.json").write_text(labelme())
+    for name, content in (("labels.txt", "spine\nstub"), ("notes.txt", "see 3"), ("empty.txt", ""), ("b.txt", "\0")):
+        (tmp_path / "labelme" / name).write_text(content)
+    assert len(boxes.read(tmp_path / "labelme")) == 1
+    folder = yolo(tmp_path / "yolo", a="0 0.5 0.5 0.1 0.1", test="")
+    for name, content in (
+        ("README.dataset.txt", "# spines"), ("train.txt", "data/a.jpg\ndata/test.JPG\n"), ("notes.json", "{}"),
+    ):  # fmt: skip
+        (folder / name).write_text(content)
+    assert [a.image for a in boxes.read(folder)] == ["a", "test"]
 
 
 def test_voc_files_of_subfolders(tmp_path):
@@ -419,7 +445,7 @@ def test_yolo_labels_are_shares_of_the_image(tmp_path):
     problems: list = []
     a, b = boxes.read(yolo(tmp_path, a=lines, b=""), problems)
     np.testing.assert_allclose(a.boxes * (40, 30, 40, 30), [[3, 5, 18, 6], [20, 7.5, 30, 30]])
-    assert (a.image, a.classes, a.size, a.relative) == ("a", ("spine", "stub"), None, True)
+    assert (a.image, a.classes, a.size, a.relative, a.upright) == ("a", ("spine", "stub"), None, True, True)
     assert a.places == tuple(f"{tmp_path / 'a.txt'}: line {n}" for n in (1, 3))
     assert (b.image, b.boxes.shape, b.relative, problems) == ("b", (0, 4), True, [])
     with pytest.raises(ValueError, match="a: boxes in shares of an image's sides"):
@@ -429,16 +455,43 @@ def test_yolo_labels_are_shares_of_the_image(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("../obj.names", "spine\n\nstub"),
+        ("../obj.names", "spine\r\n stub \r\n\r\n"),
         ("../../data.yaml", "path: ../x\nnames: [spine, stub]\nnc: 2"),
         ("data.yml", "names:\n  1: stub\n  0: spine\n"),
+        ("data.yaml", "names: {'1': stub, 0: spine}"),
+        ("Classes.txt", "sp\x85ine\nstub"),
     ],
 )
 def test_the_classes_of_yolo_are_told_there_or_above(name, text, tmp_path):
-    folder = yolo(tmp_path / "train" / "labels", names="", a="1 0.5 0.5 0.1 0.1\n")
-    (folder / name).write_text(text)
+    folder = yolo(tmp_path / "train" / "labels", names="", a="1 0.5 0.5 0.1 0.1\n1.0 0.5 0.5 0.2 0.1\n")
+    (folder / name).write_text(text, encoding="latin-1", newline="")
     (found,) = boxes.read(folder)
-    assert found.classes == ("stub",)
+    assert found.classes == ("stub", "stub")
+
+
+def test_a_class_is_called_what_is_written(tmp_path):
+    lines = "".join(f"{k} 0.5 0.5 0.1 0.{k + 1}\n" for k in range(5))
+    folder = yolo(tmp_path, names="", a=lines)
+    (folder / "data.yaml").write_text("names: [no, 010, 1.10, ~, 12:30]")
+    assert boxes.read(folder)[0].classes == ("no", "010", "1.10", "~", "12:30")
+
+
+def test_subfolders_have_their_own_classes(tmp_path):
+    for place, names in (("s1", "spine\nstub"), ("s2", "stub\nspine")):
+        yolo(tmp_path / place, names=names, a="0 0.5 0.5 0.1 0.1\n")
+    assert [a.classes for a in boxes.read(tmp_path)] == [("spine",), ("stub",)]
+    (tmp_path / "obj.names").write_text("spine\nstub\n")
+    with pytest.raises(FormatError, match=r"s2/classes\.txt: other names than in .*obj\.names; delete"):
+        boxes.read(tmp_path)
+
+
+def test_keypoints_after_a_box_are_left_out(tmp_path):
+    folder = yolo(tmp_path, a="0 0.5 0.5 0.2 0.1 0.45 0.47 2 0.55 0.52 1\n", b="0 0.5 0.5 0.2 0.1\n")
+    (folder / "data.yaml").write_text("names: [spine, stub]\nkpt_shape: [2, 3]\n")
+    with pytest.raises(FormatError, match=r"b\.txt: line 1: 5 numbers; .* and the 6 numbers of data\.yaml's kpt_shape"):
+        boxes.read(folder)
+    (folder / "b.txt").unlink()
+    np.testing.assert_allclose(boxes.read(folder)[0].boxes, [[0.4, 0.45, 0.6, 0.55]])
 
 
 def test_yolo_labels_of_subfolders_beside_their_photographs(tmp_path):
@@ -450,17 +503,81 @@ def test_yolo_labels_of_subfolders_beside_their_photographs(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("labels", "photographs", "found"),
+    [
+        # Beside their photographs, also where others have that name: deeper ones, and those of an unlabelled folder.
+        (("s1/cam/a", "s2/cam/a"), ("s1/cam/a.png", "s2/cam/a.png"), ("s1/cam/a.png", "s2/cam/a.png")),
+        (("s1/a",), ("s1/a.png", "s2/a.png"), ("s1/a.png",)),
+        (("a",), ("a.png", "s1/a.png"), ("a.png",)),
+        # In labels/ beside images/, within the splits or around them.
+        (
+            ("train/labels/a", "valid/labels/a"),
+            ("train/images/a.png", "valid/images/a.png"),
+            ("train/images/a.png", "valid/images/a.png"),
+        ),
+        (
+            ("labels/train/a", "labels/val/a"),
+            ("images/train/a.png", "images/val/a.png"),
+            ("images/train/a.png", "images/val/a.png"),
+        ),
+        (("labels/a",), ("images/a.png",), ("images/a.png",)),
+        # Another photograph of that name is none.
+        (("labels/train/a",), ("images/val/a.png",), ()),
+        (("a",), ("s1/a.png", "s2/a.png"), ()),
+    ],
+)
+def test_yolo_labels_find_their_photographs(labels, photographs, found, tmp_path):
+    yolo(tmp_path)
+    for name in labels:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    for name in photographs:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    problems: list = []
+    pairs = objects.by_photograph(boxes.read(tmp_path), tmp_path, problems)
+    assert tuple(file.relative_to(tmp_path).as_posix() for _, file in pairs) == found
+    assert len(problems) == len(labels) - len(found)
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_yolo_labels_are_of_the_upright_photograph(turn, tmp_path):
+    """Its shares of the upright sides: what is drawn at a place of the upright photograph is in the box of the stored one."""
+    upright = np.zeros((40, 60, 3), np.uint8)
+    upright[4:12, 6:30] = 255
+    stored = np.rot90(upright, {1: 0, 3: 2, 6: 1}[turn])  # 6: to be turned by 90 degrees clockwise
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    (annotation,) = boxes.read(yolo(tmp_path, a=f"0 {18 / 60} {8 / 40} {24 / 60} {8 / 40}"))
+    placed, problems = objects.on_photograph(annotation, tmp_path / "a.jpg", stored.shape[:2])
+    rows, columns = np.nonzero(stored[..., 0])
+    expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    np.testing.assert_allclose(placed.boxes, [expected], atol=1e-9)
+    assert problems == [] and not placed.relative
+
+
+@pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("0 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1", "line 2: 4 numbers; a line is: class x y width height"),
+        (
+            "0 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1",
+            "line 2: 4 numbers; a line is class x y width height, without a confidence",
+        ),
         ("0 0.5 0.5 0.1 0.1 0.9", "line 1: 6 numbers"),
-        ("see the notes", "line 1: 'see the notes'"),
-        ("2 0.5 0.5 0.1 0.1", "line 1: class '2' has no name; there are 0 spine, 1 stub"),
+        ("see the notes", "line 1: 'see the notes' is no label"),
+        ("-1 0.5 0.5 0.1 0.1", "line 1: class '-1' has no name"),
+        (f"{'9' * 5000} 0.5 0.5 0.1 0.1", f"line 1: class '{'9' * 40}' has no name"),
         ("spine 0.5 0.5 0.1 0.1", "line 1: class 'spine' has no name"),
         ("0 0.5 x 0.1 0.1", "line 1: a word that is no number"),
         ("0 120 80 15 15", "line 1: 120 is no share"),
+        ("0 nan 120 0.1 0.1", "line 1: 120 is no share"),
+        ("0 0.5 0.5 1.9 0.1", "line 1: 1.9 is no share"),
+        ("0 0.5 0.5 0.1 0.1 0.45 0.47 2", "line 1: 8 numbers"),
+        ("0 0.5 0.5 0.1 0.1 0.45 0.47 2 0.5 0.5 2", "line 1: 2 is no share"),
         ("0 0.5 0.5 inf 0.1", "line 1: inf is no share"),
-        ("0 0.5 0.5 -0.2 0.1", "line 1: a: reversed corners"),
+        ("0 0.5 0.5 -0.2 0.1", "line 1: -0.2 is no share"),
+        ("0 0.5 0.5 -0.005 0.1", "line 1: a: reversed corners"),
         ("0 0.5 0.5 nan 0.1", "line 1: a: a box with a corner that is NaN"),
         ("0 0.5 0.5 0 0.1", "line 1: a: a box without area"),
         ("0 .5 .5 .1 .1\n0 .5 .5 .1 .1", "line 2: a: the box (0.45, 0.45, 0.55, 0.55) again"),
@@ -475,10 +592,17 @@ def test_malformed_yolo_labels_are_named(lines, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("", "", "no classes.txt, obj.names, data.yaml, data.yml there or above"),
+        ("", "", "no classes.txt, obj.names, _darknet.labels, data.yaml, data.yml there or above"),
         ("data.yaml", "names: 3", "no list 'names'"),
-        ("data.yaml", "names: [a", "no YAML"),
+        ("data.yaml", "nc: 2\nnames: [a", "line 2: no YAML: expected"),
         ("data.yaml", "- 1", "no list 'names'"),
+        ("data.yaml", "names: {a: b}", "no list 'names'"),
+        ("data.yaml", "[" * 3000, "no YAML"),
+        ("data.yaml", "names: [a, '']", "class 1 is called ''"),
+        ("data.yaml", "names: [a, [b]]", "class 1 is called \"['b']\""),
+        ("data.yaml", "names: [a, b]\nnc: 3", "nc: 3, and 2 names"),
+        ("classes.txt", "spine\n\nstub\n", "line 2: no name of class 1"),
+        ("classes.txt", "", "line 1: no name of class 0"),
     ],
 )
 def test_classes_of_yolo_that_nothing_tells_are_named(name, text, message, tmp_path):
@@ -488,6 +612,31 @@ def test_classes_of_yolo_that_nothing_tells_are_named(name, text, message, tmp_p
     with pytest.raises(FormatError) as error:
         boxes.read(folder)
     assert str(error.value).startswith(f"{folder / name}: {message}"), str(error.value)
+
+
+def test_a_class_without_a_name_is_told_where_to_add_it(tmp_path):
+    message = r"class '2' has no name; .*classes\.txt has 0 spine, 1 stub: add its name"
+    with pytest.raises(FormatError, match=message):
+        boxes.read(yolo(tmp_path, a="2 0.5 0.5 0.1 0.1"))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_damaged_names_of_yolo_give_a_result_or_a_format_error(data):
+    content = "nc: 2\nnames:\n  0: spine\n  1: 'stub'\nkpt_shape: [1, 2]\n"
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        scrap = data.draw(st.sampled_from(["!!int ", "!!float x", "&a [*a]", "2001-99-99", "{", "[", "\t", "~", "- "]))
+        content = content[:start] + scrap + content[start + data.draw(st.integers(0, 8)) :]
+    with tempfile.TemporaryDirectory() as folder:
+        yolo(Path(folder), names="", a="1 0.5 0.5 0.1 0.1 0.5 0.5")
+        (Path(folder) / "data.yaml").write_text(content)
+        try:
+            (found,) = boxes.read(folder)
+        except FormatError as error:
+            assert folder in str(error)
+            return
+    assert all(isinstance(name, str) and name for name in found.classes)
 
 
 @settings(max_examples=40)

@@ -165,6 +165,18 @@ def test_names_are_found_as_people_write_them(tmp_path):
             photographs.find(tmp_path, name)
 
 
+def test_folders_behind_links_are_listed_once(tmp_path):
+    inside, outside = tmp_path / "photographs", tmp_path / "elsewhere"
+    for folder_ in (inside / "s2", outside):
+        folder_.mkdir(parents=True)
+        (folder_ / "a.png").touch()
+    (inside / "s1").symlink_to(outside)
+    (outside / "back").symlink_to(inside)
+    (inside / "s3").symlink_to(inside / "s2")
+    (inside / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert photographs.listing(inside) == [inside / "s1" / "a.png", inside / "s2" / "a.png"]
+
+
 def test_a_name_with_folders_is_no_file_of_another_folder(tmp_path):
     (tmp_path / "s2").mkdir()
     for name in ("s2/a.png", "b.png"):
@@ -194,6 +206,7 @@ def test_a_name_that_several_photographs_have_is_not_guessed(tmp_path):
         (tmp_path / side).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / side / "a.png")
     assert photographs.find(tmp_path, "right/a.png") == tmp_path / "right" / "a.png"
+    assert photographs.find(tmp_path, "D:/x/right/a.png") == tmp_path / "right" / "a.png"
     with pytest.raises(OSError, match=r"left/a\.png, right/a\.png"):
         photographs.find(tmp_path, "a.png")
     (tmp_path / "points.csv").write_text("image,x1,y1\na.png,1,1\nleft/a.png,2,2\n")

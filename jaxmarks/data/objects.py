@@ -166,9 +166,10 @@ def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnot
       OSError: the file of boxes speaks of a photograph of another size.
     """
     h, w = size
-    if annotation.relative:
-        annotation = dataclasses.replace(annotation, boxes=annotation.boxes * (w, h, w, h), relative=False)
     turn = turn_of(file, annotation.size, size, upright=annotation.upright)
+    if annotation.relative:
+        shown = (h, w) if turn >= 5 else (w, h)
+        annotation = dataclasses.replace(annotation, boxes=annotation.boxes * (shown * 2), relative=False)
     if turn > 1:
         x, y = TURNED[turn](annotation.boxes[:, ::2], annotation.boxes[:, 1::2], h, w)
         corners = np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=-1)

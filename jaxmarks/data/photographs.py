@@ -1,14 +1,16 @@
 """Photographs on disk: found by name, measured, decoded to uint8.
 
-Pixels are taken as they are stored, without EXIF rotation, as tpsDig shows them; what LabelMe marks on the upright
-photograph is brought there by `formats.read`.
+Pixels are taken as they are stored, without EXIF rotation, as tpsDig shows them; what LabelMe and YOLO mark on the
+upright photograph is brought there by who reads it.
 """
 
 import collections
 import functools
+import itertools
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import TypeVar
 
 import numpy as np
@@ -25,9 +27,20 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".
 
 
 def files_in(folder, endings) -> list[Path]:
-    """The files of a folder and its subfolders with one of these endings in any case, sorted; without what is hidden."""
-    shown = lambda p: not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in endings and shown(p) and p.is_file())
+    """The files of a folder and its subfolders with one of these endings in any case, sorted; without what is hidden.
+
+    Links to folders are followed, each folder once.
+    """
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(place)) in seen:  # a link back, or to what another has led to
+            folders.clear()
+            continue
+        seen.add(real)
+        files = (Path(place, name) for name in names if not name.startswith("."))
+        found += [file for file in files if file.suffix.lower() in endings and file.is_file()]
+    return sorted(found)
 
 
 def listing(folder) -> list[Path]:
@@ -60,6 +73,8 @@ def finder(folder) -> Callable[[str], Path]:
         stem = path.stem if path.suffix.lower() in ENDINGS else path.name
         for files, key in ((names, path.name), (stems, path.name), (stems, stem)):
             matches = [file for file in files.get(_plain(key), ()) if _may_be(path, file.relative_to(folder))]
+            nearest = max((_shared(path, file.relative_to(folder)) for file in matches), default=None)
+            matches = [file for file in matches if _shared(path, file.relative_to(folder)) == nearest]
             if len(matches) > 1:
                 several = ", ".join(p.relative_to(folder).as_posix() for p in matches[:3])
                 raise OSError(f"{len(matches)} images may be meant ({several}): write the path from {folder} on")
@@ -77,8 +92,20 @@ def _plain(name: str) -> str:
 def _may_be(path: PureWindowsPath, file: Path) -> bool:
     """Whether a file in a subfolder may be the one of this path: s1/a.png is not s2/a.png."""
     elsewhere = path.anchor or ".." in path.parts  # on another machine
-    mine, theirs = _plain(file.parent.name), _plain(path.parent.name)
+    mine, theirs = _folders(file)[:1], _folders(path)[:1]
     return bool(elsewhere) or not (mine and theirs) or mine == theirs
+
+
+def _shared(path: PureWindowsPath, file: Path) -> tuple[bool, int]:
+    """How near a file is to a path: whether it lies in the same folder, and how many folders above it are called alike."""
+    mine, theirs = _folders(file), _folders(path)
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(mine, theirs, strict=False))
+    return mine == theirs, len(list(alike))
+
+
+def _folders(path: PurePath) -> list[str]:
+    """The folders of a path, the innermost first, but for `images`, beside which marks lie in a folder of another name."""
+    return [name for name in map(_plain, reversed(path.parent.parts)) if name != "images"]
 
 
 def find(folder, name: str) -> Path:

@@ -7,6 +7,7 @@ image's sides, which are pixels as soon as the image is known.
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -211,14 +212,19 @@ def _size(where, width, height):
 def _read_folder(path, problems):
     """The images of a folder of VOC, LabelMe or YOLO files, and what makes their corners continuous."""
     voc, others = (files_in(path, {ending}) for ending in (".xml", ".json"))
-    if voc and others:
-        what = f"{len(voc)} .xml and {len(others)} .json in one folder: two annotations of the same images?"
-        raise FormatError(path, "", what, "keep VOC's or LabelMe's")
+    files = yolo.files_of(path)
+    labels = list(filter(yolo.is_label, files))
+    if labels:
+        others = [file for file in others if file.name != "notes.json"]  # Label Studio's, of its export
+    kinds = {"VOC's .xml": len(voc), "LabelMe's .json": len(others), "YOLO's .txt": len(labels)}
+    if len(there := [f"{count} of {kind}" for kind, count in kinds.items() if count]) > 1:
+        what = f"{' and '.join(there)} in one folder: several annotations of the same images?"
+        raise FormatError(path, "", what, "keep one of them")
     if voc:
         return _read_voc(path, voc, problems), VOC
     if others:
         return _read_labelme(path, others, problems), JSON
-    if not (files := yolo.files_of(path)):
+    if not files:
         what, advice = "no .xml, no .json and no .txt in this folder", "name a folder of VOC, LabelMe or YOLO files"
         raise FormatError(path, "", what, advice)
     return _read_yolo(path, files, problems), YOLO
@@ -259,12 +265,13 @@ def _read_labelme(path, files, problems):
 
 
 def _read_yolo(path, files, problems):
-    known, images = yolo.classes(path), dict[str, _Image]()
-    for file, name in _named(path, {file: file.stem for file in files}).items():
+    classes, images = functools.cache(yolo.classes), dict[str, _Image]()
+    for file in files:
+        name = yolo.photograph_of(file, path)
         _stands_once(images, name, str(file), problems)
         entry = _entry(images, name, str(file), None, "", problems)
-        entry.relative = True
-        entry.objects += yolo.boxes(file, known)
+        entry.relative = entry.upright = True
+        entry.objects += yolo.boxes(file, classes(file.parent, path))
     return images
 
 

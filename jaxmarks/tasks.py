@@ -1,5 +1,6 @@
 """From a stage's settings to its network, and the task that the steps are made of."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jaxmarks import augment, checkpoint, heads, models, optim, processes, steps
 from jaxmarks import config as configs
 from jaxmarks.data.loading import known_facts
 from jaxmarks.ops import boxes as box_ops
+from jaxmarks.ops import shape
 
 
 def check(config) -> None:
@@ -71,15 +73,16 @@ def sizes(settings) -> list[tuple[int, int]]:
 TWICE = 0.7
 
 
-def fitted(settings, samples) -> dict:
-    """More facts of all boxes: the IoU up to which two are two objects, and their typical sizes for an `anchor_count`.
+def fitted(settings, samples, shown) -> dict:
+    """More facts: of landmarks whose `leap` is looked after their shape in the samples `shown`; and of all boxes the IoU
+    up to which two are two objects, and their typical sizes for an `anchor_count`.
 
     Of 100 objects 99 overlap no other of their class by more, without those marked twice (`TWICE`). It is 0.2 at least, as
     the boxes that a network finds of objects side by side may overlap, and 0.5 at most.
     """
     known = samples.labels >= 0
     if not known.any():
-        return {}
+        return shape_of(settings, samples.points[shown], samples.visible[shown]) if settings.head.get("leap") else {}
     each = jax.jit(lambda *all: lax.map(lambda one: box_ops.crowding(*one), all))(samples.boxes, samples.labels, known)
     each = np.asarray(each)[known]
     found = {"overlap": float(np.clip(np.quantile(np.where(each > TWICE, 0, each), 0.99), 0.2, 0.5))}
@@ -89,6 +92,17 @@ def fitted(settings, samples) -> dict:
         anchors, _ = box_ops.kmeans_anchors(extents, key, count=settings.head.anchor_count)
         found["anchors"] = np.asarray(anchors).tolist()
     return found
+
+
+def shape_of(settings, points, visible) -> dict:
+    """The fact `shape` of landmarks (N, K, 2); none where no image shows enough of them."""
+    if settings.data.get("sets"):
+        raise ValueError(
+            f"--config.head.leap={settings.head.leap}: several data.sets have no shape together; set it to 0"
+        )
+    with contextlib.suppress(ValueError):
+        return {"shape": [each.tolist() for each in shape.procrustes(points, visible)]}
+    return {}
 
 
 def initial(network, settings, key):

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from jaxmarks import baselines, caveats, checkpoint, evaluate, optim, processes, report, runs, steps, tasks
+from jaxmarks import augment, baselines, caveats, checkpoint, evaluate, optim, processes, report, runs, steps, tasks
 from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import Dataset, facts, load
@@ -159,11 +159,12 @@ class Training:
         self.settings, self.dataset, self.member = settings, dataset, member
         self.name, self.folder = f"{stage} fold {member}", runs.folder_of(workdir, stage, member)
         samples = dataset.samples
-        known = facts(dataset) | tasks.fitted(settings, samples)
+        versions = augment.build(settings.augment, channels=settings.channels).versions
+        self.split = splits.of_member(settings, samples, member, versions)
+        shown = np.unique(self.split.train // versions)
+        known = facts(dataset) | tasks.fitted(settings, samples, shown)
         network, self.task = tasks.build(settings, known, dataset.flip)
-        self.split = splits.of_member(settings, samples, member, self.task.versions)
-        shown = np.unique(self.split.train // self.task.versions)
-        self.data: dict = {"digest": samples.digest, "images": splits.names(self.split, samples, self.task.versions)}
+        self.data: dict = {"digest": samples.digest, "images": splits.names(self.split, samples, versions)}
         before = caveats.seen(source)
         found = caveats.of_training(settings, dataset, member, self.data["images"], source, before)
         for each in found:
@@ -171,7 +172,7 @@ class Training:
         self.about: dict = {"facts": known, "caveats": found, "images": len(shown), "data": self.data, "before": before}
 
         parts = splits.parts(settings.train.balance, samples)
-        self.plan = plan = plan_of(settings, self.split, parts, member, self.task.versions)
+        self.plan = plan = plan_of(settings, self.split, parts, member, versions)
         if plan.batch > (asked := settings.train.batch_size):
             processes.tell(
                 f"[{self.name}] batches of {plan.batch}, not {asked}: as many on each of {plan.devices} devices"
@@ -187,7 +188,7 @@ class Training:
         state, self.best, self.progress = begin(settings, variables, tx, source, self.folder / "resume", self.name)
         self.state = self.runners[0].put(state)
 
-        self.feed = Feed(samples, versions=self.task.versions, batch=plan.batch)
+        self.feed = Feed(samples, versions=versions, batch=plan.batch)
         self.on_device = self.runners[0].put(self.feed.data)
         self.settle, self.score = judges(settings, self.task, self.feed, plan)
         quiet, tensorboard = not processes.lead(), settings.train.tensorboard

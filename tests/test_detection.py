@@ -528,10 +528,10 @@ def crowd(pairs):
 )
 def test_how_close_two_objects_come_is_learnt_from_the_data(pairs, overlap):
     config = get_config("yolo")
-    found = tasks.fitted(config, crowd(pairs))
+    found = tasks.fitted(config, crowd(pairs), ())
     np.testing.assert_allclose(found["overlap"], overlap, rtol=1e-6)
     assert len(found["anchors"]) == 3
-    assert "anchors" not in tasks.fitted(get_config("centre"), crowd(pairs))
+    assert "anchors" not in tasks.fitted(get_config("centre"), crowd(pairs), ())
 
 
 def test_an_overlap_that_is_chosen_goes_before_that_of_the_data():

@@ -14,7 +14,9 @@ from PIL import Image
 
 from jaxmarks import config as configs
 from jaxmarks import evaluate, formats, heads, landmarks, models, phantoms, report, runs, tasks, train
+from jaxmarks.data import loading
 from jaxmarks.data.samples import Annotation
+from jaxmarks.ops import shape
 
 get_config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "fish.py"))["get_config"]
 
@@ -64,9 +66,22 @@ def run(config, tmp_path):
     return summary
 
 
+def test_the_shape_is_that_of_training_images(photographs, tmp_path):
+    config = small(photographs, tmp_path, slice(0, 0), **{"head.leap": 6.0})
+    samples, shown = loading.load(config.data).samples, np.arange(5)
+    found = tasks.fitted(config, samples, shown)["shape"]
+    expected = shape.procrustes(samples.points[:5], samples.visible[:5])
+    jax.tree.map(np.testing.assert_array_equal, tuple(map(np.asarray, found)), expected)
+    assert tasks.fitted(small(photographs, tmp_path, slice(0, 0)), samples, shown) == {}
+    assert tasks.fitted(config, samples, shown[:0]) == {}
+    config.data.sets = {"a": {}, "b": {}}
+    with pytest.raises(ValueError, match=r"head\.leap=6\.0: several data\.sets have no shape together"):
+        tasks.fitted(config, samples, shown)
+
+
 @pytest.mark.parametrize("hidden", [slice(5, 6), slice(0, 8)], ids=["one landmark", "all"])
 def test_landmarks_visible_nowhere_end_without_nan_and_are_named(hidden, photographs, tmp_path, capsys):
-    summary = run(small(photographs, tmp_path, hidden, **{"split.run": (0,)}), tmp_path)
+    summary = run(small(photographs, tmp_path, hidden, **{"split.run": (0,), "head.leap": 6.0}), tmp_path)
     text = (tmp_path / "run" / "summary.json").read_text() + (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text

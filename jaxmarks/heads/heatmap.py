@@ -6,10 +6,13 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxmarks.heads import Head, need_map, stride_of, visible_points
 from jaxmarks.ops import decode as decoders
 from jaxmarks.ops import heatmaps, losses
+from jaxmarks.ops import shape as shapes
 
 # The target by name: how it is drawn, and the sum over its pixels in terms of its sigma.
 TARGETS = {
@@ -33,7 +36,18 @@ class Maps(nn.Module):
         return jnp.tanh(maps) if self.tanh else maps
 
 
-def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder="local_soft_argmax", tanh=False):
+def build(
+    *,
+    landmarks,
+    size,
+    target="gaussian",
+    sigma=5.0,
+    loss="mse",
+    decoder="local_soft_argmax",
+    tanh=False,
+    leap=0.0,
+    shape=None,
+):
     """The heatmap head.
 
     The maps may be coarser than the frame by a power of two, which follows from the body's features.
@@ -46,6 +60,9 @@ def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder=
       loss: the name of a loss of heatmaps in `ops.losses`, without its prefix.
       decoder: the name of a function in `ops.decode`.
       tanh: whether the maps go through tanh, as Flat-net's do; not with a loss of distributions, whose logits it binds.
+      leap: standard deviations of the `shape` beyond which a landmark is not where its map says, but where its map is
+        highest near the place that the others give it; 0: it is where its map says.
+      shape: what `ops.shape.procrustes` finds in the training images; of fewer than four landmarks it tells nothing.
     """
     if target not in TARGETS:
         raise ValueError(f"head.target={target!r}: there are {', '.join(TARGETS)}")
@@ -54,6 +71,7 @@ def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder=
     draw, mass = TARGETS[target]
     penalty = losses.named(loss, prefix="heatmap_")
     found = decoders.named(decoder)
+    whole = shape and leap > 0 and landmarks >= 4
 
     def masked(outputs, targets):
         points, visible = targets
@@ -66,7 +84,26 @@ def build(*, landmarks, size, target="gaussian", sigma=5.0, loss="mse", decoder=
         if loss in DISTRIBUTIONS:  # scaled to what they were trained towards, so that scores are alike for all losses
             outputs = jax.nn.softmax(outputs, axis=(1, 2)) * mass(sigma / step)
         window = {"window": max(1.0, sigma / step)} if found is decoders.local_soft_argmax else {}
-        points, scores = functools.partial(found, **window)(outputs)
+        finder = functools.partial(found, **window)
+        points, scores = finder(outputs)
+        if whole:
+            points, scores = consistent(outputs, points, scores, finder, step)
         return points * step, scores
+
+    def consistent(maps, points, scores, finder, step):
+        """The points and scores with those anew that lie too far from where the others put them."""
+        mean, spread = (np.asarray(each) for each in shape)
+        there, deviation = jax.vmap(lambda each: shapes.expected(each, mean, spread))(lax.stop_gradient(points))
+        deviation = jnp.maximum(deviation, 1 / step)  # a pixel of the frame
+        leapt = jnp.sum((points - there) ** 2, -1) > (leap * deviation) ** 2
+
+        def again():
+            near = heatmaps.gaussian(
+                jnp.where(leapt[..., None], there, points), maps.shape[1:3], 2 * deviation[:, None]
+            )
+            others, heights = finder(jnp.maximum(maps, 0) * near)
+            return jnp.where(leapt[..., None], others, points), jnp.where(leapt, heights, scores)
+
+        return lax.cond(leapt.any(), again, lambda: (points, scores))
 
     return Head(Maps(landmarks, tanh), visible_points, masked, decode)

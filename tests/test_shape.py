@@ -1,0 +1,141 @@
+"""The shape of landmarks against SciPy and by hand, and landmarks that leapt from it found again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.spatial
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmarks import heads, heatmaps, phantoms
+from jaxmarks.ops import shape
+
+SHAPE = phantoms.draw("pronotum", 0, size=(192, 256))[1]
+
+
+def placed(points, scale, angle, shift):
+    """Points (K, 2) scaled, turned and shifted."""
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return scale * points @ turn.T + shift
+
+
+def specimens(count, noise, seed=0):
+    """Specimens (count, 8, 2) of one shape in any place and size, with noise of a standard deviation for each landmark."""
+    draw = np.random.default_rng(seed)
+    unit = (SHAPE - SHAPE.mean(0)) / np.sqrt(((SHAPE - SHAPE.mean(0)) ** 2).sum(-1).mean())
+    each = [unit + np.reshape(noise, (-1, 1)) * draw.normal(size=unit.shape) for _ in range(count)]
+    return np.stack([placed(p, draw.uniform(20, 80), draw.uniform(0, 6.28), draw.uniform(0, 200, 2)) for p in each])
+
+
+def test_the_mean_of_like_specimens_is_their_shape():
+    points = specimens(9, np.zeros(8))
+    visible = np.random.default_rng(1).random((9, 8)) < 0.6
+    visible[:, :2] = True
+    mean, spread = shape.procrustes(points, visible)
+    assert scipy.spatial.procrustes(mean, SHAPE)[2] < 1e-10
+    np.testing.assert_allclose(mean.mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose((mean**2).sum(-1).mean(), 1)
+    np.testing.assert_array_equal(spread, 1e-3)  # the least
+
+
+def test_the_mean_is_that_of_least_squares_and_the_spread_that_of_the_noise():
+    noise = np.linspace(0.01, 0.08, 8)
+    mean, spread = shape.procrustes(specimens(600, noise), np.ones((600, 8), bool))
+    assert scipy.spatial.procrustes(mean, SHAPE)[2] < 1e-4
+    # The landmarks lay the specimens over the mean, and so take part of the noise away: the more, the more of it.
+    np.testing.assert_allclose(spread, np.sqrt((noise**2 + (noise**2).mean()) / 2), rtol=0.25)
+    assert (np.diff(spread) > 0).all()
+
+
+def test_a_landmark_that_no_specimen_shows_lies_at_the_centroid():
+    visible = np.ones((5, 8), bool)
+    visible[:, 3] = False
+    mean, spread = shape.procrustes(specimens(5, np.full(8, 0.02)), visible)
+    assert not mean[3].any() and np.isfinite(spread).all()
+
+
+@pytest.mark.parametrize(
+    ("points", "visible"),
+    [
+        (np.zeros((0, 8, 2)), np.zeros((0, 8), bool)),
+        (np.ones((3, 8, 2)), np.ones((3, 8), bool)),
+        (SHAPE[None], np.arange(8)[None] == 2),
+    ],
+)
+def test_without_two_places_there_is_no_shape(points, visible):
+    with pytest.raises(ValueError, match="there is no shape"):
+        shape.procrustes(points, visible)
+
+
+MEAN, SPREAD = shape.procrustes(specimens(40, np.full(8, 0.03)), np.ones((40, 8), bool))
+expected = jax.jit(lambda points: shape.expected(points, MEAN, SPREAD))
+
+
+@settings(max_examples=40)
+@given(
+    st.floats(20, 80),
+    st.floats(0, 6.28),
+    st.tuples(st.floats(-50, 250), st.floats(-50, 250)),
+    st.sets(st.integers(0, 7), max_size=3),
+    st.randoms(use_true_random=False),
+)
+def test_landmarks_are_expected_where_the_shape_has_them_whatever_three_of_eight_say(scale, angle, shift, wrong, draw):
+    true = placed(MEAN, scale, angle, np.array(shift))
+    points = true.copy()
+    for k in wrong:  # anywhere, but not near
+        points[k] += [draw.choice([-1, 1]) * draw.uniform(2, 8) * scale, draw.uniform(-8, 8) * scale]
+    there, deviation = expected(points)
+    np.testing.assert_allclose(there, true, atol=0.02 * scale)
+    np.testing.assert_allclose(deviation, scale * SPREAD, rtol=0.02)
+
+
+def test_eager_jit_and_vmap_agree_and_degenerate_points_have_finite_places():
+    points = np.stack([placed(MEAN, 40, 0.3, 60), np.full((8, 2), 9.0), np.zeros((8, 2))]).astype(np.float32)
+    each = jax.tree.map(lambda *x: np.stack(x), *(shape.expected(p, MEAN, SPREAD) for p in points))
+    for found in (jax.vmap(expected)(points), jax.tree.map(lambda *x: np.stack(x), *map(expected, points))):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), found, each)
+    assert all(np.isfinite(x).all() for x in each)
+
+
+def head(landmarks=8, **options):
+    options = {"leap": 6.0} | options
+    facts = {"shape": [MEAN[:landmarks].tolist(), SPREAD[:landmarks].tolist()]}
+    return heads.build({"name": "heatmap", "sigma": 3.0, **options}, size=(96, 128), landmarks=landmarks, **facts)
+
+
+def doubled(stride=1):
+    """Maps of two images: all where the shape is, and one with a higher peak of the third landmark elsewhere."""
+    true = np.stack([placed(MEAN, 25, 0.2, [64, 48]), placed(MEAN, 20, -0.4, [60, 40])])
+    draw = lambda points: heatmaps.gaussian(jnp.asarray(points / stride), (96 // stride, 128 // stride), 3.0 / stride)
+    other = true.copy()
+    other[1, 2] = [110, 85]
+    there = jnp.arange(8) == 2
+    return true, jnp.where(there, jnp.maximum(0.4 * draw(true), draw(other)), draw(true)).at[0].set(draw(true)[0])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_landmark_that_leapt_is_found_where_the_others_put_it(stride):
+    true, maps = doubled(stride)
+    free, _ = head(leap=0.0).decode(maps)
+    points, scores = jax.jit(head().decode)(maps)
+    np.testing.assert_allclose(free[1, 2], [110, 85], atol=0.1)
+    np.testing.assert_allclose(points, true, atol=0.3)
+    assert scores[1, 2] < 0.45 and (np.delete(np.asarray(scores).ravel(), 10) > 0.9).all()
+    others = np.ones((2, 8), bool)
+    others[1, 2] = False
+    np.testing.assert_allclose(np.asarray(points)[others], np.asarray(free)[others], atol=1e-4)
+
+
+def test_without_a_shape_or_a_leap_the_maps_alone_say_where():
+    _, maps = doubled()
+    alone = heads.build({"name": "heatmap", "sigma": 3.0, "leap": 6.0}, size=(96, 128), landmarks=8)
+    for built, shown in ((alone, maps), (head(landmarks=3), maps[..., :3])):
+        np.testing.assert_allclose(built.decode(shown)[0], head(leap=0.0).decode(maps)[0][:, : shown.shape[-1]])
+
+
+def test_maps_without_any_peak_decode_to_finite_points_with_finite_gradients():
+    decode = head(decoder="soft_argmax").decode  # whose gradient compiles fast
+    gradient = jax.jit(jax.grad(lambda maps: jnp.sum(decode(maps)[0])))
+    for maps in (jnp.zeros((2, 96, 128, 8)), jnp.full((2, 96, 128, 8), 0.5), doubled()[1]):
+        assert np.isfinite(gradient(maps)).all()

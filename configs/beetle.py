@@ -17,7 +17,8 @@ Variants, which combine:
 import ml_collections
 
 from jaxmarks import config as configs
-from jaxmarks.data import phantoms
+
+PARTS = ("left_mandible", "right_mandible", "pronotum", "elytra", "head")
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
@@ -25,7 +26,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     chosen = configs.variants(
         text,
         flags=("smoke", "own", "pretrain", "finetune", "paper"),
-        options={"part": tuple(phantoms.PARTS), "network": ("1", "2", "3")},
+        options={"part": PARTS, "network": ("1", "2", "3")},
     )
     if "own" in chosen and "pretrain" in chosen:
         raise ValueError("config variants own, pretrain: pretraining is on drawn beetles; take own, finetune")

@@ -1,6 +1,5 @@
 """From a stage's settings to its network, and the task that the steps are made of."""
 
-import contextlib
 import re
 from pathlib import Path
 
@@ -100,9 +99,10 @@ def shape_of(settings, points, visible) -> dict:
         raise ValueError(
             f"--config.head.leap={settings.head.leap}: several data.sets have no shape together; set it to 0"
         )
-    with contextlib.suppress(ValueError):
-        return {"shape": [each.tolist() for each in shape.procrustes(points, visible)]}
-    return {}
+    if not len(points):
+        return {}
+    mean, spread = jax.jit(shape.procrustes)(points, visible)
+    return {"shape": [mean.tolist(), spread.tolist()]} if mean.any() else {}
 
 
 def initial(network, settings, key):

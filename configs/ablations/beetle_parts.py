@@ -7,14 +7,14 @@ random parameters and from that network. The specimens of the tested fold are he
 of configs/beetle.py, of all runs.
 """
 
-from jaxmarks.data import phantoms
+PARTS = ("pronotum", "elytra", "head", "left_mandible", "right_mandible")
 
 
 def get_grid(text: str = "") -> dict:
     """The grid with the variants `text`."""
     steps = {} if "smoke" in text else {"train.steps": 300}
     cells = [{"row": "pretrained", "column": "three parts", "config": "pretrain"}]
-    for part in phantoms.PARTS:
+    for part in PARTS:
         own = {"column": part.replace("_", " "), "overrides": steps}
         cells.append(own | {"row": "from scratch", "config": f"part={part}"})
         after = "pretrained / three parts"

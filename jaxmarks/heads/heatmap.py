@@ -6,7 +6,6 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxmarks.heads import Head, need_map, stride_of, visible_points
@@ -92,7 +91,7 @@ def build(
 
     def consistent(maps, points, scores, finder, step):
         """The points and scores with those anew that lie too far from where the others put them."""
-        mean, spread = (np.asarray(each) for each in shape)
+        mean, spread = map(jnp.asarray, shape)
         there, deviation = jax.vmap(lambda each: shapes.expected(each, mean, spread))(lax.stop_gradient(points))
         deviation = jnp.maximum(deviation, 1 / step)  # a pixel of the frame
         leapt = jnp.sum((points - there) ** 2, -1) > (leap * deviation) ** 2

@@ -4,7 +4,9 @@ Points (x, y) are complex numbers here, in which a similarity (turn, scale, shif
 """
 
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
+
+from jaxmarks.ops.floats import single
 
 # Pairs of landmarks that are tried as those that are right.
 PAIRS = 300
@@ -12,65 +14,69 @@ PAIRS = 300
 SURE = 3.0
 
 
-def procrustes(points: np.ndarray, visible: np.ndarray, *, rounds: int = 20) -> tuple[np.ndarray, np.ndarray]:
+def procrustes(points, visible, *, rounds=20):
     """The mean shape of specimens and how far each landmark strays from it: generalised Procrustes analysis (Gower 1975).
 
     Args:
-      points: (N, K, 2).
+      points: (N, K, 2), N at least 1.
       visible: (N, K); specimens with fewer than two landmarks have no part in it.
       rounds: how often specimens are laid over their mean.
 
     Returns:
       The mean (K, 2), with its centroid at 0 and a root mean square of 1 from there, and of each landmark (K,) the
-      standard deviation along an axis in that unit, its square half that of all, since few specimens tell it badly. A
-      landmark that no specimen shows lies at the centroid.
-
-    Raises:
-      ValueError: no specimen shows two landmarks at different places.
+      standard deviation along an axis in that unit, 0.001 at least; its square is half that of all, since few specimens
+      tell it badly. A landmark that no specimen shows lies at the centroid, as do all where no specimen shows two places.
     """
-    z, weight = np.asarray(points, np.float64) @ [1, 1j], np.asarray(visible, np.float64)
-    fullest = int(np.argmax(weight.sum(1))) if len(z) else 0
-    known = weight[fullest] > 0 if len(z) else np.zeros(0, bool)
-    if known.sum() < 2 or not np.ptp(np.abs(z[fullest][known] - z[fullest][known][0])) > 0:
-        raise ValueError("no image shows two landmarks at different places: there is no shape")
-    mean = _normalised(z[fullest], known)
-    for _ in range(rounds):
+    weight = single(visible)
+    z = jnp.where(visible, _complex(single(points)), 0)
+
+    def laid(mean, known):
+        """The specimens laid over the mean, and what of them counts."""
         shared = weight * known
-        part = shared.sum(1) >= 2
-        laid = _laid(z[part], mean, shared[part])
-        count = weight[part].sum(0)
-        known = count > 0
-        mean = _normalised((weight[part] * laid).sum(0) / np.maximum(count, 1), known)
-    away = np.abs(_laid(z[part], mean, shared[part]) - mean) ** 2 / 2
-    variance = (weight[part] * away).sum(0) / np.maximum(count, 1)
-    pooled = (weight[part] * away).sum() / count.sum()
-    spread = np.sqrt((np.where(known, variance, pooled) + pooled) / 2)
-    return np.stack([mean.real, mean.imag], axis=-1), np.maximum(spread, 1e-3)
+        a, t = similarity(z, mean, shared)
+        return a[:, None] * z + t[:, None], weight * (shared.sum(1, keepdims=True) >= 2)
+
+    def again(_, state):
+        each, counts = laid(*state)
+        count = counts.sum(0)
+        return _normalised((counts * each).sum(0) / jnp.maximum(count, 1), count > 0)
+
+    fullest = jnp.argmax(weight.sum(1))
+    mean, known = lax.fori_loop(0, rounds, again, _normalised(z[fullest], weight[fullest] > 0))
+    each, counts = laid(mean, known)
+    away = counts * abs(each - mean) ** 2 / 2
+    pooled = away.sum() / jnp.maximum(counts.sum(), 1)
+    variance = jnp.where(known, away.sum(0) / jnp.maximum(counts.sum(0), 1), pooled)
+    return _pairs(mean), jnp.maximum(jnp.sqrt((variance + pooled) / 2), 1e-3)
+
+
+def _complex(points):
+    return points[..., 0] + 1j * points[..., 1]
+
+
+def _pairs(z):
+    return jnp.stack([z.real, z.imag], axis=-1)
 
 
 def _normalised(z, known):
-    """Landmarks (K,) about the centroid of those that are known, of root mean square 1 from there; 0 of the others."""
-    z = np.where(known, z - z[known].mean(), 0)
-    return z / np.sqrt((np.abs(z[known]) ** 2).mean())
-
-
-def _laid(z, onto, weight):
-    """Specimens (N, K) laid `onto` (K,) by the similarity of least squares over the weights (N, K)."""
-    a, t = similarity(z, onto, weight)
-    return a[:, None] * z + t[:, None]
+    """Landmarks (K,) about the centroid of those that are known, of root mean square 1 from there, 0 of others; and known."""
+    count = jnp.maximum(known.sum(), 1)
+    z = jnp.where(known, z - jnp.where(known, z, 0).sum() / count, 0)
+    size = jnp.sqrt((abs(z) ** 2).sum() / count)
+    return z / jnp.where(size > 0, size, 1), known
 
 
 def similarity(z, onto, weight):
     """The similarity (a, t) that brings points (..., K) nearest to `onto` in the sense of weighted least squares."""
-    total = weight.sum(-1)
+    total = jnp.maximum(weight.sum(-1), 1e-12)
     centre, target = (weight * z).sum(-1) / total, (weight * onto).sum(-1) / total
     moved = z - centre[..., None]
     turned = (weight * (onto - target[..., None]) * moved.conj()).sum(-1)
-    a = turned / ((weight * abs(moved) ** 2).sum(-1) + 1e-12)  # points that are one are not turned
+    a = turned / jnp.maximum((weight * abs(moved) ** 2).sum(-1), 1e-12)  # points that are one are not turned
     return a, target - a * centre
 
 
-def expected(points, mean: np.ndarray, spread: np.ndarray):
+def expected(points, mean, spread):
     """Where most of an image's landmarks put each of them.
 
     Of the similarities through two landmarks that are far from each other (at most `PAIRS`) the one counts from which the
@@ -79,29 +85,28 @@ def expected(points, mean: np.ndarray, spread: np.ndarray):
 
     Args:
       points: (K, 2), at least 4.
-      mean, spread: of `procrustes`.
+      mean, spread: (K, 2) and (K,), of `procrustes`.
 
     Returns:
       Points (K, 2), and the standard deviation of each there (K,).
     """
-    shape, z = mean @ np.array([1, 1j]), points[..., 0] + 1j * points[..., 1]
-    first, second = np.triu_indices(len(shape), 1)
-    apart = np.abs(shape[first] - shape[second])
-    far = np.flatnonzero(apart >= np.median(apart))
-    some = np.random.default_rng(0).permutation(far)[:PAIRS]
-    i, j = first[some], second[some]
+    shape, z = _complex(single(mean)), _complex(single(points))
+    i, j = jnp.triu_indices(len(shape), 1)
+    farther = jnp.argsort(-abs(shape[i] - shape[j]))[: (len(i) + 1) // 2]
+    some = farther[:: -(-len(farther) // PAIRS)]
+    i, j = i[some], j[some]
 
     def strays(a, t):
         """How many standard deviations each landmark is from where similarities put it."""
-        unit = jnp.maximum(abs(a), 1e-6)[..., None] * jnp.asarray(spread)
-        return abs(a[..., None] * shape + t[..., None] - z) / jnp.maximum(unit, 1e-6)
+        unit = jnp.maximum(abs(a)[..., None] * spread, 1e-6)
+        return abs(a[..., None] * shape + t[..., None] - z) / unit
 
-    a = (z[j] - z[i]) / (shape[j] - shape[i])
+    between = shape[j] - shape[i]
+    a = (z[j] - z[i]) / jnp.where(between == 0, 1, between)
     t = z[i] - a * shape[i]
     best = jnp.argmin(jnp.median(strays(a, t), axis=-1))
     a, t = a[best], t[best]
     for _ in range(5):
-        weight = 1 / (jnp.asarray(spread) * (1 + (strays(a, t) / SURE) ** 2)) ** 2
-        a, t = similarity(jnp.asarray(shape), z, weight)
-    there = a * shape + t
-    return jnp.stack([there.real, there.imag], axis=-1), abs(a) * jnp.asarray(spread)
+        weight = 1 / (spread * (1 + (strays(a, t) / SURE) ** 2)) ** 2
+        a, t = similarity(shape, z, weight)
+    return _pairs(a * shape + t), abs(a) * spread

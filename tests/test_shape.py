@@ -125,11 +125,33 @@ def test_a_landmark_that_leapt_is_found_where_the_others_put_it(stride):
     free, _ = head(leap=0.0).decode(maps)
     points, scores = jax.jit(head().decode)(maps)
     np.testing.assert_allclose(free[1, 2], [110, 85], atol=0.1)
-    np.testing.assert_allclose(points, true, atol=0.3)
+    np.testing.assert_allclose(points, true, atol=0.05)
     assert scores[1, 2] < 0.45 and (np.delete(np.asarray(scores).ravel(), 10) > 0.9).all()
     others = np.ones((2, 8), bool)
     others[1, 2] = False
     np.testing.assert_allclose(np.asarray(points)[others], np.asarray(free)[others], atol=1e-4)
+
+
+def test_a_landmark_found_again_is_where_its_map_says_and_not_nearer_to_the_others():
+    true, maps = doubled()
+    aside = true[1, 2] + [2.5, 0.0]  # more than two standard deviations
+    maps = maps.at[1, ..., 2].set(
+        jnp.maximum(
+            0.4 * heatmaps.gaussian(aside[None], (96, 128), 3.0)[..., 0], maps[1, ..., 2] * (jnp.arange(128) > 90)
+        )
+    )
+    points, scores = head().decode(maps)
+    np.testing.assert_allclose(points[1, 2], aside, atol=0.1)
+    np.testing.assert_allclose(scores[1, 2], 0.4, atol=0.02)
+
+
+def test_a_mirrored_specimen_stays_where_its_maps_say():
+    lopsided = np.random.default_rng(3).uniform(-1, 1, (10, 2))
+    facts = {"shape": [lopsided.tolist(), [0.03] * 10]}
+    built = heads.build({"name": "heatmap", "sigma": 3.0, "leap": 5.0}, size=(96, 128), landmarks=10, **facts)
+    mirrored = placed(lopsided * [-1, 1], 30, 0.2, [64, 48])[None]
+    found, _ = built.decode(heatmaps.gaussian(jnp.asarray(mirrored), (96, 128), 3.0))
+    np.testing.assert_allclose(found, mirrored, atol=0.1)
 
 
 def test_without_a_shape_or_a_leap_the_maps_alone_say_where():

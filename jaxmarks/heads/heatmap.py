@@ -94,15 +94,27 @@ def build(
         mean, spread = map(jnp.asarray, shape)
         there, deviation = jax.vmap(lambda each: shapes.expected(each, mean, spread))(lax.stop_gradient(points))
         deviation = jnp.maximum(deviation, 1 / step)  # a pixel of the frame
-        leapt = jnp.sum((points - there) ** 2, -1) > (leap * deviation) ** 2
+        strays = jnp.sum((points - there) ** 2, -1) / deviation**2
+        fits = jnp.median(strays, -1, keepdims=True) <= shapes.SURE**2  # not, for one, where the specimen is mirrored
+        leapt = fits & (strays > leap**2)
 
         def again():
             near = heatmaps.gaussian(
                 jnp.where(leapt[..., None], there, points), maps.shape[1:3], 2 * deviation[:, None]
             )
-            others, heights = finder(jnp.maximum(maps, 0) * near)
+            peak, _ = decoders.argmax(jnp.maximum(maps, 0) * near)
+            # The map itself around the peak: its product with what is near lies between the two.
+            others, heights = finder(jnp.where(around(peak, maps.shape[1:3], 3 * max(1.0, sigma / step)), maps, 0))
             return jnp.where(leapt[..., None], others, points), jnp.where(leapt, heights, scores)
 
         return lax.cond(leapt.any(), again, lambda: (points, scores))
 
     return Head(Maps(landmarks, tanh), visible_points, masked, decode)
+
+
+def around(points, shape, radius):
+    """(B, H, W, K) bool, the pixels of a map of `shape` at most `radius` from points (B, K, 2) along both axes."""
+    rows, columns = (jnp.arange(side) + 0.5 for side in shape)
+    down = jnp.abs(rows[:, None] - points[:, None, :, 1]) <= radius
+    across = jnp.abs(columns[:, None] - points[:, None, :, 0]) <= radius
+    return down[:, :, None] & across[:, None]

@@ -102,7 +102,10 @@ def test_an_image_shows_the_landmarks_of_its_own_dataset_alone(tmp_path):
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        ({"a": {"part": "head", "size": (8, 8)}}, r"sets\.a\.size: a dataset may change count, curves, drop, fit, flip, "),
+        (
+            {"a": {"part": "head", "size": (8, 8)}},
+            r"sets\.a\.size: a dataset may change count, curves, drop, fit, flip, ",
+        ),
         ({"a": {"prt": "head"}}, r"sets\.a\.prt: a dataset may change .*part"),
         ({"a-b": {"part": "head"}}, r"sets\.a-b: another name"),
         ({"loss": {"part": "head"}}, r"sets\.loss: another name"),

@@ -273,7 +273,7 @@ VALID = {
     ".json": coco((0, [3, 5, 15, 1], {"iscrowd": 0}), (1, [-1.5, 2e0, 3, 4], {})),
     ".xml": voc([("spine", 6, 4, 18, 6), ("stub", 1, 1, 2, 2)]),
 }
-scraps = [
+SCRAPS = [
     "nan",
     "inf",
     "-1e999",
@@ -294,14 +294,18 @@ scraps = [
 ]
 
 
+def damaged(data, content, scraps):
+    """A text in which some characters give way to scraps (a strategy) in one to four places."""
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        content = content[:start] + data.draw(scraps) + content[start + data.draw(st.integers(0, 8)) :]
+    return content
+
+
 @settings(max_examples=60)
 @given(st.sampled_from(sorted(VALID)), st.data())
 def test_damaged_files_give_a_result_or_a_format_error(suffix, data):
-    content = VALID[suffix]
-    for _ in range(data.draw(st.integers(1, 4))):
-        start = data.draw(st.integers(0, len(content)))
-        scrap = data.draw(st.sampled_from(scraps) | st.text(max_size=3))
-        content = content[:start] + scrap + content[start + data.draw(st.integers(0, 8)) :]
+    content = damaged(data, VALID[suffix], st.sampled_from(SCRAPS) | st.text(max_size=3))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{suffix}"
         path.write_bytes(content.encode(data.draw(st.sampled_from(["utf-8", "latin-1", "utf-16"])), "replace"))
@@ -623,11 +627,8 @@ def test_a_class_without_a_name_is_told_where_to_add_it(tmp_path):
 @settings(max_examples=40)
 @given(st.data())
 def test_damaged_names_of_yolo_give_a_result_or_a_format_error(data):
-    content = "nc: 2\nnames:\n  0: spine\n  1: 'stub'\nkpt_shape: [1, 2]\n"
-    for _ in range(data.draw(st.integers(1, 4))):
-        start = data.draw(st.integers(0, len(content)))
-        scrap = data.draw(st.sampled_from(["!!int ", "!!float x", "&a [*a]", "2001-99-99", "{", "[", "\t", "~", "- "]))
-        content = content[:start] + scrap + content[start + data.draw(st.integers(0, 8)) :]
+    of_yaml = st.sampled_from(["!!int ", "!!float x", "&a [*a]", "2001-99-99", "{", "[", "\t", "~", "- "])
+    content = damaged(data, "nc: 2\nnames:\n  0: spine\n  1: 'stub'\nkpt_shape: [1, 2]\n", of_yaml)
     with tempfile.TemporaryDirectory() as folder:
         yolo(Path(folder), names="", a="1 0.5 0.5 0.1 0.1 0.5 0.5")
         (Path(folder) / "data.yaml").write_text(content)
@@ -643,10 +644,7 @@ def test_damaged_names_of_yolo_give_a_result_or_a_format_error(data):
 @given(st.data())
 def test_damaged_yolo_labels_give_a_result_or_a_format_error(data):
     content = "0 0.5 0.25 0.125 1e-3\n1 0.1 0.2 0.3 0.4 0.5 0.6\n"
-    for _ in range(data.draw(st.integers(1, 4))):
-        start = data.draw(st.integers(0, len(content)))
-        scrap = data.draw(st.sampled_from(scraps) | st.text(max_size=3))
-        content = content[:start] + scrap + content[start + data.draw(st.integers(0, 8)) :]
+    content = damaged(data, content, st.sampled_from(SCRAPS) | st.text(max_size=3))
     with tempfile.TemporaryDirectory() as folder:
         yolo(Path(folder), a="").joinpath("a.txt").write_bytes(content.encode("utf-8", "replace"))
         try:

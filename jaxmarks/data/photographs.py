@@ -73,8 +73,8 @@ def finder(folder) -> Callable[[str], Path]:
         stem = path.stem if path.suffix.lower() in ENDINGS else path.name
         for files, key in ((names, path.name), (stems, path.name), (stems, stem)):
             matches = [file for file in files.get(_plain(key), ()) if _may_be(path, file.relative_to(folder))]
-            nearest = max((_shared(path, file.relative_to(folder)) for file in matches), default=None)
-            matches = [file for file in matches if _shared(path, file.relative_to(folder)) == nearest]
+            shared = {file: _shared(path, file.relative_to(folder)) for file in matches}
+            matches = [file for file in matches if shared[file] == max(shared.values())]
             if len(matches) > 1:
                 several = ", ".join(p.relative_to(folder).as_posix() for p in matches[:3])
                 raise OSError(f"{len(matches)} images may be meant ({several}): write the path from {folder} on")

@@ -1,9 +1,10 @@
 """Heads: each file has a `build(size=(H, W), **facts, **options)` that returns a `Head`.
 
-Facts are what the data say: `landmarks`, their number, and `shape`, how they lie to each other; or of objects `classes`, their number, `sizes`, the median width and
-height of their boxes, `anchors`, typical ones, and `overlap`, the IoU up to which two boxes are two objects. A head takes
-those that its `build` names; an option of the same name that is not None goes before the fact. Of several datasets `sets`
-says which of the landmarks are whose, and each has a head of its own (`several`).
+Facts are what the data say: `landmarks`, their number, and `shape`, how they lie to each other; or of objects `classes`,
+their number, `sizes`, the median width and height of their boxes, `anchors`, typical ones, and `overlap`, the IoU up to
+which two boxes are two objects. A head takes those that its `build` names; an option of the same name that is not None
+goes before the fact. Of several datasets `sets` says which of the landmarks are whose, and each has a head of its own
+(`several`).
 """
 
 import functools

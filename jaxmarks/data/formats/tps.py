@@ -215,13 +215,8 @@ def with_curves(specimens: list[Specimen], count: int, path="", problems: list[d
             points.append(resample(curve, count) if seen else np.zeros((count, 2)))
             visible.append(np.full(count, seen))
             if not seen and problems is not None:
-                why = (
-                    "has a missing point"
-                    if len(curve) > 1
-                    else f"has {len(curve)} points"
-                    if s.curves
-                    else "is not there"
-                )
+                short = f"has {len(curve)} points" if s.curves else "is not there"
+                why = "has a missing point" if len(curve) > 1 else short
                 what, where = f"curve {k + 1} {why}: taken as missing", f"{path}: line {s.line}"
                 problems.append({"image": s.image or s.id, "what": what, "where": where})
         joined = np.concatenate(points), np.concatenate(visible)

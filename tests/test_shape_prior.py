@@ -295,6 +295,13 @@ def test_the_printed_form_has_no_bound_once_its_prior_is_awake():
     assert float(outputs.maps.max()) > 100  # where the targets end at 1
 
 
+@pytest.mark.parametrize(("stride", "side"), [(1, 13), (2, 7), (4, 3)])
+def test_learned_shapes_have_the_size_of_an_object_on_the_map(stride, side):
+    features = jnp.zeros((1, SIZE[0] // stride, SIZE[1] // stride, 2))
+    outputs = jax.eval_shape(build(shapes="learned", count=5).layer.init_with_output, jax.random.key(0), features)[0]
+    assert outputs.shapes.shape == (5, side, side)
+
+
 @pytest.mark.parametrize("shapes", ["rings", pytest.param("learned", marks=pytest.mark.slow)])
 def test_the_default_learns_drawn_discs(shapes):
     batch = discs()

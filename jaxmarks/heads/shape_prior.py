@@ -61,19 +61,24 @@ class Outputs(NamedTuple):
 
 
 class ShapeMaps(nn.Module):
-    """Features (B, h, w, F) -> `Outputs`: a map for each class by a 1x1 convolution, and `learned` shapes of `side`."""
+    """Features (B, h, w, F) -> `Outputs`: a map for each class by a 1x1 convolution, and `learned` shapes of `extent`.
+
+    That is in pixels of the frame of `size`, the shapes' own in the map's.
+    """
 
     classes: int
     bias: float
     learned: int
-    side: int
+    extent: float
+    size: tuple[int, int]
 
     @nn.compact
     def __call__(self, features):
         need_map(features)
         maps = nn.Dense(self.classes, bias_init=nn.initializers.constant(self.bias), name="maps")(features)
         drawn = nn.initializers.normal(1.0)
-        shape = (self.learned, self.side, self.side)
+        side = odd(self.extent / stride_of(maps, self.size))
+        shape = (self.learned, side, side)
         return Outputs(maps, self.param("shapes", drawn, shape, jnp.float32) if self.learned else None)
 
 
@@ -184,8 +189,8 @@ def build(
         return jax.vmap(functools.partial(suppressed, limit=limit, overlap=overlap))(boxes, scores, label)
 
     bias = -math.log(9) if bounded else 0.0
-    side = odd(across)
-    return Head(ShapeMaps(classes, bias, count if learned else 0, side), targets, loss, decode, agreement(overlap))
+    layer = ShapeMaps(classes, bias, count if learned else 0, across, tuple(size))
+    return Head(layer, targets, loss, decode, agreement(overlap))
 
 
 def regulariser(y, contours, shapes, *, window):

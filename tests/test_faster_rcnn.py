@@ -23,15 +23,17 @@ def build(**options):
 
 
 def made_up(seed=0, class_agnostic=True):
-    """Random outputs of two images and targets: two objects in the first, one beyond the border; none in the second."""
+    """Random outputs of two images and targets: none in the second; three in the first, of which the frame's corner cuts
+    the second so that less than half of it is left, and of the third the centre lies beyond it."""
     rng = np.random.default_rng(seed)
     grid = SIZE[0] // STRIDE, SIZE[1] // STRIDE
     proposals = np.zeros((2, 6, 4), np.float32)
     proposals[:, :5, :2] = rng.uniform(0, 25, (2, 5, 2))
     proposals[:, :5, 2:] = proposals[:, :5, :2] + rng.uniform(4, 14, (2, 5, 2))
-    boxes = np.float32([[[3, 4, 13, 14], [28, 20, 44, 36], [0, 0, 0, 0]]] * 2)
+    boxes = np.float32([[[3, 4, 13, 14], [32, 24, 44, 36], [30, 2, 52, 12], [0, 0, 0, 0]]] * 2)
     proposals[0, 0] = boxes[0, 0] + 1
-    labels = np.array([[1, 0, -1], [-1, -1, -1]], np.int32)
+    proposals[0, 1], proposals[0, 2] = [31, 24, 40, 32], [30, 2, 40, 12]
+    labels = np.array([[1, 0, 1, -1], [-1, -1, -1, -1]], np.int32)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
     outputs = faster_rcnn.Outputs(
         normal(2, *grid, 2), normal(2, *grid, 2, 4), proposals, normal(2, 6, 3), normal(2, 6, 1 if class_agnostic else 2, 4)
@@ -70,7 +72,11 @@ def test_the_loss_against_loops(class_agnostic):
     outputs, (boxes, labels, real) = made_up(class_agnostic=class_agnostic)
     expected = {"rpn": 0.0, "detector": 0.0}
     for n in range(2):
-        truth = [(box, label) for box, label in zip(boxes[n], labels[n], strict=True) if label >= 0]
+        truth = [
+            (np.minimum(box, [40, 32, 40, 32]), label)
+            for box, label in zip(boxes[n], labels[n], strict=True)
+            if label >= 0 and box[0] + box[2] <= 80 and box[1] + box[3] <= 64
+        ]
         anchors, logits, deltas = [], [], []
         for row in range(4):
             for column in range(5):

@@ -15,7 +15,7 @@ from jax import lax
 
 from jaxmarks.heads import Head, agreement, need_map, objects, stride_of, suppressed, with_none
 from jaxmarks.ops import boxes as box_ops
-from jaxmarks.ops import losses
+from jaxmarks.ops import geometry, losses
 
 # Which losses count: all; or those of one stage, for training in alternating phases.
 PHASES = ("joint", "rpn", "detector")
@@ -164,6 +164,7 @@ def build(
     `sampling_weights` of the cross-entropy and, of positives, alpha times the smooth L1 of the offsets (section 3.1).
     Anchors are positive from an IoU of 0.7 on, or as the best of an object, and negative below 0.3; proposals are
     positive from 0.5 on. An anchor that crosses the border counts. The proposals are constants of the second stage.
+    Objects are those whose centre lies in the frame, and of them what the frame shows, for so proposals are cut, too.
 
     Ren et al.'s four phases (section 3.2, "4-step alternating training") are four stages of a run, each from the one
     before: phase "rpn"; "detector" with head/rpn frozen; "rpn" with body and head/roi frozen; "detector" with body and
@@ -198,6 +199,8 @@ def build(
 
     def loss(outputs, targets):
         truth, labels, real = targets
+        labels = jnp.where(geometry.inside(box_ops.to_centres(truth)[..., :2], size), labels, -1)
+        truth = box_ops.clip(truth, size)
         anchors = box_ops.anchor_grid(outputs.logits.shape[1:3], stride_of(outputs.logits, size), shapes).reshape(-1, 4)
 
         def of_anchors(outputs, truth, labels):

@@ -279,7 +279,7 @@ def base() -> ml_collections.ConfigDict:
         "dtype": "float32",  # or bfloat16: what the network's body computes in; parameters, statistics and loss stay float32
         "steps": 1000,  # used where
         "epochs": 0,  # is 0
-        "accumulate": 1,  # batches whose mean gradient makes one update
+        "accumulate": 1,  # batches whose mean gradient makes one update; an epoch's last, shorter one weighs as the others
         "ensemble": 1,  # networks of each fold, each with a seed and validation images of its own, that predict together
         "ema": 0.0,  # decay of the parameters' moving average, which is then validated and saved; 0: none
         "mixup": 0.0,  # alpha of the Beta distribution by which pairs of images are mixed; 0: they are not

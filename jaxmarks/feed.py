@@ -50,6 +50,7 @@ class Feed:
         return (self.data | {"streamed": jnp.asarray(images)} for images in self.stream(parts))
 
     def mean(self, function: Callable, variables, rows: np.ndarray):
-        """The mean over the batches of the trees that `function` gives, as in `each`."""
-        found = self.each(function, variables, rows)
-        return jax.tree.map(lambda *values: sum(values) / len(values), *found)
+        """The mean over the rows of the trees that `function` gives of batches, as in `each`: a short one counts less."""
+        shares = (np.sum(steps.batches(rows, self.batch) >= 0, axis=1) / len(rows)).tolist()
+        weighted = lambda *values: sum(share * value for share, value in zip(shares, values, strict=True))
+        return jax.tree.map(weighted, *self.each(function, variables, rows))

@@ -233,9 +233,9 @@ class Runner(NamedTuple):
     Attributes:
       put: lays a state, or the data, on the devices.
       get: the state as on one device.
-      run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None) -> (state, (total, count)), the
-        sums over the batches' (total, count), floats or a dict of floats. `first` is the place of the first batch in
-        the epoch whose `key` it is. `stream` maps an iterable of rows (...) to an iterator of their images
+      run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None) -> (state, found), where `found`
+        are the batches' (total, count), for `summed`: nothing waits for them. `first` is the place of the first batch
+        in the epoch whose `key` it is. `stream` maps an iterable of rows (...) to an iterator of their images
         (..., H, W, C), which the data then lack.
     """
 
@@ -281,21 +281,26 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1, mi
     def run(state, data, rows, key, first=0, stream=None):
         keys = keys_of(key, np.arange(first, first + len(rows)))
         if jax.default_backend() != "cpu" and stream is None:
-            state, sums = all_at_once(state, data, spread(rows), keys)
-        else:
-            each: list = []
-            parts = [spread(batch) for batch in rows]
-            images = stream(parts) if stream else None
-            for batch, batch_key in zip(parts, keys, strict=True):
-                shown = data | {"streamed": lay(next(images))} if images else data
-                state, found = one(state, shown, batch, batch_key)
-                if images and len(each) > 1:
-                    jax.block_until_ready(each[-2])  # no more than two batches wait on the device
-                each.append(found)
-            sums = jax.tree.map(lambda *x: np.stack(x, axis=-1), *each)
-        return state, jax.tree.map(lambda x: float(np.sum(np.asarray(x), dtype=np.float64)), get(sums))
+            state, each = all_at_once(state, data, spread(rows), keys)
+            return state, [get(each)]
+        found: list = []
+        parts = [spread(batch) for batch in rows]
+        images = stream(parts) if stream else None
+        for batch, batch_key in zip(parts, keys, strict=True):
+            shown = data | {"streamed": lay(next(images))} if images else data
+            state, each = one(state, shown, batch, batch_key)
+            if images and len(found) > 1:
+                jax.block_until_ready(found[-2])  # no more than two batches wait on the device
+            found.append(get(each))
+        return state, found
 
     return Runner(put, get, run)
+
+
+def summed(found: list):
+    """(total, count) of all batches that a `Runner` has run: floats, or dicts of floats."""
+    together = lambda *each: float(np.sum(np.concatenate([np.ravel(x) for x in each]), dtype=np.float64))
+    return jax.tree.map(together, *jax.device_get(found))
 
 
 def samples_of(rows: np.ndarray, versions: int) -> np.ndarray:

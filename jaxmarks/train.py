@@ -231,10 +231,10 @@ class Training:
         while self.progress.batch < len(rows):
             start = self.progress.batch
             here = slice(start, start + self.settings.train.span)
-            self.state, losses = several(
+            self.state, found = several(
                 self.runners, sizes[here], self.state, self.on_device, rows[here], key, start, self.feed.stream
             )
-            self.progress.add(len(rows[here]), losses)
+            self.progress.add(len(rows[here]), steps.summed(found))
             if self.figure and epoch == 1 and not start:
                 # By now the first steps are made, which it would have held up.
                 draw_batch(self.figure, self.task, self.feed, self.plan.some[:16], self.key, self.dataset)
@@ -432,17 +432,17 @@ def judges(settings, task: steps.Task, feed: Feed, plan: Plan):
 
 
 def several(runners, of_size, state, data, rows, key, first, stream):
-    """The batches `rows` by the only runner, or each by the runner that `of_size` names: -> state, (total, count).
+    """The batches `rows` by the only runner, or each by the runner that `of_size` names: -> state, found.
 
     A size for each batch, not for each epoch, for the running statistics of batches must be those of all sizes.
     """
     if len(runners) == 1:
         return runners[0].run(state, data, rows, key, first, stream)
-    each = []
+    found = []
     for i, chosen in enumerate(of_size):
-        state, found = runners[chosen].run(state, data, rows[i : i + 1], key, first + i, stream)
-        each.append(found)
-    return state, jax.tree.map(lambda *parts: sum(parts), *each)
+        state, one = runners[chosen].run(state, data, rows[i : i + 1], key, first + i, stream)
+        found += one
+    return state, found
 
 
 def save(folder: Path, tree, note: dict) -> None:

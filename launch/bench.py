@@ -387,6 +387,8 @@ def until(said: str, words: list[str], cache: str) -> float:
 
 def first_step(arguments: list[str]) -> None:
     """jaxmarks.main with these arguments, which ends after its first training step."""
+    import jax
+
     from jaxmarks import main as command_line
     from jaxmarks import steps as step_functions
 
@@ -396,7 +398,7 @@ def first_step(arguments: list[str]) -> None:
         made = make(*args, **options)
 
         def first_step(state, data, rows, key, *_):
-            made.run(state, data, rows[:1], key)
+            jax.block_until_ready(made.run(state, data, rows[:1], key))
             print("first step", flush=True)
             os._exit(0)
 

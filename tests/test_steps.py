@@ -14,6 +14,8 @@ import optax
 import pytest
 
 from jaxmarks import heads, models, optim, steps
+from jaxmarks.data import phantoms
+from jaxmarks.feed import Feed
 from jaxmarks.models import layers
 from jaxmarks.train import entries
 
@@ -61,7 +63,8 @@ def train(devices, epochs=4, system="dropout", mixup=0.0):
     state, losses = run.put(steps.create(variables, tx)), []
     rows = steps.batches(np.arange(10, dtype=np.int32), 4)
     for epoch in range(epochs):
-        state, (total, count) = run.run(state, run.put(data), rows, jax.random.key(epoch))
+        state, found = run.run(state, run.put(data), rows, jax.random.key(epoch))
+        total, count = steps.summed(found)
         losses.append(total / count)
     return losses, run.get(state)
 
@@ -99,11 +102,11 @@ def test_streamed_images_train_as_resident_ones_do_also_from_within_an_epoch(dev
             read.append(part)
             yield np.asarray(data["images"])[steps.samples_of(part, 1)]
 
-    resident, sums = run.run(fresh(), run.put(data), rows, key)
+    resident, found = run.run(fresh(), run.put(data), rows, key)
     rest = run.put({name: array for name, array in data.items() if name != "images"})
     state, first = run.run(fresh(), rest, rows[:2], key, 0, stream)
     state, last = run.run(state, rest, rows[2:], key, 2, stream)
-    assert tuple(map(sum, zip(first, last, strict=True))) == pytest.approx(sums, rel=1e-6)
+    assert steps.summed(first + last) == pytest.approx(steps.summed(found), rel=1e-6)
     assert [part.shape for part in read] == [(4,) if devices == 1 else (2, 2)] * 3
     for mine, theirs in zip(jax.tree.leaves(run.get(resident)), jax.tree.leaves(run.get(state)), strict=True):
         np.testing.assert_array_equal(theirs, mine)
@@ -203,6 +206,17 @@ def test_the_statistics_of_a_batch_alone():
     np.testing.assert_allclose(mean, np.asarray(convolved).mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
 
 
+def test_a_mean_over_batches_is_that_of_the_rows_also_where_the_last_batch_is_short():
+    samples = phantoms.load("head", size=(24, 32), count=6)
+    feed, rows = Feed(samples, versions=2, batch=4), np.array([0, 3, 11, 4, 8])
+
+    def brightness(scale, data, rows):
+        return {"brightness": scale * steps.gather(data, rows, 2)["images"].astype(jnp.float32).mean()}
+
+    found = feed.mean(jax.jit(brightness), 2.0, rows)["brightness"]
+    assert float(found) == pytest.approx(2 * samples.images[rows // 2].mean((1, 2, 3)).mean(), rel=1e-5)
+
+
 @pytest.mark.parametrize("count", [4, 5])
 def test_mixup_by_hand(count):
     rng = np.random.default_rng(0)
@@ -263,7 +277,8 @@ def test_accumulated_batches_move_as_their_mean_gradient():
         tx = optax.chain(adam, optim.average(0.9))
         tx = optax.MultiSteps(tx, every).gradient_transformation() if every > 1 else tx
         state = steps.create(variables, tx)
-        state, (total, count) = steps.runner(task, tx).run(state, data, rows, jax.random.key(0))
+        state, found = steps.runner(task, tx).run(state, data, rows, jax.random.key(0))
+        total, count = steps.summed(found)
         ends.append((state.variables["params"]["w"], optim.averaged(state.opt_state, None)["w"], total / count))
     for whole, parts in zip(*ends, strict=True):
         np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=2e-5)
@@ -277,7 +292,8 @@ def test_a_loss_of_several_terms_is_their_sum_and_each_is_told():
     )  # fmt: skip
     tx, rows = optim.ramps(epochs=1), np.arange(4)[None]
     run = lambda task: steps.runner(task, tx).run(steps.create(variables, tx), data, rows, jax.random.key(0))
-    (state, (loss, _)), (other, (found, _)) = run(task), run(task._replace(loss=terms))
+    (state, one), (other, several) = run(task), run(task._replace(loss=terms))
+    (loss, _), (found, _) = steps.summed(one), steps.summed(several)
     np.testing.assert_allclose([found["a"], found["b"]], [loss / 4, 3 * loss / 4], rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-6)

@@ -230,7 +230,8 @@ def test_several_devices_do_what_one_does():
         run = steps.runner(task, tx, devices=devices)
         rows = np.array([[0, 1, 2, 3], [3, 2, ~3, ~2]], np.int32)
         state = run.put(steps.create(variables, tx))
-        state, (means, _) = run.run(state, run.put(data), rows, jax.random.key(2))
+        state, each = run.run(state, run.put(data), rows, jax.random.key(2))
+        means, _ = steps.summed(each)
         found.append((run.get(state).variables, means))
     assert set(means) == {"a", "b"}
     for one, two in zip(*map(jax.tree.leaves, found), strict=True):

@@ -175,9 +175,10 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
       spec: `name` is `nesterov` (with `learning_rate` and `momentum` as (start, stop), or a number for a constant; the
         momentum is 0.9 where it is not given), `rmsprop` (with a constant `learning_rate`, as in Keras), or `adam` /
         `adamw` (with `learning_rate`, the peak of a one-cycle cosine, `warmup` as a share of the steps, by default 0.1,
-        or with a `schedule` that is `constant`; and `weight_decay` for adamw). `clip` bounds the gradient's norm where it is above 0. `plateau` is the number of
-        epochs without a lower validation loss after which the rate is multiplied by `plateau_factor`; 0 is never. `rates`
-        are pairs for the function of that name.
+        or with a `schedule` that is `constant`; and for adamw `weight_decay`, of all parameters, those of
+        normalisations, too). `clip` bounds the gradient's norm where it is above 0. `plateau` is the number of epochs
+        without a lower validation loss after which the rate is multiplied by `plateau_factor`; 0 is never. `rates` are
+        pairs for the function of that name.
       epochs: the length of the schedules.
       steps_per_epoch: updates in an epoch; a fraction where several batches that make one do not fill an epoch.
 

@@ -43,6 +43,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.head = head(target)
     if "own" in chosen:
+        config.data.size = ()
         config.split.run, config.split.valid, config.train.steps = (), 0.0, 500
     if "paper" in chosen:
         paper(config, target)

@@ -42,6 +42,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config.model = small(network, encoder or "plain")
     config.head = head(network)
     if "own" in chosen:
+        config.data.size = ()
         config.split.run, config.split.valid = (), 0.0
     if "thesis" in chosen:
         thesis(config, network, encoder or "vgg19")

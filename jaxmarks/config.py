@@ -24,7 +24,7 @@ LIMITS = {
     "train.batch_size": (1, MANY), "train.steps": (0, MANY), "train.epochs": (0, MANY), "train.accumulate": (1, MANY),
     "train.ensemble": (1, MANY), "train.ema": (0, 1), "train.mixup": (0, MANY), "train.patience": (0, MANY),
     "train.devices": (0, MANY), "train.span": (1, MANY),
-    "data.scale": (0.01, 100), "data.overlap": (0, MANY), "data.curves": (0, MANY), "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1), "head.ignore": (0, 1),
+    "data.scale": (0.01, 100), "data.overlap": (0, MANY), "data.curves": (0, MANY), "data.pixels": (1024, MANY), "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1), "head.ignore": (0, 1),
     "head.limit": (1, MANY), "head.leap": (0, MANY), "head.anchor_count": (1, MANY),
 }  # fmt: skip
 
@@ -118,7 +118,7 @@ def _check_numbers(settings, said):
                 limits = f"at least {low}" if high == MANY else f"from {low} to {high}"
                 raise ValueError(f"{said(key)}={known[key]}: it is {limits}")
     size = tuple(settings.data.size)
-    if len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size):
+    if size and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
         raise ValueError(f"{said('data.size')}={size}: give height and width of the frame, once, as (192, 256)")
     if not settings.train.epochs and not settings.train.steps:
         raise ValueError(f"{said('train.steps')}=0 {said('train.epochs')}=0: give one of them")
@@ -244,7 +244,8 @@ def base() -> ml_collections.ConfigDict:
         "curves": 0,  # points of each of a TPS file's curves, which follow its landmarks; 0: its curves are left out
         "group_by": "",  # regular expression; its first group in a file's name is the specimen
         "keep": "",  # a folder for the images where memory does not hold them: they are streamed from there
-        "size": (96, 128),  # height and width of the network's frame
+        "size": (96, 128),  # height and width of the network's frame; (): in the photographs' proportions, of about
+        "pixels": 192 * 256,  # in all
         "fit": "pad",  # or stretch
         "flip": (),  # the landmarks' order, from 0, after a horizontal mirror; empty: no mirroring
         "part": "pronotum",  # of the phantoms

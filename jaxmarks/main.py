@@ -284,9 +284,11 @@ def export(config, workdir):
 def describe(config, workdir):
     """Prints the network of each stage, layer by layer: of the workdir's run where no config is named."""
     from jaxmarks import runs, tasks
+    from jaxmarks.data import loading
 
     if "workdir" in explicit_flags() and "config" not in explicit_flags():
         config = runs.config_of(workdir)
+    loading.set_frame(config.data)
     tasks.check(config)
     for stage in runs.stages(config):
         print(tasks.describe(config, stage))

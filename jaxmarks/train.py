@@ -23,7 +23,7 @@ import optax
 from jaxmarks import augment, baselines, caveats, checkpoint, evaluate, optim, processes, report, runs, steps, tasks
 from jaxmarks import config as configs
 from jaxmarks.data import splits
-from jaxmarks.data.loading import Dataset, facts, load
+from jaxmarks.data.loading import Dataset, facts, load, set_frame
 from jaxmarks.feed import Feed
 from jaxmarks.metrics_log import MetricsLog
 
@@ -77,7 +77,8 @@ class Progress:
 def train(config, workdir: Path) -> dict[str, Dataset]:
     """Runs every stage of `config` that is not complete in `workdir`; returns the stages' datasets by name.
 
-    Where several processes train together (`processes.join`) each calls this.
+    A frame that the config leaves open (`data.size`) is set in it. Where several processes train together
+    (`processes.join`) each calls this.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -96,6 +97,7 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
 
 def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     """What `train` does in each process."""
+    set_frame(config.data)
     tasks.check(config)
     datasets, names = {}, runs.stages(config)
     last = configs.stage(config, names[-1])

@@ -103,6 +103,15 @@ def test_training_stops_where_validation_does_not_get_better(photographs, tmp_pa
     assert f"no better since epoch {best}" in capsys.readouterr().out
 
 
+def test_a_run_keeps_the_frame_that_follows_its_photographs(photographs, tmp_path):
+    assert get_config("own").data.size == ()
+    open_frame = {"data.size": (), "data.pixels": 2048, "train.steps": 1, "split.run": (0,)}
+    for _ in range(2):  # the same command finds the same run
+        config = small(photographs, tmp_path, slice(0, 0), **open_frame)
+        train.train(config, tmp_path / "run")
+        assert tuple(runs.config_of(tmp_path / "run").data.size) == config.data.size == (32, 64)
+
+
 def test_the_rate_falls_on_a_plateau(photographs, tmp_path):
     config = small(photographs, tmp_path, slice(0, 0), **{"train.epochs": 6, "split.run": (0,)})
     config.optimizer = {"name": "rmsprop", "learning_rate": 1e-12, "plateau": 2, "plateau_factor": 0.2, "clip": 0.0}

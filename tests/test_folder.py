@@ -9,7 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from jaxmarks.data import folder, formats, photographs
+from jaxmarks import config as configs
+from jaxmarks.data import folder, formats, loading, photographs
 from jaxmarks.data.ahead import ahead
 from jaxmarks.data.samples import FormatError
 
@@ -232,6 +233,30 @@ def test_what_is_wrong_is_named_and_the_rest_is_kept(tmp_path):
     assert "cannot be read" in said["cut.png"] and "no such image" in said["gone.png"]
     assert "1 photographs have no landmarks: extra.png" in said["extra.png"]
     assert len(problems) == 5
+
+
+@pytest.mark.parametrize(
+    ("sources", "pixels", "size"),
+    [
+        ([(480, 632)], 192 * 256, (192, 256)),
+        ([(1024, 821)], 192 * 256, (256, 192)),
+        ([(1024, 821)], 4 * 192 * 256, (480, 384)),
+        ([(30, 120), (300, 300), (3, 12)], 192 * 256, (96, 448)),  # half of them are less wide, half less tall
+        ([(20, 4000)], 192 * 256, (32, 3136)),
+        ([], 192 * 256, (192, 256)),
+    ],
+)
+def test_an_open_frame_has_the_proportions_of_the_photographs(sources, pixels, size, tmp_path):
+    for n, source in enumerate(sources):
+        Image.fromarray(np.zeros(source, np.uint8)).save(tmp_path / f"{n}.png")
+    (tmp_path / "broken.png").write_text("no image")
+    data = configs.base().data
+    data.update({"images": str(tmp_path), "size": (), "pixels": pixels})
+    loading.set_frame(data)
+    assert data.size == size
+    data.size = (64, 80)  # said is said
+    loading.set_frame(data)
+    assert data.size == (64, 80)
 
 
 def test_groups(tmp_path):

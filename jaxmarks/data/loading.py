@@ -18,6 +18,7 @@ from jaxmarks.data.brains import Volumes
 from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.phantoms import dendrite
+from jaxmarks.data.photographs import image_size, listing
 from jaxmarks.data.samples import FormatError, Samples, concatenate
 
 
@@ -65,6 +66,29 @@ class Dataset(NamedTuple):
         for domain, columns in enumerate(self.columns):
             found[samples.domain == domain, columns] = True
         return found
+
+
+# Of a frame in the photographs' proportions: its sides are multiples of this, for networks halve them five times.
+STEP = 32
+# The proportions of so many photographs are looked at.
+SOME = 200
+
+
+def set_frame(spec) -> None:
+    """Sets the `size` of a config's `data` where it is (): about `pixels`, in the median proportions of its photographs.
+
+    Where no photograph can be read the frame is 4:3.
+    """
+    if len(spec.size):
+        return
+    files, shapes = listing(spec.images) if spec.images else [], []
+    for file in files[:: -(-len(files) // SOME) or 1]:
+        with contextlib.suppress(OSError):  # which the loading tells
+            shapes.append(image_size(file))
+    height, width = np.transpose(shapes or [(3, 4)])
+    tall = np.exp(np.median(np.log(height / width)) / 2)  # the side of a square of one pixel becomes that tall
+    sides = np.sqrt(spec.pixels) * np.array([tall, 1 / tall])
+    spec.size = tuple(int(STEP * max(1, round(side / STEP))) for side in sides)
 
 
 def load(spec) -> Dataset:

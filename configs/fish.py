@@ -43,8 +43,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.head = head(target)
     if "own" in chosen:
-        config.data.size = ()
-        config.split.run, config.split.valid, config.train.steps = (), 0.0, 500
+        own(config, target)
     if "paper" in chosen:
         paper(config, target)
     elif "reduced" in chosen:
@@ -52,6 +51,14 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     if "smoke" in chosen:
         smoke(config)
     return configs.complete(config)
+
+
+def own(config, target):
+    """A few dozen photographs: all five folds, all remaining images trained on, in a frame of their proportions."""
+    config.data.size = ()
+    config.split.run, config.split.valid, config.train.steps = (), 0.0, 500
+    if target != "direct":
+        config.head.leap = 8.0
 
 
 def model(net, *, small, direct):
@@ -80,6 +87,7 @@ def head(target):
         "sigma": 3.0,
         "loss": "cross_entropy",
         "decoder": "local_soft_argmax",
+        "leap": 0.0,
     }
 
 
@@ -109,7 +117,7 @@ def protocol(config, target, *, frame):
     config.data.size = (frame, frame)
     config.split.run, config.split.valid = (), 0.25
     if target != "direct":
-        config.head.sigma = {"gaussian": 5.0, "exponential": 3.0}[target] * frame / 256
+        config.head.sigma, config.head.leap = {"gaussian": 5.0, "exponential": 3.0}[target] * frame / 256, 0.0
 
 
 def smoke(config):

@@ -44,6 +44,8 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     if "own" in chosen:
         config.data.size = ()
         config.split.run, config.split.valid = (), 0.0
+        if network != "hourglass":
+            config.head.leap = 8.0
     if "thesis" in chosen:
         thesis(config, network, encoder or "vgg19")
     if "smoke" in chosen:
@@ -77,6 +79,7 @@ def head(network):
         "loss": "cross_entropy",
         "decoder": "local_soft_argmax",
         "tanh": False,
+        "leap": 0.0,
     }
 
 
@@ -95,7 +98,7 @@ def thesis(config, network, encoder):
     if network == "hourglass":
         config.head.divergence = 0.0
     else:
-        config.head.loss, config.head.decoder = "mse", "argmax"
+        config.head.loss, config.head.decoder, config.head.leap = "mse", "argmax", 0.0
     if network == "flat_net":
         config.head.loss, config.head.tanh, config.head.sigma = "l1", True, 10.0
 

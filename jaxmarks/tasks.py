@@ -93,8 +93,12 @@ def fitted(settings, samples, shown) -> dict:
     return found
 
 
+# Of a shape's size: landmarks that stray farther on average lie anywhere, and say nothing of each other.
+LOOSE = 0.2
+
+
 def shape_of(settings, points, visible) -> dict:
-    """The fact `shape` of landmarks (N, K, 2); none where no image shows enough of them."""
+    """The fact `shape` of landmarks (N, K, 2); none where no image shows enough of them, or they stray too far (`LOOSE`)."""
     if settings.data.get("sets"):
         raise ValueError(
             f"--config.head.leap={settings.head.leap}: several data.sets have no shape together; set it to 0"
@@ -102,7 +106,7 @@ def shape_of(settings, points, visible) -> dict:
     if not len(points):
         return {}
     mean, spread = jax.jit(shape.procrustes)(points, visible)
-    return {"shape": [mean.tolist(), spread.tolist()]} if mean.any() else {}
+    return {"shape": [mean.tolist(), spread.tolist()]} if mean.any() and spread.mean() < LOOSE else {}
 
 
 def initial(network, settings, key):

@@ -1,5 +1,6 @@
 """The fish paper's protocol in small: early stopping, missing points of every kind, the variants of the config."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -73,7 +74,9 @@ def test_the_shape_is_that_of_training_images(photographs, tmp_path):
     expected = shape.procrustes(samples.points[:5], samples.visible[:5])
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    assert tasks.fitted(small(photographs, tmp_path, slice(0, 0)), samples, shown) == {}
+    assert tasks.fitted(small(photographs, tmp_path, slice(0, 0), **{"head.leap": 0.0}), samples, shown) == {}
+    anywhere = np.random.default_rng(0).uniform(0, 32, samples.points.shape).astype(np.float32)
+    assert tasks.fitted(config, dataclasses.replace(samples, points=anywhere), shown) == {}
     assert tasks.fitted(config, samples, shown[:0]) == {}
     config.data.sets = {"a": {}, "b": {}}
     with pytest.raises(ValueError, match=r"head\.leap=6\.0: several data\.sets have no shape together"):
@@ -104,7 +107,8 @@ def test_training_stops_where_validation_does_not_get_better(photographs, tmp_pa
 
 
 def test_a_run_keeps_the_frame_that_follows_its_photographs(photographs, tmp_path):
-    assert get_config("own").data.size == ()
+    assert get_config("own").data.size == () and get_config("own,paper").data.size == (256, 256)
+    assert get_config("own").head.leap == 8.0 and get_config("own,paper").head.leap == get_config().head.leap == 0.0
     open_frame = {"data.size": (), "data.pixels": 2048, "train.steps": 1, "split.run": (0,)}
     for _ in range(2):  # the same command finds the same run
         config = small(photographs, tmp_path, slice(0, 0), **open_frame)

@@ -109,14 +109,14 @@ def head(landmarks=8, **options):
     return heads.build({"name": "heatmap", "sigma": 3.0, **options}, size=(96, 128), landmarks=landmarks, **facts)
 
 
-def doubled(stride=1):
-    """Maps of two images: all where the shape is, and one with a higher peak of the third landmark elsewhere."""
+def doubled(stride=1, height=0.4):
+    """Maps of two images: all where the shape is, and one with a peak of the third landmark elsewhere, here of a `height`."""
     true = np.stack([placed(MEAN, 25, 0.2, [64, 48]), placed(MEAN, 20, -0.4, [60, 40])])
     draw = lambda points: heatmaps.gaussian(jnp.asarray(points / stride), (96 // stride, 128 // stride), 3.0 / stride)
     other = true.copy()
     other[1, 2] = [110, 85]
     there = jnp.arange(8) == 2
-    return true, jnp.where(there, jnp.maximum(0.4 * draw(true), draw(other)), draw(true)).at[0].set(draw(true)[0])
+    return true, jnp.where(there, jnp.maximum(height * draw(true), draw(other)), draw(true)).at[0].set(draw(true)[0])
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -130,6 +130,12 @@ def test_a_landmark_that_leapt_is_found_where_the_others_put_it(stride):
     others = np.ones((2, 8), bool)
     others[1, 2] = False
     np.testing.assert_allclose(np.asarray(points)[others], np.asarray(free)[others], atol=1e-4)
+
+
+def test_a_sure_landmark_stays_where_its_map_says_almost_nothing_elsewhere():
+    _, maps = doubled(height=0.9 * heads.heatmap.FAINT)
+    for one, other in zip(head().decode(maps), head(leap=0.0).decode(maps), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_a_landmark_found_again_is_where_its_map_says_and_not_nearer_to_the_others():

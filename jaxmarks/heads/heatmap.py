@@ -20,6 +20,8 @@ TARGETS = {
 }
 # Losses that compare distributions: the network's outputs are logits of a softmax over the map.
 DISTRIBUTIONS = ("cross_entropy", "jensen_shannon")
+# The share of its height that a peak must have elsewhere to be taken for the one that leapt.
+FAINT = 0.2
 
 
 class Maps(nn.Module):
@@ -60,7 +62,8 @@ def build(
       decoder: the name of a function in `ops.decode`.
       tanh: whether the maps go through tanh, as Flat-net's do; not with a loss of distributions, whose logits it binds.
       leap: standard deviations of the `shape` beyond which a landmark is not where its map says, but where its map is
-        highest near the place that the others give it; 0: it is where its map says.
+        highest near the place that the others give it, if that is at least `FAINT` of its height; 0: it is where its map
+        says.
       shape: what `ops.shape.procrustes` finds in the training images; of fewer than four landmarks it tells nothing.
     """
     if target not in TARGETS:
@@ -105,7 +108,8 @@ def build(
             peak, _ = decoders.argmax(jnp.maximum(maps, 0) * near)
             # The map itself around the peak: its product with what is near lies between the two.
             others, heights = finder(jnp.where(around(peak, maps.shape[1:3], 3 * max(1.0, sigma / step)), maps, 0))
-            return jnp.where(leapt[..., None], others, points), jnp.where(leapt, heights, scores)
+            better = leapt & (heights >= FAINT * scores)
+            return jnp.where(better[..., None], others, points), jnp.where(better, heights, scores)
 
         return lax.cond(leapt.any(), again, lambda: (points, scores))
 

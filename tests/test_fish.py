@@ -113,7 +113,7 @@ def test_a_run_keeps_the_frame_that_follows_its_photographs(photographs, tmp_pat
     for _ in range(2):  # the same command finds the same run
         config = small(photographs, tmp_path, slice(0, 0), **open_frame)
         train.train(config, tmp_path / "run")
-        assert tuple(runs.config_of(tmp_path / "run").data.size) == config.data.size == (32, 64)
+        assert tuple(runs.config_of(tmp_path / "run").data.size) == config.data.size == (48, 64)
 
 
 def test_the_rate_falls_on_a_plateau(photographs, tmp_path):

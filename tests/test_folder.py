@@ -239,19 +239,21 @@ def test_what_is_wrong_is_named_and_the_rest_is_kept(tmp_path):
     ("sources", "pixels", "size"),
     [
         ([(480, 632)], 192 * 256, (192, 256)),
-        ([(1024, 821)], 192 * 256, (256, 192)),
-        ([(1024, 821)], 4 * 192 * 256, (480, 384)),
-        ([(30, 120), (300, 300), (3, 12)], 192 * 256, (96, 448)),  # half of them are less wide, half less tall
-        ([(20, 4000)], 192 * 256, (32, 3136)),
+        ([(1024, 821)], 192 * 256, (256, 208)),
+        ([(1024, 821)], 4 * 192 * 256, (496, 400)),
+        ([(30, 120), (300, 300), (3, 12)], 192 * 256, (112, 448)),
+        ([(20, 4000)], 192 * 256, (16, 3136)),
         ([], 192 * 256, (192, 256)),
     ],
 )
 def test_an_open_frame_has_the_proportions_of_the_photographs(sources, pixels, size, tmp_path):
-    for n, source in enumerate(sources):
+    for n, source in enumerate([*sources, (8, 8), (8, 8), (8, 8)]):  # three without landmarks
         Image.fromarray(np.zeros(source, np.uint8)).save(tmp_path / f"{n}.png")
     (tmp_path / "broken.png").write_text("no image")
+    marks = [f"{name}.png,1,1" for name in [*range(len(sources)), "broken", "missing"]]
+    (tmp_path / "marks.csv").write_text("\n".join(["image,x1,y1", *marks]))
     data = configs.base().data
-    data.update({"images": str(tmp_path), "size": (), "pixels": pixels})
+    data.update({"images": str(tmp_path), "landmarks": str(tmp_path / "marks.csv"), "size": (), "pixels": pixels})
     loading.set_frame(data)
     assert data.size == size
     data.size = (64, 80)  # said is said

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import zipfile
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from jaxmarks.data.brains import Volumes
 from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.phantoms import dendrite
-from jaxmarks.data.photographs import image_size, listing
+from jaxmarks.data.photographs import finder, image_size
 from jaxmarks.data.samples import FormatError, Samples, concatenate
 
 
@@ -68,27 +69,33 @@ class Dataset(NamedTuple):
         return found
 
 
-# Of a frame in the photographs' proportions: its sides are multiples of this, for networks halve them five times.
-STEP = 32
+# Of a frame in the photographs' proportions: its sides are multiples of this, for networks halve them.
+STEP = 16
 # The proportions of so many photographs are looked at.
 SOME = 200
 
 
 def set_frame(spec) -> None:
-    """Sets the `size` of a config's `data` where it is (): about `pixels`, in the median proportions of its photographs.
+    """Sets the `size` of a config's `data` where it is (): the median photograph has `pixels` there, or a little more.
 
-    Where no photograph can be read the frame is 4:3.
+    Photographs are those that have landmarks; where none can be read the frame is 4:3.
     """
     if len(spec.size):
         return
-    files, shapes = listing(spec.images) if spec.images else [], []
-    for file in files[:: -(-len(files) // SOME) or 1]:
-        with contextlib.suppress(OSError):  # which the loading tells
-            shapes.append(image_size(file))
-    height, width = np.transpose(shapes or [(3, 4)])
+    own = spec.images and spec.landmarks
+    height, width = np.transpose((own and _sizes(spec.images, spec.landmarks)) or [(3, 4)])
     tall = np.exp(np.median(np.log(height / width)) / 2)  # the side of a square of one pixel becomes that tall
     sides = np.sqrt(spec.pixels) * np.array([tall, 1 / tall])
-    spec.size = tuple(int(STEP * max(1, round(side / STEP))) for side in sides)
+    spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.1)) for side in sides)  # 193 is 192
+
+
+def _sizes(images, landmarks):
+    """(height, width) of `SOME` photographs that have landmarks; what is wrong with the others the loading tells."""
+    marked, find, sizes = formats.read(landmarks, images, []), finder(images), []
+    for annotation in marked[:: -(-len(marked) // SOME) or 1]:
+        with contextlib.suppress(OSError):
+            sizes.append(image_size(find(annotation.image)))
+    return sizes
 
 
 def load(spec) -> Dataset:

@@ -117,9 +117,10 @@ def _check_numbers(settings, said):
             if not (isinstance(value, int | float | np.number) and low <= value <= high):
                 limits = f"at least {low}" if high == MANY else f"from {low} to {high}"
                 raise ValueError(f"{said(key)}={known[key]}: it is {limits}")
-    size = tuple(settings.data.size)
-    if size and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
-        raise ValueError(f"{said('data.size')}={size}: give height and width of the frame, once, as (192, 256)")
+    size, key = tuple(settings.data.size), said("data.size")
+    follows = not size and "pixels" in settings.data and key == "--config.data.size"  # the photographs, for all stages
+    if not follows and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
+        raise ValueError(f"{key}={size}: give height and width of the frame, once, as (192, 256)")
     if not settings.train.epochs and not settings.train.steps:
         raise ValueError(f"{said('train.steps')}=0 {said('train.epochs')}=0: give one of them")
     chosen, folds = tuple(settings.split.run), settings.split.folds

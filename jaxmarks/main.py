@@ -288,8 +288,8 @@ def describe(config, workdir):
 
     if "workdir" in explicit_flags() and "config" not in explicit_flags():
         config = runs.config_of(workdir)
-    loading.set_frame(config.data)
     tasks.check(config)
+    loading.set_frame(config.data)
     for stage in runs.stages(config):
         print(tasks.describe(config, stage))
 

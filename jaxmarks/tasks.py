@@ -98,12 +98,11 @@ LOOSE = 0.2
 
 
 def shape_of(settings, points, visible) -> dict:
-    """The fact `shape` of landmarks (N, K, 2); none where no image shows enough of them, or they stray too far (`LOOSE`)."""
-    if settings.data.get("sets"):
-        raise ValueError(
-            f"--config.head.leap={settings.head.leap}: several data.sets have no shape together; set it to 0"
-        )
-    if not len(points):
+    """The fact `shape` of landmarks (N, K, 2).
+
+    There is none where no image shows enough of them, where they stray too far (`LOOSE`), and of several datasets.
+    """
+    if settings.data.get("sets") or not len(points):
         return {}
     mean, spread = jax.jit(shape.procrustes)(points, visible)
     return {"shape": [mean.tolist(), spread.tolist()]} if mean.any() and spread.mean() < LOOSE else {}

@@ -97,8 +97,8 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
 
 def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     """What `train` does in each process."""
-    set_frame(config.data)
     tasks.check(config)
+    set_frame(config.data)
     datasets, names = {}, runs.stages(config)
     last = configs.stage(config, names[-1])
     baselines.check(last.baselines, objects="boxes" in last.data)  # else a trained run could not be scored
@@ -444,6 +444,8 @@ def several(runners, of_size, state, data, rows, key, first, stream):
     for i, chosen in enumerate(of_size):
         state, one = runners[chosen].run(state, data, rows[i : i + 1], key, first + i, stream)
         found += one
+        if stream:
+            jax.block_until_ready(found[-3:-2])  # as a runner keeps no more than two batches waiting
     return state, found
 
 

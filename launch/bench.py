@@ -46,6 +46,7 @@ import peers
 from experiments import hardware, make, resolve
 
 from jaxmarks import atomic
+from jaxmarks.data.loading import set_frame
 from jaxmarks.report import tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,7 +190,9 @@ def spec(name: str, *, quick=False, augment=False, **changes) -> dict:
     config, overrides, facts = NETWORKS[name]
     overrides = overrides | (QUICK[name] if quick else {}) | changes
     facts = facts | ({"landmarks": overrides.pop("landmarks")} if "landmarks" in overrides else {})
-    settings = json.loads(resolve([f"--config={ROOT / 'configs' / config}"]).to_json())
+    base = resolve([f"--config={ROOT / 'configs' / config}"])
+    set_frame(base.data)
+    settings = json.loads(base.to_json())
     for key, value in overrides.items():
         section, _, name_in_it = key.partition(".")
         settings[section][name_in_it] = value

@@ -18,8 +18,6 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from jaxmarks.data.loading import set_frame
-
 # What takes a file, by the function that the file has.
 TAKERS = {
     "get_grid": "launch/ablate.py --grid",
@@ -99,7 +97,6 @@ def resolve(arguments: list[str]) -> ml_collections.ConfigDict:
     values(["ablate", *arguments])
     config = values["config"].value
     config.to_json()  # where the file could not be read, ml_collections says so when the config is used
-    set_frame(config.data)
     return config
 
 

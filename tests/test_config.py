@@ -82,6 +82,12 @@ def test_variants_of_detectors_combine(detector, more):
         ({"data.size": (96, 128, 96, 128)}, "give height and width of the frame, once"),
         ({"data.size": (96.5, 128)}, "give height and width"),
         ({"data.size": (0, 128)}, "give height and width"),
+        ({"data.size": (), "data.pixels": 0}, r"data\.pixels=0: it is at least 1024"),
+        ({"data": {"size": (), "images": ""}}, r"--config\.data\.size=\(\): give height and width"),
+        (
+            {"stages": ("one",), "stage": {"one": {"data": {"size": ()}}}},
+            r"config\.stage\.one\.data\.size=\(\): give height",
+        ),
         ({"head": {"name": "heatmap", "sigma": 0.0}}, r"head\.sigma=0.0: it is at least 0.1"),
         ({"head": {"name": "yolo", "overlap": 1.5}}, r"head\.overlap=1.5: it is from 0 to 1"),
         ({"split.run": (9,)}, r"split\.run=\(9,\): folds count from 0 to 8"),
@@ -108,6 +114,12 @@ def test_what_makes_no_sense_is_named(changes, message):
         config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         configs.check(config)
+
+
+def test_a_frame_may_be_left_to_the_photographs():
+    config = get_config("")
+    config.data.size = ()
+    configs.check(config)
 
 
 def test_a_config_older_than_a_key_has_its_default(tmp_path):

@@ -256,6 +256,12 @@ def test_an_open_frame_has_the_proportions_of_the_photographs(sources, pixels, s
     data.update({"images": str(tmp_path), "landmarks": str(tmp_path / "marks.csv"), "size": (), "pixels": pixels})
     loading.set_frame(data)
     assert data.size == size
+    data.update({"size": (), "sets": {"a": {}, "b": {"pixels": 9}}})
+    with pytest.raises(ValueError, match=r"sets\.b\.pixels: a dataset may change count, curves"):
+        loading.set_frame(data)
+    del data.sets.b.pixels
+    loading.set_frame(data)
+    assert data.size == size
     data.size = (64, 80)  # said is said
     loading.set_frame(data)
     assert data.size == (64, 80)

@@ -78,20 +78,22 @@ SOME = 200
 def set_frame(spec) -> None:
     """Sets the `size` of a config's `data` where it is (): the median photograph has `pixels` there, or a little more.
 
-    Photographs are those that have landmarks; where none can be read the frame is 4:3.
+    Photographs are those that have landmarks, of all `sets`; where none can be read the frame is 4:3.
     """
     if len(spec.size):
         return
-    own = spec.images and spec.landmarks
-    height, width = np.transpose((own and _sizes(spec.images, spec.landmarks)) or [(3, 4)])
+    found = [size for name in spec.sets or ("",) for size in _sizes(of_set(spec, name))]
+    height, width = np.transpose(found or [(3, 4)])
     tall = np.exp(np.median(np.log(height / width)) / 2)  # the side of a square of one pixel becomes that tall
     sides = np.sqrt(spec.pixels) * np.array([tall, 1 / tall])
     spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.1)) for side in sides)  # 193 is 192
 
 
-def _sizes(images, landmarks):
+def _sizes(spec):
     """(height, width) of `SOME` photographs that have landmarks; what is wrong with the others the loading tells."""
-    marked, find, sizes = formats.read(landmarks, images, []), finder(images), []
+    if not (spec.images and spec.landmarks):
+        return []
+    marked, find, sizes = formats.read(spec.landmarks, spec.images, []), finder(spec.images), []
     for annotation in marked[:: -(-len(marked) // SOME) or 1]:
         with contextlib.suppress(OSError):
             sizes.append(image_size(find(annotation.image)))
@@ -166,7 +168,7 @@ def of_set(spec, name: str):
         raise ValueError(f"--set={name}: the run has {known}")
     if not name:
         return spec
-    common = [key for key in spec if key not in ("sets", "size", "keep")]
+    common = [key for key in spec if key not in ("sets", "size", "pixels", "keep")]
     if unknown := [key for key in sets[name] if key not in common]:
         raise ValueError(f"--config.data.sets.{name}.{unknown[0]}: a dataset may change {', '.join(common)}")
     return ml_collections.ConfigDict(dict(spec) | dict(sets[name]) | {"sets": {}, "keep": ""})

@@ -180,6 +180,7 @@ def shapes(network, size, channels):
 def test_every_cell_of_the_papers_tables_is_a_network(text):
     """Shapes alone; at the paper's size its parameter counts, for 25 landmarks."""
     config = get_config(text)
+    config.data.size = config.data.size or (208, 240)  # as photographs may have it
     network, task = tasks.build(config, {"landmarks": 25})
     variables, outputs = shapes(network, tuple(config.data.size), config.channels)
     points, scores = jax.eval_shape(task.decode, outputs)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ablate
 import pytest
+from PIL import Image
 
 from jaxmarks import config as configs
 
@@ -318,6 +319,23 @@ def test_a_run_that_is_cut_short_or_of_another_config_is_not_complete(tmp_path):
     failed, _ = run(tmp_path, TWO_BY_TWO, refuse, "--config.train.steps=9")
     assert failed == 8 and {cell for row in rows(workdir).values() for cell in row} == {"2 of 2 seeds failed"}
     assert "holds a run of another config" in (workdir / "table.md").read_text()
+
+
+def test_a_run_whose_frame_follows_its_photographs_is_complete(tmp_path):
+    Image.new("L", (60, 90)).save(tmp_path / "tall.png")
+    (tmp_path / "marks.csv").write_text("image,x1,y1\ntall.png,3,4\n")
+    grid = f"""
+def get_grid(text=""):
+    own = {{"data.images": "{tmp_path}", "data.landmarks": "{tmp_path}/marks.csv", "data.pixels": 1536}}
+    return {{"config": "configs/fish.py:own", "overrides": own, "cells": [{{"row": "a"}}]}}
+"""
+    launcher = Launcher(lambda config: summary(2.0))
+    for _ in range(2):
+        _, workdir = run(tmp_path, grid, launcher)
+        config = configs.load(workdir / "a" / "0" / "config.json")
+        config.data.size = (48, 32)  # as training does
+        configs.save(config, workdir / "a" / "0" / "config.json")
+    assert len(launcher.runs) == 1
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,14 @@ def test_describe_counts_the_papers_parameters():
     assert "92,323,488" in said and "block1" in said
 
 
+def test_describe_shows_photographs_in_the_frame_that_training_gives_them(tmp_path):
+    Image.new("L", (60, 90)).save(tmp_path / "tall.png")
+    (tmp_path / "marks.csv").write_text("image,x1,y1\ntall.png,3,4\n")
+    own = [f"--config.data.images={tmp_path}", f"--config.data.landmarks={tmp_path / 'marks.csv'}"]
+    said = run("--config=configs/fish.py:own", "--mode=describe", *own, "--config.data.pixels=1536")
+    assert "float32[1,48,32,3]" in said
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

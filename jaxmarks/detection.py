@@ -263,8 +263,11 @@ def by_fold(found: Objects, threshold: np.ndarray, classes: tuple[str, ...]) -> 
     folds = []
     for fold in np.unique(found.fold):
         mine = found.fold == fold
-        part = Objects(*(column[mine] for column in found))
-        folds.append({"fold": int(fold)} | summarise(part, threshold[mine], classes))
+        # The others' objects are hidden, not left out: arrays of every fold's own length would each be compiled for.
+        scores, labels = np.where(mine[:, None], found.scores, 0), np.where(mine[:, None], found.labels, -1)
+        own = {"threshold": float(np.mean(threshold[mine])), "images": int(mine.sum())}
+        shown = found._replace(scores=scores, labels=labels)
+        folds.append({"fold": int(fold)} | summarise(shown, threshold, classes) | own)
     each, spread = [one for one in folds if one["fold"] >= 0], {}
     for key in ("f1", "f1_golden", "map50") if len(each) > 1 else ():
         known = [one[key] for one in each if np.isfinite(one[key])]  # a fold without objects and detections has none

@@ -91,7 +91,8 @@ def summarise(found: Predictions) -> dict:
     Raises:
       FloatingPointError: a visible landmark's prediction is no number.
     """
-    lost = (found.visible & ~np.isfinite(found.points).all(-1)).any(-1)
+    # Of maps that are no numbers decoders make places that are some, and scores that are none.
+    lost = (found.visible & ~(np.isfinite(found.points).all(-1) & np.isfinite(found.scores))).any(-1)
     if lost.any():
         raise FloatingPointError(
             f"{found.name[lost][0]} and {lost.sum() - 1} other images: the network predicts no numbers, its training has"

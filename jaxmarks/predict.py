@@ -16,6 +16,7 @@ from jaxmarks.data import formats, objects
 from jaxmarks.data.ahead import ahead
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.ops import geometry
+from jaxmarks.ops.frames import placement
 
 # A frame whose sides are multiples of it suits every body.
 STRIDE = 32
@@ -89,23 +90,18 @@ def finder(settings, facts: dict) -> Callable:
 
     Where its photographs are at a fixed scale each is one frame here, however large, and nothing has to be joined.
     """
-    fixed = settings.data.fit == "tile"
+    fit, scale = settings.data.fit, settings.data.scale
 
     def predict(networks, images):
         source, size = images.shape[1:3], tuple(settings.data.size)
-        if fixed:
-            extent = tuple(max(1, round(settings.data.scale * side)) for side in source)
-            # In the middle of a frame that is larger, as `objects.cut` lays it.
-            (top, below), (left, right) = (
-                ((side - n) // 2, (side - n + 1) // 2) if n <= side else (0, -n % STRIDE)
-                for n, side in zip(extent, size, strict=True)
-            )
-            framed = jnp.pad(geometry.resize(images, extent), ((0, 0), (top, below), (left, right), (0, 0)))
-            sy, sx = (whole / n for whole, n in zip(source, extent, strict=True))
-            size, matrix = framed.shape[1:3], ((sx, 0.0, -left * sx), (0.0, sy, -top * sy))
+        matrix = geometry.frame(source, size, fit, scale)
+        if fit == "tile":
+            top, left, *extent = placement(source, size, fit, scale)
+            size = tuple(side if n <= side else n + -n % STRIDE for n, side in zip(extent, size, strict=True))
+            pads = [(before, n - before - m) for before, n, m in zip((top, left), size, extent, strict=True)]
+            framed = jnp.pad(geometry.resize(images, extent), ((0, 0), *pads, (0, 0)))
         else:
-            framed = geometry.to_frame(images, size, fit=settings.data.fit)
-            matrix = geometry.frame(source, size, settings.data.fit)
+            framed = geometry.to_frame(images, size, fit=fit)
         _, task = tasks.build(settings, facts, size=size)
         found = steps.predictor(task)(networks, framed)
         corners = geometry.affine(matrix, found.boxes.reshape(*found.boxes.shape[:-1], 2, 2))
@@ -152,9 +148,7 @@ def on_folder(workdir: Path, images: Path, out: Path, *, set: str = "", scale: f
             ):
                 yield name, functools.partial(report.overlay, photograph, shrunk(shape, photograph, source))
 
-    draw_all(drawings(), out)
-    if not parts:
-        raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
+    draw_all(drawings(), images, problems, out)
     found = landmarks.join(parts)
     summary = {"images": len(found.name), "landmarks": found.points.shape[1], "failures": problems}
     landmarks.write(out, [found])
@@ -167,11 +161,14 @@ def shrunk(points, photograph, source):
     return points * np.divide(photograph.shape[1::-1], source[::-1])
 
 
-def draw_all(drawings: Iterable[tuple[str, Callable]], out: Path) -> None:
+def draw_all(drawings: Iterable[tuple[str, Callable]], images: Path, problems: list[dict], out: Path) -> None:
     """Writes all drawings as JPEG in `out`/overlays while the next are made.
 
     A drawing is a photograph's name and the function that writes it to a `path`. Every ten seconds it says how many
     there are.
+
+    Raises:
+      ValueError: there is none, for the `problems` with the folder of `images`; the last drawings stay.
     """
 
     def draw(one: tuple[str, Callable]):
@@ -181,7 +178,8 @@ def draw_all(drawings: Iterable[tuple[str, Callable]], out: Path) -> None:
         write(path=path)
 
     drawings = iter(drawings)
-    first = list(itertools.islice(drawings, 1))  # where there is nothing to predict the last drawings stay
+    if not (first := list(itertools.islice(drawings, 1))):
+        raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
     drawings = itertools.chain(first, drawings)
     report.emptied(Path(out) / "overlays")
     said = time.perf_counter()
@@ -214,10 +212,7 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path) 
                 layers = report.of_classes(corners.reshape(-1, 4), classes, names)
                 yield name, functools.partial(report.rectangles, photograph, layers)
 
-    draw_all(drawings(), out)
-    if not annotations:
-        raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
-    Path(out).mkdir(parents=True, exist_ok=True)
+    draw_all(drawings(), images, problems, out)
     for ending in ("csv", "json"):
         formats.boxes.write(Path(out) / f"predictions.{ending}", annotations, scores, classes=names)
     found = sum(len(values) for values in scores)

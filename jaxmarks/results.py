@@ -5,9 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxmarks import runs
-
-# A file that says which mode's results a folder is for.
-MARK = ".jaxmarks"
+from jaxmarks.data.photographs import MARK
 
 
 @contextlib.contextmanager
@@ -21,7 +19,7 @@ def folder(mode: str, run: Path, *, named: str = "", inputs: Iterable[str] = ())
       inputs: the files and folders that are read meanwhile.
 
     Raises:
-      ValueError: results would take the place of other things, or be read as photographs.
+      ValueError: results would take the place of other things.
     """
     out = Path(named or run / mode).absolute()
     within = lambda inner, outer: Path(inner).resolve().is_relative_to(Path(outer).resolve())
@@ -29,10 +27,6 @@ def folder(mode: str, run: Path, *, named: str = "", inputs: Iterable[str] = ())
         if within(given, out):
             raise ValueError(
                 f"{out}: results would take the place of {given}, which is read: name another folder, --out=DIR"
-            )
-        if named and within(out, given):
-            raise ValueError(
-                f"--out={named}: its drawings would be taken for photographs of {given}; name another folder"
             )
     if named and out.exists() and not (out / MARK).is_file():
         what = (

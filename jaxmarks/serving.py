@@ -104,7 +104,7 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
     def function(variables, images):
         outputs = task.apply(variables, task.plain({"images": images / 255})["images"], train=False)
         if decoded:
-            return dict(zip(("points", "scores"), task.decode(outputs), strict=True))
+            return dict(zip(("points", "scores"), task.head.decode(outputs), strict=True))
         # Learned shapes are of no image: they are parameters of the loss.
         return outputs._replace(shapes=None) if hasattr(outputs, "shapes") else outputs
 

@@ -40,21 +40,17 @@ class Task(NamedTuple):
 
     Attributes:
       apply: linen's: (variables, images, train=, rngs=, mutable=) -> outputs.
-      targets, loss, decode: of the head.
+      head: a `heads.Head`.
       augment: (keys (B,), batch) -> batch, for training.
       plain: batch -> batch, for evaluation.
       versions: how many versions of a sample there are.
-      join: of the head; without it a single network predicts.
     """
 
     apply: Callable
-    targets: Callable
-    loss: Callable
-    decode: Callable
+    head: Any
     augment: Callable
     plain: Callable
     versions: int = 1
-    join: Callable | None = None
 
 
 def computing_in(dtype: str, apply: Callable) -> Callable:
@@ -120,7 +116,7 @@ def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
     augment_key, dropout_key, mixup_key = jax.random.split(key, 3)
     batch = gather(data, rows, task.versions)
     batch = task.augment(keys_of(augment_key, rows), batch)
-    targets, images, loss = task.targets(batch), batch["images"], task.loss
+    targets, images, loss = task.head.targets(batch), batch["images"], task.head.loss
     if mixup:
         images, loss = mix(images, loss, jax.random.beta(mixup_key, mixup, mixup, dtype=images.dtype))
 
@@ -180,10 +176,10 @@ def valid_step(variables, data, rows, *, task, prepare):
     """
     batch = prepare(gather(data, rows, task.versions))
     outputs = task.apply(variables, batch["images"], train=False)
-    found = {"loss": task.loss(outputs, task.targets(batch))}
+    found = {"loss": task.head.loss(outputs, task.head.targets(batch))}
     visible = batch["visible"]
     if visible.shape[1]:
-        far = metrics.distances(task.decode(outputs)[0], batch["points"]) * batch["delta"][:, None]
+        far = metrics.distances(task.head.decode(outputs)[0], batch["points"]) * batch["delta"][:, None]
         found["distance_px"] = (jnp.sum(jnp.where(visible, far, 0)), jnp.sum(visible.astype(far.dtype)))
     return found
 
@@ -199,7 +195,7 @@ def statistics_step(variables, data, rows, *, task, prepare):
 
 def predict_step(variables, images, *, task):
     """Images (B, H, W, C) uint8 in the network's frame -> (points (B, K, 2) in that frame, scores (B, K)), or Detections."""
-    return task.decode(task.apply(variables, task.plain({"images": images})["images"], train=False))
+    return task.head.decode(task.apply(variables, task.plain({"images": images})["images"], train=False))
 
 
 def predictor(task: Task) -> Callable:
@@ -213,7 +209,7 @@ def predictor(task: Task) -> Callable:
         found = [predict_step(variables, images, task=task) for variables in networks]
         if len(found) == 1:
             return found[0]
-        return task.join(jax.tree.map(lambda *each: jnp.stack(each, axis=1), *found))
+        return task.head.join(jax.tree.map(lambda *each: jnp.stack(each, axis=1), *found))
 
     return jax.jit(call)
 
@@ -280,7 +276,7 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1, mi
 
     def run(state, data, rows, key, first=0, stream=None):
         keys = keys_of(key, np.arange(first, first + len(rows)))
-        if jax.default_backend() != "cpu" and stream is None:
+        if scanned(stream):
             state, each = all_at_once(state, data, spread(rows), keys)
             return state, [get(each)]
         found: list = []
@@ -295,6 +291,11 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1, mi
         return state, found
 
     return Runner(put, get, run)
+
+
+def scanned(stream) -> bool:
+    """Whether a `Runner` makes the steps of one call in a scan, not one by one."""
+    return jax.default_backend() != "cpu" and stream is None
 
 
 def summed(found: list):

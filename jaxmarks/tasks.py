@@ -36,17 +36,8 @@ def build(settings, facts: dict, flip=None, size=None):
     shown = size if settings.train.sizes else None
     augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=shown)
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
-    task = steps.Task(
-        steps.computing_in(settings.train.dtype, network.apply),
-        head.targets,
-        head.loss,
-        head.decode,
-        augmentation.apply,
-        plain,
-        augmentation.versions,
-        head.join,
-    )
-    return network, task
+    apply = steps.computing_in(settings.train.dtype, network.apply)
+    return network, steps.Task(apply, head, augmentation.apply, plain, augmentation.versions)
 
 
 def sizes(settings) -> list[tuple[int, int]]:

@@ -29,6 +29,8 @@ from jaxmarks.metrics_log import MetricsLog
 
 # From so many training images the statistics of batches are taken that a network is judged and saved with.
 SETTLING = 256
+# After so many steps that are called one by one it is asked whether to stop, and whether a checkpoint is due.
+ASKING = 10
 
 
 class Plan(NamedTuple):
@@ -230,9 +232,10 @@ class Training:
         rows = steps.batches(splits.epoch(self.plan.train, self.plan.part, draw), self.plan.batch)
         sizes = draw.integers(len(self.runners), size=len(rows))
         key = jax.random.fold_in(self.key, epoch)
+        most = self.settings.train.span if steps.scanned(self.feed.stream) else min(self.settings.train.span, ASKING)
         while self.progress.batch < len(rows):
             start = self.progress.batch
-            here = slice(start, start + self.settings.train.span)
+            here = slice(start, start + most)
             self.state, found = several(
                 self.runners, sizes[here], self.state, self.on_device, rows[here], key, start, self.feed.stream
             )
@@ -246,11 +249,8 @@ class Training:
             if stop:
                 raise InterruptedError(f"{self.name}, epoch {epoch}: told to stop, and saved; the same command goes on")
         found = entries("train", {"loss": mean(*self.progress.sums) or 0.0})
-        if not np.isfinite(found["train/loss"]):
-            raise FloatingPointError(
-                f"{self.name}, epoch {epoch}: the training loss is {found['train/loss']}; lower"
-                " --config.optimizer.learning_rate or set --config.optimizer.clip=1.0"
-            )
+        loss = found["train/loss"]
+        self.refuse_diverged(np.isfinite(loss), f"epoch {epoch}: the training loss is {loss}")
         return found
 
     def judge(self, epoch: int) -> dict:
@@ -266,6 +266,13 @@ class Training:
                 self.best = jax.tree.map(jnp.copy, variables)
             self.state = self.state.replace(opt_state=optim.observe(self.state.opt_state, loss))
         return found
+
+    def refuse_diverged(self, good: bool, what: str) -> None:
+        """Raises FloatingPointError where the training is not `good`."""
+        if not good:
+            raise FloatingPointError(
+                f"{self.name}, {what}; lower --config.optimizer.learning_rate or set --config.optimizer.clip=1.0"
+            )
 
     def here(self) -> steps.TrainState:
         """The state as on one device."""
@@ -289,6 +296,8 @@ class Training:
     def finish(self) -> None:
         """Saves the best and the last variables."""
         last, progress = self.settle(self.here()), self.progress
+        good = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(last))
+        self.refuse_diverged(good, "its parameters are no numbers")
         if progress.best_valid is None:
             self.best, progress.best_epoch = last, progress.epoch
         about = self.about | {key: getattr(progress, key) for key in ("epoch", "best_valid", "best_epoch", "seconds")}

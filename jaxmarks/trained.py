@@ -87,7 +87,7 @@ def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Hel
     rows = lambda names: np.flatnonzero(np.isin(samples.name, list(names)))
     known, learnt, some, calls = set[str](), set[str](), False, dict[str, Callable]()
 
-    def call_of(facts):  # one for all folds, as a rule: it compiles once
+    def call_of(facts):  # one for all folds, which compiles once, where they know the same
         key = json.dumps(facts, sort_keys=True)
         if key not in calls:
             calls[key] = steps.predictor(tasks.build(settings, facts)[1])

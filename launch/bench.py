@@ -280,9 +280,9 @@ def alone(ours: Worker, repeats: int) -> dict:
     return spread(found["jaxmarks"])
 
 
-def spread(taken: list, key: str = "seconds") -> dict:
-    """Milliseconds of seconds, or of what answers have under the key: {"median", "least", "most"}."""
-    each = [1000 * (one[key] if isinstance(one, dict) else one) for one in taken]
+def spread(taken: list, key: str = "seconds", *, unit: float = 1000) -> dict:
+    """Milliseconds (`unit` of them) of seconds, or of what answers have under the key: {"median", "least", "most"}."""
+    each = [unit * (one[key] if isinstance(one, dict) else one) for one in taken]
     return {"median": statistics.median(each), "least": min(each), "most": max(each)}
 
 
@@ -336,9 +336,8 @@ def side_by_side(name: str, options) -> list[dict]:
     return rows
 
 
-def folds(options) -> list[dict]:
+def folds(options) -> Iterator[dict]:
     """A row for each network: ms of a training step of two folds' networks, one after another and at once."""
-    rows = []
     with worker("jaxmarks", options) as ours:
         for name in options.only:
             ours.ask(set=spec(name, quick=options.quick, augment=options.augment))
@@ -346,13 +345,11 @@ def folds(options) -> list[dict]:
             for turn in range(1 + options.repeats):
                 for way, found in taken.items():
                     found += [ours.ask(run=way, steps=1)] * (turn > 0)
-            rows.append({"network": name} | {way: spread(found) for way, found in taken.items()})
-    return rows
+            yield {"network": name} | {way: spread(found) for way, found in taken.items()}
 
 
-def start(options) -> list[dict]:
+def start(options) -> Iterator[dict]:
     """Seconds from the command to the end of the first training step, of a first and later starts; and of imports."""
-    rows = []
     for name, config in STARTED.items():
         words = [f"--config={ROOT / config}{':smoke' if options.quick else ''}"]
         first, later = [], []
@@ -360,15 +357,14 @@ def start(options) -> list[dict]:
             with tempfile.TemporaryDirectory() as folder:
                 for where in (first, later):
                     where.append(until("first step", [*words, f"--workdir={folder}/{len(later)}-{len(first)}"], folder))
-        rows.append({"what": f"first step, configs/{name}.py", "first": spread(first), "later": spread(later)})
+        yield {"what": f"first step, configs/{name}.py", "first": spread(first), "later": spread(later)}
     for statement in ("import jaxmarks", "import jax", "import jaxmarks.predict"):
         taken = []
         for _ in range(options.repeats):
             began = time.perf_counter()
             subprocess.run([sys.executable, "-c", statement], check=True)
             taken.append(time.perf_counter() - began)
-        rows.append({"what": statement, "later": spread(taken)})
-    return rows
+        yield {"what": statement, "later": spread(taken)}
 
 
 def until(said: str, words: list[str], cache: str) -> float:
@@ -444,8 +440,7 @@ def load(options) -> list[dict]:
                 began = time.perf_counter()
                 assert read() == count
                 rates[side].append(count / (time.perf_counter() - began))
-    shown = lambda each: {"median": statistics.median(each), "least": min(each), "most": max(each)}
-    return [{"side": side, "images_per_s": shown(each)} for side, each in rates.items()]
+    return [{"side": side, "images_per_s": spread(each, unit=1)} for side, each in rates.items()]
 
 
 def accuracy(options) -> list[dict]:
@@ -499,7 +494,7 @@ def on_device(ours: Worker, name: str, dtype: str, some: int, options) -> dict:
     return row
 
 
-def growth(options) -> list[dict]:
+def growth(options) -> Iterator[dict]:
     """Milliseconds of our training step over images in a batch, pixels, landmarks and devices."""
     name = "unet_small" if "unet_small" in options.only else options.only[0]
     base = spec(name, quick=options.quick)
@@ -510,13 +505,19 @@ def growth(options) -> list[dict]:
         "pixels": [({"data.size": size}, size[0] * size[1]) for size in sizes],
         "landmarks": [({"landmarks": n}, n) for n in (4, 16, 64)] if "landmarks" in base["facts"] else [],
     }
-    rows = []
+    measured: dict[str, list] = {}
+
+    def row(axis, value, taken):
+        found = {"network": name, "axis": axis, "value": value, "train": taken}
+        measured.setdefault(axis, []).append(found)
+        draw(measured[axis], options.out / f"growth_{axis}.png")
+        return found
+
     with worker("jaxmarks", options) as ours:
         for axis, points in axes.items():
             for changes, value in points:
                 ours.ask(set=spec(name, quick=options.quick, augment=options.augment, **changes))
-                taken = alone(ours, options.repeats)
-                rows.append({"network": name, "axis": axis, "value": value, "train": taken})
+                yield row(axis, value, alone(ours, options.repeats))
         devices = ours.ask(devices=True)
     for count in [2**i for i in range(10) if 2**i <= (2 if devices["platform"] == "cpu" else devices["devices"])]:
         # The CPU is made to look like several devices, which share its cores.
@@ -524,11 +525,7 @@ def growth(options) -> list[dict]:
         with worker("jaxmarks", options, os.environ | {"XLA_FLAGS": flags}) as ours:
             wanted = spec(name, quick=options.quick, augment=options.augment, **{"train.devices": count})
             ours.ask(set=wanted)
-            taken = alone(ours, options.repeats)
-        rows.append({"network": name, "axis": "devices", "value": count, "train": taken})
-    for axis in dict.fromkeys(row["axis"] for row in rows):
-        draw([row for row in rows if row["axis"] == axis], options.out / f"growth_{axis}.png")
-    return rows
+            yield row("devices", count, alone(ours, options.repeats))
 
 
 def draw(rows: list[dict], path: Path) -> None:

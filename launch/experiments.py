@@ -24,6 +24,8 @@ TAKERS = {
     "get_space": "launch/tune.py --space",
     "get_config": "jaxmarks.main --config",
 }
+# Seconds that a run has for its last checkpoint.
+PATIENCE = 120
 # Becomes the command argv[2:], which Linux kills once the process argv[1] that started it is gone, however that ended.
 # The kernel keeps this over an exec; a function between fork and exec would not be safe beside JAX's threads.
 WITH_PARENT = """
@@ -159,20 +161,25 @@ def end_with_children() -> None:
 def start(arguments: list[str], log: Path, environment: dict[str, str], *, stop=lambda: False) -> int:
     """Runs jaxmarks.main in a process of its own; returns its exit status.
 
-    It is ended once `stop` () says so, and on Linux with this thread, be that killed.
+    Once `stop` () says so, or an exception ends this thread, it is told to end, which it does with a checkpoint, or is
+    killed after `PATIENCE`. On Linux it ends with this thread, be that killed.
     """
     command = [sys.executable, "-m", "jaxmarks.main", *arguments]
     with log.open("a") as file:
         print("$", shlex.join(command), file=file, flush=True)
-        process = subprocess.Popen(with_parent(command), env=environment, stdout=file, stderr=subprocess.STDOUT)
+        # In a group of its own, which Ctrl-C does not reach: it is told once, for the second time ends it at once.
+        how = {"env": environment, "stdout": file, "stderr": subprocess.STDOUT, "process_group": 0}
+        process = subprocess.Popen(with_parent(command), **how)
         try:
-            while True:
+            while not stop():
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return process.wait(timeout=1)
-                if stop():
-                    process.terminate()
         finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=PATIENCE)
             process.kill()
+        return process.wait()
 
 
 def with_parent(command: list[str]) -> list[str]:

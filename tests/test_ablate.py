@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -354,7 +355,9 @@ def test_a_slip_in_a_grid_is_named_before_anything_is_run(tmp_path, old, new, me
     assert message in refused(tmp_path, TWO_BY_TWO.replace(old, new, 1))
 
 
-@pytest.mark.parametrize("metric", ["f1", "map50", "by_class.thin.ap50", "by_class.thin.recall", "success_rates.40"])
+@pytest.mark.parametrize(
+    "metric", ["f1", "by_class.thin.ap50", "by_class.thin.recall", "success_rates.40", "volume.worst_5_percent_iou"]
+)
 def test_what_is_better_the_more_there_is(metric):
     assert ablate.higher_is_better(metric)
 
@@ -472,12 +475,18 @@ def test_a_cell_whose_source_failed_is_not_trained_until_that_is_mended(tmp_path
     assert run(tmp_path, CHAIN, mended)[0] == 0 and len(mended.runs) == 2
 
 
-def test_an_end_of_the_command_ends_its_runs(tmp_path):
-    """A made-up jaxmarks.main sleeps; SIGTERM to the command reaches it, which holds a file while it lives."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_end_of_the_command_lets_its_runs_save(number, tmp_path):
+    """A made-up jaxmarks.main sleeps; the signal to the command's group reaches it once, and it has the time it takes."""
     (tmp_path / "jaxmarks_main.py").write_text(
         "import pathlib, signal, sys, time\n"
         "folder = pathlib.Path(sys.argv[1])\n"
-        "signal.signal(signal.SIGTERM, lambda *_: ((folder / 'ended').touch(), sys.exit(1)))\n"
+        "def save(*_):\n"  # as the real one, whom the second signal ends at once
+        "    signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "    time.sleep(3)\n"
+        "    (folder / 'ended').touch()\n"
+        "    sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
         "(folder / 'started').touch()\n"
         "time.sleep(60)\n"
     )
@@ -498,17 +507,19 @@ def test_an_end_of_the_command_ends_its_runs(tmp_path):
         f"--grid={tmp_path / 'grid.py'}",
         f"--workdir={tmp_path / 'out'}",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
     try:
         for _ in range(600):
             if (tmp_path / "started").exists() or process.poll() is not None:
                 break
             time.sleep(0.1)
-        process.terminate()
+        os.killpg(process.pid, number)  # as a terminal sends Ctrl-C
         said, _ = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 128 + 15, said
+    assert process.returncode in (128 + number, -number), said
     assert (tmp_path / "ended").exists()
 
 

@@ -203,6 +203,25 @@ def test_parts_that_were_measured_before_stay_with_their_commands(tmp_path, monk
         measure(tmp_path, "--parts=load")
 
 
+def test_rows_before_a_failure_stay(tmp_path, monkeypatch, here):
+    asked = []
+
+    class Ours:
+        __enter__ = lambda self: self
+        __exit__ = lambda self, *error: None
+
+        def ask(self, **what):
+            asked.append(what)
+            if len([one for one in asked if "set" in one]) == 2:
+                raise RuntimeError("out of memory")
+            return {"seconds": 1.0}
+
+    monkeypatch.setattr(bench, "worker", lambda *all: Ours())
+    status, found, _ = measure(tmp_path, "--parts=folds", "--only=network3,unet_small", "--quick")
+    assert status == 1 and [row.get("error") for row in found["folds"]] == [None, "out of memory"]
+    assert found["folds"][0]["network"] == "network3"
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [

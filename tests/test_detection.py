@@ -127,11 +127,9 @@ def test_pieces_at_the_borders_of_two_tiles_give_way(turned):
 
 def test_networks_are_decoded_each_by_itself():
     # What two networks say of their own proposals cannot be averaged: the mean of these boxes is where nothing is.
-    task = steps.Task(
-        apply=lambda variables, images, train: Detections(*(jnp.asarray(v)[None] for v in variables)),
-        targets=None, loss=None, decode=lambda outputs: outputs, augment=None, plain=lambda batch: batch,
-        join=heads.agreement(0.4),
-    )  # fmt: skip
+    decoded = lambda variables, images, train: Detections(*(jnp.asarray(v)[None] for v in variables))
+    head = heads.Head(layer=None, targets=None, loss=None, decode=lambda outputs: outputs, join=heads.agreement(0.4))
+    task = steps.Task(decoded, head, augment=None, plain=lambda batch: batch)
     near = [[[0.0, 0, 10, 10]], [0.9], [0]]
     far = [[[50.0, 50, 60, 60]], [0.8], [0]]
     found = steps.predictor(task)([near, near, far], jnp.zeros((1, 64, 64, 3), jnp.uint8))
@@ -315,6 +313,22 @@ def test_the_threshold_of_all_is_the_folds_mean_however_many_photographs_each_ha
     thrice = detection.join([found, found, found])._replace(fold=np.array([0, 0, 1]))
     summary = detection.by_fold(thrice, np.array([0.2, 0.2, 0.6]), ("p", "q"))
     assert summary["threshold"] == pytest.approx(detection.threshold_of([{"threshold": 0.2}, {"threshold": 0.6}]))
+
+
+def test_a_fold_is_scored_as_if_it_were_alone():
+    rng = np.random.default_rng(0)
+    true = rng.uniform(0, 90, (9, 4, 2)).repeat(2, 1).reshape(9, 4, 4) + [0, 0, 10, 10]
+    boxes = true[:, rng.integers(4, size=6)] + rng.uniform(-4, 4, (9, 6, 4))
+    scores = np.round(rng.uniform(0, 1, (9, 6)), 1)  # ties, and some of 0
+    labels = rng.integers(-1, 2, (9, 4))
+    each = detection.Objects(
+        np.array([f"{n}.png" for n in range(9)]), np.arange(9) % 3, boxes, scores, rng.integers(0, 2, (9, 6)), true, labels
+    )  # fmt: skip
+    threshold = rng.uniform(0, 1, 9)
+    for found in detection.by_fold(each, threshold, ("p", "q"))["folds"]:
+        mine = each.fold == found.pop("fold")
+        alone = detection.summarise(detection.Objects(*(x[mine] for x in each)), threshold[mine], ("p", "q"))
+        assert json.dumps(alone, sort_keys=True) == json.dumps(found, sort_keys=True)
 
 
 def test_objects_are_written_with_what_became_of_them(tmp_path):

@@ -183,7 +183,7 @@ def test_every_cell_of_the_papers_tables_is_a_network(text):
     config.data.size = config.data.size or (208, 240)  # as photographs may have it
     network, task = tasks.build(config, {"landmarks": 25})
     variables, outputs = shapes(network, tuple(config.data.size), config.channels)
-    points, scores = jax.eval_shape(task.decode, outputs)
+    points, scores = jax.eval_shape(task.head.decode, outputs)
     assert (points.shape, scores.shape) == ((1, 25, 2), (1, 25))
     if text.startswith("paper"):
         direct = "direct" in text

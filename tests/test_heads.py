@@ -89,7 +89,7 @@ def test_every_body_and_head_that_fit_train_and_predict_with_missing_points(body
         pytest.skip("this head needs another kind of features")
     variables = jax.jit(init, compiler_options=QUICK)(jax.random.key(0))
     plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
-    task = steps.Task(network.apply, built.targets, built.loss, built.decode, lambda keys, batch: plain(batch), plain)
+    task = steps.Task(network.apply, built, lambda keys, batch: plain(batch), plain)
     tx = optim.build({"name": "adam", "learning_rate": 1e-3, "warmup": 0.0}, epochs=1, steps_per_epoch=1)
     call = lambda s, d, rows: steps.train_step(s, d, rows, jax.random.key(1), task=task, tx=tx)
     step = jax.jit(call, compiler_options=QUICK)
@@ -145,7 +145,7 @@ def test_two_devices_train_a_detector_as_one(head):
     built = heads.build({"name": head}, size=SIZE, **FACTS["objects"])
     network = models.Network(models.build({"name": "sp_cnn", "width": 4}), built.layer)
     plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
-    task = steps.Task(network.apply, built.targets, built.loss, built.decode, lambda keys, batch: plain(batch), plain)
+    task = steps.Task(network.apply, built, lambda keys, batch: plain(batch), plain)
     variables = jax.jit(lambda key: network.init(key, jnp.zeros((1, *SIZE, 3))))(jax.random.key(0))
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (3, *SIZE, 3), dtype=np.uint8))
     data = objects(np.array([[0, -1, 1], [1, -1, -1], [-1, -1, -1]])) | {"images": images}
@@ -169,7 +169,7 @@ def test_a_program_in_double_precision_trains_and_predicts_in_single(body, head)
         built = heads.build({"name": head}, size=SIZE, **FACTS[HEADS[head]])
         network = models.Network(models.build(body), built.layer)
         plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
-        task = steps.Task(network.apply, built.targets, built.loss, built.decode, lambda _, batch: plain(batch), plain)
+        task = steps.Task(network.apply, built, lambda _, batch: plain(batch), plain)
         adam = optim.build({"name": "adam", "learning_rate": 1e-3}, epochs=1, steps_per_epoch=1)
         tx = optax.chain(adam, optim.average(0.9))
         batch = objects(np.zeros((3, 3))) if HEADS[head] == "objects" else landmarks(np.ones((3, LANDMARKS), bool))

@@ -87,6 +87,10 @@ def test_a_prediction_that_is_no_number_is_wrong_and_not_missing():
     diverged = landmarks.Predictions(names, each, predicted, visible * 1.0, TRUE, visible, each, each, each + 1, names)
     with pytest.raises(FloatingPointError, match=r"0.png and 0 other images: the network predicts no numbers"):
         landmarks.summarise(diverged)
+    scores = visible * 1.0
+    scores[3, 1] = np.nan  # as decoders make of a map of NaN
+    with pytest.raises(FloatingPointError, match=r"3.png and 0 other images"):
+        landmarks.summarise(diverged._replace(points=PREDICTED, scores=scores))
 
 
 def test_correlations_of_half_precision():

@@ -90,10 +90,7 @@ def test_two_steps_equal_numpy(monkeypatch):
     visible = rng.random((5, landmarks)) > 0.3
     params = net.init(jax.random.key(1), jnp.zeros((1, *size, 1)))["params"]
     plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
-    task = steps.Task(
-        apply=net.apply,
-        targets=head.targets, loss=head.loss, decode=head.decode, augment=lambda keys, batch: plain(batch), plain=plain,
-    )  # fmt: skip
+    task = steps.Task(net.apply, head, lambda keys, batch: plain(batch), plain)
     rate, momentum = (0.3, 0.1), (0.9, 0.99)
     tx = optim.ramps(rate, momentum, epochs=2, steps_per_epoch=1)
     step = jax.jit(functools.partial(steps.train_step, task=task, tx=tx))

@@ -156,7 +156,8 @@ def test_flat_net_has_the_published_parameters():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_learns(name):
-    net = small(name, norm="group" if name == "hourglass" else "batch")
+    # Of a group of one channel the norm takes the bias away again: what gradient it has is rounding.
+    net = small(name, norm="none" if name == "hourglass" else "batch")
     images = images_of(8, 32, 32, 3)
     variables = randomised(net, images)
     target = images_of(*shape_of(net, images.shape)[1], seed=2)
@@ -459,7 +460,7 @@ def test_every_variant_of_the_config_is_a_network(name, variant):
     maps = jax.eval_shape(network.apply, variables, images)
     stride = 4 if name == "hourglass" or "thesis" not in variant else 1
     assert maps.shape == (1, *(side // stride for side in config.data.size), 19)
-    assert jax.eval_shape(task.decode, maps)[0].shape == (1, 19, 2)
+    assert jax.eval_shape(task.head.decode, maps)[0].shape == (1, 19, 2)
 
 
 def test_the_thesis_in_the_config():

@@ -61,7 +61,7 @@ def test_a_run_as_onnx_files(name, tmp_path):
     assert list(about["outputs"]) == (["points", "scores"] if name == "beetle" else ["outputs"])
     assert [["batch", *array.shape[1:]] for array in found] == list(about["outputs"].values())
     if name == "fish":
-        found = task.decode(jnp.asarray(found[0]))
+        found = task.head.decode(jnp.asarray(found[0]))
     np.testing.assert_allclose(found[0], points, atol=1e-3)
     np.testing.assert_allclose(found[1], scores, atol=1e-4)
 
@@ -92,7 +92,7 @@ def test_of_several_datasets_one_is_written(name, tmp_path):
     (maps,) = results(tmp_path / "export" / about["files"][0], images.astype(np.float32))
     task, *_ = trained.networks_of(run, set=name)
     points, scores = predict.load(run, set=name)(images)
-    found = task.decode(jnp.asarray(maps))
+    found = task.head.decode(jnp.asarray(maps))
     np.testing.assert_allclose(found[0], points, atol=1e-3)
     np.testing.assert_allclose(found[1], scores, atol=1e-5)
 

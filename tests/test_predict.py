@@ -44,11 +44,14 @@ def test_the_last_drawings_stay_where_there_is_nothing_to_draw(tmp_path):
         yield
 
     one = "a.png", lambda path: Image.fromarray(noise(8, 8, 3)).save(path)
-    predict.draw_all(iter([one, ("b.png", one[1])]), tmp_path)
-    with pytest.raises(ValueError, match="no photograph"):
-        predict.draw_all(nothing(), tmp_path)
+    draw_all = lambda drawings: predict.draw_all(drawings, "photographs", [{"what": "torn"}], tmp_path)
+    draw_all(iter([one, ("b.png", one[1])]))
+    with pytest.raises(ValueError, match="no photograph in"):
+        draw_all(nothing())
+    with pytest.raises(ValueError, match="photographs: no photograph could be read; torn"):
+        draw_all(iter([]))
     assert sorted(p.name for p in (tmp_path / "overlays").iterdir()) == ["a.png.jpg", "b.png.jpg"]
-    predict.draw_all(iter([one]), tmp_path)
+    draw_all(iter([one]))
     assert [p.name for p in (tmp_path / "overlays").iterdir()] == ["a.png.jpg"]
 
 

@@ -4,6 +4,7 @@ import ml_collections
 import pytest
 
 from jaxmarks import main, results, runs
+from jaxmarks.data import photographs
 
 
 def claim(mode, run, named="", inputs=()):
@@ -34,19 +35,29 @@ def test_a_folder_of_other_things_is_refused(name, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == [name]
 
 
-def test_what_is_read_is_neither_in_the_folder_nor_around_it(tmp_path):
-    run, photographs = tmp_path / "run", tmp_path / "photographs"
-    photographs.mkdir()
-    for named in (photographs, photographs / "below"):
-        with pytest.raises(ValueError, match="would"):
-            claim("predict", run, named=named, inputs=[photographs])
+def test_what_is_read_is_not_in_the_folder(tmp_path):
+    run, images = tmp_path / "run", tmp_path / "photographs"
+    images.mkdir()
+    with pytest.raises(ValueError, match="would take the place of"):
+        claim("predict", run, named=images, inputs=[images])
     out = claim("predict", run)
     (out / "predictions.tps").touch()  # which someone corrects, and then evaluates
     for options in ({}, {"named": out}):
         with pytest.raises(ValueError, match=r"take the place of .*predictions\.tps, which is read"):
-            claim("predict", run, inputs=[photographs, out / "predictions.tps"], **options)
-    assert claim("evaluate", run, inputs=[photographs, out / "predictions.tps"]) == run / "evaluate"
-    assert claim("predict", photographs / "run", inputs=[photographs]).is_dir()  # the run itself lies among them
+            claim("predict", run, inputs=[images, out / "predictions.tps"], **options)
+    assert claim("evaluate", run, inputs=[images, out / "predictions.tps"]) == run / "evaluate"
+
+
+def test_a_run_and_results_among_the_photographs_are_none(tmp_path):
+    run = tmp_path / "runs" / "a"
+    for folder in (run / "figures", claim("predict", run, named=tmp_path / "found", inputs=[tmp_path]), tmp_path / "b"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.png").touch()
+    (run / "config.json").touch()
+    (tmp_path / "b" / "config.json").touch()  # of whom ever
+    (run / "metrics.jsonl").touch()
+    assert photographs.listing(tmp_path) == [tmp_path / "b" / "a.png"]
+    assert photographs.listing(str(tmp_path / "found")) == [tmp_path / "found" / "a.png"]  # asked for by name
 
 
 def test_one_command_at_a_time(tmp_path):

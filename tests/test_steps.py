@@ -41,7 +41,7 @@ def setup(system="dropout"):
         noise = jax.vmap(lambda key: jax.random.normal(key, (*SIZE, 1)))(keys)
         return plain(batch) | {"images": plain(batch)["images"] + 0.1 * noise}
 
-    task = steps.Task(net.apply, head.targets, head.loss, head.decode, noisy, plain)
+    task = steps.Task(net.apply, head, noisy, plain)
     rng = np.random.default_rng(0)
     data = {
         "images": jnp.asarray(rng.integers(0, 256, (10, *SIZE, 1), dtype=np.uint8)),
@@ -288,11 +288,11 @@ def test_accumulated_batches_move_as_their_mean_gradient():
 def test_a_loss_of_several_terms_is_their_sum_and_each_is_told():
     task, data, variables = setup()
     terms = lambda outputs, targets: (
-        {"a": 0.25 * task.loss(outputs, targets)[0], "b": 0.75 * task.loss(outputs, targets)[0]}, task.loss(outputs, targets)[1]
+        {"a": 0.25 * task.head.loss(outputs, targets)[0], "b": 0.75 * task.head.loss(outputs, targets)[0]}, task.head.loss(outputs, targets)[1]
     )  # fmt: skip
     tx, rows = optim.ramps(epochs=1), np.arange(4)[None]
     run = lambda task: steps.runner(task, tx).run(steps.create(variables, tx), data, rows, jax.random.key(0))
-    (state, one), (other, several) = run(task), run(task._replace(loss=terms))
+    (state, one), (other, several) = run(task), run(task._replace(head=task.head._replace(loss=terms)))
     (loss, _), (found, _) = steps.summed(one), steps.summed(several)
     np.testing.assert_allclose([found["a"], found["b"]], [loss / 4, 3 * loss / 4], rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):

@@ -224,7 +224,7 @@ def test_several_devices_do_what_one_does():
         "images": jnp.asarray(np.random.default_rng(1).integers(0, 256, (4, *SIZE, 1), dtype=np.uint8))
     }
     plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
-    task = steps.Task(net.apply, head.targets, head.loss, head.decode, lambda keys, batch: plain(batch), plain)
+    task = steps.Task(net.apply, head, lambda keys, batch: plain(batch), plain)
     tx, found = optax.sgd(0.1), []
     for devices in (1, 2):
         run = steps.runner(task, tx, devices=devices)

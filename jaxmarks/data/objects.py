@@ -191,14 +191,8 @@ def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnot
 def cut(image: np.ndarray, size, *, fit, scale=1.0, overlap=0) -> Iterator[tuple[np.ndarray, np.ndarray, tuple]]:
     """The frames (H, W, 3) that an image (h, w, 3) uint8 becomes, their maps (2, 3) to its pixels, and its (h, w)."""
     source = image.shape[:2]
-    if fit == "tile":
-        rows, columns = (max(1, round(scale * side)) for side in source)
-        # An image smaller than the frame lies in its middle.
-        top, left = (max(0, side - n) // 2 for side, n in zip(size, (rows, columns), strict=True))
-        corners = tiles((rows, columns), size, overlap)
-    else:
-        top, left, rows, columns = placement(source, size, fit)
-        corners = [(0, 0)]
+    top, left, rows, columns = placement(source, size, fit, scale)
+    corners = tiles((rows, columns), size, overlap) if fit == "tile" else [(0, 0)]
     sx, sy = source[1] / columns, source[0] / rows
     small = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
     for y, x in corners:

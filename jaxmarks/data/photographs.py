@@ -24,17 +24,20 @@ Result = TypeVar("Result")
 # Files that may have several pages, or colours of 16 bits.
 PAGED = {".tif", ".tiff", ".png", ".gif", ".webp"}
 ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm"}
+# A file that says which mode's results a folder is for, and the files of a run.
+MARK, RUN = ".jaxmarks", {"config.json", "metrics.jsonl"}
 
 
 def files_in(folder, endings) -> list[Path]:
     """The files of a folder and its subfolders with one of these endings in any case, sorted; without what is hidden.
 
-    Links to folders are followed, each folder once.
+    Links to folders are followed, each folder once. Runs and results among them (`MARK`, `RUN`) are left out.
     """
     found, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if (real := os.path.realpath(place)) in seen:  # a link back, or to what another has led to
+        ours = place != os.fspath(folder) and (MARK in names or RUN.issubset(names))
+        if ours or (real := os.path.realpath(place)) in seen:  # a link back, or to what another has led to
             folders.clear()
             continue
         seen.add(real)

@@ -54,12 +54,9 @@ def build(
     del anchor_count
     anchors = jnp.asarray(anchors, jnp.float32)
 
-    def stride(outputs):
-        return stride_of(outputs, size)
-
     def loss(outputs, targets):
         (boxes, labels), real = with_none(*targets[:2]), targets[2]
-        step, grid = stride(outputs), outputs.shape[1:3]
+        step, grid = stride_of(outputs, size), outputs.shape[1:3]
         wanted, matched = jax.vmap(
             lambda b, v: box_ops.yolo_encode(b, v, anchors, size=grid, stride=step)
         )(boxes, labels >= 0)  # fmt: skip
@@ -83,7 +80,7 @@ def build(
         return jnp.sum(total * real[:, None, None, None]), jnp.sum(real.astype(outputs.dtype))
 
     def decode(outputs):
-        boxes = box_ops.yolo_decode(outputs[..., :4], anchors, stride=stride(outputs))
+        boxes = box_ops.yolo_decode(outputs[..., :4], anchors, stride=stride_of(outputs, size))
         share = jax.nn.softmax(outputs[..., 5:], axis=-1)
         scores = (jax.nn.sigmoid(outputs[..., 4:5]) * share).reshape(outputs.shape[0], -1, classes)
         one = functools.partial(suppressed, limit=limit, overlap=overlap, vote=True)

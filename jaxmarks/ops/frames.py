@@ -1,29 +1,32 @@
 """Where a photograph lies in a network's frame. Plain Python, so that data can be placed without JAX."""
 
 
-def placement(source_size, size, fit):
+def placement(source_size, size, fit, scale=None):
     """(top, left, rows, columns), in whole pixels of the frame, that the photograph fills.
 
     Args:
       source_size: (h, w) of the photograph.
       size: (H, W) of the frame.
-      fit: `pad` keeps the aspect and centres; `stretch` fills the frame.
+      fit: `pad` keeps the aspect and centres; `stretch` fills the frame; `tile` brings it to the `scale`, and centres it
+        along an axis on which the frame is larger.
+      scale: pixels of the frame in one of the photograph.
     """
-    if fit not in ("pad", "stretch"):
-        raise ValueError(f"fit={fit!r}: there are pad and stretch")
     if fit == "stretch":
         return 0, 0, *size
-    scale = min(size[0] / source_size[0], size[1] / source_size[1])
+    if fit == "pad":
+        scale = min(size[0] / source_size[0], size[1] / source_size[1])
+    elif fit != "tile" or scale is None:
+        raise ValueError(f"fit={fit!r}: there are pad and stretch")
     rows, columns = (max(1, round(side * scale)) for side in source_size)
-    return (size[0] - rows) // 2, (size[1] - columns) // 2, rows, columns
+    return max(0, size[0] - rows) // 2, max(0, size[1] - columns) // 2, rows, columns
 
 
-def frame(source_size, size, fit):
+def frame(source_size, size, fit, scale=None):
     """The map from a frame of `size` (H, W) to the photograph of `source_size` (h, w) in it: nested tuples (2, 3).
 
     The photograph fills a whole number of the frame's pixels, so each axis has its own scale.
     """
-    top, left, rows, columns = placement(source_size, size, fit)
+    top, left, rows, columns = placement(source_size, size, fit, scale)
     sx, sy = source_size[1] / columns, source_size[0] / rows
     return ((sx, 0.0, -left * sx), (0.0, sy, -top * sy))
 

@@ -105,8 +105,10 @@ def expected(points, mean, spread):
     a = (z[j] - z[i]) / jnp.where(between == 0, 1, between)
     t = z[i] - a * shape[i]
     best = jnp.argmin(jnp.median(strays(a, t), axis=-1))
-    a, t = a[best], t[best]
-    for _ in range(5):
-        weight = 1 / (spread * (1 + (strays(a, t) / SURE) ** 2)) ** 2
-        a, t = similarity(shape, z, weight)
+
+    def lay(_, found):
+        weight = 1 / (spread * (1 + (strays(*found) / SURE) ** 2)) ** 2
+        return similarity(shape, z, weight)
+
+    a, t = lax.fori_loop(0, 5, lay, (a[best], t[best]))
     return _pairs(a * shape + t), abs(a) * spread

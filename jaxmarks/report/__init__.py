@@ -8,11 +8,13 @@ import jinja2
 import numpy as np
 
 from jaxmarks import atomic
-from jaxmarks.report import landmarks, objects, tables
+from jaxmarks.report import figures, landmarks, objects, tables
 from jaxmarks.report.drawings import contact_sheet, emptied, of_classes, overlay, rectangles, slices
-from jaxmarks.report.tables import markdown
 
-__all__ = ["contact_sheet", "emptied", "markdown", "of_classes", "overlay", "page", "rectangles", "slices", "write"]
+__all__ = ["contact_sheet", "emptied", "of_classes", "overlay", "page", "rectangles", "slices", "write"]
+
+# Those of the reports of both kinds, in `figures/`.
+FIGURES = ("loss", "per_landmark", "histogram", "cumulative", "precision_recall", "threshold", "overlays")
 
 
 def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) -> Path:
@@ -38,13 +40,19 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
     for name in summary.get("sets", {}):
         write(workdir, photograph, out=out / "sets" / name)
     of_its_kind = objects if "f1" in summary else landmarks
-    template, about = of_its_kind.draw(out, summary, tables.read_metrics(workdir / "metrics.jsonl"), photograph)
+    metrics, folder = tables.read_metrics(workdir / "metrics.jsonl"), out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FIGURES:
+        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, whose data may have been other
+    if metrics:
+        figures.loss(metrics, folder / "loss.png")
+    template, about = of_its_kind.draw(out, summary, metrics, photograph)
     config = workdir / "config.json"
     text = page(
         template,
         title=f"{workdir.name}, {out.name}" if out.parent.name == "sets" else workdir.name,
         summary=summary,
-        figures={path.stem: embed(path) for path in (out / "figures").glob("*.png")},
+        figures={path.stem: embed(path) for path in folder.glob("*.png")},
         config=config.read_text() if config.exists() else "",
         **about,
     )

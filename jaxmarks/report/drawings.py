@@ -1,6 +1,7 @@
 """Landmarks and boxes drawn on photographs, with Pillow."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,23 @@ def contact_sheet(images, path: Path, *, labels=None, columns: int = 4, width: i
         if labels:
             draw.text((x + 6, y + cell.height + 2), labels[i], fill="#e5e7eb", font=font)
     sheet.save(path)
+
+
+def examples(names, photograph: Callable, one: Callable, folder: Path, *, most: int, **layout) -> None:
+    """Draws `most` photographs evenly from the first to the last, each in `folder`/overlays and all on a `contact_sheet`.
+
+    `photograph` (name) is (H, W, 3) uint8, or None where it is not to be had. `one` (place among the names, photograph,
+    path) writes its drawing to the path; it returns that for the sheet and a label.
+    """
+    emptied(folder / "overlays")
+    chosen, shown = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)), []
+    for rank, place in enumerate(chosen, 1):
+        name = str(names[place])
+        if (image := photograph(name)) is not None:
+            shown.append(one(place, image, folder / "overlays" / f"{rank:02d}_{Path(name).stem}.png"))
+    if shown:
+        drawn, labels = zip(*shown, strict=True)
+        contact_sheet(drawn, folder / "overlays.png", labels=labels, **layout)
 
 
 def slices(images, points, outlines, path: Path, *, labels, enlarge: int = 4) -> None:

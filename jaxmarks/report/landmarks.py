@@ -10,11 +10,6 @@ from jaxmarks.report import drawings, figures, tables
 def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str, dict]:
     """Draws every figure that the files in `out` have the numbers for: the page's template, and what else it tells."""
     folder, found = out / "figures", tables.read_predictions(out / "predictions.csv")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("loss", "per_landmark", "histogram", "cumulative", "overlays"):
-        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, whose data may have been other
-    if metrics:
-        figures.loss(metrics, folder / "loss.png")
     if np.isfinite(found.distances).any():
         methods = {"network": summary} | (summary.get("baselines") or {})
         curves = {name.replace("_", " "): method.get("per_landmark_px") for name, method in methods.items()}
@@ -42,18 +37,16 @@ def overlays(found: tables.Predictions, photograph, folder: Path, *, most: int =
     # Images of which nothing is known can be neither best nor worst: they are drawn only where there are no others.
     order = np.flatnonzero(with_truth if with_truth.any() else ~with_truth)
     order = order[np.argsort(means[order], kind="stable")]
-    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
-    cells, labels = [], []
-    drawings.emptied(folder / "overlays")
-    for rank, i in enumerate(chosen, 1):
-        image = photograph(found.images[i])
-        if image is not None:
-            marks = found.points[i], found.true[i], known[i]
-            drawings.overlay(image, *marks, path=folder / "overlays" / f"{rank:02d}_{Path(found.images[i]).stem}.png")
-            cells.append(drawings.overlay(image, *marks, longest=400))
-            labels.append(f"{Path(found.images[i]).name}  {means[i]:.1f} px" if with_truth[i] else found.images[i])
-    if cells:
-        drawings.contact_sheet(cells, folder / "overlays.png", labels=labels, columns=3, width=400)
+
+    def one(place, image, path):
+        i = order[place]
+        marks = found.points[i], found.true[i], known[i]
+        drawings.overlay(image, *marks, path=path)
+        label = f"{Path(found.images[i]).name}  {means[i]:.1f} px" if with_truth[i] else found.images[i]
+        return drawings.overlay(image, *marks, longest=400), label
+
+    names = [found.images[i] for i in order]
+    drawings.examples(names, photograph, one, folder, most=most, columns=3, width=400)
 
 
 def success(rates: dict[str, float | None], *, share: float = 0.9) -> tuple[str, float] | None:

@@ -32,14 +32,9 @@ def read(path: Path) -> Boxes:
     return Boxes(image, name, corners, column("score", 1), column("above_threshold", 1) > 0, hit)
 
 
-def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str, dict]:
+def draw(out: Path, summary: dict, _, photograph) -> tuple[str, dict]:
     """Draws every figure that the files in `out` have the numbers for: the page's template, and what else it tells."""
     folder, found, true = out / "figures", read(out / "predictions.csv"), read(out / "objects.csv")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("loss", "precision_recall", "threshold", "overlays"):
-        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, whose data may have been other
-    if metrics:
-        figures.loss(metrics, folder / "loss.png")
     if len(found.score) and len(true.image):
         curves(found, len(true.image), summary.get("threshold"), folder)
     overlays(found, true, photograph, folder)
@@ -81,21 +76,16 @@ def overlays(
     missed = {name: int((~true.hit[true.image == name]).sum()) for name in names}
     alarms = {name: int((found.above & ~found.hit & (found.image == name)).sum()) for name in names}
     order = sorted(names, key=lambda name: (missed[name] + alarms[name], name))
-    chosen = [order[i] for i in np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
-    cells, labels = [], []
-    drawings.emptied(folder / "overlays")
-    for rank, name in enumerate(chosen, 1):
-        image = photograph(str(name))
-        if image is None:
-            continue
+
+    def one(place, image, path):
+        name = order[place]
         here = found.above & (found.image == name)
         layers = (
             layer(true, (true.image == name) & ~true.hit, drawings.BLUE),
             layer(found, here & ~found.hit, drawings.ORANGE),
             layer(found, here & found.hit, drawings.GREEN),
         )
-        path = folder / "overlays" / f"{rank:02d}_{Path(str(name)).stem}.png"
-        cells.append(drawings.rectangles(image, layers, path=path))
-        labels.append(f"{Path(str(name)).name}  {missed[name]} missed, {alarms[name]} false")
-    if cells:
-        drawings.contact_sheet(cells, folder / "overlays.png", labels=labels, columns=4, width=300)
+        label = f"{Path(name).name}  {missed[name]} missed, {alarms[name]} false"
+        return drawings.rectangles(image, layers, path=path), label
+
+    drawings.examples(order, photograph, one, folder, most=most, columns=4, width=300)

@@ -296,7 +296,7 @@ class Training:
     def finish(self) -> None:
         """Saves the best and the last variables."""
         last, progress = self.settle(self.here()), self.progress
-        good = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(last))
+        good = all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(last)))
         self.refuse_diverged(good, "its parameters are no numbers")
         if progress.best_valid is None:
             self.best, progress.best_epoch = last, progress.epoch

@@ -105,6 +105,17 @@ def test_training_stops_where_validation_does_not_get_better(photographs, tmp_pa
     assert f"no better since epoch {best}" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # JAX's, of a rate that is no float32
+@pytest.mark.parametrize(("epochs", "what"), [(1, "its parameters are no numbers"), (2, "epoch 2: the training loss is nan")])
+def test_a_training_that_diverges_ends_and_saves_no_network(epochs, what, photographs, tmp_path):
+    changes = {"train.steps": 0, "train.epochs": epochs, "train.batch_size": 9, "split.run": (0,), "split.valid": 0.0}
+    config = small(photographs, tmp_path, slice(0, 0), **changes)
+    config.optimizer.learning_rate, config.optimizer.schedule = 1e39, "constant"
+    with pytest.raises(FloatingPointError, match=f"train fold 0, {what}; lower --config.optimizer.learning_rate"):
+        train.train(config, tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("**/best"))
+
+
 def test_a_run_keeps_the_frame_that_follows_its_photographs(photographs, tmp_path):
     assert get_config("own").data.size == () and get_config("own,paper").data.size == (256, 256)
     assert get_config("own").head.leap == 8.0 and get_config("own,paper").head.leap == get_config().head.leap == 0.0

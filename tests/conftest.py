@@ -20,6 +20,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettemp
 os.environ.setdefault("JAXMARKS_CACHE", "")  # phantoms are drawn anew
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# Files that take long come first, the longest of all before the others, so that no worker is left alone with them.
+LONG = "heads detection fish same_data end_to_end networks decode augment bodies steps transfer boxes encoders".split()
+
+
+def pytest_collection_modifyitems(items):
+    names = [f"test_{name}" for name in LONG]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
 hypothesis.settings.register_profile("unhurried", deadline=None)  # the first example compiles
 hypothesis.settings.load_profile("unhurried")
 

@@ -491,9 +491,10 @@ def test_an_end_of_the_command_lets_its_runs_save(number, tmp_path):
         "time.sleep(60)\n"
     )
     (tmp_path / "command.py").write_text(
-        "import subprocess, sys\n"
+        "import signal, subprocess, sys\n"
         f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
         "import ablate, experiments\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which what runs in the background ignores
         "popen = subprocess.Popen\n"
         f"mine = [sys.executable, {str(tmp_path / 'jaxmarks_main.py')!r}, {str(tmp_path)!r}]\n"
         "experiments.subprocess.Popen = lambda command, **how: popen(mine, **how)\n"

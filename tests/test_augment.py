@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from jaxmarks import augment
 from jaxmarks.augment import colour, modern, paper, spatial
@@ -317,6 +317,18 @@ def test_noise_is_gaussian_of_a_drawn_deviation():
     assert 0.09 < deviations.max() <= 0.104 and deviations.min() < 0.015
     scaled = (added / deviations[:, None, None, None]).reshape(-1)
     assert abs(scaled.mean()) < 0.01 and abs((scaled**4).mean() - 3) < 0.05  # kurtosis of a normal number
+
+
+@pytest.mark.parametrize("shape", [(41, 61, 3), (97, 77, 1)])
+def test_normal_numbers_are_normal_and_know_nothing_of_each_other(shape):
+    """Against scipy's distribution; what lies beside each other, as the three of a word do, does not correlate."""
+    numbers = np.asarray(jax.vmap(lambda key: colour.normal(key, shape))(keys_of(20)))
+    assert stats.kstest(numbers.reshape(-1), "norm").statistic < 0.01
+    assert abs(numbers.var() - 1) < 0.01
+    for shift in (1, 2, 3):
+        lagged = numbers.reshape(20, -1)
+        assert abs(np.corrcoef(lagged[:, shift:].reshape(-1), lagged[:, :-shift].reshape(-1))[0, 1]) < 0.01
+    assert abs(np.corrcoef(numbers[0].reshape(-1), numbers[1].reshape(-1))[0, 1]) < 0.05
 
 
 @pytest.mark.parametrize("strength", [0.4, 2.5])

@@ -3,13 +3,20 @@
 They do not clip, but for `gamma`: a chain of them clips once, at its end.
 """
 
+import math
+import statistics
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmarks.ops import filters
 
 # ITU-R BT.601: the shares of red, green and blue in the luminance.
 LUMINANCE = (0.299, 0.587, 0.114)
+# The normal distribution as 1,024 values that are equally likely, of variance 1: ten random bits choose one.
+NORMAL = np.array([statistics.NormalDist().inv_cdf((i + 0.5) / 1024) for i in range(1024)], np.float32)
+NORMAL /= NORMAL.std()
 
 
 def to_float(images):
@@ -61,7 +68,18 @@ def channel(key, image, *, strength):
 def noise(key, image, *, strength):
     """Adds Gaussian noise whose standard deviation is drawn from U[0, strength], another number to each value."""
     sigma_key, noise_key = jax.random.split(key)
-    return image + jax.random.uniform(sigma_key) * strength * jax.random.normal(noise_key, image.shape)
+    return image + jax.random.uniform(sigma_key) * strength * normal(noise_key, image.shape)
+
+
+def normal(key, shape):
+    """Numbers of `shape` from the normal distribution, each one of the 1,024 of `NORMAL`.
+
+    Each random word gives three of them, so that an image takes a tenth of the time of `jax.random.normal` on a CPU.
+    """
+    count = math.prod(shape)
+    words = jax.random.bits(key, (-(-count // 3),), jnp.uint32)
+    chosen = words[:, None] >> jnp.array([0, 10, 20], jnp.uint32) & 1023
+    return jnp.asarray(NORMAL).at[chosen.reshape(-1)[:count].reshape(shape)].get(mode="promise_in_bounds")
 
 
 def blur(key, image, *, strength):

@@ -98,24 +98,31 @@ def summarise(found: Predictions) -> dict:
             f"{found.name[lost][0]} and {lost.sum() - 1} other images: the network predicts no numbers, its training has"
             " diverged; lower --config.optimizer.learning_rate"
         )
-    sides = extents(found.true, found.visible)
-    known = measure(found.points, found.true, found.visible, found.scores, found.mm_per_px, found.delta, sides)
+    sides, names = extents(found.true, found.visible), np.unique(found.fold)
+    known = measure(
+        found.points, found.true, found.visible, found.scores, found.mm_per_px, found.delta, sides,
+        found.fold == names[:, None],
+    )  # fmt: skip
     measured = jax.tree.map(np.asarray, known)
-    distances, in_mm, overall = (measured[key] for key in ("distances", "in_mm", "overall"))
+    in_mm, overall, by_fold = (measured[key] for key in ("in_mm", "overall", "by_fold"))
     folds = [
-        {"fold": int(f), "mean_distance_px": mean(distances[found.fold == f]), "images": int((found.fold == f).sum())}
-        for f in np.unique(found.fold)
+        {"fold": int(f), "mean_distance_px": by_fold["overall"]["mean"][i], "images": int((found.fold == f).sum())}
+        for i, f in enumerate(names)
     ]
-    of_folds = [f["mean_distance_px"] for f in folds if f["fold"] >= 0 and np.isfinite(f["mean_distance_px"])]
     scaled = np.isfinite(in_mm).any()
     ranked = np.ptp(np.nanmean(found.scores, axis=-1))  # scores that are all alike rank nothing
-    rates = lambda name, limits: dict(zip(map(str, limits), measured[name], strict=True))
+    rates = lambda name, limits, measured=measured: dict(zip(map(str, limits), measured[name], strict=True))
+    spread = jax.tree.map(lambda each: deviation(each[names >= 0]), by_fold)
     summary = {
         "mean_distance_px": overall["mean"],
         "median_px": overall["median"],
         "p95_px": overall["p95"],
         "std_px": overall["std"],
-        "std_over_folds_px": float(np.std(of_folds)) if len(of_folds) > 1 else None,
+        "std_over_folds_px": spread["overall"]["mean"],
+        "std_over_folds_median_px": spread["overall"]["median"],
+        "std_over_folds_p95_px": spread["overall"]["p95"],
+        "std_over_folds_success_rates": rates("success", THRESHOLDS, spread),
+        "std_over_folds_hit_rates": rates("hits", MULTIPLES, spread),
         "mean_distance_mm": mean(in_mm),
         "per_landmark_px": measured["per_landmark"],
         "per_landmark_mm": measured["per_landmark_mm"] if scaled else None,
@@ -135,22 +142,30 @@ def summarise(found: Predictions) -> dict:
 
 
 @jax.jit
-def measure(points, true, visible, scores, mm_per_px, delta, sides) -> dict:
-    """What `summarise` tells of `Predictions`, in one compiled function; `sides` are `extents`."""
+def measure(points, true, visible, scores, mm_per_px, delta, sides, folds) -> dict:
+    """What `summarise` tells of `Predictions`, in one compiled function.
+
+    `sides` are `extents`, and `folds` (F, N) tells which images are of each fold.
+    """
     distances = metrics.distances(points, true, visible)
+
+    def told(distances):
+        return {
+            "overall": metrics.summarise(distances),
+            "success": metrics.success_rates(distances, THRESHOLDS),
+            "hits": metrics.success_rates(distances / delta[:, None], MULTIPLES),
+        }
+
     in_mm = distances * mm_per_px[:, None]
     similarities = metrics.oks(distances, jnp.sqrt(jnp.prod(sides, -1)))
     ranking = boxes.keypoint_average_precision(similarities, jnp.nanmean(scores, axis=-1))
-    return {
-        "distances": distances,
+    return told(distances) | {
+        "by_fold": jax.vmap(lambda mine: told(jnp.where(mine[:, None], distances, jnp.nan)))(folds),
         "in_mm": in_mm,
-        "overall": metrics.summarise(distances),
         "per_landmark": metrics.per_landmark(distances),
         "per_landmark_mm": metrics.per_landmark(in_mm),
         "correlations": metrics.correlations(points, true, visible),
-        "success": metrics.success_rates(distances, THRESHOLDS),
         "success_mm": metrics.success_rates(in_mm, MILLIMETRES),
-        "hits": metrics.success_rates(distances / delta[:, None], MULTIPLES),
         "pck": metrics.pck(distances, jnp.max(sides, -1), FRACTIONS),
         "oks": metrics.mean(similarities),
         "map_oks": ranking["mAP"],
@@ -163,6 +178,14 @@ def extents(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
     shown = visible[..., None]
     low, high = (f(np.where(shown, points, fill), axis=1) for f, fill in ((np.min, np.inf), (np.max, -np.inf)))
     return np.where((high > low).all(-1, keepdims=True), high - low, np.nan)
+
+
+def deviation(values: np.ndarray) -> np.ndarray:
+    """The standard deviation (...) of F values (F, ...) without those that are NaN; NaN of fewer than two."""
+    known = np.isfinite(values)
+    count = known.sum(0)
+    average = lambda each: np.where(known, each, 0).sum(0) / np.maximum(count, 1)
+    return np.where(count > 1, np.sqrt(average((values - average(values)) ** 2)), np.nan)
 
 
 def mean(values) -> float:

@@ -394,7 +394,7 @@ def caption(runs: list[Run], results: dict, metric: str) -> str:
     else:
         spread = " (one seed)"
     better = "higher" if higher_is_better(metric) else "lower"
-    text = f"{heading(metric)}{spread}; {better} is better, the best network of a column in bold."
+    text = f"{heading(metric)}{spread}; {better} is better, the best of each column in bold."
     return text[0].upper() + text[1:]
 
 

@@ -155,6 +155,25 @@ def test_hit_rates_count_pixels_of_the_networks_frame():
     np.testing.assert_allclose([rates["1"], rates["2"], rates["3"]], [2 / 3, 2 / 3, 1], rtol=1e-6)
 
 
+def test_deviations_over_folds_are_those_of_each_folds_own_numbers():
+    """Distances 3 and 9 in fold 0, 9 in fold 1, 12 and 1 in fold 2; 50 of an image that is of no fold."""
+    at = lambda *x: np.stack([np.float64(x), np.zeros(len(x))], -1)
+    found = landmarks.Predictions(
+        name=np.array(["a", "b", "c", "d"]), fold=np.array([0, 1, 2, -1]),
+        points=np.stack([at(3, 9), at(9, 0), at(12, 1), at(50, 50)]), scores=np.ones((4, 2)), true=np.zeros((4, 2, 2)),
+        visible=np.array([[True, True], [True, False], [True, True], [True, True]]), mm_per_px=np.full(4, np.nan),
+        source_size=np.full((4, 2), 99), delta=np.array([4.0, 10.0, 1.0, 1.0]), id=np.full(4, ""),
+    )  # fmt: skip
+    summary = landmarks.summarise(found)
+    assert [fold["mean_distance_px"] for fold in summary["folds"]] == [50, 6, 9, 6.5]  # the first is that of all networks
+    np.testing.assert_allclose(summary["std_over_folds_px"], np.std([6, 9, 6.5]), rtol=1e-6)
+    np.testing.assert_allclose(summary["std_over_folds_median_px"], np.std([6, 9, 6.5]), rtol=1e-6)
+    np.testing.assert_allclose(summary["std_over_folds_p95_px"], np.std([8.7, 9, 11.45]), rtol=1e-6)
+    np.testing.assert_allclose(summary["std_over_folds_success_rates"]["10"], np.std([1, 1, 0.5]), rtol=1e-6)
+    np.testing.assert_allclose(summary["std_over_folds_hit_rates"]["1"], np.std([0.5, 1, 0.5]), rtol=1e-6)
+    assert landmarks.summarise(found._replace(fold=np.zeros(4, int)))["std_over_folds_median_px"] is None
+
+
 def test_rates_in_mm_and_in_shares_of_the_landmarks_box():
     true = np.float64([[[0, 0], [100, 25], [9, 9]], [[0, 0], [40, 10], [0, 0]], [[5, 5], [5, 90], [0, 0]]])
     found = landmarks.Predictions(

@@ -76,15 +76,22 @@ def _matmul_is_faster(images, kernel):
 
 
 def _kernel_gradient(images, kernel):
-    """The function that computes the gradient to the kernel, or None where XLA's is as fast, as for most small maps.
+    """The function that computes the gradient to the kernel, or None where XLA's is as fast, as to few output channels.
 
-    GFLOP/s on two cores, XLA's and this one's (forward: 180-390; by the CPU time of both, halved), for images x rows x
-    columns x input -> output channels:
+    GFLOP/s on two cores, XLA's and this one's, for images x rows x columns x input -> output channels. By the CPU time of
+    both, halved, with AVX-512 (forward: 180-390):
 
       3x3  32x192x256x1->32     34 -> 103      2x2  32x95x127x32->64  51 -> 125
            4x256x256x3->64      87 -> 177           32x47x63x64->128  47 -> 168
            4x256x256x64->64     87 -> 181      3x3  4x64x64x256->256  165 -> 282
            4x128x128x128->128   42 -> 215           4x32x32x512->512  235 -> 275
+
+    By the clock, with AVX2 (forward: 60-140), where XLA keeps one core alone busy with many of these:
+
+      3x3  16x96x128x32->32      8 -> 48       3x3  16x24x32x128->64  20 -> 88
+           16x48x64x16->32      24 -> 49            16x12x16x256->128 70 -> 114
+           16x48x64x64->32      25 -> 74            16x40x40x64->32   21 -> 66
+           16x24x32x64->64      20 -> 75            16x20x20x128->64  23 -> 86
     """
     _, rows, columns, channels = images
     h, w, _, features = kernel
@@ -92,8 +99,8 @@ def _kernel_gradient(images, kernel):
         return _by_turned_patches
     if h * w * channels <= 512 and (h % 2 == 0 or w % 2 == 0):
         return _by_patches
-    if min(channels, features) >= 64 and rows * columns >= 1024:
-        return _by_images if rows * columns >= 2**14 else _by_rows
+    if channels >= 16 and features >= 32:
+        return _by_images if rows * columns >= 16 * max(channels, features) else _by_rows
     return None
 
 

@@ -58,7 +58,7 @@ def test_a_file_that_is_not_darknets_says_so(tmp_path):
     write_darknet(tmp_path / "tiny.weights")
     raw = (tmp_path / "tiny.weights").read_bytes()
     (tmp_path / "short.weights").write_bytes(raw[:1000])
-    with pytest.raises(ValueError, match=r"short\.weights: 1000 bytes are too few"):
+    with pytest.raises(ValueError, match=r"short\.weights: its 1000 bytes end within convolution 1"):
         yolo_tiny.read_weights(tmp_path / "short.weights")
     (tmp_path / "other.weights").write_bytes(raw[:20] + np.full(len(raw) // 4, -1.0, "<f4").tobytes())
     with pytest.raises(ValueError, match="variances of convolution 1"):
@@ -70,6 +70,27 @@ def test_a_file_that_is_not_darknets_says_so(tmp_path):
         (tmp_path / "odd.weights").write_bytes(odd)
         with pytest.raises(ValueError, match=r"odd\.weights: convolution 1 has numbers that are not finite"):
             yolo_tiny.read_weights(tmp_path / "odd.weights")
+
+
+@pytest.mark.parametrize(("tail", "layers"), [(0, 7), (1000 * 1025, 7), (-4, None), (8, None)])
+def test_the_first_layers_of_darknets_imagenet_network(tmp_path, tail, layers):
+    """With the convolution to 1,000 classes behind them, or cut before it; a file cut elsewhere is refused."""
+    write_darknet(tmp_path / "tiny.weights")
+    raw = (tmp_path / "tiny.weights").read_bytes()
+    seven = 20 + 4 * sum(
+        out * (4 + 9 * into) for into, out in zip((3, *yolo_tiny.WIDTHS), yolo_tiny.WIDTHS[:7], strict=False)
+    )
+    (tmp_path / "darknet.weights").write_bytes(raw[: seven + min(tail, 0)] + bytes(4 * max(tail, 0)))
+    if layers is None:
+        with pytest.raises(ValueError, match=r"darknet\.weights: its \d+ bytes end within convolution [78]"):
+            yolo_tiny.read_weights(tmp_path / "darknet.weights")
+        return
+    found, whole = (yolo_tiny.read_weights(tmp_path / name) for name in ("darknet.weights", "tiny.weights"))
+    for kind in ("params", "batch_stats"):
+        assert list(found[kind]["body"]) == [f"conv{i}" for i in range(1, layers + 1)]
+        jax.tree.map(
+            np.testing.assert_array_equal, found[kind]["body"], {k: whole[kind]["body"][k] for k in found[kind]["body"]}
+        )
 
 
 @pytest.mark.parametrize("source", ["imagenet", "hf:timm/resnet50.tv_in1k", "."])

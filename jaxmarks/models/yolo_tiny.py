@@ -11,6 +11,8 @@ from jaxmarks.models import layers
 TINY = {"width": 4}
 # Darknet's channels.
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 1024)
+# Numbers of the convolution to ImageNet's classes that follows the first seven in Darknet's reference network.
+IMAGENET = 1000 * (1 + WIDTHS[6])
 
 
 class YoloTiny(nn.Module):
@@ -44,10 +46,11 @@ def build(*, width=16, norm="batch"):
 
 
 def read_weights(path, *, channels=3, width=16, norm="batch"):
-    """The body's variables from a Darknet file, `yolov2-tiny-voc.weights`.
+    """The body's variables from a Darknet file: `yolov2-tiny-voc.weights`, its first layers, or ImageNet's `darknet.weights`.
 
     The file holds a header, and of each convolution the bias, scale, mean and variance of its batch normalisation and
-    the kernel, float32 and little-endian. The last convolution, the head's, is not taken: it knows other classes.
+    the kernel, float32 and little-endian. The last convolution, which knows other classes, is not taken. ImageNet's
+    network (and `yolov2-tiny-voc.conv.13`, made from it) has the first seven; what a file lacks is not in the result.
 
     Args:
       path: the file.
@@ -70,11 +73,13 @@ def read_weights(path, *, channels=3, width=16, norm="batch"):
     numbers = np.frombuffer(raw[20 if 10 * major + minor >= 2 else 16 :], np.uint8)
     numbers = numbers[: len(numbers) // 4 * 4].view("<f4")
     shapes = [(3, 3, into, out) for into, out in zip((3, *WIDTHS), WIDTHS, strict=False)]
-    needed = sum(4 * shape[-1] + int(np.prod(shape)) for shape in shapes)
-    if len(numbers) <= needed:
+    ends = np.cumsum([4 * shape[-1] + np.prod(shape) for shape in shapes])
+    whole = int((ends <= len(numbers)).sum())
+    left = len(numbers) - (ends[whole - 1] if whole else 0)
+    if not whole or (whole < len(shapes) and left not in (0, IMAGENET)):
         raise ValueError(
-            f"{path}: {len(raw)} bytes are too few for the eight convolutions of YOLOv2-tiny ({4 * needed}); give the"
-            " file yolov2-tiny-voc.weights, complete"
+            f"{path}: its {len(raw)} bytes end within convolution {whole + 1} of YOLOv2-tiny; give a complete"
+            " yolov2-tiny-voc.weights, or darknet.weights of ImageNet"
         )
     params, stats, at = {}, {}, 0
 
@@ -83,15 +88,13 @@ def read_weights(path, *, channels=3, width=16, norm="batch"):
         at += int(np.prod(shape))
         return numbers[at - int(np.prod(shape)) : at].reshape(shape)
 
-    for i, (h, w, into, out) in enumerate(shapes, 1):
+    for i, (h, w, into, out) in enumerate(shapes[:whole], 1):
         bias, scale, mean, variance = (take(out) for _ in range(4))
         if not (np.isfinite(variance).all() and (variance >= 0).all()):
-            raise ValueError(f"{path}: the variances of convolution {i} are not; this is not yolov2-tiny-voc.weights")
+            raise ValueError(f"{path}: the variances of convolution {i} are not; this is no file of YOLOv2-tiny's")
         kernel = take(out, into, h, w).transpose(2, 3, 1, 0)
         if not all(np.isfinite(array).all() for array in (bias, scale, mean, kernel)):
-            raise ValueError(
-                f"{path}: convolution {i} has numbers that are not finite; give yolov2-tiny-voc.weights anew"
-            )
+            raise ValueError(f"{path}: convolution {i} has numbers that are not finite; fetch the file anew")
         if i == 1 and channels == 1:
             kernel = kernel.sum(axis=2, keepdims=True)
         params[f"conv{i}"] = {"conv": {"kernel": kernel}, "norm": {"batch": {"bias": bias, "scale": scale}}}

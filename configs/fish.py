@@ -12,11 +12,11 @@ Variants, which combine:
                  mean squared error does not get off the ground (configs/ablations/fish_losses.py), but cross-entropy does
   paper          the paper's protocol: networks at full width, 256x256x3, heatmaps of the input's size (sigma 5 or 3),
                  mean squared error, argmax, RMSProp, rate x 0.2 after 200 epochs without progress, an end after 400,
-                 2,000 at most, five folds with the rest 3:1 in training and validation; ResNet50 begins at random,
-                 where the paper's begins with ImageNet: --config.weights=imagenet
+                 2,000 at most, five folds with the rest 3:1 in training and validation
+  imagenet       with net=resnet50: it begins with ImageNet's weights, as the paper's does, and not at random
 
 The paper's tables: 1, the mean model, is the baseline "mean shape" of every run; 2 is `paper,target=direct` with
-`net=unet` and `net=resnet50`; 3 is configs/ablations/fish_sigma.py; 4 is configs/ablations/fish_table4.py; 5, the hit
+`net=unet` and `net=resnet50,imagenet`; 3 is configs/ablations/fish_sigma.py; 4 is configs/ablations/fish_table4.py; 5, the hit
 rates, are in every run's summary and report.
 """
 
@@ -31,7 +31,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     """The config of the variants in `text`, separated by commas."""
     chosen = configs.variants(
         text,
-        flags=("smoke", "own", "reduced", "paper"),
+        flags=("smoke", "own", "reduced", "paper", "imagenet"),
         options={"net": NETS, "target": ("gaussian", "exponential", "direct")},
     )
     net, target = chosen.get("net", "unet"), chosen.get("target", "gaussian")
@@ -48,6 +48,8 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         paper(config, target)
     elif "reduced" in chosen:
         reduced(config, target)
+    if "imagenet" in chosen:
+        config.weights = "imagenet"
     if "smoke" in chosen:
         smoke(config)
     return configs.complete(config)

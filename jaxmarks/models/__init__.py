@@ -44,17 +44,24 @@ def read_weights(spec: Mapping[str, Any], source: str, *, channels: int) -> dict
       {"params": {"body": ...}, "batch_stats": {"body": ...}}.
 
     Raises:
-      ValueError: a body without weights; it names those with.
+      ValueError: as `check_weights`, or weights that cannot be read or do not fit.
     """
+    check_weights(spec, source)
     options = dict(spec)
     name = options.pop("name")
     if options.get("encoder"):
         return encoders.in_body(encoders.read_weights(options["encoder"], source, channels=channels))
-    if name not in (bodies := find.names(__name__, needs="read_weights")):
-        others = ", ".join(find.names(encoders.__name__, needs="COLOURS"))
-        raise ValueError(
-            f"--config.weights={source}: {name} has none; there are those of the bodies {', '.join(bodies)} and of the"
-            f" encoders {others}"
-        )
     body = find.module(__name__, name, needs="read_weights")
     return body.read_weights(source, channels=channels, **options)
+
+
+def check_weights(spec: Mapping[str, Any], source: str) -> None:
+    """Raises ValueError where neither the body of `spec` nor its encoder takes pretrained weights; it names those that do."""
+    if spec.get("encoder"):
+        encoders.check_weights(spec["encoder"], source)
+    elif spec["name"] not in (bodies := find.names(__name__, needs="read_weights")):
+        others = ", ".join(find.names(encoders.__name__, needs="COLOURS"))
+        raise ValueError(
+            f"--config.weights={source}: {spec['name']} has none; there are those of the bodies {', '.join(bodies)} and of"
+            f" the encoders {others}"
+        )

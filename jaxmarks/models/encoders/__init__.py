@@ -44,16 +44,21 @@ def read_weights(spec: Mapping[str, Any], source: str, *, channels: int = 3) -> 
       FileNotFoundError: weights that are not here and cannot be fetched; it says how to get them.
       ValueError: an encoder without weights, or arrays that are missing, not known, or of another shape, each named.
     """
+    check_weights(spec, source)
     module, encoder = find.module(__name__, spec["name"], needs="build"), build(spec)
-    if not hasattr(module, "COLOURS"):
-        others = ", ".join(find.names(__name__, needs="COLOURS"))
-        raise ValueError(f"--config.weights={source}: the encoder {spec['name']} has none; there are those of {others}")
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     like = jax.eval_shape(encoder.init, jax.random.key(0), images)
     source = module.IMAGENET if source == "imagenet" else source
     arrays = weights.read(source, colours=module.COLOURS)
     known = weights.naming(arrays, encoder.namings())
     return weights.convert(arrays, like, known, beside=module.CLASSIFIER, about=source)
+
+
+def check_weights(spec: Mapping[str, Any], source: str) -> None:
+    """Raises ValueError where there are no weights of the encoder of `spec`; it names those that have some."""
+    if not hasattr(find.module(__name__, spec["name"], needs="build"), "COLOURS"):
+        others = ", ".join(find.names(__name__, needs="COLOURS"))
+        raise ValueError(f"--config.weights={source}: the encoder {spec['name']} has none; there are those of {others}")
 
 
 def in_body(variables: dict) -> dict:

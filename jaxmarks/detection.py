@@ -1,7 +1,7 @@
 """From networks and tiles to the objects of each photograph, and to honest scores: the detectors' part of `evaluate`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarks import atomic, steps
+from jaxmarks import atomic, heads, steps
 from jaxmarks.data.samples import Samples
 from jaxmarks.ops import boxes as box_ops
 
 # What counts as found: overlap with the truth, or the distance of the centres in pixels of the photograph (spine paper).
 OVERLAP, GOLDEN_DISTANCE = 0.4, 6.0
+# The share of a box cut off at a tile's border that the whole object covers in another tile.
+PIECE = 0.4
 # A threshold is as good as the best, seen on the few objects of validation images, where its F1 is less by no more than
 # this share of the best F1, or of what that lacks to 1.
 FLAT = 0.2
@@ -45,13 +47,14 @@ class Found(NamedTuple):
     classes: np.ndarray  # (N, L)
 
 
-def predict(call, networks, samples: Samples, *, batch_size: int = 16) -> Found:
+def predict(call, networks, samples: Samples, *, overlap: float = heads.OVERLAP, batch_size: int = 16) -> Found:
     """The objects of each photograph in its pixels, its tiles joined.
 
     Args:
       call: a `steps.predictor`.
       networks: what it takes.
       samples: tiles, those of a photograph one after the other.
+      overlap: IoU up to which boxes of two tiles are two objects.
       batch_size: tiles at a time.
     """
     boxes, scores, classes = steps.predict(call, networks, samples.images, batch_size=batch_size)
@@ -66,7 +69,7 @@ def predict(call, networks, samples: Samples, *, batch_size: int = 16) -> Found:
     corners, sizes = np.rint(shift / scale)[:, ::-1], np.rint(samples.source_size / scale[:, ::-1])
     cut = cut_off(boxes, corners, sizes, samples.images.shape[1:3])
     tiles = [np.flatnonzero(samples.name == name) for name in names]
-    joined = [merged(source[t], scores[t], classes[t], cut[t]) for t in tiles]
+    joined = [merged(source[t], scores[t], classes[t], cut[t], overlap=overlap) for t in tiles]
     most = max(len(s) for _, s, _ in joined)
     pad = lambda array: np.pad(array, ((0, most - len(array)),) + ((0, 0),) * (array.ndim - 1))
     return Found(np.array(names), *(np.stack([pad(j[i]) for j in joined]) for i in range(3)))
@@ -91,12 +94,12 @@ def cut_off(boxes, corners, sizes, tile, *, edge=1.0):
     return (before | after).any(-1)
 
 
-def merged(boxes, scores, classes, cut):
+def merged(boxes, scores, classes, cut, *, overlap):
     """One photograph's detections (T, N, ...) as (L, ...), without what two tiles both found.
 
-    A box that the border of its tile may have `cut` off (T, N) gives way to one of another tile that was seen whole and
-    scores at least half as much, or scores more, and covers 40 % of it (`OVERLAP`). Boxes of one tile leave each other
-    alone: the head has seen to them.
+    A box gives way to one of another tile that scores more, or was seen whole and scores at least half as much, where
+    they overlap by more than `overlap`, or the other covers `PIECE` of what the border of its tile may have `cut` off
+    (T, N). Boxes of one tile leave each other alone: the head has seen to them.
     """
     order = np.flatnonzero(scores > 0)
     order = order[np.lexsort((-scores.flat[order], cut.flat[order]))]  # the whole ones first, each kind by score
@@ -109,7 +112,8 @@ def merged(boxes, scores, classes, cut):
         better = better[(classes[better] == classes[i]) & (2 * scores[better] >= scores[i])]
         low, high = np.maximum(boxes[better, :2], boxes[i, :2]), np.minimum(boxes[better, 2:], boxes[i, 2:])
         shared = np.prod(np.maximum(high - low, 0), axis=-1)
-        if not (shared > OVERLAP * (areas[i] if cut[i] else areas[i] + areas[better] - shared)).any():
+        most = PIECE * areas[i] if cut[i] else overlap * (areas[i] + areas[better] - shared)
+        if not (shared > most).any():
             of_tile[mine].append(i)
             kept.append(i)
     best = np.array(kept, int)[np.argsort(-scores[kept], kind="stable")]
@@ -124,15 +128,34 @@ def neighbours(boxes, tile) -> dict[int, list[int]]:
     return {t: names[row & (names != t)].tolist() for t, row in zip(names.tolist(), np.asarray(meet), strict=True)}
 
 
-def names_of(notes: list[dict], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of the classes that networks find, by what is saved with them; ValueError where data have others."""
-    names = tuple(notes[0]["facts"]["names"])
-    if unknown := sorted(set(classes) - set(names)):
-        raise ValueError(
-            f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}: leave out the boxes of"
-            " others, or train on them"
-        )
-    return names
+def names_of(notes: list[dict]) -> tuple[str, ...]:
+    """The names of the classes that networks find, by what is saved with them."""
+    return tuple(notes[0]["facts"]["names"])
+
+
+def renamed(names: tuple[str, ...], classes: tuple[str, ...]) -> list[dict]:
+    """The problem, if there is one, with data of other `classes` than the `names` that networks know.
+
+    A single class is that of networks that know one, whatever it is called.
+
+    Raises:
+      ValueError: the data have several, or the networks do, and not all are known.
+    """
+    unknown = sorted(set(classes) - set(names))
+    if not unknown:
+        return []
+    if len(names) == len(classes) == 1:
+        what = f"the objects are called {classes[0]}; they are taken for those that the run calls {names[0]}"
+        return [{"image": "", "what": what, "where": "the classes"}]
+    raise ValueError(
+        f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}: leave out the boxes of"
+        " others, or train on them"
+    )
+
+
+def numbers(names: Sequence[str], known: tuple[str, ...]) -> list[int]:
+    """The number of each of the `names` among the classes `known`, -1 for another; a single class is any (`renamed`)."""
+    return [0 if len(known) == 1 else known.index(name) if name in known else -1 for name in names]
 
 
 def threshold_of(notes: list[dict]) -> float:
@@ -140,11 +163,16 @@ def threshold_of(notes: list[dict]) -> float:
     return float(np.mean([note["threshold"] for note in notes]))
 
 
-def timed(call, networks, samples: Samples) -> tuple[Found, float]:
+def overlap_of(notes: list[dict]) -> float:
+    """The IoU up to which two boxes are two objects, from what is saved with networks; older ones do not have it."""
+    return notes[0]["facts"].get("overlap", heads.OVERLAP)
+
+
+def timed(call, networks, samples: Samples, *, overlap: float) -> tuple[Found, float]:
     """The objects of each photograph, one at a time, and the milliseconds that one takes once compiled; as `predict`."""
     predict(call, networks, samples.take(np.arange(1)), batch_size=1)  # compiles
     started = time.perf_counter()
-    found = predict(call, networks, samples, batch_size=1)
+    found = predict(call, networks, samples, overlap=overlap, batch_size=1)
     return found, 1000 * (time.perf_counter() - started) / len(found.name)
 
 
@@ -155,9 +183,7 @@ def beside(found: Found, truth: Mapping, known: tuple[str, ...], fold: int) -> O
     true, labels = np.zeros((len(mine), most, 4)), np.full((len(mine), most), -1)
     for n, annotation in enumerate(mine):
         true[n, : len(annotation.classes)] = annotation.boxes
-        labels[n, : len(annotation.classes)] = [
-            known.index(name) if name in known else -1 for name in annotation.classes
-        ]
+        labels[n, : len(annotation.classes)] = numbers(annotation.classes, known)
     return Objects(found.name, np.full(len(mine), fold), *found[1:], true, labels)
 
 
@@ -296,7 +322,7 @@ def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> 
     atomic.write_csv(Path(folder) / "predictions.csv", [columns, *rows])
 
 
-def choose_threshold(call, networks, samples: Samples, dataset) -> float:
+def choose_threshold(call, networks, samples: Samples, dataset, *, overlap: float) -> float:
     """The threshold of the best F1 on these samples (the validation images) of the dataset; as `predict`."""
-    found = predict(call, networks, samples)
+    found = predict(call, networks, samples, overlap=overlap)
     return best_threshold(beside(found, {a.image: a for a in dataset.objects}, dataset.classes, 0))

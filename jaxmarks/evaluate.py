@@ -14,7 +14,7 @@ from jaxmarks.data.samples import Samples, to_source
 from jaxmarks.trained import Held
 
 
-def choose(call: Callable, variables, dataset: Dataset, held: np.ndarray, shown: np.ndarray) -> dict:
+def choose(call: Callable, variables, note: dict, dataset: Dataset, held: np.ndarray, shown: np.ndarray) -> dict:
     """What is saved with a network because it is chosen on its validation images.
 
     Of a detector the threshold, where they show no object on those that it was shown; of a network for volumes by how
@@ -23,13 +23,15 @@ def choose(call: Callable, variables, dataset: Dataset, held: np.ndarray, shown:
     Args:
       call: the `steps.predictor` of its task.
       variables: its own.
+      note: what is saved with it so far.
       dataset: that it was trained on.
       held, shown: the samples of validation, and of training.
     """
     if dataset.objects:
         telling = (dataset.samples.labels[held] >= 0).any()
         samples = dataset.samples.take(held if telling else shown)
-        return {"threshold": detection.choose_threshold(call, [variables], samples, dataset)}
+        overlap = detection.overlap_of([note])
+        return {"threshold": detection.choose_threshold(call, [variables], samples, dataset, overlap=overlap)}
     if dataset.volumes and len(held):
         samples = dataset.samples.take(held)
         found, volumes = landmarks.predict(call, [variables], samples), dataset.volumes
@@ -146,16 +148,18 @@ def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Datas
     parts: dict[str, list[detection.Objects]] = {name: [] for name in ("network", *others)}
     problems, thresholds, milliseconds = list(dataset.problems), [], []
     for held in folds:
-        classes = detection.names_of(held.notes, dataset.classes)
+        classes = detection.names_of(held.notes)
         rest, mine = samples.take(held.trained), samples.take(held.tested)
+        told = detection.renamed(classes, dataset.classes)
         tell(held, mine)
-        seen, each_took = detection.timed(held.call, held.networks, mine)
+        overlap = detection.overlap_of(held.notes)
+        seen, each_took = detection.timed(held.call, held.networks, mine, overlap=overlap)
         parts["network"].append(detection.beside(seen, truth, classes, held.fold))
         thresholds += [detection.threshold_of(held.notes)] * len(seen.name)
         milliseconds += [each_took] * len(seen.name)
         for name in others if len(rest) else ():
             seen = spotted(rest, mine)
-            seen = seen._replace(classes=np.array([classes.index(c) for c in dataset.classes])[seen.classes])
+            seen = seen._replace(classes=np.array(detection.numbers(dataset.classes, classes))[seen.classes])
             parts[name].append(detection.beside(seen, truth, classes, held.fold))
         problems += held.caveats
     complete = [name for name, part in parts.items() if len(part) == len(parts["network"])]
@@ -164,7 +168,7 @@ def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Datas
     detection.write(out, found, threshold, classes)
     return detection.by_fold(found, threshold, classes) | {
         "baselines": {name: detection.summarise(each, detection.EVEN, classes) for name, each in methods.items()},
-        "failures": problems,
+        "failures": problems + told,
         "parameters": parameters(held),
         "ms_per_image": np.mean(milliseconds),
     }

@@ -44,6 +44,13 @@ COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; by
 SET = flags.DEFINE_string(
     "set", "", "Of a run over several datasets the one that the photographs of predict, evaluate and export are like."
 )
+THRESHOLD = flags.DEFINE_float(
+    "threshold",
+    None,
+    "The score from which --mode=predict tells an object; by default what was chosen on validation images.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
 # How ml_collections begins to say why a config cannot be had.
 UNAVAILABLE = "Configuration is not available because of an earlier failure to load: "
 # What a prediction finds, by its key in the summary.
@@ -89,6 +96,8 @@ def main(argv):
     try:
         if OUT.value and MODE.value not in ("predict", "evaluate", "export"):
             raise ValueError(f"--out={OUT.value}: it is for predict, evaluate and export, not for --mode={MODE.value}")
+        if THRESHOLD.value is not None and MODE.value != "predict":
+            raise ValueError(f"--threshold={THRESHOLD.value}: it is for --mode=predict, not for --mode={MODE.value}")
         if PROCESSES.value != 1:
             join()
         modes = {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe, "export": export}
@@ -254,7 +263,8 @@ def predict(config, workdir):
     data = runs.settings_of(workdir).data
     tell_unused(workdir, "data.images", *scaled(data))
     with results.folder("predict", workdir, named=OUT.value, inputs=[config.data.images]) as out:
-        summary = predictions.on_folder(workdir, config.data.images, out, set=SET.value, scale=scale_of(data))
+        chosen = {"scale": scale_of(data), "threshold": THRESHOLD.value}
+        summary = predictions.on_folder(workdir, config.data.images, out, set=SET.value, **chosen)
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
     print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {out}")
     for failure in summary["failures"]:

@@ -113,19 +113,28 @@ def finder(settings, facts: dict) -> Callable:
     return predict
 
 
-def on_folder(workdir: Path, images: Path, out: Path, *, set: str = "", scale: float | None = None) -> dict:
+def on_folder(
+    workdir: Path, images: Path, out: Path, *, set: str = "", scale: float | None = None, threshold: float | None = None
+) -> dict:
     """Predicts every photograph of a folder and writes `predictions.csv`, `predictions.tps` and overlays to `out`.
 
     Of a detector see `objects_in_folder`, of scouts `calibration.of_folder`.
 
     While a batch is predicted the next are read and the last are drawn, so that memory stays bounded and all cores are
     busy. A photograph that cannot be read is listed in `summary.json` under "failures". `set` is the dataset of a run
-    over several that the photographs are like; `scale` of a detector's takes the place of `data.scale`.
+    over several that the photographs are like. Of a detector's run `scale` takes the place of `data.scale`, and
+    `threshold` that of what was chosen on its validation images.
+
+    Raises:
+      ValueError: no photograph could be read, or a `threshold` for landmarks.
     """
     task, settings, networks, notes = trained.networks_of(workdir, set=set)
     if "boxes" in settings.data:
         settings.data.scale = settings.data.scale if scale is None else scale
-        return objects_in_folder(task, settings, networks, notes, images, out)
+        threshold = detection.threshold_of(notes) if threshold is None else threshold
+        return objects_in_folder(task, settings, networks, notes, images, out, threshold)
+    if threshold is not None:
+        raise ValueError(f"--threshold={threshold}: it is for objects, and this run finds landmarks; leave it out")
     call = steps.predictor(task)
     if "volume" in settings.data:
         calibrator = calibration.Calibrator(
@@ -189,9 +198,9 @@ def draw_all(drawings: Iterable[tuple[str, Callable]], images: Path, problems: l
             print(f"{count} photographs", flush=True)
 
 
-def objects_in_folder(task, settings, networks, notes, images: Path, out: Path) -> dict:
+def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, threshold: float) -> dict:
     """The objects of every photograph of a folder, as `predictions.csv`, `predictions.json` (COCO) and overlays."""
-    names, threshold = detection.names_of(notes, ()), detection.threshold_of(notes)
+    names, overlap = detection.names_of(notes), detection.overlap_of(notes)
     call, options = steps.predictor(task), {key: settings.data[key] for key in ("fit", "scale", "overlap")}
     annotations: list[BoxAnnotation] = []
     scores: list[np.ndarray] = []
@@ -201,9 +210,9 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path) 
         size = tuple(settings.data.size)
         for samples, photographs in objects.batches(images, size=size, **options, problems=problems):
             sources = dict(zip(samples.name.tolist(), samples.source_size, strict=True))
-            found = detection.predict(call, networks, samples)
+            found = detection.predict(call, networks, samples, overlap=overlap)
             for photograph, name, boxes, values, classes in zip(photographs, *found, strict=True):
-                good = values >= threshold
+                good = (values >= threshold) & (values > 0)
                 boxes, classes, source = boxes[good], classes[good], sources[str(name)]
                 labels = tuple(names[c] for c in classes)
                 annotations.append(BoxAnnotation(str(name), boxes, labels, size=tuple(source.tolist())))

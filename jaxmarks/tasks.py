@@ -23,6 +23,8 @@ def check(config) -> None:
     for name in config.stages:
         settings = configs.stage(config, name)
         models.build(settings.model)
+        if settings.weights:
+            models.check_weights(settings.model, settings.weights)
         optim.build(settings.optimizer, epochs=1, steps_per_epoch=1)
 
 
@@ -75,7 +77,9 @@ def fitted(settings, samples, shown) -> dict:
         return shape_of(settings, samples.points[shown], samples.visible[shown]) if settings.head.get("leap") else {}
     each = jax.jit(lambda *all: lax.map(lambda one: box_ops.crowding(*one), all))(samples.boxes, samples.labels, known)
     each = np.asarray(each)[known]
-    found = {"overlap": float(np.clip(np.quantile(np.where(each > TWICE, 0, each), 0.99), 0.2, 0.5))}
+    learnt = float(np.clip(np.quantile(np.where(each > TWICE, 0, each), 0.99), 0.2, 0.5))
+    chosen = settings.head.get("overlap")
+    found = {"overlap": learnt if chosen is None else chosen}
     if "anchor_count" in settings.head:
         boxes = samples.boxes[known]
         extents, key = jnp.asarray(boxes[:, 2:] - boxes[:, :2]), jax.random.key(settings.seed)

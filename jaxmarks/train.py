@@ -302,7 +302,7 @@ class Training:
             self.best, progress.best_epoch = last, progress.epoch
         about = self.about | {key: getattr(progress, key) for key in ("epoch", "best_valid", "best_epoch", "seconds")}
         held, shown = (np.unique(rows // self.task.versions) for rows in (self.split.valid, self.split.train))
-        about |= evaluate.choose(steps.predictor(self.task), self.best, self.dataset, held, shown)
+        about |= evaluate.choose(steps.predictor(self.task), self.best, about, self.dataset, held, shown)
         save(self.folder / "best", self.best, about)
         save(self.folder / "last", last, about)
         if processes.lead():
@@ -351,6 +351,10 @@ def refuse_unscored(settings, samples) -> None:
 def refuse(settings, dataset: Dataset) -> None:
     """Raises ValueError where the settings ask for what detectors cannot learn from."""
     mixup = settings.train.mixup
+    if dataset.objects and not dataset.classes:
+        raise ValueError(
+            f"{settings.data.boxes}: no box in any photograph: mark the objects, there is nothing to learn from"
+        )
     if dataset.objects and mixup:
         raise ValueError(f"--config.train.mixup={mixup}: detectors learn nothing from mixed boxes; set it to 0")
     if dataset.objects and settings.split.by == "random":

@@ -66,6 +66,19 @@ def test_images_without_objects_and_boxes_out_of_the_frame(tmp_path):
     assert read(tmp_path, "a.xml", voc([], head=""))[0].image == "a"
 
 
+def test_a_table_without_classes_or_sizes(tmp_path):
+    header = "image,xmin,ymin,xmax,ymax\n"
+    a, b = read(tmp_path, "a.csv", header + "a.png,3,5,17,9\nb.png,,,,\n")
+    assert (a.classes, b.classes) == ((boxes.ONLY,), ()) and a.size is None and b.boxes.shape == (0, 4)
+    # Some programs write 0 for a size that they do not know.
+    for name, content in (
+        ("b.csv", HEADER + "a.png,0,0,spine,1,1,2,2,\n"),
+        ("b.json", coco((0, [1, 2, 3, 4], {}), images=[{"id": 7, "file_name": "a.png", "width": 0, "height": 0}])),
+    ):
+        (found,) = read(tmp_path, name, content)
+        assert found.size is None and found.classes == ("spine",)
+
+
 def test_a_folder_of_voc_files(tmp_path):
     for stem, shift in (("b", 10), ("a", 0)):
         head = f"<filename>{stem}.png</filename>"

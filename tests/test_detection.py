@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import runpy
 import shutil
@@ -20,7 +21,7 @@ from PIL import Image
 from scipy import ndimage
 
 from jaxmarks import caveats, detection, evaluate, heads, predict, report, runs, steps, tasks, train
-from jaxmarks.data import loading, objects, splits
+from jaxmarks.data import folder, loading, objects, splits
 from jaxmarks.data.formats import boxes as box_files
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.heads import Detections
@@ -149,17 +150,22 @@ def test_pieces_at_a_tiles_border_give_way_to_the_whole_object():
     boxes = np.array([[[95, 40, 100, 55], [10, 10, 25, 25]], [[95, 40, 110, 55], [0, 0, 0, 0]]], float)
     scores, classes = np.array([[0.9, 0.8], [0.7, 0.0]]), np.zeros((2, 2), int)
     cut = np.array([[True, False], [False, False]])
-    found, values, _ = detection.merged(boxes, scores, classes, cut)
+    merged = functools.partial(detection.merged, overlap=0.4)
+    found, values, _ = merged(boxes, scores, classes, cut)
     np.testing.assert_allclose(found, [[10, 10, 25, 25], [95, 40, 110, 55]])
     np.testing.assert_allclose(values, [0.8, 0.7])
     # Boxes of one tile leave each other alone.
-    assert len(detection.merged(boxes[:1, [0, 0]], scores[:1], classes[:1], cut[:1])[0]) == 2
+    assert len(merged(boxes[:1, [0, 0]], scores[:1], classes[:1], cut[:1])[0]) == 2
     # Where no tile saw it whole the piece is all there is; an object of another class does not cover it.
-    assert len(detection.merged(boxes, scores * [[1, 1], [0, 0]], classes, cut)[0]) == 2
-    assert len(detection.merged(boxes, scores, classes + [[0, 0], [1, 0]], cut)[0]) == 3
+    assert len(merged(boxes, scores * [[1, 1], [0, 0]], classes, cut)[0]) == 2
+    assert len(merged(boxes, scores, classes + [[0, 0], [1, 0]], cut)[0]) == 3
     # Nor does one that is hardly believed: the piece would be lost to every threshold.
-    _, values, _ = detection.merged(boxes, np.array([[0.9, 0.8], [0.44, 0.0]]), classes, cut)
+    _, values, _ = merged(boxes, np.array([[0.9, 0.8], [0.44, 0.0]]), classes, cut)
     assert values.tolist() == [0.9, 0.8, 0.44]
+    # Of boxes that both tiles saw whole the better one stays where they overlap by more than two objects do: 5 / 25.
+    both = np.array([[[40, 40, 55, 55]], [[50, 40, 65, 55]]], float), np.array([[0.9], [0.8]])
+    for overlap, left in ((0.21, 2), (0.19, 1)):
+        assert len(detection.merged(*both, np.zeros((2, 1), int), np.zeros((2, 1), bool), overlap=overlap)[0]) == left
 
 
 def by_hand():
@@ -596,17 +602,23 @@ def small(data, **changes):
     return config
 
 
-def test_a_detector_from_files_to_report_and_back(data, tmp_path):
-    config = small(data)
-    dataset = train.train(config, tmp_path / "run")["train"]
-    summary = evaluate.of_run(config, tmp_path / "run", dataset)
+@pytest.fixture(scope="module")
+def squares_found(data, tmp_path_factory):
+    """A run on the squares, and its dataset."""
+    run = tmp_path_factory.mktemp("squares_found") / "run"
+    return run, train.train(small(data), run)["train"]
+
+
+def test_a_detector_from_files_to_report_and_back(data, squares_found, tmp_path):
+    run, dataset = squares_found
+    summary = evaluate.of_run(small(data), run, dataset)
     assert set(summary["baselines"]) == {"blobs"}
-    page = report.write(tmp_path / "run", dataset.photograph).read_text()
+    page = report.write(run, dataset.photograph).read_text()
     assert summary["images"] == 14
     assert summary["objects"] == 26
     assert summary["f1"] > 0.8  # squares on black are easy
     assert f"{summary['f1']:.3f}" in page
-    with (tmp_path / "run" / "predictions.csv").open() as file:
+    with (run / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     used = [row for row in rows if row["above_threshold"] == "1"]
     hits = sum(row["hit"] == "1" for row in used)
@@ -614,18 +626,20 @@ def test_a_detector_from_files_to_report_and_back(data, tmp_path):
     groups = {row["image"]: row["fold"] for row in rows}
     for n in range(0, 14, 2):  # a group is never divided
         assert len({groups.get(f"{n}.png"), groups.get(f"{n + 1}.png")} - {None}) == 1
-    found = predict.on_folder(tmp_path / "run", data, tmp_path / "out")
+    found = predict.on_folder(run, data, tmp_path / "out")
     assert found["images"] == 14
+    more, none = (predict.on_folder(run, data, tmp_path / str(t), threshold=t) for t in (0.0, 1.0))
+    assert none["objects"] == 0 < found["objects"] <= more["objects"] and none["threshold"] == 1
     assert len(box_files.read(tmp_path / "out" / "predictions.csv")) == 14
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"]
-    pure = jax.jit(predict.load(tmp_path / "run"))(jnp.asarray(dataset.photograph("0.png"))[None])
+    pure = jax.jit(predict.load(run))(jnp.asarray(dataset.photograph("0.png"))[None])
     alike = next(a for a in box_files.read(tmp_path / "out" / "predictions.csv") if a.image == "0.png").boxes
     assert len(alike)
     order = np.lexsort(np.round(alike / 5).T)
     mine = np.asarray(pure.boxes[0, : len(alike)])
     # The two networks disagree by a pixel or two, and rounding decides whose box is shown.
     np.testing.assert_allclose(mine[np.lexsort(np.round(mine / 5).T)], alike[order], atol=3)
-    again = evaluate.of_others(tmp_path / "run", dataset, tmp_path / "again")
+    again = evaluate.of_others(run, dataset, tmp_path / "again")
     assert again["f1"] > 0.8
     # Without a config, on photographs of twice the scale; and one alone, whose drawing is then the only one.
     more = tmp_path / "more"
@@ -636,7 +650,7 @@ def test_a_detector_from_files_to_report_and_back(data, tmp_path):
     shutil.copy(more / "0.png", more / "one")
     twice = [dataclasses.replace(a, boxes=2 * a.boxes) for a in annotations]
     box_files.write(tmp_path / "twice.csv", twice)
-    command = [sys.executable, "-m", "jaxmarks.main", f"--workdir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "jaxmarks.main", f"--workdir={run}"]
     for mode, images, *others in (
         ("evaluate", more, f"--config.data.boxes={tmp_path / 'twice.csv'}", "--config.data.scale=0.5"),
         ("predict", more, "--config.data.scale=0.5"),
@@ -645,12 +659,57 @@ def test_a_detector_from_files_to_report_and_back(data, tmp_path):
         arguments = [f"--mode={mode}", f"--config.data.images={images}", *others]
         done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())["f1"] > 0.8
-    assert [p.name for p in (tmp_path / "run" / "predict" / "overlays").iterdir()] == ["0.png.jpg"]
-    doubled = box_files.read(tmp_path / "run" / "predict" / "predictions.csv")[0].boxes
+    assert json.loads((run / "evaluate" / "summary.json").read_text())["f1"] > 0.8
+    assert [p.name for p in (run / "predict" / "overlays").iterdir()] == ["0.png.jpg"]
+    doubled = box_files.read(run / "predict" / "predictions.csv")[0].boxes
     true = next(a for a in annotations if a.image == "0.png").boxes
     off = lambda boxes: np.abs(true[:, None] - boxes).max(-1).min(-1)  # of the nearest, of each object
     assert (off(alike) < 4).any() and (off(doubled / 2)[off(alike) < 4] < 6).all()
+
+
+def scored(run, images, boxes, out):
+    """The summary of a run on other data, as --mode=evaluate loads them."""
+    data = runs.settings_of(run).data
+    data.update({"images": str(images), "boxes": str(boxes)})
+    return evaluate.of_others(run, loading.load(data), out)
+
+
+def test_one_class_is_found_whatever_it_is_called(data, squares_found, tmp_path):
+    run, dataset = squares_found
+    expected = evaluate.of_others(run, dataset, tmp_path / "same")
+    head, *rows = (data / "boxes.csv").read_text().splitlines()
+    called = [row.replace(",square,", ",Spine,") for row in rows]
+    (tmp_path / "called.csv").write_text("\n".join([head, *called]))
+    without = [",".join(cell for i, cell in enumerate(row.split(",")) if i != 3) for row in (head, *rows)]
+    assert "class" not in without[0]
+    (tmp_path / "without.csv").write_text("\n".join(without))
+    for name, label in (("called", "Spine"), ("without", box_files.ONLY)):
+        summary = scored(run, data, tmp_path / f"{name}.csv", tmp_path / name)
+        assert (summary["f1"], summary["map50"], summary["objects"]) == (expected["f1"], expected["map50"], 26)
+        (told,) = [each["what"] for each in summary["failures"] if each not in expected["failures"]]
+        assert f"called {label}" in told and "calls square" in told
+        report.write(run, dataset.photograph, out=tmp_path / name)
+    (tmp_path / "two.csv").write_text("\n".join([head, called[0], *rows[1:]]))
+    with pytest.raises(ValueError, match="class Spine; the run knows square"):
+        scored(run, data, tmp_path / "two.csv", tmp_path / "two")
+
+
+def test_photographs_without_objects_have_false_alarms_alone(squares_found, tmp_path):
+    """Four black photographs, and one with a square that nobody marked."""
+    run, _ = squares_found
+    for n in range(4):
+        Image.new("RGB", (70, 60)).save(tmp_path / f"{n}.png")
+    Image.fromarray(squares((60, 70), [(20, 20)])[0]).save(tmp_path / "4.png")
+    (tmp_path / "none.csv").write_text(
+        "filename,class,xmin,ymin,xmax,ymax\n" + "".join(f"{n}.png,,,,,\n" for n in range(5))
+    )
+    summary = scored(run, tmp_path, tmp_path / "none.csv", tmp_path / "out")
+    assert (summary["objects"], summary["images"], summary["detections"]) == (0, 5, 1)
+    assert summary["precision"] == 0 and summary["f1"] == 0 and summary["recall"] is None and summary["map50"] is None
+    report.write(run, functools.partial(folder.photograph, tmp_path), out=tmp_path / "out")
+    config = small(tmp_path, **{"data.boxes": str(tmp_path / "none.csv")})
+    with pytest.raises(ValueError, match=r"none.csv: no box in any photograph"):
+        train.train(config, tmp_path / "trained")
 
 
 CLASSES = {"bar": (10, 24), "box": (18, 16), "dot": (12, 12)}  # (w, h)
@@ -757,12 +816,9 @@ def test_what_is_wrong_with_all_photographs_is_said_at_once(tmp_path):
     (tmp_path / "boxes.csv").write_text(header + "a.png,30,40,spot,2,2,8,8\n")
     with pytest.raises(ValueError, match="annotated as 30x40, the photograph has 40x30"):
         objects.load(tmp_path, tmp_path / "boxes.csv", size=(32, 48))
-    (tmp_path / "boxes.csv").write_text(header + "a.png,,,,,,,\n")
-    with pytest.raises(ValueError, match="no box in any photograph"):
-        objects.load(tmp_path, tmp_path / "boxes.csv", size=(32, 48))
 
 
-def naive_merge(boxes, scores, classes, cut):
+def naive_merge(boxes, scores, classes, cut, overlap):
     """One box after the other, the whole and best first, against all that are kept."""
     tiles, count = scores.shape
     each = [(cut[t, n], -scores[t, n], t, n) for t in range(tiles) for n in range(count) if scores[t, n] > 0]
@@ -774,7 +830,7 @@ def naive_merge(boxes, scores, classes, cut):
             shared = max(0, min(x1, u1) - max(x0, u0)) * max(0, min(y1, v1) - max(y0, v0))
             both = (x1 - x0) * (y1 - y0) + (0 if is_cut else (u1 - u0) * (v1 - v0) - shared)
             rival = s != t and classes[s, m] == classes[t, n] and scores[s, m] >= scores[t, n] / 2
-            if rival and shared > 0.4 * both:
+            if rival and shared > (0.4 if is_cut else overlap) * both:
                 break
         else:
             kept.append((t, n))
@@ -789,12 +845,13 @@ def test_joining_tiles_equals_a_loop(seed):
     boxes = np.concatenate([corners, corners + rng.integers(4, 16, (tiles, count, 2))], -1).astype(float)
     scores = rng.permutation(tiles * count).reshape(tiles, count) / 100  # one of them 0
     classes, cut = rng.integers(0, 2, (tiles, count)), rng.random((tiles, count)) < 0.3
-    found, values, labels = detection.merged(boxes, scores, classes, cut)
+    overlap = (0.2, 0.4)[seed % 2]
+    found, values, labels = detection.merged(boxes, scores, classes, cut, overlap=overlap)
     assert sorted(
         (-v, *b, c) for b, v, c in zip(found.tolist(), values.tolist(), labels.tolist(), strict=True)
-    ) == naive_merge(boxes, scores, classes, cut)
+    ) == naive_merge(boxes, scores, classes, cut, overlap)
     assert (np.diff(values) <= 0).all()
-    nothing = detection.merged(boxes, 0 * scores, classes, cut)
+    nothing = detection.merged(boxes, 0 * scores, classes, cut, overlap=0.4)
     assert [part.shape for part in nothing] == [(0, 4), (0,), (0,)]
 
 
@@ -947,9 +1004,11 @@ def test_a_threshold_is_chosen_where_there_are_objects(data, monkeypatch):
     empty = np.flatnonzero((dataset.samples.labels < 0).all(1))
     others = np.setdiff1d(np.arange(len(dataset.samples)), empty)
     asked = []
-    monkeypatch.setattr(detection, "choose_threshold", lambda call, networks, samples, data: asked.append(samples))
+    monkeypatch.setattr(
+        detection, "choose_threshold", lambda call, networks, samples, data, overlap: asked.append(samples)
+    )
     for held in (others[:2], empty):
-        evaluate.choose(None, None, dataset, held, others[2:5])
+        evaluate.choose(None, None, {"facts": {}}, dataset, held, others[2:5])
     assert [s.name.tolist() for s in asked] == [
         dataset.samples.name[rows].tolist() for rows in (others[:2], others[2:5])
     ]

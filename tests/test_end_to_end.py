@@ -141,6 +141,10 @@ def test_results_go_where_out_says(smoke, photographs, tmp_path):
     assert {"predictions.csv", "predictions.tps", "summary.json", "overlays"} <= {path.name for path in out.iterdir()}
     said = run("--config=configs/beetle.py:smoke", f"--workdir={workdir}", f"--out={out}", fails=True)
     assert f"--out={out}: it is for predict, evaluate and export, not for --mode=train" in said
+    said = run(
+        "--mode=predict", f"--workdir={workdir}", f"--config.data.images={photographs}", "--threshold=0.2", fails=True
+    )
+    assert "--threshold=0.2: it is for objects, and this run finds landmarks" in said
 
 
 ALONE = """

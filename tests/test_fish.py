@@ -165,7 +165,12 @@ def test_deviations_over_folds_are_those_of_each_folds_own_numbers():
         source_size=np.full((4, 2), 99), delta=np.array([4.0, 10.0, 1.0, 1.0]), id=np.full(4, ""),
     )  # fmt: skip
     summary = landmarks.summarise(found)
-    assert [fold["mean_distance_px"] for fold in summary["folds"]] == [50, 6, 9, 6.5]  # the first is that of all networks
+    assert [fold["mean_distance_px"] for fold in summary["folds"]] == [
+        50,
+        6,
+        9,
+        6.5,
+    ]  # the first is that of all networks
     np.testing.assert_allclose(summary["std_over_folds_px"], np.std([6, 9, 6.5]), rtol=1e-6)
     np.testing.assert_allclose(summary["std_over_folds_median_px"], np.std([6, 9, 6.5]), rtol=1e-6)
     np.testing.assert_allclose(summary["std_over_folds_p95_px"], np.std([8.7, 9, 11.45]), rtol=1e-6)

@@ -57,8 +57,6 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
     found = by_photograph(read_boxes(boxes, problems), images, problems)
     classes = tuple(sorted({name for a, _ in found for name in a.classes}))
-    if found and not classes:
-        raise FormatError(boxes, "", "no box in any photograph", "mark the objects: there is nothing to learn from")
 
     def one(pair):
         annotation, file = pair

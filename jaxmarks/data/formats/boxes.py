@@ -29,6 +29,9 @@ CORNERS = COLUMNS[4:8]
 CSV, JSON, VOC, YOLO = (0, 1), (0, 0), (-1, 0), (0, 0)
 KNOWN = ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of VOC .xml, of LabelMe .json or of YOLO's .txt"
 
+# The class of boxes in a table that has no column for it.
+ONLY = "object"
+
 _SYNONYMS = {"image": "filename", "label": "class"}
 
 
@@ -69,8 +72,9 @@ class _Image:
 def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     """Reads a file of boxes, its format told by its ending.
 
-    A CSV has the columns filename (or image), class (or label), xmin, ymin, xmax, ymax, in any order, and where it has
-    them width, height and group; a row with neither class nor corners is an image without objects. VOC is a folder of
+    A CSV has the columns filename (or image), xmin, ymin, xmax, ymax, in any order, and where it has them class (or label;
+    without it all are of one, `ONLY`), width, height and group; a row with neither class nor corners is an image without
+    objects. VOC is a folder of
     XML files, with its subfolders, or one file; where several subfolders have a name the image's begins with the subfolder.
     So is LabelMe of JSON files, whose objects are the boxes around rectangles, polygons, circles and masks. YOLO is a folder
     of .txt files of the images' names (`formats.yolo`), where there are neither.
@@ -167,7 +171,7 @@ def _entry(images, name, where, size, group, problems):
 
 def _read_csv(path, problems):
     (line, names), rows, decimal_comma = texts.csv_rows(path, ",".join(COLUMNS), _SYNONYMS)
-    for name in ("filename", "class", *CORNERS):
+    for name in ("filename", *CORNERS):
         if name not in names:
             what = f"no column {name!r} in {names}"
             raise FormatError(path, f"line {line}", what, f"the header is {','.join(COLUMNS)}")
@@ -181,12 +185,12 @@ def _read_csv(path, problems):
         size = _size(where, number("width"), number("height"))
         group = row.get("group", "")
         entry = _entry(images, row["filename"], where, size, "" if group.lower() in texts.MISSING else group, problems)
-        corners = [number(name) for name in CORNERS]
-        if row["class"].lower() in texts.MISSING and all(map(math.isnan, corners)):
+        corners, label = [number(name) for name in CORNERS], row.get("class", ONLY)
+        if row.get("class", "").lower() in texts.MISSING and all(map(math.isnan, corners)):
             continue
-        if not row["class"]:
+        if not label:
             raise FormatError(where, "", "a box without a class", "write the name of its class")
-        entry.objects.append((corners, row["class"], where))
+        entry.objects.append((corners, label, where))
     return images
 
 
@@ -201,8 +205,8 @@ def _number(where, cell, *, decimal_comma=False):
 
 
 def _size(where, width, height):
-    """(height, width) in pixels, None where neither is given."""
-    if math.isnan(width) and math.isnan(height):
+    """(height, width) in pixels, None where neither is given; some tools write 0 for what they do not know."""
+    if all(math.isnan(side) or side == 0 for side in (width, height)):
         return None
     if not all(side >= 1 and side.is_integer() for side in (width, height)):
         raise FormatError(where, "", f"an image of {width:g} x {height:g} pixels", "write its size, or leave it out")
@@ -288,9 +292,8 @@ def _read_coco(path, document, problems):
         _stands_once(images, name, where, problems)
         sides = [image.get("width"), image.get("height")]
         known = [_json_number(where, math.nan if side is None else side) for side in sides]
-        size = _size(where, *known) if any(sides) else None  # some tools write 0 or null for what they do not know
         group = "" if image.get("group") is None else str(image["group"])
-        by_id[i] = name, _entry(images, name, where, size, group, problems)
+        by_id[i] = name, _entry(images, name, where, _size(where, *known), group, problems)
     for where, entry in _objects(path, document, "annotations"):
         name, image = _lookup(where, by_id, entry, "image_id")
         label = _lookup(where, categories, entry, "category_id")
@@ -349,8 +352,7 @@ def _read_voc(path, files, problems):
         name = named[file]
         _stands_once(images, name, str(file), problems)
         sides = [_number(file, cell(root, f"size/{side}")) for side in ("width", "height")]
-        size = _size(file, *sides) if any(sides) else None  # some tools write 0 for what they do not know
-        entry = _entry(images, name, str(file), size, "", problems)
+        entry = _entry(images, name, str(file), _size(file, *sides), "", problems)
         for i, element in enumerate(root.findall("object")):
             where = f"{file}: object {i + 1}"
             if not cell(element, "name"):

@@ -168,7 +168,8 @@ def build(
 
     Ren et al.'s four phases (section 3.2, "4-step alternating training") are four stages of a run, each from the one
     before: phase "rpn"; "detector" with head/rpn frozen; "rpn" with body and head/roi frozen; "detector" with body and
-    head/rpn frozen. Here phase 2 goes on with the body of phase 1, where theirs begins again from ImageNet's.
+    head/rpn frozen. Here phase 2 goes on with the body of phase 1, where theirs begins again from ImageNet's, and its
+    proposals follow that body as it changes, where theirs are those of phase 1: they get worse the faster it learns.
 
     Args:
       classes: their number C.

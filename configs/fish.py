@@ -16,8 +16,8 @@ Variants, which combine:
   imagenet       with net=resnet50: it begins with ImageNet's weights, as the paper's does, and not at random
 
 The paper's tables: 1, the mean model, is the baseline "mean shape" of every run; 2 is `paper,target=direct` with
-`net=unet` and `net=resnet50,imagenet`; 3 is configs/ablations/fish_sigma.py; 4 is configs/ablations/fish_table4.py; 5, the hit
-rates, are in every run's summary and report.
+`net=unet` and `net=resnet50,imagenet`; 3 is configs/ablations/fish_sigma.py; 4 is configs/ablations/fish_table4.py; 5, the
+hit rates, are in every run's summary and report.
 """
 
 import ml_collections

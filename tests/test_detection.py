@@ -552,6 +552,8 @@ def test_how_close_two_objects_come_is_learnt_from_the_data(pairs, overlap):
     np.testing.assert_allclose(found["overlap"], overlap, rtol=1e-6)
     assert len(found["anchors"]) == 3
     assert "anchors" not in tasks.fitted(get_config("centre"), crowd(pairs), ())
+    config.head.overlap = 0.6  # chosen, for a tile and for what its neighbours find
+    assert detection.overlap_of([{"facts": tasks.fitted(config, crowd(pairs), ())}]) == 0.6
 
 
 def test_an_overlap_that_is_chosen_goes_before_that_of_the_data():

@@ -45,19 +45,20 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         "group_by": "",  # a regular expression whose first group is the scene, in place of the file's column `group`
         "size": (160, 160),
         "fit": "tile",  # photographs at a fixed scale, large ones in tiles; or pad, stretch: each whole in one frame
-        "scale": 1.0,  # pixels of the frame for one of the photograph
+        "scale": 1.0,  # pixels of the frame for one of the photograph; 0: what `side` tells
+        "side": 20.0,  # of the typical object in the frame
         "overlap": 32,  # of tiles, pixels of the frame
         "classes": 1,  # of what is drawn
         "count": 300,
         "seed": 0,
     }
     config.augment.update({"rotation": 0.0, "shear": 0.0, "quarter_turns": True, "translation": 0.1, "noise": 0.03})
-    config.train.batch_size = 16
+    config.train.batch_size, config.train.balance = 16, "object"
     config.baselines = ("blobs",)
     laptop, papers = DETECTORS[detector]
     laptop(config)
     if "own" in chosen:
-        config.split.run = ()
+        config.split.run, config.data.scale = (), 0.0
     if "random" in chosen or "paper" in chosen:
         config.split.by, config.split.folds, config.split.run = "image", 10, (0,)
         config.augment.update(LIGHT)
@@ -79,7 +80,7 @@ def centre(config):
 
 def yolo(config):
     """YOLOv2-tiny with half the channels, on tiles enlarged twice, at three sizes."""
-    config.data.update({"size": (320, 320), "scale": 2.0, "overlap": 64})
+    config.data.update({"size": (320, 320), "scale": 2.0, "side": 30.0, "overlap": 64})
     config.model = {"name": "yolo_tiny", "width": 8, "norm": "batch"}
     config.head = {"name": "yolo", "anchor_count": 3}
     config.optimizer.learning_rate = 1e-3

@@ -24,8 +24,9 @@ LIMITS = {
     "train.batch_size": (1, MANY), "train.steps": (0, MANY), "train.epochs": (0, MANY), "train.accumulate": (1, MANY),
     "train.ensemble": (1, MANY), "train.ema": (0, 1), "train.mixup": (0, MANY), "train.patience": (0, MANY),
     "train.devices": (0, MANY), "train.span": (1, MANY),
-    "data.scale": (0.01, 100), "data.overlap": (0, MANY), "data.curves": (0, MANY), "data.pixels": (1024, MANY), "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1), "head.ignore": (0, 1),
-    "head.limit": (1, MANY), "head.leap": (0, MANY), "head.anchor_count": (1, MANY),
+    "data.scale": (0, 100), "data.side": (1, MANY), "data.overlap": (0, MANY), "data.curves": (0, MANY),
+    "data.pixels": (1024, MANY), "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1),
+    "head.ignore": (0, 1), "head.limit": (1, MANY), "head.leap": (0, MANY), "head.anchor_count": (1, MANY),
 }  # fmt: skip
 
 
@@ -286,7 +287,9 @@ def base() -> ml_collections.ConfigDict:
         "ema": 0.0,  # decay of the parameters' moving average, which is then validated and saved; 0: none
         "mixup": 0.0,  # alpha of the Beta distribution by which pairs of images are mixed; 0: they are not
         "patience": 0,  # epochs without a lower validation loss until training stops; 0: never
-        "balance": "set",  # what is shown equally often: each of several data.sets, each group, or (image) each image
+        # What is shown equally often: each of several data.sets, each group, each image, or (object) images with objects
+        # and, where they are most, without.
+        "balance": "set",
         "sizes": (),  # heights at which training shows the frame, one drawn for each batch; empty: its own alone
         "devices": 0,  # 0: all
         "span": 500,  # batches after which, at the latest, a checkpoint may be due

@@ -172,7 +172,10 @@ def scaled(data) -> tuple[str, ...]:
 
 def scale_of(data) -> float | None:
     """The scale that the command line sets for photographs of another one than those of the training, if it does."""
-    return overrides().get("data.scale") if scaled(data) else None
+    scale = overrides().get("data.scale") if scaled(data) else None
+    if scale is not None and not scale > 0:
+        raise ValueError(f"--config.data.scale={scale}: it is above 0; the run has {data.scale:g}")
+    return scale
 
 
 def explicit_flags() -> set[str]:

@@ -76,10 +76,17 @@ SOME = 200
 
 
 def set_frame(spec) -> None:
-    """Sets the `size` of a config's `data` where it is (): the median photograph has `pixels` there, or a little more.
+    """Sets what a config's `data` leaves open: of landmarks the `size` (), of objects the `scale` 0.
 
-    Photographs are those that have landmarks, of all `sets`; where none can be read the frame is 4:3.
+    The median photograph has `pixels` there, or a little more. Photographs are those that have landmarks, of all `sets`;
+    where none can be read the frame is 4:3. Of the scale see `objects.fitting_scale`; where nothing is read or each
+    photograph is brought whole into the frame it is 1.
     """
+    if "boxes" in spec:
+        if not spec.scale:
+            own = spec.images and spec.boxes and spec.fit == "tile"
+            spec.scale = objects.fitting_scale(spec.images, spec.boxes, side=spec.side) if own else 1.0
+        return
     if len(spec.size):
         return
     found = [size for name in spec.sets or ("",) for size in _sizes(of_set(spec, name))]

@@ -1,6 +1,8 @@
 """Photographs with boxes of objects, as Samples: each in the network's frame, or at a fixed scale in tiles of its size."""
 
+import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from jaxmarks.data.photographs import (
     TURNED,
     decode,
     finder,
+    image_size,
     listing,
     name_of,
     not_decoded,
@@ -29,6 +32,8 @@ from jaxmarks.ops.frames import placement, tiles
 
 # Sides of objects in pixels of the frame: fewer are hardly found, and those that scales are advised for.
 SMALL, GOOD = 6, 20
+# Photographs keep their scale where it is within this factor of the one that suits their objects.
+NEARLY = math.sqrt(2)
 
 
 def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by=""):
@@ -94,6 +99,23 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
     problems += turned(unsized, images)
     loaded = samples(parts, size, classes)
     return loaded, kept, classes, problems + (unsuited(loaded, overlap, scale) if fit == "tile" else [])
+
+
+def fitting_scale(images, boxes, *, side) -> float:
+    """The scale, to two digits, at which the typical box of a file has a `side` of so many pixels; 1 if it nearly has.
+
+    The side of a box is the root of its area, the typical one the median of all whose photographs are in the folder
+    `images`. What is wrong with either the loading tells.
+    """
+    annotations = read_boxes(boxes, [])
+    find = finder(Path(images)) if any(a.relative for a in annotations) else None
+    sides: list[float] = []
+    for annotation in annotations:
+        area = np.prod(annotation.boxes[:, 2:] - annotation.boxes[:, :2], axis=-1)
+        with contextlib.suppress(OSError):
+            sides += np.sqrt(area * math.prod(image_size(find(annotation.image))) if find else area).tolist()
+    scale = side / np.median([s for s in sides if s > 0] or [side])
+    return 1.0 if max(scale, 1 / scale) <= NEARLY else float(f"{scale:.2g}")
 
 
 def unsuited(tiles: Samples, overlap: int, scale: float) -> list[dict]:

@@ -179,8 +179,13 @@ def names(split: Split, samples: Samples, versions: int) -> dict[str, list[str]]
 
 
 def parts(balance: str, samples: Samples) -> np.ndarray:
-    """Of each sample (N,) the part that training shows as often as any other: its "set", its "group", or ("image") all one."""
-    known = {"set": samples.domain, "group": samples.group, "image": np.zeros_like(samples.group)}
+    """Of each sample (N,) the part that training shows as often as any other.
+
+    That is its "set", its "group", ("object") with objects or, where these are most, without, or ("image") all one.
+    """
+    one = np.zeros_like(samples.group)
+    empty = (samples.labels < 0).all(axis=1)
+    known = {"set": samples.domain, "group": samples.group, "image": one, "object": empty if empty.mean() > 0.5 else one}
     if balance not in known:
         raise ValueError(f"--config.train.balance={balance}: there are {', '.join(known)}")
     return known[balance]

@@ -762,7 +762,13 @@ def test_three_classes_of_mixed_sizes(three_classes, detector, changes, tmp_path
     config.train.devices = 1
     config.augment.update({"scale": 0.0, "aspect": 0.0, "quarter_turns": False})
     data = {"data.images": str(three_classes), "data.boxes": str(three_classes / "boxes.json")}
-    more = {"data.scale": 1.0, "split.run": (0,), "train.batch_size": 8, "optimizer.learning_rate": 3e-3, "baselines": ()}
+    more = {
+        "data.scale": 1.0,
+        "split.run": (0,),
+        "train.batch_size": 8,
+        "optimizer.learning_rate": 3e-3,
+        "baselines": (),
+    }
     config.update_from_flattened_dict(data | more | changes)
     dataset = train.train(config, tmp_path)["train"]
     summary = evaluate.of_run(config, tmp_path, dataset)

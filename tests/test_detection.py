@@ -751,9 +751,10 @@ def three_classes(tmp_path_factory):
             "yolo", {"data.size": (128, 128), "data.scale": 2.0, "train.sizes": (), "model.width": 4, "train.steps": 1000},
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "faster_rcnn",
             {"data.size": (64, 64), "model.width": 8, "model.depth": 2, "train.steps": 250, "head.proposals": 60},
+            marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip

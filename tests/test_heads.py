@@ -62,18 +62,22 @@ def objects(labels):
     }  # fmt: skip
 
 
-def pairs():
+# Those that take longest to compile; all but the first are trained in test_bodies.py and test_networks.py, too.
+LONG = ("inception_v2-None", "hrnet-None", "hourglass-None", "resnet50-map", "unet_pp-None")
+
+
+def pairs(long=LONG):
     """Every body with every landmark head; and the detectors' heads, of whom a body knows nothing more, with two.
 
     Most of the time goes into compiling. So not slow are the pairs in which each head is once, or more often, and each
-    body but Inception, which takes longest.
+    body but those that take longest.
     """
     for body in bodies():
         for head, kind in HEADS.items():
             if kind == "landmarks" or (body["name"], body.get("output")) in (("unet", "map"), ("sp_cnn", None)):
                 usual = "direct" if body.get("output") == "vector" or body["name"] == "beetle" else "heatmap"
                 name = f"{body['name']}-{body.get('output')}"
-                quick = body["name"] != "inception_v2" and (head == usual or body["name"] == "unet")
+                quick = name not in long and (head == usual or body["name"] == "unet")
                 yield pytest.param(body, head, id=f"{name}-{head}", marks=() if quick else pytest.mark.slow)
 
 
@@ -159,7 +163,7 @@ def test_two_devices_train_a_detector_as_one(head):
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
 
 
-QUICK_PAIRS = [pair for pair in pairs() if not pair.marks]
+QUICK_PAIRS = [pair for pair in pairs(LONG[:1]) if not pair.marks]  # nothing is compiled
 
 
 @pytest.mark.parametrize(("body", "head"), [p.values for p in QUICK_PAIRS], ids=[p.id for p in QUICK_PAIRS])

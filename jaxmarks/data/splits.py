@@ -184,7 +184,7 @@ def parts(balance: str, samples: Samples) -> np.ndarray:
     That is its "set", its "group", ("object") with objects or, where these are most, without, or ("image") all one.
     """
     alike, empty = np.zeros_like(samples.group), (samples.labels < 0).all(axis=1)
-    by_objects = empty if empty.mean() > 0.5 else alike
+    by_objects = empty.astype(int) if empty.mean() > 0.5 else alike
     known = {"set": samples.domain, "group": samples.group, "image": alike, "object": by_objects}
     if balance not in known:
         raise ValueError(f"--config.train.balance={balance}: there are {', '.join(known)}")

@@ -160,4 +160,8 @@ def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class_and_with_it
     # A padded label of -1 is no box; small images grow; a network that diverged is drawn in no time.
     assert not (report.rectangles(image, report.of_classes(boxes, classes * 0 - 1, ("a",))) != 128).any()
     assert report.rectangles(np.zeros((20, 40, 1)), []).shape == (200, 400, 3)
+    small = report.rectangles(np.zeros((3000, 4000, 1)), [([[2001, 1001, 2025, 1025]], "#ffffff", [])])
+    assert small.shape == (1500, 2000, 3)
+    lit = np.argwhere(small[..., 0] == 255)[:, ::-1]  # a line of one pixel, for the box has twelve
+    assert (lit.min(0).tolist(), lit.max(0).tolist(), len(lit)) == ([1000, 500], [1012, 512], 48)
     assert report.rectangles(image, [([[-1e12, -1e12, 1e12, 1e12]], "blue", ["far"])]).shape == image.shape

@@ -107,13 +107,11 @@ def fitting_scale(images, boxes, *, side) -> float:
     The side of a box is the root of its area, the typical one the median of all whose photographs are in the folder
     `images`. What is wrong with either the loading tells.
     """
-    annotations = read_boxes(boxes, [])
-    find = finder(Path(images)) if any(a.relative for a in annotations) else None
-    sides: list[float] = []
-    for annotation in annotations:
-        area = np.prod(annotation.boxes[:, 2:] - annotation.boxes[:, :2], axis=-1)
+    find, sides = finder(Path(images)), list[float]()
+    for annotation in read_boxes(boxes, []):
         with contextlib.suppress(OSError):
-            sides += np.sqrt(area * math.prod(image_size(find(annotation.image))) if find else area).tolist()
+            whole = math.prod(image_size(find(annotation.image))) if annotation.relative else 1
+            sides += np.sqrt(whole * np.prod(annotation.boxes[:, 2:] - annotation.boxes[:, :2], axis=-1)).tolist()
     scale = side / np.median([s for s in sides if s > 0] or [side])
     return 1.0 if max(scale, 1 / scale) <= NEARLY else float(f"{scale:.2g}")
 
@@ -251,7 +249,7 @@ def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tu
 
 
 def batches(
-    folder, *, size, fit, scale, overlap, most=256, longest=1000, problems: list[dict]
+    folder, *, size, fit, scale, overlap, most=256, longest=2000, problems: list[dict]
 ) -> Iterator[tuple[Samples, list[np.ndarray]]]:
     """Photographs without boxes, as the Samples of about `most` tiles at a time, read ahead of who takes them.
 

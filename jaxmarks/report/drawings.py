@@ -60,8 +60,8 @@ def overlay(image, predicted, true=None, visible=None, *, path: Path | None = No
     return np.asarray(canvas)
 
 
-def rectangles(image, layers, *, path: Path | None = None, longest: int = 1000) -> np.ndarray:
-    """Draws boxes on a photograph, which is enlarged where it is small.
+def rectangles(image, layers, *, path: Path | None = None, longest: int = 2000) -> np.ndarray:
+    """Draws boxes on a photograph, which is enlarged where it is small; lines and names are no larger than boxes are.
 
     Args:
       image: (H, W), (H, W, 1) or (H, W, 3), uint8 or float in [0, 1].
@@ -73,11 +73,18 @@ def rectangles(image, layers, *, path: Path | None = None, longest: int = 1000) 
       The drawing, (H', W', 3) uint8.
     """
     canvas, place = _canvas(image, longest=longest, least=400)
-    draw, width, size = ImageDraw.Draw(canvas), round(max(canvas.size) / 400), max(10, max(canvas.size) / 70)
+    corners = np.concatenate([np.zeros((0, 4)), *(np.reshape(boxes, (-1, 4)) for boxes, *_ in layers)]).reshape(
+        -1, 2, 2
+    )
+    sides = np.abs(np.diff(place(corners), axis=1))
+    whole = max(canvas.size)
+    typical = float(np.median(sides)) if len(sides) else whole
+    width, size = max(1, round(min(whole / 400, typical / 12))), max(10, min(whole / 70, typical))
+    draw = ImageDraw.Draw(canvas)
     for boxes, colour, names in layers:
         for n, box in enumerate(np.asarray(boxes, float).reshape(-1, 2, 2)):
             (x0, y0), (x1, y1) = place(box)
-            draw.rectangle([x0, y0, max(x0, x1), max(y0, y1)], outline=colour, width=max(1, width))
+            draw.rectangle([x0, y0, max(x0, x1), max(y0, y1)], outline=colour, width=width)
             if len(names):
                 where = x0 + 1, y0 if y0 > 1.2 * size else y1 + 1.2 * size
                 draw.text(

@@ -79,8 +79,8 @@ class Progress:
 def train(config, workdir: Path) -> dict[str, Dataset]:
     """Runs every stage of `config` that is not complete in `workdir`; returns the stages' datasets by name.
 
-    A frame that the config leaves open (`data.size`) is set in it. Where several processes train together
-    (`processes.join`) each calls this.
+    A frame or scale that the config leaves open (`data.size`, `data.scale`) is set in it. Where several processes train
+    together (`processes.join`) each calls this.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,13 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
 def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     """What `train` does in each process."""
     tasks.check(config)
+    follows = config.data.get("scale") == 0  # the objects
     set_frame(config.data)
+    if follows and config.data.scale != 1:
+        processes.tell(
+            f"photographs come in at {config.data.scale:g} of their size, for the sake of their objects: the typical one is"
+            f" then {config.data.side:g} pixels wide; --config.data.scale=1 leaves them as they are"
+        )
     datasets, names = {}, runs.stages(config)
     last = configs.stage(config, names[-1])
     baselines.check(last.baselines, objects="boxes" in last.data)  # else a trained run could not be scored

@@ -1045,7 +1045,7 @@ def test_an_open_scale_gives_the_typical_object_its_side(side, scale, tmp_path):
     assert objects.fitting_scale(tmp_path, tmp_path, side=20) == scale
 
 
-def test_a_run_keeps_the_scale_that_follows_its_objects(tmp_path):
+def test_a_run_keeps_the_scale_that_follows_its_objects(tmp_path, capsys):
     assert get_config().data.scale == get_config("centre,random").data.scale == 1
     assert get_config("own").data.scale == 0 and get_config("yolo").data.scale == 2
     drawn(tmp_path, 60)
@@ -1053,6 +1053,7 @@ def test_a_run_keeps_the_scale_that_follows_its_objects(tmp_path):
         config = small(tmp_path, **{"data.scale": 0.0, "train.steps": 1, "split.run": (0,)})
         train.train(config, tmp_path / "run")
         assert runs.config_of(tmp_path / "run").data.scale == config.data.scale == 0.33
+        assert "photographs come in at 0.33 of their size" in capsys.readouterr().out
     for changes in ({"data.boxes": "", "data.images": ""}, {"data.fit": "pad"}):
         config = small(tmp_path, **{"data.scale": 0.0} | changes)
         loading.set_frame(config.data)

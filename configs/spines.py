@@ -45,7 +45,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         "group_by": "",  # a regular expression whose first group is the scene, in place of the file's column `group`
         "size": (160, 160),
         "fit": "tile",  # photographs at a fixed scale, large ones in tiles; or pad, stretch: each whole in one frame
-        "scale": 1.0,  # pixels of the frame for one of the photograph; 0: what `side` tells
+        "scale": 1.0,  # pixels of the frame for one of the photograph; 0: what `side` tells of one's own
         "side": 20.0,  # of the typical object in the frame
         "overlap": 32,  # of tiles, pixels of the frame
         "classes": 1,  # of what is drawn

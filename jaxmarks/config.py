@@ -122,6 +122,8 @@ def _check_numbers(settings, said):
     follows = not size and "pixels" in settings.data and key == "--config.data.size"  # the photographs, for all stages
     if not follows and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
         raise ValueError(f"{key}={size}: give height and width of the frame, once, as (192, 256)")
+    if settings.data.get("scale") == 0 and said("data.scale") != "--config.data.scale":
+        raise ValueError(f"{said('data.scale')}=0: a stage's scale is above 0; --config.data.scale=0 is for all stages")
     if not settings.train.epochs and not settings.train.steps:
         raise ValueError(f"{said('train.steps')}=0 {said('train.epochs')}=0: give one of them")
     chosen, folds = tuple(settings.split.run), settings.split.folds
@@ -190,11 +192,12 @@ def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict
     default, *flat = [{key: value for key, value in each.items() if key not in idle} for each in (default, *flat)]
     newer = {key: value for key, value in default.items() if key in flat[0] or key in flat[1]}
     flat = [newer | each for each in flat]
+    compared = (set(flat[0]) | set(flat[1])) - {"data.side"}  # which the scale has followed
     as_json = lambda value: json.dumps(value, default=list)
     value = lambda known, key: known.get(key, known.get(re.sub(r"^stage\.[^.]+\.", "", key)))
     return [
         f"{key}: {value(flat[0], key)} / {value(flat[1], key)}"
-        for key in sorted(set(flat[0]) | set(flat[1]))
+        for key in sorted(compared)
         if as_json(value(flat[0], key)) != as_json(value(flat[1], key))
     ]
 

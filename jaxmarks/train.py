@@ -181,7 +181,7 @@ class Training:
             processes.tell(f"[{stage}] {each['image']}{each['what']}")
         self.about: dict = {"facts": known, "caveats": found, "images": len(shown), "data": self.data, "before": before}
 
-        parts = splits.parts(settings.train.balance, samples)
+        parts = splits.parts(settings.train.balance, samples, shown)
         self.plan = plan = plan_of(settings, self.split, parts, member, versions)
         if plan.batch > (asked := settings.train.batch_size):
             processes.tell(
@@ -376,7 +376,9 @@ def plan_of(settings, split: splits.Split, parts: np.ndarray, member: runs.Membe
             raise ValueError(f"--config.{key}={value} needs validation images: raise --config.split.valid")
     part, count = parts[split.train // versions], len(split.train)
     some = splits.epoch(split.train, part, draw)[:SETTLING]
-    valid = splits.balanced(split.valid, parts[split.valid // versions], draw)
+    valid = split.valid
+    if options.balance != "object":  # by which test images are not balanced
+        valid = splits.balanced(valid, parts[valid // versions], draw)
     devices = devices_of(options)
     together = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours that are mixed share a device
     batch = -(-min(options.batch_size, count) // together) * together

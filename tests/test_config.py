@@ -57,6 +57,16 @@ def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is(
         splits.of_member(config, samples, runs.Member(0), 1)
 
 
+def test_the_side_is_not_compared_which_the_scale_has_followed():
+    """Runs of earlier versions have none."""
+    config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "spines.py"))["get_config"]()
+    older = ml_collections.ConfigDict(config.to_dict())
+    del older.data["side"]
+    assert configs.differences(older, config) == []
+    older.data.scale = 0.5
+    assert configs.differences(older, config) == ["data.scale: 0.5 / 1.0"]
+
+
 @pytest.mark.parametrize("detector", ["centre", "yolo", "faster_rcnn", "sp_cnn"])
 @pytest.mark.parametrize("more", ["", "own", "random", "paper", "smoke", "paper,smoke", "random,smoke"])
 def test_variants_of_detectors_combine(detector, more):
@@ -87,6 +97,11 @@ def test_variants_of_detectors_combine(detector, more):
         (
             {"stages": ("one",), "stage": {"one": {"data": {"size": ()}}}},
             r"config\.stage\.one\.data\.size=\(\): give height",
+        ),
+        ({"data": {"size": (96, 128), "scale": -1.0}}, r"config\.data\.scale=-1.0: it is from 0 to 100"),
+        (
+            {"stages": ("one",), "data": {"size": (96, 128), "scale": 1.0}, "stage": {"one": {"data": {"scale": 0.0}}}},
+            r"config\.stage\.one\.data\.scale=0: a stage's scale is above 0",
         ),
         ({"head": {"name": "heatmap", "sigma": 0.0}}, r"head\.sigma=0.0: it is at least 0.1"),
         ({"head": {"name": "yolo", "overlap": 1.5}}, r"head\.overlap=1.5: it is from 0 to 1"),

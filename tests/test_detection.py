@@ -1033,10 +1033,24 @@ def test_a_threshold_is_chosen_where_there_are_objects(data, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(("side", "scale"), [(3, 6.7), (14, 1.4), (15, 1), (28, 1), (29, 0.69), (100, 0.2)])
+def test_tiles_with_objects_crowd_training_not_validation():
+    settings, split = get_config("own"), splits.Split(np.arange(8), np.arange(8, 12), np.arange(0))
+    empty = np.array([1] * 7 + [0] + [1, 1, 1, 0])
+    plan = train.plan_of(settings, split, empty, runs.Member(0), 1)
+    np.testing.assert_array_equal(plan.valid, np.arange(8, 12))
+    shown = np.concatenate([splits.epoch(plan.train, plan.part, np.random.default_rng(n)) for n in range(200)])
+    np.testing.assert_allclose((shown == 7).mean(), 0.5, atol=0.05)
+    settings.train.balance = "group"
+    assert len(train.plan_of(settings, split, empty, runs.Member(0), 1).valid) == 6
+
+
+@pytest.mark.parametrize(("side", "scale"), [(3, 4), (14, 1.4), (15, 1), (28, 1), (29, 0.69), (100, 0.2)])
 def test_an_open_scale_gives_the_typical_object_its_side(side, scale, tmp_path):
     """20 px, if it has not nearly that; of YOLO's labels, which are shares of their photographs, too."""
     drawn(tmp_path, side, count=2)
+    known = box_files.read(tmp_path / "boxes.csv")
+    missing = [BoxAnnotation(f"missing_{n}.png", np.float64([[0, 0, 300, 300]]), ("square",)) for n in range(9)]
+    box_files.write(tmp_path / "boxes.csv", known + missing)
     assert objects.fitting_scale(tmp_path, tmp_path / "boxes.csv", side=20) == scale
     (tmp_path / "classes.txt").write_text("square\n")
     for n in range(2):

@@ -19,7 +19,7 @@ from jaxmarks.data.brains import Volumes
 from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.phantoms import dendrite
-from jaxmarks.data.photographs import finder, image_size
+from jaxmarks.data.photographs import SOME, finder, image_size
 from jaxmarks.data.samples import FormatError, Samples, concatenate
 
 
@@ -71,8 +71,6 @@ class Dataset(NamedTuple):
 
 # Of a frame in the photographs' proportions: its sides are multiples of this, for networks halve them.
 STEP = 16
-# The proportions of so many photographs are looked at.
-SOME = 200
 
 
 def set_frame(spec) -> None:

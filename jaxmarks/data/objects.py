@@ -15,6 +15,7 @@ from jaxmarks.data.folder import group_of
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.formats.boxes import read as read_boxes
 from jaxmarks.data.photographs import (
+    SOME,
     TURNED,
     decode,
     finder,
@@ -32,8 +33,9 @@ from jaxmarks.ops.frames import placement, tiles
 
 # Sides of objects in pixels of the frame: fewer are hardly found, and those that scales are advised for.
 SMALL, GOOD = 6, 20
-# Photographs keep their scale where it is within this factor of the one that suits their objects.
-NEARLY = math.sqrt(2)
+# Photographs keep their scale where it is within this factor of the one that suits their objects, and none is enlarged
+# more than so many times.
+NEARLY, MOST = math.sqrt(2), 4.0
 
 
 def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by=""):
@@ -104,16 +106,17 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
 def fitting_scale(images, boxes, *, side) -> float:
     """The scale, to two digits, at which the typical box of a file has a `side` of so many pixels; 1 if it nearly has.
 
-    The side of a box is the root of its area, the typical one the median of all whose photographs are in the folder
-    `images`. What is wrong with either the loading tells.
+    The side of a box is the root of its area, the typical one the median of `SOME` photographs of the folder `images`.
+    What is wrong with either the loading tells.
     """
-    find, sides = finder(Path(images)), list[float]()
-    for annotation in read_boxes(boxes, []):
+    find, sides, annotations = finder(Path(images)), list[float](), read_boxes(boxes, [])
+    for annotation in annotations[:: -(-len(annotations) // SOME) or 1]:
         with contextlib.suppress(OSError):
-            whole = math.prod(image_size(find(annotation.image))) if annotation.relative else 1
+            file = find(annotation.image)
+            whole = math.prod(image_size(file)) if annotation.relative else 1
             sides += np.sqrt(whole * np.prod(annotation.boxes[:, 2:] - annotation.boxes[:, :2], axis=-1)).tolist()
     scale = side / np.median([s for s in sides if s > 0] or [side])
-    return 1.0 if max(scale, 1 / scale) <= NEARLY else float(f"{scale:.2g}")
+    return 1.0 if max(scale, 1 / scale) <= NEARLY else float(f"{min(scale, MOST):.2g}")
 
 
 def unsuited(tiles: Samples, overlap: int, scale: float) -> list[dict]:
@@ -251,7 +254,7 @@ def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tu
 def batches(
     folder, *, size, fit, scale, overlap, most=256, longest=2000, problems: list[dict]
 ) -> Iterator[tuple[Samples, list[np.ndarray]]]:
-    """Photographs without boxes, as the Samples of about `most` tiles at a time, read ahead of who takes them.
+    """Photographs without boxes, as the Samples of about `most` tiles or 32 photographs, read ahead of who takes them.
 
     With the samples come the photographs themselves, as `folder.batches` gives them. What cannot be read is appended to
     `problems`.
@@ -268,7 +271,7 @@ def batches(
     for name, (mine, small) in readable(Path(folder), one, most=2 * (os.cpu_count() or 1), problems=problems):
         parts += [(BoxAnnotation(name, none, ()), 0, *tile) for tile in mine]
         photographs.append(small)
-        if len(parts) >= most:
+        if len(parts) >= most or len(photographs) >= 32:
             yield samples(parts, size, ()), photographs
             parts, photographs = [], []
     if parts:

@@ -128,6 +128,9 @@ def image_size(path) -> tuple[int, int]:
         return image.height, image.width
 
 
+# So many photographs of a set tell what a frame should be like.
+SOME = 200
+
 # EXIF's orientations: where a point (x, y) of the upright photograph lies in the stored one of (height h, width w).
 TURNED = {
     2: lambda x, y, h, w: (w - x, y),

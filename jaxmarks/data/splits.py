@@ -178,13 +178,13 @@ def names(split: Split, samples: Samples, versions: int) -> dict[str, list[str]]
     return {part: np.unique(samples.name[rows]).tolist() for part, rows in (chosen | {"unused": unused}).items()}
 
 
-def parts(balance: str, samples: Samples) -> np.ndarray:
-    """Of each sample (N,) the part that training shows as often as any other.
+def parts(balance: str, samples: Samples, shown: np.ndarray) -> np.ndarray:
+    """Of each sample (N,) the part that training, which is `shown` some of them, shows as often as any other.
 
     That is its "set", its "group", ("object") with objects or, where these are most, without, or ("image") all one.
     """
-    alike, empty = np.zeros_like(samples.group), (samples.labels < 0).all(axis=1)
-    by_objects = empty.astype(int) if empty.mean() > 0.5 else alike
+    alike, empty = np.zeros_like(samples.group), np.asarray((samples.labels < 0).all(axis=1), int)
+    by_objects = empty if empty[shown].mean() > 0.5 else alike
     known = {"set": samples.domain, "group": samples.group, "image": alike, "object": by_objects}
     if balance not in known:
         raise ValueError(f"--config.train.balance={balance}: there are {', '.join(known)}")

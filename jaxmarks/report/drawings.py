@@ -61,7 +61,7 @@ def overlay(image, predicted, true=None, visible=None, *, path: Path | None = No
 
 
 def rectangles(image, layers, *, path: Path | None = None, longest: int = 2000) -> np.ndarray:
-    """Draws boxes on a photograph, which is enlarged where it is small; lines and names are no larger than boxes are.
+    """Draws boxes on a photograph, which is enlarged where it is small; lines and names are as small as boxes are.
 
     Args:
       image: (H, W), (H, W, 1) or (H, W, 3), uint8 or float in [0, 1].

@@ -86,6 +86,7 @@ def overlays(
             layer(found, here & found.hit, drawings.GREEN),
         )
         label = f"{Path(name).name}  {missed[name]} missed, {alarms[name]} false"
-        return drawings.rectangles(image, layers, path=path), label
+        drawings.rectangles(image, layers, path=path)
+        return drawings.rectangles(image, layers, longest=400), label
 
     drawings.examples(order, photograph, one, folder, most=most, columns=4, width=300)

@@ -79,9 +79,9 @@ def similarity(z, onto, weight):
 def expected(points, mean, spread):
     """Where most of an image's landmarks put each of them.
 
-    Of the similarities through two landmarks that are far from each other (at most `PAIRS`) the one counts from which the
-    median landmark strays least (Rousseeuw 1984), so that nearly half of them may be anywhere; then all landmarks
-    lay the shape over themselves, those beyond `SURE` standard deviations hardly.
+    Of the similarities through two landmarks (of more than `PAIRS` pairs some of the farther half) the one counts from
+    which the median landmark strays least (Rousseeuw 1984), so that nearly half of them may be anywhere; then all
+    landmarks lay the shape over themselves, those beyond `SURE` standard deviations hardly.
 
     Args:
       points: (K, 2), at least 4.
@@ -92,7 +92,7 @@ def expected(points, mean, spread):
     """
     shape, z = _complex(single(mean)), _complex(single(points))
     i, j = jnp.triu_indices(len(shape), 1)
-    farther = jnp.argsort(-abs(shape[i] - shape[j]))[: (len(i) + 1) // 2]
+    farther = jnp.argsort(-abs(shape[i] - shape[j]))[: max(PAIRS, (len(i) + 1) // 2)]
     some = farther[:: -(-len(farther) // PAIRS)]
     i, j = i[some], j[some]
 

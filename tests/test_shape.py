@@ -88,7 +88,7 @@ def test_landmarks_are_expected_where_the_shape_has_them_whatever_three_of_eight
     )
     true = np.stack([placed(MEAN, *each) for each in zip(scale, angle, shift, strict=True)])
     points = true.copy()
-    away = draw.uniform(2, 8, (*wrong.shape, 2)) * draw.choice([-1, 1], (*wrong.shape, 2)) * [1, draw.uniform(0, 1)]
+    away = draw.uniform(2, 8, (*wrong.shape, 2)) * draw.choice([-1, 1], (*wrong.shape, 2))
     points[np.arange(len(wrong))[:, None], wrong] += away * scale[:, None, None]  # anywhere, but not near
     there, deviation = jax.vmap(expected)(points)
     np.testing.assert_array_less(np.abs(there - true) / scale[:, None, None], 0.02)

@@ -122,6 +122,8 @@ def _check_numbers(settings, said):
     follows = not size and "pixels" in settings.data and key == "--config.data.size"  # the photographs, for all stages
     if not follows and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
         raise ValueError(f"{key}={size}: give height and width of the frame, once, as (192, 256)")
+    if 0 < (scale := settings.data.get("scale") or 0) < 0.01:
+        raise ValueError(f"{said('data.scale')}={scale}: it is from 0.01 to 100, or 0: what suits the objects")
     if settings.data.get("scale") == 0 and said("data.scale") != "--config.data.scale":
         raise ValueError(f"{said('data.scale')}=0: a stage's scale is above 0; --config.data.scale=0 is for all stages")
     if not settings.train.epochs and not settings.train.steps:

@@ -104,8 +104,8 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     set_frame(config.data)
     if follows and config.data.scale != 1:
         processes.tell(
-            f"photographs come in at {config.data.scale:g} of their size, for the sake of their objects: the typical one is"
-            f" then {config.data.side:g} pixels wide; --config.data.scale=1 leaves them as they are"
+            f"photographs come in at {config.data.scale:g} of their size, which suits their objects;"
+            " --config.data.scale=1 leaves them as they are"
         )
     datasets, names = {}, runs.stages(config)
     last = configs.stage(config, names[-1])
@@ -377,7 +377,7 @@ def plan_of(settings, split: splits.Split, parts: np.ndarray, member: runs.Membe
     part, count = parts[split.train // versions], len(split.train)
     some = splits.epoch(split.train, part, draw)[:SETTLING]
     valid = split.valid
-    if options.balance != "object":  # by which test images are not balanced
+    if options.balance != "object":  # as many tiles without objects as there are: so is the test
         valid = splits.balanced(valid, parts[valid // versions], draw)
     devices = devices_of(options)
     together = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours that are mixed share a device

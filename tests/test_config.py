@@ -99,6 +99,7 @@ def test_variants_of_detectors_combine(detector, more):
             r"config\.stage\.one\.data\.size=\(\): give height",
         ),
         ({"data": {"size": (96, 128), "scale": -1.0}}, r"config\.data\.scale=-1.0: it is from 0 to 100"),
+        ({"data": {"size": (96, 128), "scale": 0.001}}, r"config\.data\.scale=0.001: it is from 0.01 to 100"),
         (
             {"stages": ("one",), "data": {"size": (96, 128), "scale": 1.0}, "stage": {"one": {"data": {"scale": 0.0}}}},
             r"config\.stage\.one\.data\.scale=0: a stage's scale is above 0",

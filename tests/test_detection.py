@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from jaxmarks import caveats, detection, evaluate, heads, predict, report, runs, steps, tasks, train
+from jaxmarks import caveats, detection, evaluate, heads, main, predict, report, runs, steps, tasks, train
 from jaxmarks.data import folder, loading, objects, splits
 from jaxmarks.data.formats import boxes as box_files
 from jaxmarks.data.formats.boxes import BoxAnnotation
@@ -599,7 +599,8 @@ def small(data, **changes):
     config.update_from_flattened_dict(
         {
             "data.images": str(data), "data.boxes": str(data / "boxes.csv"), "data.size": (64, 64), "data.scale": 1.0,
-            "split.folds": 2, "model.width": 8, "model.depth": 2, "model.stride": 2, "train.steps": 200, "train.batch_size": 4, "optimizer.learning_rate": 5e-3,
+            "split.folds": 2, "model.width": 8, "model.depth": 2, "model.stride": 2, "train.steps": 200,
+            "train.batch_size": 4, "optimizer.learning_rate": 5e-3,
         } | changes
     )  # fmt: skip
     return config
@@ -762,14 +763,8 @@ def test_three_classes_of_mixed_sizes(three_classes, detector, changes, tmp_path
     config = get_config(f"own,{detector}")
     config.train.devices = 1
     config.augment.update({"scale": 0.0, "aspect": 0.0, "quarter_turns": False})
-    data = {"data.images": str(three_classes), "data.boxes": str(three_classes / "boxes.json")}
-    more = {
-        "data.scale": 1.0,
-        "split.run": (0,),
-        "train.batch_size": 8,
-        "optimizer.learning_rate": 3e-3,
-        "baselines": (),
-    }
+    data = {"data.images": str(three_classes), "data.boxes": str(three_classes / "boxes.json"), "data.scale": 1.0}
+    more = {"split.run": (0,), "train.batch_size": 8, "optimizer.learning_rate": 3e-3, "baselines": ()}
     config.update_from_flattened_dict(data | more | changes)
     dataset = train.train(config, tmp_path)["train"]
     summary = evaluate.of_run(config, tmp_path, dataset)
@@ -1072,6 +1067,16 @@ def test_a_run_keeps_the_scale_that_follows_its_objects(tmp_path, capsys):
         config = small(tmp_path, **{"data.scale": 0.0} | changes)
         loading.set_frame(config.data)
         assert config.data.scale == 1
+
+
+def test_other_photographs_have_a_scale_above_0(monkeypatch):
+    data = get_config().data
+    for said, found in (({}, None), ({"data.scale": 0.5}, 0.5)):
+        monkeypatch.setattr(main, "overrides", lambda said=said: said)
+        assert main.scale_of(data) == found
+    monkeypatch.setattr(main, "overrides", lambda: {"data.scale": 0.0})
+    with pytest.raises(ValueError, match=r"data\.scale=0.0: it is above 0; the run has 1"):
+        main.scale_of(data)
 
 
 def drawn(folder, side, count=6, size=(400, 400)):

@@ -80,17 +80,16 @@ expected = jax.jit(lambda points: shape.expected(points, MEAN, SPREAD))
 def test_landmarks_are_expected_where_the_shape_has_them_whatever_three_of_eight_say():
     """Also where the five others lie near each other."""
     draw = np.random.default_rng(0)
-    wrong = np.repeat(list(itertools.combinations(range(8), 3)), 5, axis=0)
-    scale, angle, shift = (
-        draw.uniform(20, 80, len(wrong)),
-        draw.uniform(0, 6.28, len(wrong)),
-        draw.uniform(-50, 250, (len(wrong), 2)),
-    )
-    true = np.stack([placed(MEAN, *each) for each in zip(scale, angle, shift, strict=True)])
-    points = true.copy()
-    away = draw.uniform(2, 8, (*wrong.shape, 2)) * draw.choice([-1, 1], (*wrong.shape, 2))
-    points[np.arange(len(wrong))[:, None], wrong] += away * scale[:, None, None]  # anywhere, but not near
-    there, deviation = jax.vmap(expected)(points)
+    sets = [wrong for count in range(4) for wrong in itertools.combinations(range(8), count)]
+    scale, true, points = [], [], []
+    for wrong in sets * 5:
+        scale.append(draw.uniform(20, 80))
+        true.append(placed(MEAN, scale[-1], draw.uniform(0, 6.28), draw.uniform(-50, 250, 2)))
+        points.append(true[-1].copy())
+        for k in wrong:  # anywhere, but not near
+            points[-1][k] += scale[-1] * np.array([draw.choice([-1, 1]) * draw.uniform(2, 8), draw.uniform(-8, 8)])
+    scale, true = np.array(scale), np.stack(true)
+    there, deviation = jax.vmap(expected)(np.stack(points))
     np.testing.assert_array_less(np.abs(there - true) / scale[:, None, None], 0.02)
     np.testing.assert_allclose(deviation, scale[:, None] * SPREAD, rtol=0.02)
 

@@ -19,7 +19,7 @@ from jaxmarks.data.brains import Volumes
 from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.phantoms import dendrite
-from jaxmarks.data.photographs import SOME, finder, image_size
+from jaxmarks.data.photographs import finder, image_size, some
 from jaxmarks.data.samples import FormatError, Samples, concatenate
 
 
@@ -95,11 +95,11 @@ def set_frame(spec) -> None:
 
 
 def _sizes(spec):
-    """(height, width) of `SOME` photographs that have landmarks; what is wrong with the others the loading tells."""
+    """(height, width) of some photographs that have landmarks; what is wrong with the others the loading tells."""
     if not (spec.images and spec.landmarks):
         return []
-    marked, find, sizes = formats.read(spec.landmarks, spec.images, []), finder(spec.images), []
-    for annotation in marked[:: -(-len(marked) // SOME) or 1]:
+    find, sizes = finder(spec.images), []
+    for annotation in some(formats.read(spec.landmarks, spec.images, [])):
         with contextlib.suppress(OSError):
             sizes.append(image_size(find(annotation.image)))
     return sizes

@@ -15,7 +15,6 @@ from jaxmarks.data.folder import group_of
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.formats.boxes import read as read_boxes
 from jaxmarks.data.photographs import (
-    SOME,
     TURNED,
     decode,
     finder,
@@ -25,6 +24,7 @@ from jaxmarks.data.photographs import (
     not_decoded,
     readable,
     shrunk,
+    some,
     turn_of,
     turned,
 )
@@ -106,11 +106,11 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
 def fitting_scale(images, boxes, *, side) -> float:
     """The scale, to two digits, at which the typical box of a file has a `side` of so many pixels; 1 if it nearly has.
 
-    The side of a box is the root of its area, the typical one the median of `SOME` photographs of the folder `images`.
-    What is wrong with either the loading tells.
+    The side of a box is the root of its area, the typical one the median of some photographs of the folder `images`.
+    None is enlarged more than `MOST` times. What is wrong with either the loading tells.
     """
-    find, sides, annotations = finder(Path(images)), list[float](), read_boxes(boxes, [])
-    for annotation in annotations[:: -(-len(annotations) // SOME) or 1]:
+    find, sides = finder(Path(images)), list[float]()
+    for annotation in some(read_boxes(boxes, [])):
         with contextlib.suppress(OSError):
             file = find(annotation.image)
             whole = math.prod(image_size(file)) if annotation.relative else 1

@@ -128,8 +128,10 @@ def image_size(path) -> tuple[int, int]:
         return image.height, image.width
 
 
-# So many photographs of a set tell what a frame should be like.
-SOME = 200
+def some(annotations, most=200):
+    """At most so many of a set's annotations, from all of it: enough to tell what a frame should be like."""
+    return annotations[:: -(-len(annotations) // most) or 1]
+
 
 # EXIF's orientations: where a point (x, y) of the upright photograph lies in the stored one of (height h, width w).
 TURNED = {

@@ -79,7 +79,7 @@ def similarity(z, onto, weight):
 def expected(points, mean, spread):
     """Where most of an image's landmarks put each of them.
 
-    Of the similarities through two landmarks (of more than `PAIRS` pairs some of the farther half) the one counts from
+    Of the similarities through two landmarks (of more than `PAIRS` pairs some of the farther ones) the one counts from
     which the median landmark strays least (Rousseeuw 1984), so that nearly half of them may be anywhere; then all
     landmarks lay the shape over themselves, those beyond `SURE` standard deviations hardly.
 

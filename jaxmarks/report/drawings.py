@@ -61,7 +61,7 @@ def overlay(image, predicted, true=None, visible=None, *, path: Path | None = No
 
 
 def rectangles(image, layers, *, path: Path | None = None, longest: int = 2000) -> np.ndarray:
-    """Draws boxes on a photograph, which is enlarged where it is small; lines and names are as small as boxes are.
+    """Draws boxes on a photograph, which is enlarged where it is small; lines and names shrink with the boxes.
 
     Args:
       image: (H, W), (H, W, 1) or (H, W, 3), uint8 or float in [0, 1].
@@ -73,11 +73,8 @@ def rectangles(image, layers, *, path: Path | None = None, longest: int = 2000) 
       The drawing, (H', W', 3) uint8.
     """
     canvas, place = _canvas(image, longest=longest, least=400)
-    corners = np.concatenate([np.zeros((0, 4)), *(np.reshape(boxes, (-1, 4)) for boxes, *_ in layers)]).reshape(
-        -1, 2, 2
-    )
-    sides = np.abs(np.diff(place(corners), axis=1))
-    whole = max(canvas.size)
+    corners = [np.zeros((0, 2, 2)), *(np.reshape(boxes, (-1, 2, 2)) for boxes, *_ in layers)]
+    sides, whole = np.abs(np.diff(place(np.concatenate(corners)), axis=1)), max(canvas.size)
     typical = float(np.median(sides)) if len(sides) else whole
     width, size = max(1, round(min(whole / 400, typical / 12))), max(10, min(whole / 70, typical))
     draw = ImageDraw.Draw(canvas)

@@ -57,7 +57,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 def own(config, target):
     """A few dozen photographs: all five folds, all remaining images trained on, in a frame of their proportions."""
-    config.data.size = ()
+    config.data.size, config.data.zoom = (), 0.0
     config.split.run, config.split.valid, config.train.steps = (), 0.0, 500
     if target != "direct":
         config.head.leap = 8.0

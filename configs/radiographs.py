@@ -42,7 +42,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config.model = small(network, encoder or "plain")
     config.head = head(network)
     if "own" in chosen:
-        config.data.size = ()
+        config.data.size, config.data.zoom = (), 0.0
         config.split.run, config.split.valid = (), 0.0
         if network != "hourglass":
             config.head.leap = 8.0

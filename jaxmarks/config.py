@@ -25,7 +25,7 @@ LIMITS = {
     "train.ensemble": (1, MANY), "train.ema": (0, 1), "train.mixup": (0, MANY), "train.patience": (0, MANY),
     "train.devices": (0, MANY), "train.span": (1, MANY),
     "data.scale": (0, 100), "data.side": (1, MANY), "data.overlap": (0, MANY), "data.curves": (0, MANY),
-    "data.pixels": (1024, MANY), "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1),
+    "data.pixels": (1024, MANY), "data.zoom": (0, 16), "data.share": (0.05, 1), "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1),
     "head.ignore": (0, 1), "head.limit": (1, MANY), "head.leap": (0, MANY), "head.anchor_count": (1, MANY),
 }  # fmt: skip
 
@@ -124,8 +124,17 @@ def _check_numbers(settings, said):
         raise ValueError(f"{key}={size}: give height and width of the frame, once, as (192, 256)")
     if 0 < (scale := settings.data.get("scale") or 0) < 0.01:
         raise ValueError(f"{said('data.scale')}={scale}: it is from 0.01 to 100, or 0: what suits the objects")
-    if settings.data.get("scale") == 0 and said("data.scale") != "--config.data.scale":
-        raise ValueError(f"{said('data.scale')}=0: a stage's scale is above 0; --config.data.scale=0 is for all stages")
+    for key in ("scale", "zoom"):
+        if settings.data.get(key) == 0 and said(f"data.{key}") != f"--config.data.{key}":
+            raise ValueError(
+                f"{said(f'data.{key}')}=0: a stage's {key} is above 0; --config.data.{key}=0 is for all stages"
+            )
+    if 0 < (zoom := settings.data.get("zoom", 1)) < 1:
+        raise ValueError(f"{said('data.zoom')}={zoom}: it is from 1 to 16, or 0: what suits the photographs")
+    if zoom > 1 and settings.data.get("sets"):
+        raise ValueError(
+            f"{said('data.zoom')}={zoom}: of several data.sets each photograph is looked at whole; leave it 1"
+        )
     if not settings.train.epochs and not settings.train.steps:
         raise ValueError(f"{said('train.steps')}=0 {said('train.epochs')}=0: give one of them")
     chosen, folds = tuple(settings.split.run), settings.split.folds
@@ -253,6 +262,8 @@ def base() -> ml_collections.ConfigDict:
         "keep": "",  # a folder for the images where memory does not hold them: they are streamed from there
         "size": (96, 128),  # height and width of the network's frame; (): in the photographs' proportions, of about
         "pixels": 192 * 256,  # in all
+        "zoom": 1.0,  # how closely, at most, the network looks a second time, at what it found in the whole; 1: it does
+        # not; 0: as one's own photographs suggest
         "fit": "pad",  # or stretch
         "flip": (),  # the landmarks' order, from 0, after a horizontal mirror; empty: no mirroring
         "part": "pronotum",  # of the phantoms
@@ -260,6 +271,7 @@ def base() -> ml_collections.ConfigDict:
         "seed": 0,
         "count": 293,
         "source_size": (192, 256),  # the phantoms' photographs, in whose pixels errors are given
+        "share": 1.0,  # of their width and height, that the phantoms take
         "sets": {},  # several datasets for one network: name -> the keys of data, as images, in which it differs
     }
     split = {

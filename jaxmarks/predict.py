@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmarks import atomic, calibration, detection, landmarks, report, steps, tasks, trained
 from jaxmarks.data import folder as folders
-from jaxmarks.data import formats, objects
+from jaxmarks.data import formats, loading, objects
 from jaxmarks.data.ahead import ahead
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.ops import geometry
@@ -74,7 +74,7 @@ def photographs(images):
 def marker(task, settings) -> Callable:
     """The pure function (networks, images) of what finds landmarks."""
     call = steps.predictor(task)
-    size, fit = tuple(settings.data.size), settings.data.fit
+    size, fit = loading.frame_size(settings.data), settings.data.fit
 
     def predict(networks, images):
         source = images.shape[1:3]
@@ -146,7 +146,7 @@ def on_folder(
     problems: list[dict] = []
 
     def drawings():
-        size, fit = tuple(settings.data.size), settings.data.fit
+        size, fit = loading.frame_size(settings.data), settings.data.fit
         for samples, photographs in folders.batches(images, size=size, fit=fit, problems=problems):
             points, scores = landmarks.predict(call, networks, samples)
             unknown = np.zeros(points.shape[:2], bool)

@@ -17,6 +17,7 @@ import jax.export
 import numpy as np
 
 from jaxmarks import atomic, detection, platforms, predict, runs, tasks, trained
+from jaxmarks.data.loading import frame_size
 
 # An artefact made on one of them runs on all.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -30,7 +31,7 @@ def export(
     Args:
       workdir: a run's folder.
       folder: where the artefact goes.
-      size: (H, W) of the photographs that it will take; by default the network's frame.
+      size: (H, W) of the photographs that it will take; by default the frame of the data.
       fold: the networks of that fold alone; None takes all.
       set: of a run over several datasets the one whose landmarks are wanted.
 
@@ -39,7 +40,7 @@ def export(
     """
     exporting = exporter()
     task, settings, networks, notes = trained.networks_of(workdir, fold=fold, set=set)
-    call, frame = predict.function(task, settings, notes[0]["facts"]), tuple(size or settings.data.size)
+    call, frame = predict.function(task, settings, notes[0]["facts"]), tuple(size or frame_size(settings.data))
     names = ("boxes", "scores", "classes") if "boxes" in settings.data else ("points", "scores")
     leaves, structure = jax.tree.flatten(networks)
 

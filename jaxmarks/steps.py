@@ -44,6 +44,8 @@ class Task(NamedTuple):
       augment: (keys (B,), batch) -> batch, for training.
       plain: batch -> batch, for evaluation.
       versions: how many versions of a sample there are.
+      usual: as `plain`, but of what training shows of the images, where that is another part of them.
+      predict: `predict_step` without its task, where it is another one.
     """
 
     apply: Callable
@@ -51,6 +53,8 @@ class Task(NamedTuple):
     augment: Callable
     plain: Callable
     versions: int = 1
+    usual: Callable | None = None
+    predict: Callable | None = None
 
 
 def computing_in(dtype: str, apply: Callable) -> Callable:
@@ -195,6 +199,8 @@ def statistics_step(variables, data, rows, *, task, prepare):
 
 def predict_step(variables, images, *, task):
     """Images (B, H, W, C) uint8 in the network's frame -> (points (B, K, 2) in that frame, scores (B, K)), or Detections."""
+    if task.predict is not None:
+        return task.predict(variables, images)
     return task.head.decode(task.apply(variables, task.plain({"images": images})["images"], train=False))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxmarks import augment, checkpoint, heads, models, optim, processes, steps
+from jaxmarks import augment, checkpoint, closer, heads, models, optim, processes, steps
 from jaxmarks import config as configs
 from jaxmarks.data.loading import known_facts
 from jaxmarks.ops import boxes as box_ops
@@ -39,7 +39,9 @@ def build(settings, facts: dict, flip=None, size=None):
     augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=shown)
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
     apply = steps.computing_in(settings.train.dtype, network.apply)
-    return network, steps.Task(apply, head, augmentation.apply, plain, augmentation.versions)
+    task = steps.Task(apply, head, augmentation.apply, plain, augmentation.versions)
+    zoom = settings.data.get("zoom", 1)
+    return network, closer.looking(task, tuple(settings.data.size), zoom) if zoom > 1 else task
 
 
 def sizes(settings) -> list[tuple[int, int]]:

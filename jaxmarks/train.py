@@ -29,6 +29,13 @@ from jaxmarks.metrics_log import MetricsLog
 
 # From so many training images the statistics of batches are taken that a network is judged and saved with.
 SETTLING = 256
+# What is said where a key of `data` follows what is in the photographs.
+FOLLOWED = {
+    "scale": "photographs come in at {:g} of their size, which suits their objects; --config.data.scale=1 leaves them as"
+    " they are",
+    "zoom": "landmarks take a small part of the photographs: the network looks at each whole, and then at that part, up"
+    " to {:g} times as closely; --config.data.zoom=1 looks once",
+}
 # After so many steps that are called one by one it is asked whether to stop, and whether a checkpoint is due.
 ASKING = 10
 
@@ -79,7 +86,7 @@ class Progress:
 def train(config, workdir: Path) -> dict[str, Dataset]:
     """Runs every stage of `config` that is not complete in `workdir`; returns the stages' datasets by name.
 
-    A frame or scale that the config leaves open (`data.size`, `data.scale`) is set in it. Where several processes train
+    What the config leaves open (`data.size`, `data.scale`, `data.zoom`) is set in it. Where several processes train
     together (`processes.join`) each calls this.
     """
     workdir = Path(workdir)
@@ -100,13 +107,11 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
 def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     """What `train` does in each process."""
     tasks.check(config)
-    follows = config.data.get("scale") == 0  # the objects
+    follows = [key for key in ("scale", "zoom") if config.data.get(key) == 0]  # what is in the photographs
     set_frame(config.data)
-    if follows and config.data.scale != 1:
-        processes.tell(
-            f"photographs come in at {config.data.scale:g} of their size, which suits their objects;"
-            " --config.data.scale=1 leaves them as they are"
-        )
+    for key in follows:
+        if (value := config.data[key]) != 1:
+            processes.tell(FOLLOWED[key].format(value))
     datasets, names = {}, runs.stages(config)
     last = configs.stage(config, names[-1])
     baselines.check(last.baselines, objects="boxes" in last.data)  # else a trained run could not be scored
@@ -438,7 +443,7 @@ def judges(settings, task: steps.Task, feed: Feed, plan: Plan):
     """
     prepare = tasks.validation_input(settings, task)
     validate = jax.jit(functools.partial(steps.valid_step, task=task, prepare=prepare))
-    measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=prepare))
+    measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=task.usual or prepare))
 
     def settle(state):
         variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}

@@ -34,8 +34,8 @@ def silhouette(monkeypatch):
     def nothing(*_, **__):
         pass
 
-    def focused(size, rng, blank=canvas.blank):
-        return blank(size, rng)._replace(edge=1e-3)
+    def focused(size, rng, blank=canvas.blank, **where):
+        return blank(size, rng, **where)._replace(edge=1e-3)
 
     greys = itertools.count(1)
     monkeypatch.setattr(canvas, "blank", focused)

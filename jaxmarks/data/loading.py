@@ -20,7 +20,8 @@ from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.phantoms import dendrite
 from jaxmarks.data.photographs import finder, image_size, some
-from jaxmarks.data.samples import FormatError, Samples, concatenate
+from jaxmarks.data.samples import Annotation, FormatError, Samples, concatenate
+from jaxmarks.ops.frames import FILL, frame
 
 
 class OneOfSeveral(NamedTuple):
@@ -74,35 +75,69 @@ STEP = 16
 
 
 def set_frame(spec) -> None:
-    """Sets what a config's `data` leaves open: of landmarks the `size` (), of objects the `scale` 0.
+    """Sets what a config's `data` leaves open: of landmarks the `size` () and the `zoom` 0, of objects the `scale` 0.
 
-    The median photograph has `pixels` there, or a little more. Photographs are those that have landmarks, of all `sets`;
-    where none can be read the frame is 4:3. Of the scale see `objects.fitting_scale`; where nothing is read or each
-    photograph is brought whole into the frame it is 1.
+    The median photograph has `pixels` in the size, or a little more. Photographs are those that have landmarks, of all
+    `sets`; where none can be read the frame is 4:3. Of the zoom see `fitting_zoom`, of the scale
+    `objects.fitting_scale`; where nothing is read or each photograph is brought whole into the frame that is 1.
     """
     if "boxes" in spec:
         if not spec.scale:
             own = spec.images and spec.boxes and spec.fit == "tile"
             spec.scale = objects.fitting_scale(spec.images, spec.boxes, side=spec.side) if own else 1.0
         return
-    if len(spec.size):
+    follows = spec.get("zoom") == 0
+    if len(spec.size) and not follows:
         return
-    found = [size for name in spec.sets or ("",) for size in _sizes(of_set(spec, name))]
-    height, width = np.transpose(found or [(3, 4)])
-    tall = np.exp(np.median(np.log(height / width)) / 2)  # the side of a square of one pixel becomes that tall
-    sides = np.sqrt(spec.pixels) * np.array([tall, 1 / tall])
-    spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.1)) for side in sides)  # 193 is 192
+    found = [one for name in spec.sets or ("",) for one in _photographs(of_set(spec, name))]
+    if not len(spec.size):
+        height, width = np.transpose([size for _, size in found] or [(3, 4)])
+        tall = np.exp(np.median(np.log(height / width)) / 2)  # the side of a square of one pixel becomes that tall
+        sides = np.sqrt(spec.pixels) * np.array([tall, 1 / tall])
+        spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.1)) for side in sides)  # 193 is 192
+    if follows:
+        spec.zoom = 1.0 if spec.sets else fitting_zoom(found, tuple(spec.size), spec.fit)
 
 
-def _sizes(spec):
-    """(height, width) of some photographs that have landmarks; what is wrong with the others the loading tells."""
+def fitting_zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit) -> float:
+    """How closely, to two digits, a network must look for the landmarks to fill its view as `views.close` has it.
+
+    It is 1 where they nearly do in the whole photograph, `objects.MOST` at most, and brings out no more pixels than there are.
+
+    Args:
+      found: photographs' landmarks, and their (height, width).
+      size: (H, W) of the network's frame.
+      fit: how photographs lie in it.
+    """
+    shares, pixels = [], []
+    for annotation, source in found:
+        points = annotation.points[annotation.visible]
+        if len(points) > 1 and 2 * len(points) >= len(annotation.visible):  # else nobody knows how far they reach
+            step = np.diag(np.array(frame(source, size, fit))[:, :2])
+            shares.append(max(np.ptp(points, axis=0) / step / size[::-1]))
+            pixels.append(max(step))
+    if not shares or not (share := np.median(shares)) > 0:
+        return 1.0
+    zoom = min(FILL / share, float(np.median(pixels)), objects.MOST)
+    return 1.0 if zoom <= objects.NEARLY else float(f"{zoom:.2g}")
+
+
+def frame_size(spec) -> tuple[int, int]:
+    """Height and width of the frame in which a config's `data` has the images: `zoom` times the network's `size`."""
+    zoom = spec.get("zoom", 1)  # which configs of older runs and of objects do not have
+    height, width = spec.size
+    return round(zoom * height), round(zoom * width)
+
+
+def _photographs(spec):
+    """The landmarks and (height, width) of some photographs; what is wrong with the others the loading tells."""
     if not (spec.images and spec.landmarks):
         return []
-    find, sizes = finder(spec.images), []
-    for annotation in some(formats.read(spec.landmarks, spec.images, [])):
+    find, found = finder(spec.images), []
+    for annotation in some(formats.read(spec.landmarks, spec.images, [], curves=spec.get("curves", 0))):
         with contextlib.suppress(OSError):
-            sizes.append(image_size(find(annotation.image)))
-    return sizes
+            found.append((annotation, image_size(find(annotation.image))))
+    return found
 
 
 def load(spec) -> Dataset:
@@ -173,7 +208,7 @@ def of_set(spec, name: str):
         raise ValueError(f"--set={name}: the run has {known}")
     if not name:
         return spec
-    common = [key for key in spec if key not in ("sets", "size", "pixels", "keep")]
+    common = [key for key in spec if key not in ("sets", "size", "pixels", "zoom", "keep")]
     if unknown := [key for key in sets[name] if key not in common]:
         raise ValueError(f"--config.data.sets.{name}.{unknown[0]}: a dataset may change {', '.join(common)}")
     return ml_collections.ConfigDict(dict(spec) | dict(sets[name]) | {"sets": {}, "keep": ""})
@@ -257,7 +292,7 @@ def _own(spec):
     samples, problems = folder.load(
         spec.images,
         spec.landmarks,
-        size=tuple(spec.size),
+        size=frame_size(spec),
         channels=3,
         fit=spec.fit,
         group_by=spec.group_by,
@@ -348,18 +383,18 @@ def _drawn(part, **options) -> Samples:
 def _phantoms(spec):
     """Phantoms of `spec.part`, or of several joined by "+", each without the landmarks that `spec.drop` takes from it.
 
-    They are drawn at the network's size; their photograph is the drawing at `spec.source_size`.
+    They are drawn at the frame's size; their photograph is the drawing at `spec.source_size`.
     """
     parts = spec.part.split("+")
     unknown = set(parts) - set(phantoms.PARTS)
     if unknown:
         raise ValueError(f"--config.data.part={spec.part}: the parts are {', '.join(phantoms.PARTS)}")
-    size, source = tuple(spec.size), tuple(spec.source_size)
+    size, source = frame_size(spec), tuple(spec.source_size)
     scale = np.array([source[1] / size[1], source[0] / size[0]])
     drawn = []
     for part in parts:
         kept = _kept(spec, part)
-        one = _drawn(part, size=size, seed=spec.seed, count=spec.count)
+        one = _drawn(part, size=size, seed=spec.seed, count=spec.count, share=spec.get("share", 1.0))
         affine = np.concatenate([np.diag(scale), np.zeros((2, 1))], axis=1)
         drawn.append(
             Samples(
@@ -379,6 +414,6 @@ def _phantoms(spec):
 
     def photograph(name):
         part, specimen = name.removesuffix(".png").rsplit("_", 1)
-        return phantoms.draw(part, int(specimen), size=source, seed=spec.seed)[0]
+        return phantoms.draw(part, int(specimen), size=source, seed=spec.seed, share=spec.get("share", 1.0))[0]
 
     return Dataset(concatenate(drawn), [], _flip(spec, parts[0]) if len(parts) == 1 else None, photograph)

@@ -1,5 +1,8 @@
 """Where a photograph lies in a network's frame. Plain Python, so that data can be placed without JAX."""
 
+# The share of a close view's width or height, whichever is more, that the landmarks take (`views.close`).
+FILL = 0.8
+
 
 def placement(source_size, size, fit, scale=None):
     """(top, left, rows, columns), in whole pixels of the frame, that the photograph fills.

@@ -44,7 +44,7 @@ PARTS = {name: part.landmarks for name, part in _PARTS.items()}
 FLIP = {name: part.flip for name, part in _PARTS.items()}
 
 
-def draw(part, specimen, *, size=(192, 256), seed=0):
+def draw(part, specimen, *, size=(192, 256), seed=0, share=1.0):
     """Draws one part of one specimen.
 
     The same part, specimen and seed are the same beetle in the same scene at every resolution; the sensor's noise alone
@@ -55,13 +55,14 @@ def draw(part, specimen, *, size=(192, 256), seed=0):
       specimen: its number, from 0; `load` uses those below `SPECIMENS`.
       size: height and width in pixels; the subject fits the largest centred 4:3 frame.
       seed: another seed is another collection.
+      share: less than 1: the frame takes that share of its largest width and height, and lies anywhere in the image.
 
     Returns:
       image: (H, W, 3) uint8, sRGB-like.
       points: (K, 2) float64 landmarks (x, y) in pixels, y down, the origin at the corner of the top-left pixel.
 
     Raises:
-      ValueError: unknown part, negative specimen, or a size below 1.
+      ValueError: unknown part, negative specimen, a size below 1, or a share that is not above 0 and at most 1.
     """
     if part not in PARTS:
         raise ValueError(f"part: unknown phantom part {part!r}; choose one of {', '.join(PARTS)}")
@@ -69,20 +70,21 @@ def draw(part, specimen, *, size=(192, 256), seed=0):
         raise ValueError(f"specimen: {specimen} is negative; number the specimens from 0")
     if min(size) < 1:
         raise ValueError(f"size: {tuple(size)} has no pixels; give (height, width), both at least 1")
+    if not 0 < share <= 1:
+        raise ValueError(f"share: {share} is none of the image; give more than 0 and at most 1")
     genes = genome.genome(specimen, seed)
     rng = np.random.default_rng([seed, specimen, 1 + list(PARTS).index(part)])
-    camera = rng.spawn(1)[0]
+    camera, place = rng.spawn(2)
     pose = genome.pose(rng, mirror=-1 if part == "right_mandible" else 1)
-    scene = canvas.blank(size, rng)
+    scene = canvas.blank(size, rng, share=share, place=place.uniform(share / 2, 1 - share / 2, 2))
     backdrop.card(scene, rng)
     backdrop.litter(scene, rng)
     points = _PARTS[part].draw(scene, genes, pose, rng)
     backdrop.dust(scene, rng, int(rng.integers(3, 12)))
-    height, width = size
-    return canvas.develop(scene, camera), points / scene.pixel + [width / 2, height / 2]
+    return canvas.develop(scene, camera), points / scene.pixel + scene.centre
 
 
-def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3):
+def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3, share=1.0):
     """Draws specimens 0 ... count-1 of a part as `Samples`, one group per specimen.
 
     Args:
@@ -91,6 +93,7 @@ def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3):
       seed: another seed is another collection.
       count: how many specimens.
       channels: 3, or 1 for luminance (0.299 R + 0.587 G + 0.114 B, rounded).
+      share: as in `draw`.
 
     Raises:
       ValueError: as `draw`; a count below 1; channels other than 1 or 3.
@@ -101,11 +104,11 @@ def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3):
         raise ValueError(f"channels: {channels} is neither 1 (luminance) nor 3 (RGB)")
 
     def one(specimen):
-        image, points = draw(part, specimen, size=size, seed=seed)
+        image, points = draw(part, specimen, size=size, seed=seed, share=share)
         return image if channels == 3 else luminance(image), points
 
     images, points = zip(*map(one, range(count)), strict=True)
-    scale = min(size[0] / canvas.FRAME[1], size[1] / canvas.FRAME[0])
+    scale = share * min(size[0] / canvas.FRAME[1], size[1] / canvas.FRAME[0])
     return Samples(
         images=np.stack(images),
         points=np.stack(points).astype(np.float32),

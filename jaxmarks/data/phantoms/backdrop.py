@@ -12,7 +12,7 @@ def card(canvas, rng):
     """Fills the canvas with an unevenly lit card."""
     size = canvas.light.shape[1:]
     colour = np.array(CARDS[rng.integers(len(CARDS))]) * rng.uniform(0.75, 1.15) * np.exp(rng.normal(0, 0.04, 3))
-    slope = rng.normal(0, 0.0018, 2).astype(np.float32)
+    slope = canvas.share * rng.normal(0, 0.0018, 2).astype(np.float32)
     mottle = 0.06 * noise(rng, size, 6) + 0.02 * noise(rng, size, 26) + 0.014 * canvas.grain[0]
     even = 1 + slope[0] * canvas.x + slope[1] * canvas.y + mottle
     for plane, value in zip(canvas.light, colour, strict=True):

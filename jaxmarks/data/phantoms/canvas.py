@@ -17,14 +17,16 @@ FRAME = (256, 192)  # width and height in frame units
 class Canvas(NamedTuple):
     """A picture in the making.
 
-    `light` is (3, H, W) float32 linear light; `x` (1, W) and `y` (H, 1) are the pixel centres in frame units, `pixel`
-    a pixel's width, `edge` the width over which an outline fades (pixel and defocus together); `sun` is the unit vector
+    `light` is (3, H, W) float32 linear light; `x` (1, W) and `y` (H, 1) are the pixel centres in frame units, `centre`
+    (2,) is the frame's, in pixels, `share` the frame's of the picture, `pixel` a pixel's width, `edge` the width over which an outline fades (pixel and defocus together); `sun` is the unit vector
     to the main lamp; `grain` (2, H, W) is the fine relief of every surface.
     """
 
     light: np.ndarray
     x: np.ndarray
     y: np.ndarray
+    centre: np.ndarray
+    share: float
     pixel: float
     edge: float
     sun: np.ndarray
@@ -41,18 +43,23 @@ class Skin(NamedTuple):
     relief: float
 
 
-def blank(size, rng):
-    """An empty canvas of (height, width) pixels with its lamp, focus and grain."""
+def blank(size, rng, *, share=1.0, place=(0.5, 0.5)):
+    """An empty canvas of (height, width) pixels with its lamp, focus and grain.
+
+    The frame takes a `share` of the largest that fits, and its centre lies at the `place`, (x, y) as shares of the width
+    and height.
+    """
     height, width = size
-    scale = min(width / FRAME[0], height / FRAME[1])
-    x = ((np.arange(width) + 0.5 - width / 2) / scale).astype(np.float32)[None]
-    y = ((np.arange(height) + 0.5 - height / 2) / scale).astype(np.float32)[:, None]
+    scale = share * min(width / FRAME[0], height / FRAME[1])
+    centre = np.array([width, height]) * place
+    x = ((np.arange(width) + 0.5 - centre[0]) / scale).astype(np.float32)[None]
+    y = ((np.arange(height) + 0.5 - centre[1]) / scale).astype(np.float32)[:, None]
     azimuth, altitude = rng.uniform(-2.6, -0.5), rng.uniform(0.7, 1.1)
     sun = np.array([np.cos(altitude) * np.cos(azimuth), np.cos(altitude) * np.sin(azimuth), np.sin(altitude)])
     edge = float(np.hypot(1 / scale, rng.uniform(0.5, 1.3)))
     grain = np.stack([noise(rng, size, 120) + 0.35 * noise(rng, size, 44) for _ in range(2)])
     light = np.empty((3, height, width), np.float32)
-    return Canvas(light, x, y, 1 / scale, edge, sun.astype(np.float32), grain)
+    return Canvas(light, x, y, centre, share, 1 / scale, edge, sun.astype(np.float32), grain)
 
 
 def noise(rng, size, cells):
@@ -190,7 +197,8 @@ def develop(canvas, rng):
     """The camera: vignetting, white balance, exposure, tone curve and sensor noise. Returns (H, W, 3) uint8."""
     light = canvas.light
     centre = rng.normal(0, 12, 2).astype(np.float32)
-    radius2 = ((canvas.x - centre[0]) / 160) ** 2 + ((canvas.y - centre[1]) / 160) ** 2
+    far = 160 / canvas.share
+    radius2 = ((canvas.x - centre[0]) / far) ** 2 + ((canvas.y - centre[1]) / far) ** 2
     falloff = 1 - np.float32(rng.uniform(0.15, 0.5)) * radius2
     balance = rng.uniform(0.9, 1.12) * (1 + rng.normal(0, 0.025, 3))
     read = rng.uniform(0.006, 0.014)

@@ -1,0 +1,59 @@
+"""Small specimens in large photographs: a network looks at each whole, and then closely at the part that it found.
+
+The frame holds more pixels than the network takes. One network does both: in training it sees some images whole, and of
+the others what the second look will show it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmarks import steps
+from jaxmarks.ops import geometry, views
+
+# Of how many training images one is shown whole.
+WHOLE = 4
+
+
+def looking(task: steps.Task, size: tuple[int, int], zoom: float) -> steps.Task:
+    """The task of a network that takes `size` (H, W), for frames `zoom` times as high and wide, and points in these."""
+
+    def near(points, visible, frame):
+        return views.close(points, visible, frame, size, most=2 * zoom)
+
+    def shown(batch, whole):
+        """A batch as the network sees it, the images of which `whole` (B,) is true whole."""
+        frame = batch["images"].shape[1:3]
+        part = near(batch["points"], batch["visible"], frame)
+        view = jnp.where(whole[:, None, None], views.whole(frame, size), part)
+        seen = {
+            "images": views.look(batch["images"], view, size),
+            "points": geometry.affine(geometry.invert(view), batch["points"]),
+        }
+        if "delta" in batch:
+            seen["delta"] = batch["delta"] * jnp.sqrt(view[:, 0, 0] * view[:, 1, 1])
+        return batch | seen
+
+    def augment(keys, batch):
+        draw = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, WHOLE), 1 / WHOLE))
+        return task.augment(keys, shown(batch, draw(keys)))
+
+    def plain(batch):
+        return task.plain(shown(batch, jnp.zeros(len(batch["images"]), bool)))
+
+    def usual(batch):
+        return task.plain(shown(batch, batch["index"] % WHOLE == 0))
+
+    def predict(variables, images):
+        frame = images.shape[1:3]
+
+        def find(view):
+            points, scores = steps.predict_step(variables, views.look(images, view, size), task=task)
+            return geometry.affine(view, points), scores
+
+        points, scores = find(jnp.broadcast_to(views.whole(frame, size), (len(images), 2, 3)))
+        typical = jnp.median(scores, axis=-1, keepdims=True)
+        there = scores >= jnp.minimum(typical, typical / 2)  # what an image does not show is found anywhere
+        return find(near(lax.stop_gradient(points), there, frame))
+
+    return task._replace(augment=augment, plain=plain, usual=usual, predict=predict)

@@ -1,0 +1,237 @@
+"""The second look: what training and validation see, what is predicted, and from photographs to files."""
+
+import functools
+import json
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from test_predict import ROOT, untrained
+
+from jaxmarks import augment, closer, evaluate, heads, predict, runs, serving, steps, train
+from jaxmarks import config as configs
+from jaxmarks.data import loading, phantoms
+from jaxmarks.data.loading import fitting_zoom
+from jaxmarks.data.samples import Annotation
+from jaxmarks.ops import geometry, heatmaps, views
+
+FRAME, SIZE, ZOOM = (192, 256), (48, 64), 4.0
+RNG = np.random.default_rng(0)
+
+
+def marked(points, sigma=3.0):
+    """Frames (B, *FRAME, K) uint8 whose channel k shows landmark k alone."""
+    return np.asarray(jnp.round(255 * heatmaps.gaussian(points, FRAME, sigma=sigma))).astype(np.uint8)
+
+
+def fish(variants):
+    return runpy.run_path(str(ROOT / "configs" / "fish.py"))["get_config"](variants)
+
+
+def task_of(landmarks=3, decoder="local_soft_argmax"):
+    """A task whose network hands on the images, as maps of its landmarks."""
+    head = heads.build({"name": "heatmap", "sigma": 2.0, "decoder": decoder}, landmarks=landmarks, size=SIZE)
+    plain = lambda batch: batch | {"images": batch["images"].astype(jnp.float32) / 255}
+    return steps.Task(lambda variables, images, train: images, head, lambda keys, batch: plain(batch), plain)
+
+
+def batch_of(count, landmarks=3, scatter=20):
+    centres = RNG.uniform((60, 50), (196, 142), (count, 1, 2))
+    points = (centres + RNG.uniform(-scatter, scatter, (count, landmarks, 2))).astype(np.float32)
+    return {
+        "images": marked(points),
+        "points": points,
+        "visible": np.ones((count, landmarks), bool),
+        "index": np.arange(count),
+        "delta": np.full(count, 3.0, np.float32),
+    }
+
+
+def test_the_second_look_finds_what_the_first_sees_in_a_pixel():
+    batch = batch_of(8)
+    once = task_of(decoder="argmax")
+    call = functools.partial(steps.predict_step, None, task=closer.looking(once, SIZE, ZOOM))
+    small = geometry.resize(jnp.asarray(batch["images"]), SIZE)
+    first = 4 * steps.predict_step(None, small, task=once)[0]
+    for found, scores in (call(batch["images"]), jax.jit(call)(batch["images"])):
+        far = np.linalg.norm(found - batch["points"], axis=-1)
+        assert far.max() < 1 and np.linalg.norm(first - batch["points"], axis=-1).mean() > 2 * far.mean()
+        assert scores.shape == (8, 3)
+
+
+def test_what_an_image_does_not_show_does_not_widen_the_view():
+    points = np.array([[[100.0, 100.0], [112.0, 104.0], [104.0, 110.0], [30.0, 30.0]]], np.float32)
+    images = marked(points)
+    images[..., 3] //= 8  # the last landmark is hardly there
+    seen = []
+    task = task_of(4)
+
+    def plain(batch):
+        seen.append(batch["images"])
+        return task.plain(batch)
+
+    steps.predict_step(None, images, task=closer.looking(task._replace(plain=plain), SIZE, ZOOM))
+    three = views.close(points, np.array([[True, True, True, False]]), FRAME, SIZE, most=2 * ZOOM)
+    np.testing.assert_allclose(np.asarray(seen[1], float), np.asarray(views.look(images, three, SIZE), float), atol=12)
+
+
+def test_views_move_images_points_and_the_size_of_a_pixel_alike():
+    batch = batch_of(12)
+    task = closer.looking(task_of(), SIZE, ZOOM)
+    keys = jax.vmap(jax.random.key)(np.arange(12))
+    for seen in (task.plain(batch), task.usual(batch), task.augment(keys, batch), jax.jit(task.augment)(keys, batch)):
+        assert seen["images"].shape == (12, *SIZE, 3)
+        found, _ = task.head.decode(seen["images"])
+        np.testing.assert_allclose(found, seen["points"], atol=0.2)
+        for n in range(12):  # distances in pixels of the photograph stay what they are
+            before, after = (np.ptp(points[n], axis=0) for points in (batch["points"], np.asarray(seen["points"])))
+            np.testing.assert_allclose(after * seen["delta"][n], 3 * before, rtol=1e-3)
+    sizes = np.asarray(task.usual(batch)["delta"])
+    np.testing.assert_allclose(sizes[::4], 12.0, rtol=1e-6)
+    assert (np.delete(sizes, np.s_[::4]) < 6).all() and (np.asarray(task.plain(batch)["delta"]) < 6).all()
+
+
+def test_training_shows_a_quarter_whole_each_sample_by_its_own_key():
+    batch = batch_of(4)
+    rows = np.arange(400) % 4
+    many = {key: value[rows] for key, value in batch.items()} | {"images": batch["images"][rows][:, ::8, ::8]}
+    many["points"] = many["points"] / 8
+    task = closer.looking(task_of(), SIZE, ZOOM)
+    keys = jax.vmap(jax.random.key)(np.arange(400))
+    seen = jax.jit(task.augment)(keys, many)
+    whole = np.isclose(seen["delta"], 3.0 * 24 / 48)
+    assert 70 < whole.sum() < 130
+    some = np.array([3, 77, 200])
+    alone = task.augment(keys[some], {key: value[some] for key, value in many.items()})
+    for key in ("images", "points"):
+        np.testing.assert_allclose(alone[key], seen[key][some], atol=2 / 255 if key == "images" else 1e-4)
+
+
+def test_the_papers_versions_of_a_view_are_of_whole_numbers():
+    augmentation = augment.build({"name": "paper_x7"}, channels=1)
+    task = task_of()._replace(augment=augmentation.apply, versions=7)
+    batch = batch_of(4) | {"version": np.arange(4)}
+    seen = closer.looking(task, SIZE, ZOOM).augment(jax.vmap(jax.random.key)(np.arange(4)), batch)
+    assert seen["images"].shape == (4, *SIZE, 1)
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "zoom"),
+    [
+        ([[100, 100], [420, 340]], 2.0),  # 320 of 800: 0.4 of the width, and 0.4 of the height
+        ([[0, 0], [800, 600]], 1.0),
+        ([[100, 100], [580, 100]], 1.0),  # 0.6, which is nearly 0.8
+        ([[100, 100], [300, 100]], 3.1),  # 0.25 would be 3.2; a pixel of the frame is 3.125 of the photograph
+        ([[100, 100], [100, 100]], 1.0),
+        ([[100, 100], None], 2.0),  # half of them tell it: see below
+        ([[100, 100], None, None], 1.0),
+    ],
+)
+def test_the_zoom_by_hand(landmarks, zoom):
+    visible = np.array([point is not None for point in landmarks])
+    points = np.array([point or (0, 0) for point in landmarks], float)
+    if visible.sum() == 1 and len(visible) == 2:  # one landmark has no extent: others tell
+        others = Annotation("b.png", np.array([[0.0, 0.0], [320.0, 0.0]]), np.ones(2, bool))
+        found = [(Annotation("a.png", points, visible), (600, 800)), (others, (600, 800))]
+    else:
+        found = [(Annotation("a.png", points, visible), (600, 800))]
+    assert fitting_zoom(found, (192, 256), "pad") == zoom
+
+
+def test_there_is_a_most_and_no_photographs_tell_nothing():
+    tiny = Annotation("a.png", np.array([[0.0, 0.0], [100.0, 100.0]]), np.ones(2, bool))
+    assert fitting_zoom([(tiny, (6000, 8000))], (192, 256), "pad") == 4.0
+    assert fitting_zoom([], (192, 256), "pad") == 1.0
+    wide = Annotation("a.png", np.array([[0.0, 0.0], [400.0, 100.0]]), np.ones(2, bool))
+    # Stretched, 400 of 1600 and 100 of 200 are a quarter and a half.
+    assert fitting_zoom([(wide, (200, 1600))], (64, 64), "stretch") == 1.6
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Ten drawn photographs of small pronota, with their landmarks."""
+    folder = tmp_path_factory.mktemp("small")
+    rows = ["image," + ",".join(f"x{k},y{k}" for k in range(1, 9))]
+    for s in range(10):
+        image, points = phantoms.draw("pronotum", s, size=(240, 320), share=0.4)
+        Image.fromarray(image).save(folder / f"{s}.png")
+        rows.append(f"{s}.png," + ",".join(f"{v:.3f}" for v in points.ravel()))
+    (folder / "marks.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_a_phantoms_share_of_its_photograph():
+    whole = np.array([phantoms.draw("pronotum", s, size=(96, 128))[1] for s in range(20)])
+    small = np.array([phantoms.draw("pronotum", s, size=(240, 320), share=0.4)[1] for s in range(20)])
+    np.testing.assert_allclose(small - small[:, :1], whole - whole[:, :1], atol=1e-9)  # 0.4 of 320 is 128
+    corner = small[:, 0] - whole[:, 0]
+    assert (corner >= 0).all() and (corner <= (192, 144)).all() and np.ptp(corner, axis=0).min() > 90
+    loaded = phantoms.load("pronotum", size=(240, 320), share=0.4, count=2)
+    np.testing.assert_allclose(loaded.points, small[:2], atol=1e-4)
+    np.testing.assert_allclose(loaded.mm_per_px, phantoms.load("pronotum", size=(96, 128), count=2).mm_per_px)
+    for share in (0, 1.1, -0.2):
+        with pytest.raises(ValueError, match="share: "):
+            phantoms.draw("pronotum", 0, share=share)
+
+
+def test_from_photographs_to_files(photographs, tmp_path):
+    """Of a network that was never trained: whatever it finds, folder, function and artefact find the same."""
+    config = fish("own")
+    config.data.update({"images": str(photographs), "landmarks": str(photographs / "marks.csv"), "pixels": 3072})
+    loading.set_frame(config.data)
+    assert (config.data.size, config.data.zoom) == ((48, 64), 3.8)
+    changes = {"data.size": (48, 64), "data.zoom": 3.8, "split.run": (0,), "model.width": 4}
+    run = untrained(tmp_path / "run", "fish", "own", {"landmarks": 8}, **changes)
+
+    dataset = loading.load(config.data)
+    assert dataset.samples.images.shape == (10, 182, 243, 3)
+    _, true = phantoms.draw("pronotum", 3, size=(240, 320), share=0.4)
+    np.testing.assert_allclose(dataset.samples.source_points[3], true, atol=0.01)
+
+    summary = predict.on_folder(run, photographs, tmp_path / "out")
+    assert summary["images"] == 10
+    rows = [line.split(",") for line in (tmp_path / "out" / "predictions.csv").read_text().splitlines()[1:9]]
+    written = np.array([row[2:4] for row in rows], float)
+    images = np.stack([np.asarray(Image.open(photographs / f"{s}.png")) for s in range(2)])
+    points, scores = predict.load(run)(images)
+    assert ((points >= 0) & (points <= np.array([320, 240]))).all() and scores.shape == (2, 8)
+    np.testing.assert_allclose(points[0], written, atol=0.6)  # of Pillow's frames, rounded otherwise than JAX's
+    about = serving.export(run, tmp_path / "export", size=(240, 320))
+    assert about["images"] == ["batch", 240, 320, 3]
+    found = serving.load(tmp_path / "export")(images)
+    np.testing.assert_allclose(found["points"], points, atol=0.05)
+    assert serving.export(run, tmp_path / "export")["images"] == ["batch", 182, 243, 3]
+
+
+def test_a_run_that_looks_closely(photographs, tmp_path, capsys):
+    """Trained for a few steps: what it says, the frames' size, and scores in the photographs' pixels."""
+    config = fish("own")
+    config.update_from_flattened_dict(
+        {
+            "data.images": str(photographs), "data.landmarks": str(photographs / "marks.csv"), "data.size": (32, 48),
+            "model.width": 4, "split.folds": 2, "split.run": (0,), "split.valid": 0.2, "train.devices": 1,
+            "train.batch_size": 4, "train.steps": 3,
+        }
+    )  # fmt: skip
+    datasets = train.train(config, tmp_path)
+    assert runs.config_of(tmp_path).data.zoom == config.data.zoom == 3.8
+    assert "at that part, up to 3.8 times as closely; --config.data.zoom=1 looks once" in capsys.readouterr().out
+    assert datasets["train"].samples.images.shape[1:3] == (122, 182)
+    summary = evaluate.of_run(config, tmp_path, datasets["train"])
+    assert summary["images"] == 5 and 0 < summary["mean_distance_px"] < 320
+    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][-1:]
+    assert np.isfinite(line["valid/distance_px"])
+
+
+def test_several_datasets_are_looked_at_whole(photographs):
+    config = fish("own")
+    own = {"images": str(photographs), "landmarks": str(photographs / "marks.csv")}
+    config.data.sets = {"a": own, "b": own}
+    loading.set_frame(config.data)
+    assert config.data.zoom == 1.0
+    config.data.zoom = 2.0
+    with pytest.raises(ValueError, match=r"config\.data\.zoom=2\.0: of several data\.sets"):
+        configs.check(config)

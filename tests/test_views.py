@@ -1,0 +1,89 @@
+"""Views of a frame against Pillow, a loop of NumPy, and landmarks drawn into them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmarks.ops import geometry, heatmaps, views
+from jaxmarks.ops.decode import local_soft_argmax
+
+RNG = np.random.default_rng(0)
+
+
+def close_of_one(points, visible, frame, size, most):
+    """A view of `views.close`, by hand."""
+    height, width = frame
+    shown = points[visible]
+    share, (x, y) = 1.0, (width / 2, height / 2)
+    if 2 * len(shown) >= len(points):
+        (x0, y0), (x1, y1) = shown.min(0), shown.max(0)
+        share = min(1.0, max(1 / most, (x1 - x0) / width / 0.8, (y1 - y0) / height / 0.8))
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    left = min(max(0, x - share * width / 2), width - share * width)
+    top = min(max(0, y - share * height / 2), height - share * height)
+    return np.array([[share * width / size[1], 0, left], [0, share * height / size[0], top]])
+
+
+def test_close_views_are_those_by_hand():
+    frame, size, most = (300, 420), (48, 64), 5.0
+    count, landmarks = 200, 6
+    centres, spreads = RNG.uniform(0, 300, (count, 1, 2)), RNG.uniform(0.1, 400, (count, 1, 1))
+    points = np.clip(centres + spreads * RNG.uniform(-1, 1, (count, landmarks, 2)), 0, (420, 300)).astype(np.float32)
+    visible = RNG.random((count, landmarks)) < RNG.uniform(0, 1.5, (count, 1))
+    expected = np.array(
+        [close_of_one(p, v, frame, size, most) for p, v in zip(points.astype(float), visible, strict=True)]
+    )
+    close = functools.partial(views.close, frame=frame, size=size, most=most)
+    for found in (close(points, visible), jax.jit(close)(points, visible), jax.vmap(close)(points, visible)):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
+    whole = np.asarray(views.whole(frame, size))
+    few = 2 * visible.sum(1) < landmarks
+    assert 20 < few.sum() < 150
+    np.testing.assert_allclose(expected[few], np.broadcast_to(whole, (few.sum(), 2, 3)), atol=1e-6)
+    shares = expected[~few, 0, 0] * size[1] / frame[1]
+    assert (shares == 1).any() and np.isclose(shares, 1 / most).any() and ((shares < 1) & (shares > 1 / most)).any()
+
+
+def test_a_view_close_to_a_border_shows_nothing_beyond_it():
+    points = np.array([[[1.0, 2.0], [21.0, 12.0]], [[419.0, 299.0], [400.0, 280.0]]])
+    found = np.asarray(views.close(points, np.ones((2, 2), bool), (300, 420), (30, 42), most=10))
+    corners = geometry.affine(found, jnp.array([[[0.0, 0.0], [42.0, 30.0]]] * 2))
+    np.testing.assert_allclose(corners, [[[0, 0], [42, 30]], [[378, 270], [420, 300]]], atol=1e-3)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 90, 60), (12.5, 3.25, 57.5, 33.25), (70.3, 40.1, 79.3, 46.1)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_look_is_pillows_resized_box(box, dtype):
+    image, size = RNG.integers(0, 256, (60, 90, 3), dtype=np.uint8), (20, 30)
+    x0, y0, x1, y1 = box
+    view = jnp.array([[[(x1 - x0) / 30, 0, x0], [0, (y1 - y0) / 20, y0]]])
+    expected = np.asarray(Image.fromarray(image).resize((30, 20), Image.Resampling.BILINEAR, box=box))
+    look = functools.partial(views.look, size=size)
+    for function in (look, jax.jit(look)):
+        found = function(jnp.asarray(image[None].astype(dtype)), view)
+        assert found.dtype == dtype and found.shape == (1, 20, 30, 3)
+        np.testing.assert_allclose(np.asarray(found[0], float), expected, atol=1.01)  # Pillow rounds after each axis
+
+
+def test_a_landmark_is_where_its_pixels_are():
+    frame, size = (240, 320), (60, 80)
+    points = RNG.uniform((60, 50), (260, 190), (4, 3, 2)).astype(np.float32)
+    near = views.close(points, np.ones((4, 3), bool), frame, size, most=8)
+    maps = heatmaps.gaussian(points, frame, sigma=8.0)
+    found, _ = local_soft_argmax(views.look(maps, near, size), window=3)
+    np.testing.assert_allclose(found, geometry.affine(geometry.invert(near), points), atol=0.06)
+    np.testing.assert_allclose(geometry.affine(near, found), points, atol=0.2)
+
+
+def test_a_look_has_gradients():
+    view = jnp.array([[[0.8, 0.0, 1.3], [0.0, 1.7, 0.4]]])
+    image = jnp.asarray(RNG.random((1, 12, 14, 1)), jnp.float32)
+    weights = jnp.asarray(RNG.random((1, 6, 7, 1)), jnp.float32)
+    value = lambda image: jnp.sum(weights * views.look(image, view, (6, 7)))
+    gradient = np.asarray(jax.grad(value)(image))
+    step = jnp.zeros_like(image).at[0, 4, 5, 0].set(0.5)
+    np.testing.assert_allclose((value(image + step) - value(image - step)), gradient[0, 4, 5, 0], atol=1e-4)

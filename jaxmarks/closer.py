@@ -51,7 +51,7 @@ def looking(task: steps.Task, size: tuple[int, int], zoom: float) -> steps.Task:
             points, scores = steps.predict_step(variables, views.look(images, view, size), task=task)
             return geometry.affine(view, points), scores
 
-        points, scores = find(jnp.broadcast_to(views.whole(frame, size), (len(images), 2, 3)))
+        points, scores = find(jnp.broadcast_to(views.whole(frame, size), (images.shape[0], 2, 3)))
         typical = jnp.median(scores, axis=-1, keepdims=True)
         there = scores >= jnp.minimum(typical, typical / 2)  # what an image does not show is found anywhere
         return find(near(lax.stop_gradient(points), there, frame))

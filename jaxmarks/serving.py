@@ -96,7 +96,8 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         raise ValueError(
             f"{workdir}: ONNX cannot hold Faster R-CNN, whose proposals are beyond the converter; use --format=jax"
         )
-    settings.train.dtype = "float32"
+    zoom = settings.data.get("zoom", 1.0)
+    settings.train.dtype, settings.data.zoom = "float32", 1.0  # one look
     _, task = tasks.build(settings, notes[0]["facts"])
     shape, decoded = (*settings.data.size, 3), settings.head.name == "direct"
     folder = Path(folder)
@@ -129,6 +130,7 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         "set": set,
         "head": settings.head.to_dict(),
         "fit": settings.data.fit,
+        "zoom": zoom,
         "facts": notes[0]["facts"],
     }
     atomic.write_json(folder / "onnx.json", about)

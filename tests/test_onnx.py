@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_predict import OBJECTS, noise, untrained
 
+from jaxmarks import config as configs
 from jaxmarks import find, platforms, predict, serving, steps, train, trained
 
 jax2onnx = pytest.importorskip("jax2onnx")
@@ -66,13 +67,18 @@ def test_a_run_as_onnx_files(name, tmp_path):
     np.testing.assert_allclose(found[1], scores, atol=1e-4)
 
 
-def test_a_run_in_bfloat16_becomes_float32(tmp_path):
+@pytest.mark.parametrize("zoom", [1.0, 2.0])
+def test_a_run_in_bfloat16_becomes_float32_and_a_look_of_two_one(zoom, tmp_path):
     changes = {"split.run": (0,), "data.size": (64, 64)}
     halves, wholes = (
         untrained(tmp_path / dtype, "fish", "smoke", {"landmarks": 5}, **changes, **{"train.dtype": dtype})
         for dtype in ("bfloat16", "float32")
     )
+    config = configs.load(halves / "config.json")
+    config.data.zoom = zoom
+    configs.save(config, halves / "config.json")
     about = serving.export_onnx(halves, tmp_path / "export")
+    assert about["zoom"] == zoom
     images = noise(2, 64, 64, 3)
     (found,) = results(tmp_path / "export" / about["files"][0], images.astype(np.float32))
     task, _, (variables,), _ = trained.networks_of(wholes)

@@ -56,6 +56,7 @@ def base():
     config.stage = {
         "pretrain": {
             "data": {
+                "zoom": 1.0,
                 "images": "",
                 "landmarks": "",
                 "part": "pronotum+elytra+head",
@@ -86,7 +87,7 @@ def smoke(config):
 
 def paper(config):
     """Sections 3 and 4 of the paper, and for pretraining and fine-tuning its section 7 with the authors' code."""
-    config.data.size = (192, 256)
+    config.data.size, config.data.zoom = (192, 256), 1.0
     config.split.update({"by": "random", "folds": 9, "run": (), "valid": 0.4})
     config.augment = {"name": "paper_x7"}
     config.model.dropout, config.model.standardise, config.head.loss = (), False, "mse"

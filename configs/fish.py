@@ -116,7 +116,7 @@ def reduced(config, target):
 
 def protocol(config, target, *, frame):
     """The paper's folds, and its sigma (5 or 3) in proportion to a frame of `frame` x `frame` pixels."""
-    config.data.size = (frame, frame)
+    config.data.size, config.data.zoom = (frame, frame), 1.0
     config.split.run, config.split.valid = (), 0.25
     if target != "direct":
         config.head.sigma, config.head.leap = {"gaussian": 5.0, "exponential": 3.0}[target] * frame / 256, 0.0

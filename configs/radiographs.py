@@ -85,7 +85,7 @@ def head(network):
 
 def thesis(config, network, encoder):
     """Section 4.2 of the thesis, and where that is silent the networks' own papers."""
-    config.data.size = (256, 256)
+    config.data.size, config.data.zoom = (256, 256), 1.0
     config.split.valid = 0.2
     config.optimizer = {"name": "adam", "learning_rate": 1e-4, "warmup": 0.0, "weight_decay": 0.0, "clip": 0.0}
     config.train.epochs, config.train.steps, config.train.patience = 300, 0, 50

@@ -1,7 +1,7 @@
 """Small specimens in large photographs: a network looks at each whole, and then closely at the part that it found.
 
 The frame holds more pixels than the network takes. One network does both: in training it sees some images whole, and of
-the others what the second look will show it.
+the others what the second look will show it. Validation is of the second look alone, around the true landmarks.
 """
 
 import jax
@@ -11,12 +11,15 @@ from jax import lax
 from jaxmarks import steps
 from jaxmarks.ops import geometry, views
 
-# Of how many training images one is shown whole.
-WHOLE = 4
+# The share of the training images that are shown whole.
+WHOLE = 0.25
 
 
 def looking(task: steps.Task, size: tuple[int, int], zoom: float) -> steps.Task:
-    """The task of a network that takes `size` (H, W), for frames `zoom` times as high and wide, and points in these."""
+    """The task of a network that takes `size` (H, W), for frames `zoom` times as high and wide, and points in these.
+
+    A specimen that is smaller than most is looked at up to twice as closely, its pixels made larger.
+    """
 
     def near(points, visible, frame):
         return views.close(points, visible, frame, size, most=2 * zoom)
@@ -24,7 +27,8 @@ def looking(task: steps.Task, size: tuple[int, int], zoom: float) -> steps.Task:
     def shown(batch, whole):
         """A batch as the network sees it, the images of which `whole` (B,) is true whole."""
         frame = batch["images"].shape[1:3]
-        part = near(batch["points"], batch["visible"], frame)
+        # A padding row has no visible landmarks, and is to be seen as the row that it repeats.
+        part = near(batch["points"], batch.get("marked", batch["visible"]), frame)
         view = jnp.where(whole[:, None, None], views.whole(frame, size), part)
         seen = {
             "images": views.look(batch["images"], view, size),
@@ -34,15 +38,17 @@ def looking(task: steps.Task, size: tuple[int, int], zoom: float) -> steps.Task:
             seen["delta"] = batch["delta"] * jnp.sqrt(view[:, 0, 0] * view[:, 1, 1])
         return batch | seen
 
+    def some(keys):
+        return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 4), WHOLE))(keys)
+
     def augment(keys, batch):
-        draw = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, WHOLE), 1 / WHOLE))
-        return task.augment(keys, shown(batch, draw(keys)))
+        return task.augment(keys, shown(batch, some(keys)))
 
     def plain(batch):
         return task.plain(shown(batch, jnp.zeros(len(batch["images"]), bool)))
 
     def usual(batch):
-        return task.plain(shown(batch, batch["index"] % WHOLE == 0))
+        return task.plain(shown(batch, some(steps.keys_of(jax.random.key(0), batch["index"]))))
 
     def predict(variables, images):
         frame = images.shape[1:3]
@@ -54,6 +60,9 @@ def looking(task: steps.Task, size: tuple[int, int], zoom: float) -> steps.Task:
         points, scores = find(jnp.broadcast_to(views.whole(frame, size), (images.shape[0], 2, 3)))
         typical = jnp.median(scores, axis=-1, keepdims=True)
         there = scores >= jnp.minimum(typical, typical / 2)  # what an image does not show is found anywhere
-        return find(near(lax.stop_gradient(points), there, frame))
+        view = near(lax.stop_gradient(points), there, frame)
+        closer, sure = find(view)
+        seen = geometry.inside(geometry.affine(geometry.invert(view), points), size)
+        return jnp.where(seen[..., None], closer, points), jnp.where(seen, sure, scores)
 
     return task._replace(augment=augment, plain=plain, usual=usual, predict=predict)

@@ -262,8 +262,8 @@ def base() -> ml_collections.ConfigDict:
         "keep": "",  # a folder for the images where memory does not hold them: they are streamed from there
         "size": (96, 128),  # height and width of the network's frame; (): in the photographs' proportions, of about
         "pixels": 192 * 256,  # in all
-        "zoom": 1.0,  # how closely, at most, the network looks a second time, at what it found in the whole; 1: it does
-        # not; 0: as one's own photographs suggest
+        "zoom": 1.0,  # how closely the network looks a second time, at what it found in the whole; 1: it looks once; 0: as
+        # one's own photographs suggest
         "fit": "pad",  # or stretch
         "flip": (),  # the landmarks' order, from 0, after a horizontal mirror; empty: no mirroring
         "part": "pronotum",  # of the phantoms

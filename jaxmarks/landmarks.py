@@ -16,7 +16,7 @@ from jaxmarks.ops import boxes, metrics
 
 # Thresholds of the success rates, in pixels of the photograph.
 THRESHOLDS = (1, 2, 3, 4, 5, 10, 20, 40)
-# Those of the hit rates, in pixels of the network's frame (fish paper's delta).
+# Those of the hit rates, in pixels of the frame (fish paper's delta).
 MULTIPLES = (1, 2, 3, 4, 5)
 # Those of the successful detection rates in mm, of the cephalogram challenges.
 MILLIMETRES = (2, 2.5, 3, 4)
@@ -28,7 +28,7 @@ class Predictions(NamedTuple):
     """N images' predicted landmarks beside the true ones, in source pixels, y down.
 
     `fold` (N,) int64 is the fold whose network predicted the image, -1 for the mean of all. `delta` (N,) is the size of
-    a pixel of the network's frame in source pixels, `id` (N,) what the landmark file calls an image. Where several
+    a pixel of the frame in source pixels, `id` (N,) what the landmark file calls an image. Where several
     datasets are joined, the scores of landmarks that an image's dataset does not have are NaN.
     """
 

@@ -65,13 +65,17 @@ def locked(folder: Path):
         yield
 
 
+def begun(workdir: Path) -> bool:
+    """Whether a run in the folder has come as far as to train."""
+    return any((Path(workdir) / name).exists() for name in ("checkpoints", "metrics.jsonl"))
+
+
 def claim(config, workdir: Path) -> None:
     """Writes the config, or makes sure that the run in the workdir is this one, wherever its data lie now."""
     path = workdir / "config.json"
     if path.exists():
         differences = [d for d in configs.differences(configs.load(path), config) if not FREE.match(d)]
-        begun = any((workdir / name).exists() for name in ("checkpoints", "metrics.jsonl"))
-        if differences and not begun:  # the first try had a slip
+        if differences and not begun(workdir):  # the first try had a slip
             configs.save(config, path)
         elif differences:
             raise ValueError(

@@ -94,12 +94,13 @@ def create(variables, tx: optax.GradientTransformation) -> TrainState:
 
 
 def gather(data, rows, versions):
-    """The batch of the given rows (B,); "real" and "visible" are False in a padding row."""
+    """The batch of the given rows (B,); "real" and "visible" are False in a padding row, "marked" is what is visible in it."""
     shown = jnp.where(rows < 0, ~rows, rows)
     sample = shown // versions
     batch = {name: array[sample] for name, array in data.items() if name != "streamed"} | {"real": rows >= 0}
     if "streamed" in data:
         batch["images"] = data["streamed"]
+    batch["marked"] = batch["visible"]
     batch["visible"] = batch["visible"] & batch["real"][:, None]
     return batch | {"index": sample.astype(jnp.int32), "version": (shown % versions).astype(jnp.int32)}
 
@@ -198,7 +199,7 @@ def statistics_step(variables, data, rows, *, task, prepare):
 
 
 def predict_step(variables, images, *, task):
-    """Images (B, H, W, C) uint8 in the network's frame -> (points (B, K, 2) in that frame, scores (B, K)), or Detections."""
+    """Images (B, H, W, C) uint8 in their frame -> (points (B, K, 2) in that frame, scores (B, K)), or Detections."""
     if task.predict is not None:
         return task.predict(variables, images)
     return task.head.decode(task.apply(variables, task.plain({"images": images})["images"], train=False))

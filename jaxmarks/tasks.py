@@ -140,12 +140,15 @@ def take_over(variables, theirs, about: str, skip: str):
     return merged
 
 
-def validation_input(settings, task):
-    """How a validation batch becomes the network's input: as in training where versions are split at random."""
+def inputs(settings, task):
+    """How a batch becomes the network's input, for validation and for the statistics of batches: functions of batches.
+
+    It is as in training where versions are split at random.
+    """
     if settings.split.by == "random" and task.versions > 1:
-        keys = jax.random.key(settings.seed)
-        return lambda batch: task.augment(jnp.broadcast_to(keys, len(batch["index"])), batch)
-    return task.plain
+        of_versions = lambda batch: task.augment(steps.keys_of(jax.random.key(settings.seed), batch["index"]), batch)
+        return of_versions, of_versions
+    return task.plain, task.usual or task.plain
 
 
 def rehearse(settings, facts: dict, flip) -> None:

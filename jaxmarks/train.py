@@ -33,8 +33,8 @@ SETTLING = 256
 FOLLOWED = {
     "scale": "photographs come in at {:g} of their size, which suits their objects; --config.data.scale=1 leaves them as"
     " they are",
-    "zoom": "landmarks take a small part of the photographs: the network looks at each whole, and then at that part, up"
-    " to {:g} times as closely; --config.data.zoom=1 looks once",
+    "zoom": "landmarks take a small part of the photographs: the network looks at each whole, and then {:g} times as"
+    " closely at that part; --config.data.zoom=1 looks once, and takes less memory",
 }
 # After so many steps that are called one by one it is asked whether to stop, and whether a checkpoint is due.
 ASKING = 10
@@ -107,11 +107,8 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
 def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     """What `train` does in each process."""
     tasks.check(config)
-    follows = [key for key in ("scale", "zoom") if config.data.get(key) == 0]  # what is in the photographs
-    set_frame(config.data)
-    for key in follows:
-        if (value := config.data[key]) != 1:
-            processes.tell(FOLLOWED[key].format(value))
+    complete(config, workdir)
+    tasks.check(config)
     datasets, names = {}, runs.stages(config)
     last = configs.stage(config, names[-1])
     baselines.check(last.baselines, objects="boxes" in last.data)  # else a trained run could not be scored
@@ -152,6 +149,21 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
                 training.run()
                 training.finish()
     return datasets
+
+
+def complete(config, workdir: Path) -> None:
+    """Sets what `data` leaves open: as a run that has begun in the workdir has it, or as the photographs suggest.
+
+    That is told where it is not what photographs are by default.
+    """
+    left = [key for key in ("size", *FOLLOWED) if config.data.get(key) in ((), 0)]
+    if runs.begun(workdir):
+        theirs = {"zoom": 1.0} | runs.config_of(workdir).data.to_dict()  # older runs looked once
+        config.data.update({key: tuple(theirs[key]) if key == "size" else theirs[key] for key in left if key in theirs})
+    set_frame(config.data)
+    for key in set(left) & set(FOLLOWED):
+        if (value := config.data[key]) != 1:
+            processes.tell(FOLLOWED[key].format(value))
 
 
 def refuse_other_processes(config) -> None:
@@ -441,9 +453,9 @@ def judges(settings, task: steps.Task, feed: Feed, plan: Plan):
     The variables are the parameters or their moving average, and the statistics of many batches; the running ones hold
     the last few batches' alone.
     """
-    prepare = tasks.validation_input(settings, task)
-    validate = jax.jit(functools.partial(steps.valid_step, task=task, prepare=prepare))
-    measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=task.usual or prepare))
+    to_judge, to_settle = tasks.inputs(settings, task)
+    validate = jax.jit(functools.partial(steps.valid_step, task=task, prepare=to_judge))
+    measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=to_settle))
 
     def settle(state):
         variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}

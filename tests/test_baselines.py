@@ -1,5 +1,7 @@
 """The methods without learning, on shapes whose transform is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from skimage.draw import polygon2mask
@@ -36,6 +38,18 @@ def test_a_known_similarity_is_recovered(angle):
     found, registered = registration.predict(model, image[None])
     assert registered.all()
     assert np.linalg.norm(found[0] - points, axis=-1).mean() < 1.5
+
+
+@pytest.mark.parametrize("size", [(480, 640), (490, 661)])
+def test_a_large_frame_is_made_coarser(size):
+    image, points = draw(0.1, 4.0, (320, 240), size=size)
+    model = registration.fit(
+        dataclasses.replace(samples((0.1, 1.0, (80, 60))), images=image[None], points=points[None])
+    )
+    assert model.factor == 2 and model.size == (size[0] // 2, size[1] // 2)
+    image, points = draw(0.4, 4.2, (330, 250), size=size)
+    found, registered = registration.predict(model, image[None])
+    assert registered.all() and np.linalg.norm(found[0] - points, axis=-1).mean() < 3
 
 
 THREE = (0.0, 1.0, (60, 60)), (0.0, 1.0, (80, 60)), (0.0, 1.0, (101, 60))

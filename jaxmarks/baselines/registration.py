@@ -15,6 +15,9 @@ import skimage
 from jaxmarks.baselines import mean_shape
 from jaxmarks.data.samples import Samples
 
+# Across so many pixels a frame is fine enough, and twice as fine takes ten times as long.
+FINE = 320
+
 
 class Model(NamedTuple):
     """What is carried over to other images.
@@ -24,7 +27,8 @@ class Model(NamedTuple):
       opening: of the masks, in pixels.
       points: (K, 2) landmarks.
       descriptors: (K, D) of the landmarks.
-      size: (H, W) of the frame.
+      size: (H, W) of the frame, made coarser
+      factor: so many times.
     """
 
     outline: np.ndarray | None
@@ -32,6 +36,7 @@ class Model(NamedTuple):
     points: np.ndarray
     descriptors: np.ndarray
     size: tuple[int, int]
+    factor: int
 
 
 def fit(samples: Samples, *, candidates: int = 3, judges: int = 10) -> Model:
@@ -46,7 +51,7 @@ def fit(samples: Samples, *, candidates: int = 3, judges: int = 10) -> Model:
     rank = np.where(samples.visible, distance, 0).sum(1) / np.maximum(samples.visible.sum(1), 1)
     order = np.argsort(rank + 1e6 * (~samples.visible).sum(1), kind="stable")  # complete images first
     usable: list[Model] = []
-    for opening in sorted({1, max(1, samples.images.shape[2] // 64)}):
+    for opening in sorted({1, max(1, samples.images.shape[2] // factor_of(samples.images) // 64)}):
         models = (model_of(samples, i, mean, opening) for i in order)
         usable += itertools.islice((m for m in models if m.outline is not None), candidates)
     if not usable:
@@ -62,9 +67,22 @@ def fit(samples: Samples, *, candidates: int = 3, judges: int = 10) -> Model:
 
 def model_of(samples: Samples, i: int, mean: np.ndarray, opening: int) -> Model:
     """The model that sample `i` makes; its outline is None where it cannot be segmented."""
-    image = samples.images[i]
-    points = np.where(samples.visible[i][:, None], samples.points[i], mean)
-    return Model(outline(image, opening), opening, points, describe(grey(image), points), image.shape[:2])
+    factor = factor_of(samples.images)
+    image = coarser(samples.images[i], factor)
+    points = np.where(samples.visible[i][:, None], samples.points[i], mean) / factor
+    return Model(outline(image, opening), opening, points, describe(grey(image), points), image.shape[:2], factor)
+
+
+def factor_of(images) -> int:
+    """How much coarser images (N, H, W, C) are made."""
+    return max(1, images.shape[2] // FINE)
+
+
+def coarser(image: np.ndarray, factor: int) -> np.ndarray:
+    """An image (H, W, C) uint8 whose pixels are the means of `factor` x `factor` of it; those left over are left out."""
+    height, width = (side // factor for side in image.shape[:2])
+    blocks = image[: height * factor, : width * factor].reshape(height, factor, width, factor, -1)
+    return image if factor == 1 else blocks.mean((1, 3)).round().astype(np.uint8)
 
 
 def predict(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,13 +92,14 @@ def predict(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     points, registered = [], []
     for image in images:
+        image = coarser(image, model.factor)
         edge = outline(image, model.opening)
         registered.append(model.outline is not None and edge is not None)
         if model.outline is None or edge is None:
             points.append(model.points)
         else:
             points.append(refine(model, image, *register(model.outline, edge)))
-    return np.stack(points), np.array(registered)
+    return model.factor * np.stack(points), np.array(registered)
 
 
 def grey(image: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A folder of photographs, with a file of landmarks or without, as Samples in a network's frame."""
+"""A folder of photographs, with a file of landmarks or without, as Samples in a frame."""
 
 import contextlib
 import re
@@ -34,7 +34,7 @@ def load(
     Args:
       images: the folder of photographs.
       landmarks: a file (or LabelMe folder) that `formats.read` reads.
-      size: (H, W) of the network's frame.
+      size: (H, W) of the frame.
       channels: 3 (RGB) or 1 (luminance).
       fit: `pad` keeps the aspect and repeats the edge; `stretch` fills the frame.
       group_by: regular expression; its first group in a file's name is the specimen. Where it is empty the

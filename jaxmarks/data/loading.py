@@ -87,6 +87,8 @@ def set_frame(spec) -> None:
             spec.scale = objects.fitting_scale(spec.images, spec.boxes, side=spec.side) if own else 1.0
         return
     follows = spec.get("zoom") == 0
+    if follows and spec.sets:  # each is looked at whole
+        spec.zoom, follows = 1.0, False
     if len(spec.size) and not follows:
         return
     found = [one for name in spec.sets or ("",) for one in _photographs(of_set(spec, name))]
@@ -96,7 +98,7 @@ def set_frame(spec) -> None:
         sides = np.sqrt(spec.pixels) * np.array([tall, 1 / tall])
         spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.1)) for side in sides)  # 193 is 192
     if follows:
-        spec.zoom = 1.0 if spec.sets else fitting_zoom(found, tuple(spec.size), spec.fit)
+        spec.zoom = fitting_zoom(found, tuple(spec.size), spec.fit)
 
 
 def fitting_zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit) -> float:

@@ -44,18 +44,18 @@ class Annotation:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """N images in a network's frame with their landmarks; every field is an array whose first axis is N.
+    """N images in a frame, of which a network sees all or a part, with their landmarks; the first axis of each field is N.
 
     Attributes:
       images: (N, H, W, C) uint8, an array or `records.Records`.
-      points: (N, K, 2) float32, pixels of the network's frame.
+      points: (N, K, 2) float32, pixels of the frame.
       visible: (N, K) bool.
       group: (N,) int64; images of one group (a specimen, near-identical frames) are never split.
       name: (N,) str, the image's file name or the phantom's.
-      to_source: (N, 2, 3) float64, affine from the network's frame to the photograph's pixels.
+      to_source: (N, 2, 3) float64, affine from the frame to the photograph's pixels.
       mm_per_px: (N,) float64, NaN where the scale is unknown.
       source_size: (N, 2) int64, height and width of the photograph.
-      boxes: (N, M, 4) float32, x0, y0, x1, y1 in pixels of the network's frame.
+      boxes: (N, M, 4) float32, x0, y0, x1, y1 in pixels of the frame.
       labels: (N, M) int32, the boxes' classes from 0; -1 where there is no box.
       domain: (N,) int32, which of several datasets the image is of, from 0; 0 throughout where there is one.
       id: (N,) str, what the landmark file calls the image beside its name (tpsDig's ID); empty where it does not.
@@ -112,12 +112,12 @@ class Samples:
 
     @property
     def delta(self):
-        """(N,) float64, the size of a pixel of the network's frame in the photographs' pixels."""
+        """(N,) float64, the size of a pixel of the frame in the photographs' pixels."""
         return np.sqrt(np.abs(np.linalg.det(self.to_source[:, :, :2])))
 
 
 def to_source(affine, points):
-    """Maps points (N, K, 2) of the network's frame through the (N, 2, 3) affines to source pixels, float64."""
+    """Maps points (N, K, 2) of the frame through the (N, 2, 3) affines to source pixels, float64."""
     return np.einsum("nij,nkj->nki", affine[:, :, :2], points.astype(np.float64)) + affine[:, None, :, 2]
 
 

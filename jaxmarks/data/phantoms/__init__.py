@@ -80,7 +80,7 @@ def draw(part, specimen, *, size=(192, 256), seed=0, share=1.0):
     backdrop.card(scene, rng)
     backdrop.litter(scene, rng)
     points = _PARTS[part].draw(scene, genes, pose, rng)
-    backdrop.dust(scene, rng, int(rng.integers(3, 12)))
+    backdrop.dust(scene, rng, round(rng.integers(3, 12) / share**2))
     return canvas.develop(scene, camera), points / scene.pixel + scene.centre
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxmarks.data.phantoms.canvas import lay, noise, ramp, stroke, window
+from jaxmarks.data.phantoms.canvas import anywhere, lay, noise, ramp, stroke, window
 
 # Linear RGB of the cards: cool white, blue-grey, cream, grey, dull green.
 CARDS = ((0.62, 0.68, 0.76), (0.42, 0.50, 0.62), (0.70, 0.64, 0.52), (0.46, 0.47, 0.48), (0.46, 0.54, 0.44))
@@ -29,7 +29,7 @@ def litter(canvas, rng):
         label(canvas, rng, side)
     elif thing < 0.78:
         scale_bar(canvas, rng)
-    for _ in range(rng.integers(1, 5)):
+    for _ in range(round(rng.integers(1, 5) / canvas.share**2)):
         fibre(canvas, rng)
 
 
@@ -65,8 +65,9 @@ def label(canvas, rng, side):
 def border(canvas, side, start, turn):
     """The window that a sheet covers along the left (-1) or right (+1) border, and the sheet's own axes there."""
     reach = start - 100 * abs(turn) - 8
-    ends = sorted([side * reach, side * 1000])
-    where = window(canvas, (ends[0], -1000), (ends[1], 1000))
+    far = 1000 / canvas.share
+    ends = sorted([side * reach, side * far])
+    where = window(canvas, (ends[0], -far), (ends[1], far))
     x, y = canvas.x[:, where[1]], canvas.y[where[0]]
     return where, side * (x + turn * y) - np.float32(start), y - turn * x
 
@@ -83,7 +84,7 @@ def scale_bar(canvas, rng):
 
 def fibre(canvas, rng):
     """A hair or a paper fibre, anywhere."""
-    start = rng.uniform([-128, -96], [128, 96])
+    start = anywhere(canvas, rng)
     stop = start + rng.normal(0, 16, 2)
     shade = rng.choice([0.05, 0.15, 0.9])
     colour = shade * np.array([1.0, 0.95, 0.85])
@@ -95,7 +96,7 @@ def fibre(canvas, rng):
 
 def dust(canvas, rng, count):
     """Specks and crumbs, on the specimen too."""
-    for place in rng.uniform([-128, -96], [128, 96], (count, 2)):
+    for place in anywhere(canvas, rng, count):
         radius = np.exp(rng.normal(-0.6, 0.5))
         colour = np.array([0.5, 0.46, 0.4]) * np.exp(rng.normal(-0.6, 0.9))
         stroke(

@@ -17,8 +17,9 @@ FRAME = (256, 192)  # width and height in frame units
 class Canvas(NamedTuple):
     """A picture in the making.
 
-    `light` is (3, H, W) float32 linear light; `x` (1, W) and `y` (H, 1) are the pixel centres in frame units, `centre`
-    (2,) is the frame's, in pixels, `share` the frame's of the picture, `pixel` a pixel's width, `edge` the width over which an outline fades (pixel and defocus together); `sun` is the unit vector
+    `light` is (3, H, W) float32 linear light; `x` (1, W) and `y` (H, 1) are the pixel centres in frame units, whose
+    origin lies at `centre` (2,) in pixels; `middle` (2,) is the picture's own in frame units, and `share` what the frame
+    takes of it. `pixel` is a pixel's width, `edge` the width over which an outline fades (pixel and defocus together); `sun` is the unit vector
     to the main lamp; `grain` (2, H, W) is the fine relief of every surface.
     """
 
@@ -26,6 +27,7 @@ class Canvas(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     centre: np.ndarray
+    middle: np.ndarray
     share: float
     pixel: float
     edge: float
@@ -59,7 +61,14 @@ def blank(size, rng, *, share=1.0, place=(0.5, 0.5)):
     edge = float(np.hypot(1 / scale, rng.uniform(0.5, 1.3)))
     grain = np.stack([noise(rng, size, 120) + 0.35 * noise(rng, size, 44) for _ in range(2)])
     light = np.empty((3, height, width), np.float32)
-    return Canvas(light, x, y, centre, share, 1 / scale, edge, sun.astype(np.float32), grain)
+    middle = (np.array([width, height]) / 2 - centre) / scale
+    return Canvas(light, x, y, centre, middle, share, 1 / scale, edge, sun.astype(np.float32), grain)
+
+
+def anywhere(canvas, rng, count=None):
+    """Places in the picture, (2,) or (count, 2) in frame units."""
+    half = np.array(FRAME) / 2
+    return canvas.middle + rng.uniform(-half, half, None if count is None else (count, 2)) / canvas.share
 
 
 def noise(rng, size, cells):
@@ -196,7 +205,7 @@ def shadow(canvas, pose, box, distance, depth, reach):
 def develop(canvas, rng):
     """The camera: vignetting, white balance, exposure, tone curve and sensor noise. Returns (H, W, 3) uint8."""
     light = canvas.light
-    centre = rng.normal(0, 12, 2).astype(np.float32)
+    centre = (canvas.middle + rng.normal(0, 12, 2)).astype(np.float32)
     far = 160 / canvas.share
     radius2 = ((canvas.x - centre[0]) / far) ** 2 + ((canvas.y - centre[1]) / far) ** 2
     falloff = 1 - np.float32(rng.uniform(0.15, 0.5)) * radius2

@@ -284,6 +284,20 @@ def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
     }
 
 
+def unfound(by_class: Mapping[str, dict]) -> list[dict]:
+    """The problems with classes of which there are objects, and of which none scores above the threshold."""
+    return [
+        {
+            "image": "",
+            "what": f"of {one['objects']} objects of class {name} none scores above the threshold, which is one for all"
+            " classes: train longer, on more of them, or give --threshold to --mode=predict",
+            "where": "the classes",
+        }
+        for name, one in by_class.items()
+        if one["objects"] and not one["detections"]
+    ]
+
+
 def by_fold(found: Objects, threshold: np.ndarray, classes: tuple[str, ...]) -> dict:
     """`summarise` of all photographs with their thresholds (N,), and of each fold's, with their standard deviation."""
     folds = []

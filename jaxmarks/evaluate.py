@@ -166,9 +166,10 @@ def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Datas
     methods = {name: detection.join(parts[name]) for name in complete}
     found, threshold = methods.pop("network"), np.array(thresholds)
     detection.write(out, found, threshold, classes)
-    return detection.by_fold(found, threshold, classes) | {
+    summary = detection.by_fold(found, threshold, classes)
+    return summary | {
         "baselines": {name: detection.summarise(each, detection.EVEN, classes) for name, each in methods.items()},
-        "failures": problems + told,
+        "failures": problems + told + detection.unfound(summary["by_class"]),
         "parameters": parameters(held),
         "ms_per_image": np.mean(milliseconds),
     }

@@ -151,7 +151,8 @@ def test_the_papers_versions_of_a_view_are_of_whole_numbers():
     [
         ([[100, 100], [420, 340]], 2.0),  # 320 of 800: 0.4 of the width, and 0.4 of the height
         ([[0, 0], [800, 600]], 1.0),
-        ([[100, 100], [580, 100]], 1.0),  # 0.6, which is nearly 0.8
+        ([[100, 100], [660, 100]], 1.0),  # 0.7, which is nearly 0.8
+        ([[100, 100], [580, 100]], 1.3),
         ([[100, 100], [300, 100]], 3.1),  # 0.25 would be 3.2; a pixel of the frame is 3.125 of the photograph
         ([[100, 100], [100, 100]], 1.0),
         ([[100, 100], None], 2.0),  # half of them tell it: see below

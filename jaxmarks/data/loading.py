@@ -72,6 +72,8 @@ class Dataset(NamedTuple):
 
 # Of a frame in the photographs' proportions: its sides are multiples of this, for networks halve them.
 STEP = 16
+# A second look is up to so many times as closely as the first, and is not worth while below so many times.
+MOST, NEARLY = 4.0, 1.2
 
 
 def set_frame(spec) -> None:
@@ -104,7 +106,7 @@ def set_frame(spec) -> None:
 def fitting_zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit) -> float:
     """How closely, to two digits, a network must look for the landmarks to fill its view as `views.close` has it.
 
-    It is 1 where they nearly do in the whole photograph, `objects.MOST` at most, and brings out no more pixels than there are.
+    It is 1 where they nearly do in the whole photograph, `MOST` at most, and brings out no more pixels than there are.
 
     Args:
       found: photographs' landmarks, and their (height, width).
@@ -120,8 +122,8 @@ def fitting_zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit) -> 
             pixels.append(max(step))
     if not shares or not (share := np.median(shares)) > 0:
         return 1.0
-    zoom = min(FILL / share, float(np.median(pixels)), objects.MOST)
-    return 1.0 if zoom <= objects.NEARLY else float(f"{zoom:.2g}")
+    zoom = min(FILL / share, float(np.median(pixels)), MOST)
+    return 1.0 if zoom < NEARLY else float(f"{zoom:.2g}")
 
 
 def frame_size(spec) -> tuple[int, int]:

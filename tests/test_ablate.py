@@ -334,7 +334,7 @@ def get_grid(text=""):
     for _ in range(2):
         _, workdir = run(tmp_path, grid, launcher)
         config = configs.load(workdir / "a" / "0" / "config.json")
-        config.data.size = (48, 32)  # as training does
+        config.data.size, config.data.zoom = (48, 32), 1.0  # as training does
         configs.save(config, workdir / "a" / "0" / "config.json")
     assert len(launcher.runs) == 1
 

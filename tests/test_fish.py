@@ -49,6 +49,7 @@ def small(photographs, tmp_path, hidden, **changes):
             "data.images": str(folder),
             "data.landmarks": str(tmp_path / "points.csv"),
             "data.size": (32, 32),
+            "data.zoom": 1.0,
             "split.folds": 2,
             "model.width": 4,
             "model.depth": 2,

@@ -49,7 +49,7 @@ def config_of(folder):
     config.update_from_flattened_dict(
         {
             "data.images": str(folder / "photographs"), "data.landmarks": str(folder / "marks.csv"), "data.size": (32, 32),
-            "split.folds": 2, "model.width": 4, "model.depth": 2, "train.devices": 1, "train.steps": 4, "baselines": ("mean_shape",),
+            "data.zoom": 1.0, "split.folds": 2, "model.width": 4, "model.depth": 2, "train.devices": 1, "train.steps": 4, "baselines": ("mean_shape",),
         }
     )  # fmt: skip
     return config

@@ -29,7 +29,7 @@ OUT = flags.DEFINE_string(
 )
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "describe", "export"], "What to do.")
 SIZE = flags.DEFINE_list(
-    "size", [], "Height and width of the photographs of --mode=export; by default the network's frame."
+    "size", [], "Height and width of the photographs of --mode=export; by default those of the run's frame."
 )
 FORMAT = flags.DEFINE_enum(
     "format", "jax", ["jax", "onnx"], "What --mode=export writes: jax.export's artefact, or ONNX."

@@ -28,15 +28,13 @@ def looking(task: steps.Task, size: tuple[int, int], zoom: float) -> steps.Task:
         """A batch as the network sees it, the images of which `whole` (B,) is true whole."""
         frame = batch["images"].shape[1:3]
         # A padding row has no visible landmarks, and is to be seen as the row that it repeats.
-        part = near(batch["points"], batch.get("marked", batch["visible"]), frame)
+        part = near(batch["points"], batch["marked"], frame)
         view = jnp.where(whole[:, None, None], views.whole(frame, size), part)
-        seen = {
+        return batch | {
             "images": views.look(batch["images"], view, size),
             "points": geometry.affine(geometry.invert(view), batch["points"]),
+            "delta": batch["delta"] * jnp.sqrt(view[:, 0, 0] * view[:, 1, 1]),
         }
-        if "delta" in batch:
-            seen["delta"] = batch["delta"] * jnp.sqrt(view[:, 0, 0] * view[:, 1, 1])
-        return batch | seen
 
     def some(keys):
         return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 4), WHOLE))(keys)

@@ -31,7 +31,8 @@ def check(config) -> None:
 def build(settings, facts: dict, flip=None, size=None):
     """The network (linen module), and the task that the steps need, of a stage's settings and its data's facts.
 
-    With a `size` (H, W) the task trains on the frame shown at that size.
+    With a `size` (H, W) the task trains on the frame shown at that size. Where `data.zoom` is above 1 it is for frames so
+    many times larger, of which the network sees all or a part (`closer`).
     """
     head = heads.build(settings.head, size=size or tuple(settings.data.size), **facts)
     network = models.Network(models.build(settings.model), head.layer)

@@ -107,8 +107,8 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
 def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     """What `train` does in each process."""
     tasks.check(config)
-    complete(config, workdir)
-    tasks.check(config)
+    fill_in(config, workdir)
+    configs.check(config)  # what was filled in need not suit every stage
     datasets, names = {}, runs.stages(config)
     last = configs.stage(config, names[-1])
     baselines.check(last.baselines, objects="boxes" in last.data)  # else a trained run could not be scored
@@ -151,10 +151,10 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     return datasets
 
 
-def complete(config, workdir: Path) -> None:
+def fill_in(config, workdir: Path) -> None:
     """Sets what `data` leaves open: as a run that has begun in the workdir has it, or as the photographs suggest.
 
-    That is told where it is not what photographs are by default.
+    A scale or zoom that is not 1 is told.
     """
     left = [key for key in ("size", *FOLLOWED) if config.data.get(key) in ((), 0)]
     if runs.begun(workdir):

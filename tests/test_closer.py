@@ -6,6 +6,7 @@ import runpy
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,6 +46,7 @@ def batch_of(count, landmarks=3, scatter=20):
         "images": marked(points),
         "points": points,
         "visible": np.ones((count, landmarks), bool),
+        "marked": np.ones((count, landmarks), bool),
         "index": np.arange(count),
         "delta": np.full(count, 3.0, np.float32),
     }
@@ -109,6 +111,7 @@ def test_views_move_images_points_and_the_size_of_a_pixel_alike():
         for n in range(12):  # distances in pixels of the photograph stay what they are
             before, after = (np.ptp(points[n], axis=0) for points in (batch["points"], np.asarray(seen["points"])))
             np.testing.assert_allclose(after * seen["delta"][n], 3 * before, rtol=1e-3)
+    assert tasks.inputs(fish(""), task) == (task.plain, task.usual)
     sizes = np.asarray(task.usual(batch)["delta"])
     whole = np.isclose(sizes, 12.0)
     assert 0 < whole.sum() < 7 and (sizes[~whole] < 6).all() and (np.asarray(task.plain(batch)["delta"]) < 6).all()
@@ -155,18 +158,18 @@ def test_the_papers_versions_of_a_view_are_of_whole_numbers():
         ([[100, 100], [580, 100]], 1.3),
         ([[100, 100], [300, 100]], 3.1),  # 0.25 would be 3.2; a pixel of the frame is 3.125 of the photograph
         ([[100, 100], [100, 100]], 1.0),
-        ([[100, 100], None], 2.0),  # half of them tell it: see below
-        ([[100, 100], None, None], 1.0),
+        ([[100, 100], None], 1.0),  # one landmark has no extent
+        ([[100, 100], [420, 340], None, None], 2.0),  # half of them tell it,
+        ([[100, 100], [420, 340], None, None, None], 1.0),  # and fewer do not
     ],
 )
 def test_the_zoom_by_hand(landmarks, zoom):
     visible = np.array([point is not None for point in landmarks])
     points = np.array([point or (0, 0) for point in landmarks], float)
-    if visible.sum() == 1 and len(visible) == 2:  # one landmark has no extent: others tell
-        others = Annotation("b.png", np.array([[0.0, 0.0], [320.0, 0.0]]), np.ones(2, bool))
-        found = [(Annotation("a.png", points, visible), (600, 800)), (others, (600, 800))]
-    else:
-        found = [(Annotation("a.png", points, visible), (600, 800))]
+    assert fitting_zoom([(Annotation("a.png", points, visible), (600, 800))], (192, 256), "pad") == zoom
+    # A photograph whose landmarks do not tell has no say where others do.
+    silent = Annotation("b.png", points * [[1], *[[0]] * (len(points) - 1)], np.arange(len(points)) == 0)
+    found = [(Annotation("a.png", points, visible), (600, 800))] + 2 * [(silent, (600, 800))]
     assert fitting_zoom(found, (192, 256), "pad") == zoom
 
 
@@ -251,26 +254,26 @@ def test_a_run_that_looks_closely(photographs, tmp_path, capsys):
     assert datasets["train"].samples.images.shape[1:3] == (122, 182)
     summary = evaluate.of_run(config, tmp_path, datasets["train"])
     assert summary["images"] == 5 and 0 < summary["mean_distance_px"] < 320
-    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][-1:]
-    assert np.isfinite(line["valid/distance_px"])
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert np.isfinite(last["valid/distance_px"])
 
 
 def test_a_run_keeps_its_zoom_and_one_that_is_older_looks_once(photographs, tmp_path):
     small = {"data.images": str(photographs), "data.landmarks": str(photographs / "marks.csv"), "data.pixels": 1024}
     config = fish("own")
     config.update_from_flattened_dict(small)
-    train.complete(config, tmp_path)
+    train.fill_in(config, tmp_path)
     assert (config.data.zoom, config.data.size) == (3.8, (32, 48))
     (tmp_path / "metrics.jsonl").touch()
     for theirs in (3.8, 2.0, None):
-        known = configs.ml_collections.ConfigDict(config.to_dict())
+        known = ml_collections.ConfigDict(config.to_dict())
         known.data.zoom = theirs or 1.0
         if theirs is None:
             del known.data.zoom, known.data.share
         configs.save(known, tmp_path / "config.json")
         again = fish("own")
         again.update_from_flattened_dict(small)
-        train.complete(again, tmp_path)
+        train.fill_in(again, tmp_path)
         assert (again.data.zoom, again.data.size) == (theirs or 1.0, (32, 48))
         assert configs.differences(known, again) == []
 

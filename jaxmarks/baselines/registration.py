@@ -15,7 +15,7 @@ import skimage
 from jaxmarks.baselines import mean_shape
 from jaxmarks.data.samples import Samples
 
-# Across so many pixels a frame is fine enough, and twice as fine takes ten times as long.
+# So many pixels across are fine enough for outlines and descriptors: larger frames are made coarser, to no fewer.
 FINE = 320
 
 
@@ -27,8 +27,8 @@ class Model(NamedTuple):
       opening: of the masks, in pixels.
       points: (K, 2) landmarks.
       descriptors: (K, D) of the landmarks.
-      size: (H, W) of the frame, made coarser
-      factor: so many times.
+      size: (H, W) of the frame as it is registered.
+      factor: how much coarser that is; all of the above is in its pixels.
     """
 
     outline: np.ndarray | None
@@ -80,9 +80,9 @@ def factor_of(images) -> int:
 
 def coarser(image: np.ndarray, factor: int) -> np.ndarray:
     """An image (H, W, C) uint8 whose pixels are the means of `factor` x `factor` of it; those left over are left out."""
-    height, width = (side // factor for side in image.shape[:2])
-    blocks = image[: height * factor, : width * factor].reshape(height, factor, width, factor, -1)
-    return image if factor == 1 else blocks.mean((1, 3)).round().astype(np.uint8)
+    height, width = (side - side % factor for side in image.shape[:2])
+    means = skimage.transform.downscale_local_mean(image[:height, :width], (factor, factor, 1))
+    return means.round().astype(np.uint8)
 
 
 def predict(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,8 @@ class Canvas(NamedTuple):
 
     `light` is (3, H, W) float32 linear light; `x` (1, W) and `y` (H, 1) are the pixel centres in frame units, whose
     origin lies at `centre` (2,) in pixels; `middle` (2,) is the picture's own in frame units, and `share` what the frame
-    takes of it. `pixel` is a pixel's width, `edge` the width over which an outline fades (pixel and defocus together); `sun` is the unit vector
-    to the main lamp; `grain` (2, H, W) is the fine relief of every surface.
+    takes of it. `pixel` is a pixel's width, `edge` the width over which an outline fades (pixel and defocus together);
+    `sun` is the unit vector to the main lamp; `grain` (2, H, W) is the fine relief of every surface.
     """
 
     light: np.ndarray

@@ -136,7 +136,7 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation><file
         ("a.csv", ",,\n", "line 1: the file is empty"),
         ("a.csv", HEADER, "it names no image"),
         ("a.csv", HEADER.replace("xmax", "x2"), "line 1: no column 'xmax'"),
-        ("a.csv", HEADER.replace("group", "label"), "line 1: column 'class' stands twice"),
+        ("a.csv", HEADER.replace("group", "class"), "line 1: column 'class' stands twice"),
         ("a.csv", HEADER + "\na.png,40,30,spine,3,oops,17,5,\n", "line 3: 'oops' is not a number"),
         ("a.csv", HEADER + "a.png,40,30,spine,3,1e999,17,5,\n", "line 2: (3, inf, 17, 5) is not finite"),
         ("a.csv", HEADER + 'a.png,,,spine,3,"1,5",17,5,\n', "line 2: '1,5' is not a number"),
@@ -666,3 +666,11 @@ def test_damaged_yolo_labels_give_a_result_or_a_format_error(data):
             assert folder in str(error)
             return
     assert np.isfinite(found.boxes).all() and (found.boxes[:, :2] < found.boxes[:, 2:]).all()
+
+
+def test_columns_as_people_call_them(tmp_path):
+    (tmp_path / "a.csv").write_text("image,label,specimen,xmin,ymin,xmax,ymax\na.jpg,spine,S1,1,2,3,4\n")
+    (found,) = boxes.read(tmp_path / "a.csv")
+    assert (found.image, found.classes, found.group) == ("a.jpg", ("spine",), "S1")
+    (tmp_path / "a.csv").write_text("filename,class,label,xmin,ymin,xmax,ymax\na.jpg,spine,7,1,2,3,4\n")
+    assert boxes.read(tmp_path / "a.csv")[0].classes == ("spine",)  # a synonym beside the name is another column

@@ -1,5 +1,6 @@
 """A folder of photographs becomes Samples: frames, names, image kinds, and everything that can be wrong with them."""
 
+import json
 import struct
 import zlib
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from jaxmarks import config as configs
-from jaxmarks.data import folder, formats, loading, photographs
+from jaxmarks.data import folder, formats, loading, objects, photographs
 from jaxmarks.data.ahead import ahead
 from jaxmarks.data.samples import FormatError
 
@@ -155,6 +156,75 @@ def test_marks_of_photographs_that_exif_turns_are_named_where_no_size_tells(tmp_
         next(folder.batches(tmp_path / "a.jpg", size=(16, 16), problems=[]))
 
 
+def test_photographs_turned_within_their_sides_are_named_though_their_size_is_told(tmp_path):
+    for name, turn, size in (("a", 3, (4, 6)), ("b", 6, (5, 5)), ("c", 6, (4, 6)), ("d", 1, (4, 6))):
+        exif = Image.Exif()
+        exif[photographs.ORIENTATION] = turn
+        Image.new("RGB", size[::-1]).save(tmp_path / f"{name}.jpg", exif=exif)
+    images = [
+        {"id": i, "file_name": f"{name}.jpg", "height": h, "width": w}
+        for i, (name, h, w) in enumerate([("a", 4, 6), ("b", 5, 5), ("c", 4, 6), ("d", 4, 6)])
+    ]
+    marks = [{"image_id": i, "keypoints": [1, 2, 2], "bbox": [1, 1, 2, 2], "category_id": 1} for i in range(4)]
+    document = {"images": images, "annotations": marks, "categories": [{"id": 1, "name": "spine"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(document))
+    _, of_landmarks = folder.load(tmp_path, tmp_path / "coco.json", size=(8, 8))
+    *_, of_boxes = objects.load(tmp_path, tmp_path / "coco.json", size=(8, 8), overlap=2)
+    for problems in (of_landmarks, of_boxes):
+        told = [p["what"] for p in problems if "EXIF" in p["what"]]
+        assert len(told) == 1 and told[0].startswith("2 photographs")
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_tiff_is_turned_alike_with_8_and_with_16_bits_and_named(turn, tmp_path):
+    values = np.zeros((20, 30, 3), np.uint8)
+    values[2:6, 20:24] = 255
+    for name, image in (("a.tif", values), ("b.tif", values.astype(np.uint16) * 257)):
+        tag = [(photographs.ORIENTATION, "H", 1, turn, True)]
+        tifffile.imwrite(tmp_path / name, image, photometric="rgb", extratags=tag)
+        assert ("orientation" in " ".join(photographs.not_decoded(tmp_path / name))) == (turn > 1)
+    deep, plain = (photographs.decode(tmp_path / name) for name in ("b.tif", "a.tif"))
+    np.testing.assert_array_equal(deep, plain)
+    assert plain.shape[:2] == photographs.image_size(tmp_path / "a.tif") == photographs.image_size(tmp_path / "b.tif")
+
+
+def test_a_photograph_with_damaged_exif_or_pixels_ends_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=b"Exif\0\0no header of a TIFF" + bytes(20))
+    tifffile.imwrite(
+        tmp_path / "b.tif", rng.integers(0, 4096, (20, 30, 3), np.uint16), photometric="rgb", compression="zlib"
+    )
+    whole = (tmp_path / "b.tif").read_bytes()
+    (tmp_path / "b.tif").write_bytes(whole[:900] + bytes([whole[900] ^ 255]) + whole[901:])
+    Image.new("RGB", (30, 20)).save(tmp_path / "c.jpg")
+    assert photographs.orientation(tmp_path / "a.jpg") == 1
+    with pytest.raises(OSError):
+        photographs.decode(tmp_path / "b.tif")
+    (tmp_path / "marks.csv").write_text("image,x1,y1\na.jpg,2,3\nb.tif,2,3\nc.jpg,2,3\n")
+    samples, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
+    assert samples.name.tolist() == ["a.jpg", "c.jpg"] and [p["image"] for p in problems] == ["b.tif"]
+    problems = []
+    assert [s.name.tolist() for s, _ in folder.batches(tmp_path, size=(16, 16), problems=problems)] == [
+        ["a.jpg", "c.jpg"]
+    ]
+    assert [p["image"] for p in problems] == ["b.tif"]
+
+
+def test_formats_that_are_not_read_are_named(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jfif", format="JPEG")
+    for name in ("b.HEIC", "c.nef"):
+        (tmp_path / name).write_bytes(b"x")
+    problems: list[dict] = []
+    ((samples, _),) = folder.batches(tmp_path, size=(16, 16), problems=problems)
+    assert samples.name.tolist() == ["a.jfif"] and problems[0]["what"].startswith("2 photographs as .HEIC are not read")
+
+
+def test_copies_of_a_photograph_by_roboflow_are_of_one_specimen():
+    names = ["x/beetle_1_jpg.rf.0a1b2c.jpg", "x/beetle_1_JPG.rf.ffff.jpg", "x/beetle_2_png.rf.0a.jpg", "x/beetle_1.jpg"]
+    assert [folder.group_of(name, {}, "") for name in names] == ["x/beetle_1", "x/beetle_1", "x/beetle_2", names[3]]
+    assert folder.group_of(names[0], {names[0]: "told"}, "") == "told"
+
+
 def test_names_are_found_as_people_write_them(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("A.JPG", "b.png", "sub/c.tif"):
@@ -186,6 +256,17 @@ def test_a_name_with_folders_is_no_file_of_another_folder(tmp_path):
         assert photographs.find(tmp_path, name) == tmp_path / expected, name
     with pytest.raises(OSError, match="no such image"):
         photographs.find(tmp_path, "s1/a.png")
+
+
+@pytest.mark.parametrize(
+    "name", ["site2\\IMG_1.jpg", "C:\\data\\site2\\IMG_1.jpg", "SITE2/IMG_1.jpg", "site2/IMG_1.jpg"]
+)
+def test_a_photograph_beside_the_folder_that_a_name_tells_is_not_taken(name, tmp_path):
+    for place in ("IMG_1.jpg", "site2/IMG_1.jpg"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / place)
+    assert photographs.find(tmp_path, name) == tmp_path / "site2" / "IMG_1.jpg"
+    assert photographs.find(tmp_path, "IMG_1.jpg") == tmp_path / "IMG_1.jpg"
 
 
 def test_one_photograph_under_several_names_is_one_specimen(tmp_path):

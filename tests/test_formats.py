@@ -469,6 +469,18 @@ def test_what_one_annotator_says_of_an_image_holds_and_contradictions_are_named(
     ]
 
 
+def test_a_second_annotator_of_a_few_images_is_one_problem(tmp_path):
+    rows = "".join(f"{i}.png,1,2,3,4\n" for i in range(30))
+    for name, some in (("a.csv", rows), ("b.csv", "3.png,1,2,NA,NA\n")):
+        (tmp_path / name).write_text("image,x1,y1,x2,y2\n" + some)
+    problems: list[dict] = []
+    assert len(formats.read(f"{tmp_path / 'a.csv'},{tmp_path / 'b.csv'}", problems=problems)) == 30
+    assert [(p["image"], p["what"].split(",")[0]) for p in problems] == [
+        ("0.png", "29 images are not marked by all 2 annotators"),
+        ("3.png", "landmark 2 is marked by 1 of 2 annotators: theirs is taken"),
+    ]
+
+
 def test_annotators_of_different_landmarks_are_refused(tmp_path):
     path = two_annotators(tmp_path, "a.png,1,2,3,4\n")
     (tmp_path / "two.csv").write_text("image,x1,y1\na.png,1,2\n")
@@ -482,6 +494,37 @@ def test_annotators_of_different_landmarks_are_refused(tmp_path):
 def test_a_path_with_a_comma_is_one_file(tmp_path):
     (tmp_path / "left,right.csv").write_text("image,x1,y1\na.png,1,2\n")
     assert len(formats.read(tmp_path / "left,right.csv")) == 1
+
+
+def test_tables_as_programs_write_them(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes("image,x1,y1\nŠkoda 1.jpg,1,2\n".encode("cp1252"))
+    assert formats.read(file)[0].image == "Škoda 1.jpg"
+    file.write_text("id,image,landmark,x,y\n1,a.jpg,1,2,3\n2,a.jpg,2,4,5\n")  # numbers of rows
+    assert [(a.id, a.points.tolist()) for a in formats.read(file)] == [("", [[2, 3], [4, 5]])]
+    file.write_text("image,x1,y1,scale\na.jpg,1,2,118.5\n")  # pixels in a millimetre, as likely as not
+    assert np.isnan(formats.read(file)[0].mm_per_px)
+    file.write_text("image,x0,y0,x1,y1\na.jpg,1,2,3,4\n")
+    with pytest.raises(FormatError, match="no column 'x2', they count from 1"):
+        formats.read(file)
+    (tmp_path / "a.tsv").write_text("image\tx1\ty1\na.jpg\t1,5\t2\n")
+    assert formats.read(tmp_path / "a.tsv")[0].points.tolist() == [[1.5, 2]]
+    (tmp_path / "a.tsv").write_text("image\tx1\ty1\na.jpg\t1,234\t2.5\n")  # a thousand
+    with pytest.raises(FormatError, match="'1,234' is not a number"):
+        formats.read(tmp_path / "a.tsv")
+
+
+def test_coco_says_0_for_a_size_that_it_does_not_know(tmp_path):
+    Image.new("L", (60, 40)).save(tmp_path / "a.png")
+    image = {"id": 1, "file_name": "a.png", "width": 0, "height": 0}
+    (tmp_path / "a.json").write_text(
+        json.dumps({"images": [image], "annotations": [{"image_id": 1, "keypoints": [1, 2, 2]}]})
+    )
+    assert formats.read(tmp_path / "a.json", tmp_path)[0].points.tolist() == [[1, 2]]
+    (tmp_path / "marks").mkdir()
+    (tmp_path / "a.json").rename(tmp_path / "marks" / "_annotations.coco.json")
+    with pytest.raises(FormatError, match="a COCO file, not LabelMe's"):
+        formats.read(tmp_path / "marks")
 
 
 # Where photographs say how they are to be turned

@@ -177,6 +177,8 @@ def read_fiducials(path) -> np.ndarray:
         is not said above the rows.
     """
     path, found, system = Path(path), np.full((32, 3), np.nan), ""
+    if path.suffix.lower() == ".json":
+        raise FormatError(path, "", "a file of 3D Slicer's that is not read", "save its points as .fcsv")
     try:
         rows = list(csv.reader(text.read(path, ".fcsv").splitlines()))
     except (OSError, csv.Error) as error:
@@ -193,7 +195,9 @@ def read_fiducials(path) -> np.ndarray:
         if not row:
             continue
         try:
-            place, point = range(32).index(int(row[11]) - 1), np.array(row[1:4], float)
+            place, point = int(row[11]) - 1, np.array(row[1:4], float)
+            if not 0 <= place < 32:
+                raise ValueError(place)
         except (ValueError, IndexError) as error:
             remedy = "each row is id,x,y,z and so on, its twelfth column the AFID's number from 1 to 32"
             raise FormatError(path, here, f"{','.join(row)[:60]!r}", remedy) from error

@@ -1,6 +1,7 @@
 """A folder of photographs, with a file of landmarks or without, as Samples in a frame."""
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -16,14 +17,19 @@ from jaxmarks.data.photographs import (
     finder,
     image_size,
     listing,
+    name_of,
     not_decoded,
     readable,
     reduced,
     shrunk,
     turned,
+    unread,
 )
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import frame, placement
+
+# What Roboflow makes of the name of each copy of a photograph, beetle.jpg: beetle_jpg.rf.2f6c....jpg.
+ROBOFLOW = re.compile(r"_(jpe?g|png|tiff?|bmp|webp)\.rf\.\w+\.\w+$", re.IGNORECASE)
 
 
 def load(
@@ -94,20 +100,23 @@ def load(
         raise FormatError(landmarks, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
     others = [p for p in listing(images) if p not in used]
     if others:
-        what = f"{len(others)} photographs have no landmarks: {', '.join(p.name for p in others[:5])}"
-        problems.append({"image": others[0].name, "what": what, "where": str(landmarks)})
-    problems += turned(unsized, images)
+        what = f"{len(others)} photographs have no landmarks: {', '.join(name_of(p, images) for p in others[:5])}"
+        problems.append({"image": name_of(others[0], images), "what": what, "where": str(landmarks)})
+    problems += turned(unsized, images) + unread(images)
     names, sources = [a.image for a, _ in kept], [source for _, source in kept]
     samples = _samples(pixels, sources, names, size, fit, np.stack(points), np.stack(visible))
     numbers: dict[str, int] = {}
     known = {a.image: a.group for a, _ in kept if a.group}
     groups = [numbers.setdefault(group_of(a.image, known, group_by), len(numbers)) for a, _ in kept]
     told = {"mm_per_px": np.array([a.mm_per_px for a, _ in kept]), "id": np.array([a.id for a, _ in kept])}
-    return Samples(**vars(samples) | told | {"group": np.array(groups)}), problems
+    return dataclasses.replace(samples, group=np.array(groups), **told), problems
 
 
 def group_of(image: str, known: Mapping[str, str], pattern: str) -> str:
-    """The specimen or scene of an image: what the `pattern` catches in its name, or what is `known` of it, or itself."""
+    """The specimen or scene of an image: what the `pattern` catches in its name, or what is `known` of it, or itself.
+
+    Roboflow's copies of a photograph are of one.
+    """
     if pattern:
         try:
             re.compile(pattern)
@@ -120,7 +129,7 @@ def group_of(image: str, known: Mapping[str, str], pattern: str) -> str:
                 r" '^(\d+)_' whose first parentheses hold the specimen in every file name"
             )
         return found[1]
-    return known.get(image, image)
+    return known.get(image) or ROBOFLOW.sub("", image)
 
 
 def frames(files: list[Path], *, size, channels, fit, keep=""):

@@ -27,6 +27,8 @@ from jaxmarks.data.photographs import (
     some,
     turn_of,
     turned,
+    unread,
+    unsure,
 )
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import placement, tiles
@@ -83,12 +85,12 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         if isinstance(result, str):
             problems.append(note(annotation, f"{result}: left out"))
             continue
-        if annotation.size is None and not annotation.upright:
+        told, (annotation, frames, notes) = annotation, result
+        if not told.upright and unsure(file, told.size, frames[0][2]):
             unsized.append(file)
-        annotation, frames, notes = result
         problems += notes
         kept.append(annotation)
-        known = {annotation.image: annotation.group or annotation.image}
+        known = {annotation.image: annotation.group}
         group = groups.setdefault(group_of(annotation.image, known, group_by), len(groups))
         parts += [(annotation, group, *frame) for frame in frames]
     if unused := set(listing(images)) - {file for _, file in found}:
@@ -98,7 +100,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
     if not kept:
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3])
         raise FormatError(boxes, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
-    problems += turned(unsized, images)
+    problems += turned(unsized, images) + unread(images)
     loaded = samples(parts, size, classes)
     return loaded, kept, classes, problems + (unsuited(loaded, overlap, scale) if fit == "tile" else [])
 

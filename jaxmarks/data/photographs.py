@@ -5,6 +5,7 @@ upright photograph is brought there by who reads it.
 """
 
 import collections
+import contextlib
 import functools
 import itertools
 import os
@@ -23,7 +24,10 @@ Result = TypeVar("Result")
 
 # Files that may have several pages, or colours of 16 bits.
 PAGED = {".tif", ".tiff", ".png", ".gif", ".webp"}
-ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm"}
+JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
+ENDINGS = {*JPEG, ".jp2", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm"}
+# Photographs that are not read: telephones' and cameras'.
+OTHERS = {".heic", ".heif", ".avif", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".raf", ".rw2"}
 # A file that says which mode's results a folder is for, and the files of a run.
 MARK, RUN = ".jaxmarks", {"config.json", "metrics.jsonl"}
 
@@ -51,6 +55,17 @@ def listing(folder) -> list[Path]:
     return files_in(folder, ENDINGS)
 
 
+def unread(folder: Path) -> list[dict]:
+    """The problem of photographs in a folder whose formats are not read."""
+    files = files_in(folder, OTHERS)
+    if not files:
+        return []
+    what = (
+        f"{len(files)} photographs as {files[0].suffix} are not read, this the first: convert them to JPEG, PNG or TIFF"
+    )
+    return [{"image": name_of(files[0], folder), "what": what, "where": str(folder)}]
+
+
 def finder(folder) -> Callable[[str], Path]:
     """`find` in one folder for many names, whose listing is made once."""
     folder = Path(folder)
@@ -68,7 +83,7 @@ def finder(folder) -> Callable[[str], Path]:
         if not name:
             raise OSError("the file names no image for these marks (IMAGE= in TPS)")
         path = PureWindowsPath(name)  # takes both kinds of slash
-        for candidate in (folder / name, folder / path.name):
+        for candidate in (folder / name, folder / path.as_posix()):
             if candidate.is_file():
                 return candidate
         names, stems = index()
@@ -114,7 +129,8 @@ def _folders(path: PurePath) -> list[str]:
 def find(folder, name: str) -> Path:
     """The photograph that an annotation names.
 
-    The path as it is, then its last part (of a Windows path too), each in any case, then the stem with another ending.
+    The path as it is (a Windows path too), then its last part in any case, then the stem with another ending: in the folders
+    that the path names, as far as there are such.
 
     Raises:
       OSError: there is none, or there are several in subfolders and nothing tells which is meant.
@@ -122,9 +138,21 @@ def find(folder, name: str) -> Path:
     return finder(folder)(name)
 
 
+@contextlib.contextmanager
+def opened(path) -> Iterator[Image.Image]:
+    """An image file; whatever Pillow and tifffile raise for a damaged one, here or within, becomes OSError."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(str(error) or type(error).__name__) from error
+
+
 def image_size(path) -> tuple[int, int]:
     """(height, width) in pixels, from the file's header; OSError where it is no image."""
-    with _open(path) as image:
+    with opened(path) as image:
         return image.height, image.width
 
 
@@ -133,7 +161,9 @@ def some(annotations, most=200):
     return annotations[:: -(-len(annotations) // most) or 1]
 
 
-# EXIF's orientations: where a point (x, y) of the upright photograph lies in the stored one of (height h, width w).
+# EXIF's and TIFF's tag of the orientation.
+ORIENTATION = 0x0112
+# The orientations: where a point (x, y) of the upright photograph lies in the stored one of (height h, width w).
 TURNED = {
     2: lambda x, y, h, w: (w - x, y),
     3: lambda x, y, h, w: (w - x, h - y),
@@ -145,11 +175,24 @@ TURNED = {
 }
 
 
+# What turns the pixels (H, W, C) of each upright, as Pillow does with a TIFF's.
+TRANSPOSED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda v: v[:, ::-1],
+    3: lambda v: v[::-1, ::-1],
+    4: lambda v: v[::-1],
+    5: lambda v: v.swapaxes(0, 1),
+    6: lambda v: v[::-1].swapaxes(0, 1),
+    7: lambda v: v[::-1, ::-1].swapaxes(0, 1),
+    8: lambda v: v[:, ::-1].swapaxes(0, 1),
+}
+
+
 def orientation(path) -> int:
     """How EXIF says that a JPEG is to be turned to stand upright, 1 to 8; 1 is as it is stored, and of other files."""
-    with _open(path) as image:
-        turn = image.getexif().get(0x0112, 1) if image.format in ("JPEG", "MPO") else 1
-    return turn if turn in TURNED else 1
+    with contextlib.suppress(OSError), opened(path) as image:  # of damaged EXIF, too
+        turn = image.getexif().get(ORIENTATION, 1) if image.format in ("JPEG", "MPO") else 1
+        return turn if turn in TURNED else 1
+    return 1
 
 
 def turn_of(path, told: tuple[int, int] | None, stored: tuple[int, int], *, upright: bool = False) -> int:
@@ -173,8 +216,14 @@ def turn_of(path, told: tuple[int, int] | None, stored: tuple[int, int], *, upri
     return turn if told == shown != stored or (upright and told in (None, shown)) else 1
 
 
+def unsure(path, told: tuple[int, int] | None, stored: tuple[int, int]) -> bool:
+    """Whether the size that an annotation tells, if any, leaves open if it is of the stored pixels, as in `turn_of`."""
+    turn = orientation(path)
+    return turn > 1 and (told is None or turn < 5 or stored[0] == stored[1])
+
+
 def turned(files: Iterable[Path], folder: Path) -> list[dict]:
-    """The problem of photographs that EXIF turns, and whose annotations, if any, do not tell as which size they were seen."""
+    """The problem of those photographs that EXIF turns, whose annotations, if any, do not tell as which they were seen."""
     names = [name_of(file, folder) for file in files if orientation(file) > 1]
     if not names:
         return []
@@ -190,14 +239,6 @@ def name_of(file: Path, folder: Path) -> str:
     return (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()
 
 
-def _open(path) -> Image.Image:
-    """Image.open; whatever else it raises for a damaged header becomes OSError."""
-    try:
-        return Image.open(path)
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from error
-
-
 def decode(path) -> np.ndarray:
     """The photograph as (H, W, 3) uint8.
 
@@ -209,21 +250,21 @@ def decode(path) -> np.ndarray:
 
 
 def not_decoded(path) -> list[str]:
-    """What `decode` does not take of a file: further pages, and of colours of 16 bits the lower 8 where it cannot.
+    """What `decode` does not take of a file as it is: further pages, of colours of 16 bits the lower 8 where it cannot, and
+    the orientation of a TIFF, by which Pillow turns it.
 
     Nothing of a file that is no readable image, nor of a JPEG, whose further pages are previews.
     """
-    if Path(path).suffix.lower() not in PAGED:
-        return []
-    try:
-        with _open(path) as image:
-            pages = getattr(image, "n_frames", 1)
-            found = [f"{pages} pages, of which the first is taken: make one image of them"] if pages > 1 else []
+    found: list[str] = []
+    if Path(path).suffix.lower() in PAGED:
+        with contextlib.suppress(OSError), opened(path) as image:
+            if image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) > 1:
+                found.append("a TIFF with an orientation: coordinates are those of the picture turned upright")
             if _deep_colour(image) and not _read_deep(image):
                 found.append("16 bits a colour, of which the upper 8 are taken: write a TIFF without LZW, or greys")
-            return found
-    except (OSError, TypeError, ValueError, SyntaxError, EOFError):  # what Pillow raises for damaged further pages
-        return []
+            if (pages := getattr(image, "n_frames", 1)) > 1:
+                found.append(f"{pages} pages, of which the first is taken: make one image of them")
+    return found
 
 
 def _deep_colour(image: Image.Image) -> bool:
@@ -252,20 +293,19 @@ def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tupl
     A JPEG may come 2, 4 or 8 times smaller, but not below `at_least` (h, w); its last row and column then reach beyond
     the photograph, where its sides are no multiples of that.
     """
-    with _open(path) as image:
+    with opened(path) as image:
         drafted = image.draft("RGB", (at_least[1], at_least[0])) if at_least else None
         extent = drafted[1][:1:-1] if drafted else image.size[::-1]
-        deep = _deep_colour(image) and _read_deep(image)  # which is forgotten once it is read
-        try:
-            image.load()
-        except (SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for some damaged files
-            raise OSError(str(error)) from error
+        deep = _deep_colour(image) and _read_deep(image)  # which is forgotten once it is read, as is the orientation
+        turn = image.getexif().get(ORIENTATION, 1) if deep else 1
+        image.load()
         if image.mode.startswith(("I", "F")):
             return np.repeat(stretched(np.asarray(image, np.float64))[..., None], 3, axis=-1), extent
         if deep:
             import tifffile
 
             values = tifffile.imread(path, key=0)
+            values = TRANSPOSED[turn](values) if turn in TRANSPOSED else values
             if values.ndim == 3 and values.shape[:2] == image.size[::-1] and values.shape[2] >= 3:
                 return stretched(values[..., :3].astype(np.float64)), extent
         return np.array(image.convert("RGB")), extent
@@ -312,4 +352,4 @@ def readable(
             problems += [{"image": name, "what": what, "where": str(file)} for what in not_decoded(file)]
             good.append(file)
             yield name, result
-    problems += turned(good, folder)
+    problems += turned(good, folder) + unread(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmarks.data.formats import coco, labelme, table, text, tps
-from jaxmarks.data.photographs import TURNED, finder, image_size, name_of, turn_of
+from jaxmarks.data.photographs import TURNED, finder, image_size, name_of, turn_of, unsure
 from jaxmarks.data.samples import Annotation, FormatError
 
 KNOWN = ".tps, .csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of LabelMe .json"
@@ -27,7 +27,8 @@ def read(path, images=None, problems: list[dict] | None = None, *, curves: int =
         annotators, which give their `consensus`.
       images: the folder of photographs, whose heights TPS needs; by default for TPS the file's own folder and what is
         below. An annotation then has the name of the file found there, from the folder on, and the pixels as they are
-        stored: LabelMe's, and of COCO those of an image whose sides are told the other way round, are turned back.
+        stored: LabelMe's, and of COCO those of an image whose sides are told the other way round, are turned back. A size
+        that leaves open whether an image was seen turned is not told.
       problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where": a
         photograph that is missing or cannot be read (its annotation is left out where its size is needed), a NaN (the
         landmark is missing), an ID or an image given twice. With None the first of them raises.
@@ -79,8 +80,9 @@ def annotators(path) -> list[Path]:
 def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annotation]:
     """The mean of several annotators' landmarks, image by image.
 
-    A landmark that only some marked is the mean of theirs; a landmark that one of them lacks, and a scale, group or ID of
-    which they say different things, is named in `problems`. Of these the first that is known holds.
+    A landmark that only some marked is the mean of theirs; a landmark that one who marked the image lacks, and a scale,
+    group or ID of which they say different things, is named in `problems`, as is how many images only some marked. Of
+    scales, groups and IDs the first that is known holds.
 
     Raises:
       FormatError: the annotators mark different numbers of landmarks, or one of them an image twice.
@@ -96,14 +98,17 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
         if len(images) < len(annotations):
             twice = next(a for a in annotations if images[a.image] is not a)
             raise FormatError(twice.where, "", f"{twice.image} is annotated twice", "one annotator marks an image once")
-    found = []
-    for name in dict.fromkeys(a.image for annotations in files for a in annotations):
+    found, names = [], dict.fromkeys(a.image for annotations in files for a in annotations)
+    if some := [name for name in names if not all(name in images for images in by_image)]:
+        what = f"{len(some)} images are not marked by all {len(files)} annotators, this the first: theirs who did are taken"
+        problems.append({"image": some[0], "what": what, "where": files[0][0].where if files[0] else ""})
+    for name in names:
         each = [images[name] for images in by_image if name in images]
         visible = np.stack([a.visible for a in each])
         points = np.where(visible[..., None], np.stack([a.points for a in each]), 0).sum(0)
         seen = np.logical_or.reduce(visible)
-        for k in np.flatnonzero(seen & (visible.sum(0) < len(files))):
-            what = f"landmark {k + 1} is marked by {visible[:, k].sum()} of {len(files)} annotators: theirs is taken"
+        for k in np.flatnonzero(seen & (visible.sum(0) < len(each))):
+            what = f"landmark {k + 1} is marked by {visible[:, k].sum()} of {len(each)} annotators: theirs is taken"
             problems.append({"image": name, "what": what, "where": each[0].where})
         points = points / np.maximum(visible.sum(0), 1)[:, None]
         found.append(dataclasses.replace(each[0], points=points, visible=seen, **_told(each, problems)))
@@ -158,6 +163,7 @@ def _beside_photographs(found, images, problems) -> list[Annotation]:
                 kept.append(dataclasses.replace(a, image=name))
                 continue
             stored = image_size(file)
+            told = None if not a.upright and unsure(file, a.size, stored) else stored
         except OSError:  # who needs the photograph will say so
             kept.append(a)
             continue
@@ -170,7 +176,7 @@ def _beside_photographs(found, images, problems) -> list[Annotation]:
         if turn > 1:
             turned = np.stack(TURNED[turn](points[:, 0], points[:, 1], *stored), axis=-1)
             points = np.where(a.visible[:, None], turned, 0.0)
-        kept.append(dataclasses.replace(a, image=name, points=points, size=stored, upright=False))
+        kept.append(dataclasses.replace(a, image=name, points=points, size=told, upright=False))
     return kept
 
 
@@ -178,10 +184,16 @@ def _read_tps(path, images, problems, curves):
     specimens, heights, kept = tps.read(path), [], []
     images = path.parent if images is None else Path(images)
     find = finder(images)
-    for key, remedy in (("curves", "; --config.data.curves=10 adds ten points of each curve"), ("outlines", "")):
-        left = [s for s in specimens if getattr(s, key) and not (key == "curves" and curves)]
+    unused = {
+        "CURVES": (
+            [s for s in specimens if s.curves and not curves],
+            "; --config.data.curves=10 adds ten points of each curve",
+        ),
+        "OUTLINES": ([s for s in specimens if s.outlines], ""),
+    }
+    for key, (left, remedy) in unused.items():
         if left:
-            what = f"{key.upper()} of {len(left)} records are not used: only landmarks (LM=) are learnt{remedy}"
+            what = f"{key} of {len(left)} records are not used: only landmarks (LM=) are learnt{remedy}"
             problems.append(
                 {"image": left[0].image or left[0].id, "what": what, "where": f"{path}: line {left[0].line}"}
             )

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from jaxmarks import atomic
-from jaxmarks.data.formats import coco, labelme, yolo
+from jaxmarks.data.formats import coco, labelme, table, yolo
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.photographs import files_in
 from jaxmarks.data.samples import FormatError
@@ -32,7 +32,7 @@ KNOWN = ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of VOC .xm
 # The class of boxes in a table that has no column for it.
 ONLY = "object"
 
-_SYNONYMS = {"image": "filename", "label": "class"}
+_SYNONYMS = {"filename": ("image",), "class": ("label",), "group": table.SYNONYMS["group"]}
 
 
 @dataclasses.dataclass(frozen=True)

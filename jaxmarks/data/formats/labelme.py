@@ -106,6 +106,8 @@ def files_of(path: Path) -> list[Path]:
 
 def _document(file):
     document = text.read_json(file)
+    if isinstance(document, dict) and "shapes" not in document and "annotations" in document:
+        raise FormatError(file, "", "a COCO file, not LabelMe's", "name it itself, not its folder")
     if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
         raise FormatError(file, "line 1", "no list 'shapes'", "name LabelMe files")
     return document

@@ -1,8 +1,8 @@
 """CSV: one row an image (image,x1,y1,x2,y2,...) or one row a landmark (image,landmark,x,y); pixels, y down.
 
 The header tells which. Fields are separated by comma, semicolon or tab; with the latter two, decimals may be commas.
-Empty, NA and nan are missing. The columns group (or specimen), mm_per_px (or scale) and id are read where they are
-there, others are not.
+Empty, NA and nan are missing. The columns group (or specimen), mm_per_px and id are read where they are there, others are
+not.
 """
 
 import functools
@@ -25,11 +25,7 @@ def read(path, problems: list[dict]) -> list[Annotation]:
     Raises:
       FormatError: no such header, a cell that is no number, a landmark given twice; it names the row.
     """
-    (line, names), rows, decimal_comma = texts.csv_rows(path, "image,x1,y1,... or image,landmark,x,y")
-    for name, others in SYNONYMS.items():
-        other = next((other for other in others if other in names), None)
-        if name not in names and other:
-            names[names.index(other)] = name
+    (line, names), rows, decimal_comma = texts.csv_rows(path, "image,x1,y1,... or image,landmark,x,y", SYNONYMS)
     if "image" not in names:
         raise FormatError(path, f"line {line}", f"no column 'image' in {names}", "name the columns in row 1")
     if not rows:
@@ -46,7 +42,7 @@ def _wide(path, names, entries, number_of, problems):
     count = math.ceil(sum(bool(re.fullmatch(r"[xy]\d+", name)) for name in names) / 2)
     missing = [f"{axis}{k}" for k in range(1, count + 1) for axis in "xy" if f"{axis}{k}" not in names]
     if not count or missing:
-        what = f"no column {missing[0] if missing else 'x1'!r}"
+        what = f"no column {missing[0] if missing else 'x1'!r}{', they count from 1' if 'x0' in names else ''}"
         raise FormatError(path, "line 1", what, "the header is image,x1,y1,x2,y2,... or image,landmark,x,y")
     found = []
     for number, row in entries:
@@ -65,11 +61,10 @@ def _long(path, names, entries, number_of, problems):
         labels[row["landmark"]] = None
     numbered = all(re.fullmatch(r"\d+", label) for label in labels)
     if numbered:
-        top = max(map(int, labels))
         bad = next(((n, row["landmark"]) for n, row in entries if not 1 <= int(row["landmark"]) <= 10_000), None)
         if bad:
             raise FormatError(path, f"line {bad[0]}", f"landmark {bad[1]}", "count landmarks from 1")
-        order = [str(k) for k in range(1, top + 1)]
+        order = [str(k) for k in range(1, max(map(int, labels)) + 1)]
     else:
         order = sorted(labels, key=texts.natural)
     found = []
@@ -90,11 +85,13 @@ def _common(path, rows) -> dict[str, str]:
     """What the rows of one image say of it together: where several say something it has to be the same."""
     common: dict[str, str] = {}
     for number, row in rows:
-        for name in ("image", "group", "mm_per_px", "scale", "id"):
+        for name in ("image", "group", "mm_per_px", "id"):
             cell = row.get(name, "")
             if cell.lower() in texts.MISSING:
                 continue
-            if common.setdefault(name, cell) != cell:
+            if common.setdefault(name, cell) != cell and name == "id":
+                common[name] = ""  # of rows, not of the image
+            elif common[name] != cell:
                 what = f"{name} {cell} of {row['image']}, in a row before it {common[name]}"
                 raise FormatError(path, f"line {number}", what, "write one for each image")
     return common
@@ -103,17 +100,17 @@ def _common(path, rows) -> dict[str, str]:
 def _annotation(path, number, row, cells, number_of, problems):
     points, visible = np.zeros((len(cells), 2)), np.ones(len(cells), bool)
     for k, (x, y, line) in enumerate(cells):
-        missing = {cell.lower() for cell in (x, y) if cell.lower() in texts.MISSING}
-        if missing:
+        pair = x.lower(), y.lower()
+        gone = [cell in texts.MISSING for cell in pair]
+        if any(gone):
             visible[k] = False
-            half = (x.lower() in texts.MISSING) != (y.lower() in texts.MISSING)
-            if half or "nan" in missing:
-                what = f"landmark {k + 1} {'is NaN' if 'nan' in missing else 'has one coordinate'}: taken as missing"
+            if "nan" in pair or not all(gone):
+                what = f"landmark {k + 1} {'is NaN' if 'nan' in pair else 'has one coordinate'}: taken as missing"
                 problems.append({"image": row["image"], "what": what, "where": f"{path}: line {line}"})
             continue
         points[k] = number_of(line, x), number_of(line, y)
     said = lambda name: "" if (cell := row.get(name, "")).lower() in texts.MISSING else cell
-    cell = row.get("mm_per_px") or row.get("scale") or ""
+    cell = row.get("mm_per_px", "")
     scale = math.nan if cell.lower() in texts.MISSING else number_of(number, cell)
     if scale <= 0:
         raise FormatError(path, f"line {number}", f"a scale of {cell}", "write the length of a pixel in mm, or NA")

@@ -15,7 +15,7 @@ MISSING = {"", "na", "nan", "n/a", "null", "none"}
 
 
 def read(path, kind: str) -> str:
-    """The text of a file in UTF-8 or UTF-16 (which needs its byte-order mark), else in Latin-1.
+    """The text of a file in UTF-8 or UTF-16 (which needs its byte-order mark), else as Windows writes Western languages.
 
     Raises:
       FormatError: the file holds binary data; the message asks for a file of `kind`.
@@ -26,7 +26,7 @@ def read(path, kind: str) -> str:
     elif b"\0" in data:
         raise FormatError(path, "line 1", "binary data, not text", f"name a {kind} file")
     else:
-        encodings = ["utf-8-sig", "latin-1"]
+        encodings = ["utf-8-sig", "cp1252", "latin-1"]
     for encoding in encodings:
         try:
             return data.decode(encoding)
@@ -47,14 +47,14 @@ def number(word: str) -> float:
     return float(word)
 
 
-def csv_rows(path, header: str, synonyms: Mapping[str, str] | None = None):
+def csv_rows(path, header: str, synonyms: Mapping[str, tuple[str, ...]]):
     """A CSV's header and rows.
 
     Fields are separated by comma, semicolon or tab: by what the header has most of, or what a line "sep=;" before it says.
 
     Returns:
-      (line, names) of the header, in lower case and by `synonyms`; (line, stripped cells) of each row that is not blank; and
-      whether decimals may be commas.
+      (line, names) of the header, in lower case, and by `synonyms` where no column is called so; (line, stripped cells) of each row that is not blank; and
+      whether decimals may be commas: not between commas, and not where one has a point.
 
     Raises:
       FormatError: an empty file, which should begin with `header`, a quote left open, a column that stands twice, a row of
@@ -86,7 +86,11 @@ def csv_rows(path, header: str, synonyms: Mapping[str, str] | None = None):
                 path, f"line {rows[-1][0]}", "no CSV: it ends within quotes", "look for a quote left open"
             ) from None
     (first, cells), *rows = rows
-    names = [(synonyms or {}).get(name.lower(), name.lower()) for name in cells]
+    names = [name.lower() for name in cells]
+    for name, others in synonyms.items():  # a synonym counts where no column bears the name itself
+        other = next((other for other in others if other in names), None)
+        if name not in names and other:
+            names[names.index(other)] = name
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice:
         raise FormatError(path, f"line {first}", f"column {twice!r} stands twice", "rename one")
@@ -94,7 +98,8 @@ def csv_rows(path, header: str, synonyms: Mapping[str, str] | None = None):
         if len(cells) != len(names):
             what = f"{len(cells)} cells where the header has {len(names)}"
             raise FormatError(path, f"line {at}", what, "mend the row")
-    return (first, names), rows, delimiter != ","
+    point = any(re.fullmatch(r"[+-]?\d*\.\d+", cell) for _, cells in rows for cell in cells)
+    return (first, names), rows, delimiter != "," and not point
 
 
 def read_json(path):
@@ -112,6 +117,7 @@ def read_json(path):
 
 
 def sides(entry: dict, height: str, width: str) -> tuple[int, int] | None:
-    """(height, width) of an image, where the entry has whole numbers under both keys."""
-    rows, columns = entry.get(height), entry.get(width)
-    return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
+    """(height, width) of an image, where the entry has whole numbers under both keys; 0 stands for what is not known."""
+    found = [entry.get(height), entry.get(width)]
+    whole = all(isinstance(side, int | float) and side >= 1 and side == int(side) for side in found)
+    return (int(found[0]), int(found[1])) if whole else None

@@ -57,6 +57,7 @@ def base():
         "pretrain": {
             "data": {
                 "zoom": 1.0,
+                "pose": "upright",
                 "images": "",
                 "landmarks": "",
                 "part": "pronotum+elytra+head",
@@ -72,7 +73,7 @@ def base():
 
 def own(config):
     """A few dozen photographs: all five folds, all remaining images trained on."""
-    config.data.zoom = 0.0
+    config.data.zoom, config.data.pose = 0.0, ""
     config.split.folds, config.split.run, config.split.valid = 5, (), 0.0
     config.train.batch_size = 16
 
@@ -87,7 +88,7 @@ def smoke(config):
 
 def paper(config):
     """Sections 3 and 4 of the paper, and for pretraining and fine-tuning its section 7 with the authors' code."""
-    config.data.size, config.data.zoom = (192, 256), 1.0
+    config.data.size, config.data.zoom, config.data.pose = (192, 256), 1.0, "upright"
     config.split.update({"by": "random", "folds": 9, "run": (), "valid": 0.4})
     config.augment = {"name": "paper_x7"}
     config.model.dropout, config.model.standardise, config.head.loss = (), False, "mse"

@@ -57,7 +57,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 def own(config, target):
     """A few dozen photographs: all five folds, all remaining images trained on, in a frame of their proportions."""
-    config.data.size, config.data.zoom = (), 0.0
+    config.data.size, config.data.zoom, config.data.pose = (), 0.0, ""
     config.split.run, config.split.valid, config.train.steps = (), 0.0, 500
     if target != "direct":
         config.head.leap = 8.0
@@ -116,7 +116,7 @@ def reduced(config, target):
 
 def protocol(config, target, *, frame):
     """The paper's folds, and its sigma (5 or 3) in proportion to a frame of `frame` x `frame` pixels."""
-    config.data.size, config.data.zoom = (frame, frame), 1.0
+    config.data.size, config.data.zoom, config.data.pose = (frame, frame), 1.0, "upright"
     config.split.run, config.split.valid = (), 0.25
     if target != "direct":
         config.head.sigma, config.head.leap = {"gaussian": 5.0, "exponential": 3.0}[target] * frame / 256, 0.0

@@ -42,7 +42,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config.model = small(network, encoder or "plain")
     config.head = head(network)
     if "own" in chosen:
-        config.data.size, config.data.zoom = (), 0.0
+        config.data.size, config.data.zoom, config.data.pose = (), 0.0, ""
         config.split.run, config.split.valid = (), 0.0
         if network != "hourglass":
             config.head.leap = 8.0
@@ -85,7 +85,7 @@ def head(network):
 
 def thesis(config, network, encoder):
     """Section 4.2 of the thesis, and where that is silent the networks' own papers."""
-    config.data.size, config.data.zoom = (256, 256), 1.0
+    config.data.size, config.data.zoom, config.data.pose = (256, 256), 1.0, "upright"
     config.split.valid = 0.2
     config.optimizer = {"name": "adam", "learning_rate": 1e-4, "warmup": 0.0, "weight_decay": 0.0, "clip": 0.0}
     config.train.epochs, config.train.steps, config.train.patience = 300, 0, 50

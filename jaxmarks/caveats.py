@@ -1,18 +1,12 @@
 """What is to be known of a network's training before its numbers are believed: caveats, listed as problems of data are."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxmarks import checkpoint, runs
 from jaxmarks import config as configs
 from jaxmarks.data.loading import of_set
-
-# In place of the names of images: all that there are. It is what JSON has for it.
-ALL = None
-# What an earlier version of this library saved of the images.
-NONE: dict = {"images": {"train": [], "valid": []}}
 
 
 def of_training(
@@ -30,6 +24,10 @@ def of_training(
     """
     trained = np.isin(dataset.samples.name, images["train"])
     found = unseen(dataset, trained, member) + seen_before(settings, member, images, source, before)
+    if not images["test"]:
+        found.append(
+            caveat(member, "no image is held back for a test: it is scored on those that chose its best epoch")
+        )
     if dataset.objects:
         found += of_objects(settings, dataset, member, trained, np.isin(dataset.samples.name, images["valid"]))
     return found
@@ -69,13 +67,11 @@ def of_notes(notes: list[dict]) -> list[dict]:
 def of_names(samples, notes: list[dict], name: str = "") -> list[dict]:
     """Whether images that networks are scored on have the names of those they learnt from, of the dataset `name`, as caveats."""
     before = f"{name}/" if name else ""
-    learnt = {
-        image for note in notes for part in ("train", "valid") for image in note.get("data", NONE)["images"][part]
-    }
+    learnt = {image for note in notes for part in ("train", "valid") for image in note["data"]["images"][part]}
     again = sorted({image for image in samples.name.tolist() if before + image in learnt})
     if not again:
         return []
-    what = f"{len(again)} images have the names of images that were trained on ({some(again)}): if they are those, the score flatters"
+    what = f"{len(again)} images have the names of images that were trained on ({first(again)}): if they are those, the score flatters"
     return [{"image": again[0], "what": what, "where": "the training images"}]
 
 
@@ -106,32 +102,27 @@ def seen_before(settings, member, images: dict[str, list[str]], source: Path | N
         again: set[str] = set()
         for origin, names in by_origin(settings.data, sorted(held[part])).items():
             theirs = before.get(origin, {})
-            known = set(names) if theirs is ALL else {name for other in others for name in theirs.get(other, ())}
-            again |= known.intersection(names)
+            again |= {name for other in others for name in theirs.get(other, ())}.intersection(names)
         if again:
             so = "the score may flatter" if part == scored else "its best epoch may be another"
-            what = f"{len(again)} of its {part} images ({some(again)}) may have been learnt from before: {so}"
+            what = f"{len(again)} of its {part} images ({first(again)}) may have been learnt from before: {so}"
             found.append(caveat(member, f"it starts from {source.parent if source else ''}, and {what}"))
     return found
 
 
-def seen(source: Path | None) -> dict[str, Any]:
-    """By origin the images that a checkpoint's network, and those before it, had for "train" and for "valid".
-
-    `ALL` stands for all of an origin: an earlier version of this library did not save which.
-    """
+def seen(source: Path | None) -> dict[str, dict[str, list[str]]]:
+    """By origin the images that a checkpoint's network, and those before it, had for "train" and for "valid"."""
     if source is None:
         return {}
     workdir, stage, _ = runs.whose(source)
-    data, note = configs.stage(runs.config_of(workdir), stage).data, checkpoint.note(source) or {}
-    found: dict[str, Any] = dict(note.get("before", {}))
-    if "data" not in note:
-        return found | dict.fromkeys(by_origin(data, []), ALL)
+    data, note = configs.stage(runs.config_of(workdir), stage).data, checkpoint.note(source)
+    if note is None:
+        raise FileNotFoundError(f"{source}: no trained network")
+    found: dict[str, dict[str, list[str]]] = dict(note["before"])
     for part in ("train", "valid"):
         for origin, names in by_origin(data, note["data"]["images"][part]).items():
             theirs = found.get(origin, {})
-            if theirs is not ALL:
-                found[origin] = theirs | {part: sorted({*theirs.get(part, ()), *names})}
+            found[origin] = theirs | {part: sorted({*theirs.get(part, ()), *names})}
     return found
 
 
@@ -153,7 +144,7 @@ def origins(one) -> list[str]:
     return [f"{what}, seed {one.get('seed', 0)}" for what in volume or one.get("part", "").split("+")]
 
 
-def some(names) -> str:
+def first(names) -> str:
     """The first three names, and whether there are more."""
     return ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
 

@@ -15,6 +15,7 @@ from jaxmarks import atomic, augment, find
 # From where to where a key's numbers make sense, both ends among them.
 MANY = math.inf
 LIMITS = {
+    "seed": (0, MANY), "split.seed": (0, MANY), "data.source_size": (1, MANY), "model.width": (0, MANY),
     "split.folds": (1, MANY), "split.few": (0, MANY), "split.valid": (0, 1),
     "augment.scale": (0, 1), "augment.aspect": (0, 1), "augment.mirror": (0, 1), "augment.cutout": (0, 1),
     "augment.noise": (0, MANY), "augment.blur": (0, MANY), "augment.elastic": (0, MANY), "augment.rotation": (0, 360),
@@ -25,7 +26,7 @@ LIMITS = {
     "train.ensemble": (1, MANY), "train.ema": (0, 1), "train.mixup": (0, MANY), "train.patience": (0, MANY),
     "train.devices": (0, MANY), "train.span": (1, MANY),
     "data.scale": (0, 100), "data.side": (1, MANY), "data.overlap": (0, MANY), "data.curves": (0, MANY),
-    "data.pixels": (1024, MANY), "data.zoom": (0, 16), "data.share": (0.05, 1),
+    "data.pixels": (1024, MANY), "data.zoom": (0, 16), "data.share": (0.05, 1), "data.turn": (0, 180),
     "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1),
     "head.ignore": (0, 1), "head.limit": (1, MANY), "head.leap": (0, MANY), "head.anchor_count": (1, MANY),
 }  # fmt: skip
@@ -136,8 +137,16 @@ def _check_numbers(settings, said):
         raise ValueError(
             f"{said('data.zoom')}={zoom}: of several data.sets each photograph is looked at whole; leave it 1"
         )
+    pose, poses = settings.data.get("pose", "upright"), ("upright", "turned", "mirrored")
+    if pose not in poses and (pose or said("data.pose") != "--config.data.pose"):
+        raise ValueError(f"{said('data.pose')}={pose}: there are {', '.join(poses)}, and for all stages ''")
+    if pose in poses[1:] and settings.data.get("sets"):
+        raise ValueError(f"{said('data.pose')}={pose}: of several data.sets each photograph is looked at whole")
     if not settings.train.epochs and not settings.train.steps:
         raise ValueError(f"{said('train.steps')}=0 {said('train.epochs')}=0: give one of them")
+    fits = ("tile", "pad", "stretch") if "boxes" in settings.data else ("pad", "stretch")
+    if (fit := settings.data.get("fit", "pad")) not in fits:
+        raise ValueError(f"{said('data.fit')}={fit}: there are {', '.join(fits)}")
     chosen, folds = tuple(settings.split.run), settings.split.folds
     if not all(isinstance(fold, int) and 0 <= fold < folds for fold in chosen):
         raise ValueError(f"{said('split.run')}={chosen}: folds count from 0 to {folds - 1}")
@@ -265,6 +274,8 @@ def base() -> ml_collections.ConfigDict:
         "pixels": 192 * 256,  # in all
         "zoom": 1.0,  # how closely the network looks a second time, at what it found in the whole; 1: it looks once; 0: as
         # one's own photographs suggest
+        "pose": "upright",  # how specimens lie: turned by any angle, or mirrored, too: the second look shows each as all
+        # others; "": as one's own photographs suggest
         "fit": "pad",  # or stretch
         "flip": (),  # the landmarks' order, from 0, after a horizontal mirror; empty: no mirroring
         "part": "pronotum",  # of the phantoms
@@ -273,6 +284,7 @@ def base() -> ml_collections.ConfigDict:
         "count": 293,
         "source_size": (192, 256),  # the phantoms' photographs, in whose pixels errors are given
         "share": 1.0,  # of their width and height, that the phantoms take
+        "turn": 0.0,  # degrees by up to which they are turned there, beside the 15 that they always may be
         "sets": {},  # several datasets for one network: name -> the keys of data, as images, in which it differs
     }
     split = {

@@ -104,12 +104,12 @@ def summarise(found: Predictions) -> dict:
         found.fold == names[:, None],
     )  # fmt: skip
     measured = jax.tree.map(np.asarray, known)
-    in_mm, overall, by_fold = (measured[key] for key in ("in_mm", "overall", "by_fold"))
+    overall, by_fold = measured["overall"], measured["by_fold"]
     folds = [
         {"fold": int(f), "mean_distance_px": by_fold["overall"]["mean"][i], "images": int((found.fold == f).sum())}
         for i, f in enumerate(names)
     ]
-    scaled = np.isfinite(in_mm).any()
+    scaled = np.isfinite(measured["mean_mm"])
     ranked = np.ptp(np.nanmean(found.scores, axis=-1))  # scores that are all alike rank nothing
     rates = lambda name, limits, measured=measured: dict(zip(map(str, limits), measured[name], strict=True))
     spread = jax.tree.map(lambda each: deviation(each[names >= 0]), by_fold)
@@ -123,7 +123,7 @@ def summarise(found: Predictions) -> dict:
         "std_over_folds_p95_px": spread["overall"]["p95"],
         "std_over_folds_success_rates": rates("success", THRESHOLDS, spread),
         "std_over_folds_hit_rates": rates("hits", MULTIPLES, spread),
-        "mean_distance_mm": mean(in_mm),
+        "mean_distance_mm": measured["mean_mm"],
         "per_landmark_px": measured["per_landmark"],
         "per_landmark_mm": measured["per_landmark_mm"] if scaled else None,
         **{name: measured["correlations"][name] for name in ("r2", "explained_variance", "pearson")},
@@ -161,7 +161,7 @@ def measure(points, true, visible, scores, mm_per_px, delta, sides, folds) -> di
     ranking = boxes.keypoint_average_precision(similarities, jnp.nanmean(scores, axis=-1))
     return told(distances) | {
         "by_fold": jax.vmap(lambda mine: told(jnp.where(mine[:, None], distances, jnp.nan)))(folds),
-        "in_mm": in_mm,
+        "mean_mm": metrics.mean(in_mm),
         "per_landmark": metrics.per_landmark(distances),
         "per_landmark_mm": metrics.per_landmark(in_mm),
         "correlations": metrics.correlations(points, true, visible),
@@ -186,12 +186,6 @@ def deviation(values: np.ndarray) -> np.ndarray:
     count = known.sum(0)
     average = lambda each: np.where(known, each, 0).sum(0) / np.maximum(count, 1)
     return np.where(count > 1, np.sqrt(average((values - average(values)) ** 2)), np.nan)
-
-
-def mean(values) -> float:
-    """The mean of what is not NaN; NaN where nothing is left."""
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if values.size else float("nan")
 
 
 def by_set(found: Predictions, dataset: Dataset) -> dict[str, Predictions]:

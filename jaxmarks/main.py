@@ -3,8 +3,10 @@
 import argparse
 import functools
 import json
+import shlex
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -48,9 +50,20 @@ THRESHOLD = flags.DEFINE_float(
     "threshold",
     None,
     "The score from which --mode=predict tells an object; by default what was chosen on validation images.",
-    lower_bound=0.0,
+    lower_bound=0.05,  # what scores less is not kept (`detection.FLOOR`)
     upper_bound=1.0,
 )
+# The flags that are not for all modes.
+FOR = {
+    "out": ("predict", "evaluate", "export"),
+    "set": ("predict", "evaluate", "export"),
+    "threshold": ("predict",),
+    "size": ("export",),
+    "format": ("export",),
+    "processes": ("train",),
+    "process": ("train",),
+    "coordinator": ("train",),
+}
 # How ml_collections begins to say why a config cannot be had.
 UNAVAILABLE = "Configuration is not available because of an earlier failure to load: "
 # What a prediction finds, by its key in the summary.
@@ -75,7 +88,7 @@ def parse(argv: list[str]) -> list[str]:
         said = str(error).strip().splitlines()[-1].strip()
         if "Traceback" in str(error) and not said.startswith("ValueError: "):  # the config's own mistake
             raise
-        sys.exit(f"jaxmarks: {said.removeprefix('ValueError: ').removeprefix(UNAVAILABLE)}")
+        refuse(said.removeprefix("ValueError: ").removeprefix(UNAVAILABLE))
     except (AttributeError, KeyError) as error:  # ml_collections' of a key: its name, and what comes near it
         inner: object = error
         while isinstance(inner, Exception):
@@ -84,7 +97,13 @@ def parse(argv: list[str]) -> list[str]:
         word = next((word for word in argv if key.strip("'") in word.partition("=")[0].split(".")), None)
         if not word:  # the config's own mistake
             raise
-        sys.exit(f"jaxmarks: {word}: the config has no such key. {' '.join(near)}".rstrip())
+        refuse(f"{word}: the config has no such key. {' '.join(near)}".rstrip())
+
+
+def refuse(what, status: int = 2) -> NoReturn:
+    """Ends with a line that says what is wrong; the status is 2 where the same command would fail again."""
+    print(f"jaxmarks: {what}", file=sys.stderr)
+    sys.exit(status)
 
 
 def main(argv):
@@ -92,38 +111,38 @@ def main(argv):
         raise app.UsageError(f"unknown arguments {argv[1:]}; write --config.key=value")
     if "verbosity" not in explicit_flags():
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every step it takes
+    from jaxmarks import processes
+
     workdir = Path(WORKDIR.value or default_workdir()).absolute()
     try:
-        if OUT.value and MODE.value not in ("predict", "evaluate", "export"):
-            raise ValueError(f"--out={OUT.value}: it is for predict, evaluate and export, not for --mode={MODE.value}")
-        if THRESHOLD.value is not None and MODE.value != "predict":
-            raise ValueError(f"--threshold={THRESHOLD.value}: it is for --mode=predict, not for --mode={MODE.value}")
+        check_flags()
         if PROCESSES.value != 1:
-            join()
+            processes.join(PROCESSES.value, coordinator=COORDINATOR.value, index=PROCESS.value)
         modes = {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe, "export": export}
         modes[MODE.value](CONFIG.value, workdir)
     except KeyboardInterrupt:
-        print("jaxmarks: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "; the same command goes on from the last checkpoint" if MODE.value == "train" else ""
+        print(f"jaxmarks: stopped{goes_on}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError) as error:
         # What a user can mend is said in one line; --verbosity=1 shows the traceback.
         together = PROCESSES.value != 1
         if logging.get_verbosity() >= logging.DEBUG or (isinstance(error, RuntimeError) and not together):
             raise
+        status = 1 if isinstance(error, OSError | RuntimeError) else 2
         if together:
-            from jaxmarks import processes
-
-            processes.abandon(f"jaxmarks: {error}")
-        sys.exit(f"jaxmarks: {error}")
+            processes.abandon(f"jaxmarks: {error}", status)
+        refuse(error, status)
 
 
-def join():
-    """Makes this one of several processes that train together."""
-    from jaxmarks import processes
-
-    if MODE.value != "train":
-        raise ValueError(f"--mode={MODE.value} is for one process: leave out --processes")
-    processes.join(PROCESSES.value, coordinator=COORDINATOR.value, index=PROCESS.value)
+def check_flags():
+    """Raises ValueError where a flag would have no effect."""
+    given = explicit_flags()
+    for name, modes in FOR.items():
+        if name in given and MODE.value not in modes:
+            raise ValueError(f"--{name}: it is for --mode={' and '.join(modes)}, not for --mode={MODE.value}")
+    if alone := sorted(given & {"process", "coordinator"} if PROCESSES.value == 1 else ()):
+        raise ValueError(f"--{alone[0]}: it is for several processes; give --processes, how many there are, too")
 
 
 def inputs_of(data) -> list[str]:
@@ -150,6 +169,19 @@ def name_own(data) -> None:
 def overrides() -> dict:
     """What --config.KEY=VALUE sets, by KEY."""
     return config_flags.get_override_values(flags.FLAGS["config"])
+
+
+def check_same(config, workdir: Path) -> None:
+    """Raises ValueError where a mode that needs a trained run is given the config of another kind of run, or none is there."""
+    from jaxmarks import runs
+
+    mine = runs.settings_of(workdir)
+    for section in ("model", "head") if "config" in explicit_flags() else ():
+        if config[section].name != mine[section].name:
+            raise ValueError(
+                f"--config names a run with {section}.name={config[section].name}, and {workdir} is one with"
+                f" {mine[section].name}: leave --config out, --workdir is enough"
+            )
 
 
 def tell_unused(workdir: Path, *used: str) -> None:
@@ -195,12 +227,18 @@ def train(config, workdir):
     from jaxmarks import train as training
 
     name_own(config.data)
+    if config.train.epochs and overrides().get("train.steps"):
+        raise ValueError(
+            f"--config.train.steps={config.train.steps} has no effect beside {config.train.epochs} epochs: give"
+            " --config.train.epochs=0, too"
+        )
     datasets = training.train(config, workdir)
     if not processes.leave():
         return
     dataset = list(datasets.values())[-1]
     with runs.locked(workdir):
-        summary = evaluate.of_run(config, workdir, dataset, command=" ".join(sys.argv))
+        command = shlex.join(["python", "-m", "jaxmarks.main", *sys.argv[1:]])
+        summary = evaluate.of_run(config, workdir, dataset, command=command)
         report.write(workdir, dataset.photograph)
     say(summary, workdir)
 
@@ -208,20 +246,26 @@ def train(config, workdir):
 def evaluate(config, workdir):
     """Scores the workdir's network on the data that the flags name, by default those that it was trained on.
 
-    Each of the photographs that it was trained on, with these or with other marks, is scored by the fold that held it out.
+    Each of the photographs that it was trained on, with these or with other marks and wherever they lie, is scored by the
+    fold that held it out. They are known by their names.
     """
     from jaxmarks import evaluate as evaluation
-    from jaxmarks import report, results, runs
+    from jaxmarks import report, results, runs, trained
     from jaxmarks.data import loading
 
-    trained = runs.settings_of(workdir).data
-    data, other = data_to_score(config.data, trained, workdir)
+    check_same(config, workdir)
+    data, other = data_to_score(config.data, runs.settings_of(workdir).data, workdir)
     dataset = loading.load(data)
+    own = not other or trained.knows(workdir, dataset)
+    if other and own:
+        print(
+            "these are called as photographs that it was trained on: each is scored by the networks that did not see it"
+        )
     with results.folder("evaluate", workdir, named=OUT.value, inputs=inputs_of(data)) as out:
-        if other and dataset.samples.digest != runs.digest_of(workdir):  # its own may lie elsewhere now
-            summary = evaluation.of_others(workdir, dataset, out, set=SET.value)
-        else:
+        if own:
             summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
+        else:
+            summary = evaluation.of_others(workdir, dataset, out, set=SET.value)
         report.write(workdir, dataset.photograph, out=out)
     for failure in summary["failures"][:5]:
         print(": ".join(filter(None, (failure["image"], failure["what"]))))
@@ -261,6 +305,7 @@ def predict(config, workdir):
     from jaxmarks import predict as predictions
     from jaxmarks import results, runs
 
+    check_same(config, workdir)
     if not config.data.images:
         raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
     data = runs.settings_of(workdir).data
@@ -276,9 +321,9 @@ def predict(config, workdir):
 
 def export(config, workdir):
     """Writes the run as an artefact that needs none of this code, for photographs of `--size`, or its networks as ONNX."""
-    del config
     from jaxmarks import results, serving
 
+    check_same(config, workdir)
     if FORMAT.value == "onnx":
         if SIZE.value:
             raise ValueError(f"--size={','.join(SIZE.value)}: ONNX networks take the frame as it is; leave it out")
@@ -300,6 +345,7 @@ def describe(config, workdir):
     from jaxmarks.data import loading
 
     if "workdir" in explicit_flags() and "config" not in explicit_flags():
+        tell_unused(workdir)
         config = runs.config_of(workdir)
     tasks.check(config)
     loading.set_frame(config.data)

@@ -173,12 +173,12 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
 
     Args:
       spec: `name` is `nesterov` (with `learning_rate` and `momentum` as (start, stop), or a number for a constant; the
-        momentum is 0.9 where it is not given), `rmsprop` (with a constant `learning_rate`, as in Keras), or `adam` /
-        `adamw` (with `learning_rate`, the peak of a one-cycle cosine, `warmup` as a share of the steps, by default 0.1,
-        or with a `schedule` that is `constant`; and for adamw `weight_decay`, of all parameters, those of
-        normalisations, too). `clip` bounds the gradient's norm where it is above 0. `plateau` is the number of epochs
-        without a lower validation loss after which the rate is multiplied by `plateau_factor`; 0 is never. `rates` are
-        pairs for the function of that name.
+        momentum is 0.9 where it is not given), `rmsprop` (with a constant `learning_rate`, as in Keras before 2.11:
+        epsilon is beside the root), or `adam` / `adamw` (with `learning_rate`, the peak of a one-cycle cosine, `warmup`
+        as a share of the steps, by default 0.1, or with a `schedule` that is `constant`; and for adamw `weight_decay`, of
+        all parameters, those of normalisations, too). `clip` bounds the gradient's norm where it is above 0. `plateau`
+        is the number of epochs without a lower validation loss after which the rate is multiplied by `plateau_factor`; 0
+        is never. `rates` are pairs for the function of that name.
       epochs: the length of the schedules.
       steps_per_epoch: updates in an epoch; a fraction where several batches that make one do not fill an epoch.
 
@@ -221,6 +221,8 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
 
 def freeze(tx: optax.GradientTransformation, params, frozen: Callable[[str], bool]) -> optax.GradientTransformation:
     """`tx` for the parameters whose path ("body/block1/conv/kernel") is not `frozen`; the others never change.
+
+    Normalisations by batches keep their parameters, and take their statistics from the new images.
 
     Raises:
       ValueError: none is frozen, or all are.

@@ -137,11 +137,11 @@ def tell(text: str) -> None:
         print(text, flush=True)
 
 
-def abandon(text: str) -> None:
+def abandon(text: str, status: int = 1) -> None:
     """Says `text` and ends this process at once: an orderly end would wait for the others, one of whom may be lost."""
     print(text, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 def told_to_stop() -> bool:

@@ -12,7 +12,8 @@ from jaxmarks import config as configs
 # What may change while a run is trained, as `config.differences` names it: where data lie, for their names, groups
 # and marks are compared, and what has no effect on the networks.
 FREE = re.compile(
-    r"(stage\.[^.]+\.)?(data\.(sets\.[^.]+\.)?(images|landmarks|boxes|keep)|train\.(checkpoint_seconds|tensorboard)):"
+    r"(stage\.[^.]+\.)?(data\.(sets\.[^.]+\.)?(images|landmarks|boxes|volume|keep)|baselines"
+    r"|train\.(checkpoint_seconds|tensorboard)):"
 )
 
 
@@ -117,12 +118,6 @@ def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, lis
         if "facts" not in note:
             raise ValueError(f"{folder / 'note.json'}: it lacks the facts of the data; copy the run anew")
     return [variables for variables, _ in found], [note for _, note in found]
-
-
-def digest_of(workdir: Path) -> str:
-    """The digest of the images and marks that a run's last stage was trained and tested on; "" where none is known."""
-    stage = stages(config_of(workdir))[-1]
-    return (checkpoint.note(pick(workdir, stage, Member(0))) or {}).get("data", {}).get("digest", "")
 
 
 def seconds(config, workdir: Path) -> float:

@@ -96,8 +96,11 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         raise ValueError(
             f"{workdir}: ONNX cannot hold Faster R-CNN, whose proposals are beyond the converter; use --format=jax"
         )
-    zoom = settings.data.get("zoom", 1.0)
-    settings.train.dtype, settings.data.zoom = "float32", 1.0  # one look
+    looks = {"zoom": settings.data.get("zoom", 1.0), "pose": settings.data.get("pose", "upright")}
+    settings.train.dtype = "float32"
+    settings.data.update(
+        {key: value for key, value in {"zoom": 1.0, "pose": "upright"}.items() if key in settings.data}
+    )
     _, task = tasks.build(settings, notes[0]["facts"])
     shape, decoded = (*settings.data.size, 3), settings.head.name == "direct"
     folder = Path(folder)
@@ -130,9 +133,8 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         "set": set,
         "head": settings.head.to_dict(),
         "fit": settings.data.fit,
-        "zoom": zoom,
         "facts": notes[0]["facts"],
-    }
+    } | looks
     atomic.write_json(folder / "onnx.json", about)
     return about
 

@@ -177,7 +177,8 @@ def valid_step(variables, data, rows, *, task, prepare):
       prepare: maps the batch to the network's input.
 
     Returns:
-      "loss", and of landmarks "distance_px", the distance between predicted and true in pixels of the photographs.
+      "loss", and of landmarks "distance_px", the distance between predicted and true in pixels of the photographs, of
+      those that were stretched as if they had been evenly.
     """
     batch = prepare(gather(data, rows, task.versions))
     outputs = task.apply(variables, batch["images"], train=False)

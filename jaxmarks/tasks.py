@@ -1,5 +1,6 @@
 """From a stage's settings to its network, and the task that the steps are made of."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import shape
 
 
+# The values of `data.pose` with which a second look is turned.
+TURNED = ("turned", "mirrored")
+
+
 def check(config) -> None:
     """Raises ValueError where a config cannot be trained, as far as that is known before its data are read."""
     configs.check(config)
@@ -31,8 +36,7 @@ def check(config) -> None:
 def build(settings, facts: dict, flip=None, size=None):
     """The network (linen module), and the task that the steps need, of a stage's settings and its data's facts.
 
-    With a `size` (H, W) the task trains on the frame shown at that size. Where `data.zoom` is above 1 it is for frames so
-    many times larger, of which the network sees all or a part (`closer`).
+    With a `size` (H, W) the task trains on the frame shown at that size. Of a second look see `second_look`.
     """
     head = heads.build(settings.head, size=size or tuple(settings.data.size), **facts)
     network = models.Network(models.build(settings.model), head.layer)
@@ -41,8 +45,20 @@ def build(settings, facts: dict, flip=None, size=None):
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
     apply = steps.computing_in(settings.train.dtype, network.apply)
     task = steps.Task(apply, head, augmentation.apply, plain, augmentation.versions)
-    zoom = settings.data.get("zoom", 1)
-    return network, closer.looking(task, tuple(settings.data.size), zoom) if zoom > 1 else task
+    return network, second_look(task, settings.data, facts.get("shape"))
+
+
+def second_look(task, data, found):
+    """The task with a second look (`closer`), where a config's `data` have one.
+
+    Where `data.zoom` is above 1 it is for frames so many times larger, of which the network sees all or a part; where
+    `data.pose` is not "upright", and a shape was `found`, that is turned as it lies.
+    """
+    size, zoom, mirror = tuple(data.size), data.get("zoom", 1), data.get("pose") == "mirrored"
+    if found and data.get("pose") in TURNED:
+        near = closer.laid(size, zoom, mean=found[0], spread=found[1], mirror=mirror)
+        return closer.looking(task, size, near, turned=True, mirror=mirror)
+    return closer.looking(task, size, closer.around(size, zoom)) if zoom > 1 else task
 
 
 def sizes(settings) -> list[tuple[int, int]]:
@@ -69,7 +85,7 @@ TWICE = 0.7
 
 
 def fitted(settings, samples, shown) -> dict:
-    """More facts: of landmarks whose `leap` is looked after their shape in the samples `shown`; and of all boxes the IoU
+    """More facts: of landmarks, where it is asked for, their shape in the samples `shown`; and of all boxes the IoU
     up to which two are two objects, and their typical sizes for an `anchor_count`.
 
     Of 100 objects 99 overlap no other of their class by more, without those marked twice (`TWICE`). It is 0.2 at least, as
@@ -77,7 +93,7 @@ def fitted(settings, samples, shown) -> dict:
     """
     known = samples.labels >= 0
     if not known.any():
-        return shape_of(settings, samples.points[shown], samples.visible[shown]) if settings.head.get("leap") else {}
+        return shape_of(settings, samples, shown)
     each = jax.jit(lambda *all: lax.map(lambda one: box_ops.crowding(*one), all))(samples.boxes, samples.labels, known)
     each = np.asarray(each)[known]
     learnt = float(np.clip(np.quantile(np.where(each > TWICE, 0, each), 0.99), 0.2, 0.5))
@@ -95,14 +111,21 @@ def fitted(settings, samples, shown) -> dict:
 LOOSE = 0.2
 
 
-def shape_of(settings, points, visible) -> dict:
-    """The fact `shape` of landmarks (N, K, 2).
+def shape_of(settings, samples, shown) -> dict:
+    """The fact `shape` of the landmarks of the samples `shown`, which stands as views show it where these are turned.
 
     There is none where no image shows enough of them, where they stray too far (`LOOSE`), and of several datasets.
     """
-    if settings.data.get("sets") or not len(points):
+    pose = settings.data.get("pose")
+    if settings.data.get("sets") or not len(shown) or not (pose in TURNED or settings.head.get("leap")):
         return {}
-    mean, spread = jax.jit(shape.procrustes)(points, visible)
+    points, visible, start = samples.points, samples.visible, None
+    if pose in TURNED:
+        height, width = settings.data.size
+        fullest = np.argmax(visible.sum(1))  # of all images: the shapes of all folds lie alike
+        start = shape.lengthwise(points[fullest], visible[fullest], tall=height > width), visible[fullest]
+    fit = jax.jit(functools.partial(shape.procrustes, mirror=pose == "mirrored"))
+    mean, spread = fit(points[shown], visible[shown], start=start)
     return {"shape": [mean.tolist(), spread.tolist()]} if mean.any() and spread.mean() < LOOSE else {}
 
 

@@ -1,8 +1,9 @@
 """Training, from top to bottom: stages, folds, epochs.
 
 A run goes through its stages in order (pretrain, then finetune); in each it trains one network a fold, or an ensemble
-of them. A network starts from its like in the stage before. Everything that is random comes from the config's seed and
-the number of stage, fold, member and epoch, so that a run which was killed ends as one that was left alone.
+of them. A network starts from its like in the stage before. Everything that is random comes from the config's seed, the number of
+fold, member and epoch, and, but for the order of the images, four letters of the stage's name, so that a run which was
+killed ends as one that was left alone.
 """
 
 import contextlib
@@ -35,7 +36,11 @@ FOLLOWED = {
     " they are",
     "zoom": "landmarks take a small part of the photographs: the network looks at each whole, and then {:g} times as"
     " closely at that part; --config.data.zoom=1 looks once, and takes less memory",
+    "pose": "specimens are {} against each other: the network looks at each whole, and then once more, laid as all others"
+    " are; --config.data.pose=upright looks at them as they lie",
 }
+# What a key that is left open says where there is nothing to tell, and what it was before there was such a key.
+USUAL = {"scale": 1.0, "zoom": 1.0, "pose": "upright"}
 # After so many steps that are called one by one it is asked whether to stop, and whether a checkpoint is due.
 ASKING = 10
 
@@ -86,8 +91,8 @@ class Progress:
 def train(config, workdir: Path) -> dict[str, Dataset]:
     """Runs every stage of `config` that is not complete in `workdir`; returns the stages' datasets by name.
 
-    What the config leaves open (`data.size`, `data.scale`, `data.zoom`) is set in it. Where several processes train
-    together (`processes.join`) each calls this.
+    What the config leaves open (`data.size`, `data.scale`, `data.zoom`, `data.pose`) is set in it. Where several processes
+    train together (`processes.join`) each calls this.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -145,24 +150,29 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
                 continue
             source = runs.source_of(config, workdir, names[:number], member)
             training = Training(settings, workdir, name, member, dataset, source)
-            with processes.heeding():
-                training.run()
-                training.finish()
+            try:
+                with processes.heeding():
+                    training.run()
+                    training.finish()
+            except FloatingPointError:  # it diverged: before its first checkpoint another config may take its place
+                if processes.lead() and not (workdir / "checkpoints").exists():
+                    training.log.path.unlink(missing_ok=True)
+                raise
     return datasets
 
 
 def fill_in(config, workdir: Path) -> None:
     """Sets what `data` leaves open: as a run that has begun in the workdir has it, or as the photographs suggest.
 
-    A scale or zoom that is not 1 is told.
+    What is not usual is told.
     """
-    left = [key for key in ("size", *FOLLOWED) if config.data.get(key) in ((), 0)]
+    left = [key for key in ("size", *FOLLOWED) if config.data.get(key) in ((), 0, "")]
     if runs.begun(workdir):
-        theirs = {"zoom": 1.0} | runs.config_of(workdir).data.to_dict()  # older runs looked once
+        theirs = USUAL | runs.config_of(workdir).data.to_dict()
         config.data.update({key: tuple(theirs[key]) if key == "size" else theirs[key] for key in left if key in theirs})
     set_frame(config.data)
     for key in set(left) & set(FOLLOWED):
-        if (value := config.data[key]) != 1:
+        if (value := config.data[key]) != USUAL[key]:
             processes.tell(FOLLOWED[key].format(value))
 
 
@@ -194,6 +204,10 @@ class Training:
         self.data: dict = {"digest": samples.digest, "images": splits.names(self.split, samples, versions)}
         before = caveats.seen(source)
         found = caveats.of_training(settings, dataset, member, self.data["images"], source, before)
+        if settings.data.get("pose") in tasks.TURNED and "shape" not in known:
+            found.append(
+                caveats.caveat(member, "its specimens' shapes differ too much to be turned: they are seen as they lie")
+            )
         for each in found:
             processes.tell(f"[{stage}] {each['image']}{each['what']}")
         self.about: dict = {"facts": known, "caveats": found, "images": len(shown), "data": self.data, "before": before}

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from jaxmarks import caveats, runs, steps, tasks
+from jaxmarks import caveats, checkpoint, runs, steps, tasks
 from jaxmarks import config as configs
-from jaxmarks.data import splits
-from jaxmarks.data.loading import of_set
+from jaxmarks.data.loading import Dataset, of_set
 from jaxmarks.data.samples import Samples
 
 
@@ -44,6 +43,16 @@ class Held(NamedTuple):
     trained: np.ndarray
     tested: np.ndarray
     caveats: list[dict]
+
+
+def knows(workdir: Path, dataset: Dataset) -> bool:
+    """Whether a dataset has photographs by the names of those that a run was split from; scouts by all of the volume."""
+    stage = runs.stages(runs.config_of(workdir))[-1]
+    data = [note["data"] for path in runs.trained(workdir, stage).values() if (note := checkpoint.note(path))]
+    if dataset.volumes:  # those of another person have the same names
+        return any(one["digest"] == dataset.samples.digest for one in data)
+    names = {image for one in data for part in one["images"].values() for image in part}
+    return not names.isdisjoint(dataset.samples.name.tolist())
 
 
 def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Trained:
@@ -95,7 +104,7 @@ def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Hel
 
     for fold in runs.folds(settings):
         networks, notes = _restored(workdir, stage, runs.members(settings, fold))
-        mine = images_of(notes[0], settings, samples, fold)
+        mine = notes[0]["data"]["images"]
         known, learnt = known.union(*mine.values()), learnt.union(mine["train"])
         if len(tested := rows(mine["test"] or mine["valid"])):
             some, trained = True, rows(mine["train"])
@@ -114,11 +123,3 @@ def _restored(workdir, stage, members):
     """`runs.restore`, the variables on the device, where each prediction else would bring them."""
     variables, notes = runs.restore(workdir, stage, members)
     return jax.tree.map(jnp.asarray, variables), notes
-
-
-def images_of(note: dict, settings, samples: Samples, fold: int) -> dict[str, list[str]]:
-    """The images of a network's split by name (`splits.names`), from what is saved with it."""
-    if "data" in note:
-        return note["data"]["images"]
-    _, task = tasks.build(settings, note["facts"])  # a run that is older than this is split once more
-    return splits.names(splits.of_member(settings, samples, runs.Member(fold), task.versions), samples, task.versions)

@@ -385,7 +385,7 @@ def caption(runs: list[Run], results: dict, metric: str) -> str:
     """What a table shows, and over what its deviations are."""
     seeds = len({run.seed for run in runs})
     done = [r for r in results.values() if isinstance(r, dict)]
-    folds = sorted({len(r.get("folds", [])) for r in done if r.get(over_folds(metric)) is not None})
+    folds = sorted({len(r.get("folds", [])) for r in done if value(r, over_folds(metric), None) is not None})
     if seeds > 1:
         spread = f" ± the standard deviation over {seeds} seeds"
         spread += "; of a baseline, over its folds" if folds else ""

@@ -46,6 +46,9 @@ def check(options: argparse.Namespace) -> None:
     for key, least in {"hosts": 1, "gpus": 0, "chips": 1, "restarts": 0}.items():
         if (number := getattr(options, key)) < least:
             raise ValueError(f"--{key}={number}: give at least {least}")
+    workdir = next((each.partition("=")[2] for each in options.arguments if re.match("--?workdir=", each)), "")
+    if not workdir.startswith("/shared/"):
+        raise ValueError(f"--workdir={workdir}: give one in /shared, after --; a run elsewhere is lost with its host")
     if options.tpu and options.gpus:
         raise ValueError(f"--tpu={options.tpu} --gpus={options.gpus}: a host has one or the other; leave one out")
     if options.tpu and not re.fullmatch(r"[^:]+:\d+(x\d+)+", options.tpu):

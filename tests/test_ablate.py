@@ -247,12 +247,14 @@ def test_with_one_seed_the_deviation_is_over_folds(tmp_path):
 
 def test_other_metrics_have_tables_of_their_own_and_know_which_way_is_better(tmp_path):
     text = TWO_BY_TWO.replace(
-        '"seeds": (0, 1)', '"metrics": ("mean_distance_px", "pearson", "success_rates.10", "sdr_mm.2.5")'
+        '"seeds": (0, 1)', '"metrics": ("mean_distance_px", "pearson", "success_rates.10", "sdr_mm.2.5", "hit_rates.2")'
     )
     found = lambda config: summary(
         config.model.width / 10,
         pearson=config.model.width / 100,
         success_rates={"10": 0.5, "20": 1.0},
+        std_over_folds_hit_rates={"2": 0.05},
+        hit_rates={"2": 0.7},
         sdr_mm={"2.5": 0.75},
     )
     _, workdir = run(tmp_path, text, Launcher(found))
@@ -261,6 +263,8 @@ def test_other_metrics_have_tables_of_their_own_and_know_which_way_is_better(tmp
     assert "| small | **3.20** | **3.20** |" in said and "| small | 0.3200 | 0.3200 |" in said
     assert "Share of landmarks within 10 px (one seed); higher" in said and "| small | **0.5000** |" in said
     assert "Share of landmarks within 2.5 mm (one seed); higher" in said and "| small | **0.7500** |" in said
+    assert "within 2 pixels of the network's frame ± the standard deviation over 2 folds (one seed)" in said
+    assert "**0.7000 ± 0.0500**" in said
     with (workdir / "table.csv").open() as file:
         assert [line["success_rates.10"] for line in csv.DictReader(file)] == ["0.5"] * 4
 
@@ -334,7 +338,7 @@ def get_grid(text=""):
     for _ in range(2):
         _, workdir = run(tmp_path, grid, launcher)
         config = configs.load(workdir / "a" / "0" / "config.json")
-        config.data.size, config.data.zoom = (48, 32), 1.0  # as training does
+        config.data.size, config.data.zoom, config.data.pose = (48, 32), 1.0, "upright"  # as training does
         configs.save(config, workdir / "a" / "0" / "config.json")
     assert len(launcher.runs) == 1
 

@@ -15,7 +15,7 @@ from test_predict import ROOT, untrained
 from jaxmarks import augment, closer, evaluate, heads, predict, runs, serving, steps, tasks, train
 from jaxmarks import config as configs
 from jaxmarks.data import loading, phantoms
-from jaxmarks.data.loading import fitting_zoom
+from jaxmarks.data.loading import fitting_pose, fitting_zoom
 from jaxmarks.data.samples import Annotation
 from jaxmarks.ops import geometry, heatmaps, views
 
@@ -39,6 +39,16 @@ def task_of(landmarks=3, decoder="local_soft_argmax"):
     return steps.Task(lambda variables, images, train: images, head, lambda keys, batch: plain(batch), plain)
 
 
+def closely(task):
+    return closer.looking(task, SIZE, closer.around(SIZE, ZOOM))
+
+
+def laid(task, mean, mirror=False):
+    """The task with a second look at which specimens lie as the mean shape."""
+    near = closer.laid(SIZE, ZOOM, mean=mean, spread=np.full(len(mean), 0.02), mirror=mirror)
+    return closer.looking(task, SIZE, near, turned=True, mirror=mirror)
+
+
 def batch_of(count, landmarks=3, scatter=20):
     centres = RNG.uniform((60, 50), (196, 142), (count, 1, 2))
     points = (centres + RNG.uniform(-scatter, scatter, (count, landmarks, 2))).astype(np.float32)
@@ -55,7 +65,7 @@ def batch_of(count, landmarks=3, scatter=20):
 def test_the_second_look_finds_what_the_first_sees_in_a_pixel():
     batch = batch_of(8)
     once = task_of(decoder="argmax")
-    call = functools.partial(steps.predict_step, None, task=closer.looking(once, SIZE, ZOOM))
+    call = functools.partial(steps.predict_step, None, task=closely(once))
     small = geometry.resize(jnp.asarray(batch["images"]), SIZE)
     first = 4 * steps.predict_step(None, small, task=once)[0]
     for found, scores in (call(batch["images"]), jax.jit(call)(batch["images"])):
@@ -75,7 +85,7 @@ def test_what_an_image_does_not_show_does_not_widen_the_view():
         seen.append(batch["images"])
         return task.plain(batch)
 
-    steps.predict_step(None, images, task=closer.looking(task._replace(plain=plain), SIZE, ZOOM))
+    steps.predict_step(None, images, task=closely(task._replace(plain=plain)))
     three = views.close(points, np.array([[True, True, True, False]]), FRAME, SIZE, most=2 * ZOOM)
     np.testing.assert_allclose(np.asarray(seen[1], float), np.asarray(views.look(images, three, SIZE), float), atol=12)
 
@@ -84,7 +94,7 @@ def test_a_faint_landmark_beyond_the_second_look_stays_where_the_first_found_it(
     points = np.array([[[40.0, 40.0], [60.0, 44.0], [46.0, 62.0], [52.0, 50.0], [150.0, 90.0]]], np.float32)
     images = marked(points, sigma=5.0)
     images[..., 4] = images[..., 4] // 5 * 2
-    call = functools.partial(steps.predict_step, None, task=closer.looking(task_of(5), SIZE, ZOOM))
+    call = functools.partial(steps.predict_step, None, task=closely(task_of(5)))
     found, scores = call(images)
     np.testing.assert_allclose(found, points, atol=0.3)
     assert 0.3 < scores[0, 4] < 0.45
@@ -92,7 +102,7 @@ def test_a_faint_landmark_beyond_the_second_look_stays_where_the_first_found_it(
 
 def test_a_row_that_fills_a_batch_is_seen_as_the_one_it_repeats():
     data = {key: jnp.asarray(value) for key, value in batch_of(3).items() if key != "index"}
-    task = closer.looking(task_of(), SIZE, ZOOM)
+    task = closely(task_of())
     rows = np.array([0, 1, 2, ~0, ~1, ~2])
     for prepare in (task.plain, task.usual):
         seen = prepare(steps.gather(data, rows, 1))
@@ -102,7 +112,7 @@ def test_a_row_that_fills_a_batch_is_seen_as_the_one_it_repeats():
 
 def test_views_move_images_points_and_the_size_of_a_pixel_alike():
     batch = batch_of(12)
-    task = closer.looking(task_of(), SIZE, ZOOM)
+    task = closely(task_of())
     keys = jax.vmap(jax.random.key)(np.arange(12))
     for seen in (task.plain(batch), task.usual(batch), task.augment(keys, batch), jax.jit(task.augment)(keys, batch)):
         assert seen["images"].shape == (12, *SIZE, 3)
@@ -122,7 +132,7 @@ def test_training_shows_a_quarter_whole_each_sample_by_its_own_key():
     rows = np.arange(400) % 4
     many = {key: value[rows] for key, value in batch.items()} | {"images": batch["images"][rows][:, ::8, ::8]}
     many["points"] = many["points"] / 8
-    task = closer.looking(task_of(), SIZE, ZOOM)
+    task = closely(task_of())
     keys = jax.vmap(jax.random.key)(np.arange(400))
     seen = jax.jit(task.augment)(keys, many)
     whole = np.isclose(seen["delta"], 3.0 * 24 / 48)
@@ -137,16 +147,115 @@ def test_the_papers_versions_of_a_view_are_of_whole_numbers():
     augmentation = augment.build({"name": "paper_x7"}, channels=1)
     task = task_of()._replace(augment=augmentation.apply, versions=7)
     batch = batch_of(4) | {"version": np.arange(4)}
-    seen = closer.looking(task, SIZE, ZOOM).augment(jax.vmap(jax.random.key)(np.arange(4)), batch)
+    seen = closely(task).augment(jax.vmap(jax.random.key)(np.arange(4)), batch)
     assert seen["images"].shape == (4, *SIZE, 1)
     # Validated on versions each image is seen whole or closely for itself, in every epoch alike.
     settings = fish("")
     settings.split.by = "random"
     many = {key: np.repeat(value, 10, 0) for key, value in batch.items()} | {"index": np.arange(40)}
-    to_judge, to_settle = tasks.inputs(settings, closer.looking(task, SIZE, ZOOM))
+    to_judge, to_settle = tasks.inputs(settings, closely(task))
     sizes = np.asarray(to_judge(many)["delta"])
     assert 3 <= np.isclose(sizes, 12.0).sum() <= 20
     np.testing.assert_array_equal(sizes, to_settle(many)["delta"])
+
+
+# Long, lopsided, and with its long side along the view's.
+WING = np.array([[-1.4, 0.1], [-0.9, -0.5], [0.2, -0.6], [1.3, -0.1], [0.6, 0.5], [0.2, 0.6]])
+WING = (WING - WING.mean(0)) / np.sqrt(((WING - WING.mean(0)) ** 2).sum(-1).mean())
+
+
+def lying(count, mirror=False, seed=0):
+    """A batch of specimens of one shape at any angle, of which every second is mirrored."""
+    draw = np.random.default_rng(seed)
+    points = []
+    for n in range(count):
+        angle, size = draw.uniform(-np.pi, np.pi), draw.uniform(22, 34)
+        turn = size * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        points.append(WING * [1, -1 if mirror and n % 2 else 1] @ turn.T + draw.uniform((80, 70), (176, 122)))
+    points = np.stack(points).astype(np.float32)
+    batch = batch_of(count, len(WING)) | {"points": points, "images": marked(points)}
+    return batch
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_specimens_at_any_angle_are_seen_lying_alike(mirror):
+    batch = lying(8, mirror)
+    task = laid(task_of(len(WING)), WING, mirror)
+    for seen in (task.plain(batch), jax.jit(task.plain)(batch)):
+        found, _ = task.head.decode(seen["images"])
+        np.testing.assert_allclose(found, seen["points"], atol=0.1)  # pixels move as points do
+        np.testing.assert_allclose(found, np.broadcast_to(found[:1], found.shape), atol=0.1)
+        sides = np.ptp(found[0], axis=0)
+        assert np.isclose((sides / SIZE[::-1]).max(), 0.8, atol=0.01) and sides[0] > sides[1]
+        for n in range(8):  # distances in pixels of the photograph stay what they are
+            before, after = (np.linalg.norm(p[n, 0] - p[n, 3]) for p in (batch["points"], np.asarray(seen["points"])))
+            np.testing.assert_allclose(after * seen["delta"][n], 3 * before, rtol=1e-3)
+    far = lambda task: np.linalg.norm(
+        steps.predict_step(None, batch["images"], task=task)[0] - batch["points"], axis=-1
+    )
+    assert far(task).max() < 0.6 and far(laid(task_of(len(WING), "argmax"), WING, mirror)).max() < 1.3
+
+
+def test_what_training_shows_whole_of_specimens_at_any_angle_is_turned():
+    batch = lying(4, mirror=True)
+    many = {key: np.repeat(value, 30, 0) for key, value in batch.items()} | {"index": np.arange(120)}
+    task = laid(task_of(len(WING)), WING, mirror=True)
+    seen = jax.tree.map(np.asarray, jax.jit(task.augment)(jax.vmap(jax.random.key)(np.arange(120)), many))
+    whole = np.isclose(seen["delta"], 12.0)
+    assert 15 < whole.sum() < 45
+    z = (seen["points"] - seen["points"].mean(1, keepdims=True)) @ [1, 1j]
+    shape = WING @ [1, 1j]
+    direct, mirrored = abs(z.conj() @ shape), abs(z @ shape)
+    assert (direct > mirrored)[~whole].all() and 0.3 < (direct > mirrored)[whole].mean() < 0.7
+    angles = np.angle(np.where(direct > mirrored, z @ shape.conj(), z @ shape))
+    assert abs(np.exp(1j * angles[whole]).mean()) < 0.35 and abs(angles[~whole]).max() < 0.05
+    found, _ = task.head.decode(seen["images"])
+    inside = ((seen["points"] > 2) & (seen["points"] < np.array(SIZE[::-1]) - 2)).all(-1)
+    assert inside.mean() > 0.9
+    np.testing.assert_allclose(found[inside], seen["points"][inside], atol=0.25)
+
+
+def test_who_shows_too_few_landmarks_is_seen_whole():
+    batch = lying(3)
+    visible = np.ones((3, len(WING)), bool)
+    visible[1, 2:], visible[2, 1:] = False, False
+    delta = lambda mirror: laid(task_of(len(WING)), WING, mirror).plain(batch | {"marked": visible})["delta"]
+    np.testing.assert_array_equal(np.isclose(delta(False), 12.0), [False, False, True])  # two tell the angle,
+    np.testing.assert_array_equal(np.isclose(delta(True), 12.0), [False, True, True])  # not which side is up
+
+
+@pytest.mark.parametrize(
+    ("angles", "mirrored", "noise", "pose"),
+    [
+        (15, 0.0, 0.02, "upright"),
+        (60, 0.0, 0.02, "turned"),
+        (180, 0.0, 0.02, "turned"),
+        (5, 0.3, 0.02, "mirrored"),
+        (180, 0.5, 0.02, "mirrored"),
+        (5, 1.0, 0.02, "upright"),  # all alike
+        (5, 0.02, 0.02, "upright"),  # one of fifty is a slip
+        (180, 0.5, 0.3, "upright"),  # shapes that have little in common
+    ],
+)
+def test_how_specimens_lie_is_seen_in_their_landmarks(angles, mirrored, noise, pose):
+    draw, found = np.random.default_rng(0), []
+    for n in range(50):
+        points = WING * [1, -1 if n < 50 * mirrored else 1] + draw.normal(size=WING.shape) * noise
+        turn = np.exp(1j * np.deg2rad(draw.uniform(-angles, angles))) * draw.uniform(50, 90)
+        z = points @ [1, 1j] * turn + draw.uniform(200, 400) * (1 + 1j)
+        visible = np.arange(len(WING)) != (n % 9 if n else -1)
+        found.append(Annotation("a.png", np.stack([z.real, z.imag], -1), visible))
+    assert fitting_pose(found) == pose
+    nobody = [Annotation("a.png", np.zeros((6, 2)), np.arange(6) < 2)] * 3
+    assert fitting_pose([]) == fitting_pose(nobody) == "upright"
+
+
+def test_the_zoom_of_turned_views_is_that_of_the_long_side():
+    points = np.array([[100, 100], [340, 340], [250, 190.0]])  # 339 px from end to end
+    one = [(Annotation("a.png", points, np.ones(3, bool)), (600, 800))]
+    assert fitting_zoom(one, (192, 256), "pad") == 2.0
+    assert fitting_zoom(one, (192, 256), "pad", turned=True) == float(f"{0.8 * 800 / 339.4:.2g}")
+    assert fitting_zoom(one, (256, 192), "pad", turned=True) == float(f"{0.8 * 800 / 339.4 * 256 / 192:.2g}")
 
 
 @pytest.mark.parametrize(
@@ -209,6 +318,19 @@ def test_a_phantoms_share_of_its_photograph():
             phantoms.draw("pronotum", 0, share=share)
 
 
+def test_a_phantoms_turn_in_its_photograph():
+    drawn = lambda turn: np.array([phantoms.draw("head", s, size=(96, 128), turn=turn)[1] for s in range(30)]) @ [1, 1j]
+    upright, turned = drawn(0.0), drawn(180.0)
+    ratio = np.diff(turned, axis=1) / np.diff(upright, axis=1)
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1], ratio.shape), atol=1e-9)
+    np.testing.assert_allclose(abs(ratio), 1, atol=1e-9)
+    assert abs(ratio[:, 0].mean()) < 0.3
+    image, points = phantoms.draw("head", 4, size=(96, 128), turn=180.0)
+    loaded = phantoms.load("head", size=(96, 128), count=5, turn=180.0)
+    np.testing.assert_array_equal(loaded.images[4], image)
+    np.testing.assert_allclose(loaded.points[4], points, atol=1e-4)
+
+
 def test_from_photographs_to_files(photographs, tmp_path):
     """Of a network that was never trained: whatever it finds, folder, function and artefact find the same."""
     config = fish("own")
@@ -267,14 +389,15 @@ def test_a_run_keeps_its_zoom_and_one_that_is_older_looks_once(photographs, tmp_
     (tmp_path / "metrics.jsonl").touch()
     for theirs in (3.8, 2.0, None):
         known = ml_collections.ConfigDict(config.to_dict())
-        known.data.zoom = theirs or 1.0
+        known.data.zoom, known.data.pose = theirs or 1.0, "turned" if theirs == 2.0 else "upright"
         if theirs is None:
-            del known.data.zoom, known.data.share
+            del known.data.zoom, known.data.pose, known.data.share
         configs.save(known, tmp_path / "config.json")
         again = fish("own")
         again.update_from_flattened_dict(small)
         train.fill_in(again, tmp_path)
         assert (again.data.zoom, again.data.size) == (theirs or 1.0, (32, 48))
+        assert again.data.pose == ("turned" if theirs == 2.0 else "upright")
         assert configs.differences(known, again) == []
 
 
@@ -282,7 +405,8 @@ def test_a_run_keeps_its_zoom_and_one_that_is_older_looks_once(photographs, tmp_
 def test_the_papers_look_once(name):
     module, variants = name.split(":")
     read = runpy.run_path(str(ROOT / "configs" / f"{module}.py"))["get_config"]
-    assert read(variants).data.zoom == 1.0 and read("own").data.zoom == 0.0
+    assert (read(variants).data.zoom, read(variants).data.pose) == (1.0, "upright")
+    assert (read("own").data.zoom, read("own").data.pose) == (0.0, "")
 
 
 def test_several_datasets_are_looked_at_whole(photographs):
@@ -290,7 +414,13 @@ def test_several_datasets_are_looked_at_whole(photographs):
     own = {"images": str(photographs), "landmarks": str(photographs / "marks.csv")}
     config.data.sets = {"a": own, "b": own}
     loading.set_frame(config.data)
-    assert config.data.zoom == 1.0
+    assert (config.data.zoom, config.data.pose) == (1.0, "upright")
     config.data.zoom = 2.0
     with pytest.raises(ValueError, match=r"config\.data\.zoom=2\.0: of several data\.sets"):
+        configs.check(config)
+    config.data.zoom, config.data.pose = 1.0, "turned"
+    with pytest.raises(ValueError, match=r"config\.data\.pose=turned: of several data\.sets"):
+        configs.check(config)
+    config.data.pose = "flat"
+    with pytest.raises(ValueError, match=r"config\.data\.pose=flat: there are upright, turned, mirrored"):
         configs.check(config)

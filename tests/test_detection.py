@@ -1006,12 +1006,15 @@ def test_what_a_detector_cannot_know_is_told(data):
 
     def told(samples, valid, classes=dataset.classes, **changes):
         config.update(changes)
-        images = {"train": names[~empty & ~valid].tolist(), "valid": names[valid].tolist(), "test": []}
+        images = {"train": names[~empty & ~valid].tolist(), "valid": names[valid].tolist(), "test": ["none"]}
         data = dataset._replace(samples=samples, classes=classes)
         return [c["what"] for c in caveats.of_training(config, data, runs.Member(0), images, None, {})]
 
     some = np.isin(names, ["0.png", "1.png"])
     assert told(samples, some) == []
+    images = {"train": names[~some].tolist(), "valid": names[some].tolist(), "test": []}
+    (caveat,) = caveats.of_training(config, dataset, runs.Member(0), images, None, {})
+    assert "no image is held back for a test" in caveat["what"]
     (what,) = told(samples, empty)
     assert "no validation image shows an object: the threshold is chosen on training images" in what
     (what,) = told(samples, some, classes=(*dataset.classes, "ring"))

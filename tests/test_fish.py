@@ -118,6 +118,8 @@ def test_a_training_that_diverges_ends_and_saves_no_network(epochs, what, photog
     with pytest.raises(FloatingPointError, match=f"train fold 0, {what}; lower --config.optimizer.learning_rate"):
         train.train(config, tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("**/best"))
+    config.optimizer.learning_rate = 1e-3  # as is advised
+    runs.claim(config, tmp_path / "run")
 
 
 def test_a_run_keeps_the_frame_that_follows_its_photographs(photographs, tmp_path):

@@ -481,6 +481,23 @@ def test_a_second_annotator_of_a_few_images_is_one_problem(tmp_path):
     ]
 
 
+def test_annotators_who_name_landmarks_otherwise_are_refused(tmp_path):
+    for name, labels in (("a.csv", ("nose", "tail")), ("b.csv", ("mouth", "nose"))):
+        rows = "".join(f"1.png,{label},{k},2\n" for k, label in enumerate(labels))
+        (tmp_path / name).write_text("image,landmark,x,y\n" + rows)
+    with pytest.raises(FormatError, match=r"landmark 1 is 'mouth', and 'nose' in .*a\.csv"):
+        formats.read(f"{tmp_path / 'a.csv'},{tmp_path / 'b.csv'}")
+    for name, labels in (("a.json", ["nose", "tail"]), ("b.json", ["tail", "nose"])):
+        document = {
+            "images": [{"id": 1, "file_name": "a.png"}],
+            "annotations": [{"image_id": 1, "keypoints": [1, 2, 2, 3, 4, 2]}],
+            "categories": [{"id": 1, "keypoints": labels}],
+        }
+        (tmp_path / name).write_text(json.dumps(document))
+    with pytest.raises(FormatError, match="landmark 1 is 'tail', and 'nose' in"):
+        formats.read(f"{tmp_path / 'a.json'},{tmp_path / 'b.json'}")
+
+
 def test_annotators_of_different_landmarks_are_refused(tmp_path):
     path = two_annotators(tmp_path, "a.png,1,2,3,4\n")
     (tmp_path / "two.csv").write_text("image,x1,y1\na.png,1,2\n")

@@ -38,6 +38,8 @@ def test_slurm_starts_one_process_a_node_and_is_queued_again_where_it_fails(tmp_
     assert lines[-3:] == ["scontrol", "requeue", "7"]
     lines = said(tmp_path, "slurm.sh", *ARGUMENTS, status=3, exits=3, SLURM_JOB_ID="7", SLURM_RESTART_COUNT="5")
     assert "scontrol" not in lines
+    lines = said(tmp_path, "slurm.sh", *ARGUMENTS, status=2, exits=2, SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="32")
+    assert lines[:2] == ["srun", "--cpus-per-task=32"] and "scontrol" not in lines  # a slip would be one again
 
 
 def test_the_tasks_of_a_slurm_array_take_their_shares(tmp_path):
@@ -109,6 +111,13 @@ def test_kubernetes_is_not_asked_for_what_it_cannot_give(options, said, capsys):
         kubernetes.main(["--name=fish", "--image=i", "--claim=c", *options, "--", *ARGUMENTS])
     out, error = capsys.readouterr()
     assert said in error.splitlines()[-1] and not out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--workdir=runs/fish"], ["-workdir=/tmp/fish"]])
+def test_a_run_on_kubernetes_lies_where_all_hosts_see_it(arguments, capsys):
+    with pytest.raises(SystemExit):
+        kubernetes.main(["--name=fish", "--image=i", "--claim=c", "--", "--config=configs/fish.py:paper", *arguments])
+    assert "give one in /shared" in capsys.readouterr().err
 
 
 def test_no_processes_on_this_machine_are_refused(capsys):

@@ -24,6 +24,31 @@ def test_a_folder_is_taken_again_by_its_mode_alone(tmp_path):
     assert claim("export", run, named=tmp_path / "empty") == tmp_path / "empty"
 
 
+def test_results_that_are_not_written_anew_are_deleted_and_nothing_else(tmp_path):
+    def write(*names, fails=False):
+        with results.folder("predict", tmp_path) as out:
+            for name in names:
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                (out / name).write_text("same")
+            if fails:
+                raise OSError
+
+    there = lambda: sorted(
+        p.relative_to(tmp_path / "predict").as_posix() for p in (tmp_path / "predict").rglob("[!.]*")
+    )
+    write("summary.json", "anna/box.nii.gz", "anna/scouts.png", "ben/scouts.png")
+    (tmp_path / "predict" / "anna" / "notes.txt").touch()  # somebody's own
+    (tmp_path / "predict" / "corrected.csv").touch()
+    with pytest.raises(OSError):
+        write("summary.json", fails=True)
+    assert "ben/scouts.png" in there()
+    write("summary.json", "carl/scouts.png")
+    mine = ["anna", "anna/notes.txt", "corrected.csv"]
+    assert there() == [*mine[:2], "carl", "carl/scouts.png", "corrected.csv", "summary.json"]
+    write()
+    assert there() == mine
+
+
 @pytest.mark.parametrize("name", ["summary.json", "about.json", "config.json", ".hidden", "overlays"])
 def test_a_folder_of_other_things_is_refused(name, tmp_path):
     (tmp_path / "mine").mkdir()

@@ -73,6 +73,52 @@ def test_without_two_places_there_is_no_shape(points, visible):
     assert not mean.any() and np.isfinite(spread).all()
 
 
+def test_mirrored_specimens_have_the_shape_of_the_others():
+    points, visible = specimens(30, np.full(8, 0.02)), np.random.default_rng(1).random((30, 8)) < 0.7
+    visible[:, :3] = True
+    turned = points.copy()
+    turned[::3, :, 0] *= -1
+    mirrored = jax.jit(lambda *all: shape.procrustes(*all, mirror=True))
+    mean, spread = procrustes(points, visible)
+    other, alike = mirrored(turned, visible)
+    # As the fullest lies, so lies the mean: maybe mirrored.
+    aside = min(scipy.spatial.procrustes(mean, np.asarray(other) * [side, 1])[2] for side in (1, -1))
+    assert aside < 1e-4
+    np.testing.assert_allclose(alike, spread, rtol=0.05)
+    assert procrustes(turned, visible)[1].mean() > 3 * alike.mean()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), mirrored(points, visible), (mean, spread))
+
+
+def test_the_mean_lies_as_the_specimen_that_it_starts_from():
+    points, visible = specimens(30, np.full(8, 0.02)), np.ones((30, 8), bool)
+    for tall in (False, True):
+        start = shape.lengthwise(points[3], visible[3], tall=tall)
+        covariance = np.cov(np.asarray(start).T)
+        assert (covariance[1, 1] > covariance[0, 0]) == tall
+        np.testing.assert_allclose(covariance[0, 1], 0, atol=1e-5)  # along its principal axes
+        mean, _ = shape.procrustes(points[10:], visible[10:], start=(start, visible[3]))
+        np.testing.assert_allclose(mean, start, atol=0.08)
+        np.testing.assert_allclose((np.asarray(mean) ** 2).sum(-1).mean(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_mean_is_laid_over_what_is_visible_whatever_some_say(mirror):
+    draw = np.random.default_rng(0)
+    lay = jax.jit(lambda points, visible: shape.laid(points, visible, MEAN, SPREAD, mirror=mirror))
+    for n in range(40):
+        side = -1 if mirror and n % 2 else 1
+        angle, size, shift = draw.uniform(-3, 3), draw.uniform(20, 80), draw.uniform(0, 200, 2)
+        points = placed(MEAN * [1, side], size, angle, shift)
+        visible = draw.permutation(8) < draw.integers(6, 9)
+        wrong = draw.choice(np.flatnonzero(visible))
+        points[wrong] += draw.uniform(2, 5, 2) * size
+        points[~visible] = draw.uniform(-500, 500, ((~visible).sum(), 2))
+        turn = size * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * [1, side]
+        found = lay(points, visible)
+        np.testing.assert_allclose(found[:, :2], turn, atol=0.02 * size)
+        np.testing.assert_allclose(found[:, 2], shift, atol=0.03 * size)
+
+
 MEAN, SPREAD = map(np.asarray, procrustes(specimens(40, np.full(8, 0.03)), np.ones((40, 8), bool)))
 expected = jax.jit(lambda points: shape.expected(points, MEAN, SPREAD))
 

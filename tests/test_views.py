@@ -87,3 +87,57 @@ def test_a_look_has_gradients():
     gradient = np.asarray(jax.grad(value)(image))
     step = jnp.zeros_like(image).at[0, 4, 5, 0].set(0.5)
     np.testing.assert_allclose((value(image + step) - value(image - step)), gradient[0, 4, 5, 0], atol=1e-4)
+
+
+def turned_views(count, frame, size, seed=0):
+    """Views at any angle, some mirrored, around any place of a frame."""
+    draw = np.random.default_rng(seed)
+    middle = geometry.similarity(0.0, 1.0, (-size[1] / 2, -size[0] / 2), (0.0, 0.0))
+    each = []
+    for n in range(count):
+        place = draw.uniform((0, 0), frame[::-1])
+        view = np.array(geometry.similarity(draw.uniform(-np.pi, np.pi), draw.uniform(0.6, 2.5), place, (0.0, 0.0)))
+        view[:, 1] *= -1 if n % 2 else 1
+        each.append(geometry.compose(view, middle))
+    return jnp.stack(each)
+
+
+def test_a_turned_look_shows_what_lies_there_and_the_edge_beyond_it():
+    frame, size = (120, 160), (48, 64)
+    view = turned_views(12, frame, size)
+    value = lambda x, y: 100 + 50 * np.sin(x / 19) + 40 * np.cos(y / 17)
+    y, x = np.mgrid[: frame[0], : frame[1]] + 0.5
+    images = np.broadcast_to(value(x, y)[None, ..., None], (12, *frame, 1)).astype(np.float32)
+    at = np.asarray(geometry.affine(view, jnp.broadcast_to(geometry.pixel_centres(size).reshape(-1, 2), (12, 3072, 2))))
+    expected = value(*np.clip(at, 0.5, np.array(frame[::-1]) - 0.5).transpose(2, 0, 1)).reshape(12, *size, 1)
+    look = functools.partial(views.look, size=size, turned=True)
+    for function in (look, jax.jit(look)):
+        found = np.asarray(function(images, view))
+        np.testing.assert_allclose(found, expected, atol=6)  # the antialiasing smooths the border's pixels
+        assert np.abs(found - expected).mean() < 0.4
+    flat = np.asarray(look(np.full((12, *frame, 3), 200, np.uint8), view))
+    assert flat.dtype == np.uint8 and (flat == 200).all()
+
+
+def test_an_upright_view_is_the_same_where_others_are_turned():
+    images = RNG.integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
+    whole = jnp.broadcast_to(views.whole((96, 128), (24, 32)), (2, 2, 3))
+    one, other = (np.asarray(views.look(images, whole, (24, 32), turned=turned), int) for turned in (False, True))
+    np.testing.assert_allclose(one, other, atol=1)
+
+
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_posed_views_show_the_mean_where_it_stands(mirror):
+    size, mean = (48, 64), np.array([[-1.5, 0.2], [0.3, -0.7], [1.2, 0.5]])
+    angles, scales = RNG.uniform(-np.pi, np.pi, 20), RNG.uniform(10, 30, 20)
+    turn = scales[:, None, None] * np.stack([[np.cos(angles), -np.sin(angles)], [np.sin(angles), np.cos(angles)]]).T
+    lies = np.concatenate([turn * [1, mirror], RNG.uniform(50, 200, (20, 2, 1))], -1).astype(np.float32)
+    points = geometry.affine(lies, np.broadcast_to(mean, (20, 3, 2)))
+    found = geometry.affine(geometry.invert(views.posed(lies, mean, size, least=0.1, most=9)), points)
+    expected = (mean - [-0.15, -0.1]) * 0.8 * 64 / 2.7 + [32, 24]
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (20, 3, 2)), atol=1e-3)
+    bound = views.posed(lies, mean, size, least=1.0, most=1.2)
+    scale = np.asarray(geometry.scale(bound))
+    assert np.isclose(scale.min(), 1.0) and np.isclose(scale.max(), 1.2)
+    middle = geometry.affine(bound, jnp.broadcast_to(jnp.array([[32.0, 24.0]]), (20, 1, 2)))
+    np.testing.assert_allclose(middle, geometry.affine(lies, np.broadcast_to([[-0.15, -0.1]], (20, 1, 2))), atol=1e-3)

@@ -3,7 +3,7 @@
     python launch/ablate.py --grid=configs/ablations/spines_detectors.py
         --config.data.images=PHOTOS --config.data.boxes=FILE
 
-One fold of each split; --config.split.run=() is all five by group, and all ten at random.
+One fold of each split; --config.split.run="()" is all five by group, and all ten at random.
 """
 
 from jaxmarks import config as configs

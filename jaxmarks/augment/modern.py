@@ -47,7 +47,7 @@ def build(
       translation: a share of the frame.
       quarter_turns: each sample is turned by 0, 90, 180 or 270 degrees first.
       mirror: probability.
-      elastic, blur: pixels of the frame.
+      elastic, blur: pixels of what comes out.
       brightness, contrast, gamma, channel, noise: as in `colour`.
       cutout: a share of the frame.
     """

@@ -74,24 +74,27 @@ class Dataset(NamedTuple):
 STEP = 16
 # A second look is up to so many times as closely as the first, and is not worth while below so many times.
 MOST, NEARLY = 4.0, 1.2
+# For a second look as specimens lie: of the landmarks' variance what one strays from another, at most; the share of those
+# that are mirrored, at least; and how long the mean of their directions is, at least, where they lie alike.
+STRAY, SOME, ALIKE = 0.04, 0.05, 0.9
 
 
 def set_frame(spec) -> None:
-    """Sets what a config's `data` leaves open: of landmarks the `size` () and the `zoom` 0, of objects the `scale` 0.
+    """Sets what a config's `data` leaves open: of landmarks the `size` (), the `zoom` 0 and the `pose` "", of objects the
+    `scale` 0.
 
     The median photograph has `pixels` in the size, or a little more. Photographs are those that have landmarks, of all
-    `sets`; where none can be read the frame is 4:3. Of the zoom see `fitting_zoom`, of the scale
-    `objects.fitting_scale`; where nothing is read or each photograph is brought whole into the frame that is 1.
+    `sets`; where none can be read the frame is 4:3. Of the zoom see `fitting_zoom`, of the pose `fitting_pose`, of the
+    scale `objects.fitting_scale`; where nothing is read or each photograph is brought whole into the frame they are 1 and
+    "upright".
     """
     if "boxes" in spec:
         if not spec.scale:
             own = spec.images and spec.boxes and spec.fit == "tile"
             spec.scale = objects.fitting_scale(spec.images, spec.boxes, side=spec.side) if own else 1.0
         return
-    follows = spec.get("zoom") == 0
-    if follows and spec.sets:  # each is looked at whole
-        spec.zoom, follows = 1.0, False
-    if len(spec.size) and not follows:
+    closely, lying = spec.get("zoom") == 0, spec.get("pose") == ""
+    if len(spec.size) and not closely and not lying:
         return
     found = [one for name in spec.sets or ("",) for one in _photographs(of_set(spec, name))]
     if not len(spec.size):
@@ -99,12 +102,40 @@ def set_frame(spec) -> None:
         tall = np.exp(np.median(np.log(height / width)) / 2)  # the side of a square of one pixel becomes that tall
         sides = np.sqrt(spec.pixels) * np.array([tall, 1 / tall])
         spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.1)) for side in sides)  # 193 is 192
-    if follows:
-        spec.zoom = fitting_zoom(found, tuple(spec.size), spec.fit)
+    alone = [] if spec.sets else found  # of several each is looked at whole
+    if lying:
+        spec.pose = fitting_pose([annotation for annotation, _ in alone])
+    if closely:
+        spec.zoom = fitting_zoom(alone, tuple(spec.size), spec.fit, turned=spec.get("pose", "upright") != "upright")
 
 
-def fitting_zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit) -> float:
-    """How closely, to two digits, a network must look for the landmarks to fill its view as `views.close` has it.
+def fitting_pose(annotations: list[Annotation]) -> str:
+    """How specimens lie: "mirrored" where some are the mirror image of others, "turned" where they lie at any angle.
+
+    Else, or where their shapes have little in common, it is "upright". Each is laid over the one that shows the most.
+    """
+    if not annotations:
+        return "upright"
+    fullest = max(annotations, key=lambda one: one.visible.sum())
+    strays, angles, mirrored = list[float](), list[float](), list[bool]()
+    for one in annotations:
+        both = one.visible & fullest.visible
+        if both.sum() > 2:
+            z, onto = (each - each.mean() for each in np.array([one.points[both], fullest.points[both]]) @ [1, 1j])
+            fits = np.array([np.vdot(z, onto), np.vdot(z.conj(), onto)])
+            away = 1 - abs(fits) ** 2 / max(np.vdot(z, z).real * np.vdot(onto, onto).real, 1e-12)
+            mirrored.append(away[1] < away[0] / 2)
+            strays.append(away[int(mirrored[-1])])
+            angles.append(np.angle(fits[int(mirrored[-1])]))
+    if not strays or np.median(strays) > STRAY:
+        return "upright"
+    if SOME <= np.mean(mirrored) <= 1 - SOME:
+        return "mirrored"
+    return "turned" if abs(np.exp(1j * np.array(angles)).mean()) < ALIKE else "upright"
+
+
+def fitting_zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=False) -> float:
+    """How closely, to two digits, a network must look for the landmarks to fill its view as `views` have it.
 
     It is 1 where they nearly do in the whole photograph, `MOST` at most, and brings out no more pixels than there are.
 
@@ -112,18 +143,28 @@ def fitting_zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit) -> 
       found: photographs' landmarks, and their (height, width).
       size: (H, W) of the network's frame.
       fit: how photographs lie in it.
+      turned: whether views are turned as specimens lie.
     """
     shares, pixels = [], []
     for annotation, source in found:
         points = annotation.points[annotation.visible]
         if len(points) > 1 and 2 * len(points) >= len(annotation.visible):  # else nobody knows how far they reach
             step = np.diag(np.array(frame(source, size, fit))[:, :2])
-            shares.append(max(np.ptp(points, axis=0) / step / size[::-1]))
+            shares.append(max(_extents(points / step, turned=turned, tall=size[0] > size[1]) / size[::-1]))
             pixels.append(max(step))
     if not shares or not (share := np.median(shares)) > 0:
         return 1.0
     zoom = min(FILL / share, float(np.median(pixels)), MOST)
     return 1.0 if zoom < NEARLY else float(f"{zoom:.2g}")
+
+
+def _extents(points, *, turned, tall):
+    """The width and height of landmarks (K, 2), `turned` so that the larger is the width, or, `tall`, the height."""
+    if not turned:
+        return np.ptp(points, axis=0)
+    z = (points - points.mean(0)) @ [1, 1j]
+    z = z * np.exp(-0.5j * np.angle((z**2).sum())) * (1j if tall else 1)
+    return np.array([np.ptp(z.real), np.ptp(z.imag)])
 
 
 def frame_size(spec) -> tuple[int, int]:
@@ -212,7 +253,7 @@ def of_set(spec, name: str):
         raise ValueError(f"--set={name}: the run has {known}")
     if not name:
         return spec
-    common = [key for key in spec if key not in ("sets", "size", "pixels", "zoom", "keep")]
+    common = [key for key in spec if key not in ("sets", "size", "pixels", "zoom", "pose", "keep")]
     if unknown := [key for key in sets[name] if key not in common]:
         raise ValueError(f"--config.data.sets.{name}.{unknown[0]}: a dataset may change {', '.join(common)}")
     return ml_collections.ConfigDict(dict(spec) | dict(sets[name]) | {"sets": {}, "keep": ""})
@@ -320,8 +361,6 @@ def _objects(spec):
             " --config.data.boxes=FILE"
         )
     size, options = tuple(spec.size), {"fit": spec.fit, "scale": spec.scale, "overlap": spec.overlap}
-    if spec.fit not in ("tile", "pad", "stretch"):
-        raise ValueError(f"--config.data.fit={spec.fit}: there are tile, pad and stretch")
     if spec.fit == "tile" and not spec.overlap < min(size):
         raise ValueError(f"--config.data.overlap={spec.overlap}: less than the sides of --config.data.size={size}")
     if spec.images:
@@ -393,12 +432,16 @@ def _phantoms(spec):
     unknown = set(parts) - set(phantoms.PARTS)
     if unknown:
         raise ValueError(f"--config.data.part={spec.part}: the parts are {', '.join(phantoms.PARTS)}")
+    there = {f"{part}/{k}" for part, count in phantoms.PARTS.items() for k in range(1, count + 1)}
+    if wrong := [name for name in spec.drop if name not in there]:
+        raise ValueError(f"--config.data.drop={tuple(spec.drop)}: no landmark {wrong[0]}; write them as elytra/1")
     size, source = frame_size(spec), tuple(spec.source_size)
+    how = {key: spec[key] for key in ("share", "turn") if key in spec}
     scale = np.array([source[1] / size[1], source[0] / size[0]])
     drawn = []
     for part in parts:
         kept = _kept(spec, part)
-        one = _drawn(part, size=size, seed=spec.seed, count=spec.count, share=spec.get("share", 1.0))
+        one = _drawn(part, size=size, seed=spec.seed, count=spec.count, **how)
         affine = np.concatenate([np.diag(scale), np.zeros((2, 1))], axis=1)
         drawn.append(
             Samples(
@@ -418,6 +461,6 @@ def _phantoms(spec):
 
     def photograph(name):
         part, specimen = name.removesuffix(".png").rsplit("_", 1)
-        return phantoms.draw(part, int(specimen), size=source, seed=spec.seed, share=spec.get("share", 1.0))[0]
+        return phantoms.draw(part, int(specimen), size=source, seed=spec.seed, **how)[0]
 
     return Dataset(concatenate(drawn), [], _flip(spec, parts[0]) if len(parts) == 1 else None, photograph)

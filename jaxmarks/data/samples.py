@@ -29,6 +29,7 @@ class Annotation:
     `points` is (K, 2) float64 and `visible` (K,) bool; a landmark that is not visible has no meaning in `points` (it
     holds 0). `where` is the place in the file ("wings.tps: line 14"), for messages. `size` is the image's (height, width)
     as the file has it, if it does; `upright` says that the coordinates are those of the image turned as its EXIF tells.
+    `names` are what the file calls the landmarks, if it does.
     """
 
     image: str
@@ -40,6 +41,7 @@ class Annotation:
     where: str = ""
     size: tuple[int, int] | None = None
     upright: bool = False
+    names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,7 +103,10 @@ def need_map(features) -> None:
 
 
 def stride_of(maps, size):
-    """How much coarser maps (B, h, w, K) are than the frame of `size`: the power of two that its sides were divided by."""
+    """How much coarser maps (B, h, w, K) are than the frame of `size`: the power of two that its sides were divided by.
+
+    A frame of less than twice that is too small to tell.
+    """
     return 2 ** math.ceil(math.log2(max(size[0] / maps.shape[1], size[1] / maps.shape[2])))
 
 

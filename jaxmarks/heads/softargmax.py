@@ -5,6 +5,8 @@ map (Luvizon et al. 2019, KNEEL's hourglass). The divergence of the map from a G
 keeps maps to one narrow peak (DSNT, Nibali et al. 2018).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -22,14 +24,14 @@ def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
       size: (H, W) of the frame.
       loss: the name of a penalty in `ops.losses`, of coordinates normalised to [-1, 1].
       divergence: weight of the Jensen-Shannon divergence between the map and a Gaussian; 0 is none.
-      sigma: of that Gaussian, in pixels of the frame.
+      sigma: of that Gaussian, in pixels of the frame. A map that is one has a score of 1.
     """
     penalty = losses.named(loss)
 
     def expected(outputs):
-        probabilities = jax.nn.softmax(outputs, axis=(1, 2))
+        probabilities, step = jax.nn.softmax(outputs, axis=(1, 2)), stride_of(outputs, size)
         points, peaks = decoders.soft_argmax(probabilities, temperature=1.0)
-        return points * stride_of(outputs, size), peaks
+        return points * step, peaks * 2 * math.pi * (sigma / step) ** 2
 
     def masked(outputs, targets):
         points, visible = targets

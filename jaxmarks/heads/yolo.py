@@ -39,6 +39,9 @@ def build(
 ):
     """The YOLO head.
 
+    The loss is that of YOLOv2 but for the classes, which have a cross-entropy, not squared errors; small boxes weigh no
+    more than others, and no first images hold all boxes to their anchors.
+
     Args:
       classes: their number C.
       anchors: (A, 2) widths and heights in pixels of the frame.

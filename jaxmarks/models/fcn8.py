@@ -68,7 +68,7 @@ class FCN8(nn.Module):
 
 
 def build(*, width=64, score=0, norm="batch"):
-    """FCN8 with 17 M parameters, as in the fish paper.
+    """FCN8 with 17.7 M parameters, the fish paper has 17 M.
 
     The paper gives the count alone, which excludes VGG16's own classifier of 4,096 channels (a 7x7 convolution of
     103 M). Here fc6 is a 3x3 and fc7 a 1x1 convolution of 8 `width` = 512 channels. As in FCN8 the transposed

@@ -92,11 +92,11 @@ class HRNet(nn.Module):
         for i in range(1, 1 + int(math.log2(4 // self.stride))):
             x = layers.resize(x, (2 * x.shape[1], 2 * x.shape[2]))
             x = nn.relu(layers.ConvNorm(self.width, norm=self.norm, name=f"up{i}")(x, train=train))
-        return x[:, : -(-height // self.stride), : -(-width // self.stride)]
+        return layers.crop(x, (height, width), self.stride)
 
 
 def build(*, width=18, modules=(1, 1, 3, 2), blocks=4, stride=4, norm="batch"):
-    """HRNet with 6.5 M parameters, as in the fish paper.
+    """HRNet with 6.6 M parameters, the fish paper has 6.5 M.
 
     The fish paper gives the count alone, and the networks of Sun et al. for poses are larger (W32: 28.5 M). Here it is
     width 18, the narrowest they published, with the modules of their "W18-Small-v2", (1, 1, 3, 2); with (1, 1, 4, 3)

@@ -35,7 +35,7 @@ def build(*, width=64, kernel=5, stride=1, norm="none"):
     Args:
       width: channels of each convolution.
       kernel: side of each kernel, odd.
-      stride: 1, 2, 4: how much coarser than the frame the map is; the paper's is 1.
+      stride: a power of two, how much coarser than the frame the map is; the paper's is 1.
       norm: `batch`, `group` or `none`, which is the paper's.
     """
     if stride & (stride - 1) or stride < 1:

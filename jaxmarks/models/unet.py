@@ -55,7 +55,7 @@ def build(*, width=64, depth=4, stride=1, output="map", norm="batch", dropout=0.
     Args:
       width: channels of the first level, doubled on each.
       depth: how often the map is halved.
-      stride: 1, 2, 4: how much coarser than the frame the first level, and with it the output, is.
+      stride: a power of two, how much coarser than the frame the first level, and with it the output, is.
       output: `map`, or `vector`: the encoder alone, its deepest map as a vector (the paper's direct network).
       norm: `batch`, `group` or `none`.
       dropout: rate at the bottom.

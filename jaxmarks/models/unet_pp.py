@@ -54,7 +54,8 @@ def build(*, encoder=None, width=32, stride=2, deep_supervision=False, norm="bat
     Deep supervision: the paper puts an output layer on each of the finest level's nodes, trains with the mean of their
     losses and predicts with the mean of their outputs ("accurate mode"). Here they share the head's layer. In training
     each image is judged by one of them, drawn anew in every step, whose loss is that mean in expectation; in evaluation
-    the mean of their maps goes to the head, whose linear layer makes of it the mean of their outputs.
+    the mean of their maps goes to the head, whose linear layer makes of it the mean of their outputs (at stride 1 the last
+    step up lies between, and makes its own of the mean).
 
     Args:
       encoder: the spec of an encoder, as {"name": "vgg19"}; None is `plain` with this `width` and `norm`.

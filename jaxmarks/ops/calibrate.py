@@ -214,7 +214,7 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
     points = jnp.where(weights[:, None] > 0, points - middle, 0)
     project = jnp.broadcast_to(jnp.eye(3, dtype=dtype), (count, 3, 3))
     if normals is not None:
-        normals = jnp.asarray(normals, dtype)
+        normals = jnp.where(weights[:, None] > 0, jnp.asarray(normals, dtype), 0)
         project = project - normals[:, :, None] * normals[:, None, :]
     known = jnp.trace(project, axis1=1, axis2=2)  # coordinates that a landmark tells: 3, or 2 in a plane
 

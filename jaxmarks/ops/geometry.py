@@ -40,6 +40,12 @@ def invert(matrix):
     return jnp.stack([jnp.stack(row, -1) for row in adjugate], -2) / (a * d - b * c)[..., None, None]
 
 
+def scale(matrix):
+    """By how much a map (..., 2, 3) makes lengths larger: the root of its area's factor, whichever side is up."""
+    a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
+    return jnp.sqrt(jnp.abs(a * d - b * c))
+
+
 def similarity(angle, scale, translation, centre, *, shear=0.0, aspect=1.0):
     """The map (2, 3) p -> R S D (p - centre) + centre + translation.
 

@@ -9,7 +9,10 @@ from jaxmarks.ops.floats import root, single
 
 
 def distances(predicted, true, visible=None):
-    """Euclidean distances (..., K); NaN where `visible` (..., K) is False, infinite where it is not but no number predicted."""
+    """Euclidean distances (..., K); NaN where `visible` (..., K) is False, infinite where it is True but no number predicted.
+
+    Without `visible` what is no number has no distance.
+    """
     predicted, true = single(predicted), single(true)
     if visible is None:
         return root(jnp.sum((predicted - true) ** 2, axis=-1))

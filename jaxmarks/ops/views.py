@@ -1,8 +1,10 @@
 """What of a frame a network sees: the whole, or the part around the landmarks.
 
-A view is an upright window of a frame, shown at a network's size: the affine map (..., 2, 3) from its pixels to the
-frame's.
+A view is a window of a frame, upright or turned and mirrored as a specimen lies, shown at a network's size: the affine
+map (..., 2, 3) from its pixels to the frame's.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -31,16 +33,49 @@ def close(points, visible, frame, size, *, most):
     share = jnp.clip(jnp.max((high - low) / sides, axis=-1, keepdims=True) / FILL, 1 / most, 1)
     start = jnp.clip((low + high) / 2 - share * sides / 2, 0, (1 - share) * sides)
     step = share * sides / jnp.array([size[1], size[0]], jnp.float32)
+    return _window(start, step)
+
+
+def posed(lies, mean, size, *, least, most):
+    """The views (B, 2, 3) of `size` (H, W) that show each specimen as the mean shape stands, however it lies in its frame.
+
+    The box around the mean takes `FILL` of a view's width or height, whichever is more.
+
+    Args:
+      lies: (B, 2, 3), from the mean shape to each frame: where it lies there (`shape.laid`), maybe mirrored.
+      mean: (K, 2).
+      least, most: pixels of the frame in one of a view, at least and at most.
+    """
+    low, high, sides = mean.min(0), mean.max(0), jnp.array([size[1], size[0]], jnp.float32)
+    large = geometry.scale(lies)
+    unit = jnp.clip(jnp.max((high - low) / sides) / FILL, least / large, most / large)[
+        :, None
+    ]  # of the mean in a pixel
+    return geometry.compose(lies, _window((low + high) / 2 - unit * sides / 2, unit))
+
+
+def _window(start, step):
+    """The upright views (..., 2, 3) that begin at `start` (..., 2) and whose pixels are `step` (..., 1 or 2) apart."""
     return step[..., None] * jnp.eye(2, 3) + start[..., None] * jnp.array([0.0, 0.0, 1.0])
 
 
-def look(images, views, size):
+def look(images, views, size, *, turned=False):
     """Frames (B, H, W, C) as the `views` (B, 2, 3) show them, (B, h, w, C) of the same dtype, antialiased.
 
-    That of the whole is `geometry.resize`'s. Beyond a frame's border there is nothing but its edge. Integer images are
-    rounded.
-    """
+    That of the whole is `geometry.resize`'s. Integer images are rounded.
 
+    Args:
+      images: (B, H, W, C).
+      views: (B, 2, 3), which do not leave the frames unless they are `turned`.
+      size: (h, w).
+      turned: whether views may be turned or mirrored: they are then taken bilinearly from upright ones of their scale, and
+        show a frame's edge beyond it.
+    """
+    seen = (_turned if turned else _upright)(images.astype(jnp.float32), views, size)
+    return (jnp.round(seen) if jnp.issubdtype(images.dtype, jnp.integer) else seen).astype(images.dtype)
+
+
+def _upright(images, views, size):
     def one(image, view):
         scale = 1 / jnp.stack([view[1, 1], view[0, 0]])
         shift = -jnp.stack([view[1, 2], view[0, 2]]) * scale
@@ -48,5 +83,20 @@ def look(images, views, size):
             image, (*size, image.shape[-1]), (0, 1), scale, shift, "linear", antialias=True
         )
 
-    seen = jax.vmap(one)(images.astype(jnp.float32), views)
-    return (jnp.round(seen) if jnp.issubdtype(images.dtype, jnp.integer) else seen).astype(images.dtype)
+    return jax.vmap(one)(images, views)
+
+
+def _turned(images, views, size):
+    count, *frame, _ = images.shape
+    sides = jnp.array(frame[::-1], jnp.float32)
+    side = 2 * math.ceil(math.hypot(*size) / 2)  # even, as most sizes are: what is not turned is not blurred
+    step = geometry.scale(views)[:, None]
+    middle = jnp.broadcast_to(jnp.array([[size[1] / 2, size[0] / 2]]), (count, 1, 2))
+    around = _window(geometry.affine(views, middle)[:, 0] - step * side / 2, step)
+    # Beyond the frame an upright view has nothing: ones tell how much of a pixel there is.
+    known = jnp.concatenate([images, jnp.ones((*images.shape[:-1], 1))], axis=-1)
+    centres = jnp.broadcast_to(geometry.pixel_centres(size).reshape(-1, 2), (count, size[0] * size[1], 2))
+    there = jnp.clip(geometry.affine(views, centres), step[..., None] / 2, sides - step[..., None] / 2)
+    there = geometry.affine(geometry.invert(around), there).reshape(count, *size, 2)
+    seen = geometry.sample(_upright(known, around, (side, side)), there)
+    return seen[..., :-1] / jnp.maximum(seen[..., -1:], 1e-6)

@@ -52,7 +52,7 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
         template,
         title=f"{workdir.name}, {out.name}" if out.parent.name == "sets" else workdir.name,
         summary=summary,
-        figures={path.stem: embed(path) for path in folder.glob("*.png")},
+        figures={name: embed(path) for name in FIGURES if (path := folder / f"{name}.png").exists()},
         config=config.read_text() if config.exists() else "",
         **about,
     )

@@ -85,7 +85,8 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
     scales, groups and IDs the first that is known holds.
 
     Raises:
-      FormatError: the annotators mark different numbers of landmarks, or one of them an image twice.
+      FormatError: the annotators mark different numbers of landmarks, or call them otherwise, or one of them marks an image
+        twice.
     """
     counts = {len(a.points): a.where for annotations in files for a in annotations}
     if len(counts) > 1:
@@ -93,6 +94,12 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
         raise FormatError(
             here, "", f"{one} landmarks, and {other} in {there}", "the annotators must mark the same ones"
         )
+    called = {a.names: a.where for annotations in files for a in annotations if a.names}
+    if len(called) > 1:
+        (mine, place), (theirs, where) = list(called.items())[:2]
+        at = next(at for at, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
+        what = f"landmark {at + 1} is {theirs[at]!r}, and {mine[at]!r} in {place}"
+        raise FormatError(where, "", what, "the annotators must name them alike, in one order")
     by_image = [{a.image: a for a in annotations} for annotations in files]
     for annotations, images in zip(files, by_image, strict=True):
         if len(images) < len(annotations):

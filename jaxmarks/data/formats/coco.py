@@ -93,6 +93,7 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
                 group="" if image.get("group") is None else str(image["group"]),
                 where=f"{path}: images[{i}]",
                 size=text.sides(image, "height", "width"),
+                names=tuple(map(str, names or ())),
             )
         )
     return found

@@ -57,6 +57,7 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
                 where=str(file),
                 size=size,
                 upright=True,
+                names=tuple(labels),
             )
         )
     return found

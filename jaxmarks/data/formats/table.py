@@ -5,6 +5,7 @@ Empty, NA and nan are missing. The columns group (or specimen), mm_per_px and id
 not.
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -78,7 +79,7 @@ def _long(path, names, entries, number_of, problems):
             given[label] = (row["x"], row["y"], number)
         cells = [given.get(label, ("", "", rows[0][0])) for label in order]
         found.append(_annotation(path, rows[0][0], _common(path, rows), cells, number_of, problems))
-    return found
+    return found if numbered else [dataclasses.replace(a, names=tuple(order)) for a in found]
 
 
 def _common(path, rows) -> dict[str, str]:

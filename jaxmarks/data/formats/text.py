@@ -118,6 +118,8 @@ def read_json(path):
 
 def sides(entry: dict, height: str, width: str) -> tuple[int, int] | None:
     """(height, width) of an image, where the entry has whole numbers under both keys; 0 stands for what is not known."""
-    found = [entry.get(height), entry.get(width)]
-    whole = all(isinstance(side, int | float) and side >= 1 and side == int(side) for side in found)
-    return (int(found[0]), int(found[1])) if whole else None
+    rows, columns = (
+        int(side) if isinstance(side, int | float) and side == side // 1 else 0
+        for side in map(entry.get, (height, width))
+    )
+    return (rows, columns) if rows > 0 and columns > 0 else None

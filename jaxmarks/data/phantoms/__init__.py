@@ -18,9 +18,11 @@ SPECIMENS = 293
 
 
 class _Part(NamedTuple):
-    """A part: how many landmarks it has, what draws it, and
+    """A part of a beetle.
 
     Attributes:
+      landmarks: how many it has.
+      draw: what draws it.
       millimetres: per frame unit (1/256 of the frame's width): ground beetles of about 15 mm.
       flip: the landmarks' order after a horizontal mirror; a mirrored mandible is no mandible of its side.
     """
@@ -44,7 +46,7 @@ PARTS = {name: part.landmarks for name, part in _PARTS.items()}
 FLIP = {name: part.flip for name, part in _PARTS.items()}
 
 
-def draw(part, specimen, *, size=(192, 256), seed=0, share=1.0):
+def draw(part, specimen, *, size=(192, 256), seed=0, share=1.0, turn=0.0):
     """Draws one part of one specimen.
 
     The same part, specimen and seed are the same beetle in the same scene at every resolution; the sensor's noise alone
@@ -56,6 +58,7 @@ def draw(part, specimen, *, size=(192, 256), seed=0, share=1.0):
       size: height and width in pixels; the subject fits the largest centred 4:3 frame.
       seed: another seed is another collection.
       share: less than 1: the frame takes that share of its largest width and height, and lies anywhere in the image.
+      turn: degrees by up to which the subject is turned either way, beside the 15 that it always may be.
 
     Returns:
       image: (H, W, 3) uint8, sRGB-like.
@@ -77,6 +80,7 @@ def draw(part, specimen, *, size=(192, 256), seed=0, share=1.0):
     camera, place = rng.spawn(2)
     pose = genome.pose(rng, mirror=-1 if part == "right_mandible" else 1)
     scene = canvas.blank(size, rng, share=share, place=place.uniform(share / 2, 1 - share / 2, 2))
+    pose = pose._replace(angle=pose.angle + np.deg2rad(place.uniform(-turn, turn)))
     backdrop.card(scene, rng)
     backdrop.litter(scene, rng)
     points = _PARTS[part].draw(scene, genes, pose, rng)
@@ -84,7 +88,7 @@ def draw(part, specimen, *, size=(192, 256), seed=0, share=1.0):
     return canvas.develop(scene, camera), points / scene.pixel + scene.centre
 
 
-def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3, share=1.0):
+def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3, share=1.0, turn=0.0):
     """Draws specimens 0 ... count-1 of a part as `Samples`, one group per specimen.
 
     Args:
@@ -93,7 +97,7 @@ def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3, share=1.
       seed: another seed is another collection.
       count: how many specimens.
       channels: 3, or 1 for luminance (0.299 R + 0.587 G + 0.114 B, rounded).
-      share: as in `draw`.
+      share, turn: as in `draw`.
 
     Raises:
       ValueError: as `draw`; a count below 1; channels other than 1 or 3.
@@ -104,7 +108,7 @@ def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3, share=1.
         raise ValueError(f"channels: {channels} is neither 1 (luminance) nor 3 (RGB)")
 
     def one(specimen):
-        image, points = draw(part, specimen, size=size, seed=seed, share=share)
+        image, points = draw(part, specimen, size=size, seed=seed, share=share, turn=turn)
         return image if channels == 3 else luminance(image), points
 
     images, points = zip(*map(one, range(count)), strict=True)

@@ -104,7 +104,8 @@ def looking(task: steps.Task, size: tuple[int, int], near: Callable, *, turned=F
 
         def find(view, turned=False):
             points, scores = steps.predict_step(variables, views.look(images, view, size, turned=turned), task=task)
-            return geometry.affine(view, points), scores
+            there = geometry.affine(view, points)
+            return jnp.clip(there, 0, jnp.array(frame[::-1])), scores  # a turned view may leave the frame
 
         points, scores = find(jnp.broadcast_to(views.whole(frame, size), (images.shape[0], 2, 3)))
         typical = jnp.median(scores, axis=-1, keepdims=True)

@@ -331,14 +331,18 @@ def test_a_phantoms_turn_in_its_photograph():
     np.testing.assert_allclose(loaded.points[4], points, atol=1e-4)
 
 
-def test_from_photographs_to_files(photographs, tmp_path):
+@pytest.mark.parametrize("pose", ["upright", "mirrored"])
+def test_from_photographs_to_files(photographs, tmp_path, pose):
     """Of a network that was never trained: whatever it finds, folder, function and artefact find the same."""
     config = fish("own")
     config.data.update({"images": str(photographs), "landmarks": str(photographs / "marks.csv"), "pixels": 3072})
     loading.set_frame(config.data)
     assert (config.data.size, config.data.zoom) == ((48, 64), 3.8)
-    changes = {"data.size": (48, 64), "data.zoom": 3.8, "split.run": (0,), "model.width": 4}
-    run = untrained(tmp_path / "run", "fish", "own", {"landmarks": 8}, **changes)
+    assert config.data.pose == "upright"
+    changes = {"data.size": (48, 64), "data.zoom": 3.8, "data.pose": pose, "split.run": (0,), "model.width": 4}
+    mean = np.random.default_rng(0).normal(size=(8, 2))
+    facts = {"landmarks": 8, "shape": [mean.tolist(), [0.05] * 8]}
+    run = untrained(tmp_path / "run", "fish", "own", facts, **changes)
 
     dataset = loading.load(config.data)
     assert dataset.samples.images.shape == (10, 182, 243, 3)

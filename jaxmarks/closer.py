@@ -23,7 +23,11 @@ WHOLE = 0.25
 
 
 def around(size: tuple[int, int], zoom: float) -> Callable:
-    """What shows upright views of `size` (H, W) around landmarks: (points, visible, frame) -> views."""
+    """What shows upright views of `size` (H, W) around landmarks, in frames `zoom` times as high and wide.
+
+    It is (points (B, K, 2), visible (B, K), frame (H, W)) -> views (B, 2, 3). A specimen that is smaller than most is
+    looked at up to twice as closely as `zoom` times, its pixels made larger.
+    """
     return functools.partial(views.close, size=size, most=2 * zoom)
 
 
@@ -31,7 +35,7 @@ def laid(size: tuple[int, int], zoom: float, *, mean, spread, mirror: bool) -> C
     """What shows views of `size` (H, W) in which specimens lie as their mean shape, as `around`.
 
     Args:
-      size, zoom: as in `looking`.
+      size, zoom: as in `around`.
       mean, spread: (K, 2) and (K,), of `shape.procrustes`.
       mirror: whether a specimen may be the mirror image of others.
     """

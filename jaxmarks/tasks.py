@@ -17,7 +17,6 @@ from jaxmarks.data.loading import known_facts
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import shape
 
-
 # The values of `data.pose` with which a second look is turned.
 TURNED = ("turned", "mirrored")
 

@@ -47,11 +47,9 @@ def posed(lies, mean, size, *, least, most):
       least, most: pixels of the frame in one of a view, at least and at most.
     """
     low, high, sides = mean.min(0), mean.max(0), jnp.array([size[1], size[0]], jnp.float32)
-    large = geometry.scale(lies)
-    unit = jnp.clip(jnp.max((high - low) / sides) / FILL, least / large, most / large)[
-        :, None
-    ]  # of the mean in a pixel
-    return geometry.compose(lies, _window((low + high) / 2 - unit * sides / 2, unit))
+    large = geometry.scale(lies)[:, None]
+    step = jnp.clip(jnp.max((high - low) / sides) / FILL, least / large, most / large)  # of the mean, in a pixel
+    return geometry.compose(lies, _window((low + high) / 2 - step * sides / 2, step))
 
 
 def _window(start, step):

@@ -78,7 +78,7 @@ def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dat
     parts: dict[str, list[landmarks.Predictions]] = {name: [] for name in ("network", *others)}
     problems, spread = list(dataset.problems), {}
     for held in folds:
-        landmarks.check(samples, held.notes)
+        landmarks.check(dataset, held.notes)
         rest, mine, shown = samples.take(held.trained), samples.take(held.tested), own[held.tested]
         tell(held, mine)
         points, scores = landmarks.predict(held.call, held.networks, mine)
@@ -91,7 +91,7 @@ def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dat
     complete = [name for name, part in parts.items() if len(part) == len(parts["network"])]
     methods = {name: landmarks.ordered(landmarks.join(parts[name]), samples.name) for name in complete}
     summary = scores_of(methods, dataset.disagreement)
-    summary |= {"failures": problems, "parameters": parameters(held)}
+    summary |= {"names": dataset.names, "failures": problems, "parameters": parameters(held)}
     found = methods["network"]
     if dataset.sets:
         summary["sets"] = score_sets(methods, problems, dataset, out)

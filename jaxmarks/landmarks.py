@@ -78,11 +78,18 @@ def ordered(found: Predictions, names: np.ndarray) -> Predictions:
     return Predictions(*(column[order] for column in found))
 
 
-def check(samples: Samples, notes: list[dict]) -> None:
-    """Raises ValueError where networks find another number of landmarks than the samples have."""
-    here, there = samples.points.shape[1], notes[0]["facts"]["landmarks"]
-    if here != there:
-        raise ValueError(f"the data have {here} landmarks, the run's network finds {there}")
+def check(dataset: Dataset, notes: list[dict]) -> None:
+    """Raises ValueError where networks find other landmarks than the dataset has: another number, or of other names."""
+    here, facts = dataset.samples.points.shape[1], notes[0]["facts"]
+    if here != facts["landmarks"]:
+        raise ValueError(f"the data have {here} landmarks, the run's network finds {facts['landmarks']}")
+    known = facts.get("names") or dataset.names
+    for k, (mine, theirs) in enumerate(zip(dataset.names, known, strict=False)):
+        if mine != theirs:
+            raise ValueError(
+                f"landmark {k + 1} of the data is {mine!r}, that of the run {theirs!r}: bring them into its order,"
+                f" {', '.join(known)}"
+            )
 
 
 def summarise(found: Predictions) -> dict:

@@ -160,6 +160,7 @@ def on_folder(
     draw_all(drawings(), images, problems, out)
     found = landmarks.join(parts)
     summary = {"images": len(found.name), "landmarks": found.points.shape[1], "failures": problems}
+    summary["names"] = notes[0]["facts"].get("names", ())
     landmarks.write(out, [found])
     atomic.write_json(Path(out) / "summary.json", summary)
     return summary

@@ -281,3 +281,19 @@ def test_a_run_of_pretraining_alone_may_start_from_another():
     assert runs.stages(config) == ["pretrain"]
     config.stages = ("pretrain", "train")
     assert runs.stages(config) == ["train"]
+
+
+def test_landmarks_that_have_names_keep_them(photographs, tmp_path):
+    folder, annotations = photographs
+    rows = [f"{a.image},{name},{k},{k}" for a in annotations for k, name in enumerate(("eye", "tail"))]
+    (tmp_path / "marks.csv").write_text("image,landmark,x,y\n" + "\n".join(rows))
+    config = get_config("own")
+    config.data.update({"images": str(folder), "landmarks": str(tmp_path / "marks.csv"), "size": (32, 48), "zoom": 1.0})
+    dataset = loading.load(config.data)
+    assert dataset.names == ("eye", "tail") and loading.facts(dataset)["names"] == ("eye", "tail")
+    landmarks.check(dataset, [{"facts": {"landmarks": 2}}])
+    landmarks.check(dataset, [{"facts": {"landmarks": 2, "names": ["eye", "tail"]}}])
+    with pytest.raises(ValueError, match=r"landmark 2 of the data is 'tail', that of the run 'fin'.* order, eye, fin"):
+        landmarks.check(dataset, [{"facts": {"landmarks": 2, "names": ["eye", "fin"]}}])
+    named = report.tables.per_landmark(np.ones((3, 2)), None, ["eye", "tail"])
+    assert [row["landmark"] for row in named] == ["1 eye", "2 tail"]

@@ -42,6 +42,7 @@ class Dataset(NamedTuple):
       photograph: name -> (H, W, 3) uint8 at source resolution, for figures.
       objects: of a dataset of boxes the photographs' annotations, in their pixels.
       classes: the names of the boxes' classes.
+      names: what the landmarks are called, where their file says it.
       volumes: of scout triples the volumes to acquire.
       disagreement: the mean distance in px between annotators, where there are several.
       sets: where several datasets are joined, each in its domain, the datasets by name in the order of the domains.
@@ -54,6 +55,7 @@ class Dataset(NamedTuple):
     disagreement: float | None = None
     objects: tuple[BoxAnnotation, ...] = ()
     classes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     volumes: Volumes | None = None
     sets: dict[str, OneOfSeveral] = {}  # noqa: RUF012  # never changed
 
@@ -334,22 +336,25 @@ def _flip(spec, part):
 
 def _own(spec):
     curves = spec.get("curves", 0)  # which configs of older runs do not have
-    samples, problems = folder.load(
+    problems: list[dict] = []
+    annotations = folder.read(spec.images, spec.landmarks, problems, curves=curves)
+    samples = folder.annotated(
         spec.images,
-        spec.landmarks,
+        annotations,
+        problems,
+        landmarks=spec.landmarks,
         size=frame_size(spec),
         channels=3,
         fit=spec.fit,
         group_by=spec.group_by,
         keep=spec.get("keep"),
-        curves=curves,
     )
     flip = tuple(spec.flip) or None
     if flip and sorted(flip) != list(range(samples.points.shape[1])):
         raise ValueError(f"--config.data.flip={flip}: give each of 0..{samples.points.shape[1] - 1} once")
     photograph = lambda name: folder.photograph(spec.images, name)
     disagreement = formats.disagreement(spec.landmarks, spec.images, curves=curves)
-    return Dataset(samples, problems, flip, photograph, disagreement)
+    return Dataset(samples, problems, flip, photograph, disagreement, names=annotations[0].names)
 
 
 def _objects(spec):
@@ -382,7 +387,8 @@ def _objects(spec):
 
 
 def facts(dataset: Dataset) -> dict:
-    """What a head needs to know of the data: how many landmarks (of scouts also where), or which classes and sizes of boxes.
+    """What a head needs to know of the data: how many landmarks (of scouts also where, and their names), or which classes
+    and sizes of boxes.
 
     The typical size is the median over all boxes, those of test images too.
     """
@@ -390,7 +396,8 @@ def facts(dataset: Dataset) -> dict:
     if not dataset.classes:
         template = {"template": dataset.volumes.template} if dataset.volumes else {}
         sets = {"sets": {name: member.columns for name, member in dataset.sets.items()}} if dataset.sets else {}
-        return {"landmarks": samples.points.shape[1]} | template | sets
+        names = {"names": dataset.names} if dataset.names else {}
+        return {"landmarks": samples.points.shape[1]} | names | template | sets
     boxes = samples.boxes[samples.labels >= 0]
     extent = np.maximum(boxes[:, 2:] - boxes[:, :2], 1) if len(boxes) else np.full((1, 2), 16.0)
     return {

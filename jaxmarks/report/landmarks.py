@@ -23,7 +23,9 @@ def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str
     best = {key: value for key, value in tables.best_epochs(metrics).items() if key[0] == metrics[-1]["stage"]}
     return "landmarks.html.jinja", {
         "success": success(summary.get("success_rates") or {}),
-        "landmarks": [] if "sets" in summary else tables.per_landmark(found.distances, summary.get("shares")),
+        "landmarks": []
+        if "sets" in summary
+        else tables.per_landmark(found.distances, summary.get("shares"), summary.get("names")),
         "best": {fold: [value for (_, (f, _)), value in best.items() if f == fold] for _, (fold, _) in best},
         "worst": tables.worst(found.images, found.distances),
     }

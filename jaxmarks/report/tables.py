@@ -75,13 +75,17 @@ def best_epochs(metrics: list[dict]) -> dict[tuple[str, tuple[int, int]], tuple[
     return found
 
 
-def per_landmark(distances: np.ndarray, shares=None) -> list[dict]:
-    """Rows of each landmark's number, images, mean, median, p95 of distances (N, K), and its three `shares` (K, 3)."""
-    table = []
+def per_landmark(distances: np.ndarray, shares=None, names=()) -> list[dict]:
+    """Rows of each landmark's number and name, images, mean, median, p95 of distances (N, K), and its three `shares` (K, 3)."""
+    table, names = [], names or ("",) * distances.shape[1]
     for k, column in enumerate(distances.T):
         values = column[np.isfinite(column)]
         numbers = (values.mean(), np.median(values), np.quantile(values, 0.95)) if values.size else (None,) * 3
-        row = {"landmark": k + 1, "images": len(values), **dict(zip(("mean", "median", "p95"), numbers, strict=True))}
+        row = {
+            "landmark": f"{k + 1} {names[k]}".rstrip(),
+            "images": len(values),
+            **dict(zip(("mean", "median", "p95"), numbers, strict=True)),
+        }
         table.append(row | {"shares": shares[k] if shares else None})
     return table
 

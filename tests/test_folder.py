@@ -35,7 +35,7 @@ def test_points_lie_where_their_pixels_lie(fit, source, tmp_path):
     at = (61.3, 47.8)
     Image.fromarray(dot(source, at)).save(tmp_path / "a.png")
     (tmp_path / "a.csv").write_text(f"image,x1,y1\na.png,{at[0]},{at[1]}\n")
-    samples, problems = folder.load(tmp_path, tmp_path / "a.csv", size=(60, 80), fit=fit)
+    samples, _, problems = folder.load(tmp_path, tmp_path / "a.csv", size=(60, 80), fit=fit)
     assert samples.images.shape == (1, 60, 80, 3) and not problems
     np.testing.assert_allclose(centroid(samples.images[0]), samples.points[0, 0], atol=0.1)
     np.testing.assert_allclose(samples.source_points[0, 0], at, atol=1e-4)
@@ -101,7 +101,7 @@ def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
     list(folder.batches(tmp_path, size=(16, 16), problems=problems))
     assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
     (tmp_path / "marks.csv").write_text("image,x1,y1\nstack.tif,2,3\ndeep.tif,2,3\ndeep.png,2,3\nsmall.tif,2,3\n")
-    _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
+    _, _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
     assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "cut.tif").write_bytes((tmp_path / "stack.tif").read_bytes()[:-40])
@@ -147,7 +147,7 @@ def test_marks_of_photographs_that_exif_turns_are_named_where_no_size_tells(tmp_
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=turn)
     Image.new("RGB", (40, 30)).save(tmp_path / "b.jpg")
     (tmp_path / "marks.csv").write_text("image,x1,y1\na.jpg,2,3\nb.jpg,2,3\n")
-    _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
+    _, _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
     assert [(p["image"], p["what"][:38]) for p in problems] == [("a.jpg", "1 photographs carry an EXIF rotation, ")]
     unmarked: list[dict] = []  # those that are to be predicted are named, too
     assert len(list(folder.batches(tmp_path, size=(16, 16), problems=unmarked))) == 1
@@ -168,7 +168,7 @@ def test_photographs_turned_within_their_sides_are_named_though_their_size_is_to
     marks = [{"image_id": i, "keypoints": [1, 2, 2], "bbox": [1, 1, 2, 2], "category_id": 1} for i in range(4)]
     document = {"images": images, "annotations": marks, "categories": [{"id": 1, "name": "spine"}]}
     (tmp_path / "coco.json").write_text(json.dumps(document))
-    _, of_landmarks = folder.load(tmp_path, tmp_path / "coco.json", size=(8, 8))
+    _, _, of_landmarks = folder.load(tmp_path, tmp_path / "coco.json", size=(8, 8))
     *_, of_boxes = objects.load(tmp_path, tmp_path / "coco.json", size=(8, 8), overlap=2)
     for problems in (of_landmarks, of_boxes):
         told = [p["what"] for p in problems if "EXIF" in p["what"]]
@@ -201,7 +201,7 @@ def test_a_photograph_with_damaged_exif_or_pixels_ends_nothing(tmp_path):
     with pytest.raises(OSError):
         photographs.decode(tmp_path / "b.tif")
     (tmp_path / "marks.csv").write_text("image,x1,y1\na.jpg,2,3\nb.tif,2,3\nc.jpg,2,3\n")
-    samples, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
+    samples, _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
     assert samples.name.tolist() == ["a.jpg", "c.jpg"] and [p["image"] for p in problems] == ["b.tif"]
     problems = []
     assert [s.name.tolist() for s, _ in folder.batches(tmp_path, size=(16, 16), problems=problems)] == [
@@ -273,7 +273,7 @@ def test_one_photograph_under_several_names_is_one_specimen(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     (tmp_path / "points.csv").write_text("image,x1,y1,group\na.jpg,1,1,\nA.JPG,1,1,g\na,1,1,\nb,2,2,\n")
-    samples, problems = folder.load(tmp_path, tmp_path / "points.csv", size=(8, 8))
+    samples, _, problems = folder.load(tmp_path, tmp_path / "points.csv", size=(8, 8))
     assert samples.name.tolist() == ["a.jpg"] * 3 + ["b.jpg"]
     assert samples.group.tolist() == [0, 0, 0, 1]
     assert [p["what"] for p in problems] == ["annotated twice: both kept, in one group"] * 2
@@ -292,7 +292,7 @@ def test_a_name_that_several_photographs_have_is_not_guessed(tmp_path):
     with pytest.raises(OSError, match=r"left/a\.png, right/a\.png"):
         photographs.find(tmp_path, "a.png")
     (tmp_path / "points.csv").write_text("image,x1,y1\na.png,1,1\nleft/a.png,2,2\n")
-    samples, problems = folder.load(tmp_path, tmp_path / "points.csv", size=(8, 8))
+    samples, _, problems = folder.load(tmp_path, tmp_path / "points.csv", size=(8, 8))
     assert samples.name.tolist() == ["left/a.png"]
     assert "2 images may be meant" in problems[0]["what"]
 
@@ -305,7 +305,7 @@ def test_what_is_wrong_is_named_and_the_rest_is_kept(tmp_path):
     (tmp_path / "a.csv").write_text(
         "image,x1,y1,x2,y2\na.png,1,2,40,30\nb.png,41,5,3,nan\ncut.png,1,2,3,4\ngone.png,1,2,3,4\n"
     )
-    samples, problems = folder.load(tmp_path, tmp_path / "a.csv", size=(30, 40))
+    samples, _, problems = folder.load(tmp_path, tmp_path / "a.csv", size=(30, 40))
     assert list(samples.name) == ["a.png", "b.png"]
     np.testing.assert_array_equal(samples.visible, [[True, True], [False, False]])
     said = {p["image"]: p["what"] for p in problems}

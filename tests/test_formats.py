@@ -369,7 +369,7 @@ def test_a_whole_path_may_lead_out_of_the_folder(tmp_path):
     (tmp_path / "a.tps").write_text(f"LM=1\n4 10\nIMAGE={tmp_path / 'a.png'}\n")
     (found,) = formats.read(tmp_path / "a.tps", tmp_path / "images")
     np.testing.assert_array_equal(found.points, [[4, 20]])
-    samples, problems = folder.load(tmp_path / "images", tmp_path / "a.tps", size=(30, 40))
+    samples, _, problems = folder.load(tmp_path / "images", tmp_path / "a.tps", size=(30, 40))
     assert len(samples) == 1 and not problems
 
 
@@ -574,7 +574,7 @@ def test_labelme_marks_upright_photographs(turned):
     for a in formats.read(images / "marks", images):
         np.testing.assert_allclose(a.points, [[22, 4]], atol=0.2, err_msg=a.image)
         assert not a.upright and a.size == (20, 30)
-    samples, problems = folder.load(images, images / "marks", size=(20, 30))
+    samples, _, problems = folder.load(images, images / "marks", size=(20, 30))
     np.testing.assert_allclose(samples.points[:, 0], [[22, 4]] * 8, atol=0.2)
     assert problems == []
 

@@ -84,10 +84,10 @@ def test_photographs_that_cannot_be_read_are_remembered(tmp_path, monkeypatch):
     (tmp_path / "b.png").write_bytes(b"broken")
     (tmp_path / "points.csv").write_text("image,x1,y1\na.png,1,2\nb.png,1,2\nc.png,3,4\ngone.png,1,2\n")
     load = lambda keep: folder.load(tmp_path, tmp_path / "points.csv", size=(6, 8), keep=keep)
-    here, problems = load("")
+    here, _, problems = load("")
     assert len(problems) == 2 and list(here.name) == ["a.png", "c.png"]
     for read in ("anew", "from the folder"):
-        there, same = load(tmp_path / "kept")
+        there, _, same = load(tmp_path / "kept")
         assert same == problems, read
         for name in vars(here):
             np.testing.assert_array_equal(getattr(there, name), getattr(here, name), err_msg=f"{name} {read}")

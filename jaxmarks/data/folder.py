@@ -25,53 +25,42 @@ from jaxmarks.data.photographs import (
     turned,
     unread,
 )
-from jaxmarks.data.samples import Annotation, FormatError, Samples
+from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.ops.frames import frame, placement
 
 # What Roboflow makes of the name of each copy of a photograph, beetle.jpg: beetle_jpg.rf.2f6c....jpg.
 ROBOFLOW = re.compile(r"_(jpe?g|png|tiff?|bmp|webp)\.rf\.\w+\.\w+$", re.IGNORECASE)
 
 
-def load(images, landmarks, *, curves=0, **how) -> tuple[Samples, list[dict]]:
-    """Reads photographs and their landmarks: `annotated` of the file (or LabelMe folder) that `formats.read` reads.
-
-    Raises:
-      FormatError: there is no such folder, or as `annotated` and `formats.read`.
-    """
-    problems: list[dict] = []
-    annotations = read(images, landmarks, problems, curves=curves)
-    return annotated(images, annotations, problems, landmarks=landmarks, **how), problems
-
-
-def read(images, landmarks, problems: list[dict], *, curves=0) -> list[Annotation]:
-    """`formats.read` for a folder of photographs; FormatError where there is none."""
-    if not Path(images).is_dir():
-        raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
-    return formats.read(landmarks, images, problems, curves=curves)
-
-
-def annotated(
-    images, annotations, problems: list[dict], *, landmarks, size, channels=3, fit="pad", group_by="", keep=""
-) -> Samples:
-    """The photographs of annotations in a frame.
+def load(
+    images, landmarks, *, size, channels=3, fit="pad", group_by="", keep="", curves=0
+) -> tuple[Samples, tuple[str, ...], list[dict]]:
+    """Reads photographs and their landmarks.
 
     Args:
       images: the folder of photographs.
-      annotations: of `read`.
-      problems: those of the reading, to which are appended, as dicts of "image", "what" and "where", every photograph left
-        out, landmark masked, or photograph without landmarks.
-      landmarks: the file that they are of, for messages.
+      landmarks: a file (or LabelMe folder) that `formats.read` reads.
       size: (H, W) of the frame.
       channels: 3 (RGB) or 1 (luminance).
       fit: `pad` keeps the aspect and repeats the edge; `stretch` fills the frame.
       group_by: regular expression; its first group in a file's name is the specimen. Where it is empty the
         annotation's own group counts, else each image is a specimen.
       keep: a folder in which the images are kept as Records, as much as memory does not hold; empty: in memory.
+      curves: as in `formats.read`.
+
+    Returns:
+      Samples, the names of the landmarks where the file has them, and the problems: dicts of "image", "what" and "where"
+      for every photograph left out, landmark masked, or photograph without landmarks.
 
     Raises:
-      FormatError: no photograph at all can be used.
+      FormatError: the landmark file is damaged, or no photograph at all can be used.
     """
     images = Path(images)
+    problems: list[dict] = []
+    if not images.is_dir():
+        raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
+    annotations = formats.read(landmarks, images, problems, curves=curves)
+
     find_here = finder(images)
 
     def place(a):
@@ -120,7 +109,7 @@ def annotated(
     known = {a.image: a.group for a, _ in kept if a.group}
     groups = [numbers.setdefault(group_of(a.image, known, group_by), len(numbers)) for a, _ in kept]
     told = {"mm_per_px": np.array([a.mm_per_px for a, _ in kept]), "id": np.array([a.id for a, _ in kept])}
-    return dataclasses.replace(samples, group=np.array(groups), **told)
+    return dataclasses.replace(samples, group=np.array(groups), **told), annotations[0].names, problems
 
 
 def group_of(image: str, known: Mapping[str, str], pattern: str) -> str:

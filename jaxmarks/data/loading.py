@@ -336,25 +336,22 @@ def _flip(spec, part):
 
 def _own(spec):
     curves = spec.get("curves", 0)  # which configs of older runs do not have
-    problems: list[dict] = []
-    annotations = folder.read(spec.images, spec.landmarks, problems, curves=curves)
-    samples = folder.annotated(
+    samples, names, problems = folder.load(
         spec.images,
-        annotations,
-        problems,
-        landmarks=spec.landmarks,
+        spec.landmarks,
         size=frame_size(spec),
         channels=3,
         fit=spec.fit,
         group_by=spec.group_by,
         keep=spec.get("keep"),
+        curves=curves,
     )
     flip = tuple(spec.flip) or None
     if flip and sorted(flip) != list(range(samples.points.shape[1])):
         raise ValueError(f"--config.data.flip={flip}: give each of 0..{samples.points.shape[1] - 1} once")
     photograph = lambda name: folder.photograph(spec.images, name)
     disagreement = formats.disagreement(spec.landmarks, spec.images, curves=curves)
-    return Dataset(samples, problems, flip, photograph, disagreement, names=annotations[0].names)
+    return Dataset(samples, problems, flip, photograph, disagreement, names=names)
 
 
 def _objects(spec):

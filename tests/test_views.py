@@ -114,7 +114,7 @@ def test_a_turned_look_shows_what_lies_there_and_the_edge_beyond_it():
     for function in (look, jax.jit(look)):
         found = np.asarray(function(images, view))
         np.testing.assert_allclose(found, expected, atol=6)  # the antialiasing smooths the border's pixels
-        assert np.abs(found - expected).mean() < 0.4
+        assert np.abs(found - expected).mean() < 0.6
     flat = np.asarray(look(np.full((12, *frame, 3), 200, np.uint8), view))
     assert flat.dtype == np.uint8 and (flat == 200).all()
 
@@ -123,7 +123,7 @@ def test_an_upright_view_is_the_same_where_others_are_turned():
     images = RNG.integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
     whole = jnp.broadcast_to(views.whole((96, 128), (24, 32)), (2, 2, 3))
     one, other = (np.asarray(views.look(images, whole, (24, 32), turned=turned), int) for turned in (False, True))
-    np.testing.assert_allclose(one, other, atol=1)
+    np.testing.assert_allclose(one[:, 1:-1, 1:-1], other[:, 1:-1, 1:-1], atol=1)
 
 
 @pytest.mark.parametrize("mirror", [1, -1])

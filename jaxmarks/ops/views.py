@@ -91,10 +91,8 @@ def _turned(images, views, size):
     step = geometry.scale(views)[:, None]
     middle = jnp.broadcast_to(jnp.array([[size[1] / 2, size[0] / 2]]), (count, 1, 2))
     around = _window(geometry.affine(views, middle)[:, 0] - step * side / 2, step)
-    # Beyond the frame an upright view has nothing: ones tell how much of a pixel there is.
-    known = jnp.concatenate([images, jnp.ones((*images.shape[:-1], 1))], axis=-1)
     centres = jnp.broadcast_to(geometry.pixel_centres(size).reshape(-1, 2), (count, size[0] * size[1], 2))
-    there = jnp.clip(geometry.affine(views, centres), step[..., None] / 2, sides - step[..., None] / 2)
+    # An upright view has nothing beyond the frame, and a bilinear value is of pixels up to one away.
+    there = jnp.clip(geometry.affine(views, centres), step[..., None], sides - step[..., None])
     there = geometry.affine(geometry.invert(around), there).reshape(count, *size, 2)
-    seen = geometry.sample(_upright(known, around, (side, side)), there)
-    return seen[..., :-1] / jnp.maximum(seen[..., -1:], 1e-6)
+    return geometry.sample(_upright(images, around, (side, side)), there)

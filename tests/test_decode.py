@@ -1,5 +1,7 @@
 """Decoders against naive ones in NumPy, and against the points that the maps were drawn at."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,6 +229,18 @@ def test_spread_is_the_root_mean_square_distance():
 def test_an_unknown_decoder_lists_those_there_are():
     with pytest.raises(ValueError, match="there are argmax, soft_argmax, local_soft_argmax, dark, quadratic"):
         decode.named("center_of_mass")
+
+
+def test_a_decoder_may_have_options():
+    maps = jax.random.uniform(jax.random.key(0), (20, 30, 2))
+    for text, direct in (
+        ("soft_argmax:temperature=0.5", functools.partial(decode.soft_argmax, temperature=0.5)),
+        ("quadratic:radius=2,iterations=1", functools.partial(decode.quadratic, radius=2, iterations=1)),
+    ):
+        for one, other in zip(decode.named(text)(maps), direct(maps), strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="iterations is a number, as 4"):
+        decode.named("quadratic:iterations=1.5")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

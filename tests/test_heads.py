@@ -327,3 +327,20 @@ def test_folding_keeps_every_pixel_in_its_place():
     assert folded.shape == (1, 3, 3, 8)
     np.testing.assert_array_equal(folded[0, 1, 2], x[0, 2:4, 4:6].reshape(-1))
     np.testing.assert_array_equal(folded[0, 2, 0], np.concatenate([x[0, 4, 0:2].ravel(), x[0, 4, 0:2].ravel()]))
+
+
+def test_losses_and_decoders_take_options_of_their_own():
+    points, size = jnp.array([[[20.3, 11.6]]]), (32, 48)
+    batch = {"points": points, "visible": jnp.ones((1, 1), bool)}
+    built = lambda **how: heads.build({"name": "heatmap", "sigma": 3.0, **how}, landmarks=1, size=size)
+    one, other = (built(loss=f"weighted_mse:weight={weight}") for weight in (20, 2))
+    maps = jnp.zeros((1, *size, 1))
+    total = lambda head: float(head.loss(maps, head.targets(batch))[0])
+    assert total(one) > total(other) > 0 and total(one) == pytest.approx(total(built(loss="weighted_mse")))
+    maps = heatmaps.gaussian(points, size, 3.0).at[0, 4, 40].set(0.7)  # beside another
+    near = np.asarray(built(decoder="local_soft_argmax:iterations=6").decode(maps)[0])  # its window follows sigma
+    np.testing.assert_allclose(near, points, atol=0.05)
+    wide = np.asarray(built(decoder="local_soft_argmax:window=40").decode(maps)[0])
+    assert np.abs(wide - points).max() > 0.05
+    soft = heads.build({"name": "softargmax", "loss": "wing:width=0.2", "divergence": 0.0}, landmarks=1, size=size)
+    assert list(soft.loss(maps, soft.targets(batch))[0]) == ["wing"]

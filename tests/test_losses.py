@@ -118,3 +118,21 @@ def test_unknown_losses_list_those_there_are():
         ValueError, match="there are mse, l1, weighted_mse, adaptive_wing, cross_entropy, jensen_shannon"
     ):
         losses.named("dice", prefix="heatmap_")
+
+
+def test_a_name_may_have_options():
+    residual = jnp.linspace(-1, 1, 41)
+    mine = losses.named("wing:width=0.3,epsilon=0.1")(residual)
+    np.testing.assert_allclose(mine, losses.wing(residual, width=0.3, epsilon=0.1))
+    assert losses.named("wing") is losses.wing and losses.named("wing:") is losses.wing
+    maps, targets = jnp.full((4, 4, 1), 0.5), jnp.eye(4)[..., None]
+    weighted = losses.named("weighted_mse:weight=3", prefix="heatmap_")(maps, targets)
+    np.testing.assert_allclose(weighted, losses.heatmap_weighted_mse(maps, targets, weight=3.0))
+    for text, message in (
+        ("wing:breadth=1", "wing has width, epsilon, and no 'breadth'"),
+        ("l1:width=1", "l1 has no options, and no 'width'"),
+        ("wing:width=wide", "width is a number, as 0.08"),
+        ("wing:width", "width is a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            losses.named(text)

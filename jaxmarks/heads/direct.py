@@ -28,8 +28,8 @@ def build(*, landmarks, size, loss="mse", interval="symmetric"):
     Args:
       landmarks: K.
       size: (H, W) of the frame.
-      loss: the name of a penalty in `ops.losses`, of normalised coordinates: its widths, which are given for [-1, 1], are
-        twice as many pixels in [0, 1].
+      loss: the name of a penalty in `ops.losses`, of normalised coordinates, as "wing" or with options of its own
+        "wing:width=0.1,epsilon=0.02": the widths, which are given for [-1, 1], are twice as many pixels in [0, 1].
       interval: what a frame's width and height are scaled to: `symmetric`, [-1, 1] (beetle paper), or `unit`, [0, 1]
         (fish paper).
     """

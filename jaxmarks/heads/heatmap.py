@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxmarks.heads import Head, need_map, stride_of, visible_points
 from jaxmarks.ops import decode as decoders
-from jaxmarks.ops import heatmaps, losses
+from jaxmarks.ops import heatmaps, losses, names
 from jaxmarks.ops import shape as shapes
 
 # The target by name: how it is drawn, and the sum over its pixels in terms of its sigma.
@@ -58,8 +58,9 @@ def build(
       size: (H, W) of the frame.
       target: `gaussian` or `exponential`.
       sigma: of the target, in pixels of the network's frame.
-      loss: the name of a loss of heatmaps in `ops.losses`, without its prefix.
-      decoder: the name of a function in `ops.decode`.
+      loss: the name of a loss of heatmaps in `ops.losses`, without its prefix, as "weighted_mse" or with options of its own
+        "weighted_mse:weight=50".
+      decoder: the name of a function in `ops.decode`, alike.
       tanh: whether the maps go through tanh, as Flat-net's do; not with a loss of distributions, whose logits it binds.
       leap: standard deviations of the `shape` beyond which a landmark is not where its map says, but where its map is
         highest near the place that the others give it, if that is at least `FAINT` of its height; 0: it is where its map
@@ -68,11 +69,13 @@ def build(
     """
     if target not in TARGETS:
         raise ValueError(f"head.target={target!r}: there are {', '.join(TARGETS)}")
-    if tanh and loss in DISTRIBUTIONS:
+    distribution = names.plain(loss) in DISTRIBUTIONS
+    if tanh and distribution:
         raise ValueError(f"head.tanh=True: not with head.loss={loss}, for which maps must be free to rise")
     draw, mass = TARGETS[target]
     penalty = losses.named(loss, prefix="heatmap_")
     found = decoders.named(decoder)
+    follows = names.plain(decoder) == "local_soft_argmax" and "window=" not in decoder  # the target's width
     whole = shape and leap > 0 and landmarks >= 4
 
     def masked(outputs, targets):
@@ -83,10 +86,9 @@ def build(
 
     def decode(outputs):
         step = stride_of(outputs, size)
-        if loss in DISTRIBUTIONS:  # scaled to what they were trained towards, so that scores are alike for all losses
+        if distribution:  # scaled to what they were trained towards, so that scores are alike for all losses
             outputs = jax.nn.softmax(outputs, axis=(1, 2)) * mass(sigma / step)
-        window = {"window": max(1.0, sigma / step)} if found is decoders.local_soft_argmax else {}
-        finder = functools.partial(found, **window)
+        finder = functools.partial(found, window=max(1.0, sigma / step)) if follows else found
         points, scores = finder(outputs)
         if whole:
             points, scores = consistent(outputs, points, scores, finder, step)

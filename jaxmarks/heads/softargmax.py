@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxmarks.heads import Head, stride_of, visible_points
 from jaxmarks.heads.heatmap import Maps
 from jaxmarks.ops import decode as decoders
-from jaxmarks.ops import geometry, heatmaps, losses
+from jaxmarks.ops import geometry, heatmaps, losses, names
 
 
 def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
@@ -22,7 +22,8 @@ def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
     Args:
       landmarks: K.
       size: (H, W) of the frame.
-      loss: the name of a penalty in `ops.losses`, of coordinates normalised to [-1, 1].
+      loss: the name of a penalty in `ops.losses`, of coordinates normalised to [-1, 1], as "wing" or with options of its own
+        "wing:width=0.1,epsilon=0.02".
       divergence: weight of the Jensen-Shannon divergence between the map and a Gaussian; 0 is none.
       sigma: of that Gaussian, in pixels of the frame. A map that is one has a score of 1.
     """
@@ -36,7 +37,7 @@ def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
     def masked(outputs, targets):
         points, visible = targets
         residual = geometry.normalise(expected(outputs)[0], size) - geometry.normalise(points, size)
-        terms = {loss: penalty(residual).mean(-1)}
+        terms = {names.plain(loss): penalty(residual).mean(-1)}
         if divergence:
             step = stride_of(outputs, size)
             target = heatmaps.gaussian(points / step, outputs.shape[1:3], sigma / step)

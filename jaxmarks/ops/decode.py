@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.ops import filters
+from jaxmarks.ops import filters, names
 from jaxmarks.ops.floats import root, single
 
 # A value that counts as none, so that logarithms and quotients stay finite.
@@ -161,12 +161,9 @@ def spread(maps, points):
     return root((squared[0] + squared[1]) / total)
 
 
-def named(name):
-    """The decoder of that name; an unknown name lists those that exist."""
-    known = {f.__name__: f for f in (argmax, soft_argmax, local_soft_argmax, dark, quadratic)}
-    if name not in known:
-        raise ValueError(f"head.decoder={name!r}: there are {', '.join(known)}")
-    return known[name]
+def named(text):
+    """The decoder of a name, with its options, as "soft_argmax:temperature=0.5" (`names.function`)."""
+    return names.function(text, (argmax, soft_argmax, local_soft_argmax, dark, quadratic), key="head.decoder")
 
 
 def _evidence(maps, peaks):

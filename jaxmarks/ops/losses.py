@@ -7,6 +7,7 @@ is a pixel of a frame of 256.
 import jax
 import jax.numpy as jnp
 
+from jaxmarks.ops import names
 from jaxmarks.ops.floats import single
 
 
@@ -91,8 +92,11 @@ def _distribution(targets):
     return targets / (targets.sum((-3, -2), keepdims=True) + 1e-12)
 
 
-def named(name, *, prefix=""):
-    """The penalty of that name, or the loss of heatmaps with the prefix "heatmap_"; an unknown name lists those there are."""
+def named(text, *, prefix=""):
+    """The penalty of a name, or the loss of heatmaps with the prefix "heatmap_", with its options, as "wing:width=0.1".
+
+    See `names.function`.
+    """
     penalties = (mse, l1, smooth_l1, wing, soft_wing)
     of_heatmaps = (
         heatmap_mse,
@@ -102,7 +106,4 @@ def named(name, *, prefix=""):
         heatmap_cross_entropy,
         heatmap_jensen_shannon,
     )
-    known = {f.__name__.removeprefix(prefix): f for f in (of_heatmaps if prefix else penalties)}
-    if name not in known:
-        raise ValueError(f"head.loss={name!r}: there are {', '.join(known)}")
-    return known[name]
+    return names.function(text, of_heatmaps if prefix else penalties, key="head.loss", prefix=prefix)

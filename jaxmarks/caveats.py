@@ -24,10 +24,6 @@ def of_training(
     """
     trained = np.isin(dataset.samples.name, images["train"])
     found = unseen(dataset, trained, member) + seen_before(settings, member, images, source, before)
-    if not images["test"]:
-        found.append(
-            caveat(member, "no image is held back for a test: it is scored on those that chose its best epoch")
-        )
     if dataset.objects:
         found += of_objects(settings, dataset, member, trained, np.isin(dataset.samples.name, images["valid"]))
     return found
@@ -62,6 +58,13 @@ def coloured(images) -> bool:
 def of_notes(notes: list[dict]) -> list[dict]:
     """The caveats in the notes that are saved with networks."""
     return [each for note in notes for each in note.get("caveats", ())]
+
+
+def of_test(fold: int, images: dict[str, list[str]]) -> list[dict]:
+    """Whether a fold is scored on images that chose its network, for want of others, as caveats."""
+    if images["test"]:
+        return []
+    return [caveat(fold, "no image is held back for a test: it is scored on those that chose its best epoch")]
 
 
 def of_names(samples, notes: list[dict], name: str = "") -> list[dict]:

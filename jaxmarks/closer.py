@@ -9,6 +9,7 @@ landmarks.
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +23,29 @@ from jaxmarks.ops import geometry, shape, views
 WHOLE = 0.25
 
 
-def around(size: tuple[int, int], zoom: float) -> Callable:
-    """What shows upright views of `size` (H, W) around landmarks, in frames `zoom` times as high and wide.
+class Look(NamedTuple):
+    """What a second look shows.
 
-    It is (points (B, K, 2), visible (B, K), frame (H, W)) -> views (B, 2, 3). A specimen that is smaller than most is
-    looked at up to twice as closely as `zoom` times, its pixels made larger.
+    Attributes:
+      near: (points (B, K, 2), visible (B, K), frame=(H, W)) -> the views (B, 2, 3) around landmarks.
+      turned, mirror: whether specimens lie at any angle, and are mirrored.
     """
-    return functools.partial(views.close, size=size, most=2 * zoom)
+
+    near: Callable
+    turned: bool = False
+    mirror: bool = False
 
 
-def laid(size: tuple[int, int], zoom: float, *, mean, spread, mirror: bool) -> Callable:
-    """What shows views of `size` (H, W) in which specimens lie as their mean shape, as `around`.
+def around(size: tuple[int, int], zoom: float) -> Look:
+    """Upright views of `size` (H, W) around landmarks, in frames `zoom` times as high and wide.
+
+    A specimen that is smaller than most is looked at up to twice as closely as `zoom` times, its pixels made larger.
+    """
+    return Look(functools.partial(views.close, size=size, most=2 * zoom))
+
+
+def laid(size: tuple[int, int], zoom: float, *, mean, spread, mirror: bool) -> Look:
+    """Views of `size` (H, W) in which specimens lie as their mean shape.
 
     Args:
       size, zoom: as in `around`.
@@ -43,22 +56,24 @@ def laid(size: tuple[int, int], zoom: float, *, mean, spread, mirror: bool) -> C
 
     def near(points, visible, frame):
         lies = jax.vmap(lambda *one: shape.laid(*one, mean, spread, mirror=mirror))(points, visible)
-        known = visible.sum(-1) > (2 if mirror else 1)  # else nobody knows how it lies
-        posed = views.posed(lies, mean, size, least=0.5, most=2 * zoom)
+        # Of too few landmarks, or of ones in one place, nobody knows how they lie.
+        known = (visible.sum(-1) > (2 if mirror else 1)) & (geometry.scale(lies) > 1e-3)
+        posed = views.posed(jnp.where(known[:, None, None], lies, jnp.eye(2, 3)), mean, size, least=0.5, most=2 * zoom)
         return jnp.where(known[:, None, None], posed, views.whole(frame, size))
 
-    return near
+    return Look(near, turned=True, mirror=mirror)
 
 
-def looking(task: steps.Task, size: tuple[int, int], near: Callable, *, turned=False, mirror=False) -> steps.Task:
+def looking(task: steps.Task, size: tuple[int, int], second: Look) -> steps.Task:
     """The task of a network that takes `size` (H, W), for larger frames, or ones of that size, and points in these.
 
     Args:
       task: that of a network that looks once.
       size: (H, W).
-      near: what the second look shows, `around` or `laid`.
-      turned, mirror: whether specimens lie at any angle, and are mirrored: then those that are shown whole are, too.
+      second: what the second look shows, `around` or `laid`. Where specimens lie at any angle, and are mirrored, what is
+        shown whole in training is turned at random, and mirrored, too.
     """
+    near, turned, mirror = second
 
     def wholes(keys, frame):
         """The frames whole, some as specimens may lie."""
@@ -106,16 +121,16 @@ def looking(task: steps.Task, size: tuple[int, int], near: Callable, *, turned=F
     def predict(variables, images):
         frame = images.shape[1:3]
 
-        def find(view, turned=False):
+        def find(view, *, turned):
             points, scores = steps.predict_step(variables, views.look(images, view, size, turned=turned), task=task)
             there = geometry.affine(view, points)
             return jnp.clip(there, 0, jnp.array(frame[::-1])), scores  # a turned view may leave the frame
 
-        points, scores = find(jnp.broadcast_to(views.whole(frame, size), (images.shape[0], 2, 3)))
+        points, scores = find(jnp.broadcast_to(views.whole(frame, size), (images.shape[0], 2, 3)), turned=False)
         typical = jnp.median(scores, axis=-1, keepdims=True)
         there = scores >= jnp.minimum(typical, typical / 2)  # what an image does not show is found anywhere
         view = near(lax.stop_gradient(points), there, frame=frame)
-        closer, sure = find(view, turned)
+        closer, sure = find(view, turned=turned)
         seen = geometry.inside(geometry.affine(geometry.invert(view), points), size)
         return jnp.where(seen[..., None], closer, points), jnp.where(seen, sure, scores)
 

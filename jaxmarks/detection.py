@@ -164,7 +164,7 @@ def threshold_of(notes: list[dict]) -> float:
 
 
 def overlap_of(notes: list[dict]) -> float:
-    """The IoU up to which two boxes are two objects, from what is saved with networks; older ones do not have it."""
+    """The IoU up to which two boxes are two objects, from what is saved with networks; without any box none is learnt."""
     return notes[0]["facts"].get("overlap", heads.OVERLAP)
 
 

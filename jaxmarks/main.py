@@ -129,7 +129,7 @@ def main(argv):
         together = PROCESSES.value != 1
         if logging.get_verbosity() >= logging.DEBUG or (isinstance(error, RuntimeError) and not together):
             raise
-        status = 1 if isinstance(error, OSError | RuntimeError) else 2
+        status = 1 if isinstance(error, OSError | RuntimeError) and not isinstance(error, FileNotFoundError) else 2
         if together:
             processes.abandon(f"jaxmarks: {error}", status)
         refuse(error, status)
@@ -264,6 +264,8 @@ def evaluate(config, workdir):
     with results.folder("evaluate", workdir, named=OUT.value, inputs=inputs_of(data)) as out:
         if own:
             summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
+            if other and (left := len(set(dataset.samples.name.tolist())) - summary["images"]):
+                print(f"{left} of them every network here was trained on: not scored")
         else:
             summary = evaluation.of_others(workdir, dataset, out, set=SET.value)
         report.write(workdir, dataset.photograph, out=out)

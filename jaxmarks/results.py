@@ -1,10 +1,11 @@
 """Where predict, evaluate and export write: a folder of their own, for one command at a time."""
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from jaxmarks import runs
+from jaxmarks import atomic, runs
 from jaxmarks.data.photographs import MARK
 
 
@@ -12,7 +13,7 @@ from jaxmarks.data.photographs import MARK
 def folder(mode: str, run: Path, *, named: str = "", inputs: Iterable[str] = ()) -> Iterator[Path]:
     """The folder for the results of a mode, which take the place of its earlier ones there once all are written.
 
-    Of these what is not written anew is deleted (`MARK` names them), and nothing else.
+    Of these (`MARK` lists them) what is not written anew is deleted, unless somebody changed it meanwhile, and nothing else.
 
     Args:
       mode: as in --mode.
@@ -38,22 +39,43 @@ def folder(mode: str, run: Path, *, named: str = "", inputs: Iterable[str] = ())
         )
         if what:
             raise ValueError(f"--out={named}: {what} is there, and no result of --mode={mode}: name a new folder")
-    elif named and out.exists() and (earlier := (out / MARK).read_text().partition("\n")[0]) != mode:
+    elif named and out.exists() and (earlier := marked(out)[0]) != mode:
         raise ValueError(f"--out={named}: it has results of --mode={earlier}; name another folder")
     with runs.locked(out):
-        before = times(out)
-        _, *listed = (out / MARK).read_text().splitlines() if (out / MARK).is_file() else [""]
-        (out / MARK).write_text("\n".join([mode, *listed, ""]))
+        before, (_, listed) = times(out), marked(out)
+        write_mark(out, mode, listed)
         yield out
-        written = {name for name, time in times(out).items() if before.get(name) != time} - {MARK, ".lock"}
-        for name in set(listed) - written:
-            (out / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # which may hold other things
-                (out / name).parent.rmdir()
-        (out / MARK).write_text("\n".join([mode, *sorted(written), ""]))
+        now = times(out)
+        # What was there and is not listed is somebody's own, also where it was written meanwhile.
+        written = {n: t for n, t in now.items() if t != before.get(n) and (n not in before or n in listed)}
+        for name, time in listed.items():
+            if name not in written and now.get(name) == time:
+                (out / name).unlink()
+                for parent in list((out / name).relative_to(out).parents)[:-1]:
+                    with contextlib.suppress(OSError):  # which may hold other things
+                        (out / parent).rmdir()
+        write_mark(out, mode, written)
+
+
+def marked(out: Path) -> tuple[str, dict[str, int]]:
+    """The mode whose results a folder is for, and the files that it wrote there with their times; of another folder none."""
+    try:
+        text = (out / MARK).read_text()
+    except OSError:
+        return "", {}
+    try:
+        mark = json.loads(text)
+        return mark["mode"], mark["files"]
+    except (ValueError, TypeError, KeyError):
+        return text.strip(), {}
+
+
+def write_mark(out: Path, mode: str, files: dict[str, int]) -> None:
+    """Writes the file that `marked` reads."""
+    atomic.write(out / MARK, json.dumps({"mode": mode, "files": files}, indent=1))
 
 
 def times(folder: Path) -> dict[str, int]:
-    """When each file of a folder and its subfolders was written last, by its path from there."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    """When each file of a folder and its subfolders was written last, by its path from there; without what is hidden."""
+    files = [path for path in folder.rglob("[!.]*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}

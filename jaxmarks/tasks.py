@@ -55,8 +55,7 @@ def second_look(task, data, found):
     """
     size, zoom, mirror = tuple(data.size), data.get("zoom", 1), data.get("pose") == "mirrored"
     if found and data.get("pose") in TURNED:
-        near = closer.laid(size, zoom, mean=found[0], spread=found[1], mirror=mirror)
-        return closer.looking(task, size, near, turned=True, mirror=mirror)
+        return closer.looking(task, size, closer.laid(size, zoom, mean=found[0], spread=found[1], mirror=mirror))
     return closer.looking(task, size, closer.around(size, zoom)) if zoom > 1 else task
 
 
@@ -113,7 +112,8 @@ LOOSE = 0.2
 def shape_of(settings, samples, shown) -> dict:
     """The fact `shape` of the landmarks of the samples `shown`, which stands as views show it where these are turned.
 
-    There is none where no image shows enough of them, where they stray too far (`LOOSE`), and of several datasets.
+    There is none where no image shows two of them, where they stray too far (`LOOSE`) and views are upright, and of several
+    datasets.
     """
     pose = settings.data.get("pose")
     if settings.data.get("sets") or not len(shown) or not (pose in TURNED or settings.head.get("leap")):
@@ -121,11 +121,17 @@ def shape_of(settings, samples, shown) -> dict:
     points, visible, start = samples.points, samples.visible, None
     if pose in TURNED:
         height, width = settings.data.size
-        fullest = np.argmax(visible.sum(1))  # of all images: the shapes of all folds lie alike
+        extent = (
+            np.ptp(np.where(visible[..., None], points, points[visible].mean(0)), axis=1).max(-1)
+            if visible.any()
+            else 0
+        )
+        fullest = np.argmax(visible.sum(1) * (extent > 0))  # of all images: the shapes of all folds lie alike
         start = shape.lengthwise(points[fullest], visible[fullest], tall=height > width), visible[fullest]
     fit = jax.jit(functools.partial(shape.procrustes, mirror=pose == "mirrored"))
     mean, spread = fit(points[shown], visible[shown], start=start)
-    return {"shape": [mean.tolist(), spread.tolist()]} if mean.any() and spread.mean() < LOOSE else {}
+    loose = pose not in TURNED and spread.mean() >= LOOSE
+    return {"shape": [mean.tolist(), spread.tolist()]} if mean.any() and not loose else {}
 
 
 def initial(network, settings, key):

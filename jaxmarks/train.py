@@ -205,9 +205,7 @@ class Training:
         before = caveats.seen(source)
         found = caveats.of_training(settings, dataset, member, self.data["images"], source, before)
         if settings.data.get("pose") in tasks.TURNED and "shape" not in known:
-            found.append(
-                caveats.caveat(member, "its specimens' shapes differ too much to be turned: they are seen as they lie")
-            )
+            found.append(caveats.caveat(member, "no training image shows how its specimens lie: none is turned"))
         for each in found:
             processes.tell(f"[{stage}] {each['image']}{each['what']}")
         self.about: dict = {"facts": known, "caveats": found, "images": len(shown), "data": self.data, "before": before}

@@ -46,13 +46,13 @@ class Held(NamedTuple):
 
 
 def knows(workdir: Path, dataset: Dataset) -> bool:
-    """Whether a dataset has photographs by the names of those that a run was split from; scouts by all of the volume."""
+    """Whether all photographs of a dataset have the names of those that a run was split from; scouts all that is told of them."""
     stage = runs.stages(runs.config_of(workdir))[-1]
     data = [note["data"] for path in runs.trained(workdir, stage).values() if (note := checkpoint.note(path))]
     if dataset.volumes:  # those of another person have the same names
         return any(one["digest"] == dataset.samples.digest for one in data)
     names = {image for one in data for part in one["images"].values() for image in part}
-    return not names.isdisjoint(dataset.samples.name.tolist())
+    return names.issuperset(dataset.samples.name.tolist())
 
 
 def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Trained:
@@ -108,7 +108,8 @@ def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Hel
         known, learnt = known.union(*mine.values()), learnt.union(mine["train"])
         if len(tested := rows(mine["test"] or mine["valid"])):
             some, trained = True, rows(mine["train"])
-            yield Held(fold, call_of(notes[0]["facts"]), networks, notes, trained, tested, caveats.of_notes(notes))
+            told = caveats.of_notes(notes) + caveats.of_test(fold, mine)
+            yield Held(fold, call_of(notes[0]["facts"]), networks, notes, trained, tested, told)
     if len(new := np.flatnonzero(~np.isin(samples.name, list(known)))):
         networks, notes = _restored(workdir, stage, runs.members(settings))
         what = f"{len(new)} images are new since the training, this the first: the mean of all networks predicts them"

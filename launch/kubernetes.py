@@ -46,7 +46,9 @@ def check(options: argparse.Namespace) -> None:
     for key, least in {"hosts": 1, "gpus": 0, "chips": 1, "restarts": 0}.items():
         if (number := getattr(options, key)) < least:
             raise ValueError(f"--{key}={number}: give at least {least}")
-    workdir = next((each.partition("=")[2] for each in options.arguments if re.match("--?workdir=", each)), "")
+    mine = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    mine.add_argument("--workdir", "-workdir", default="")
+    workdir = mine.parse_known_args(options.arguments)[0].workdir
     if not workdir.startswith("/shared/"):
         raise ValueError(f"--workdir={workdir}: give one in /shared, after --; a run elsewhere is lost with its host")
     if options.tpu and options.gpus:

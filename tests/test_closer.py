@@ -45,8 +45,9 @@ def closely(task):
 
 def laid(task, mean, mirror=False):
     """The task with a second look at which specimens lie as the mean shape."""
-    near = closer.laid(SIZE, ZOOM, mean=mean, spread=np.full(len(mean), 0.02), mirror=mirror)
-    return closer.looking(task, SIZE, near, turned=True, mirror=mirror)
+    return closer.looking(
+        task, SIZE, closer.laid(SIZE, ZOOM, mean=mean, spread=np.full(len(mean), 0.02), mirror=mirror)
+    )
 
 
 def batch_of(count, landmarks=3, scatter=20):
@@ -224,6 +225,34 @@ def test_who_shows_too_few_landmarks_is_seen_whole():
     np.testing.assert_array_equal(np.isclose(delta(True), 12.0), [False, True, True])  # not which side is up
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_landmarks_in_one_place_tell_no_pose_and_are_seen_whole(mirror):
+    batch = lying(4)
+    batch["points"][1:3] = [[70.0, 60.0]]
+    batch["marked"] = batch["visible"] = np.arange(len(WING)) < np.array([[6], [6], [4], [6]])
+    task = laid(task_of(len(WING)), WING, mirror)
+    keys = jax.vmap(jax.random.key)(np.arange(4))
+    for seen in (task.plain(batch), task.augment(keys, batch)):
+        assert all(np.isfinite(seen[key]).all() for key in ("images", "points", "delta"))
+    np.testing.assert_array_equal(np.isclose(task.plain(batch)["delta"], 12.0), [False, True, True, False])
+
+
+def test_landmarks_on_a_line_have_no_side_and_a_slip_does_not_hide_a_pose():
+    draw = np.random.default_rng(0)
+    line = np.array([[-1.0, 0], [-0.2, 0], [0.5, 0], [0.9, 0]])
+    of = lambda shape, angle: [
+        Annotation(
+            "a.png", 80 * (shape + draw.normal(size=shape.shape) * 0.05) @ turn(draw.uniform(-angle, angle)).T, seen
+        )
+        for seen in [np.ones(len(shape), bool)] * 50
+    ]
+    turn = lambda degrees: np.array([[c := np.cos(np.deg2rad(degrees)), -(s := np.sin(np.deg2rad(degrees)))], [s, c]])
+    assert fitting_pose(of(line, 8)) == "upright" and fitting_pose(of(line, 180)) == "turned"
+    wings = of(WING, 180)
+    wings[0] = Annotation("a.png", wings[0].points[[1, 0, 3, 2, 5, 4]], wings[0].visible)
+    assert fitting_pose(wings) == "turned"
+
+
 @pytest.mark.parametrize(
     ("angles", "mirrored", "noise", "pose"),
     [
@@ -361,6 +390,11 @@ def test_from_photographs_to_files(photographs, tmp_path, pose):
     assert about["images"] == ["batch", 240, 320, 3]
     found = serving.load(tmp_path / "export")(images)
     np.testing.assert_allclose(found["points"], points, atol=0.05)
+    if pose != "upright":
+        config = runs.config_of(run)
+        config.data.pose = "upright"
+        configs.save(config, run / "config.json")
+        assert np.abs(predict.load(run)(images)[0] - points).max() > 1  # it is seen otherwise
     assert serving.export(run, tmp_path / "export")["images"] == ["batch", 182, 243, 3]
 
 

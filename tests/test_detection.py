@@ -1012,9 +1012,8 @@ def test_what_a_detector_cannot_know_is_told(data):
 
     some = np.isin(names, ["0.png", "1.png"])
     assert told(samples, some) == []
-    images = {"train": names[~some].tolist(), "valid": names[some].tolist(), "test": []}
-    (caveat,) = caveats.of_training(config, dataset, runs.Member(0), images, None, {})
-    assert "no image is held back for a test" in caveat["what"]
+    (caveat,) = caveats.of_test(0, {"train": [], "valid": [], "test": []})
+    assert "no image is held back for a test" in caveat["what"] and caveats.of_test(0, {"test": ["a.png"]}) == []
     (what,) = told(samples, empty)
     assert "no validation image shows an object: the threshold is chosen on training images" in what
     (what,) = told(samples, some, classes=(*dataset.classes, "ring"))
@@ -1118,13 +1117,8 @@ def test_scenes_are_caught_in_file_names(tmp_path):
     assert by_name.tolist() == [0, 0, 1, 1, 2, 2] and alone.tolist() == list(range(6))
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("fit", "tiles", "--config.data.fit=tiles: there are tile, pad and stretch"),
-        ("overlap", 64, "--config.data.overlap=64: less than the sides"),
-    ],
-)
-def test_options_of_tiles_are_checked(data, key, value, message):
-    with pytest.raises(ValueError, match=message):
-        loading.load(small(data, **{f"data.{key}": value}).data)
+def test_options_of_tiles_are_checked(data):
+    with pytest.raises(ValueError, match=r"--config\.data\.fit=tiles: there are tile, pad, stretch"):
+        configs.check(small(data, **{"data.fit": "tiles"}))
+    with pytest.raises(ValueError, match=r"--config\.data\.overlap=64: less than the sides"):
+        loading.load(small(data, **{"data.overlap": 64}).data)

@@ -217,6 +217,12 @@ def test_formats_that_are_not_read_are_named(tmp_path):
     problems: list[dict] = []
     ((samples, _),) = folder.batches(tmp_path, size=(16, 16), problems=problems)
     assert samples.name.tolist() == ["a.jfif"] and problems[0]["what"].startswith("2 photographs as .HEIC are not read")
+    (tmp_path / "a.jfif").unlink()
+    (tmp_path / "marks.csv").write_text("image,x1,y1\nb.HEIC,2,3\n")
+    with pytest.raises(FormatError, match=r"2 photographs as \.HEIC are not read"):
+        list(folder.batches(tmp_path, size=(16, 16), problems=[]))
+    with pytest.raises(FormatError, match=r"2 photographs as \.HEIC are not read"):
+        folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
 
 
 def test_copies_of_a_photograph_by_roboflow_are_of_one_specimen():

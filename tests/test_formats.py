@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import pickle
@@ -498,6 +499,22 @@ def test_annotators_who_name_landmarks_otherwise_are_refused(tmp_path):
         formats.read(f"{tmp_path / 'a.json'},{tmp_path / 'b.json'}")
 
 
+def test_names_survive_what_can_hold_them_and_numbers_are_none(tmp_path):
+    named = Annotation("a.png", np.array([[1.0, 2], [3, 4]]), np.ones(2, bool), size=(9, 9), names=("tail", "nose"))
+    formats.write(tmp_path / "a.json", [named])
+    assert formats.read(tmp_path / "a.json")[0].names == ("tail", "nose")
+    formats.write(tmp_path / "labelme", [named])
+    (found,) = formats.read(tmp_path / "labelme")
+    assert found.names == ("nose", "tail") and found.points.tolist() == [[3, 4], [1, 2]]
+    for place in ("b.json", "marks"):
+        formats.write(tmp_path / place, [dataclasses.replace(named, names=())])
+        assert formats.read(tmp_path / place)[0].names == ()
+    formats.write(tmp_path / "b.csv", [named])
+    for pair in ("b.csv,a.json", "a.json,b.json"):
+        both = ",".join(str(tmp_path / name) for name in pair.split(","))
+        assert formats.read(both)[0].names == ("tail", "nose")
+
+
 def test_annotators_of_different_landmarks_are_refused(tmp_path):
     path = two_annotators(tmp_path, "a.png,1,2,3,4\n")
     (tmp_path / "two.csv").write_text("image,x1,y1\na.png,1,2\n")
@@ -526,6 +543,8 @@ def test_tables_as_programs_write_them(tmp_path):
         formats.read(file)
     (tmp_path / "a.tsv").write_text("image\tx1\ty1\na.jpg\t1,5\t2\n")
     assert formats.read(tmp_path / "a.tsv")[0].points.tolist() == [[1.5, 2]]
+    (tmp_path / "a.tsv").write_text("image\tgroup\tx1\ty1\na.jpg\t1.2\t3,5\t4\n")  # a group has no decimals
+    assert formats.read(tmp_path / "a.tsv")[0].points.tolist() == [[3.5, 4]]
     (tmp_path / "a.tsv").write_text("image\tx1\ty1\na.jpg\t1,234\t2.5\n")  # a thousand
     with pytest.raises(FormatError, match="'1,234' is not a number"):
         formats.read(tmp_path / "a.tsv")

@@ -113,8 +113,10 @@ def test_kubernetes_is_not_asked_for_what_it_cannot_give(options, said, capsys):
     assert said in error.splitlines()[-1] and not out
 
 
-@pytest.mark.parametrize("arguments", [[], ["--workdir=runs/fish"], ["-workdir=/tmp/fish"]])
+@pytest.mark.parametrize("arguments", [[], ["--workdir=runs/fish"], ["-workdir=/tmp/fish"], ["--workdir", "/tmp/fish"]])
 def test_a_run_on_kubernetes_lies_where_all_hosts_see_it(arguments, capsys):
+    kubernetes.main(["--name=fish", "--image=i", "--claim=c", "--", "--workdir", "/shared/fish"])
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         kubernetes.main(["--name=fish", "--image=i", "--claim=c", "--", "--config=configs/fish.py:paper", *arguments])
     assert "give one in /shared" in capsys.readouterr().err

@@ -133,6 +133,8 @@ def test_a_name_may_have_options():
         ("l1:width=1", "l1 has no options, and no 'width'"),
         ("wing:width=wide", "width is a number, as 0.08"),
         ("wing:width", "width is a number"),
+        ("wing:width=nan", "width is above 0"),
+        ("wing:epsilon=0", "epsilon is above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             losses.named(text)

@@ -27,6 +27,7 @@ def test_a_folder_is_taken_again_by_its_mode_alone(tmp_path):
 def test_results_that_are_not_written_anew_are_deleted_and_nothing_else(tmp_path):
     def write(*names, fails=False):
         with results.folder("predict", tmp_path) as out:
+            (out / "corrected.csv").write_text(str(names))  # by somebody who saves meanwhile
             for name in names:
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 (out / name).write_text("same")
@@ -36,17 +37,23 @@ def test_results_that_are_not_written_anew_are_deleted_and_nothing_else(tmp_path
     there = lambda: sorted(
         p.relative_to(tmp_path / "predict").as_posix() for p in (tmp_path / "predict").rglob("[!.]*")
     )
-    write("summary.json", "anna/box.nii.gz", "anna/scouts.png", "ben/scouts.png")
-    (tmp_path / "predict" / "anna" / "notes.txt").touch()  # somebody's own
-    (tmp_path / "predict" / "corrected.csv").touch()
+    (tmp_path / "predict").mkdir()
+    (tmp_path / "predict" / "corrected.csv").touch()  # somebody's own
+    write("summary.json", "anna/box.nii.gz", "anna/scouts.png", "ben/a/scouts.png", "dora.json")
+    (tmp_path / "predict" / "anna" / "notes.txt").touch()
+    (tmp_path / "predict" / "dora.json").write_text("edited")
     with pytest.raises(OSError):
         write("summary.json", fails=True)
-    assert "ben/scouts.png" in there()
+    assert "ben/a/scouts.png" in there()
     write("summary.json", "carl/scouts.png")
-    mine = ["anna", "anna/notes.txt", "corrected.csv"]
-    assert there() == [*mine[:2], "carl", "carl/scouts.png", "corrected.csv", "summary.json"]
+    mine = ["anna", "anna/notes.txt", "corrected.csv", "dora.json"]
+    assert there() == sorted([*mine, "carl", "carl/scouts.png", "summary.json"])
     write()
     assert there() == mine
+    for damaged in ("", "predict\nsummary.json\n", "{"):
+        (tmp_path / "predict" / photographs.MARK).write_text(damaged)
+        write("summary.json")
+        assert there() == sorted([*mine, "summary.json"])
 
 
 @pytest.mark.parametrize("name", ["summary.json", "about.json", "config.json", ".hidden", "overlays"])

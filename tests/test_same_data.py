@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -250,7 +251,14 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
     assert "each is scored by the networks that did not see it" in said
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
     assert sum(fold["images"] for fold in summary["folds"]) == 5 and all(f["fold"] >= 0 for f in summary["folds"])
-    # None of others is.
+    # None of others is, and of what all networks of a run were trained on none is scored, which is said.
+    config.split.run = (0,)
+    configs.save(config, tmp_path / "run" / "config.json")
+    said = run(
+        "--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--config.data.images={tmp_path / 'photographs'}",
+        f"--config.data.landmarks={tmp_path / 'marks.csv'}",
+    )  # fmt: skip
+    assert re.search(r"[1-4] of them every network here was trained on: not scored", said)
     shutil.move(tmp_path / "photographs", tmp_path / "others")
     for path in (tmp_path / "others").glob("*.png"):
         path.rename(path.with_stem(f"other-{path.stem}"))

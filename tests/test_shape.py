@@ -119,6 +119,17 @@ def test_the_mean_is_laid_over_what_is_visible_whatever_some_say(mirror):
         np.testing.assert_allclose(found[:, 2], shift, atol=0.03 * size)
 
 
+@pytest.mark.parametrize(("landmarks", "seen"), [(30, 2), (40, 4), (68, 5)])
+def test_a_few_visible_landmarks_of_many_lay_the_mean_over_them(landmarks, seen):
+    draw = np.random.default_rng(0)
+    mean, spread = draw.normal(size=(landmarks, 2)), np.full(landmarks, 0.02)
+    lay = jax.jit(lambda points, visible: shape.laid(points, visible, mean, spread))
+    for _ in range(30):
+        angle, size, visible = draw.uniform(-3, 3), draw.uniform(20, 80), draw.permutation(landmarks) < seen
+        turn = size * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        np.testing.assert_allclose(lay(placed(mean, size, angle, [90, 70]), visible)[:, :2], turn, atol=0.01 * size)
+
+
 MEAN, SPREAD = map(np.asarray, procrustes(specimens(40, np.full(8, 0.03)), np.ones((40, 8), bool)))
 expected = jax.jit(lambda points: shape.expected(points, MEAN, SPREAD))
 

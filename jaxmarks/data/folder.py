@@ -95,6 +95,7 @@ def load(
             unsized[file] = None
         visible.append(a.visible & ~outside)
         points.append(np.where(visible[-1][:, None], (a.points - matrix[:, 2]) / (matrix[0, 0], matrix[1, 1]), 0))
+    problems += unread(images)
     if not kept:
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3]) or "the landmark file names none"
         raise FormatError(landmarks, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
@@ -102,7 +103,7 @@ def load(
     if others:
         what = f"{len(others)} photographs have no landmarks: {', '.join(name_of(p, images) for p in others[:5])}"
         problems.append({"image": name_of(others[0], images), "what": what, "where": str(landmarks)})
-    problems += turned(unsized, images) + unread(images)
+    problems += turned(unsized, images)
     names, sources = [a.image for a, _ in kept], [source for _, source in kept]
     samples = _samples(pixels, sources, names, size, fit, np.stack(points), np.stack(visible))
     numbers: dict[str, int] = {}

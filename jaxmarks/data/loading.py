@@ -78,7 +78,7 @@ STEP = 16
 MOST, NEARLY = 4.0, 1.2
 # For a second look as specimens lie: of the landmarks' variance what one strays from another, at most; the share of those
 # that are mirrored, at least; and how long the mean of their directions is, at least, where they lie alike.
-STRAY, SOME, ALIKE = 0.04, 0.05, 0.9
+STRAY, SOME, ALIKE = 0.02, 0.05, 0.9
 
 
 def set_frame(spec) -> None:
@@ -114,26 +114,35 @@ def set_frame(spec) -> None:
 def fitting_pose(annotations: list[Annotation]) -> str:
     """How specimens lie: "mirrored" where some are the mirror image of others, "turned" where they lie at any angle.
 
-    Else, or where their shapes have little in common, it is "upright". Each is laid over the one that shows the most.
+    Else, or where their shapes have little in common, it is "upright". They are laid over the one, of some that show the
+    most, from which they stray least.
     """
-    if not annotations:
+    fullest = sorted(annotations, key=lambda one: -one.visible.sum())[:9]
+    over = [np.array([fit for one in annotations if (fit := _fit(one, reference))]) for reference in fullest]
+    over = [fits for fits in over if len(fits)]
+    if not over:
         return "upright"
-    fullest = max(annotations, key=lambda one: one.visible.sum())
-    strays, angles, mirrored = list[float](), list[float](), list[bool]()
-    for one in annotations:
-        both = one.visible & fullest.visible
-        if both.sum() > 2:
-            z, onto = (each - each.mean() for each in np.array([one.points[both], fullest.points[both]]) @ [1, 1j])
-            fits = np.array([np.vdot(z, onto), np.vdot(z.conj(), onto)])
-            away = 1 - abs(fits) ** 2 / max(np.vdot(z, z).real * np.vdot(onto, onto).real, 1e-12)
-            mirrored.append(away[1] < away[0] / 2)
-            strays.append(away[int(mirrored[-1])])
-            angles.append(np.angle(fits[int(mirrored[-1])]))
-    if not strays or np.median(strays) > STRAY:
+    strays, angles, mirrored = min(over, key=lambda fits: np.median(fits[:, 0])).T
+    if np.median(strays) > STRAY:
         return "upright"
     if SOME <= np.mean(mirrored) <= 1 - SOME:
         return "mirrored"
-    return "turned" if abs(np.exp(1j * np.array(angles)).mean()) < ALIKE else "upright"
+    return "turned" if abs(np.exp(1j * angles).mean()) < ALIKE else "upright"
+
+
+def _fit(one: Annotation, reference: Annotation) -> tuple[float, float, bool] | None:
+    """How far a specimen strays from another, laid over it, by which angle, and whether mirrored: as it is it strays too far.
+
+    None where they show fewer than three of the same landmarks.
+    """
+    both = one.visible & reference.visible
+    if both.sum() < 3:
+        return None
+    z, onto = (each - each.mean() for each in np.array([one.points[both], reference.points[both]]) @ [1, 1j])
+    fits = np.array([np.vdot(z, onto), np.vdot(z.conj(), onto)])
+    away = 1 - abs(fits) ** 2 / max(np.vdot(z, z).real * np.vdot(onto, onto).real, 1e-12)
+    mirrored = int(away[0] > STRAY and away[1] < away[0] / 2)
+    return away[mirrored], np.angle(fits[mirrored]), bool(mirrored)
 
 
 def fitting_zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=False) -> float:

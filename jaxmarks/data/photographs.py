@@ -144,7 +144,7 @@ def opened(path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except OSError:
+    except (OSError, MemoryError, ImportError):
         raise
     except Exception as error:
         raise OSError(str(error) or type(error).__name__) from error
@@ -335,7 +335,8 @@ def readable(
         raise FormatError(folder, "", "a file", "give the folder that it is in with --config.data.images")
     files = listing(folder) if folder.is_dir() else []
     if not files:
-        raise FormatError(folder, "", "no photograph in this folder", "give one with --config.data.images")
+        what = "; ".join(["no photograph in this folder", *(problem["what"] for problem in unread(folder))])
+        raise FormatError(folder, "", what, "give one with --config.data.images")
 
     def attempt(file):
         try:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable
 
 
@@ -31,6 +32,8 @@ def function(text: str, known: Iterable[Callable], *, key: str, prefix: str = ""
             given[option] = type(defaults[option])(value)
         except ValueError:
             raise ValueError(f"{key}={text!r}: {option} is a number, as {defaults[option]}") from None
+        if not 0 < given[option] < math.inf:
+            raise ValueError(f"{key}={text!r}: {option} is above 0")
     return functools.partial(each[name], **given) if given else each[name]
 
 

@@ -149,14 +149,19 @@ def _laid(z, visible, shape, spread):
     between = shape[j] - shape[i]
     a = (z[j] - z[i]) / jnp.where(between == 0, 1, between)
     t = z[i] - a * shape[i]
-    median = jnp.nanmedian(jnp.where(visible, strays(a, t), jnp.nan), axis=-1)
-    best = jnp.argmin(jnp.where(visible[i] & visible[j], median, jnp.inf))
+    median, seen = jnp.nanmedian(jnp.where(visible, strays(a, t), jnp.nan), axis=-1), visible[i] & visible[j]
+    best = jnp.argmin(jnp.where(seen, median, jnp.inf))
+    # Of many landmarks a few may be visible of which no pair is tried.
+    first = [
+        jnp.where(seen.any(), pair[best], whole)
+        for pair, whole in zip((a, t), similarity(shape, z, visible), strict=True)
+    ]
 
     def lay(_, found):
         weight = visible / (spread * (1 + (strays(*found) / SURE) ** 2)) ** 2
         return similarity(shape, z, weight)
 
-    a, t = lax.fori_loop(0, 5, lay, (a[best], t[best]))
+    a, t = lax.fori_loop(0, 5, lay, tuple(first))
     return a, t, jnp.where(visible, jnp.log1p((strays(a, t) / SURE) ** 2), 0).sum()
 
 

@@ -93,14 +93,14 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
                 group="" if image.get("group") is None else str(image["group"]),
                 where=f"{path}: images[{i}]",
                 size=text.sides(image, "height", "width"),
-                names=tuple(map(str, names or ())),
+                names=text.told(names or ()),
             )
         )
     return found
 
 
 def write(path, annotations: list[Annotation]) -> None:
-    """Writes one category whose keypoints are numbered from 1; a specimen's box is that of its visible ones."""
+    """Writes one category whose keypoints have their names, or are numbered from 1; a specimen's box is that of its visible ones."""
     images, entries = [], []
     for i, a in enumerate(annotations, 1):
         size = {"height": a.size[0], "width": a.size[1]} if a.size else {}
@@ -122,7 +122,8 @@ def write(path, annotations: list[Annotation]) -> None:
             }
         )
     count = max((len(a.points) for a in annotations), default=0)
-    categories = [{"id": 1, "name": "specimen", "keypoints": [str(k + 1) for k in range(count)], "skeleton": []}]
+    names = next((list(a.names) for a in annotations if a.names), [str(k + 1) for k in range(count)])
+    categories = [{"id": 1, "name": "specimen", "keypoints": names, "skeleton": []}]
     atomic.write(path, json.dumps({"images": images, "annotations": entries, "categories": categories}))
 
 

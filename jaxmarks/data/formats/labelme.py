@@ -57,7 +57,7 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
                 where=str(file),
                 size=size,
                 upright=True,
-                names=tuple(labels),
+                names=text.told(labels),
             )
         )
     return found
@@ -159,7 +159,7 @@ def _image_name(name):
 
 
 def write(folder, annotations: list[Annotation]) -> None:
-    """Writes one file an annotation, its landmarks labelled l1, l2, ...
+    """Writes one file an annotation, its landmarks labelled by their names, or l1, l2, ...
 
     A file has the name of its image; a further annotation of that name has _2, _3, ... after it. LabelMe shows a
     photograph as its EXIF orientation turns it. `read` tells by the size of an annotation that its pixels are the stored
@@ -182,7 +182,7 @@ def write(folder, annotations: list[Annotation]) -> None:
         written.add(file)
         shapes: list[dict] = [
             {
-                "label": f"l{k + 1}",
+                "label": a.names[k] if a.names else f"l{k + 1}",
                 "points": [a.points[k].tolist()],
                 "group_id": None,
                 "shape_type": "point",

@@ -79,7 +79,7 @@ def _long(path, names, entries, number_of, problems):
             given[label] = (row["x"], row["y"], number)
         cells = [given.get(label, ("", "", rows[0][0])) for label in order]
         found.append(_annotation(path, rows[0][0], _common(path, rows), cells, number_of, problems))
-    return found if numbered else [dataclasses.replace(a, names=tuple(order)) for a in found]
+    return found if numbered else [dataclasses.replace(a, names=texts.told(order)) for a in found]
 
 
 def _common(path, rows) -> dict[str, str]:

@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jaxmarks.data.samples import FormatError
@@ -54,7 +54,7 @@ def csv_rows(path, header: str, synonyms: Mapping[str, tuple[str, ...]]):
 
     Returns:
       (line, names) of the header, in lower case, and by `synonyms` where no column is called so; (line, stripped cells) of each row that is not blank; and
-      whether decimals may be commas: not between commas, and not where one has a point.
+      whether decimals may be commas: not between commas, and not where a coordinate has a point.
 
     Raises:
       FormatError: an empty file, which should begin with `header`, a quote left open, a column that stands twice, a row of
@@ -98,8 +98,16 @@ def csv_rows(path, header: str, synonyms: Mapping[str, tuple[str, ...]]):
         if len(cells) != len(names):
             what = f"{len(cells)} cells where the header has {len(names)}"
             raise FormatError(path, f"line {at}", what, "mend the row")
-    point = any(re.fullmatch(r"[+-]?\d*\.\d+", cell) for _, cells in rows for cell in cells)
+    places = [n for n, name in enumerate(names) if re.fullmatch(r"[xy](\d*|min|max)", name)]
+    point = any(re.fullmatch(r"[+-]?\d*\.\d+", cells[n]) for _, cells in rows for n in places)
     return (first, names), rows, delimiter != "," and not point
+
+
+def told(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of landmarks; those that are numbers alone, as 1, 2, ... or l1, l2, ..., are none."""
+    names = tuple(map(str, names))
+    numbers = [f"{k}" for k in range(1, len(names) + 1)]
+    return () if [name.removeprefix("l") for name in names] == numbers else names
 
 
 def read_json(path):

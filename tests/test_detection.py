@@ -22,6 +22,7 @@ from PIL import Image
 from scipy import ndimage
 
 from jaxmarks import caveats, detection, evaluate, heads, main, predict, report, runs, steps, tasks, train
+from jaxmarks import config as configs
 from jaxmarks.data import folder, loading, objects, splits
 from jaxmarks.data.formats import boxes as box_files
 from jaxmarks.data.formats.boxes import BoxAnnotation

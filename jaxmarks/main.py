@@ -141,7 +141,7 @@ def check_flags():
     for name, modes in FOR.items():
         if name in given and MODE.value not in modes:
             raise ValueError(f"--{name}: it is for --mode={' and '.join(modes)}, not for --mode={MODE.value}")
-    if alone := sorted(given & {"process", "coordinator"} if PROCESSES.value == 1 else ()):
+    if alone := sorted(given & {"process", "coordinator"} if "processes" not in given else ()):
         raise ValueError(f"--{alone[0]}: it is for several processes; give --processes, how many there are, too")
 
 

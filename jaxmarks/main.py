@@ -171,16 +171,15 @@ def overrides() -> dict:
     return config_flags.get_override_values(flags.FLAGS["config"])
 
 
-def check_same(config, workdir: Path) -> None:
-    """Raises ValueError where a mode that needs a trained run is given the config of another kind of run, or none is there."""
+def tell_other(config, workdir: Path) -> None:
+    """Says that a config which is of another network than the run in the workdir has no effect."""
     from jaxmarks import runs
 
     mine = runs.settings_of(workdir)
     for section in ("model", "head") if "config" in explicit_flags() else ():
         if config[section].name != mine[section].name:
-            raise ValueError(
-                f"--config names a run with {section}.name={config[section].name}, and {workdir} is one with"
-                f" {mine[section].name}: leave --config out, --workdir is enough"
+            print(
+                f"--config is of {section} {config[section].name}, the run in {workdir} of {mine[section].name}, which counts"
             )
 
 
@@ -253,7 +252,7 @@ def evaluate(config, workdir):
     from jaxmarks import report, results, runs, trained
     from jaxmarks.data import loading
 
-    check_same(config, workdir)
+    tell_other(config, workdir)
     data, other = data_to_score(config.data, runs.settings_of(workdir).data, workdir)
     dataset = loading.load(data)
     own = not other or trained.knows(workdir, dataset)
@@ -307,7 +306,7 @@ def predict(config, workdir):
     from jaxmarks import predict as predictions
     from jaxmarks import results, runs
 
-    check_same(config, workdir)
+    tell_other(config, workdir)
     if not config.data.images:
         raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
     data = runs.settings_of(workdir).data
@@ -325,7 +324,7 @@ def export(config, workdir):
     """Writes the run as an artefact that needs none of this code, for photographs of `--size`, or its networks as ONNX."""
     from jaxmarks import results, serving
 
-    check_same(config, workdir)
+    tell_other(config, workdir)
     if FORMAT.value == "onnx":
         if SIZE.value:
             raise ValueError(f"--size={','.join(SIZE.value)}: ONNX networks take the frame as it is; leave it out")

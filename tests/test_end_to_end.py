@@ -141,10 +141,16 @@ def test_results_go_where_out_says(smoke, photographs, tmp_path):
     assert {"predictions.csv", "predictions.tps", "summary.json", "overlays"} <= {path.name for path in out.iterdir()}
     said = run("--config=configs/beetle.py:smoke", f"--workdir={workdir}", f"--out={out}", fails=True)
     assert "--out: it is for --mode=predict and evaluate and export, not for --mode=train" in said
+    said = run(
+        "--mode=predict",
+        "--config=configs/fish.py:smoke",
+        f"--workdir={workdir}",
+        f"--config.data.images={photographs}",
+    )
+    assert f"--config is of model unet, the run in {workdir} of beetle, which counts" in said
     for flags, what in (
         (["--coordinator=h:1", "--process=2"], "--coordinator: it is for several processes; give --processes"),
         (["--mode=predict", "--format=onnx"], "--format: it is for --mode=export, not for --mode=predict"),
-        (["--mode=predict", "--config=configs/fish.py:smoke"], "is one with beetle: leave --config out"),
         (["--config=configs/fish.py:paper", "--config.train.steps=9"], "steps=9 has no effect beside 2000 epochs"),
     ):
         assert what in run(*flags, f"--workdir={workdir}", f"--config.data.images={photographs}", fails=True)

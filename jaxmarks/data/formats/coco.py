@@ -100,7 +100,10 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
 
 
 def write(path, annotations: list[Annotation]) -> None:
-    """Writes one category whose keypoints have their names, or are numbered from 1; a specimen's box is that of its visible ones."""
+    """Writes one category whose keypoints have their names, or are numbered from 1.
+
+    A specimen's box is that of its visible ones.
+    """
     images, entries = [], []
     for i, a in enumerate(annotations, 1):
         size = {"height": a.size[0], "width": a.size[1]} if a.size else {}

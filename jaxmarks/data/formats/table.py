@@ -132,7 +132,7 @@ def _number(path, line, cell, *, decimal_comma):
     except ValueError:
         remedy = "write one, or NA where missing"
         if "," in cell:
-            remedy = "write a decimal point, or separate the cells by semicolons"
+            remedy = "write a decimal point, or commas alone and semicolons between the cells"
         raise FormatError(path, f"line {line}", f"{cell!r} is not a number", remedy) from None
     if not math.isfinite(value):
         raise FormatError(path, f"line {line}", f"{cell!r} is not finite", "write a coordinate in pixels, or NA")

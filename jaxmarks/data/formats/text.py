@@ -53,8 +53,9 @@ def csv_rows(path, header: str, synonyms: Mapping[str, tuple[str, ...]]):
     Fields are separated by comma, semicolon or tab: by what the header has most of, or what a line "sep=;" before it says.
 
     Returns:
-      (line, names) of the header, in lower case, and by `synonyms` where no column is called so; (line, stripped cells) of each row that is not blank; and
-      whether decimals may be commas: not between commas, and not where a coordinate has a point.
+      (line, names) of the header, in lower case, and by `synonyms` where no column is called so; (line, stripped cells) of
+      each row that is not blank; and whether decimals may be commas: not between commas, and not where a coordinate has a
+      point.
 
     Raises:
       FormatError: an empty file, which should begin with `header`, a quote left open, a column that stands twice, a row of

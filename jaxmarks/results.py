@@ -44,14 +44,17 @@ def folder(mode: str, run: Path, *, named: str = "", inputs: Iterable[str] = ())
     with runs.locked(out):
         before, (_, listed) = times(out), marked(out)
         write_mark(out, mode, listed)
-        yield out
-        now = times(out)
-        # What was there and is not listed is somebody's own, also where it was written meanwhile.
-        written = {n: t for n, t in now.items() if t != before.get(n) and (n not in before or n in listed)}
+        try:
+            yield out
+        finally:  # what an error leaves is no less the mode's own
+            now = times(out)
+            # What was there and is not listed is somebody's own, also where it was written meanwhile.
+            written = {n: t for n, t in now.items() if t != before.get(n) and (n not in before or n in listed)}
+            write_mark(out, mode, listed | written)
         for name, time in listed.items():
             if name not in written and now.get(name) == time:
                 (out / name).unlink()
-                for parent in list((out / name).relative_to(out).parents)[:-1]:
+                for parent in list(Path(name).parents)[:-1]:
                     with contextlib.suppress(OSError):  # which may hold other things
                         (out / parent).rmdir()
         write_mark(out, mode, written)

@@ -17,7 +17,7 @@ import jax.export
 import numpy as np
 
 from jaxmarks import atomic, detection, platforms, predict, runs, tasks, trained
-from jaxmarks.data.loading import frame_size
+from jaxmarks.data.loading import ONCE, frame_size
 
 # An artefact made on one of them runs on all.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -96,11 +96,9 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         raise ValueError(
             f"{workdir}: ONNX cannot hold Faster R-CNN, whose proposals are beyond the converter; use --format=jax"
         )
-    looks = {"zoom": settings.data.get("zoom", 1.0), "pose": settings.data.get("pose", "upright")}
+    looks = {key: settings.data.get(key, value) for key, value in ONCE.items()}
     settings.train.dtype = "float32"
-    settings.data.update(
-        {key: value for key, value in {"zoom": 1.0, "pose": "upright"}.items() if key in settings.data}
-    )
+    settings.data.update({key: value for key, value in ONCE.items() if key in settings.data})
     _, task = tasks.build(settings, notes[0]["facts"])
     shape, decoded = (*settings.data.size, 3), settings.head.name == "direct"
     folder = Path(folder)

@@ -1,9 +1,9 @@
 """Training, from top to bottom: stages, folds, epochs.
 
 A run goes through its stages in order (pretrain, then finetune); in each it trains one network a fold, or an ensemble
-of them. A network starts from its like in the stage before. Everything that is random comes from the config's seed, the number of
-fold, member and epoch, and, but for the order of the images, four letters of the stage's name, so that a run which was
-killed ends as one that was left alone.
+of them. A network starts from its like in the stage before. Everything that is random comes from the config's seed, the
+number of fold, member and epoch, and, but for the order of the images, four letters of the stage's name, so that a run
+which was killed ends as one that was left alone.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import optax
 from jaxmarks import augment, baselines, caveats, checkpoint, evaluate, optim, processes, report, runs, steps, tasks
 from jaxmarks import config as configs
 from jaxmarks.data import splits
-from jaxmarks.data.loading import Dataset, facts, load, set_frame
+from jaxmarks.data.loading import ONCE, Dataset, facts, load, set_frame
 from jaxmarks.feed import Feed
 from jaxmarks.metrics_log import MetricsLog
 
@@ -40,7 +40,7 @@ FOLLOWED = {
     " are; --config.data.pose=upright looks at them as they lie",
 }
 # What a key that is left open says where there is nothing to tell, and what it was before there was such a key.
-USUAL = {"scale": 1.0, "zoom": 1.0, "pose": "upright"}
+USUAL = {"scale": 1.0} | ONCE
 # After so many steps that are called one by one it is asked whether to stop, and whether a checkpoint is due.
 ASKING = 10
 
@@ -204,7 +204,7 @@ class Training:
         self.data: dict = {"digest": samples.digest, "images": splits.names(self.split, samples, versions)}
         before = caveats.seen(source)
         found = caveats.of_training(settings, dataset, member, self.data["images"], source, before)
-        if settings.data.get("pose") in tasks.TURNED and "shape" not in known:
+        if settings.data.get("pose") in configs.TURNED and "shape" not in known:
             found.append(caveats.caveat(member, "no training image shows how its specimens lie: none is turned"))
         for each in found:
             processes.tell(f"[{stage}] {each['image']}{each['what']}")

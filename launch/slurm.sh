@@ -4,8 +4,9 @@
 #   sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=32 --time=12:00:00 launch/slurm.sh --config=configs/fish.py:paper --workdir=/shared/runs/fish
 #
 # Without --cpus-per-task most clusters give a task one core, which then decodes the photographs of all GPUs.
-# What was given wrongly (status 2) is not tried again. The workdir lies on a file system that all nodes share. A lost node ends the job, which then is queued again and goes
-# on from its last checkpoint. PYTHON names the environment's interpreter, .venv/bin/python by default.
+# The workdir lies on a file system that all nodes share. A lost node ends the job, which then is queued again and goes
+# on from its last checkpoint; what was given wrongly (status 2) is not tried again. PYTHON names the environment's
+# interpreter, .venv/bin/python by default.
 #SBATCH --job-name=jaxmarks
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue

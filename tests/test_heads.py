@@ -16,7 +16,7 @@ from jaxmarks import config as configs
 from jaxmarks import find, heads, models, optim, runs, steps, tasks
 from jaxmarks.heads.centre import is_peak
 from jaxmarks.models import layers
-from jaxmarks.ops import heatmaps
+from jaxmarks.ops import decode, heatmaps
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SIZE, LANDMARKS = (64, 32), 3
@@ -338,8 +338,14 @@ def test_losses_and_decoders_take_options_of_their_own():
     total = lambda head: float(head.loss(maps, head.targets(batch))[0])
     assert total(one) > total(other) > 0 and total(one) == pytest.approx(total(built(loss="weighted_mse")))
     maps = heatmaps.gaussian(points, size, 3.0).at[0, 4, 40].set(0.7)  # beside another
-    near = np.asarray(built(decoder="local_soft_argmax:iterations=6").decode(maps)[0])  # its window follows sigma
+    near = np.asarray(built(decoder="local_soft_argmax:iterations=6").decode(maps)[0])
     np.testing.assert_allclose(near, points, atol=0.05)
+    # Of two peaks that run into each other windows make different things: its own follows sigma.
+    rough = heatmaps.gaussian(points, size, 3.0) + 0.8 * heatmaps.gaussian(points + jnp.array([6.0, 2.0]), size, 3.0)
+    followed = built(decoder="local_soft_argmax:iterations=1").decode(rough)[0]
+    at = lambda window: decode.local_soft_argmax(rough, window=window, iterations=1)[0]
+    np.testing.assert_array_equal(followed, at(3.0))
+    assert np.abs(followed - at(2.0)).max() > 1e-3
     soft, softer = (built(decoder=f"soft_argmax:temperature={t}").decode(maps)[0] for t in (0.1, 1))
     assert np.abs(soft - points).max() < 0.5 * np.abs(softer - points).max()
     soft = heads.build({"name": "softargmax", "loss": "wing:width=0.2", "divergence": 0.0}, landmarks=1, size=size)

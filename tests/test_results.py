@@ -44,7 +44,9 @@ def test_results_that_are_not_written_anew_are_deleted_and_nothing_else(tmp_path
     (tmp_path / "predict" / "dora.json").write_text("edited")
     with pytest.raises(OSError):
         write("summary.json", fails=True)
-    assert "ben/a/scouts.png" in there()
+    with pytest.raises(OSError):
+        write("eve.json", fails=True)
+    assert {"ben/a/scouts.png", "eve.json"} <= set(there())
     write("summary.json", "carl/scouts.png")
     mine = ["anna", "anna/notes.txt", "corrected.csv", "dora.json"]
     assert there() == sorted([*mine, "carl", "carl/scouts.png", "summary.json"])

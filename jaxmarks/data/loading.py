@@ -74,6 +74,8 @@ class Dataset(NamedTuple):
 
 # Of a frame in the photographs' proportions: its sides are multiples of this, for networks halve them.
 STEP = 16
+# What a config's `data` says of a single look, at the photograph as it lies.
+ONCE = {"zoom": 1.0, "pose": "upright"}
 # A second look is up to so many times as closely as the first, and is not worth while below so many times.
 MOST, NEARLY = 4.0, 1.2
 # For a second look as specimens lie: of the landmarks' variance what one strays from another, at most; the share of those
@@ -95,8 +97,11 @@ def set_frame(spec) -> None:
             own = spec.images and spec.boxes and spec.fit == "tile"
             spec.scale = objects.fitting_scale(spec.images, spec.boxes, side=spec.side) if own else 1.0
         return
-    closely, lying = spec.get("zoom") == 0, spec.get("pose") == ""
-    if len(spec.size) and not closely and not lying:
+    left = [key for key, value in (("pose", ""), ("zoom", 0)) if spec.get(key) == value]
+    if spec.sets:  # each is looked at whole
+        spec.update({key: ONCE[key] for key in left})
+        left = []
+    if len(spec.size) and not left:
         return
     found = [one for name in spec.sets or ("",) for one in _photographs(of_set(spec, name))]
     if not len(spec.size):
@@ -104,11 +109,11 @@ def set_frame(spec) -> None:
         tall = np.exp(np.median(np.log(height / width)) / 2)  # the side of a square of one pixel becomes that tall
         sides = np.sqrt(spec.pixels) * np.array([tall, 1 / tall])
         spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.1)) for side in sides)  # 193 is 192
-    alone = [] if spec.sets else found  # of several each is looked at whole
-    if lying:
-        spec.pose = fitting_pose([annotation for annotation, _ in alone])
-    if closely:
-        spec.zoom = fitting_zoom(alone, tuple(spec.size), spec.fit, turned=spec.get("pose", "upright") != "upright")
+    if "pose" in left:
+        spec.pose = fitting_pose([annotation for annotation, _ in found])
+    if "zoom" in left:
+        turned = spec.get("pose", ONCE["pose"]) != ONCE["pose"]
+        spec.zoom = fitting_zoom(found, tuple(spec.size), spec.fit, turned=turned)
 
 
 def fitting_pose(annotations: list[Annotation]) -> str:

@@ -97,10 +97,11 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         first = min(unused).relative_to(images).as_posix()
         what = f"{len(unused)} photographs of the folder are not in the file of boxes, this the first: not used"
         problems.append({"image": first, "what": what, "where": str(boxes)})
+    problems += unread(images)
     if not kept:
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3])
         raise FormatError(boxes, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
-    problems += turned(unsized, images) + unread(images)
+    problems += turned(unsized, images)
     loaded = samples(parts, size, classes)
     return loaded, kept, classes, problems + (unsuited(loaded, overlap, scale) if fit == "tile" else [])
 

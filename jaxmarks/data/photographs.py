@@ -24,8 +24,7 @@ Result = TypeVar("Result")
 
 # Files that may have several pages, or colours of 16 bits.
 PAGED = {".tif", ".tiff", ".png", ".gif", ".webp"}
-JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
-ENDINGS = {*JPEG, ".jp2", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm"}
+ENDINGS = {*PAGED, ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".ppm", ".pgm"}
 # Photographs that are not read: telephones' and cameras'.
 OTHERS = {".heic", ".heif", ".avif", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".raf", ".rw2"}
 # A file that says which mode's results a folder is for, and the files of a run.

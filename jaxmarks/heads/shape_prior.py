@@ -29,8 +29,9 @@ The third reason remains in small: at a weight of 0.1 a peak in a wrong place co
 Gaussian) what R pays for it. Whether R is of use is another question: those two runs reached 0.93 and 0.95 without it.
 
 Shapes that are learned maximise their share of R: they become filters that answer to the edges near the peaks more than
-to the others. They are positive (softplus), as rings are: else edges could cancel each other in R for a y of 1 everywhere,
-and gaps in y would pay without a bound. R depends on the autocorrelation of a shape alone: a shape and its reflection through the centre are one.
+to the others. They are positive (softplus), as rings are: else edges could cancel each other in R for a y of 1
+everywhere, and gaps in y would pay without a bound. R depends on the autocorrelation of a shape alone: a shape and its
+reflection through the centre are one.
 """
 
 import functools

@@ -5,15 +5,13 @@ map (Luvizon et al. 2019, KNEEL's hourglass). The divergence of the map from a G
 keeps maps to one narrow peak (DSNT, Nibali et al. 2018).
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
 from jaxmarks.heads import Head, stride_of, visible_points
-from jaxmarks.heads.heatmap import Maps
+from jaxmarks.heads.heatmap import TARGETS, Maps
 from jaxmarks.ops import decode as decoders
-from jaxmarks.ops import geometry, heatmaps, losses, names
+from jaxmarks.ops import geometry, losses, names
 
 
 def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
@@ -28,11 +26,12 @@ def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
       sigma: of that Gaussian, in pixels of the frame. A map that is one has a score of 1.
     """
     penalty = losses.named(loss)
+    draw, mass = TARGETS["gaussian"]
 
     def expected(outputs):
         probabilities, step = jax.nn.softmax(outputs, axis=(1, 2)), stride_of(outputs, size)
         points, peaks = decoders.soft_argmax(probabilities, temperature=1.0)
-        return points * step, peaks * 2 * math.pi * (sigma / step) ** 2
+        return points * step, peaks * mass(sigma / step)
 
     def masked(outputs, targets):
         points, visible = targets
@@ -40,7 +39,7 @@ def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
         terms = {names.plain(loss): penalty(residual).mean(-1)}
         if divergence:
             step = stride_of(outputs, size)
-            target = heatmaps.gaussian(points / step, outputs.shape[1:3], sigma / step)
+            target = draw(points / step, outputs.shape[1:3], sigma / step)
             terms[f"{divergence:g} divergence"] = divergence * losses.heatmap_jensen_shannon(outputs, target)
         totals = {name: jnp.sum(jnp.where(visible, each, 0)) for name, each in terms.items()}
         return totals, jnp.sum(visible.astype(outputs.dtype))

@@ -16,7 +16,7 @@ def function(text: str, known: Iterable[Callable], *, key: str, prefix: str = ""
       prefix: of the functions' names.
 
     Raises:
-      ValueError: another name, an option that the function does not have, or one that is no number.
+      ValueError: another name, an option that the function does not have, or one that is no number above 0.
     """
     name, _, options = text.partition(":")
     each = {one.__name__.removeprefix(prefix): one for one in known}

@@ -21,11 +21,11 @@ def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str
         found = found._replace(points=np.where(np.isfinite(found.distances)[..., None], found.points, np.nan))
     overlays(found, photograph, folder)
     best = {key: value for key, value in tables.best_epochs(metrics).items() if key[0] == metrics[-1]["stage"]}
+    several = "sets" in summary
+    rows = [] if several else tables.per_landmark(found.distances, summary.get("shares"), summary.get("names"))
     return "landmarks.html.jinja", {
         "success": success(summary.get("success_rates") or {}),
-        "landmarks": []
-        if "sets" in summary
-        else tables.per_landmark(found.distances, summary.get("shares"), summary.get("names")),
+        "landmarks": rows,
         "best": {fold: [value for (_, (f, _)), value in best.items() if f == fold] for _, (fold, _) in best},
         "worst": tables.worst(found.images, found.distances),
     }

@@ -100,7 +100,7 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
         at = next(at for at, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
         what = f"landmark {at + 1} is {theirs[at]!r}, and {mine[at]!r} in {place}"
         raise FormatError(where, "", what, "the annotators must name them alike, in one order")
-    names_of = next(iter(called), ())
+    landmarks = next(iter(called), ())
     by_image = [{a.image: a for a in annotations} for annotations in files]
     for annotations, images in zip(files, by_image, strict=True):
         if len(images) < len(annotations):
@@ -119,7 +119,9 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
             what = f"landmark {k + 1} is marked by {visible[:, k].sum()} of {len(each)} annotators: theirs is taken"
             problems.append({"image": name, "what": what, "where": each[0].where})
         points = points / np.maximum(visible.sum(0), 1)[:, None]
-        found.append(dataclasses.replace(each[0], points=points, visible=seen, names=names_of, **_told(each, problems)))
+        found.append(
+            dataclasses.replace(each[0], points=points, visible=seen, names=landmarks, **_told(each, problems))
+        )
     return found
 
 

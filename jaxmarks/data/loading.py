@@ -98,7 +98,7 @@ def set_frame(spec) -> None:
             spec.scale = objects.fitting_scale(spec.images, spec.boxes, side=spec.side) if own else 1.0
         return
     left = [key for key, value in (("pose", ""), ("zoom", 0)) if spec.get(key) == value]
-    if spec.sets:  # each is looked at whole
+    if left and spec.sets:  # each is looked at whole
         spec.update({key: ONCE[key] for key in left})
         left = []
     if len(spec.size) and not left:

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxmarks import atomic, baselines, calibration, detection, landmarks, runs, trained
+from jaxmarks import atomic, baselines, calibration, detection, landmarks, report, runs, trained
 from jaxmarks import config as configs
 from jaxmarks.baselines import blobs, mean_shape, registration
 from jaxmarks.data.loading import Dataset
@@ -101,7 +101,26 @@ def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dat
             found.name, found.points, found.scores, dataset.volumes, template, out, spreads
         )
     landmarks.write(out, list(landmarks.by_set(found, dataset).values()) if dataset.sets else [found])
+    if dataset.images:
+        to_proofread(found, samples, dataset, out)
     return summary
+
+
+def to_proofread(found: landmarks.Predictions, samples: Samples, dataset: Dataset, out: Path) -> None:
+    """Writes the page on which the marks of all samples, also of those that none predicted, can be put right."""
+    rest = samples.take(~np.isin(samples.name, found.name))
+    unknown = np.full(rest.points.shape, np.nan)
+    every = landmarks.join([found, landmarks.beside(rest, unknown, unknown[..., 0], -1)])
+    photographs, unit = landmarks.to_proofread(landmarks.ordered(every, samples.name), specimens(samples))
+    title, names = out.absolute().name, dataset.names
+    report.proofread.write(out, Path(dataset.images), photographs, title=title, names=names, unit=unit)
+
+
+def specimens(samples: Samples) -> dict[str, str]:
+    """The specimen of each photograph by name, where one was photographed more than once: a number."""
+    _, count = np.unique(samples.group, return_counts=True)
+    several = (count > 1).any()
+    return dict(zip(samples.name.tolist(), map(str, samples.group.tolist()), strict=True)) if several else {}
 
 
 def scores_of(methods: dict[str, landmarks.Predictions], disagreement: float | None) -> dict:

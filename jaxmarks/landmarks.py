@@ -1,6 +1,6 @@
 """From networks and frames to the landmarks of each photograph, and to honest scores: the landmarks' part of `evaluate`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,6 +185,31 @@ def extents(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
     shown = visible[..., None]
     low, high = (f(np.where(shown, points, fill), axis=1) for f, fill in ((np.min, np.inf), (np.max, -np.inf)))
     return np.where((high > low).all(-1, keepdims=True), high - low, np.nan)
+
+
+def to_proofread(found: Predictions, groups: Mapping[str, str] | None = None) -> tuple[list[dict], str]:
+    """The photographs of `report.proofread.write`, and the unit of their doubts.
+
+    Where landmarks were marked by hand those are put right, beside the network's, from which they lie so many px; where
+    none was, the network's are, the doubt of which is what their score lacks of 1.
+
+    Args:
+      found: of photographs that lie in one folder.
+      groups: the specimen of each by name, where it is known.
+    """
+    marked = found.visible.any()
+    if marked:
+        points = np.where(found.visible[..., None], found.true, np.nan)
+        doubt = np.linalg.norm(points - found.points, axis=-1)
+    else:
+        points, doubt = found.points, 1 - found.scores
+    each = [
+        {"name": str(found.name[n]), "size": found.source_size[n], "points": points[n], "doubt": np.round(doubt[n], 3),
+         "id": str(found.id[n]), "group": (groups or {}).get(str(found.name[n]), ""), "mm_per_px": found.mm_per_px[n]}
+        | ({"found": found.points[n]} if marked else {})
+        for n in range(len(found.name))
+    ]  # fmt: skip
+    return each, "px" if marked else ""
 
 
 def deviation(values: np.ndarray) -> np.ndarray:

@@ -116,7 +116,7 @@ def finder(settings, facts: dict) -> Callable:
 def on_folder(
     workdir: Path, images: Path, out: Path, *, set: str = "", scale: float | None = None, threshold: float | None = None
 ) -> dict:
-    """Predicts every photograph of a folder and writes `predictions.csv`, `predictions.tps` and overlays to `out`.
+    """Predicts every photograph of a folder and writes predictions (CSV, TPS), overlays and `proofread.html` to `out`.
 
     Of a detector see `objects_in_folder`, of scouts `calibration.of_folder`.
 
@@ -162,6 +162,10 @@ def on_folder(
     summary = {"images": len(found.name), "landmarks": found.points.shape[1], "failures": problems}
     summary["names"] = notes[0]["facts"].get("names", ())
     landmarks.write(out, [found])
+    photographs, unit = landmarks.to_proofread(found)
+    report.proofread.write(
+        out, images, photographs, title=Path(images).absolute().name, names=summary["names"], unit=unit
+    )
     atomic.write_json(Path(out) / "summary.json", summary)
     return summary
 

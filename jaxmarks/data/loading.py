@@ -45,6 +45,7 @@ class Dataset(NamedTuple):
       names: what the landmarks are called, where their file says it.
       volumes: of scout triples the volumes to acquire.
       disagreement: the mean distance in px between annotators, where there are several.
+      images: the folder of the photographs, from which on they are named, where these are files.
       sets: where several datasets are joined, each in its domain, the datasets by name in the order of the domains.
     """
 
@@ -57,6 +58,7 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     volumes: Volumes | None = None
+    images: str = ""
     sets: dict[str, OneOfSeveral] = {}  # noqa: RUF012  # never changed
 
     @property
@@ -365,7 +367,7 @@ def _own(spec):
         raise ValueError(f"--config.data.flip={flip}: give each of 0..{samples.points.shape[1] - 1} once")
     photograph = lambda name: folder.photograph(spec.images, name)
     disagreement = formats.disagreement(spec.landmarks, spec.images, curves=curves)
-    return Dataset(samples, problems, flip, photograph, disagreement, names=names)
+    return Dataset(samples, problems, flip, photograph, disagreement, names=names, images=spec.images)
 
 
 def _objects(spec):

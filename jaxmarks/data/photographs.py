@@ -27,6 +27,8 @@ PAGED = {".tif", ".tiff", ".png", ".gif", ".webp"}
 ENDINGS = {*PAGED, ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".ppm", ".pgm"}
 # Photographs that are not read: telephones' and cameras'.
 OTHERS = {".heic", ".heif", ".avif", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".raf", ".rw2"}
+# The formats that browsers show, as Pillow calls them.
+BROWSERS = {"JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP"}
 # A file that says which mode's results a folder is for, and the files of a run.
 MARK, RUN = ".jaxmarks", {"config.json", "metrics.jsonl"}
 
@@ -274,6 +276,14 @@ def _deep_colour(image: Image.Image) -> bool:
 def _read_deep(image: Image.Image) -> bool:
     """Whether tifffile reads it without further packages."""
     return image.format == "TIFF" and image.info.get("compression") in ("raw", "tiff_adobe_deflate", "tiff_deflate")
+
+
+def browsable(path) -> bool:
+    """Whether a browser shows a photograph as `decode` reads it: a format that it knows, 8 bits, and not turned."""
+    with contextlib.suppress(OSError), opened(path) as image:
+        plain = image.mode in ("L", "RGB", "RGBA", "P", "1") and not _deep_colour(image)
+        return image.format in BROWSERS and plain and image.getexif().get(ORIENTATION, 1) == 1
+    return False
 
 
 def stretched(values: np.ndarray) -> np.ndarray:

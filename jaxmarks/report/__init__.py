@@ -1,17 +1,16 @@
 """The report of a run: figures and one self-contained page, made from the files in its folder alone."""
 
-import base64
 from collections.abc import Callable
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from jaxmarks import atomic
-from jaxmarks.report import figures, landmarks, objects, tables
+from jaxmarks.report import figures, landmarks, objects, proofread, tables
 from jaxmarks.report.drawings import contact_sheet, emptied, of_classes, overlay, rectangles, slices
+from jaxmarks.report.pages import embed, page
 
-__all__ = ["contact_sheet", "emptied", "of_classes", "overlay", "page", "rectangles", "slices", "write"]
+__all__ = ["contact_sheet", "emptied", "of_classes", "overlay", "page", "proofread", "rectangles", "slices", "write"]
 
 # Those of the reports of both kinds, in `figures/`.
 FIGURES = ("loss", "per_landmark", "histogram", "cumulative", "precision_recall", "threshold", "overlays")
@@ -54,18 +53,8 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
         summary=summary,
         figures={name: embed(path) for name in FIGURES if (path := folder / f"{name}.png").exists()},
         config=config.read_text() if config.exists() else "",
+        proofread=(out / proofread.PAGE).exists(),
         **about,
     )
     atomic.write(out / "report.html", text)
     return out / "report.html"
-
-
-def page(template: str, **values) -> str:
-    """The HTML page of a template here (`*.html.jinja`), filled with the values."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("jaxmarks.report", "."), autoescape=True)
-    return environment.get_template(template).render(values)
-
-
-def embed(path: Path) -> str:
-    """A PNG as a data URL."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

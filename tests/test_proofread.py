@@ -1,0 +1,203 @@
+"""The page for proof-reading: what it saves reads back, what it shows is there, and its view keeps what it is held at."""
+
+import json
+import os
+import re
+from importlib import resources
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from py_mini_racer import MiniRacer
+
+from jaxmarks import landmarks
+from jaxmarks.data import formats
+from jaxmarks.data.photographs import decode
+from jaxmarks.report import proofread
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The functions of the page's script, called by name."""
+    engine = MiniRacer()
+    engine.eval((resources.files("jaxmarks.report") / "proofread.js").read_text())
+    return engine.call
+
+
+def photograph(name="a.png", points=((1.0, 2.0),), size=(30, 40), **about):
+    return {
+        "name": name,
+        "size": list(size),
+        "points": [p and list(p) for p in points],
+        "doubt": [0.0] * len(points),
+    } | about
+
+
+WORDS = (
+    st.text("abä ,;\"'#%&<>/é-_1", min_size=1, max_size=8).map(str.strip).filter(lambda t: t and not t.startswith("/"))
+)
+POINTS = st.none() | st.tuples(*(st.integers(0, 30_000).map(lambda n: n / 1000) for _ in "xy"))
+
+
+@st.composite
+def photographs(draw):
+    count, names = draw(st.integers(1, 4)), draw(st.lists(WORDS, min_size=1, max_size=4, unique_by=str.lower))
+    some = st.lists(POINTS, min_size=count, max_size=count)
+    scale = st.none() | st.integers(1, 999).map(lambda n: n / 1e4)
+    return [
+        photograph(f"{n} {name}.png", draw(some), id=str(n), group=draw(st.sampled_from(["", "1", "2"])), mm_per_px=draw(scale))
+        for n, name in enumerate(names)
+    ]  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(each=photographs())
+@pytest.mark.parametrize("ending", ["tps", "csv"])
+def test_what_it_saves_reads_back(page, tmp_path_factory, ending, each):
+    path = tmp_path_factory.mktemp("saved") / f"corrected.{ending}"
+    path.write_text(page(ending, each), newline="", encoding="utf-8")
+    if ending == "tps":
+        specimens = formats.tps.read(path)
+        found = formats.tps.to_annotations(specimens, [one["size"][0] for one in each])
+    else:
+        found = formats.read(path)
+    assert [a.image for a in found] == [one["name"] for one in each]
+    for a, one in zip(found, each, strict=True):
+        assert a.visible.tolist() == [p is not None for p in one["points"]]
+        expected = [p or (0, 0) for p in one["points"]]
+        np.testing.assert_allclose(a.points, expected, atol=1e-9)
+        assert a.id == one["id"]
+        np.testing.assert_equal(a.mm_per_px, one["mm_per_px"] or np.nan)
+        assert a.group == (one["group"] if ending == "csv" else "")
+
+
+def test_it_writes_as_the_library_does(page, tmp_path):
+    one = photograph("a.jpg", [(1.5, 2.25), None], size=(30, 40), id="7", mm_per_px=0.5)
+    annotation = formats.Annotation(
+        image="a.jpg", points=np.array([[1.5, 2.25], [0, 0]]), visible=np.array([True, False]), mm_per_px=0.5, id="7"
+    )
+    formats.write(tmp_path / "a.tps", [annotation], {"a.jpg": 30})
+    assert page("tps", [one]) == (tmp_path / "a.tps").read_text()
+    formats.write(tmp_path / "a.csv", [annotation])
+    assert page("csv", [one]) == (tmp_path / "a.csv").read_bytes().decode()
+
+
+def test_the_most_doubtful_come_first(page):
+    each = [photograph(points=[None] * 3, doubt=doubt) for doubt in ([1, 5, None], [None] * 3, [9, 0, 2], [5, 4, 5])]
+    assert [page("worst", one) for one in each] == [1, 0, 0, 0]
+    assert page("order", each, "doubt") == [2, 0, 3, 1]
+    assert page("order", each, "name") == [0, 1, 2, 3]
+
+
+def test_landmarks_stay_within_their_photograph(page):
+    assert page("inside", [12.34567, -3], [30, 40]) == [12.346, 0]
+    assert page("inside", [99, 31], [30, 40]) == [40, 30]
+
+
+@settings(max_examples=50)
+@given(
+    sides=st.tuples(*[st.integers(1, 5000)] * 4), factor=st.floats(0.1, 10), x=st.floats(0, 900), y=st.floats(0, 900)
+)
+def test_views(page, sides, factor, x, y):
+    height, width, rows, columns = sides
+    view = page("fitted", [height, width], [rows, columns])
+    right, bottom = view["left"] + view["scale"] * width, view["top"] + view["scale"] * height
+    assert view["left"] == pytest.approx(columns - right, abs=1e-6) and view["top"] == pytest.approx(
+        rows - bottom, abs=1e-6
+    )
+    assert 0 <= view["left"] and 0 <= view["top"]  # whole, in the middle,
+    assert min(view["left"] / columns, view["top"] / rows) == pytest.approx(0.02)  # and as large as there is room
+    closer = page("zoomed", view, factor, x, y)
+    assert closer["scale"] == pytest.approx(factor * view["scale"])
+    for axis, at in (("left", x), ("top", y)):  # what is at (x, y) stays there
+        pixel = (at - view[axis]) / view["scale"]
+        assert closer[axis] + closer["scale"] * pixel == pytest.approx(
+            at, abs=1e-6 * max(1, abs(pixel) * view["scale"])
+        )
+
+
+def test_what_was_done_comes_back_unless_the_points_are_others(page):
+    fresh = [
+        photograph(name, had=had, checked=False, changed=False) for name, had in (("a", "1"), ("b", "2"), ("b", "3"))
+    ]
+    done = [one | {"points": [[n, n]], "changed": n > 0, "checked": n == 2} for n, one in enumerate(fresh)]
+    kept = json.loads(json.dumps(page("progress", done)))
+    assert list(kept) == ["1", "2"]
+    restored = page("((images, kept) => { restore(images, kept); return images; })", fresh, kept)
+    assert restored == [fresh[0], done[1], done[2]]
+    other = [fresh[0], fresh[1] | {"had": "4"}, fresh[2] | {"name": "c"}]
+    assert page("((images, kept) => { restore(images, kept); return images; })", other, kept) == other
+
+
+def data_of(path):
+    """What the page is about."""
+    found = re.search(r"^proofread\((.*)\);$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return json.loads(found[1])
+
+
+def test_photographs_are_linked_and_those_that_no_browser_shows_are_copied(tmp_path):
+    images, out = tmp_path / "photo graphs", tmp_path / "runs" / "mine"
+    (images / "s 1").mkdir(parents=True)
+    out.mkdir(parents=True)
+    pixels = np.stack([*np.meshgrid(8 * np.arange(30), 12 * np.arange(20)), np.full((20, 30), 99)], -1).astype(np.uint8)
+    plain, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = 6
+    plain.save(images / "s 1" / "a#1 50%.png")
+    plain.save(images / "b.JPG", format="JPEG")
+    copied = {
+        "turned.jpg": lambda path: plain.save(path, exif=exif),
+        "c.tif": plain.save,
+        "deep.png": lambda path: Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(path),
+        "print.jpg": lambda path: plain.convert("CMYK").save(path),
+    }
+    for name, save in copied.items():
+        save(images / name)
+    linked = ["s 1/a#1 50%.png", "b.JPG"]
+    each = [photograph(name, size=(20, 30)) for name in [*linked, *copied]]
+    about = data_of(proofread.write(out, images, each, title="t", names=["l"]))
+    sources = {one["name"]: out / unquote(one["source"]) for one in about["images"]}
+    for name in linked:
+        assert os.path.samefile(sources[name], images / name)
+    for name in copied:
+        assert sources[name] == out / "proofread" / f"{name}.jpg"
+        seen = decode(sources[name]).astype(int)
+        assert seen.shape == (20, 30, 3) and np.abs(seen - decode(images / name)).mean() < 3
+    proofread.write(out, images, each[:2], title="t")
+    assert not (out / "proofread").exists()  # there is nothing to copy any more
+
+
+def test_names_cannot_break_the_page(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    each = [photograph("a.png", id="</script><b>&")]
+    about = data_of(proofread.write(tmp_path, tmp_path, each, title="<t>", names=["</script>"]))
+    assert about["images"][0]["id"] == "</script><b>&" and about["names"] == ["</script>"]
+    text = (tmp_path / "proofread.html").read_text()
+    assert text.count("</script>") == 1 and "<t>" not in text
+
+
+def predictions(**changes):
+    found = {
+        "name": np.array(["a", "b", "c"]), "fold": np.zeros(3, int), "points": np.ones((3, 2, 2)),
+        "scores": np.array([[0.8, 0.5], [0.4, 0.5], [0.8, 0.6]]), "true": np.zeros((3, 2, 2)), "visible": np.zeros((3, 2), bool),
+        "mm_per_px": np.full(3, np.nan), "source_size": np.full((3, 2), 9), "delta": np.ones(3), "id": np.array(["", "", ""]),
+    }  # fmt: skip
+    return landmarks.Predictions(**found | changes)
+
+
+def test_doubts():
+    each, unit = landmarks.to_proofread(predictions())
+    assert unit == "" and not any("found" in one for one in each)
+    np.testing.assert_allclose([one["doubt"] for one in each], [[0.2, 0.5], [0.6, 0.5], [0.2, 0.4]], atol=1e-9)
+    np.testing.assert_array_equal(each[0]["points"], np.ones((2, 2)))
+
+    visible = np.array([[True, True], [True, False], [False, False]])
+    each, unit = landmarks.to_proofread(predictions(visible=visible), {"a": "7"})
+    assert unit == "px" and [one["group"] for one in each] == ["7", "", ""]
+    np.testing.assert_allclose(
+        [one["doubt"] for one in each], [[1.414, 1.414], [1.414, np.nan], [np.nan, np.nan]], atol=1e-9
+    )
+    np.testing.assert_array_equal(each[1]["points"], [[0, 0], [np.nan, np.nan]])
+    np.testing.assert_array_equal(each[1]["found"], np.ones((2, 2)))

@@ -1,7 +1,7 @@
 """From networks and tiles to the objects of each photograph, and to honest scores: the detectors' part of `evaluate`."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarks import atomic, heads, steps
+from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.samples import Samples
 from jaxmarks.ops import boxes as box_ops
 
@@ -334,6 +335,30 @@ def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> 
     ]
     columns = "image class x0 y0 x1 y1 score above_threshold hit fold".split()
     atomic.write_csv(Path(folder) / "predictions.csv", [columns, *rows])
+
+
+def to_proofread(
+    annotations: Iterable[BoxAnnotation], found: Objects, threshold, sizes: Mapping, classes: tuple[str, ...]
+) -> list[dict]:
+    """The photographs of `report.proofread.boxes`: what was marked, beside what was found at the threshold (of each, or one).
+
+    `sizes` are (height, width) by name; a photograph that no network here predicted has no detections.
+    """
+    limits = dict(zip(found.name.tolist(), np.broadcast_to(threshold, (len(found.name),)), strict=True))
+    place = {name: n for n, name in enumerate(found.name.tolist())}
+    photographs = []
+    for a in annotations:
+        items = [[*box, c, None] for box, c in zip(a.boxes, numbers(a.classes, classes), strict=True)]
+        mine = detections(found, place[a.image], limits[a.image]) if a.image in place else None
+        photographs.append({"name": a.image, "size": sizes[a.image], "items": items, "found": mine, "group": a.group})
+    return photographs
+
+
+def detections(found: Found | Objects, n: int, least: float) -> list[list]:
+    """The detections (x0, y0, x1, y1, class, score) in photograph `n` that score `least` or more."""
+    good = (found.scores[n] >= least) & (found.scores[n] > 0)
+    columns = found.boxes[n][good], found.classes[n][good], found.scores[n][good]
+    return [[*box.tolist(), int(c), round(float(score), 4)] for box, c, score in zip(*columns, strict=True)]
 
 
 def choose_threshold(call, networks, samples: Samples, dataset, *, overlap: float) -> float:

@@ -112,8 +112,7 @@ def to_proofread(found: landmarks.Predictions, samples: Samples, dataset: Datase
     unknown = np.full(rest.points.shape, np.nan)
     every = landmarks.join([found, landmarks.beside(rest, unknown, unknown[..., 0], -1)])
     photographs, unit = landmarks.to_proofread(landmarks.ordered(every, samples.name), specimens(samples))
-    title, names = out.absolute().name, dataset.names
-    report.proofread.write(out, Path(dataset.images), photographs, title=title, names=names, unit=unit)
+    report.proofread.landmarks(out, Path(dataset.images), photographs, names=dataset.names, unit=unit)
 
 
 def specimens(samples: Samples) -> dict[str, str]:
@@ -185,6 +184,10 @@ def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Datas
     methods = {name: detection.join(parts[name]) for name in complete}
     found, threshold = methods.pop("network"), np.array(thresholds)
     detection.write(out, found, threshold, classes)
+    if dataset.images:
+        sizes = dict(zip(samples.name.tolist(), samples.source_size, strict=True))
+        photographs = detection.to_proofread(dataset.objects, found, threshold, sizes, classes)
+        report.proofread.boxes(out, Path(dataset.images), photographs, names=classes, threshold=float(threshold.mean()))
     summary = detection.by_fold(found, threshold, classes)
     return summary | {
         "baselines": {name: detection.summarise(each, detection.EVEN, classes) for name, each in methods.items()},

@@ -188,7 +188,7 @@ def extents(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
 
 
 def to_proofread(found: Predictions, groups: Mapping[str, str] | None = None) -> tuple[list[dict], str]:
-    """The photographs of `report.proofread.write`, and the unit of their doubts.
+    """The photographs of `report.proofread.landmarks`, and the unit of their doubts.
 
     Where landmarks were marked by hand those are put right, beside the network's, from which they lie so many px; where
     none was, the network's are, the doubt of which is what their score lacks of 1.
@@ -204,7 +204,7 @@ def to_proofread(found: Predictions, groups: Mapping[str, str] | None = None) ->
     else:
         points, doubt = found.points, 1 - found.scores
     each = [
-        {"name": str(found.name[n]), "size": found.source_size[n], "points": points[n], "doubt": np.round(doubt[n], 3),
+        {"name": str(found.name[n]), "size": found.source_size[n], "items": points[n], "doubt": np.round(doubt[n], 3),
          "id": str(found.id[n]), "group": (groups or {}).get(str(found.name[n]), ""), "mm_per_px": found.mm_per_px[n]}
         | ({"found": found.points[n]} if marked else {})
         for n in range(len(found.name))

@@ -316,7 +316,7 @@ def predict(config, workdir):
         summary = predictions.on_folder(workdir, config.data.images, out, set=SET.value, **chosen)
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
     print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {out}")
-    if "landmarks" in summary:
+    if "volumes" not in summary:
         print(f"to look them through and put them right: {out / 'proofread.html'}")
     for failure in summary["failures"]:
         print(f"  {failure['image']}: {failure['what']}")

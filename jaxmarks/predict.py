@@ -163,9 +163,7 @@ def on_folder(
     summary["names"] = notes[0]["facts"].get("names", ())
     landmarks.write(out, [found])
     photographs, unit = landmarks.to_proofread(found)
-    report.proofread.write(
-        out, images, photographs, title=Path(images).absolute().name, names=summary["names"], unit=unit
-    )
+    report.proofread.landmarks(out, images, photographs, names=summary["names"], unit=unit)
     atomic.write_json(Path(out) / "summary.json", summary)
     return summary
 
@@ -210,18 +208,21 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, 
     annotations: list[BoxAnnotation] = []
     scores: list[np.ndarray] = []
     problems: list[dict] = []
+    to_proofread: list[dict] = []
 
     def drawings():
         size = tuple(settings.data.size)
         for samples, photographs in objects.batches(images, size=size, **options, problems=problems):
             sources = dict(zip(samples.name.tolist(), samples.source_size, strict=True))
             found = detection.predict(call, networks, samples, overlap=overlap)
-            for photograph, name, boxes, values, classes in zip(photographs, *found, strict=True):
+            for n, (photograph, name, boxes, values, classes) in enumerate(zip(photographs, *found, strict=True)):
                 good = (values >= threshold) & (values > 0)
                 boxes, classes, source = boxes[good], classes[good], sources[str(name)]
                 labels = tuple(names[c] for c in classes)
                 annotations.append(BoxAnnotation(str(name), boxes, labels, size=tuple(source.tolist())))
                 scores.append(values[good])
+                items = detection.detections(found, n, detection.FLOOR)
+                to_proofread.append({"name": str(name), "size": source, "items": items})
                 corners = shrunk(boxes.reshape(-1, 2, 2), photograph, source)
                 layers = report.of_classes(corners.reshape(-1, 4), classes, names)
                 yield name, functools.partial(report.rectangles, photograph, layers)
@@ -229,6 +230,7 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, 
     draw_all(drawings(), images, problems, out)
     for ending in ("csv", "json"):
         formats.boxes.write(Path(out) / f"predictions.{ending}", annotations, scores, classes=names)
+    report.proofread.boxes(out, images, to_proofread, names=names, threshold=threshold)
     found = sum(len(values) for values in scores)
     summary = {"images": len(annotations), "objects": found, "threshold": threshold, "failures": problems}
     atomic.write_json(Path(out) / "summary.json", summary)

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import functools
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -599,6 +600,11 @@ def data(tmp_path_factory):
     return folder
 
 
+def about_of(page):
+    """What a page for proof-reading shows."""
+    return json.loads(re.search(r"^const about = (.*);$", page.read_text(encoding="utf-8"), re.MULTILINE)[1])
+
+
 def small(data, **changes):
     config = get_config("own,smoke")
     config.train.devices = 1
@@ -634,6 +640,14 @@ def test_a_detector_from_files_to_report_and_back(data, squares_found, tmp_path)
     used = [row for row in rows if row["above_threshold"] == "1"]
     hits = sum(row["hit"] == "1" for row in used)
     np.testing.assert_allclose(summary["f1"], 2 * hits / (len(used) + 26))
+    proof = about_of(run / "proofread.html")
+    marked = {one["name"]: one for one in proof["images"]}
+    assert 'href="proofread.html"' in page and proof["names"] == list(dataset.classes)
+    for annotation in dataset.objects:
+        one = marked[annotation.image]
+        np.testing.assert_allclose(np.reshape([box[:4] for box in one["items"]], (-1, 4)), annotation.boxes, atol=1e-3)
+        assert [proof["names"][box[4]] for box in one["items"]] == list(annotation.classes)
+    assert sum(len(one["found"]) for one in proof["images"]) == len(used)
     groups = {row["image"]: row["fold"] for row in rows}
     for n in range(0, 14, 2):  # a group is never divided
         assert len({groups.get(f"{n}.png"), groups.get(f"{n + 1}.png")} - {None}) == 1
@@ -642,6 +656,9 @@ def test_a_detector_from_files_to_report_and_back(data, squares_found, tmp_path)
     more, none = (predict.on_folder(run, data, tmp_path / str(t), threshold=t) for t in (0.0, 1.0))
     assert none["objects"] == 0 < found["objects"] <= more["objects"] and none["threshold"] == 1
     assert len(box_files.read(tmp_path / "out" / "predictions.csv")) == 14
+    proof = about_of(tmp_path / "out" / "proofread.html")
+    scores = [box[5] for one in proof["images"] for box in one["items"]]
+    assert sum(score >= proof["threshold"] for score in scores) == found["objects"] and len(proof["images"]) == 14
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"]
     pure = jax.jit(predict.load(run))(jnp.asarray(dataset.photograph("0.png"))[None])
     alike = next(a for a in box_files.read(tmp_path / "out" / "predictions.csv") if a.image == "0.png").boxes

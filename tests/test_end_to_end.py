@@ -57,7 +57,7 @@ def photographs(tmp_path_factory):
 
 def about_of(page):
     """What a page for proof-reading shows."""
-    return json.loads(re.search(r"^proofread\((.*)\);$", page.read_text(encoding="utf-8"), re.MULTILINE)[1])
+    return json.loads(re.search(r"^const about = (.*);$", page.read_text(encoding="utf-8"), re.MULTILINE)[1])
 
 
 def test_smoke_leaves_every_file(smoke):
@@ -133,7 +133,7 @@ def test_predict_writes_points_in_source_pixels(smoke, photographs, tmp_path):
     assert len(list((workdir / "predict" / "overlays").glob("*.jpg"))) == 8
     page = about_of(workdir / "predict" / "proofread.html")["images"]
     assert [one["name"] for one in page] == [a.image for a in found] and not any("found" in one for one in page)
-    np.testing.assert_allclose([one["points"] for one in page], [a.points for a in found], atol=1e-3)
+    np.testing.assert_allclose([one["items"] for one in page], [a.points for a in found], atol=1e-3)
     # The same through the public function, under jit of other code, from whole photographs.
     network = predict.load(workdir)
     images = np.stack([np.asarray(Image.open(photographs / a.image)) for a in found])
@@ -223,9 +223,9 @@ def test_evaluate_scores_the_named_data(smoke, photographs):
     assert 'href="proofread.html"' in (workdir / "evaluate" / "report.html").read_text()
     page = about_of(workdir / "evaluate" / "proofread.html")["images"]
     known = formats.read(landmarks, photographs)
-    assert [one["name"] for one in page] == [a.image for a in known] and page[3]["points"][2] is None
+    assert [one["name"] for one in page] == [a.image for a in known] and page[3]["items"][2] is None
     for one, a in zip(page, known, strict=True):
-        np.testing.assert_allclose([p for p in one["points"] if p], a.points[a.visible], atol=2e-3)
+        np.testing.assert_allclose([p for p in one["items"] if p], a.points[a.visible], atol=2e-3)
         assert (one["id"], one["mm_per_px"], one["size"]) == (a.id, 0.01, [96, 128]) and len(one["found"]) == 8
 
 

@@ -13,27 +13,25 @@ from hypothesis import strategies as st
 from PIL import Image
 from py_mini_racer import MiniRacer
 
-from jaxmarks import landmarks
+from jaxmarks import detection, landmarks
 from jaxmarks.data import formats
+from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.photographs import decode
 from jaxmarks.report import proofread
 
 
 @pytest.fixture(scope="module")
 def page():
-    """The functions of the page's script, called by name."""
+    """The functions of the page's scripts, called by name."""
     engine = MiniRacer()
-    engine.eval((resources.files("jaxmarks.report") / "proofread.js").read_text())
+    for name in ("proofread", "proofread_landmarks", "proofread_boxes"):
+        engine.eval((resources.files("jaxmarks.report") / f"{name}.js").read_text())
     return engine.call
 
 
-def photograph(name="a.png", points=((1.0, 2.0),), size=(30, 40), **about):
-    return {
-        "name": name,
-        "size": list(size),
-        "points": [p and list(p) for p in points],
-        "doubt": [0.0] * len(points),
-    } | about
+def photograph(name="a.png", items=((1.0, 2.0),), size=(30, 40), **about):
+    given = [item and list(item) for item in items]
+    return {"name": name, "size": list(size), "items": given, "doubt": [0.0] * len(items)} | about
 
 
 WORDS = (
@@ -53,12 +51,15 @@ def photographs(draw):
     ]  # fmt: skip
 
 
+WRITERS = {"tps": "tps", "csv": "landmarks_csv"}
+
+
 @settings(max_examples=60)
 @given(each=photographs())
 @pytest.mark.parametrize("ending", ["tps", "csv"])
 def test_what_it_saves_reads_back(page, tmp_path_factory, ending, each):
     path = tmp_path_factory.mktemp("saved") / f"corrected.{ending}"
-    path.write_text(page(ending, each), newline="", encoding="utf-8")
+    path.write_text(page(WRITERS[ending], each), newline="", encoding="utf-8")
     if ending == "tps":
         specimens = formats.tps.read(path)
         found = formats.tps.to_annotations(specimens, [one["size"][0] for one in each])
@@ -66,8 +67,8 @@ def test_what_it_saves_reads_back(page, tmp_path_factory, ending, each):
         found = formats.read(path)
     assert [a.image for a in found] == [one["name"] for one in each]
     for a, one in zip(found, each, strict=True):
-        assert a.visible.tolist() == [p is not None for p in one["points"]]
-        expected = [p or (0, 0) for p in one["points"]]
+        assert a.visible.tolist() == [p is not None for p in one["items"]]
+        expected = [p or (0, 0) for p in one["items"]]
         np.testing.assert_allclose(a.points, expected, atol=1e-9)
         assert a.id == one["id"]
         np.testing.assert_equal(a.mm_per_px, one["mm_per_px"] or np.nan)
@@ -82,14 +83,15 @@ def test_it_writes_as_the_library_does(page, tmp_path):
     formats.write(tmp_path / "a.tps", [annotation], {"a.jpg": 30})
     assert page("tps", [one]) == (tmp_path / "a.tps").read_text()
     formats.write(tmp_path / "a.csv", [annotation])
-    assert page("csv", [one]) == (tmp_path / "a.csv").read_bytes().decode()
+    assert page("landmarks_csv", [one]) == (tmp_path / "a.csv").read_bytes().decode()
 
 
 def test_the_most_doubtful_come_first(page):
-    each = [photograph(points=[None] * 3, doubt=doubt) for doubt in ([1, 5, None], [None] * 3, [9, 0, 2], [5, 4, 5])]
+    each = [photograph(items=[None] * 3, doubt=doubt) for doubt in ([1, 5, None], [None] * 3, [9, 0, 2], [5, 4, 5])]
     assert [page("worst", one) for one in each] == [1, 0, 0, 0]
-    assert page("order", each, "doubt") == [2, 0, 3, 1]
-    assert page("order", each, "name") == [0, 1, 2, 3]
+    ordered = "((images, by) => order(images, (image) => image.doubt[worst(image)], by))"
+    assert page(ordered, each, "doubt") == [2, 0, 3, 1]
+    assert page(ordered, each, "name") == [0, 1, 2, 3]
 
 
 def test_landmarks_stay_within_their_photograph(page):
@@ -123,7 +125,7 @@ def test_what_was_done_comes_back_unless_the_points_are_others(page):
     fresh = [
         photograph(name, had=had, checked=False, changed=False) for name, had in (("a", "1"), ("b", "2"), ("b", "3"))
     ]
-    done = [one | {"points": [[n, n]], "changed": n > 0, "checked": n == 2} for n, one in enumerate(fresh)]
+    done = [one | {"items": [[n, n]], "changed": n > 0, "checked": n == 2} for n, one in enumerate(fresh)]
     kept = json.loads(json.dumps(page("progress", done)))
     assert list(kept) == ["1", "2"]
     restored = page("((images, kept) => { restore(images, kept); return images; })", fresh, kept)
@@ -134,8 +136,7 @@ def test_what_was_done_comes_back_unless_the_points_are_others(page):
 
 def data_of(path):
     """What the page is about."""
-    found = re.search(r"^proofread\((.*)\);$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return json.loads(found[1])
+    return json.loads(re.search(r"^const about = (.*);$", path.read_text(encoding="utf-8"), re.MULTILINE)[1])
 
 
 def test_photographs_are_linked_and_those_that_no_browser_shows_are_copied(tmp_path):
@@ -157,7 +158,7 @@ def test_photographs_are_linked_and_those_that_no_browser_shows_are_copied(tmp_p
         save(images / name)
     linked = ["s 1/a#1 50%.png", "b.JPG"]
     each = [photograph(name, size=(20, 30)) for name in [*linked, *copied]]
-    about = data_of(proofread.write(out, images, each, title="t", names=["l"]))
+    about = data_of(proofread.landmarks(out, images, each, names=["l"]))
     sources = {one["name"]: out / unquote(one["source"]) for one in about["images"]}
     for name in linked:
         assert os.path.samefile(sources[name], images / name)
@@ -165,17 +166,19 @@ def test_photographs_are_linked_and_those_that_no_browser_shows_are_copied(tmp_p
         assert sources[name] == out / "proofread" / f"{name}.jpg"
         seen = decode(sources[name]).astype(int)
         assert seen.shape == (20, 30, 3) and np.abs(seen - decode(images / name)).mean() < 3
-    proofread.write(out, images, each[:2], title="t")
+    proofread.landmarks(out, images, each[:2])
     assert not (out / "proofread").exists()  # there is nothing to copy any more
 
 
 def test_names_cannot_break_the_page(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    folder = tmp_path / "<b>"
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "a.png")
     each = [photograph("a.png", id="</script><b>&")]
-    about = data_of(proofread.write(tmp_path, tmp_path, each, title="<t>", names=["</script>"]))
+    about = data_of(proofread.landmarks(tmp_path, folder, each, names=["</script>"]))
     assert about["images"][0]["id"] == "</script><b>&" and about["names"] == ["</script>"]
     text = (tmp_path / "proofread.html").read_text()
-    assert text.count("</script>") == 1 and "<t>" not in text
+    assert text.count("</script>") == 1 and "<b>" not in text
 
 
 def predictions(**changes):
@@ -187,11 +190,11 @@ def predictions(**changes):
     return landmarks.Predictions(**found | changes)
 
 
-def test_doubts():
+def test_landmarks_and_their_doubts():
     each, unit = landmarks.to_proofread(predictions())
     assert unit == "" and not any("found" in one for one in each)
     np.testing.assert_allclose([one["doubt"] for one in each], [[0.2, 0.5], [0.6, 0.5], [0.2, 0.4]], atol=1e-9)
-    np.testing.assert_array_equal(each[0]["points"], np.ones((2, 2)))
+    np.testing.assert_array_equal(each[0]["items"], np.ones((2, 2)))
 
     visible = np.array([[True, True], [True, False], [False, False]])
     each, unit = landmarks.to_proofread(predictions(visible=visible), {"a": "7"})
@@ -199,5 +202,86 @@ def test_doubts():
     np.testing.assert_allclose(
         [one["doubt"] for one in each], [[1.414, 1.414], [1.414, np.nan], [np.nan, np.nan]], atol=1e-9
     )
-    np.testing.assert_array_equal(each[1]["points"], [[0, 0], [np.nan, np.nan]])
+    np.testing.assert_array_equal(each[1]["items"], [[0, 0], [np.nan, np.nan]])
     np.testing.assert_array_equal(each[1]["found"], np.ones((2, 2)))
+
+
+CORNERS = st.tuples(*[st.integers(0, 20_000)] * 2, *[st.integers(1000, 9000)] * 2).map(
+    lambda b: [b[0] / 1000, b[1] / 1000, (b[0] + b[2]) / 1000, (b[1] + b[3]) / 1000]
+)
+BOXES = st.tuples(CORNERS, st.integers(0, 1)).map(lambda b: [*b[0], b[1], None])
+ONES = st.lists(BOXES, max_size=5, unique_by=lambda b: tuple(b))
+
+
+@settings(max_examples=40)
+@given(each=st.lists(st.tuples(ONES, st.sampled_from(["", "s 1"])), min_size=1, max_size=4))
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_boxes_that_it_saves_read_back(page, tmp_path_factory, ending, each):
+    images = [photograph(f'{n} "ä",.png', items, group=group) for n, (items, group) in enumerate(each)]
+    path = tmp_path_factory.mktemp("saved") / f"corrected.{ending}"
+    path.write_text(
+        page({"csv": "boxes_csv", "json": "coco"}[ending], images, ["a,b", "c"]), newline="", encoding="utf-8"
+    )
+    found = formats.boxes.read(path)
+    for a, one in zip(found, images, strict=True):
+        assert (a.image, a.group, a.size) == (one["name"], one["group"], (30, 40))
+        assert a.classes == tuple(["a,b", "c"][box[4]] for box in one["items"])
+        np.testing.assert_allclose(a.boxes, np.reshape([box[:4] for box in one["items"]], (-1, 4)), atol=2e-3)
+
+
+@settings(max_examples=60)
+@given(boxes=ONES, others=ONES)
+def test_boxes_that_are_not_shared_are_those_that_detection_counts(page, boxes, others):
+    overlaps = np.zeros((len(boxes), len(others)))
+    for i, j in np.ndindex(overlaps.shape):
+        (a, b, c, d, *_), (e, f, g, h, *_) = boxes[i], others[j]
+        shared = max(0, min(c, g) - max(a, e)) * max(0, min(d, h) - max(b, f))
+        overlaps[i, j] = shared / ((c - a) * (d - b) + (g - e) * (h - f) - shared)
+        assert page("iou", boxes[i], others[j]) == pytest.approx(overlaps[i, j], abs=1e-9)
+    free, expected = set(range(len(others))), set(range(len(boxes)))
+    for place in np.argsort(-overlaps, axis=None, kind="stable"):
+        i, j = np.unravel_index(place, overlaps.shape)
+        if boxes[i][4] == others[j][4] and overlaps[i, j] >= 0.4 and i in expected and j in free:
+            expected.discard(i)
+            free.discard(j)
+    assert page("unmatched", boxes, others) == sorted(expected)
+
+
+def test_boxes_keep_a_pixel_and_their_middle(page):
+    box = [10, 10, 20, 16, 1, 0.5]
+    assert page("shifted", box, None, [2.5, -1], [30, 40]) == [12.5, 9, 22.5, 15, 1, None]
+    assert page("shifted", box, None, [-99, 99], [30, 40]) == [-5, 27, 5, 33, 1, None]
+    assert page("shifted", box, "x0 y1", [3, 2], [30, 40]) == [13, 10, 20, 18, 1, None]
+    assert page("shifted", box, "x1 y0", [-50, 50], [30, 40]) == [10, 15, 11, 16, 1, None]
+    assert page("between", [8, 9], [2, 30], [5, 5], 1) == [2, 9, 8, 30, 1, None]
+    assert page("between", [8, 9], None, [4, 6], 0) == [6, 6, 10, 12, 0, None]
+    assert page("typical", [{"items": [box, [0, 0, 2, 9, 0, None]]}, {"items": [], "found": [[0, 0, 4, 4, 0, 1]]}]) == [
+        4,
+        6,
+    ]
+
+
+def test_what_counts_at_a_threshold(page):
+    image = photograph(items=[[0, 0, 1, 1, 0, 0.3], [0, 0, 2, 2, 0, None], [0, 0, 3, 3, 0, 0.7]])
+    assert [box[2] for box in page("counting", image, 0.5)] == [2, 3]
+    assert [box[2] for box in page("counting", image, 0.3)] == [1, 2, 3]
+
+
+def test_marked_boxes_stand_beside_what_was_found():
+    at = lambda *corners: np.array([corners], float)
+    annotations = [BoxAnnotation("a", at(0, 0, 9, 9), ("y",), group="g"), BoxAnnotation("b", at(1, 1, 5, 5), ("x",))]
+    found = detection.Objects(
+        np.array(["a"]), np.zeros(1), np.array([[[0, 0, 8, 9], [1, 1, 2, 2], [0, 0, 0, 0]]], float), np.array([[0.9, 0.2, 0]]),
+        np.array([[1, 0, 0]]), at(0, 0, 9, 9)[None], np.array([[1]]),
+    )  # fmt: skip
+    each = detection.to_proofread(annotations, found, 0.5, {"a": (10, 12), "b": (20, 22)}, ("x", "y"))
+    assert each == [
+        {
+            "name": "a",
+            "size": (10, 12),
+            "items": [[0, 0, 9, 9, 1, None]],
+            "found": [[0, 0, 8, 9, 1, 0.9]],
+            "group": "g",
+        },
+        {"name": "b", "size": (20, 22), "items": [[1, 1, 5, 5, 0, None]], "found": None, "group": ""},
+    ]

@@ -396,7 +396,8 @@ def _objects(spec):
         samples = objects.samples(parts, size, classes)
         number = lambda name: int(name.removeprefix("dendrite_").removesuffix(".png"))
         photograph = lambda name: dendrite.draw(number(name), seed=spec.seed, classes=spec.classes)[0]
-    return Dataset(samples, problems, (), photograph, objects=tuple(annotations), classes=classes)
+    about = {"objects": tuple(annotations), "classes": classes, "images": spec.images}
+    return Dataset(samples, problems, (), photograph, **about)
 
 
 def facts(dataset: Dataset) -> dict:

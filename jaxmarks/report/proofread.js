@@ -1,48 +1,37 @@
-// The page on which landmarks are looked through and put right. What does not touch the page stands first, and is tested.
+// The page on which landmarks or boxes are looked through and put right: what both have in common. What does not touch the
+// page stands first, here and in the files of the kinds (proofread_landmarks.js, proofread_boxes.js), and is tested.
 //
-// An image is {name, source, size: [height, width], points, found, doubt, id, group, mm_per_px}: `points` are [x, y] in
-// its pixels, y down, or null where a landmark is missing; `found` are the network's where `points` were marked by hand.
+// An image is {name, source, size: [height, width], items, group, ...}, its items those of its kind. A kind is an object of
+//   doubt(image)                      how much it needs to be looked at, or null;   told(image): the same in words
+//   first(image)                      the item that is selected when it is opened, -1 for none
+//   moved(item, part, [dx, dy], size) the item, a part of which is moved
+//   removed(items, k)                 {items, selected} without one
+//   added(image, selected, point)     {items, selected} after a click beside all items, or null
+//   drawn(image, from, to)            the same after a stroke in drawing mode, or null
+//   taken(image, k)                   the same after the network's item k was taken, or null
+//   beside(image, selected)           the network's item that stands for the selected one, or -1
+//   settled(items)                    the items of an image that is right
+//   next(image, selected, by)         the next item that there is
+//   draw(image, selected, px, add)    draws the items with add(kind, attributes, parent, text), px being a screen's pixel
+//   chips(image, selected)            buttons: {text, title, on, off, chosen: () -> {items, selected}}
+//   where(image, selected)            words on what is selected
+//   files                             what can be saved: ending -> images -> text
 
 "use strict";
 
 // A number in at most so many decimals: a thousandth of a pixel is below what a hand can tell.
 const rounded = (value) => Math.round(value * 1000) / 1000;
 
-// A point within an image of size [height, width].
-const inside = ([x, y], [height, width]) =>
-  [Math.min(Math.max(rounded(x), 0), width), Math.min(Math.max(rounded(y), 0), height)];
-
-// The text of a TPS file, y up from the lower edge as tpsDig has it.
-function tps(images) {
-  const row = (point, height) => (point ? `${point[0]} ${rounded(height - point[1])}` : "NA NA");
-  return images.map((image) => [
-    `LM=${image.points.length}`,
-    ...image.points.map((point) => row(point, image.size[0])),
-    `IMAGE=${image.name.trim()}`,
-    ...(image.id ? [`ID=${image.id}`] : []),
-    ...(image.mm_per_px ? [`SCALE=${image.mm_per_px}`] : []),
-  ].join("\n") + "\n").join("");
-}
-
-// The text of a CSV file, image,x1,y1,...,group,mm_per_px,id, y down.
-function csv(images) {
+// The text of a table, as CSV.
+function table(rows) {
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-  const each = images[0].points.map((_, k) => [`x${k + 1}`, `y${k + 1}`]).flat();
-  const rows = images.map((image) => [
-    image.name, ...image.points.flatMap((point) => point ?? ["NA", "NA"]), image.group ?? "", image.mm_per_px ?? "NA", image.id ?? "",
-  ]);
-  return [["image", ...each, "group", "mm_per_px", "id"], ...rows]
-    .map((cells) => cells.map((cell) => quoted(String(cell))).join(",") + "\r\n").join("");
+  return rows.map((cells) => cells.map((cell) => quoted(String(cell ?? ""))).join(",") + "\r\n").join("");
 }
-
-// The landmark that most needs to be looked at: the first of the largest doubt.
-const worst = (image) => image.doubt.reduce((best, doubt, k) => ((doubt ?? -1) > (image.doubt[best] ?? -1) ? k : best), 0);
 
 // The images' numbers, the most doubtful first, or as they come.
-function order(images, by) {
-  const numbers = images.map((_, n) => n);
-  const doubt = images.map((image) => image.doubt[worst(image)] ?? -1);
-  return by === "doubt" ? numbers.sort((a, b) => doubt[b] - doubt[a] || a - b) : numbers;
+function order(images, doubt, by) {
+  const numbers = images.map((_, n) => n), each = images.map((image) => doubt(image) ?? -Infinity);
+  return by === "doubt" ? numbers.sort((a, b) => (each[a] === each[b] ? a - b : each[b] - each[a])) : numbers;
 }
 
 // Where a picture of [height, width] lies to fill a window of [height, width]: its scale, left and top.
@@ -61,31 +50,31 @@ const zoomed = (view, factor, x, y) => ({
 // What is worth keeping of the images, by their numbers: of those that were changed or looked through.
 const progress = (images) => Object.fromEntries([...images.entries()]
   .filter(([, { checked, changed }]) => checked || changed)
-  .map(([n, { name, points, checked, changed, had }]) => [n, { name, points, checked, changed, had }]));
+  .map(([n, { name, items, checked, changed, had }]) => [n, { name, items, checked, changed, had }]));
 
-// Puts what was kept into the images again, but for those that have other points since than they `had`.
+// Puts what was kept into the images again, but for those that have other items since than they `had`.
 function restore(images, kept) {
   images.forEach((image, n) => {
     if (kept[n]?.name === image.name && kept[n].had === image.had) Object.assign(image, kept[n]);
   });
 }
 
-function proofread({ names, unit, images }) {
+function proofread(images, kind) {
   const at = (id) => document.getElementById(id);
   const stage = at("stage"), sheet = at("sheet"), picture = at("picture"), marks = at("marks");
   const key = `jaxmarks ${location.pathname}`;
   const chosen = new Map(); // the files of a folder that was chosen, by their path's ends
   const undone = [];
-  let places = order(images, "doubt"), place = 0, selected = 0, view = null, drag = null, kept = true;
-  for (const image of images) Object.assign(image, { checked: false, changed: false, had: JSON.stringify(image.points) });
+  for (const image of images) Object.assign(image, { checked: false, changed: false, had: JSON.stringify(image.items) });
+  let kept = true;
   try {
     restore(images, JSON.parse(localStorage.getItem(key) ?? "{}"));
   } catch {
     kept = false;
   }
+  let places = order(images, kind.doubt, "doubt"), place = 0, selected = -1, view = null, drag = null, drawing = false;
 
   const current = () => images[places[place]];
-  const label = (k) => (names[k] ? `${k + 1} ${names[k]}` : `${k + 1}`);
 
   function keep() {
     try {
@@ -96,79 +85,69 @@ function proofread({ names, unit, images }) {
     }
   }
 
-  function element(kind, attributes, parent, text = "") {
-    const made = document.createElementNS(parent.namespaceURI, kind);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  function add(name, attributes, parent, text = "") {
+    const made = document.createElementNS(parent.namespaceURI, name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
     made.textContent = text;
     parent.append(made);
     return made;
   }
 
-  // How doubtful a photograph is: by its worst landmark's distance from the network's, or score.
-  const told = (doubt) => (!(doubt > 0) ? "" : unit === "px" ? `${doubt.toFixed(1)} px` : (1 - doubt).toFixed(2));
-
-  // The list of photographs; of each how it stands and how doubtful it is.
+  // The list of photographs, anew.
   function list() {
     at("list").replaceChildren();
     places.forEach((n, row) => {
-      const image = images[n], doubt = image.doubt[worst(image)];
-      const line = element("li", { class: row === place ? "here" : "" }, at("list"));
-      element("span", { class: "state" }, line, image.checked ? "✓" : image.changed ? "•" : "");
-      element("span", { class: "name" }, line, image.name);
-      element("span", { class: "doubt" }, line, told(doubt));
+      const line = add("li", { title: images[n].name }, at("list"));
+      for (const name of ["state", "name", "doubt"]) add("span", { class: name }, line);
       line.onclick = () => open(row);
+      tell(row);
     });
+    here();
+  }
+
+  // A photograph's line of the list: how it stands, and how doubtful it is.
+  function tell(row) {
+    const image = images[places[row]], [state, name, doubt] = at("list").children[row].children;
+    state.textContent = image.checked ? "✓" : image.changed ? "•" : "";
+    name.textContent = image.name;
+    doubt.textContent = kind.told(image);
+  }
+
+  // What the list says of the photograph that is shown, and of all.
+  function here() {
+    tell(place);
+    document.querySelector("#list .here")?.classList.remove("here");
+    at("list").children[place].classList.add("here");
     at("list").children[place].scrollIntoView({ block: "nearest" });
     const done = images.filter((image) => image.checked).length;
     at("count").textContent = `${done} of ${images.length} looked through${kept ? "" : " (this browser keeps none of it: save before you leave)"}`;
   }
 
-  function state() {
-    keep();
-    list();
-    draw();
-  }
-
-  // The landmarks, as large on the screen at every scale.
+  // The items, their lines as thick on the screen at every scale.
   function draw() {
-    const image = current(), px = 1 / view.scale, [height, width] = image.size;
+    const image = current(), [height, width] = image.size;
     sheet.style.transform = `translate(${view.left}px, ${view.top}px) scale(${view.scale})`;
     sheet.style.width = `${width}px`;
     sheet.style.height = `${height}px`;
     sheet.className = view.scale > 3 ? "pixels" : "";
+    stage.className = drawing ? "drawing" : "";
     marks.setAttribute("viewBox", `0 0 ${width} ${height}`);
     marks.replaceChildren();
-    image.points.forEach((point, k) => {
-      const found = image.found?.[k];
-      if (found) {
-        if (point) element("line", { x1: point[0], y1: point[1], x2: found[0], y2: found[1], "stroke-width": px, class: "gap" }, marks);
-        element("circle", { cx: found[0], cy: found[1], r: 3 * px, class: "found" }, marks);
-      }
-    });
-    image.points.forEach((point, k) => {
-      if (!point) return;
-      const group = element("g", { class: k === selected ? "mark selected" : "mark", "data-landmark": k }, marks);
-      const ring = { cx: point[0], cy: point[1], r: 6 * px };
-      element("circle", { ...ring, r: 11 * px, class: "grip" }, group);
-      element("circle", { ...ring, "stroke-width": 4 * px, class: "rim" }, group);
-      element("circle", { ...ring, "stroke-width": 2 * px, class: "ring" }, group);
-      element("circle", { ...ring, r: px, class: "dot" }, group);
-      const words = { x: point[0] + 9 * px, y: point[1] - 7 * px, "font-size": 13 * px, "stroke-width": 3 * px };
-      element("text", words, group, k === selected ? label(k) : `${k + 1}`);
-    });
-    at("landmarks").replaceChildren();
-    image.points.forEach((point, k) => {
-      const chip = element("button", { class: `${k === selected ? "selected" : ""} ${point ? "" : "missing"}`, title: label(k) }, at("landmarks"), `${k + 1}`);
-      chip.onclick = () => select(k);
-    });
-    const where = image.points[selected]?.map((value) => value.toFixed(1)).join(", ") ?? "missing: click where it is";
-    at("where").textContent = `${label(selected)}: ${where}`;
-    at("take").hidden = !image.found?.[selected];
+    kind.draw(image, selected, 1 / view.scale, (name, attributes, parent = marks, text = "") => add(name, attributes, parent, text));
+    at("chips").replaceChildren();
+    for (const { text, title, on, off, chosen } of kind.chips(image, selected)) {
+      const button = add("button", { class: `${on ? "selected" : ""} ${off ? "missing" : ""}`, title }, at("chips"), text);
+      button.onclick = () => change(chosen());
+    }
+    at("where").textContent = kind.where(image, selected);
+    at("take").hidden = kind.beside(image, selected) < 0;
+    at("draw").hidden = !kind.drawn;
     at("check").textContent = image.checked ? "Not yet right" : "Right, next";
   }
 
-  function select(k) {
-    selected = k;
+  function state() {
+    keep();
+    here();
     draw();
   }
 
@@ -181,13 +160,12 @@ function proofread({ names, unit, images }) {
 
   function open(row) {
     place = Math.min(Math.max(row, 0), places.length - 1);
-    const image = current();
-    selected = worst(image);
+    selected = kind.first(current());
     URL.revokeObjectURL(picture.src);
     at("lost").hidden = true;
-    picture.src = address(image);
+    picture.src = address(current());
     fit();
-    list();
+    here();
   }
 
   function fit() {
@@ -195,49 +173,57 @@ function proofread({ names, unit, images }) {
     draw();
   }
 
-  // Moves a landmark of the photograph that is shown; null is missing.
-  function move(k, point) {
-    const image = current();
-    image.points[k] = point && inside(point, image.size);
-    image.changed = true;
-  }
-
   function remember() {
-    return undone.push([current(), structuredClone(current().points), current().changed]);
+    const { items, changed } = current();
+    return undone.push({ image: current(), items: structuredClone(items), changed });
   }
 
-  function change(k, point) {
-    remember();
-    move(k, point);
-    state();
+  // What a kind's function gives takes effect: other items, another selection, or null for nothing.
+  function change(result) {
+    if (!result) return;
+    if (result.items) {
+      remember();
+      Object.assign(current(), { items: result.items, changed: true });
+    }
+    selected = result.selected ?? selected;
+    if (result.items) state();
+    else draw();
+  }
+
+  function move(item) {
+    current().items[selected] = item;
+    current().changed = true;
+  }
+
+  function remove() {
+    if (current().items[selected]) change(kind.removed(current().items, selected));
+  }
+
+  function take() {
+    change(kind.taken(current(), kind.beside(current(), selected)));
   }
 
   function undo() {
     const last = undone.pop();
     if (!last) return;
-    const [image, points, changed] = last;
-    Object.assign(image, { points, changed });
-    if (image !== current()) open(places.indexOf(images.indexOf(image)));
+    Object.assign(last.image, { items: last.items, changed: last.changed });
+    if (last.image !== current()) open(places.indexOf(images.indexOf(last.image)));
     state();
   }
 
   function check() {
     const image = current();
     image.checked = !image.checked;
-    keep();
-    if (image.checked && place + 1 < places.length) open(place + 1);
-    else state();
+    if (image.checked) image.items = kind.settled(image.items);
+    state();
+    if (image.checked) open(place + 1);
   }
 
-  function take() {
-    if (current().found?.[selected]) change(selected, current().found[selected]);
-  }
-
-  function save(ending, text) {
+  function save(ending) {
     const some = at("some").checked ? images.filter((image) => image.checked) : images;
     if (!some.length) return alert("No photograph is looked through yet: press “Right, next” on those that are.");
-    const link = element("a", { download: `corrected.${ending}` }, document.body);
-    link.href = URL.createObjectURL(new Blob([text(some)], { type: "text/plain" }));
+    const link = add("a", { download: `corrected.${ending}` }, document.body);
+    link.href = URL.createObjectURL(new Blob([kind.files[ending](some)], { type: "text/plain" }));
     link.click();
     link.remove();
   }
@@ -259,47 +245,62 @@ function proofread({ names, unit, images }) {
   stage.onpointerdown = (event) => {
     if (event.button) return;
     stage.setPointerCapture(event.pointerId);
-    drag = { start: window_of(event), view, moved: false };
-    const mark = event.target.closest("[data-landmark]");
-    if (!mark) return;
-    select(Number(mark.dataset.landmark));
-    const [x, y] = pixel_of(event), point = current().points[selected];
-    drag.off = [point[0] - x, point[1] - y];
+    drag = { start: window_of(event), from: pixel_of(event), view, moved: false };
+    const { item, part, taken } = event.target.closest("[data-item], [data-taken]")?.dataset ?? {};
+    if (kind.drawn && (drawing || event.shiftKey)) drag.stroke = true;
+    else if (taken !== undefined) drag.taken = Number(taken);
+    else if (item !== undefined) {
+      selected = Number(item);
+      Object.assign(drag, { item: current().items[selected], part });
+      draw();
+    }
   };
   stage.onpointermove = (event) => {
     if (!drag) return;
     const [x, y] = window_of(event);
     drag.moved ||= Math.hypot(x - drag.start[0], y - drag.start[1]) > 2; // a hand that clicks is not quite still
     if (!drag.moved) return;
-    if (drag.off) {
+    if (drag.item) {
       drag.undo ??= remember();
       const [across, down] = pixel_of(event);
-      move(selected, [across + drag.off[0], down + drag.off[1]]);
-    } else {
+      move(kind.moved(drag.item, drag.part, [across - drag.from[0], down - drag.from[1]], current().size));
+    } else if (!drag.stroke) {
       view = { ...view, left: drag.view.left + x - drag.start[0], top: drag.view.top + y - drag.start[1] };
     }
     draw();
+    if (drag.stroke) {
+      const [across, down] = pixel_of(event), [left, top] = drag.from;
+      const corner = { x: Math.min(left, across), y: Math.min(top, down), "stroke-width": 2 / view.scale, class: "box selected" };
+      add("rect", { ...corner, width: Math.abs(across - left), height: Math.abs(down - top) }, marks);
+    }
   };
   stage.onpointerup = (event) => {
-    const { moved, off } = drag ?? { moved: true };
+    const { moved, item, stroke, taken, from } = drag ?? { item: {} };
     drag = null;
-    if (off && moved) state();
-    else if (!moved && !off && !current().points[selected]) change(selected, pixel_of(event));
+    if (stroke) change(kind.drawn(current(), from, moved ? pixel_of(event) : null));
+    else if (item) moved && state();
+    else if (!moved) change(taken === undefined ? kind.added(current(), selected, pixel_of(event)) : kind.taken(current(), taken));
   };
   stage.onpointercancel = () => (drag = null);
   picture.onerror = () => (at("lost").hidden = false);
 
   at("check").onclick = check;
   at("take").onclick = take;
-  at("missing").onclick = () => change(selected, null);
+  at("draw").onclick = () => {
+    drawing = !drawing;
+    at("draw").classList.toggle("main", drawing);
+    draw();
+  };
+  at("remove").onclick = remove;
   at("undo").onclick = undo;
   at("fit").onclick = fit;
-  at("tps").onclick = () => save("tps", tps);
-  at("csv").onclick = () => save("csv", csv);
-  at("by").onchange = (event) => {
-    const image = current();
-    places = order(images, event.target.value);
-    place = places.indexOf(images.indexOf(image));
+  for (const ending of Object.keys(kind.files)) {
+    add("button", {}, at("save"), `Save ${ending.toUpperCase()}`).onclick = () => save(ending);
+  }
+  at("by").onchange = () => {
+    const here = places[place];
+    places = order(images, kind.doubt, at("by").value);
+    place = places.indexOf(here);
     list();
   };
   at("folder").onchange = (event) => {
@@ -309,23 +310,22 @@ function proofread({ names, unit, images }) {
     }
     open(place);
   };
-  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  const count = images[0].points.length;
+  const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const keys = {
     PageDown: () => open(place + 1),
     PageUp: () => open(place - 1),
     Enter: check,
-    Delete: () => change(selected, null),
-    Backspace: () => change(selected, null),
+    Delete: remove,
+    Backspace: remove,
     n: take,
     f: fit,
-    Tab: (event) => select((selected + (event.shiftKey ? count - 1 : 1)) % count),
+    Tab: (event) => change({ selected: kind.next(current(), selected, event.shiftKey ? -1 : 1) }),
   };
   document.onkeydown = (event) => {
-    if (event.target.matches("select, input[type=text]")) return;
-    const point = current().points[selected], step = steps[event.key];
-    const act = step && point
-      ? () => change(selected, step.map((by, axis) => point[axis] + (by * (event.shiftKey ? 10 : 1)) / view.scale))
+    if (event.target.matches("select, input:not([type=checkbox])")) return;
+    const { items, size } = current(), step = arrows[event.key]?.map((by) => (by * (event.shiftKey ? 10 : 1)) / view.scale);
+    const act = step && items[selected]
+      ? () => change({ items: items.map((item, k) => (k === selected ? kind.moved(item, undefined, step, size) : item)) })
       : event.key === "z" && (event.ctrlKey || event.metaKey) ? undo : event.ctrlKey || event.metaKey ? null : keys[event.key];
     if (!act) return;
     event.preventDefault();
@@ -335,5 +335,10 @@ function proofread({ names, unit, images }) {
   window.onbeforeunload = (event) => {
     if (!kept && images.some((image) => image.changed)) event.preventDefault(); // asks
   };
+  kind.changed = () => { // what a kind has of its own
+    list();
+    draw();
+  };
+  list();
   open(0);
 }

@@ -1,5 +1,6 @@
-"""The page on which landmarks are looked through and put right by hand, and saved as a landmark file (fish paper)."""
+"""The page on which landmarks or boxes are looked through, put right by hand, and saved as a file (fish paper)."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,50 +18,79 @@ from jaxmarks.report.pages import page
 PAGE, COPIES = "proofread.html", "proofread"
 
 
-def write(
-    out: Path, images: Path, photographs: list[dict], *, title: str, names: Iterable[str] = (), unit: str = ""
-) -> Path:
-    """Writes `proofread.html`, which shows photographs where they lie, and copies of those that no browser shows.
+def landmarks(out: Path, images: Path, photographs: list[dict], *, names: Iterable[str] = (), unit: str = "") -> Path:
+    """Writes the page for landmarks.
 
     Args:
-      out: where to; copies go to its `proofread/`.
+      out: where to.
       images: the folder of the photographs.
-      photographs: of each its "name" from the folder on, "size" (height, width), "points" (K, 2) in its pixels, y down, NaN
-        where one is missing, and the "doubt" (K,) of each, NaN where it is not known; and, where they are known, "found"
-        (K, 2), what the network found where the points were marked by hand, "id", "group" and "mm_per_px".
-      title: what the page is called.
+      photographs: of each its "name" from the folder on, "size" (height, width), "items" (K, 2), its landmarks in its pixels,
+        y down, NaN where one is missing, and the "doubt" (K,) of each, NaN where it is not known; and, where they are known,
+        "found" (K, 2), what the network found where the items were marked by hand, "id", "group" and "mm_per_px".
       names: those of the landmarks.
-      unit: that of the doubts, "px" or none.
+      unit: that of the doubts, "px", or none of scores, which lack so much of 1.
 
     Returns:
       The path of the page.
     """
-    out, copies = Path(out), Path(out) / COPIES
+    marked = unit == "px"
+    help = "Drag a landmark, or arrow keys (with Shift ten times)." + (" Orange: the network's." if marked else "")
+    first = "farthest from the network's first" if marked else "least sure first"
+    shown = [each | {key: _points(each[key]) for key in {"items", "found"} & each.keys()} for each in photographs]
+    return _write(out, images, shown, "landmarks", {"names": names, "unit": unit}, first=first, help=help)
+
+
+def boxes(out: Path, images: Path, photographs: list[dict], *, names: Iterable[str], threshold: float) -> Path:
+    """Writes the page for boxes.
+
+    Args:
+      out, images: as for `landmarks`.
+      photographs: of each its "name", "size" and "items", lists (x0, y0, x1, y1, class, score) of its boxes, the score None of
+        those that were marked by hand; and, where they are known, "group" and "found", the network's boxes where the items
+        were marked, None of a photograph that it did not predict.
+      names: those of the classes.
+      threshold: the score from which on boxes are shown, until it is changed there.
+
+    Returns:
+      The path of the page.
+    """
+    marked = any("found" in each for each in photographs)
+    help = "Drag a box or its corner; with Shift draw one, or click for one of the usual size."
+    if marked:
+        help += " Dashed: the network's, which a click takes over."
+    first = "most unlike the network's first" if marked else "least sure first"
+    rows = lambda items: items and [[*np.round(item[:4], 3).tolist(), int(item[4]), item[5]] for item in items]
+    shown = [each | {key: rows(each[key]) for key in {"items", "found"} & each.keys()} for each in photographs]
+    return _write(out, images, shown, "boxes", {"names": names, "threshold": threshold}, first=first, help=help)
+
+
+def _write(out, images, photographs: list[dict], kind: str, about: dict, **words: str) -> Path:
+    """The page, which shows photographs where they lie, and in `COPIES` copies of those that a browser would not show."""
+    out, images = Path(out), Path(images).absolute()
+    copies = out / COPIES
     emptied(copies)
-    sources = ahead(lambda each: _source(out, Path(images), each["name"]), photographs, most=32)
-    shown = [_plain(each) | {"source": source} for each, source in zip(photographs, sources, strict=True)]
+    sources = ahead(lambda each: _source(out, images, each["name"]), photographs, most=32)
+    shown = [each | {"source": source} for each, source in zip(photographs, sources, strict=True)]
     if not any(copies.iterdir()):
         copies.rmdir()
-    about = {"title": title, "names": list(names), "unit": unit, "images": shown}
-    atomic.write(out / PAGE, page("proofread.html.jinja", page=about))
+    about = atomic.plain(about | {"names": list(about["names"]), "images": shown})
+    title = "/".join(images.parts[-2:])
+    atomic.write(out / PAGE, page("proofread.html.jinja", title=title, kind=kind, about=about, **words))
     return out / PAGE
 
 
 def _source(out: Path, images: Path, name: str) -> str:
     """The address, from `out` on, of a photograph, or of a copy as it is read here where a browser would not show that."""
-    file = images / name
-    if browsable(file):
-        return quote(Path(os.path.relpath(file, out)).as_posix())
-    copy = out / COPIES / f"{name}.jpg"
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(decode(file)).save(copy, quality=92)
-    return quote(copy.relative_to(out).as_posix())
+    file, copy = images / name, out / COPIES / f"{name}.jpg"
+    if not browsable(file):
+        with contextlib.suppress(OSError):  # it has gone meanwhile: the page will ask for it
+            pixels = decode(file)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(copy, quality=92)
+            file = copy
+    return quote(Path(os.path.relpath(file, out)).as_posix())
 
 
-def _plain(photograph: dict) -> dict:
-    """A photograph's numbers as JSON has them: to a thousandth of a pixel, None for what is missing."""
-    point = lambda p: np.round(p, 3).tolist() if np.isfinite(p).all() else None
-    plain = atomic.plain(photograph)
-    for key in {"points", "found"} & photograph.keys():
-        plain[key] = [point(p) for p in photograph[key]]
-    return plain
+def _points(points) -> list:
+    """Points (K, 2) to a thousandth of a pixel, None for what is missing."""
+    return [np.round(point, 3).tolist() if np.isfinite(point).all() else None for point in points]

@@ -63,7 +63,7 @@ function proofread(images, kind) {
   const at = (id) => document.getElementById(id);
   const stage = at("stage"), sheet = at("sheet"), picture = at("picture"), marks = at("marks");
   const key = `jaxmarks ${location.pathname}`;
-  const chosen = new Map(); // the files of a folder that was chosen, by their path's ends
+  const chosen = new Map(); // the files of a folder that was chosen, by the ends of their paths
   const undone = [];
   for (const image of images) Object.assign(image, { checked: false, changed: false, had: JSON.stringify(image.items) });
   let kept = true;
@@ -151,11 +151,12 @@ function proofread(images, kind) {
     draw();
   }
 
-  // The address of a photograph: in the folder that was chosen, else where it lay.
-  function address(image) {
-    const parts = image.name.split("/");
-    const file = parts.map((_, from) => chosen.get(parts.slice(from).join("/"))).find(Boolean);
-    return file ? URL.createObjectURL(file) : image.source;
+  // The address of a photograph, or of the copy that was written for browsers: in a folder that was chosen, else where it lay.
+  function address({ name, source }) {
+    const copy = `proofread/${name}.jpg`, copied = decodeURIComponent(source) === copy;
+    at("which").textContent = `Choose the folder ${copied ? "“proofread” that was written with this page" : "of photographs"}`;
+    const file = chosen.get(copied ? copy : name);
+    return file ? URL.createObjectURL(file) : source;
   }
 
   function open(row) {

@@ -12,7 +12,6 @@ from PIL import Image
 from jaxmarks import atomic
 from jaxmarks.data.ahead import ahead
 from jaxmarks.data.photographs import browsable, decode
-from jaxmarks.report.drawings import emptied
 from jaxmarks.report.pages import page
 
 PAGE, COPIES = "proofread.html", "proofread"
@@ -67,12 +66,8 @@ def boxes(out: Path, images: Path, photographs: list[dict], *, names: Iterable[s
 def _write(out, images, photographs: list[dict], kind: str, about: dict, **words: str) -> Path:
     """The page, which shows photographs where they lie, and in `COPIES` copies of those that a browser would not show."""
     out, images = Path(out), Path(images).absolute()
-    copies = out / COPIES
-    emptied(copies)
     sources = ahead(lambda each: _source(out, images, each["name"]), photographs, most=32)
     shown = [each | {"source": source} for each, source in zip(photographs, sources, strict=True)]
-    if not any(copies.iterdir()):
-        copies.rmdir()
     about = atomic.plain(about | {"names": list(about["names"]), "images": shown})
     title = "/".join(images.parts[-2:])
     atomic.write(out / PAGE, page("proofread.html.jinja", title=title, kind=kind, about=about, **words))

@@ -1,7 +1,9 @@
 """Two fake CPU devices for all tests, a cache of compiled steps, and the folder of real data."""
 
 import importlib.metadata
+import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -41,3 +43,10 @@ def real_data():
         pytest.skip("JAXMARKS_DATA is not set: no real data here")
     assert Path(folder).is_dir(), f"JAXMARKS_DATA={folder} is not a folder"
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def about_of():
+    """What a page for proof-reading, a path, shows."""
+    line = re.compile(r"^const about = (.*);$", re.MULTILINE)
+    return lambda page: json.loads(line.search(page.read_text(encoding="utf-8"))[1])

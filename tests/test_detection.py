@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import functools
 import json
-import re
 import runpy
 import shutil
 import subprocess
@@ -600,11 +599,6 @@ def data(tmp_path_factory):
     return folder
 
 
-def about_of(page):
-    """What a page for proof-reading shows."""
-    return json.loads(re.search(r"^const about = (.*);$", page.read_text(encoding="utf-8"), re.MULTILINE)[1])
-
-
 def small(data, **changes):
     config = get_config("own,smoke")
     config.train.devices = 1
@@ -626,7 +620,7 @@ def squares_found(data, tmp_path_factory):
     return run, train.train(small(data), run)["train"]
 
 
-def test_a_detector_from_files_to_report_and_back(data, squares_found, tmp_path):
+def test_a_detector_from_files_to_report_and_back(data, squares_found, tmp_path, about_of):
     run, dataset = squares_found
     summary = evaluate.of_run(small(data), run, dataset)
     assert set(summary["baselines"]) == {"blobs"}

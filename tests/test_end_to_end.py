@@ -55,11 +55,6 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def about_of(page):
-    """What a page for proof-reading shows."""
-    return json.loads(re.search(r"^const about = (.*);$", page.read_text(encoding="utf-8"), re.MULTILINE)[1])
-
-
 def test_smoke_leaves_every_file(smoke):
     workdir, said = smoke
     for name in "config.json metrics.jsonl predictions.csv predictions.tps summary.json report.html".split():
@@ -121,7 +116,7 @@ def test_starting_again_trains_nothing_and_another_config_is_refused(smoke):
     assert "seed: 0 / 5" in error and "--workdir" in error and "Traceback" not in error
 
 
-def test_predict_writes_points_in_source_pixels(smoke, photographs, tmp_path):
+def test_predict_writes_points_in_source_pixels(smoke, photographs, tmp_path, about_of):
     workdir, _ = smoke
     (photographs / "broken.jpg").write_bytes(b"no image")
     said = run("--mode=predict", f"--workdir={workdir}", f"--config.data.images={photographs}")
@@ -202,7 +197,7 @@ def test_photographs_of_a_size_are_not_for_onnx(smoke):
     assert "--size=96,128: ONNX networks take the frame as it is" in said
 
 
-def test_evaluate_scores_the_named_data(smoke, photographs):
+def test_evaluate_scores_the_named_data(smoke, photographs, about_of):
     workdir, _ = smoke
     landmarks = photographs / "landmarks.tps"
     run(
@@ -323,7 +318,7 @@ def test_finetuning_starts_from_pretraining_with_another_output(tmp_path):
     assert before["head"]["fc3"]["kernel"].shape[1] == 16
 
 
-def test_a_run_goes_on_past_bad_data_and_names_it(photographs, tmp_path):
+def test_a_run_goes_on_past_bad_data_and_names_it(photographs, tmp_path, about_of):
     text = (photographs / "landmarks.tps").read_text()
     text = text.replace("IMAGE=beetle_1.png", "IMAGE=gone.png").replace("ID=5", "ID=4")
     first = text.splitlines()[1]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from importlib import resources
 from urllib.parse import unquote
 
@@ -134,12 +133,7 @@ def test_what_was_done_comes_back_unless_the_points_are_others(page):
     assert page("((images, kept) => { restore(images, kept); return images; })", other, kept) == other
 
 
-def data_of(path):
-    """What the page is about."""
-    return json.loads(re.search(r"^const about = (.*);$", path.read_text(encoding="utf-8"), re.MULTILINE)[1])
-
-
-def test_photographs_are_linked_and_those_that_no_browser_shows_are_copied(tmp_path):
+def test_photographs_are_linked_and_those_that_no_browser_shows_are_copied(tmp_path, about_of):
     images, out = tmp_path / "photo graphs", tmp_path / "runs" / "mine"
     (images / "s 1").mkdir(parents=True)
     out.mkdir(parents=True)
@@ -158,7 +152,7 @@ def test_photographs_are_linked_and_those_that_no_browser_shows_are_copied(tmp_p
         save(images / name)
     linked = ["s 1/a#1 50%.png", "b.JPG"]
     each = [photograph(name, size=(20, 30)) for name in [*linked, *copied]]
-    about = data_of(proofread.landmarks(out, images, each, names=["l"]))
+    about = about_of(proofread.landmarks(out, images, each, names=["l"]))
     sources = {one["name"]: out / unquote(one["source"]) for one in about["images"]}
     for name in linked:
         assert os.path.samefile(sources[name], images / name)
@@ -168,12 +162,12 @@ def test_photographs_are_linked_and_those_that_no_browser_shows_are_copied(tmp_p
         assert seen.shape == (20, 30, 3) and np.abs(seen - decode(images / name)).mean() < 3
 
 
-def test_names_cannot_break_the_page(tmp_path):
+def test_names_cannot_break_the_page(tmp_path, about_of):
     folder = tmp_path / "<b>"
     folder.mkdir()
     Image.new("RGB", (4, 4)).save(folder / "a.png")
     each = [photograph("a.png", id="</script><b>&")]
-    about = data_of(proofread.landmarks(tmp_path, folder, each, names=["</script>"]))
+    about = about_of(proofread.landmarks(tmp_path, folder, each, names=["</script>"]))
     assert about["images"][0]["id"] == "</script><b>&" and about["names"] == ["</script>"]
     text = (tmp_path / "proofread.html").read_text()
     assert text.count("</script>") == 1 and "<b>" not in text

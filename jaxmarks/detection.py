@@ -348,7 +348,8 @@ def to_proofread(
     place = {name: n for n, name in enumerate(found.name.tolist())}
     photographs = []
     for a in annotations:
-        items = [[*box, c, None] for box, c in zip(a.boxes, numbers(a.classes, classes), strict=True)]
+        corners = np.round(a.boxes, 3).tolist()
+        items = [[*box, c, None] for box, c in zip(corners, numbers(a.classes, classes), strict=True)]
         mine = detections(found, place[a.image], limits[a.image]) if a.image in place else None
         photographs.append({"name": a.image, "size": sizes[a.image], "items": items, "found": mine, "group": a.group})
     return photographs
@@ -357,8 +358,8 @@ def to_proofread(
 def detections(found: Found | Objects, n: int, least: float) -> list[list]:
     """The detections (x0, y0, x1, y1, class, score) in photograph `n` that score `least` or more."""
     good = (found.scores[n] >= least) & (found.scores[n] > 0)
-    columns = found.boxes[n][good], found.classes[n][good], found.scores[n][good]
-    return [[*box.tolist(), int(c), round(float(score), 4)] for box, c, score in zip(*columns, strict=True)]
+    columns = np.round(found.boxes[n][good], 3), found.classes[n][good], np.round(found.scores[n][good], 4)
+    return [[*box, c, score] for box, c, score in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def choose_threshold(call, networks, samples: Samples, dataset, *, overlap: float) -> float:

@@ -109,17 +109,11 @@ def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dat
 def to_proofread(found: landmarks.Predictions, samples: Samples, dataset: Dataset, out: Path) -> None:
     """Writes the page on which the marks of all samples, also of those that none predicted, can be put right."""
     rest = samples.take(~np.isin(samples.name, found.name))
+    groups = dict(zip(samples.name.tolist(), samples.specimen.tolist(), strict=True))
     unknown = np.full(rest.points.shape, np.nan)
     every = landmarks.join([found, landmarks.beside(rest, unknown, unknown[..., 0], -1)])
-    photographs, unit = landmarks.to_proofread(landmarks.ordered(every, samples.name), specimens(samples))
+    photographs, unit = landmarks.to_proofread(landmarks.ordered(every, samples.name), groups)
     report.proofread.landmarks(out, Path(dataset.images), photographs, names=dataset.names, unit=unit)
-
-
-def specimens(samples: Samples) -> dict[str, str]:
-    """The specimen of each photograph by name, where one was photographed more than once: a number."""
-    _, count = np.unique(samples.group, return_counts=True)
-    several = (count > 1).any()
-    return dict(zip(samples.name.tolist(), map(str, samples.group.tolist()), strict=True)) if several else {}
 
 
 def scores_of(methods: dict[str, landmarks.Predictions], disagreement: float | None) -> dict:

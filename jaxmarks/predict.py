@@ -209,6 +209,7 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, 
     scores: list[np.ndarray] = []
     problems: list[dict] = []
     to_proofread: list[dict] = []
+    least = max(detection.FLOOR, threshold / 4)  # what somebody may want to see who lowers the threshold
 
     def drawings():
         size = tuple(settings.data.size)
@@ -221,7 +222,7 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, 
                 labels = tuple(names[c] for c in classes)
                 annotations.append(BoxAnnotation(str(name), boxes, labels, size=tuple(source.tolist())))
                 scores.append(values[good])
-                items = detection.detections(found, n, detection.FLOOR)
+                items = detection.detections(found, n, least)
                 to_proofread.append({"name": str(name), "size": source, "items": items})
                 corners = shrunk(boxes.reshape(-1, 2, 2), photograph, source)
                 layers = report.of_classes(corners.reshape(-1, 4), classes, names)
@@ -230,7 +231,7 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, 
     draw_all(drawings(), images, problems, out)
     for ending in ("csv", "json"):
         formats.boxes.write(Path(out) / f"predictions.{ending}", annotations, scores, classes=names)
-    report.proofread.boxes(out, images, to_proofread, names=names, threshold=threshold)
+    report.proofread.boxes(out, images, to_proofread, names=names, threshold=threshold, least=least)
     found = sum(len(values) for values in scores)
     summary = {"images": len(annotations), "objects": found, "threshold": threshold, "failures": problems}
     atomic.write_json(Path(out) / "summary.json", summary)

@@ -108,9 +108,14 @@ def load(
     samples = _samples(pixels, sources, names, size, fit, np.stack(points), np.stack(visible))
     numbers: dict[str, int] = {}
     known = {a.image: a.group for a, _ in kept if a.group}
-    groups = [numbers.setdefault(group_of(a.image, known, group_by), len(numbers)) for a, _ in kept]
-    told = {"mm_per_px": np.array([a.mm_per_px for a, _ in kept]), "id": np.array([a.id for a, _ in kept])}
-    return dataclasses.replace(samples, group=np.array(groups), **told), annotations[0].names, problems
+    called = [group_of(name, known, group_by) for name in names]
+    told = {
+        "group": np.array([numbers.setdefault(group, len(numbers)) for group in called]),
+        "specimen": np.array(["" if group == name else group for group, name in zip(called, names, strict=True)]),
+        "mm_per_px": np.array([a.mm_per_px for a, _ in kept]),
+        "id": np.array([a.id for a, _ in kept]),
+    }
+    return dataclasses.replace(samples, **told), annotations[0].names, problems
 
 
 def group_of(image: str, known: Mapping[str, str], pattern: str) -> str:

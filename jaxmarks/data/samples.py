@@ -61,6 +61,7 @@ class Samples:
       labels: (N, M) int32, the boxes' classes from 0; -1 where there is no box.
       domain: (N,) int32, which of several datasets the image is of, from 0; 0 throughout where there is one.
       id: (N,) str, what the landmark file calls the image beside its name (tpsDig's ID); empty where it does not.
+      specimen: (N,) str, what the group is called; empty where it is that of one image, and has no name.
     """
 
     images: np.ndarray
@@ -75,12 +76,14 @@ class Samples:
     labels: np.ndarray = None  # type: ignore[assignment]
     domain: np.ndarray = None  # type: ignore[assignment]
     id: np.ndarray = None  # type: ignore[assignment]
+    specimen: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self):
         if self.domain is None:
             object.__setattr__(self, "domain", np.zeros(len(self), np.int32))
-        if self.id is None:
-            object.__setattr__(self, "id", np.full(len(self), ""))
+        for name in ("id", "specimen"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.full(len(self), ""))
         if self.boxes is None:
             object.__setattr__(self, "boxes", np.zeros((len(self), 0, 4), np.float32))
             object.__setattr__(self, "labels", np.zeros((len(self), 0), np.int32))

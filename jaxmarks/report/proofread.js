@@ -1,17 +1,18 @@
-// The page on which landmarks or boxes are looked through and put right: what both have in common. What does not touch the
-// page stands first, here and in the files of the kinds (proofread_landmarks.js, proofread_boxes.js), and is tested.
+// The page on which landmarks or boxes are looked through and put right: what both have in common. All but `proofread` knows
+// nothing of the page, here and in the files of the kinds (proofread_landmarks.js, proofread_boxes.js), and is tested.
 //
-// An image is {name, source, size: [height, width], items, group, ...}, its items those of its kind. A kind is an object of
+// An image is {name, source, copied, size: [height, width], items, group, ...}, its items those of its kind, and its source
+// the address of the photograph or, `copied`, of a copy for browsers. A kind is an object of
 //   doubt(image)                      how much it needs to be looked at, or null;   told(image): the same in words
 //   first(image)                      the item that is selected when it is opened, -1 for none
+//   next(image, selected, by)         the next item that there is
 //   moved(item, part, [dx, dy], size) the item, a part of which is moved
-//   removed(items, k)                 {items, selected} without one
+//   removed(image, k)                 {items, selected} without one
 //   added(image, selected, point)     {items, selected} after a click beside all items, or null
-//   drawn(image, from, to)            the same after a stroke in drawing mode, or null
+//   drawn(image, from, to)            the same after a stroke in drawing mode, or null; a kind may lack it
 //   taken(image, k)                   the same after the network's item k was taken, or null
 //   beside(image, selected)           the network's item that stands for the selected one, or -1
-//   settled(items)                    the items of an image that is right
-//   next(image, selected, by)         the next item that there is
+//   limit()                           what has to be known of the page to tell an image's items once it is right
 //   draw(image, selected, px, add)    draws the items with add(kind, attributes, parent, text), px being a screen's pixel
 //   chips(image, selected)            buttons: {text, title, on, off, chosen: () -> {items, selected}}
 //   where(image, selected)            words on what is selected
@@ -21,6 +22,14 @@
 
 // A number in at most so many decimals: a thousandth of a pixel is below what a hand can tell.
 const rounded = (value) => Math.round(value * 1000) / 1000;
+
+const clipped = (value, low, high) => Math.min(Math.max(value, low), high);
+
+// A point within an image of size [height, width].
+const inside = ([x, y], [height, width]) => [clipped(rounded(x), 0, width), clipped(rounded(y), 0, height)];
+
+// The items with another one in the place of item k; lists of items never change themselves.
+const replaced = (items, k, item) => items.map((old, i) => (i === k ? item : old));
 
 // The text of a table, as CSV.
 function table(rows) {
@@ -47,43 +56,130 @@ const zoomed = (view, factor, x, y) => ({
   top: y - factor * (y - view.top),
 });
 
-// What is worth keeping of the images, by their numbers: of those that were changed or looked through.
-const progress = (images) => Object.fromEntries([...images.entries()]
-  .filter(([, { checked, changed }]) => checked || changed)
-  .map(([n, { name, items, checked, changed, had }]) => [n, { name, items, checked, changed, had }]));
-
-// Puts what was kept into the images again, but for those that have other items since than they `had`.
-function restore(images, kept) {
-  images.forEach((image, n) => {
-    if (kept[n]?.name === image.name && kept[n].had === image.had) Object.assign(image, kept[n]);
-  });
+// The files of a folder by the ends of their paths; of several the one in the fewest folders.
+function by_path(files) {
+  const found = new Map(), depth = (path) => path.split("/").length;
+  for (const [path, file] of files) {
+    const parts = path.split("/");
+    parts.forEach((_, from) => {
+      const end = parts.slice(from).join("/");
+      if (!found.has(end) || depth(found.get(end)[0]) > parts.length) found.set(end, [path, file]);
+    });
+  }
+  return new Map([...found].map(([end, [, file]]) => [end, file]));
 }
 
-function proofread(images, kind) {
-  const at = (id) => document.getElementById(id);
-  const stage = at("stage"), sheet = at("sheet"), picture = at("picture"), marks = at("marks");
-  const key = `jaxmarks ${location.pathname}`;
-  const chosen = new Map(); // the files of a folder that was chosen, by the ends of their paths
-  const undone = [];
-  for (const image of images) Object.assign(image, { checked: false, changed: false, had: JSON.stringify(image.items) });
-  let kept = true;
-  try {
-    restore(images, JSON.parse(localStorage.getItem(key) ?? "{}"));
-  } catch {
-    kept = false;
-  }
-  let places = order(images, kind.doubt, "doubt"), place = 0, selected = -1, view = null, drag = null, drawing = false;
+// A number that tells texts apart (FNV-1a, 32 bits).
+function digest(text) {
+  let hash = 0x811c9dc5;
+  for (let i = 0; i < text.length; i++) hash = Math.imul(hash ^ text.charCodeAt(i), 0x01000193);
+  return hash >>> 0;
+}
 
-  const current = () => images[places[place]];
-
-  function keep() {
+// What is done with the images, in a `store` of texts (get, set, which may throw) that outlives the page: an entry for each
+// image, so that pages that are open twice, and photographs that come later, leave the others' alone.
+function session(images, kind, store) {
+  const times = {}, undone = [];
+  let kept = true, others = 0;
+  for (const image of images) {
+    times[image.name] = (times[image.name] ?? 0) + 1; // a photograph may be marked twice
+    Object.assign(image, { key: `${times[image.name]} ${image.name}`, had: digest(JSON.stringify(image.items)) });
+    Object.assign(image, { checked: false, changed: false, limit: null });
     try {
-      localStorage.setItem(key, JSON.stringify(progress(images)));
-      kept = true;
-    } catch { // a browser that keeps nothing for files, or not so much
+      const { had, ...done } = JSON.parse(store.get(image.key) ?? "null") ?? { had: image.had };
+      if (had === image.had) Object.assign(image, done);
+      else others += 1;
+    } catch {
       kept = false;
     }
   }
+  const places = order(images, kind.doubt, "doubt");
+  const at = {
+    places, place: 0, selected: -1,
+    get image() {
+      return images[at.places[at.place]];
+    },
+    get done() {
+      return images.filter((image) => image.checked).length;
+    },
+    // Whether the store takes what is done, and how many images had other items when it was done.
+    get kept() {
+      return kept;
+    },
+    others,
+    keep({ key, items, checked, changed, limit, had } = at.image) {
+      try {
+        store.set(key, checked || changed ? JSON.stringify({ items, checked, changed, limit, had }) : null);
+        kept = true;
+      } catch {
+        kept = false;
+      }
+    },
+    open(place) {
+      at.place = clipped(place, 0, images.length - 1);
+      at.selected = kind.first(at.image);
+    },
+    // Before something changes, so that it can be undone.
+    remember() {
+      const { items, checked, changed, limit } = at.image;
+      return undone.push([at.image, { items, checked, changed, limit }]);
+    },
+    undo() {
+      if (!undone.length) return false;
+      const [image, before] = undone.pop();
+      Object.assign(image, before);
+      at.keep(image);
+      if (image !== at.image) at.open(at.places.indexOf(images.indexOf(image)));
+      return true;
+    },
+    // What a kind's function gives takes effect: other items, another selection, or null for nothing.
+    change(result) {
+      if (result?.items) {
+        at.remember();
+        Object.assign(at.image, { items: result.items, changed: true });
+        at.keep();
+      }
+      at.selected = result?.selected ?? at.selected;
+    },
+    // The selected item while it is dragged.
+    drag(item) {
+      Object.assign(at.image, { items: replaced(at.image.items, at.selected, item), changed: true });
+    },
+    remove() {
+      if (at.image.items[at.selected]) at.change(kind.removed(at.image, at.selected));
+    },
+    check(on) {
+      if (on === at.image.checked) return;
+      at.remember();
+      Object.assign(at.image, { checked: on, limit: on ? kind.limit() : null });
+      at.keep();
+    },
+    // It is right, and the next one is shown.
+    next() {
+      at.check(true);
+      at.open(at.place + 1);
+    },
+    sort(by) {
+      const image = images.indexOf(at.image);
+      at.places = order(images, kind.doubt, by);
+      at.place = at.places.indexOf(image);
+    },
+    saved: (ending, some) => kind.files[ending](some ? images.filter((image) => image.checked) : images),
+  };
+  const first = places.findIndex((n) => !images[n].checked);
+  at.open(Math.max(first, 0));
+  return at;
+}
+
+function proofread(images, kind) {
+  const find = (id) => document.getElementById(id);
+  const stage = find("stage"), sheet = find("sheet"), picture = find("picture"), marks = find("marks");
+  const key = (name) => `jaxmarks ${location.pathname} ${name}`;
+  const now = session(images, kind, {
+    get: (name) => localStorage.getItem(key(name)),
+    set: (name, text) => (text === null ? localStorage.removeItem(key(name)) : localStorage.setItem(key(name), text)),
+  });
+  let view = null, drag = null, drawing = false, chosen = new Map();
 
   function add(name, attributes, parent, text = "") {
     const made = document.createElementNS(parent.namespaceURI, name);
@@ -95,37 +191,26 @@ function proofread(images, kind) {
 
   // The list of photographs, anew.
   function list() {
-    at("list").replaceChildren();
-    places.forEach((n, row) => {
-      const line = add("li", { title: images[n].name }, at("list"));
+    find("list").replaceChildren();
+    now.places.forEach((n, row) => {
+      const line = add("li", { title: images[n].name }, find("list"));
       for (const name of ["state", "name", "doubt"]) add("span", { class: name }, line);
       line.onclick = () => open(row);
       tell(row);
     });
-    here();
   }
 
   // A photograph's line of the list: how it stands, and how doubtful it is.
   function tell(row) {
-    const image = images[places[row]], [state, name, doubt] = at("list").children[row].children;
+    const image = images[now.places[row]], [state, name, doubt] = find("list").children[row].children;
     state.textContent = image.checked ? "✓" : image.changed ? "•" : "";
     name.textContent = image.name;
     doubt.textContent = kind.told(image);
   }
 
-  // What the list says of the photograph that is shown, and of all.
-  function here() {
-    tell(place);
-    document.querySelector("#list .here")?.classList.remove("here");
-    at("list").children[place].classList.add("here");
-    at("list").children[place].scrollIntoView({ block: "nearest" });
-    const done = images.filter((image) => image.checked).length;
-    at("count").textContent = `${done} of ${images.length} looked through${kept ? "" : " (this browser keeps none of it: save before you leave)"}`;
-  }
-
-  // The items, their lines as thick on the screen at every scale.
+  // The photograph's items, their lines as thick on the screen at every scale.
   function draw() {
-    const image = current(), [height, width] = image.size;
+    const { image, selected } = now, [height, width] = image.size;
     sheet.style.transform = `translate(${view.left}px, ${view.top}px) scale(${view.scale})`;
     sheet.style.width = `${width}px`;
     sheet.style.height = `${height}px`;
@@ -134,97 +219,89 @@ function proofread(images, kind) {
     marks.setAttribute("viewBox", `0 0 ${width} ${height}`);
     marks.replaceChildren();
     kind.draw(image, selected, 1 / view.scale, (name, attributes, parent = marks, text = "") => add(name, attributes, parent, text));
-    at("chips").replaceChildren();
+  }
+
+  // All that changes with the photograph's items.
+  function show() {
+    const { image, selected, place } = now;
+    draw();
+    tell(place);
+    document.querySelector("#list .here")?.classList.remove("here");
+    find("list").children[place].classList.add("here");
+    find("list").children[place].scrollIntoView({ block: "nearest" });
+    find("count").textContent = `${now.done} of ${images.length} looked through`
+      + (now.others ? `; ${now.others} had other marks when they were put right here, which is not used` : "")
+      + (now.kept ? "" : "; this browser keeps no more of it: save before you leave");
+    find("chips").replaceChildren();
     for (const { text, title, on, off, chosen } of kind.chips(image, selected)) {
-      const button = add("button", { class: `${on ? "selected" : ""} ${off ? "missing" : ""}`, title }, at("chips"), text);
+      const button = add("button", { class: `${on ? "selected" : ""} ${off ? "missing" : ""}`, title }, find("chips"), text);
       button.onclick = () => change(chosen());
     }
-    at("where").textContent = kind.where(image, selected);
-    at("take").hidden = kind.beside(image, selected) < 0;
-    at("draw").hidden = !kind.drawn;
-    at("check").textContent = image.checked ? "Not yet right" : "Right, next";
+    find("where").textContent = kind.where(image, selected);
+    find("take").hidden = kind.beside(image, selected) < 0;
+    find("draw").hidden = !kind.drawn;
+    find("check").textContent = image.checked ? "Not yet right" : "Right, next";
   }
 
-  function state() {
-    keep();
-    here();
-    draw();
-  }
-
-  // The address of a photograph, or of the copy that was written for browsers: in a folder that was chosen, else where it lay.
-  function address({ name, source }) {
-    const copy = `proofread/${name}.jpg`, copied = decodeURIComponent(source) === copy;
-    at("which").textContent = `Choose the folder ${copied ? "“proofread” that was written with this page" : "of photographs"}`;
-    const file = chosen.get(copied ? copy : name);
-    return file ? URL.createObjectURL(file) : source;
-  }
-
-  function open(row) {
-    place = Math.min(Math.max(row, 0), places.length - 1);
-    selected = kind.first(current());
+  // The photograph of the session's place, whole.
+  function opened() {
+    const { name, source, copied } = now.image, file = chosen.get(copied ? decodeURIComponent(source) : name);
+    drag = null;
     URL.revokeObjectURL(picture.src);
-    at("lost").hidden = true;
-    picture.src = address(current());
+    picture.style.visibility = "hidden"; // else the last one stays until this is there
+    picture.src = file ? URL.createObjectURL(file) : source;
+    find("lost").hidden = true;
+    find("which").textContent = `Choose the folder ${copied ? "“proofread” that was written with this page" : "of photographs"}`;
     fit();
-    here();
+  }
+
+  function open(place) {
+    if (drag?.undo) now.keep();
+    now.open(place);
+    opened();
   }
 
   function fit() {
-    view = fitted(current().size, [stage.clientHeight, stage.clientWidth]);
-    draw();
+    view = fitted(now.image.size, [stage.clientHeight, stage.clientWidth]);
+    show();
   }
 
-  function remember() {
-    const { items, changed } = current();
-    return undone.push({ image: current(), items: structuredClone(items), changed });
-  }
-
-  // What a kind's function gives takes effect: other items, another selection, or null for nothing.
   function change(result) {
-    if (!result) return;
-    if (result.items) {
-      remember();
-      Object.assign(current(), { items: result.items, changed: true });
-    }
-    selected = result.selected ?? selected;
-    if (result.items) state();
-    else draw();
-  }
-
-  function move(item) {
-    current().items[selected] = item;
-    current().changed = true;
-  }
-
-  function remove() {
-    if (current().items[selected]) change(kind.removed(current().items, selected));
-  }
-
-  function take() {
-    change(kind.taken(current(), kind.beside(current(), selected)));
+    now.change(result);
+    show();
   }
 
   function undo() {
-    const last = undone.pop();
-    if (!last) return;
-    Object.assign(last.image, { items: last.items, changed: last.changed });
-    if (last.image !== current()) open(places.indexOf(images.indexOf(last.image)));
-    state();
+    const { image } = now;
+    if (!now.undo()) return;
+    tell(now.place);
+    if (image === now.image) show();
+    else opened();
   }
 
-  function check() {
-    const image = current();
-    image.checked = !image.checked;
-    if (image.checked) image.items = kind.settled(image.items);
-    state();
-    if (image.checked) open(place + 1);
+  function right() {
+    const { place } = now;
+    now.next();
+    tell(place);
+    opened();
+  }
+
+  function take() {
+    change(kind.taken(now.image, kind.beside(now.image, now.selected)));
+  }
+
+  function remove() {
+    now.remove();
+    show();
   }
 
   function save(ending) {
-    const some = at("some").checked ? images.filter((image) => image.checked) : images;
-    if (!some.length) return alert("No photograph is looked through yet: press “Right, next” on those that are.");
+    if (find("some").checked && !now.done) {
+      alert("No photograph is looked through yet: press “Right, next” on those that are.");
+      return;
+    }
     const link = add("a", { download: `corrected.${ending}` }, document.body);
-    link.href = URL.createObjectURL(new Blob([kind.files[ending](some)], { type: "text/plain" }));
+    link.href = URL.createObjectURL(new Blob([now.saved(ending, find("some").checked)], { type: "text/plain" }));
     link.click();
     link.remove();
   }
@@ -251,95 +328,108 @@ function proofread(images, kind) {
     if (kind.drawn && (drawing || event.shiftKey)) drag.stroke = true;
     else if (taken !== undefined) drag.taken = Number(taken);
     else if (item !== undefined) {
-      selected = Number(item);
-      Object.assign(drag, { item: current().items[selected], part });
-      draw();
+      now.selected = Number(item);
+      Object.assign(drag, { item: now.image.items[now.selected], part });
+      show();
     }
   };
   stage.onpointermove = (event) => {
     if (!drag) return;
-    const [x, y] = window_of(event);
+    const [x, y] = window_of(event), [across, down] = pixel_of(event), [left, top] = drag.from;
     drag.moved ||= Math.hypot(x - drag.start[0], y - drag.start[1]) > 2; // a hand that clicks is not quite still
     if (!drag.moved) return;
     if (drag.item) {
-      drag.undo ??= remember();
-      const [across, down] = pixel_of(event);
-      move(kind.moved(drag.item, drag.part, [across - drag.from[0], down - drag.from[1]], current().size));
+      drag.undo ??= now.remember();
+      now.drag(kind.moved(drag.item, drag.part, [across - left, down - top], now.image.size));
     } else if (!drag.stroke) {
       view = { ...view, left: drag.view.left + x - drag.start[0], top: drag.view.top + y - drag.start[1] };
     }
     draw();
     if (drag.stroke) {
-      const [across, down] = pixel_of(event), [left, top] = drag.from;
       const corner = { x: Math.min(left, across), y: Math.min(top, down), "stroke-width": 2 / view.scale, class: "box selected" };
       add("rect", { ...corner, width: Math.abs(across - left), height: Math.abs(down - top) }, marks);
     }
   };
   stage.onpointerup = (event) => {
-    const { moved, item, stroke, taken, from } = drag ?? { item: {} };
+    if (!drag) return;
+    const { moved, item, stroke, taken, from } = drag;
     drag = null;
-    if (stroke) change(kind.drawn(current(), from, moved ? pixel_of(event) : null));
-    else if (item) moved && state();
-    else if (!moved) change(taken === undefined ? kind.added(current(), selected, pixel_of(event)) : kind.taken(current(), taken));
+    if (item && moved) now.keep();
+    if (stroke) now.change(kind.drawn(now.image, from, moved ? pixel_of(event) : null));
+    else if (!item && !moved) {
+      now.change(taken === undefined ? kind.added(now.image, now.selected, pixel_of(event)) : kind.taken(now.image, taken));
+    }
+    show();
   };
-  stage.onpointercancel = () => (drag = null);
-  picture.onerror = () => (at("lost").hidden = false);
+  stage.onpointercancel = () => {
+    drag = null;
+    now.keep();
+    show();
+  };
+  picture.onload = () => {
+    const [height, width] = now.image.size;
+    picture.style.visibility = "";
+    find("lost").hidden = picture.naturalHeight === height && picture.naturalWidth === width;
+  };
+  picture.onerror = () => (find("lost").hidden = false);
 
-  at("check").onclick = check;
-  at("take").onclick = take;
-  at("draw").onclick = () => {
+  find("check").onclick = () => {
+    if (!now.image.checked) return right();
+    now.check(false);
+    show();
+  };
+  find("take").onclick = take;
+  find("draw").onclick = () => {
     drawing = !drawing;
-    at("draw").classList.toggle("main", drawing);
+    find("draw").classList.toggle("main", drawing);
     draw();
   };
-  at("remove").onclick = remove;
-  at("undo").onclick = undo;
-  at("fit").onclick = fit;
+  find("remove").onclick = remove;
+  find("undo").onclick = undo;
+  find("fit").onclick = fit;
   for (const ending of Object.keys(kind.files)) {
-    add("button", {}, at("save"), `Save ${ending.toUpperCase()}`).onclick = () => save(ending);
+    add("button", {}, find("save"), `Save ${ending.toUpperCase()}`).onclick = () => save(ending);
   }
-  at("by").onchange = () => {
-    const here = places[place];
-    places = order(images, kind.doubt, at("by").value);
-    place = places.indexOf(here);
+  find("by").onchange = () => {
+    now.sort(find("by").value);
+    find("by").blur(); // keys are for the photograph
     list();
+    show();
   };
-  at("folder").onchange = (event) => {
-    for (const file of event.target.files) {
-      const parts = (file.webkitRelativePath || file.name).split("/");
-      parts.forEach((_, from) => chosen.set(parts.slice(from).join("/"), file));
-    }
-    open(place);
+  find("folder").onchange = (event) => {
+    chosen = by_path([...event.target.files].map((file) => [file.webkitRelativePath || file.name, file]));
+    opened();
   };
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const keys = {
-    PageDown: () => open(place + 1),
-    PageUp: () => open(place - 1),
-    Enter: check,
+    PageDown: () => open(now.place + 1),
+    PageUp: () => open(now.place - 1),
+    Enter: (event) => event.repeat || right(),
     Delete: remove,
     Backspace: remove,
     n: take,
     f: fit,
-    Tab: (event) => change({ selected: kind.next(current(), selected, event.shiftKey ? -1 : 1) }),
+    Tab: (event) => change({ selected: kind.next(now.image, now.selected, event.shiftKey ? -1 : 1) }),
   };
   document.onkeydown = (event) => {
     if (event.target.matches("select, input:not([type=checkbox])")) return;
-    const { items, size } = current(), step = arrows[event.key]?.map((by) => (by * (event.shiftKey ? 10 : 1)) / view.scale);
-    const act = step && items[selected]
-      ? () => change({ items: items.map((item, k) => (k === selected ? kind.moved(item, undefined, step, size) : item)) })
-      : event.key === "z" && (event.ctrlKey || event.metaKey) ? undo : event.ctrlKey || event.metaKey ? null : keys[event.key];
+    const { items, size } = now.image, { selected } = now, chord = event.ctrlKey || event.metaKey || event.altKey;
+    const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const step = arrows[name]?.map((by) => (by * (event.shiftKey ? 10 : 1)) / view.scale);
+    const nudge = () => change({ items: replaced(items, selected, kind.moved(items[selected], undefined, step, size)) });
+    const act = chord ? name === "z" && !event.altKey && undo : step ? items[selected] && nudge : keys[name];
     if (!act) return;
     event.preventDefault();
     act(event);
   };
   window.onresize = fit;
   window.onbeforeunload = (event) => {
-    if (!kept && images.some((image) => image.changed)) event.preventDefault(); // asks
+    if (!now.kept) event.preventDefault(); // asks
   };
   kind.changed = () => { // what a kind has of its own
-    list();
-    draw();
+    now.places.forEach((_, row) => tell(row));
+    show();
   };
   list();
-  open(0);
+  opened();
 }

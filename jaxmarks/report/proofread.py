@@ -1,6 +1,5 @@
 """The page on which landmarks or boxes are looked through, put right by hand, and saved as a file (fish paper)."""
 
-import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +38,9 @@ def landmarks(out: Path, images: Path, photographs: list[dict], *, names: Iterab
     return _write(out, images, shown, "landmarks", {"names": names, "unit": unit}, first=first, help=help)
 
 
-def boxes(out: Path, images: Path, photographs: list[dict], *, names: Iterable[str], threshold: float) -> Path:
+def boxes(
+    out: Path, images: Path, photographs: list[dict], *, names: Iterable[str], threshold: float, least: float = 0.0
+) -> Path:
     """Writes the page for boxes.
 
     Args:
@@ -48,7 +49,7 @@ def boxes(out: Path, images: Path, photographs: list[dict], *, names: Iterable[s
         those that were marked by hand; and, where they are known, "group" and "found", the network's boxes where the items
         were marked, None of a photograph that it did not predict.
       names: those of the classes.
-      threshold: the score from which on boxes are shown, until it is changed there.
+      threshold: the score from which on boxes are shown, until it is changed there, to one of `least` or more.
 
     Returns:
       The path of the page.
@@ -58,32 +59,34 @@ def boxes(out: Path, images: Path, photographs: list[dict], *, names: Iterable[s
     if marked:
         help += " Dashed: the network's, which a click takes over."
     first = "most unlike the network's first" if marked else "least sure first"
-    rows = lambda items: items and [[*np.round(item[:4], 3).tolist(), int(item[4]), item[5]] for item in items]
-    shown = [each | {key: rows(each[key]) for key in {"items", "found"} & each.keys()} for each in photographs]
-    return _write(out, images, shown, "boxes", {"names": names, "threshold": threshold}, first=first, help=help)
+    about = {"names": names, "threshold": threshold, "least": least}
+    return _write(out, images, photographs, "boxes", about, first=first, help=help)
 
 
 def _write(out, images, photographs: list[dict], kind: str, about: dict, **words: str) -> Path:
     """The page, which shows photographs where they lie, and in `COPIES` copies of those that a browser would not show."""
     out, images = Path(out), Path(images).absolute()
-    sources = ahead(lambda each: _source(out, images, each["name"]), photographs, most=32)
-    shown = [each | {"source": source} for each, source in zip(photographs, sources, strict=True)]
+    source = lambda numbered: _source(images / numbered[1]["name"], out, numbered[0])
+    sources = ahead(source, enumerate(photographs), most=32)
+    shown = [each | found for each, found in zip(photographs, sources, strict=True)]
     about = atomic.plain(about | {"names": list(about["names"]), "images": shown})
     title = "/".join(images.parts[-2:])
     atomic.write(out / PAGE, page("proofread.html.jinja", title=title, kind=kind, about=about, **words))
     return out / PAGE
 
 
-def _source(out: Path, images: Path, name: str) -> str:
+def _source(file: Path, out: Path, number: int) -> dict:
     """The address, from `out` on, of a photograph, or of a copy as it is read here where a browser would not show that."""
-    file, copy = images / name, out / COPIES / f"{name}.jpg"
-    if not browsable(file):
-        with contextlib.suppress(OSError):  # it has gone meanwhile: the page will ask for it
+    if copied := not browsable(file):
+        try:
             pixels = decode(file)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(copy, quality=92)
-            file = copy
-    return quote(Path(os.path.relpath(file, out)).as_posix())
+        except OSError:  # it has gone meanwhile: the page will ask for it
+            copied = False
+        else:
+            file = out / COPIES / f"{number:05d}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file, quality=92)
+    return {"source": quote(Path(os.path.relpath(file, out)).as_posix()), "copied": copied}
 
 
 def _points(points) -> list:

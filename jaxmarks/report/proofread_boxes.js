@@ -1,5 +1,6 @@
 // Boxes: `items` are [x0, y0, x1, y1, class, score] in continuous pixels, y down, the score null of what was drawn or put
-// right by hand; `found` are the network's where the items were marked by hand. A class is its number among the names.
+// right by hand; `found` are the network's where the items were marked by hand, null of an image that it did not predict. A
+// class is its number among the names. An image that is right has the threshold of that moment as its `limit`.
 
 "use strict";
 
@@ -28,9 +29,6 @@ function unmatched(boxes, others) {
   return [...left];
 }
 
-// Which of an image's boxes count at a threshold of the score.
-const counting = ({ items }, threshold) => items.filter((item) => item[5] === null || item[5] >= threshold);
-
 // The text of a CSV file: first and last pixel inside, counted from 0; an image without objects has a row of its own.
 function boxes_csv(images, names) {
   const rows = images.flatMap(({ name, size: [height, width], group, items }) => {
@@ -53,30 +51,29 @@ function coco(images, names) {
   return JSON.stringify({ images: photographs, annotations, categories }, null, 1) + "\n";
 }
 
-// A box with a part moved: a corner ("x0 y0", "x1 y0", ...) or, without one, the whole. It stays a pixel wide and high, and
-// its middle within the image of size [height, width].
+// A box with a part moved: a corner ("x0 y0", "x1 y0", ...) or, without one, the whole. It stays a pixel wide and high; its
+// middle, or the corner, stays in the image of size [height, width], or where it was beyond.
 function shifted([x0, y0, x1, y1, c], part, [dx, dy], [height, width]) {
-  const clipped = (value, low, high) => Math.min(Math.max(value, low), high);
-  const whole = !part, has = (side) => part.includes(side);
-  if (whole) {
-    dx = clipped(dx, -(x0 + x1) / 2, width - (x0 + x1) / 2);
-    dy = clipped(dy, -(y0 + y1) / 2, height - (y0 + y1) / 2);
-  }
-  const box = [
-    whole ? x0 + dx : has("x0") ? Math.min(x0 + dx, x1 - 1) : x0,
-    whole ? y0 + dy : has("y0") ? Math.min(y0 + dy, y1 - 1) : y0,
-    whole ? x1 + dx : has("x1") ? Math.max(x1 + dx, x0 + 1) : x1,
-    whole ? y1 + dy : has("y1") ? Math.max(y1 + dy, y0 + 1) : y1,
-  ];
-  return [...box.map(rounded), c, null];
+  const axis = (low, high, by, side, name) => {
+    const middle = (low + high) / 2, first = Math.min(low, 0), last = Math.max(high, side);
+    if (!part) by = clipped(by, Math.min(-middle, 0), Math.max(side - middle, 0));
+    return [
+      !part ? low + by : part.includes(`${name}0`) ? clipped(low + by, first, high - 1) : low,
+      !part ? high + by : part.includes(`${name}1`) ? clipped(high + by, low + 1, last) : high,
+    ];
+  };
+  const [left, right] = axis(x0, x1, dx, width, "x"), [top, bottom] = axis(y0, y1, dy, height, "y");
+  return [left, top, right, bottom].map(rounded).concat(c, null);
 }
 
-// The box of a class between two points; of one point alone that of a typical [width, height] about it.
-function between([x, y], to, [width, height], c) {
-  const [left, top, right, bottom] = to
-    ? [Math.min(x, to[0]), Math.min(y, to[1]), Math.max(x, to[0]), Math.max(y, to[1])]
-    : [x - width / 2, y - height / 2, x + width / 2, y + height / 2];
-  return [left, top, Math.max(right, left + 1), Math.max(bottom, top + 1)].map(rounded).concat(c, null);
+// The box of a class between two points of an image; of one point alone that of a typical [width, height] about it. Of a
+// point beside the image there is none.
+function between(from, to, [width, height], c, size) {
+  const [x, y] = inside(from, size);
+  if (!to) return x === rounded(from[0]) && y === rounded(from[1]) ? [x - width / 2, y - height / 2, x + width / 2, y + height / 2].map(rounded).concat(c, null) : null;
+  const [across, down] = inside(to, size);
+  const box = [Math.min(x, across), Math.min(y, down), Math.max(x, across), Math.max(y, down)];
+  return box[2] - box[0] >= 1 && box[3] - box[1] >= 1 ? [...box, c, null] : null;
 }
 
 // The middle width and height of all boxes.
@@ -86,38 +83,38 @@ function typical(images) {
   return [middle(all.map((box) => box[2] - box[0])), middle(all.map((box) => box[3] - box[1]))];
 }
 
-function boxes({ names, threshold, images }) {
-  const slider = document.getElementById("threshold"), size = typical(images);
+// The kind, whose threshold is the value of a `slider`, the element before one for its words.
+function boxes({ names, threshold, images }, slider) {
+  const usual = typical(images), marked = images.some((image) => "found" in image);
   let fresh = 0; // the class of boxes that are drawn
-  const marked = (image) => "found" in image;
-  const limit = (image) => (marked(image) ? 0 : Number(slider.value));
-  const shown = (image) => image.items.map((item, k) => k).filter((k) => image.items[k][5] === null || image.items[k][5] >= limit(image));
+  const limit = () => Number(slider.value);
+  const counts = (image) => ([, , , , , score]) => score === null || score >= (image.limit ?? limit());
+  const shown = (image) => [...image.items.keys()].filter((k) => counts(image)(image.items[k]));
   const strange = ({ items, found }) => (found ? unmatched(found, items) : []);
-  const final = (all) => all.map((image) => ({ ...image, items: counting(image, limit(image)) }));
+  const final = (all) => all.map((image) => ({ ...image, items: image.items.filter(counts(image)) }));
+  const differ = (image) => (image.found ? strange(image).length + unmatched(image.items, image.found).length : null);
+  // How near a score is to the threshold: 1 where it is that.
+  const near = ({ items }) => Math.max(0, ...items.map(([, , , , , score]) => (score === null ? 0 : Math.min(score / threshold, threshold / score))));
   const kind = {
-    // Where marks were made: how many boxes the network and they do not share. Else: how near a score is to the threshold.
-    doubt(image) {
-      if (image.found) return strange(image).length + unmatched(image.items, image.found).length;
-      if (marked(image)) return null;
-      return Math.max(0, ...image.items.filter((item) => item[5] !== null).map(([, , , , , score]) => Math.min(score / threshold, threshold / score)));
-    },
-    told: (image) => (image.found ? `${kind.doubt(image) || ""}` : marked(image) ? "" : `${shown(image).length}`),
+    doubt: marked ? differ : near,
+    told: (image) => (marked ? `${differ(image) ?? ""}` : `${shown(image).length}`),
     first: () => -1,
-    moved: shifted,
-    removed: (items, k) => ({ items: items.filter((_, i) => i !== k), selected: -1 }),
-    added: () => ({ selected: -1 }),
-    drawn({ items }, from, to) {
-      return { items: [...items, between(from, to, size, fresh)], selected: items.length };
-    },
-    taken({ items, found }, k) {
-      return found?.[k] && strange({ items, found }).includes(k) ? { items: [...items, [...found[k].slice(0, 5), null]], selected: items.length } : null;
-    },
-    beside: () => -1, // it is clicked
-    settled: (items) => counting({ items }, Number(slider.value)).map((item) => [...item.slice(0, 5), null]),
     next(image, k, by) {
       const there = shown(image), at = there.indexOf(k);
       return there.length ? there[(at + by + there.length) % there.length] : -1;
     },
+    moved: shifted,
+    removed: ({ items }, k) => ({ items: items.filter((_, i) => i !== k), selected: -1 }),
+    added: () => ({ selected: -1 }),
+    drawn({ items, size }, from, to) {
+      const box = between(from, to, usual, fresh, size);
+      return box && { items: [...items, box], selected: items.length };
+    },
+    taken({ items, found }, k) {
+      return found?.[k] ? { items: [...items, [...found[k].slice(0, 5), null]], selected: items.length } : null;
+    },
+    beside: () => -1, // it is clicked
+    limit,
     where({ items }, k) {
       if (!items[k]) return "";
       const [x0, y0, x1, y1, c, score] = items[k];
@@ -130,8 +127,8 @@ function boxes({ names, threshold, images }) {
       on: c === (items[selected]?.[4] ?? fresh),
       chosen() {
         fresh = c;
-        const other = (item, k) => (k === selected ? [...item.slice(0, 4), c, null] : item);
-        return items[selected] ? { items: items.map(other) } : { selected };
+        const item = items[selected];
+        return item ? { items: replaced(items, selected, [...item.slice(0, 4), c, null]) } : { selected };
       },
     }))),
     draw(image, selected, px, add) {
@@ -152,12 +149,14 @@ function boxes({ names, threshold, images }) {
     },
     files: { csv: (all) => boxes_csv(final(all), names), json: (all) => coco(final(all), names) },
   };
-  slider.parentElement.hidden = images.some(marked);
+  const words = () => (slider.nextElementSibling.textContent = limit().toFixed(2));
+  slider.parentElement.hidden = marked;
   slider.value = threshold;
   slider.oninput = () => {
-    slider.nextElementSibling.textContent = Number(slider.value).toFixed(2);
+    words();
     kind.changed();
   };
-  slider.nextElementSibling.textContent = Number(slider.value).toFixed(2);
+  slider.onchange = () => slider.blur(); // keys are for the photograph
+  words();
   return kind;
 }

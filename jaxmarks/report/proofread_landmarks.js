@@ -3,10 +3,6 @@
 
 "use strict";
 
-// A point within an image of size [height, width].
-const inside = ([x, y], [height, width]) =>
-  [Math.min(Math.max(rounded(x), 0), width), Math.min(Math.max(rounded(y), 0), height)];
-
 // The text of a TPS file, y up from the lower edge as tpsDig has it.
 function tps(images) {
   const row = (point, height) => (point ? `${point[0]} ${rounded(height - point[1])}` : "NA NA");
@@ -30,27 +26,35 @@ function landmarks_csv(images) {
 // The landmark that most needs to be looked at: the first of the largest doubt.
 const worst = ({ doubt }) => doubt.reduce((best, one, k) => ((one ?? -1) > (doubt[best] ?? -1) ? k : best), 0);
 
-const replaced = (items, k, item) => items.map((old, i) => (i === k ? item : old));
-
 function landmarks({ names, unit }) {
   const label = (k) => (names[k] ? `${k + 1} ${names[k]}` : `${k + 1}`);
   const doubt = (image) => image.doubt[worst(image)];
+  function next({ items }, from, by) {
+    for (let k = from + by; k !== from && from >= 0; k += by) {
+      k = (k + items.length) % items.length;
+      if (items[k] || k === from) return k;
+    }
+    return items.findIndex(Boolean);
+  }
   return {
     doubt,
     told(image) { // by the worst landmark's distance from the network's, or score
       const most = doubt(image);
-      return !(most > 0) ? "" : unit === "px" ? `${most.toFixed(1)} px` : (1 - most).toFixed(2);
+      return most === null ? "" : unit === "px" ? `${most.toFixed(1)} px` : (1 - most).toFixed(2);
     },
-    first: worst,
+    first: (image) => (image.items[worst(image)] ? worst(image) : image.items.findIndex(Boolean)),
+    next,
     moved: ([x, y], part, [dx, dy], size) => inside([x + dx, y + dy], size),
-    removed: (items, k) => ({ items: replaced(items, k, null), selected: k }),
-    added: ({ items, size }, k, point) => (items[k] ? null : { items: replaced(items, k, inside(point, size)) }),
+    removed(image, k) { // the next one is selected: a click beside all would bring this one back
+      const items = replaced(image.items, k, null), other = next({ items }, k, 1);
+      return { items, selected: items[other] ? other : -1 };
+    },
+    added: ({ items, size }, k, point) => (k < 0 || items[k] ? null : { items: replaced(items, k, inside(point, size)) }),
     taken: ({ items, found, size }, k) => (found?.[k] ? { items: replaced(items, k, inside(found[k], size)), selected: k } : null),
     beside: ({ found }, k) => (found?.[k] ? k : -1),
-    settled: (items) => items,
-    next: ({ items }, k, by) => (k + by + items.length) % items.length,
+    limit: () => null,
     where: ({ items }, k) =>
-      `${label(k)}: ${items[k]?.map((value) => value.toFixed(1)).join(", ") ?? "missing: click where it is"}`,
+      k < 0 ? "" : `${label(k)}: ${items[k]?.map((value) => value.toFixed(1)).join(", ") ?? "missing: click where it is"}`,
     chips: ({ items }, selected) => items.map((point, k) => (
       { text: `${k + 1}`, title: label(k), on: k === selected, off: !point, chosen: () => ({ selected: k }) })),
     draw({ items, found }, selected, px, add) {

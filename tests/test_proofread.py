@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from py_mini_racer import MiniRacer
+
 
 from jaxmarks import detection, landmarks
 from jaxmarks.data import formats
@@ -21,7 +21,7 @@ from jaxmarks.report import proofread
 @pytest.fixture(scope="module")
 def page():
     """The functions of the page's scripts, called by name."""
-    engine = MiniRacer()
+    engine = pytest.importorskip("py_mini_racer", reason="the page's scripts run in mini-racer").MiniRacer()
     for name in ("proofread", "proofread_landmarks", "proofread_boxes"):
         engine.eval((resources.files("jaxmarks.report") / f"{name}.js").read_text())
     return engine.call

@@ -273,8 +273,8 @@ function proofread(images, kind) {
 
   function undo() {
     const { image } = now;
+    drag = null;
     if (!now.undo()) return;
-    tell(now.place);
     if (image === now.image) show();
     else opened();
   }
@@ -283,7 +283,8 @@ function proofread(images, kind) {
     const { place } = now;
     now.next();
     tell(place);
-    opened();
+    if (now.place === place) show();
+    else opened();
   }
 
   function take() {

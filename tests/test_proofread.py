@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-
 from jaxmarks import detection, landmarks
 from jaxmarks.data import formats
 from jaxmarks.data.formats.boxes import BoxAnnotation

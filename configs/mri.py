@@ -11,7 +11,7 @@ and `scouts.png` (landmarks and volume drawn), and `summary.json` with what fail
 
 **One volume is the training set**: one T1-weighted head with its AFIDs, cut into scouts in random poses with other sizes
 of its sides, smooth deformations, contrasts, shading, noise and slice offsets. All variety is synthetic; nothing here has
-seen a second person, a tumour, or a scanner. The volume is the user's (NIfTI, and 3D Slicer's .fcsv of its AFIDs);
+seen a second person, a tumour, or a scanner. The volume is the user's (NIfTI, and 3D Slicer's .fcsv or .mrk.json of its AFIDs);
 without one a head is drawn from ellipsoids, which shows that everything works and calibrates nobody.
 
 Reached on the MNI template (ICBM 2009c) in 10 minutes on two cores, on 100 held-out triples drawn alike: centre 1.3 mm,
@@ -36,7 +36,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config = configs.base()
     config.data = {
         "volume": "",  # a T1-weighted NIfTI volume of a head, and
-        "landmarks": "",  # the .fcsv of its AFIDs; the drawn head where these are empty
+        "landmarks": "",  # 3D Slicer's file of its AFIDs; the drawn head where these are empty
         "images": "",  # scouts, for --mode=predict
         "size": (128, 128),  # height and width of the network's frame
         "spacing": 2.0,  # mm of a pixel of it

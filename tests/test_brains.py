@@ -1,5 +1,7 @@
 """Scout triples cut from a head: their landmarks and boxes are exact, and what cannot be read is named."""
 
+import json
+
 import ml_collections
 import numpy as np
 import pytest
@@ -123,15 +125,69 @@ def test_fiducials_are_read_in_either_system(tmp_path):
         brains.read_fiducials(tmp_path / "a.fcsv")
 
 
+def markups(points, system="LPS"):
+    """A document as Slicer 5 writes it."""
+    each = [
+        {
+            "id": str(k),
+            "label": str(k),
+            "description": "AC",
+            "position": list(p),
+            "selected": True,
+            "positionStatus": "defined",
+        }
+        for k, p in points.items()
+    ]
+    return {"markups": [{"type": "Fiducial", "coordinateSystem": system, "controlPoints": each}]}
+
+
+def test_both_files_of_slicer_tell_the_same(tmp_path):
+    points = {k: (k, 2.5 * k, -k) for k in range(1, 33)}
+    write_fiducials(tmp_path / "a.fcsv", points, "LPS")
+    (tmp_path / "a.mrk.json").write_text(json.dumps(markups(points)))
+    expected = brains.read_fiducials(tmp_path / "a.fcsv")
+    np.testing.assert_array_equal(brains.read_fiducials(tmp_path / "a.mrk.json"), expected)
+    (tmp_path / "a.mrk.json").write_text(json.dumps(markups(points, "RAS")))
+    np.testing.assert_array_equal(brains.read_fiducials(tmp_path / "a.mrk.json"), expected * (-1, -1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["markups"][0].update(coordinateSystem="IJK"), r"markups\[0\]: coordinate system IJK"),
+        (
+            lambda d: d["markups"][0]["controlPoints"][6].update(positionStatus="undefined"),
+            r"controlPoints\[6\]: 7 is not",
+        ),
+        (
+            lambda d: d["markups"][0]["controlPoints"][6].update(position=[1, 2]),
+            r"controlPoints\[6\]: position \[1, 2\]",
+        ),
+        (lambda d: d["markups"][0]["controlPoints"][6].update(position="far"), "no points as 3D Slicer"),
+        (lambda d: d["markups"][0]["controlPoints"][6].update(label="AC"), r"controlPoints\[6\]: label 'AC'"),
+        (lambda d: d["markups"][0]["controlPoints"][6].update(label="8"), r"controlPoints\[7\]: a second AFID 8"),
+        (lambda d: d.pop("markups"), "no points as 3D Slicer writes them .KeyError"),
+        (lambda d: d["markups"].clear(), "AFIDs 1, .* are not in it"),
+    ],
+    ids=["system", "undefined", "flat", "text", "label", "twice", "no markups", "none"],
+)
+def test_wrong_markups_are_named(tmp_path, change, message):
+    document = markups({k: (k, 2.0 * k, -k) for k in range(1, 33)})
+    change(document)
+    (tmp_path / "a.mrk.json").write_text(json.dumps(document))
+    with pytest.raises(FormatError, match=message):
+        brains.read_fiducials(tmp_path / "a.mrk.json")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda text: text.replace("# CoordinateSystem = 0\n", ""), "line 2: no coordinate system above it"),
         (lambda text: text.split("\n", 2)[2] + "\n# CoordinateSystem = 0", "line 1: no coordinate system above it"),
         (lambda text: text + "\nf,0,0,0,0,0,0,1,1,1,0,7,name,node", "line 35: a second AFID 7"),
-        (lambda text: text.replace("f_7,7,", "f_7,inf,"), r"line 9: AFID 7 is at \[inf"),
-        (lambda text: text.replace("f_7,7,", "f_7,nan,"), r"line 9: AFID 7 is at \[nan"),
-        (lambda text: text.replace("7,name,node", "7,name,node,0,0"), "line 9: AFID 7 is not placed"),
+        (lambda text: text.replace("f_7,7,", "f_7,inf,"), r"line 9: 7 is at \[inf"),
+        (lambda text: text.replace("f_7,7,", "f_7,nan,"), r"line 9: 7 is at \[nan"),
+        (lambda text: text.replace("7,name,node", "7,name,node,0,0"), "line 9: 7 is not placed"),
         (lambda text: text + "\n" + "f" * 200_000, "cannot be read .*field larger"),
     ],
     ids=["no system", "system below", "twice", "infinite", "no number", "not placed", "long"],

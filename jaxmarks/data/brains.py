@@ -6,17 +6,15 @@ the mid-sagittal plane, and y from the posterior to the anterior commissure. The
 scout's plane. A head is one person's, or drawn from ellipsoids; its poses, sizes, deformations and contrasts are drawn.
 """
 
-import csv
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import scipy
 
 from jaxmarks.data import scans, scouts, slices
-from jaxmarks.data.formats import text
+from jaxmarks.data.formats import slicer
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.data.slices import PLANES, Scout
 
@@ -51,8 +49,6 @@ AC_PC = 15.0, 40.0
 TURN_LIMIT = 60.0
 # What lies on the midline is at most so far off its plane, mm, and AC so far from where it usually is, in shares of the box.
 OFF_PLANE, AC_SHARE, AC_OFF = 6.0, (0.0, 0.11, -0.06), 0.15
-# In an .fcsv of Slicer 5, columns after these 14 begin with how a point was placed: 2 where it was.
-PLACED = 14, "2"
 # Larger voxels show no commissures, and what is shorter shows no head, mm.
 VOXEL, EXTENT = 5.0, 100.0
 
@@ -99,7 +95,7 @@ class Volumes(NamedTuple):
 
 
 def read(volume, landmarks) -> Person:
-    """A person from a NIfTI volume and its AFIDs (3D Slicer's .fcsv).
+    """A person from a NIfTI volume and its AFIDs (`formats.slicer`).
 
     Raises:
       FormatError: one of them cannot be read, lacks what is needed, or they do not fit together.
@@ -170,48 +166,21 @@ def fit_in(fiducials, shape, affine, volume, file) -> None:
 
 
 def read_fiducials(path) -> np.ndarray:
-    """AFIDs of an .fcsv file: (32, 3) RAS mm, NaN for those that it does not have.
+    """AFIDs of a file of 3D Slicer's: (32, 3) RAS mm, NaN for those that it does not have.
 
     Raises:
-      FormatError: AC, PC or another that is looked for is missing, a row is damaged or doubled, or the coordinate system
-        is not said above the rows.
+      FormatError: AC, PC or another that is looked for is missing, or as `slicer.read`; a point is labelled otherwise than
+        with a number from 1 to 32, or as another one.
     """
-    path, found, system = Path(path), np.full((32, 3), np.nan), ""
-    if path.suffix.lower() == ".json":
-        raise FormatError(path, "", "a file of 3D Slicer's that is not read", "save its points as .fcsv")
-    try:
-        rows = list(csv.reader(text.read(path, ".fcsv").splitlines()))
-    except (OSError, csv.Error) as error:
-        raise FormatError(path, "", f"cannot be read ({error})", "give an .fcsv file of AFIDs") from error
-    for number, row in enumerate(rows, 1):
-        here = f"line {number}"
-        if row and row[0].startswith("#"):
-            if "CoordinateSystem" in row[0]:
-                word = row[0].partition("=")[2].strip()
-                system = {"0": "RAS", "1": "LPS"}.get(word, word)
-                if system not in ("RAS", "LPS"):
-                    raise FormatError(path, here, f"coordinate system {system}", "write it in RAS or LPS")
-            continue
-        if not row:
-            continue
-        try:
-            place, point = int(row[11]) - 1, np.array(row[1:4], float)
-            if not 0 <= place < 32:
-                raise ValueError(place)
-        except (ValueError, IndexError) as error:
-            remedy = "each row is id,x,y,z and so on, its twelfth column the AFID's number from 1 to 32"
-            raise FormatError(path, here, f"{','.join(row)[:60]!r}", remedy) from error
-        if not system:
-            raise FormatError(path, here, "no coordinate system above it", "write '# CoordinateSystem = RAS', or LPS")
-        if not np.isfinite(point).all():
-            raise FormatError(path, here, f"AFID {place + 1} is at {point.tolist()}", "mark it, or take the row away")
-        if (row[PLACED[0] :] or [PLACED[1]])[0] not in ("", PLACED[1]):
-            raise FormatError(path, here, f"AFID {place + 1} is not placed", "mark it, or take the row away")
-        if np.isfinite(found[place]).all():
-            raise FormatError(path, here, f"a second AFID {place + 1}", "take one of the rows away")
-        found[place] = point if system == "RAS" else slices.lps_to_ras(point)
-    wanted = {*NAMES, *MIDLINE}
-    missing = [k for k in sorted(wanted) if not np.isfinite(found[k - 1]).all()]
+    found = np.full((32, 3), np.nan)
+    for label, place, where in slicer.read(path):
+        number = int(label) if label.strip().isdecimal() else 0
+        if not 1 <= number <= 32:
+            raise FormatError(where, "", f"label {label!r}", "it is the AFID's number from 1 to 32")
+        if np.isfinite(found[number - 1]).all():
+            raise FormatError(where, "", f"a second AFID {number}", "take one of them away")
+        found[number - 1] = place
+    missing = [k for k in sorted({*NAMES, *MIDLINE}) if not np.isfinite(found[k - 1]).all()]
     if missing:
         raise FormatError(path, "", f"AFIDs {', '.join(map(str, missing))} are not in it", "mark all of them")
     return found

@@ -1,0 +1,89 @@
+"""Points of 3D Slicer: .fcsv, and the .json (.mrk.json) of its later versions."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmarks.data import slices
+from jaxmarks.data.formats import text
+from jaxmarks.data.samples import FormatError
+
+# In an .fcsv a point's label is the twelfth column, and in Slicer 5 columns after the fourteenth begin with how it was placed:
+# 2 where it was.
+LABEL, PLACED = 11, (14, "2")
+
+
+class Point(NamedTuple):
+    """A point: its label, its place (3,) in RAS mm, and where in the file it stands."""
+
+    label: str
+    place: np.ndarray
+    where: str
+
+
+def read(path) -> list[Point]:
+    """The points of a file, in its order.
+
+    Raises:
+      FormatError: it cannot be read, a point of it is damaged or was not placed, or the coordinate system is not said.
+    """
+    path, points = Path(path), []
+    for label, place, system, placed, where in (_markups if path.suffix.lower() == ".json" else _fcsv)(path):
+        if not placed:
+            raise FormatError(where, "", f"{label} is not placed", "mark it, or take it away")
+        if not np.isfinite(place).all():
+            raise FormatError(where, "", f"{label} is at {place.tolist()}", "mark it, or take it away")
+        points.append(Point(label, place if system == "RAS" else slices.lps_to_ras(place), where))
+    return points
+
+
+def _fcsv(path):
+    system = ""
+    try:
+        rows = list(csv.reader(text.read(path, ".fcsv").splitlines()))
+    except (OSError, csv.Error) as error:
+        raise FormatError(path, "", f"cannot be read ({error})", "give an .fcsv or .mrk.json file") from error
+    for number, row in enumerate(rows, 1):
+        where = f"{path}: line {number}"
+        if row and row[0].startswith("#"):
+            if "CoordinateSystem" in row[0]:
+                word = row[0].partition("=")[2].strip()
+                system = _system({"0": "RAS", "1": "LPS"}.get(word, word), where)
+            continue
+        if not row:
+            continue
+        try:
+            label, place = row[LABEL], np.array(row[1:4], float)
+        except (ValueError, IndexError) as error:
+            remedy = "each row is id,x,y,z and so on, its twelfth column the label"
+            raise FormatError(where, "", f"{','.join(row)[:60]!r}", remedy) from error
+        if not system:
+            raise FormatError(where, "", "no coordinate system above it", "write '# CoordinateSystem = RAS', or LPS")
+        yield label, place, system, (row[PLACED[0] :] or [PLACED[1]])[0] in ("", PLACED[1]), where
+
+
+def _markups(path):
+    document = text.read_json(path)
+    try:
+        for n, markup in enumerate(document["markups"]):
+            system = _system(markup["coordinateSystem"], f"{path}: markups[{n}]")
+            for k, point in enumerate(markup["controlPoints"]):
+                where = f"{path}: markups[{n}].controlPoints[{k}]"
+                placed = point.get("positionStatus", "defined") == "defined"
+                place = np.array(point["position"] if placed else (np.nan,) * 3, float)
+                if place.shape != (3,):
+                    raise FormatError(where, "", f"position {point['position']}", "it is [x, y, z]")
+                yield str(point["label"]), place, system, placed, where
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, FormatError):
+            raise
+        what = f"no points as 3D Slicer writes them ({type(error).__name__}: {error})"
+        raise FormatError(path, "", what, "give an .fcsv or .mrk.json file") from error
+
+
+def _system(name, where):
+    if name not in ("RAS", "LPS"):
+        raise FormatError(where, "", f"coordinate system {name}", "write it in RAS or LPS")
+    return name

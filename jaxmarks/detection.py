@@ -269,13 +269,14 @@ def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
     ap = _average_precision(
         jnp.asarray(found.boxes, jnp.float32), jnp.asarray(found.scores, jnp.float32), jnp.asarray(found.scores > 0),
         jnp.asarray(found.true, jnp.float32), jnp.asarray(found.labels >= 0), classes=jnp.asarray(found.classes),
-        truth_classes=jnp.asarray(found.labels), count=len(classes), thresholds=(0.5,),
+        truth_classes=jnp.asarray(found.labels), count=len(classes),
     )  # fmt: skip
     right = hits(found)
     return {
         **at(right),
         "f1_golden": at(hits(found, golden=True))["f1"],
-        "map50": float(ap["mAP"]),
+        "map50": float(np.nanmean(ap["AP"][0])) if np.isfinite(ap["AP"][0]).any() else np.nan,
+        "map": float(ap["mAP"]),
         "by_class": {
             name: at(right, used & (found.classes == c), found.labels == c) | {"ap50": float(ap["AP"][0, c])}
             for c, name in enumerate(classes)
@@ -310,7 +311,7 @@ def by_fold(found: Objects, threshold: np.ndarray, classes: tuple[str, ...]) -> 
         shown = found._replace(scores=scores, labels=labels)
         folds.append({"fold": int(fold)} | summarise(shown, threshold, classes) | own)
     each, spread = [one for one in folds if one["fold"] >= 0], {}
-    for key in ("f1", "f1_golden", "map50") if len(each) > 1 else ():
+    for key in ("f1", "f1_golden", "map50", "map") if len(each) > 1 else ():
         known = [one[key] for one in each if np.isfinite(one[key])]  # a fold without objects and detections has none
         spread[f"std_over_folds_{key}"] = float(np.std(known)) if len(known) > 1 else np.nan
     together = float(np.mean([one["threshold"] for one in folds]))  # as `threshold_of` all networks, which predict

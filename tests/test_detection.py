@@ -279,6 +279,7 @@ def test_what_counts_as_found_by_overlap(far, f1, map50):
     found = detection.Objects(np.array(["a"]), np.zeros(1, int), true + [far, 0, far, 0], one, 0 * one, true, 0 * one)
     summary = detection.summarise(found, 0.5, ("p",))
     assert (summary["f1"], summary["map50"]) == (f1, pytest.approx(map50))
+    assert summary["map"] == pytest.approx(map50 / 10)  # 0.51 is enough for one of COCO's ten thresholds
 
 
 @pytest.mark.parametrize(("far", "f1"), [(5.95, 1), (6.05, 0)])

@@ -359,7 +359,7 @@ def to_proofread(
 def detections(found: Found | Objects, n: int, least: float) -> list[list]:
     """The detections (x0, y0, x1, y1, class, score) in photograph `n` that score `least` or more."""
     good = (found.scores[n] >= least) & (found.scores[n] > 0)
-    columns = np.round(found.boxes[n][good], 3), found.classes[n][good], np.round(found.scores[n][good], 4)
+    columns = np.round(found.boxes[n][good], 3), found.classes[n][good], np.round(found.scores[n][good], 7)
     return [[*box, c, score] for box, c, score in zip(*(column.tolist() for column in columns), strict=True)]
 
 

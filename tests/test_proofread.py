@@ -186,12 +186,20 @@ def test_what_was_done_comes_back(play):
 
 def test_what_no_browser_keeps_is_told(page):
     code = """((images) => {
-        const full = () => { throw new Error("full"); };
-        const now = session(images, landmarks({ names: [], unit: "" }), { get: () => null, set: full });
+        let room = 0;
+        const saved = [], told = [];
+        const set = (key) => { if (!(room-- > 0)) throw new Error("full"); saved.push(key); };
+        const now = session(images, landmarks({ names: [], unit: "" }), { get: () => null, set });
         now.next();
-        return [now.kept, now.done];
+        told.push(now.kept);
+        room = 1; // for one of the two
+        now.next();
+        told.push(now.kept);
+        room = 9;
+        now.next();
+        return [...told, now.kept, now.done, saved];
     })"""
-    assert page(code, some()) == [False, 1]
+    assert page(code, some()) == [False, False, True, 3, ["1 0.png", "1 1.png", "1 2.png"]]
 
 
 def test_everything_can_be_undone(play):
@@ -206,7 +214,12 @@ def test_everything_can_be_undone(play):
         now = play(some(), f"{edit}; while (now.undo()) {{}}")
         assert (now["images"], now["stored"], now["place"]) == (fresh["images"], {}, 0), what
     now = play(some(), "now.next(); now.change(kind.removed(now.image, 1)); now.open(2); now.undo()")
-    assert now["name"] == "1.png" and now["images"][0]["checked"] and now["images"][1]["items"] == [[1, 1], [1, 2]]
+    assert (
+        now["selected"] == 0
+        and now["name"] == "1.png"
+        and now["images"][0]["checked"]
+        and now["images"][1]["items"] == [[1, 1], [1, 2]]
+    )
 
 
 def test_a_landmark_that_is_missing_is_put_where_a_click_is_once_it_is_chosen(play):
@@ -388,6 +401,14 @@ def test_the_threshold_of_what_is_right_stays(play):
     assert lines(f"{here}; now.check(true); slider.value = 0.1; now.undo()") == 3
 
 
+def test_the_threshold_that_was_set_comes_back_with_its_network(play):
+    set_to = play([scored()], "slider.value = 0.2; now.keep()", kind="boxes")["stored"]
+    told = "images.push(kind.told(images[0]))"
+    assert play([scored()], told, kind="boxes")["images"][1] == "2"
+    assert play([scored()], told, kind="boxes", stored=set_to)["images"][1] == "3"
+    assert play([scored()], told, kind="boxes", stored=set_to, threshold=0.6)["images"][1] == "2"
+
+
 def test_boxes_are_drawn_taken_named_and_deleted(play):
     one = photograph(items=[[1, 1, 6, 6, 0, None]], found=[[1, 1, 6, 7, 0, 0.9], [10, 10, 18, 20, 1, 0.8]])
     boxes = lambda script: play([one], script, kind="boxes")
@@ -427,3 +448,8 @@ def test_marked_boxes_stand_beside_what_was_found():
         },
         {"name": "b", "size": (20, 22), "items": [[1, 1, 5, 5, 0, None]], "found": None, "group": ""},
     ]
+
+
+def test_the_selected_item_lies_above_the_others(page):
+    assert page("topmost", [[0, 0], None, [1, 1], [2, 2]], 2) == [0, 1, 3, 2]
+    assert page("topmost", [[0, 0], [1, 1]], -1) == [0, 1]

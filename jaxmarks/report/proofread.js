@@ -13,6 +13,7 @@
 //   taken(image, k)                   the same after the network's item k was taken, or null
 //   beside(image, selected)           the network's item that stands for the selected one, or -1
 //   limit()                           what has to be known of the page to tell an image's items once it is right
+//   get(), put(value)                 what is set on the page for all images, to be kept as well; a kind may lack them
 //   draw(image, selected, px, add)    draws the items with add(kind, attributes, parent, text), px being a screen's pixel
 //   chips(image, selected)            buttons: {text, title, on, off, chosen: () -> {items, selected}}
 //   where(image, selected)            words on what is selected
@@ -30,6 +31,9 @@ const inside = ([x, y], [height, width]) => [clipped(rounded(x), 0, width), clip
 
 // The items with another one in the place of item k; lists of items never change themselves.
 const replaced = (items, k, item) => items.map((old, i) => (i === k ? item : old));
+
+// The numbers of items, the selected one last, as what is drawn last lies above all others.
+const topmost = (items, selected) => [...items.keys()].sort((a, b) => (a === selected) - (b === selected));
 
 // The text of a table, as CSV.
 function table(rows) {
@@ -79,8 +83,8 @@ function digest(text) {
 // What is done with the images, in a `store` of texts (get, set, which may throw) that outlives the page: an entry for each
 // image, so that pages that are open twice, and photographs that come later, leave the others' alone.
 function session(images, kind, store) {
-  const times = {}, undone = [];
-  let kept = true, others = 0;
+  const times = {}, undone = [], unkept = new Set();
+  let readable = true, others = 0;
   for (const image of images) {
     times[image.name] = (times[image.name] ?? 0) + 1; // a photograph may be marked twice
     Object.assign(image, { key: `${times[image.name]} ${image.name}`, had: digest(JSON.stringify(image.items)) });
@@ -90,8 +94,13 @@ function session(images, kind, store) {
       if (had === image.had) Object.assign(image, done);
       else others += 1;
     } catch {
-      kept = false;
+      readable = false;
     }
+  }
+  try {
+    kind.put?.(JSON.parse(store.get("settings") ?? "null"));
+  } catch {
+    readable = false;
   }
   const places = order(images, kind.doubt, "doubt");
   const at = {
@@ -104,16 +113,19 @@ function session(images, kind, store) {
     },
     // Whether the store takes what is done, and how many images had other items when it was done.
     get kept() {
-      return kept;
+      return readable && !unkept.size;
     },
     others,
-    keep({ key, items, checked, changed, limit, had } = at.image) {
+    keep(image = at.image) {
+      unkept.add(image);
       try {
-        store.set(key, checked || changed ? JSON.stringify({ items, checked, changed, limit, had }) : null);
-        kept = true;
-      } catch {
-        kept = false;
-      }
+        for (const one of unkept) { // those, too, for which there was no room before
+          const { key, items, checked, changed, limit, had } = one;
+          store.set(key, checked || changed ? JSON.stringify({ items, checked, changed, limit, had }) : null);
+          unkept.delete(one);
+        }
+        if (kind.get) store.set("settings", JSON.stringify(kind.get()));
+      } catch { /* the page tells */ }
     },
     open(place) {
       at.place = clipped(place, 0, images.length - 1);
@@ -121,15 +133,16 @@ function session(images, kind, store) {
     },
     // Before something changes, so that it can be undone.
     remember() {
-      const { items, checked, changed, limit } = at.image;
-      return undone.push([at.image, { items, checked, changed, limit }]);
+      const { image, selected } = at, { items, checked, changed, limit } = image;
+      return undone.push([image, { items, checked, changed, limit }, selected]);
     },
     undo() {
       if (!undone.length) return false;
-      const [image, before] = undone.pop();
+      const [image, before, selected] = undone.pop();
       Object.assign(image, before);
       at.keep(image);
       if (image !== at.image) at.open(at.places.indexOf(images.indexOf(image)));
+      at.selected = selected;
       return true;
     },
     // What a kind's function gives takes effect: other items, another selection, or null for nothing.
@@ -322,9 +335,9 @@ function proofread(images, kind) {
     draw();
   };
   stage.onpointerdown = (event) => {
-    if (event.button) return;
+    if (event.button || drag) return; // a second finger
     stage.setPointerCapture(event.pointerId);
-    drag = { start: window_of(event), from: pixel_of(event), view, moved: false };
+    drag = { id: event.pointerId, start: window_of(event), from: pixel_of(event), view, moved: false };
     const { item, part, taken } = event.target.closest("[data-item], [data-taken]")?.dataset ?? {};
     if (kind.drawn && (drawing || event.shiftKey)) drag.stroke = true;
     else if (taken !== undefined) drag.taken = Number(taken);
@@ -335,7 +348,7 @@ function proofread(images, kind) {
     }
   };
   stage.onpointermove = (event) => {
-    if (!drag) return;
+    if (drag?.id !== event.pointerId) return;
     const [x, y] = window_of(event), [across, down] = pixel_of(event), [left, top] = drag.from;
     drag.moved ||= Math.hypot(x - drag.start[0], y - drag.start[1]) > 2; // a hand that clicks is not quite still
     if (!drag.moved) return;
@@ -352,7 +365,7 @@ function proofread(images, kind) {
     }
   };
   stage.onpointerup = (event) => {
-    if (!drag) return;
+    if (drag?.id !== event.pointerId) return;
     const { moved, item, stroke, taken, from } = drag;
     drag = null;
     if (item && moved) now.keep();
@@ -362,7 +375,8 @@ function proofread(images, kind) {
     }
     show();
   };
-  stage.onpointercancel = () => {
+  stage.onpointercancel = (event) => {
+    if (drag?.id !== event.pointerId) return;
     drag = null;
     now.keep();
     show();
@@ -398,16 +412,16 @@ function proofread(images, kind) {
     show();
   };
   find("folder").onchange = (event) => {
-    chosen = by_path([...event.target.files].map((file) => [file.webkitRelativePath || file.name, file]));
+    chosen = new Map([...chosen, ...by_path([...event.target.files].map((file) => [file.webkitRelativePath || file.name, file]))]);
     opened();
   };
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const keys = {
     PageDown: () => open(now.place + 1),
     PageUp: () => open(now.place - 1),
-    Enter: (event) => event.repeat || right(),
-    Delete: remove,
-    Backspace: remove,
+    Enter: (event) => event.repeat || right(), // a key that is held
+    Delete: (event) => event.repeat || remove(),
+    Backspace: (event) => event.repeat || remove(),
     n: take,
     f: fit,
     Tab: (event) => change({ selected: kind.next(now.image, now.selected, event.shiftKey ? -1 : 1) }),
@@ -421,13 +435,15 @@ function proofread(images, kind) {
     const act = chord ? name === "z" && !event.altKey && undo : step ? items[selected] && nudge : keys[name];
     if (!act) return;
     event.preventDefault();
-    act(event);
+    if (!drag) act(event);
   };
   window.onresize = fit;
   window.onbeforeunload = (event) => {
     if (!now.kept) event.preventDefault(); // asks
   };
-  kind.changed = () => { // what a kind has of its own
+  kind.changed = () => { // what is set on the page for all images
+    now.selected = -1;
+    now.keep();
     now.places.forEach((_, row) => tell(row));
     show();
   };

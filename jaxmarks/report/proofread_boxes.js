@@ -115,6 +115,8 @@ function boxes({ names, threshold, images }, slider) {
     },
     beside: () => -1, // it is clicked
     limit,
+    get: () => ({ of: threshold, at: limit() }), // of another threshold it was another network's
+    put: (value) => value?.of === threshold && set(value.at),
     where({ items }, k) {
       if (!items[k]) return "";
       const [x0, y0, x1, y1, c, score] = items[k];
@@ -136,7 +138,8 @@ function boxes({ names, threshold, images }, slider) {
       for (const k of strange(image)) {
         add("rect", { ...rectangle(image.found[k]), "stroke-width": 2 * px, "stroke-dasharray": `${6 * px} ${4 * px}`, class: "strange", "data-taken": k });
       }
-      for (const k of shown(image)) {
+      for (const k of topmost(image.items, selected)) {
+        if (!counts(image)(image.items[k])) continue;
         const item = image.items[k], style = `${k === selected ? "box selected" : "box"} class${item[4] % 5}`;
         add("rect", { ...rectangle(item), "stroke-width": 4 * px, class: "rim" });
         add("rect", { ...rectangle(item), "stroke-width": 2 * px, class: style, "data-item": k });
@@ -149,14 +152,16 @@ function boxes({ names, threshold, images }, slider) {
     },
     files: { csv: (all) => boxes_csv(final(all), names), json: (all) => coco(final(all), names) },
   };
-  const words = () => (slider.nextElementSibling.textContent = limit().toFixed(2));
+  function set(value) {
+    slider.value = value;
+    slider.nextElementSibling.textContent = limit().toFixed(2);
+  }
   slider.parentElement.hidden = marked;
-  slider.value = threshold;
+  set(threshold);
   slider.oninput = () => {
-    words();
+    set(slider.value);
     kind.changed();
   };
-  slider.onchange = () => slider.blur(); // keys are for the photograph
-  words();
+  slider.onchange = slider.onpointerup = () => slider.blur(); // keys are for the photograph
   return kind;
 }

@@ -64,8 +64,9 @@ function landmarks({ names, unit }) {
         if (here) add("line", { x1: here[0], y1: here[1], x2: x, y2: y, "stroke-width": px, class: "gap" });
         add("circle", { cx: x, cy: y, r: 3 * px, class: "found" });
       });
-      items.forEach((point, k) => {
-        if (!point) return;
+      for (const k of topmost(items, selected)) {
+        const point = items[k];
+        if (!point) continue;
         const group = add("g", { class: k === selected ? "mark selected" : "mark", "data-item": k });
         const ring = { cx: point[0], cy: point[1], r: 6 * px };
         add("circle", { ...ring, r: 11 * px, class: "grip" }, group);
@@ -74,7 +75,7 @@ function landmarks({ names, unit }) {
         add("circle", { ...ring, r: px, class: "dot" }, group);
         const place = { x: point[0] + 9 * px, y: point[1] - 7 * px, "font-size": 13 * px, "stroke-width": 3 * px };
         add("text", place, group, k === selected ? label(k) : `${k + 1}`);
-      });
+      }
     },
     files: { tps, csv: landmarks_csv },
   };

@@ -11,8 +11,8 @@ and `scouts.png` (landmarks and volume drawn), and `summary.json` with what fail
 
 **One volume is the training set**: one T1-weighted head with its AFIDs, cut into scouts in random poses with other sizes
 of its sides, smooth deformations, contrasts, shading, noise and slice offsets. All variety is synthetic; nothing here has
-seen a second person, a tumour, or a scanner. The volume is the user's (NIfTI, and 3D Slicer's .fcsv or .mrk.json of its AFIDs);
-without one a head is drawn from ellipsoids, which shows that everything works and calibrates nobody.
+seen a second person, a tumour, or a scanner. The volume is the user's (NIfTI, and 3D Slicer's .fcsv or .mrk.json of its
+AFIDs); without one a head is drawn from ellipsoids, which shows that everything works and calibrates nobody.
 
 Reached on the MNI template (ICBM 2009c) in 10 minutes on two cores, on 100 held-out triples drawn alike: centre 1.3 mm,
 angle 1.7 degrees, IoU 0.945 (medians), one refused. Most of the angle is pitch: the two commissures are 27 mm apart.

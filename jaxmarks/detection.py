@@ -13,6 +13,7 @@ from jaxmarks import atomic, heads, steps
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.samples import Samples
 from jaxmarks.ops import boxes as box_ops
+from jaxmarks.ops import metrics
 
 # What counts as found: overlap with the truth, or the distance of the centres in pixels of the photograph (spine paper).
 OVERLAP, GOLDEN_DISTANCE = 0.4, 6.0
@@ -275,7 +276,7 @@ def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
     return {
         **at(right),
         "f1_golden": at(hits(found, golden=True))["f1"],
-        "map50": float(np.nanmean(ap["AP"][0])) if np.isfinite(ap["AP"][0]).any() else np.nan,
+        "map50": float(metrics.mean(ap["AP"][0])),
         "map": float(ap["mAP"]),
         "by_class": {
             name: at(right, used & (found.classes == c), found.labels == c) | {"ap50": float(ap["AP"][0, c])}

@@ -349,7 +349,7 @@ def test_boxes_that_it_saves_read_back(page, tmp_path_factory, ending, each):
 
 @settings(max_examples=60)
 @given(boxes=ONES, others=ONES)
-def test_boxes_that_are_not_shared_are_those_that_detection_counts(page, boxes, others):
+def test_boxes_that_are_not_shared_are_what_the_best_pairs_leave(page, boxes, others):
     overlaps = np.zeros((len(boxes), len(others)))
     for i, j in np.ndindex(overlaps.shape):
         (a, b, c, d, *_), (e, f, g, h, *_) = boxes[i], others[j]
@@ -448,6 +448,17 @@ def test_marked_boxes_stand_beside_what_was_found():
         },
         {"name": "b", "size": (20, 22), "items": [[1, 1, 5, 5, 0, None]], "found": None, "group": ""},
     ]
+
+
+def test_what_is_found_is_what_detection_says_is_found(page):
+    assert page("(() => FOUND)") == detection.OVERLAP
+
+
+@pytest.mark.parametrize(("k", "after", "before"), [(1, 4, 6), (4, 6, 1), (6, 1, 4), (5, 6, 4), (-1, 1, 6)], ids=str)
+def test_the_next_item_that_there_is(page, k, after, before):
+    assert (page("neighbour", [1, 4, 6], k, 1), page("neighbour", [1, 4, 6], k, -1)) == (after, before)
+    assert page("neighbour", [], k, 1) == page("neighbour", [], k, -1) == -1
+    assert page("neighbour", [2], 2, 1) == page("neighbour", [2], 2, -1) == 2
 
 
 def test_the_selected_item_lies_above_the_others(page):

@@ -1,5 +1,6 @@
 // The page on which landmarks or boxes are looked through and put right: what both have in common. All but `proofread` knows
-// nothing of the page, here and in the files of the kinds (proofread_landmarks.js, proofread_boxes.js), and is tested.
+// nothing of the page, here and in the files of the kinds (proofread_landmarks.js; proofread_boxes.js, which is given its
+// slider), and is tested.
 //
 // An image is {name, source, copied, size: [height, width], items, group, ...}, its items those of its kind, and its source
 // the address of the photograph or, `copied`, of a copy for browsers. A kind is an object of
@@ -35,6 +36,10 @@ const replaced = (items, k, item) => items.map((old, i) => (i === k ? item : old
 // The numbers of items, the selected one last, as what is drawn last lies above all others.
 const topmost = (items, selected) => [...items.keys()].sort((a, b) => (a === selected) - (b === selected));
 
+// The number after k, or before it, of those that are `there`, in a circle; -1 where none is.
+const neighbour = (there, k, by) =>
+  (by > 0 ? there.find((n) => n > k) ?? there[0] : there.findLast((n) => n < k) ?? there.at(-1)) ?? -1;
+
 // The text of a table, as CSV.
 function table(rows) {
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
@@ -62,15 +67,14 @@ const zoomed = (view, factor, x, y) => ({
 
 // The files of a folder by the ends of their paths; of several the one in the fewest folders.
 function by_path(files) {
-  const found = new Map(), depth = (path) => path.split("/").length;
-  for (const [path, file] of files) {
-    const parts = path.split("/");
+  const found = new Map(), each = files.map(([path, file]) => [path.split("/"), file]);
+  for (const [parts, file] of each.sort(([a], [b]) => a.length - b.length)) {
     parts.forEach((_, from) => {
       const end = parts.slice(from).join("/");
-      if (!found.has(end) || depth(found.get(end)[0]) > parts.length) found.set(end, [path, file]);
+      if (!found.has(end)) found.set(end, file);
     });
   }
-  return new Map([...found].map(([end, [, file]]) => [end, file]));
+  return found;
 }
 
 // A number that tells texts apart (FNV-1a, 32 bits).

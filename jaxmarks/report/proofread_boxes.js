@@ -4,7 +4,7 @@
 
 "use strict";
 
-// What counts as found: so much overlap.
+// What counts as found: so much overlap, as `OVERLAP` of detection.py.
 const FOUND = 0.4;
 
 // The share of two boxes' union that they have in common.
@@ -70,7 +70,10 @@ function shifted([x0, y0, x1, y1, c], part, [dx, dy], [height, width]) {
 // point beside the image there is none.
 function between(from, to, [width, height], c, size) {
   const [x, y] = inside(from, size);
-  if (!to) return x === rounded(from[0]) && y === rounded(from[1]) ? [x - width / 2, y - height / 2, x + width / 2, y + height / 2].map(rounded).concat(c, null) : null;
+  if (!to) {
+    if (x !== rounded(from[0]) || y !== rounded(from[1])) return null;
+    return [x - width / 2, y - height / 2, x + width / 2, y + height / 2].map(rounded).concat(c, null);
+  }
   const [across, down] = inside(to, size);
   const box = [Math.min(x, across), Math.min(y, down), Math.max(x, across), Math.max(y, down)];
   return box[2] - box[0] >= 1 && box[3] - box[1] >= 1 ? [...box, c, null] : null;
@@ -99,10 +102,7 @@ function boxes({ names, threshold, images }, slider) {
     doubt: marked ? differ : near,
     told: (image) => (marked ? `${differ(image) ?? ""}` : `${shown(image).length}`),
     first: () => -1,
-    next(image, k, by) {
-      const there = shown(image), at = there.indexOf(k);
-      return there.length ? there[(at + by + there.length) % there.length] : -1;
-    },
+    next: (image, k, by) => neighbour(shown(image), k, by),
     moved: shifted,
     removed: ({ items }, k) => ({ items: items.filter((_, i) => i !== k), selected: -1 }),
     added: () => ({ selected: -1 }),

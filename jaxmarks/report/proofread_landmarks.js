@@ -29,13 +29,7 @@ const worst = ({ doubt }) => doubt.reduce((best, one, k) => ((one ?? -1) > (doub
 function landmarks({ names, unit }) {
   const label = (k) => (names[k] ? `${k + 1} ${names[k]}` : `${k + 1}`);
   const doubt = (image) => image.doubt[worst(image)];
-  function next({ items }, from, by) {
-    for (let k = from + by; k !== from && from >= 0; k += by) {
-      k = (k + items.length) % items.length;
-      if (items[k] || k === from) return k;
-    }
-    return items.findIndex(Boolean);
-  }
+  const next = ({ items }, k, by) => neighbour([...items.keys()].filter((n) => items[n]), k, by);
   return {
     doubt,
     told(image) { // by the worst landmark's distance from the network's, or score
@@ -46,8 +40,8 @@ function landmarks({ names, unit }) {
     next,
     moved: ([x, y], part, [dx, dy], size) => inside([x + dx, y + dy], size),
     removed(image, k) { // the next one is selected: a click beside all would bring this one back
-      const items = replaced(image.items, k, null), other = next({ items }, k, 1);
-      return { items, selected: items[other] ? other : -1 };
+      const items = replaced(image.items, k, null);
+      return { items, selected: next({ items }, k, 1) };
     },
     added: ({ items, size }, k, point) => (k < 0 || items[k] ? null : { items: replaced(items, k, inside(point, size)) }),
     taken: ({ items, found, size }, k) => (found?.[k] ? { items: replaced(items, k, inside(found[k], size)), selected: k } : null),

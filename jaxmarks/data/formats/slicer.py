@@ -76,9 +76,9 @@ def _markups(path):
                 if place.shape != (3,):
                     raise FormatError(where, "", f"position {point['position']}", "it is [x, y, z]")
                 yield str(point["label"]), place, system, placed, where
+    except FormatError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, FormatError):
-            raise
         what = f"no points as 3D Slicer writes them ({type(error).__name__}: {error})"
         raise FormatError(path, "", what, "give an .fcsv or .mrk.json file") from error
 

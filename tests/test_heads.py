@@ -220,6 +220,16 @@ def test_direct_head_against_its_formula(loss, interval):
     np.testing.assert_allclose([total, count], [each[0, 0].sum(), 2], rtol=1e-5)
 
 
+@pytest.mark.parametrize("interval", ["symmetric", "unit"])
+def test_coordinates_outside_the_frame_are_put_on_its_border_and_score_nothing(interval):
+    head = heads.build({"name": "direct", "interval": interval}, landmarks=4, size=(192, 256))
+    # (0, 0), (W, H), (2 W, H / 2) and a number that is none
+    outputs = jnp.float32([[[0, 0], [1, 1], [2, 0.5], [jnp.nan, 0.5]]])
+    points, scores = head.decode(2 * outputs - 1 if interval == "symmetric" else outputs)
+    np.testing.assert_allclose(points, [[[0, 0], [256, 192], [256, 96], [np.nan, 96]]])
+    np.testing.assert_array_equal(scores, [[1, 1, 0, 0]])
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_softargmax_head_names_its_terms(stride):
     """Points, sigma and loss are in pixels of the frame, also of maps half its size."""

@@ -23,7 +23,8 @@ class Coordinates(nn.Module):
 def build(*, landmarks, size, loss="mse", interval="symmetric"):
     """The direct head.
 
-    Its scores are 1: a regressed coordinate carries no confidence of its own.
+    A regressed coordinate carries no confidence of its own: its score is 1. One outside the frame is wrong, for landmarks
+    lie inside: it is put on the border, which is nearer to wherever the landmark is, and scores 0.
 
     Args:
       landmarks: K.
@@ -50,6 +51,7 @@ def build(*, landmarks, size, loss="mse", interval="symmetric"):
 
     def decode(outputs):
         points = geometry.denormalise(2 * outputs - 1 if unit else outputs, size)
-        return points, jnp.ones(points.shape[:-1], points.dtype)
+        nearest = jnp.clip(points, 0, jnp.array([size[1], size[0]], points.dtype))
+        return nearest, jnp.all(points == nearest, axis=-1).astype(points.dtype)
 
     return Head(Coordinates(landmarks), targets, masked, decode)

@@ -1,4 +1,4 @@
-"""Landmark files, read and written as lists of `Annotation`: TPS, CSV (wide and long), COCO keypoints, LabelMe.
+"""Landmark files, read as lists of `Annotation`: TPS, CSV, COCO keypoints, LabelMe, dlib's XML, DeepLabCut; and written.
 
 No format is shifted by half a pixel: the numbers are continuous coordinates, y down after reading (a TPS file's y, which
 is up, is taken from the height of its image).
@@ -12,18 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmarks.data.formats import coco, labelme, table, text, tps
+from jaxmarks.data.formats import coco, deeplabcut, imglab, labelme, table, text, tps
 from jaxmarks.data.photographs import TURNED, finder, image_size, name_of, turn_of, unsure
 from jaxmarks.data.samples import Annotation, FormatError
 
-KNOWN = ".tps, .csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of LabelMe .json"
+KNOWN = (
+    ".tps, .csv, .tsv, .txt (tables, or DeepLabCut's), .json (COCO or LabelMe), .xml (dlib's), a folder of LabelMe's .json or"
+    " of DeepLabCut's CollectedData_*.csv"
+)
 
 
 def read(path, images=None, problems: list[dict] | None = None, *, curves: int = 0) -> list[Annotation]:
     """Reads a file of landmarks, its format told by ending and content.
 
     Args:
-      path: the file, or a folder of LabelMe files; or several, separated by commas, of the same images by different
+      path: the file, or a folder of LabelMe or DeepLabCut files; or several, separated by commas, of the same images by different
         annotators, which give their `consensus`.
       images: the folder of photographs, whose heights TPS needs; by default for TPS the file's own folder and what is
         below. An annotation then has the name of the file found there, from the folder on, and the pixels as they are
@@ -54,12 +57,17 @@ def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotat
     if not path.exists():
         raise FormatError(path, "", "no such file", "give the path of a landmark file")
     suffix = path.suffix.lower()
-    if path.is_dir():
+    tables = suffix in (".csv", ".tsv", ".txt")
+    if (path.is_dir() or tables) and (files := deeplabcut.files_of(path)):
+        found = deeplabcut.read(files, problems)
+    elif path.is_dir():
         found = labelme.read(path, problems, images)
     elif suffix == ".tps":
         found = _read_tps(path, images, problems, curves)
-    elif suffix in (".csv", ".tsv", ".txt"):
+    elif tables:
         found = table.read(path, problems)
+    elif suffix == ".xml":
+        found = imglab.read(path, problems)
     elif suffix == ".json":
         found = _read_json(path, problems, images)
     else:

@@ -1,7 +1,7 @@
-"""Boxes of objects: CSV (one row a box) and COCO JSON, read and written; VOC XML, LabelMe JSON and YOLO's .txt, read.
+"""Boxes of objects: CSV (one row a box) and COCO JSON, read and written; VOC's and dlib's XML, LabelMe and YOLO, read.
 
-A `BoxAnnotation` holds continuous pixels, y down, from the corner of the top-left pixel. COCO and LabelMe have these too;
-CSV and VOC name the first and the last pixel inside a box, CSV counting from 0 and VOC from 1. YOLO has shares of the
+A `BoxAnnotation` holds continuous pixels, y down, from the corner of the top-left pixel. COCO, LabelMe and dlib have these
+too; CSV and VOC name the first and the last pixel inside a box, CSV counting from 0 and VOC from 1. YOLO has shares of the
 image's sides, which are pixels as soon as the image is known.
 """
 
@@ -12,12 +12,11 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 
 from jaxmarks import atomic
-from jaxmarks.data.formats import coco, labelme, table, yolo
+from jaxmarks.data.formats import coco, imglab, labelme, table, yolo
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.photographs import files_in
 from jaxmarks.data.samples import FormatError
@@ -26,10 +25,13 @@ COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax
 CORNERS = COLUMNS[4:8]
 
 # What makes a format's corners continuous: added to xmin, ymin and to xmax, ymax. JSON is COCO's and LabelMe's.
-CSV, JSON, VOC, YOLO = (0, 1), (0, 0), (-1, 0), (0, 0)
-KNOWN = ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), a folder of VOC .xml, of LabelMe .json or of YOLO's .txt"
+CSV, JSON, VOC, YOLO, DLIB = (0, 1), (0, 0), (-1, 0), (0, 0), (0, 0)
+KNOWN = (
+    ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), .xml (VOC's or dlib's), a folder of VOC .xml, of LabelMe .json or of"
+    " YOLO's .txt"
+)
 
-# The class of boxes in a table that has no column for it.
+# The class of boxes of a file that tells none.
 ONLY = "object"
 
 _SYNONYMS = {"filename": ("image",), "class": ("label",), "group": table.SYNONYMS["group"]}
@@ -76,15 +78,17 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     without it all are of one, `ONLY`), width, height and group; a row with neither class nor corners is an image without
     objects. VOC is a folder of
     XML files, with its subfolders, or one file; where several subfolders have a name the image's begins with the subfolder.
+    An XML file whose root is <dataset> is dlib's (`formats.imglab`); its boxes without a label are of the class `ONLY`.
     So is LabelMe of JSON files, whose objects are the boxes around rectangles, polygons, circles and masks. YOLO is a folder
     of .txt files of the images' names (`formats.yolo`), where there are neither.
 
     Args:
       path: the file or the folder.
       problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where":
-        reversed corners (swapped), a box without area, a box that is NaN, a crowd (all three left out), a box given
-        twice (kept once), a second group or size of an image (the first one holds), an image that stands twice in COCO,
-        VOC, LabelMe or YOLO (joined), a shape of LabelMe that has no area. With None the first of them raises.
+        reversed corners (swapped), a box without area, a box that is NaN, a crowd, a box that dlib is to ignore (all left
+        out), a box given twice (kept once), a second group or size of an image (the first one holds), an image that stands
+        twice in COCO, VOC, dlib's XML, LabelMe or YOLO (joined), a shape of LabelMe that has no area. With None the first of
+        them raises.
 
     Returns:
       One annotation for each image that the file names, in the file's order.
@@ -98,6 +102,8 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     suffix = path.suffix.lower()
     if path.is_dir():
         images, shift = _read_folder(path, found_problems)
+    elif suffix == ".xml" and texts.read_xml(path).tag == "dataset":
+        images, shift = _read_dlib(path, found_problems), DLIB
     elif suffix == ".xml":
         images, shift = _read_voc(path, [path], found_problems), VOC
     elif suffix in (".csv", ".tsv", ".txt"):
@@ -366,17 +372,19 @@ def _read_voc(path, files, problems):
 
 
 def _parse(file):
-    text = texts.read(file, "VOC")
-    # Entities are declared in a DOCTYPE alone, and a few of them, one in the other, fill any memory.
-    if "<!DOCTYPE" in text:
-        raise FormatError(file, "", "a DOCTYPE", "VOC files have none: take it out")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise FormatError(file, f"line {error.position[0]}", f"no XML: {error}", "mend it") from None
+    root = texts.read_xml(file)
     if root.tag != "annotation":
         raise FormatError(file, "", f"<{root.tag}>, not <annotation>", "name a VOC file")
     return root
+
+
+def _read_dlib(path, problems):
+    images: dict[str, _Image] = {}
+    for each in imglab.photographs(path, texts.read_xml(path), problems):
+        _stands_once(images, each.name, each.where, problems)
+        entry = _entry(images, each.name, each.where, each.size, "", problems)
+        entry.objects += [(imglab.corners(where, box), imglab.label(box) or ONLY, where) for where, box in each.boxes]
+    return images
 
 
 def write(

@@ -1,12 +1,14 @@
 """CSV: one row an image (image,x1,y1,x2,y2,...) or one row a landmark (image,landmark,x,y); pixels, y down.
 
-The header tells which. Fields are separated by comma, semicolon or tab; with the latter two, decimals may be commas.
+The header tells which. Without a column that tells the landmark an image's rows are its landmarks in their order, as in
+ImageJ's results (Label,X,Y). Fields are separated by comma, semicolon or tab; with the latter two, decimals may be commas.
 Empty, NA and nan are missing. The columns group (or specimen), mm_per_px and id are read where they are there, others are
 not.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 
@@ -18,6 +20,10 @@ from jaxmarks.data.samples import Annotation, FormatError
 
 # What else a column may be called, where it is not called so.
 SYNONYMS = {"image": ("filename", "file"), "group": ("specimen", "individual")}
+# In landmarks' tables; ImageJ's label is the image, another's the landmark.
+_SYNONYMS = SYNONYMS | {"image": (*SYNONYMS["image"], "label"), "landmark": ("label",)}
+# What ImageJ writes after an image's name: the name of a region, or of a slice.
+REGION = re.compile(r"(\.\w{3,4}):.*$")
 
 
 def read(path, problems: list[dict]) -> list[Annotation]:
@@ -26,7 +32,7 @@ def read(path, problems: list[dict]) -> list[Annotation]:
     Raises:
       FormatError: no such header, a cell that is no number, a landmark given twice; it names the row.
     """
-    (line, names), rows, decimal_comma = texts.csv_rows(path, "image,x1,y1,... or image,landmark,x,y", SYNONYMS)
+    (line, names), rows, decimal_comma = texts.csv_rows(path, "image,x1,y1,... or image,landmark,x,y", _SYNONYMS)
     if "image" not in names:
         raise FormatError(path, f"line {line}", f"no column 'image' in {names}", "name the columns in row 1")
     if not rows:
@@ -35,7 +41,9 @@ def read(path, problems: list[dict]) -> list[Annotation]:
     nameless = next((number for number, row in entries if not row["image"]), None)
     if nameless:
         raise FormatError(path, f"line {nameless}", "no image name", "write the photograph's file name")
-    layout = _long if {"landmark", "x", "y"} <= set(names) else _wide
+    layout = _wide
+    if {"x", "y"} <= set(names):
+        layout = _long if "landmark" in names else _in_order
     return layout(path, names, entries, functools.partial(_number, path, decimal_comma=decimal_comma), problems)
 
 
@@ -80,6 +88,22 @@ def _long(path, names, entries, number_of, problems):
         cells = [given.get(label, ("", "", rows[0][0])) for label in order]
         found.append(_annotation(path, rows[0][0], _common(path, rows), cells, number_of, problems))
     return found if numbered else [dataclasses.replace(a, names=texts.told(order)) for a in found]
+
+
+def _in_order(path, names, entries, number_of, problems):
+    by_image: dict[str, list] = {}
+    for number, row in entries:
+        image = REGION.sub(r"\1", row["image"])
+        rows = by_image.setdefault(image, [])
+        rows.append((number, row | {"image": image, "landmark": str(len(rows) + 1)}))
+    (first, some), *others = by_image.items()
+    for image, rows in others:
+        if len(rows) != len(some):  # which of them is missing nobody knows
+            what = f"{image} has {len(rows)} rows, and {first} {len(some)}"
+            raise FormatError(
+                path, f"line {rows[0][0]}", what, "add a column landmark, or a row of NA where one is missing"
+            )
+    return _long(path, names, list(itertools.chain.from_iterable(by_image.values())), number_of, problems)
 
 
 def _common(path, rows) -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 from jaxmarks.data.samples import FormatError
 
@@ -47,19 +48,13 @@ def number(word: str) -> float:
     return float(word)
 
 
-def csv_rows(path, header: str, synonyms: Mapping[str, tuple[str, ...]]):
-    """A CSV's header and rows.
+def csv_cells(path, header: str) -> tuple[list[tuple[int, list[str]]], str]:
+    """(line, stripped cells) of each row of a CSV that is not blank, and what separates its cells.
 
-    Fields are separated by comma, semicolon or tab: by what the header has most of, or what a line "sep=;" before it says.
-
-    Returns:
-      (line, names) of the header, in lower case, and by `synonyms` where no column is called so; (line, stripped cells) of
-      each row that is not blank; and whether decimals may be commas: not between commas, and not where a coordinate has a
-      point.
+    They are separated by comma, semicolon or tab: by what the header has most of, or what a line "sep=;" before it says.
 
     Raises:
-      FormatError: an empty file, which should begin with `header`, a quote left open, a column that stands twice, a row of
-        another length than the header; it names the line.
+      FormatError: an empty file, which should begin with `header`, or a quote left open; it names the line.
     """
     text, rows, line = read(path, "CSV"), [], 1
     told = re.match(r"\s*sep=([;\t,])[;\t,]*\s*(\r\n|\r|\n)", text, re.IGNORECASE)
@@ -86,7 +81,21 @@ def csv_rows(path, header: str, synonyms: Mapping[str, tuple[str, ...]]):
             raise FormatError(
                 path, f"line {rows[-1][0]}", "no CSV: it ends within quotes", "look for a quote left open"
             ) from None
-    (first, cells), *rows = rows
+    return rows, delimiter
+
+
+def csv_rows(path, header: str, synonyms: Mapping[str, tuple[str, ...]]):
+    """A CSV's header and rows.
+
+    Returns:
+      (line, names) of the header, in lower case, and by `synonyms`, in their order, where no column is called so; (line,
+      cells) of each row, as `csv_cells` has them; and whether decimals may be commas: not between commas, and not where a
+      coordinate has a point.
+
+    Raises:
+      FormatError: as `csv_cells`, and a column that stands twice, a row of another length than the header.
+    """
+    ((first, cells), *rows), delimiter = csv_cells(path, header)
     names = [name.lower() for name in cells]
     for name, others in synonyms.items():  # a synonym counts where no column bears the name itself
         other = next((other for other in others if other in names), None)
@@ -97,11 +106,15 @@ def csv_rows(path, header: str, synonyms: Mapping[str, tuple[str, ...]]):
         raise FormatError(path, f"line {first}", f"column {twice!r} stands twice", "rename one")
     for at, cells in rows:
         if len(cells) != len(names):
-            what = f"{len(cells)} cells where the header has {len(names)}"
-            raise FormatError(path, f"line {at}", what, "mend the row")
+            raise of_another_length(path, at, cells, names)
     places = [n for n, name in enumerate(names) if re.fullmatch(r"[xy](\d*|min|max)", name)]
     point = any(re.fullmatch(r"[+-]?\d*\.\d+", cells[n]) for _, cells in rows for n in places)
     return (first, names), rows, delimiter != "," and not point
+
+
+def of_another_length(path, line: int, cells: list[str], header: list[str]) -> FormatError:
+    """The error of a row that has not as many cells as the header."""
+    return FormatError(path, f"line {line}", f"{len(cells)} cells where the header has {len(header)}", "mend the row")
 
 
 def told(names: Iterable[str]) -> tuple[str, ...]:
@@ -123,6 +136,22 @@ def read_json(path):
         raise
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError, too
         raise FormatError(path, f"line {getattr(error, 'lineno', 1)}", f"no JSON: {error}", "mend it") from None
+
+
+def read_xml(path) -> ElementTree.Element:
+    """The root of an XML file.
+
+    Raises:
+      FormatError: it is no text, no XML, or has a DOCTYPE.
+    """
+    document = read(path, "XML")
+    # Entities are declared in a DOCTYPE alone, and a few of them, one in the other, fill any memory.
+    if "<!DOCTYPE" in document:
+        raise FormatError(path, "", "a DOCTYPE", "files of annotations have none: take it out")
+    try:
+        return ElementTree.fromstring(document)
+    except ElementTree.ParseError as error:
+        raise FormatError(path, f"line {error.position[0]}", f"no XML: {error}", "mend it") from None
 
 
 def sides(entry: dict, height: str, width: str) -> tuple[int, int] | None:

@@ -1,0 +1,113 @@
+"""DeepLabCut's CSV of marked frames: header rows scorer, (individuals,) bodyparts, coords; pixels, y down.
+
+The first cells of a row are the frame's path, labeled-data/VIDEO/img001.png, in one cell or in three.
+"""
+
+import itertools
+import math
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+
+from jaxmarks.data.formats import text
+from jaxmarks.data.photographs import files_in
+from jaxmarks.data.samples import Annotation, FormatError
+
+HEADER = "scorer, bodyparts, coords in the first three rows"
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files CollectedData_*.csv of a folder and its subfolders, or the path itself where it is a file of this kind."""
+    if path.is_dir():
+        return [file for file in files_in(path, {".csv"}) if file.name.startswith("CollectedData")]
+    (_, cells), *_ = text.csv_cells(path, HEADER)[0]
+    return [path] if cells[0].lower() == "scorer" else []
+
+
+def read(files: list[Path], problems: list[dict]) -> list[Annotation]:
+    """Reads one animal a frame, of all files together: the landmarks are their body parts in the order of the first.
+
+    The frames of a video are one group. Where all are of one video each is a group of its own, and that is a problem: its
+    neighbours look alike.
+
+    Raises:
+      FormatError: a header or a row that is not DeepLabCut's, a cell that is no number, two animals marked on a frame; it
+        names the row.
+    """
+    frames = list(itertools.chain.from_iterable(_read(file, problems) for file in files))
+    if not frames:
+        raise FormatError(files[0], "", "a header and no frame", "mark some")
+    parts = list(dict.fromkeys(part for *_, marks in frames for part in marks))
+    folder = lambda name: PureWindowsPath(name).parent.as_posix()  # takes both kinds of slash
+    several = len({folder(name) for name, *_ in frames}) > 1
+    if not several:
+        what = f"all {len(frames)} frames are of one video: scores on some of them say little about another one"
+        problems.append({"image": frames[0][0], "what": what, "where": frames[0][1]})
+    found = []
+    for name, where, marks in frames:
+        rows = np.array([marks.get(part, (math.nan, math.nan)) for part in parts])
+        visible = np.isfinite(rows).all(1)
+        points, group = np.where(visible[:, None], rows, 0.0), folder(name) if several else ""
+        found.append(
+            Annotation(image=name, points=points, visible=visible, group=group, where=where, names=text.told(parts))
+        )
+    return found
+
+
+def _read(path, problems):
+    """(name, place, {body part: (x, y)}) of each frame, a missing landmark NaN."""
+    rows, _ = text.csv_cells(path, HEADER)
+    header: dict[str, list[str]] = {}
+    while rows and "coords" not in header:
+        line, cells = rows.pop(0)
+        header[cells[0].lower()] = cells
+        if len(cells) != len(header["scorer"]):
+            raise text.of_another_length(path, line, cells, header["scorer"])
+    absent = next((name for name in ("bodyparts", "coords") if name not in header), None)
+    if absent:
+        raise FormatError(path, "line 1", f"no row {absent!r}", f"DeepLabCut has {HEADER}")
+    coords = [cell.lower() for cell in header["coords"]]
+    wide = next((n for n, cell in enumerate(coords) if cell == "x"), len(coords))
+    animals = header.get("individuals", [""] * len(coords))
+    columns: dict[tuple[str, str], dict[str, int]] = {}
+    for n in range(wide, len(coords)):
+        columns.setdefault((animals[n], header["bodyparts"][n]), {})[coords[n]] = n
+    if not columns:
+        raise FormatError(path, "", "no column x in the row 'coords'", f"DeepLabCut has {HEADER}")
+    for (animal, part), places in columns.items():
+        if not {"x", "y"} <= set(places):
+            raise FormatError(path, "", f"{f'{animal} {part}'.strip()} has no x, or no y", "write both columns")
+    for line, cells in rows:
+        if len(cells) != len(coords):
+            raise text.of_another_length(path, line, cells, coords)
+        name, where = "/".join(cell for cell in cells[:wide] if cell), f"{path}: line {line}"
+        if not name:
+            raise FormatError(where, "", "no frame", "write its path")
+        marks: dict[str, tuple[float, float]] = {}
+        whose: dict[str, str] = {}
+        for (animal, part), places in columns.items():
+            point = _point(where, part, [cells[places[axis]] for axis in "xy"], name, problems)
+            if part not in marks or math.isnan(marks[part][0]):
+                marks[part] = point
+            if not math.isnan(point[0]) and animal != "single":  # whose parts are of no animal
+                whose.setdefault(animal, part)
+        if len(whose) > 1:
+            what = f"two animals, {' and '.join(list(whose)[:2])}"
+            raise FormatError(where, "", what, "crop them to an image each, or keep one")
+        yield name, where, marks
+
+
+def _point(where, part, cells, name, problems) -> tuple[float, float]:
+    gone = [cell.lower() in text.MISSING for cell in cells]
+    if any(gone):
+        if not all(gone):
+            problems.append({"image": name, "what": f"{part} has one coordinate: taken as missing", "where": where})
+        return math.nan, math.nan
+    try:
+        x, y = map(text.number, cells)
+    except ValueError:
+        what = f"{part} at {', '.join(map(repr, cells))}"
+        raise FormatError(where, "", f"{what} is not a pair of numbers", "write pixels, or nothing") from None
+    if not math.isfinite(x + y):
+        raise FormatError(where, "", f"{part} at ({x}, {y}) is not finite", "write pixels, or nothing")
+    return x, y

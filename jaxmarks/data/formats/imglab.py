@@ -1,0 +1,129 @@
+"""dlib's XML, as imglab and ml-morph write it: a box for each object, whose parts are landmarks; pixels, y down.
+
+Parts are continuous coordinates as they stand, like those of all formats; a box holds `width` x `height` pixels from `left`
+and `top` on.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from jaxmarks.data.formats import text
+from jaxmarks.data.samples import Annotation, FormatError
+
+
+class Photograph(NamedTuple):
+    """One <image>: its name, its (height, width) where it tells it, its boxes with their places, and its own place."""
+
+    name: str
+    size: tuple[int, int] | None
+    boxes: list[tuple[str, Element]]
+    where: str
+
+
+def photographs(path, root: Element, problems: list[dict]) -> Iterator[Photograph]:
+    """The photographs of a file; boxes that are to be ignored are named in `problems`.
+
+    Raises:
+      FormatError: a root that is no <dataset>, an image without a name.
+    """
+    if root.tag != "dataset":
+        raise FormatError(path, "", f"<{root.tag}>, not <dataset>", "name a file of imglab")
+    for i, image in enumerate(root.iterfind("images/image"), 1):
+        where = f"{path}: image {i}"
+        name = image.get("file", "").strip()
+        if not name:
+            raise FormatError(where, "", "no file", "write the photograph's name: <image file='...'>")
+        sides = [image.get(side, "") for side in ("height", "width")]
+        size = (int(sides[0]), int(sides[1])) if all(side.isdecimal() and int(side) for side in sides) else None
+        boxes = []
+        for k, box in enumerate(image.iterfind("box"), 1):
+            if box.get("ignore", "0").strip() not in ("0", ""):
+                problems.append({"image": name, "what": f"box {k} is to be ignored: left out", "where": where})
+                continue
+            boxes.append((f"{where}, box {k}", box))
+        yield Photograph(name, size, boxes, where)
+
+
+def read(path, problems: list[dict]) -> list[Annotation]:
+    """Reads the parts of one box an image. An image without any has all landmarks missing, and is a problem.
+
+    The landmarks are the names of all parts in natural order; those that are numbered from 0 or 1 have no names.
+
+    Raises:
+      FormatError: no file of imglab, a part without a name, twice, or whose place is no number, two boxes with parts on an
+        image; it names the place.
+    """
+    found = []
+    for each in photographs(path, text.read_xml(path), problems):
+        marked = [(where, _parts(where, box, each.name, problems)) for where, box in each.boxes]
+        several = [where for where, parts in marked if parts]
+        if len(several) > 1:
+            what = f"a second box with parts on {each.name}"
+            raise FormatError(several[1], "", what, "crop the specimens to an image each, or keep one")
+        found.append((each, next((parts for _, parts in marked if parts), {})))
+        if not several:
+            problems.append({"image": each.name, "what": "no parts: all missing", "where": each.where})
+    labels = sorted({label for _, parts in found for label in parts}, key=text.natural)
+    if not labels:
+        raise FormatError(path, "", "no <part> in any box", "mark landmarks as parts of a box")
+    numbered = all(map(str.isdecimal, labels)) and [*map(int, labels)] in (
+        [*range(len(labels))],
+        [*range(1, len(labels) + 1)],
+    )
+    annotations = []
+    for each, parts in found:
+        rows = np.array([parts.get(label, (math.nan, math.nan)) for label in labels])
+        visible = np.isfinite(rows).all(1)
+        annotations.append(
+            Annotation(
+                image=each.name,
+                points=np.where(visible[:, None], rows, 0.0),
+                visible=visible,
+                where=each.where,
+                size=each.size,
+                names=() if numbered else text.told(labels),
+            )
+        )
+    return annotations
+
+
+def _parts(where, box, image, problems) -> dict[str, tuple[float, float]]:
+    parts: dict[str, tuple[float, float]] = {}
+    for part in box.iterfind("part"):
+        label = part.get("name", "").strip()
+        if not label:
+            raise FormatError(where, "", "a part without a name", "name the landmark")
+        if label in parts:
+            raise FormatError(where, "", f"part {label} again", "delete one")
+        parts[label] = (_number(where, part, "x"), _number(where, part, "y"))
+        if not all(map(math.isfinite, parts[label])):
+            what = f"part {label} at {parts[label]}: taken as missing"
+            problems.append({"image": image, "what": what, "where": where})
+    return parts
+
+
+def corners(where: str, box: Element) -> list[float]:
+    """x0, y0, x1, y1 of a box.
+
+    Raises:
+      FormatError: a side or a corner that is missing or no number.
+    """
+    left, top, width, height = (_number(where, box, key) for key in ("left", "top", "width", "height"))
+    return [left, top, left + width, top + height]
+
+
+def label(box: Element) -> str:
+    """The class of a box; empty where it has none."""
+    return (box.findtext("label") or "").strip()
+
+
+def _number(where, element, key) -> float:
+    cell = element.get(key, "").strip()
+    try:
+        return text.number(cell)
+    except ValueError:
+        raise FormatError(where, "", f"{key}={cell!r} of <{element.tag}> is not a number", "write pixels") from None

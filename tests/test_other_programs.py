@@ -1,0 +1,264 @@
+"""Landmarks and boxes as dlib's imglab, DeepLabCut and ImageJ write them."""
+
+import math
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxmarks import formats
+from jaxmarks.data import folder
+from jaxmarks.data.formats import boxes
+from jaxmarks.data.samples import FormatError
+
+name = st.text("abcXYZ0189_-. ()=é,;'\"<&", min_size=1, max_size=8).map(str.strip).filter(bool)
+pixel = st.one_of(st.integers(0, 4000).map(float), st.floats(0, 4000))
+
+
+def read(tmp_path, content, file="marks.xml", problems=None):
+    (tmp_path / file).write_text(content)
+    return formats.read(tmp_path / file, problems=problems)
+
+
+def dataset(*images):
+    """A file of imglab, of such images."""
+    head = "<?xml version='1.0' encoding='ISO-8859-1'?>\n<?xml-stylesheet type='text/xsl' href='a.xsl'?>\n"
+    return f"{head}<dataset>\n<name>x</name>\n<comment/>\n<images>\n{''.join(images)}</images>\n</dataset>\n"
+
+
+def image(*found, file="a.png", sides=""):
+    return f"<image file={quoteattr(file)}{sides}>{''.join(found)}</image>\n"
+
+
+def box(*parts, left=3, top=5, label="", rest=""):
+    inner = "".join(f"<part name={quoteattr(k)} x='{x!r}' y='{y!r}'/>" for k, x, y in parts)
+    label = f"<label>{label}</label>" if label else ""
+    return f"<box top='{top}' left='{left}' width='30' height='20'{rest}>{label}{inner}</box>"
+
+
+def test_parts_of_imglab_are_landmarks_in_natural_order(tmp_path):
+    parts = [(f"{k:02}", 10 * k, k + 0.5) for k in (10, 2, 0, 1, *range(3, 10))]
+    text = dataset(
+        image(box(*parts), file="train/a.png", sides=" width='40' height='30'"),
+        image(box(*parts[1:], rest=" ignore='0'"), file="train\\b.png"),
+        image(box(("00", 1, 2), rest=" ignore='1'"), box(), file="c.png"),
+    )
+    problems: list = []
+    a, b, c = read(tmp_path, text, problems=problems)
+    assert (a.image, a.size, a.names, b.image, b.size) == ("train/a.png", (30, 40), (), "train\\b.png", None)
+    np.testing.assert_array_equal(a.points, [[10 * k, k + 0.5] for k in range(11)])
+    assert a.visible.all() and not a.upright
+    np.testing.assert_array_equal(b.visible, [True] * 10 + [False])
+    assert not c.visible.any()
+    assert [(p["image"], p["what"]) for p in problems] == [
+        ("c.png", "box 1 is to be ignored: left out"), ("c.png", "no parts: all missing"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [("01", ()), ("12", ()), ("13", ("1", "3")), (("eye", "fin"), ("eye", "fin")), (("l1", "l2"), ())],
+)
+def test_names_of_parts_are_kept_unless_they_are_a_numbering(labels, names, tmp_path):
+    (found,) = read(tmp_path, dataset(image(box(*((label, 1, 2) for label in labels)))))
+    assert found.names == names and len(found.points) == 2
+
+
+@given(st.dictionaries(name, st.dictionaries(st.sampled_from("pqrs"), st.tuples(pixel, pixel)), min_size=1, max_size=4))
+def test_what_imglab_holds_is_read_to_the_last_digit(tmp_path_factory, marks):
+    images = [image(box(*((k, *at) for k, at in parts.items())), file=file) for file, parts in marks.items()]
+    labels = sorted({k for parts in marks.values() for k in parts})
+    (path := tmp_path_factory.mktemp("imglab") / "a.xml").write_text(dataset(*images), encoding="utf-8")
+    if not labels:
+        with pytest.raises(FormatError, match="no <part> in any box"):
+            formats.read(path)
+        return
+    for found, (file, parts) in zip(formats.read(path, problems=[]), marks.items(), strict=True):
+        assert found.image == file
+        np.testing.assert_array_equal(found.visible, [k in parts for k in labels])
+        np.testing.assert_array_equal(found.points, [parts.get(k, (0, 0)) for k in labels])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<annotation/>", "<annotation>, not <dataset>"),
+        ("<dataset>", "line 1: no XML"),
+        ("<!DOCTYPE a><dataset/>", "a DOCTYPE"),
+        (dataset(), "no <part> in any box"),
+        (dataset(image(file=" ")), "image 1: no file"),
+        (dataset(image(), image(box(("", 1, 2)))), "image 2, box 1: a part without a name"),
+        (dataset(image(box(("p", 1, 2), ("p", 1, 2)))), "image 1, box 1: part p again"),
+        (dataset(image(box(("p", 1, 2)).replace("'2'", "'2,5'"))), "image 1, box 1: y='2,5' of <part> is not a number"),
+        (dataset(image(box(("p", 1, 2)), box(("p", 1, 2)))), "image 1, box 2: a second box with parts on a.png"),
+    ],
+)
+def test_what_is_wrong_with_imglabs_parts_is_named(content, message, tmp_path):
+    with pytest.raises(FormatError) as error:
+        read(tmp_path, content, problems=[])
+    assert str(error.value).startswith(f"{tmp_path / 'marks.xml'}: {message}"), str(error.value)
+
+
+def test_parts_that_are_no_numbers_are_missing_and_named(tmp_path):
+    problems: list = []
+    (found,) = read(tmp_path, dataset(image(box(("p", 1, 2), ("q", math.nan, 2)))), problems=problems)
+    np.testing.assert_array_equal(found.visible, [True, False])
+    assert [p["what"] for p in problems] == ["part q at (nan, 2.0): taken as missing"]
+
+
+def test_boxes_of_imglab_hold_as_many_pixels_as_they_say(tmp_path):
+    text = dataset(
+        image(box(label="spine"), box(left=10, label="stub"), sides=" width='40' height='30'"),
+        image(box(), box(left=-2.5, rest=" ignore='1'"), file="b.png"),
+        image(file="c.png"),
+    )
+    (tmp_path / "a.xml").write_text(text)
+    problems: list = []
+    a, b, c = boxes.read(tmp_path / "a.xml", problems)
+    np.testing.assert_array_equal(a.boxes, [[3, 5, 33, 25], [10, 5, 40, 25]])
+    assert (a.classes, a.size, b.classes, len(c.boxes)) == (("spine", "stub"), (30, 40), ("object",), 0)
+    np.testing.assert_array_equal(b.boxes, [[3, 5, 33, 25]])
+    assert [p["what"] for p in problems] == ["box 2 is to be ignored: left out"]
+    (tmp_path / "a.xml").write_text(text.replace("width='30'", "", 1))
+    with pytest.raises(FormatError, match="image 1, box 1: width='' of <box> is not a number"):
+        boxes.read(tmp_path / "a.xml", [])
+
+
+CUT = """scorer,Ann,Ann,Ann,Ann
+bodyparts,snout,snout,tail,tail
+coords,x,y,x,y
+labeled-data/one/img001.png,10.5,20.25,,
+labeled-data/two/img001.png,1,2,3,4
+"""
+
+
+def test_deeplabcuts_frames_are_grouped_by_their_videos(tmp_path):
+    one, two = read(tmp_path, CUT, "CollectedData_Ann.csv")
+    assert (one.image, one.group) == ("labeled-data/one/img001.png", "labeled-data/one")
+    assert (two.group, two.names) == ("labeled-data/two", ("snout", "tail"))
+    np.testing.assert_array_equal(one.visible, [True, False])
+    np.testing.assert_array_equal(one.points, [[10.5, 20.25], [0, 0]])
+    np.testing.assert_array_equal(two.points, [[1, 2], [3, 4]])
+
+
+def test_deeplabcuts_paths_in_three_cells_read_the_same(tmp_path):
+    lines = CUT.replace("labeled-data/", "labeled-data,").replace("/img", ",img").splitlines()
+    wide = [line.replace(",", ",,,", 1) for line in lines[:3]] + lines[3:]
+    old, new = read(tmp_path, CUT, "a.csv"), read(tmp_path, "\n".join(wide), "b.csv")
+    assert [(a.image, a.group, a.names) for a in old] == [(a.image, a.group, a.names) for a in new]
+    for a, b in zip(old, new, strict=True):
+        np.testing.assert_array_equal(a.points, b.points)
+
+
+def test_a_folder_of_deeplabcut_is_all_its_videos_together(tmp_path):
+    """As a project has it: the photographs beside each file, and body parts that only some videos have."""
+    videos = {"one": CUT, "two": CUT.replace("tail", "fin")}
+    for video, text in videos.items():
+        (place := tmp_path / "labeled-data" / video).mkdir(parents=True)
+        rows = [row for row in text.splitlines() if not row.startswith("labeled") or f"/{video}/" in row]
+        (place / "CollectedData_Ann.csv").write_text("\n".join(rows))
+        Image.new("RGB", (40, 30)).save(place / "img001.png")
+    marks = tmp_path / "labeled-data"
+    for photographs in (tmp_path, marks):
+        samples, names, problems = folder.load(photographs, marks, size=(30, 40))
+        assert names == ("snout", "tail", "fin") and not problems
+        assert samples.specimen.tolist() == ["labeled-data/one", "labeled-data/two"]
+        np.testing.assert_array_equal(samples.visible, [[True, False, False], [True, False, True]])
+        np.testing.assert_array_equal(samples.points[1], [[1, 2], [0, 0], [3, 4]])
+
+
+def test_frames_of_one_video_are_told_to_be_alike(tmp_path):
+    problems: list = []
+    found = read(tmp_path, CUT.replace("two/img001", "one/img002"), "a.csv", problems)
+    assert [a.group for a in found] == ["", ""]
+    assert "all 2 frames are of one video" in problems[0]["what"]
+
+
+SEVERAL = """scorer,Ann,Ann,Ann,Ann,Ann,Ann,Ann,Ann
+individuals,m1,m1,m2,m2,m2,m2,single,single
+bodyparts,snout,snout,snout,snout,tail,tail,cage,cage
+coords,x,y,x,y,x,y,x,y
+a/1.png,1,2,,,,,7,8
+b/1.png,,,3,4,5,6,NaN,nan
+"""
+
+
+def test_of_several_animals_one_may_be_marked_on_a_frame(tmp_path):
+    one, two = read(tmp_path, SEVERAL, "a.csv")
+    assert one.names == ("snout", "tail", "cage")
+    np.testing.assert_array_equal(one.points, [[1, 2], [0, 0], [7, 8]])
+    np.testing.assert_array_equal(two.points, [[3, 4], [5, 6], [0, 0]])
+    with pytest.raises(FormatError, match=r"a\.csv: line 5: two animals, m1 and m2"):
+        read(tmp_path, SEVERAL.replace("1,2,,", "1,2,3,4"), "a.csv")
+
+
+def test_likelihoods_are_passed_over(tmp_path):
+    text = "scorer,N,N,N\nbodyparts,p,p,p\ncoords,x,y,likelihood\na/1.png,1,2,0.9\nb/1.png,3,4,0.1\n"
+    np.testing.assert_array_equal([a.points for a in read(tmp_path, text, "a.csv")], [[[1, 2]], [[3, 4]]])
+
+
+@given(
+    st.lists(st.lists(st.one_of(st.none(), st.tuples(pixel, pixel)), min_size=3, max_size=3), min_size=1, max_size=4)
+)
+def test_what_deeplabcut_holds_is_read_to_the_last_digit(tmp_path_factory, frames):
+    heads = ["scorer" + 6 * ",Ann", "bodyparts,a,a,b,b,c,c", "coords" + 3 * ",x,y"]
+    rows = [
+        ",".join([f"labeled-data/{n}/f.png", *("," if at is None else f"{at[0]!r},{at[1]!r}" for at in points)])
+        for n, points in enumerate(frames)
+    ]
+    (path := tmp_path_factory.mktemp("cut") / "a.csv").write_text("\n".join(heads + rows))
+    for found, points in zip(formats.read(path, problems=[]), frames, strict=True):
+        np.testing.assert_array_equal(found.visible, [at is not None for at in points])
+        np.testing.assert_array_equal(found.points, [at or (0, 0) for at in points])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("scorer,a,a\n", "line 1: no row 'bodyparts'"),
+        ("scorer,a,a\nbodyparts,p,p\n", "line 1: no row 'coords'"),
+        ("scorer,a,a\nbodyparts,p\n", "line 2: 2 cells where the header has 3"),
+        ("scorer,a,a\nbodyparts,p,p\ncoords,u,v\n", "no column x in the row 'coords'"),
+        ("scorer,a,a\nbodyparts,p,p\ncoords,x,z\n", "p has no x, or no y"),
+        ("scorer,a,a\nbodyparts,p,p\ncoords,x,y\n", "a header and no frame"),
+        (CUT + "labeled-data/two/img002.png,1,2,3\n", "line 6: 4 cells where the header has 5"),
+        (CUT + ",1,2,3,4\n", "line 6: no frame"),
+        (CUT + "a.png,1,2,x,4\n", "line 6: tail at 'x', '4' is not a pair of numbers"),
+        (CUT + "a.png,1,inf,3,4\n", "line 6: snout at (1.0, inf) is not finite"),
+    ],
+)
+def test_what_is_wrong_with_deeplabcuts_files_is_named(content, message, tmp_path):
+    with pytest.raises(FormatError) as error:
+        read(tmp_path, content, "a.csv", [])
+    assert str(error.value).startswith(f"{tmp_path / 'a.csv'}: {message}"), str(error.value)
+
+
+def test_one_coordinate_of_deeplabcut_is_a_problem(tmp_path):
+    problems: list = []
+    read(tmp_path, CUT.replace("1,2,3,4", "1,,3,4"), "a.csv", problems)
+    assert [p["what"] for p in problems] == ["snout has one coordinate: taken as missing"]
+
+
+def test_rows_of_imagejs_results_are_landmarks_in_their_order(tmp_path):
+    text = " ,Label,Area,X,Y,Slice\n1,a.jpg,0,10.5,20,1\n2,a.jpg:0012-0034,0,30,40.25,1\n3,b.tif,0,NaN,6,1\n4,b.tif,0,7,8,1\n"
+    problems: list = []
+    a, b = read(tmp_path, text, "Results.csv", problems)
+    assert (a.image, b.image, a.names) == ("a.jpg", "b.tif", ())
+    np.testing.assert_array_equal(a.points, [[10.5, 20], [30, 40.25]])
+    np.testing.assert_array_equal(b.visible, [False, True])
+    assert [(p["image"], p["where"]) for p in problems] == [("b.tif", f"{tmp_path / 'Results.csv'}: line 4")]
+
+
+def test_a_label_beside_an_image_is_its_landmark(tmp_path):
+    (found,) = read(tmp_path, "image,label,x,y\na.png,tail,3,4\na.png,eye,1,2\n", "a.csv")
+    assert found.names == ("eye", "tail")
+    np.testing.assert_array_equal(found.points, [[1, 2], [3, 4]])
+
+
+def test_images_with_other_numbers_of_rows_are_named(tmp_path):
+    """Which landmark is missing nobody knows."""
+    with pytest.raises(FormatError, match=r"a.csv: line 4: b.png has 1 rows, and a.png 2; add a column landmark"):
+        read(tmp_path, "image,x,y\na.png,1,2\na.png,3,4\nb.png,5,6\n", "a.csv")

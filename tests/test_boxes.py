@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmarks import platforms
+from jaxmarks import heads, platforms
 from jaxmarks.ops import boxes as bx
 from jaxmarks.ops import metrics
 
@@ -912,3 +912,32 @@ def test_equally_near_truths_are_paired_as_pycocotools_pairs_them():
         reference = coco_precision(data, 3)
         found = mean_average_precision(**data, count=3)
         np.testing.assert_allclose(found["AP"], np.where(reference < 0, np.nan, reference), atol=1e-6)
+
+
+def test_classes_come_with_their_number():
+    box, one, yes = jnp.array([[[0, 0, 10, 10.0]]]), jnp.ones((1, 1)), jnp.ones((1, 1), bool)
+    with pytest.raises(ValueError, match="classes need count"):
+        bx.mean_average_precision(box, one, yes, box, yes, classes=jnp.ones((1, 1), jnp.int32))
+
+
+def test_overlaps_on_a_threshold_are_hits_in_both_precisions():
+    box, whole = np.float32([[[0, 0, 10, 7]]]), np.float32([[[0, 0, 10, 10]]])
+    one, yes = np.ones((1, 1), np.float32), np.ones((1, 1), bool)
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            assert bx.mean_average_precision(box, one, yes, whole, yes)["mAP"] == 0.5  # of 0.5, 0.55 ... 0.7
+            assert bx.keypoint_average_precision(np.float32([0.7]), np.ones(1))["mAP"] == 0.5
+
+
+def test_a_limit_of_objects_is_not_one_of_boxes():
+    """Eight boxes of one object, and one of another: with places for two both are found."""
+    found = heads.suppressed(
+        jnp.array([[0, 0, 10, 10.0]] * 8 + [[50, 50, 60, 60.0]]), jnp.array([0.9] * 8 + [0.8]), jnp.zeros(9, jnp.int32),
+        limit=2, overlap=0.5,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.scores, [0.9, 0.8])
+    maps = np.full((1, 16, 16, 5), -9.0, np.float32)
+    maps[..., 1:3], maps[..., 3:] = 0.5, 0
+    maps[0, 4, 4, 0], maps[0, 4, 6, 0], maps[0, 12, 12, 0] = 3, 2.5, 2
+    head = heads.build({"name": "centre", "limit": 2}, size=(64, 64), classes=1, sizes=(30, 30))
+    np.testing.assert_allclose(head.decode(jnp.asarray(maps)).scores, [[0.9526, 0.8808]], atol=1e-4)

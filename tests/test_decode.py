@@ -268,3 +268,17 @@ def test_a_map_that_is_no_number_has_no_score(count):
     for function in (decode.argmax, jax.jit(decode.argmax)):
         _, scores = function(maps)
         assert np.isnan(scores[:, 0]).all() and np.isfinite(scores[:, 1:]).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_soft_argmax_does_not_drift_to_the_middle_of_large_maps(temperature):
+    """Evidence of nothing has no weight, however many pixels have it."""
+    maps = heatmaps.gaussian(jnp.array([[40.3, 30.7]]), (256, 256), 3.0)
+    np.testing.assert_allclose(decode.soft_argmax(maps, temperature=temperature)[0], [[40.3, 30.7]], atol=0.01)
+
+
+def test_dark_smooths_what_is_left_of_negative_values():
+    dip = 4 * heatmaps.gaussian(jnp.array([[44.3, 30.7]]), (64, 80), 1.0)
+    maps = heatmaps.gaussian(jnp.array([[40.3, 30.7]]), (64, 80), 2.0) - dip
+    for mine, theirs in zip(decode.dark(maps), decode.dark(jnp.maximum(maps, 0)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)

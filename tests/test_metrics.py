@@ -237,3 +237,41 @@ def test_a_missing_landmark_that_is_no_number_has_a_gradient():
     found, true = jnp.array([[1.0, 2], [3, 4]]), jnp.array([[jnp.nan, jnp.nan], [3.0, 5]])
     far = lambda found: metrics.mean(metrics.distances(found, true, [False, True]))
     np.testing.assert_allclose(jax.grad(far)(found), [[0, 0], [0, -1]])
+
+
+@pytest.mark.parametrize("measure", ["r2", "explained_variance", "pearson", "std", "oks"])
+def test_measures_have_gradients_where_landmarks_are_missing(measure):
+    draw = np.random.default_rng(0)
+    true = draw.uniform(0, 100, (6, 4, 2)).astype(np.float32)
+    found, visible = true + draw.normal(size=true.shape).astype(np.float32), np.ones((6, 4), bool)
+    visible[0, 0] = False
+    true[0, 0] = np.nan
+
+    def value(found):
+        if measure == "std":
+            return metrics.summarise(metrics.distances(found, true, visible))["std"]
+        if measure == "oks":
+            return metrics.oks(metrics.distances(found, true, visible), jnp.full(6, 50.0)).sum()
+        return metrics.correlations(found, true, visible)[measure]
+
+    gradient = np.asarray(jax.grad(value)(jnp.asarray(found)), np.float64)
+    assert np.isfinite(gradient).all() and (gradient[0, 0] == 0).all() and np.abs(gradient).max() > 0
+    step = np.zeros_like(found)
+    step[2, 1, 0] = 0.05
+    slope = (value(jnp.asarray(found + step)) - value(jnp.asarray(found - step))) / 0.1
+    np.testing.assert_allclose(gradient[2, 1, 0], slope, rtol=0.05, atol=1e-5)
+
+
+def test_flags_of_coco_are_read_as_truth_values():
+    """0 is missing, 1 hidden and 2 in sight, of which the first alone does not count."""
+    draw = np.random.default_rng(1)
+    true = draw.uniform(0, 100, (6, 4, 2))
+    found, flags = true + draw.normal(size=true.shape), np.tile([2, 2, 1, 0], (6, 1))
+    for name, value in metrics.correlations(found, true, flags).items():
+        assert value == metrics.correlations(found, true, flags > 0)[name], name
+
+
+def test_what_lies_on_a_threshold_is_within_it_in_both_precisions():
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            np.testing.assert_array_equal(metrics.success_rates(np.float32([0.1, 0.7]), [0.1, 0.7]), [0.5, 1])

@@ -76,6 +76,8 @@ def build(
             matrix = geometry.compose(turn, matrix)
         if flip is not None and mirror:
             order = jnp.array(flip, jnp.int32)
+            if len(order) != len(points):
+                raise ValueError(f"flip has {len(order)} entries, and there are {len(points)} landmarks")
             mirrored = jax.random.bernoulli(mirror_key, mirror) & ~jnp.any(visible & (order < 0))
             matrix = jnp.where(mirrored, geometry.compose(spatial.mirror(frame), matrix), matrix)
             points = jnp.where(mirrored, points[order], points)
@@ -93,7 +95,13 @@ def build(
         corners = corners.reshape(-1, 4, 2)
         boxes = jnp.concatenate([corners.min(1), corners.max(1)], axis=-1)
         labels = jnp.where(geometry.inside((boxes[:, :2] + boxes[:, 2:]) / 2, new_size), labels, -1)
-        return geometry.affine(matrix, source), points, visible & geometry.inside(points, new_size), boxes, labels
+        return (
+            geometry.affine(matrix, source),
+            points,
+            (visible != 0) & geometry.inside(points, new_size),
+            boxes,
+            labels,
+        )
 
     def paint(functions, keys, images):
         for number, (function, strength) in enumerate(functions):

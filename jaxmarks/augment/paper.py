@@ -28,7 +28,9 @@ def build(*, channels: int, maximum: int = 50, seed: int = 0):
         chosen = jnp.arange(3) == version % 3
         lifted = jnp.minimum(image.astype(jnp.int32) + constant * (chosen & (version < 3)), 255)
         alone = (version >= 3) & (version < 6)
-        return colour.mix(lifted.astype(jnp.float32) / 255, jnp.where(alone, chosen, jnp.array(colour.LUMINANCE)))
+        return colour.mix(
+            lifted.astype(jnp.float32) / 255, jnp.where(alone, chosen, jnp.array(colour.LUMINANCE, jnp.float32))
+        )
 
     def apply(keys, batch):
         del keys

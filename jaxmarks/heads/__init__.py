@@ -120,6 +120,14 @@ def agreement(overlap: float | None) -> Callable:
     return join
 
 
+def candidates(limit: int, each: int, count: int) -> int:
+    """How many of `count` boxes, the best, are looked at for `limit` objects: `each` for one, but not few in all.
+
+    Before non-maximum suppression several may be of one object.
+    """
+    return min(each * max(limit, 300), count)
+
+
 def suppressed(boxes, scores, classes, *, limit: int, overlap: float | None, vote: bool = False) -> Detections:
     """One image's detections of N candidates (N, 4), (N,), (N,): at most `limit`, by non-maximum suppression.
 
@@ -127,7 +135,7 @@ def suppressed(boxes, scores, classes, *, limit: int, overlap: float | None, vot
     where each was trained to be right, not where only that at a peak was.
     """
     overlap = OVERLAP if overlap is None else overlap
-    some, place = lax.top_k(scores, min(4 * limit, len(scores)))
+    some, place = lax.top_k(scores, candidates(limit, 4, len(scores)))
     boxes, classes = boxes[place], classes[place].astype(jnp.int32)
     chosen, kept = box_ops.nms(boxes, some, limit=min(limit, len(place)), iou=overlap, classes=classes)
     placed = boxes[chosen]

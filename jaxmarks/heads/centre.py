@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, agreement, need_map, objects, stride_of, suppressed
+from jaxmarks.heads import Head, agreement, candidates, need_map, objects, stride_of, suppressed
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import geometry, heatmaps
 
@@ -71,7 +71,7 @@ def build(*, classes, sizes, size, sigma=3.0, overlap=None, limit=300, size_weig
         logits = outputs[..., :classes]
         b, _, width, _ = logits.shape
         peaks = jnp.where(is_peak(logits), jax.nn.sigmoid(logits), 0).reshape(b, -1)
-        top, place = lax.top_k(peaks, min(limit, peaks.shape[1]))
+        top, place = lax.top_k(peaks, candidates(limit, 1, peaks.shape[1]))
         pixel, label = place // classes, place % classes
         found = jnp.take_along_axis(outputs[..., classes:].reshape(b, -1, 4), pixel[..., None], axis=1)
         corner = jnp.stack([pixel % width, pixel // width], axis=-1)

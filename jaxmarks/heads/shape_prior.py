@@ -43,7 +43,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, agreement, need_map, objects, stride_of, suppressed
+from jaxmarks.heads import Head, agreement, candidates, need_map, objects, stride_of, suppressed
 from jaxmarks.heads.centre import is_peak
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import edges, geometry, heatmaps
@@ -180,7 +180,7 @@ def build(
         y = jnp.clip(evidence(outputs), 0, 1)
         b, _, w, _ = y.shape
         peaks = jnp.where(is_peak(outputs.maps) & (y > floor), y, 0).reshape(b, -1)
-        scores, place = lax.top_k(peaks, min(2 * limit, peaks.shape[1]))
+        scores, place = lax.top_k(peaks, candidates(limit, 2, peaks.shape[1]))
         pixel, label = place // classes, place % classes
         corner = jnp.stack([pixel % w, pixel // w], axis=-1)
         shift = jnp.take_along_axis(vertex(y).reshape(b, -1, 2), place[..., None], axis=1)

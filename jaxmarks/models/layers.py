@@ -486,6 +486,8 @@ class Dropout(nn.Module):
     def __call__(self, x, *, train):
         if not train or self.rate == 0:
             return x
+        if self.rate == 1:
+            return jnp.zeros_like(x)
         keep = round((1 - self.rate) * 2**16)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), global_rows(x.shape[0]))
         return jnp.where(random_bits(keys, x.shape[1:]) < keep, x / (1 - self.rate), 0)

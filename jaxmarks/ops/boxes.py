@@ -52,7 +52,7 @@ def to_corners(centred):
 def clip(boxes, size):
     """Cuts boxes (..., 4) at the border of a frame (H, W); one that lies outside keeps no area."""
     height, width = size
-    return jnp.clip(boxes, 0, jnp.array([width, height, width, height]))
+    return jnp.clip(single(boxes), 0, jnp.array([width, height, width, height]))
 
 
 def iou(a, b):
@@ -313,6 +313,7 @@ def yolo_decode(raw, anchors, *, stride):
     Returns:
       (..., h, w, A, 4).
     """
+    raw = single(raw)
     centre = (_cells(raw.shape[-4:-2]) + jax.nn.sigmoid(raw[..., :2])) * stride
     return to_corners(_join(centre, jnp.exp(jnp.minimum(raw[..., 2:], LARGEST_SCALE)) * jnp.asarray(anchors)))
 
@@ -522,7 +523,7 @@ def _pair(nearness, scores, valid, truth_valid, least):
         def step(free, row):
             candidates = jnp.where(free, nearness[row], -jnp.inf)
             best = len(free) - 1 - jnp.argmax(candidates[::-1]).astype(jnp.int32)  # of equally near ones the last
-            hit = valid[row] & (candidates[best] >= least)
+            hit = valid[row] & (candidates[best] >= jnp.asarray(least, nearness.dtype))
             return free & ~(hit & (jnp.arange(len(free)) == best)), jnp.where(hit, best, -1)
 
         order = jnp.argsort(-scores)
@@ -613,7 +614,7 @@ def mean_average_precision(
     *,
     classes=None,
     truth_classes=None,
-    count=1,
+    count=None,
     thresholds=COCO_THRESHOLDS,
     rule="coco",
 ):
@@ -627,13 +628,18 @@ def mean_average_precision(
       truth_valid: (B, M) bool.
       classes: (B, N) int in 0..count-1; all 0 by default.
       truth_classes: (B, M) int; all 0 by default.
-      count: the number of classes C, static.
+      count: the number of classes C, static; 1 where no classes are given.
       thresholds: T IoU thresholds.
       rule: of `average_precision`.
 
     Returns:
       a dict of AP (T, C), NaN for a class without truth, and its mean mAP, which leaves such classes out.
+
+    Raises:
+      ValueError: classes without their number.
     """
+    if count is None and not (classes is None and truth_classes is None):
+        raise ValueError("classes need count, their number: those from there on would not be looked at")
     classes = jnp.zeros(scores.shape, jnp.int32) if classes is None else classes
     truth_classes = jnp.zeros(truth_valid.shape, jnp.int32) if truth_classes is None else truth_classes
     overlap = iou(boxes, truth)
@@ -644,7 +650,7 @@ def mean_average_precision(
         return average_precision(hits, scores, known, real.sum(), rule=rule)
 
     over_classes = jax.vmap(one, (None, 0))
-    ap = jax.vmap(over_classes, (0, None))(jnp.asarray(thresholds), jnp.arange(count))
+    ap = jax.vmap(over_classes, (0, None))(jnp.asarray(thresholds), jnp.arange(count or 1))
     return {"mAP": metrics.mean(ap), "AP": ap}
 
 
@@ -659,9 +665,10 @@ def keypoint_average_precision(similarities, scores, *, thresholds=COCO_THRESHOL
     Returns:
       a dict of "mAP", and "AP" (T,) at each threshold.
     """
+    similarities = single(similarities)
     known = ~jnp.isnan(similarities)
     one = lambda least: average_precision(similarities >= least, scores, known, known.sum())
-    ap = jax.vmap(one)(jnp.asarray(thresholds))
+    ap = jax.vmap(one)(jnp.asarray(thresholds, similarities.dtype))
     return {"mAP": metrics.mean(ap), "AP": ap}
 
 

@@ -48,7 +48,9 @@ def soft_argmax(maps, *, temperature=0.25):
     maps = single(maps)
     _, scores = argmax(maps)
     evidence = jnp.where(scores[..., None, None, :] > 0, _evidence(maps, scores), 1)  # none is as much everywhere
-    weights = jnp.maximum(evidence, TINY) ** (1 / temperature)  # a root has no gradient at 0
+    weights = jnp.where(
+        evidence > TINY, jnp.maximum(evidence, TINY) ** (1 / temperature), 0
+    )  # a root has no gradient at 0
     return _mean(weights, *_centres(maps)), scores
 
 
@@ -99,7 +101,7 @@ def dark(maps, *, sigma=1.0):
     """
     maps = single(maps)
     weights = filters.gaussian_weights(sigma, math.ceil(3 * sigma))
-    smooth = filters.separable(maps, weights, (-3, -2), mode="constant")
+    smooth = filters.separable(jnp.maximum(maps, 0), weights, (-3, -2), mode="constant")
     points, _ = argmax(smooth)
     _, scores = argmax(maps)
     patch, x, y = _patch(_evidence(smooth, jnp.max(smooth, axis=(-3, -2))), points, 1)

@@ -59,6 +59,7 @@ def canny(image, *, sigma, low, high):
     Returns:
       (..., H, W) bool.
     """
+    image = single(image)
     height, width = image.shape[-2:]
     weights = filters.gaussian_weights(sigma, int(4 * sigma + 0.5))
     smooth = filters.separable(image, weights, (-2, -1), mode="edge")

@@ -42,6 +42,7 @@ def invert(matrix):
 
 def scale(matrix):
     """By how much a map (..., 2, 3) makes lengths larger: the root of its area's factor, whichever side is up."""
+    matrix = jnp.asarray(matrix)
     a, b, c, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 0], matrix[..., 1, 1]
     return jnp.sqrt(jnp.abs(a * d - b * c))
 
@@ -100,6 +101,7 @@ def sample(images, points):
     or more with them stacked in one row.
     """
     b, h, w, c = images.shape
+    points = single(points)
     x = jnp.clip(points[..., 0] - 0.5, 0, w - 1)
     y = jnp.clip(points[..., 1] - 0.5, 0, h - 1)
     # The second clip keeps what is not a number in bounds, which the gathers take for granted.

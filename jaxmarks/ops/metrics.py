@@ -3,6 +3,9 @@
 Points are (..., K, 2), distances (..., K) in the points' unit with NaN where a landmark is missing.
 """
 
+import functools
+import math
+
 import jax.numpy as jnp
 
 from jaxmarks.ops.floats import root, single
@@ -22,10 +25,10 @@ def distances(predicted, true, visible=None):
     return jnp.where(visible, jnp.where(jnp.isnan(found), jnp.inf, found), jnp.nan)
 
 
-def mean(values, axis=None):
-    """The mean of what is not NaN; NaN where nothing is."""
+def mean(values, axis=None, *, known=None):
+    """The mean of what is `known`, by default of what is not NaN; NaN where nothing is."""
     values = single(values)
-    known = ~jnp.isnan(values)
+    known = ~jnp.isnan(values) if known is None else known
     count = jnp.sum(known, axis)
     return jnp.where(count > 0, jnp.sum(jnp.where(known, values, 0), axis) / jnp.maximum(count, 1), jnp.nan)
 
@@ -43,11 +46,13 @@ def summarise(distances):
     # Interpolation gives an infinite neighbour a weight of 0, which is no number.
     quantiles = jnp.where(jnp.isnan(between), jnp.nanquantile(values, levels, method="higher"), between)
     average, (median, p95, largest) = mean(values), quantiles
+    # Not only the result is guarded, here and below: what is no number has none for a gradient.
+    offset = jnp.where(jnp.isnan(values), average, values) - average
     return {
         "mean": average,
         "median": median,
         "p95": p95,
-        "std": jnp.sqrt(mean((values - average) ** 2)),
+        "std": root(mean(offset**2, known=~jnp.isnan(values) & ~jnp.isnan(offset))),
         "max": largest,
         "count": jnp.sum(~jnp.isnan(values)),
     }
@@ -62,21 +67,25 @@ def correlations(predicted, true, visible=None):
     one is NaN is left out.
     """
     predicted, true = single(predicted), single(true)
-    known = ~(jnp.isnan(predicted) | jnp.isnan(true)) & (True if visible is None else jnp.asarray(visible)[..., None])
-    p, t = (jnp.where(known, a, jnp.nan) for a in (predicted, true))
+    known = ~(jnp.isnan(predicted) | jnp.isnan(true)) & (
+        True if visible is None else (jnp.asarray(visible) != 0)[..., None]
+    )
+    p, t = (jnp.where(known, a, 0) for a in (predicted, true))
+    of_known = functools.partial(mean, known=known)
     # Centred first: coordinates of thousands of pixels would lose their small differences in float32 squares.
-    a, b, error = (v - mean(v) for v in (p, t, t - p))
-    spread = mean(b**2)
+    a, b, error = (v - of_known(v) for v in (p, t, t - p))
+    spread = of_known(b**2)
     return {
-        "r2": 1 - mean((t - p) ** 2) / spread,
-        "explained_variance": 1 - mean(error**2) / spread,
-        "pearson": mean(a * b) / jnp.sqrt(mean(a**2) * spread),
+        "r2": 1 - of_known((t - p) ** 2) / spread,
+        "explained_variance": 1 - of_known(error**2) / spread,
+        "pearson": of_known(a * b) / jnp.sqrt(of_known(a**2) * spread),
     }
 
 
 def shares(distances, limit=10.0):
     """(K, 3) shares of images under the landmark's mean distance, from it to `limit`, and above (beetle paper)."""
-    values = jnp.reshape(jnp.asarray(distances), (-1, jnp.shape(distances)[-1]))
+    *images, landmarks = jnp.shape(distances)
+    values = jnp.reshape(jnp.asarray(distances), (math.prod(images), landmarks))
     known, average = ~jnp.isnan(values), per_landmark(values)
     under = values < average
     above = ~under & (values > limit)
@@ -86,8 +95,8 @@ def shares(distances, limit=10.0):
 
 def success_rates(distances, thresholds):
     """(T,) the share of visible landmarks within each threshold, also called successful detection rate (SDR)."""
-    values = jnp.ravel(jnp.asarray(distances))
-    return jnp.sum(values[None] <= jnp.asarray(thresholds)[:, None], 1) / jnp.sum(~jnp.isnan(values))
+    values = jnp.ravel(single(distances))
+    return jnp.sum(values[None] <= jnp.asarray(thresholds, values.dtype)[:, None], 1) / jnp.sum(~jnp.isnan(values))
 
 
 def pck(distances, reference, fractions):
@@ -114,6 +123,6 @@ def oks(distances, extent, sigmas=0.05):
     Returns:
       in [0, 1]; NaN where no landmark is visible or the extent is NaN. `boxes.keypoint_average_precision` makes mAP of it.
     """
-    return mean(
-        jnp.exp(-((jnp.asarray(distances) / (jnp.asarray(extent)[..., None] * jnp.asarray(sigmas))) ** 2) / 2), axis=-1
-    )
+    known = ~jnp.isnan(distances)
+    share = jnp.where(known, distances, 0) / (jnp.asarray(extent)[..., None] * jnp.asarray(sigmas))
+    return mean(jnp.exp(-(share**2) / 2), axis=-1, known=known)

@@ -31,6 +31,7 @@ def procrustes(points, visible, *, start=None, mirror=False, rounds=20):
       standard deviation along an axis in that unit, 0.001 at least; its square is half that of all, since few specimens
       tell it badly. A landmark that no specimen shows lies at the centroid, as do all where no specimen shows two places.
     """
+    visible = jnp.asarray(visible) != 0
     weight = single(visible)
     z = jnp.where(visible, _complex(single(points)), 0)
 

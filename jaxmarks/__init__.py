@@ -11,7 +11,7 @@ The public modules, each imported when it is first used:
   calibrate scout planes' landmarks to the acquisition volume (pure functions)
   edges     the bilateral filter and Canny's detector (pure functions)
   augment   augmentation on the device
-  formats   read and write landmark files: TPS, CSV, COCO, LabelMe
+  formats   read and write landmark files: TPS, CSV, COCO, LabelMe; read dlib's and DeepLabCut's
   tps       the TPS format by itself
   phantoms  beetles drawn from a seed, with exact landmarks
   optim     the paper's ramps and other optimisers

@@ -191,7 +191,9 @@ def tell_unused(workdir: Path, *used: str) -> None:
     for key, value in overrides().items():
         if key in used:
             continue
-        own = functools.reduce(lambda part, name: part.get(name, {}), key.split("."), trained)
+        own = functools.reduce(
+            lambda part, name: part.get(name, {}) if hasattr(part, "get") else {}, key.split("."), trained
+        )
         if json.dumps(own, default=list) != json.dumps(value, default=list):
             print(f"--config.{key} has no effect: --mode={MODE.value} takes what the run was trained with, {own}")
 

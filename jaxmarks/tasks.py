@@ -177,8 +177,9 @@ def rehearse(settings, facts: dict, flip) -> None:
     """Raises ValueError where a stage cannot be trained on data of these facts, without beginning it."""
     network, images = untrained(settings, facts, flip)
     sizes(settings)
-    if settings.freeze:
-        frozen(optax.identity(), jax.eval_shape(network.init, jax.random.key(0), images)["params"], settings.freeze)
+    params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
+    tx = optim.build(settings.optimizer, epochs=1, steps_per_epoch=1)
+    jax.eval_shape((frozen(tx, params, settings.freeze) if settings.freeze else tx).init, params)
 
 
 def frozen(tx: optax.GradientTransformation, params, pattern: str) -> optax.GradientTransformation:

@@ -297,3 +297,19 @@ def test_landmarks_that_have_names_keep_them(photographs, tmp_path):
         landmarks.check(dataset, [{"facts": {"landmarks": 2, "names": ["eye", "fin"]}}])
     named = report.tables.per_landmark(np.ones((3, 2)), None, ["eye", "tail"])
     assert [row["landmark"] for row in named] == ["1 eye", "2 tail"]
+
+
+@pytest.mark.parametrize(
+    ("slip", "message"),
+    [
+        ({"model": {"output": "vector"}}, "model.output=map"),
+        ({"model": {"depth": 9}}, "cannot be halved"),
+        ({"optimizer": {"rates": (("bodyy/", 0.1),)}}, "bodyy/"),
+        ({"freeze": "bodyy/"}, "freeze matches no parameter"),
+    ],
+)
+def test_slips_of_a_later_stage_are_told_before_the_first_is_trained(slip, message):
+    config = get_config("smoke")
+    config.stages, config.stage = ("train", "finetune"), {"finetune": slip}
+    with pytest.raises(ValueError, match=message):
+        tasks.rehearse(configs.stage(config, "finetune"), {"landmarks": 8}, None)

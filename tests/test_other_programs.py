@@ -262,3 +262,14 @@ def test_images_with_other_numbers_of_rows_are_named(tmp_path):
     """Which landmark is missing nobody knows."""
     with pytest.raises(FormatError, match=r"a.csv: line 4: b.png has 1 rows, and a.png 2; add a column landmark"):
         read(tmp_path, "image,x,y\na.png,1,2\na.png,3,4\nb.png,5,6\n", "a.csv")
+
+
+def test_another_table_in_a_deeplabcut_project_is_named(tmp_path):
+    (tmp_path / "CollectedData_Ann.csv").write_text("image,x1,y1\na.png,1,2\n")
+    with pytest.raises(FormatError, match=r"CollectedData_Ann\.csv: line 1: no row 'scorer'"):
+        formats.read(tmp_path)
+
+
+def test_an_empty_table_is_told_of_a_tables_header(tmp_path):
+    with pytest.raises(FormatError, match=r"its first row is image,x1,y1"):
+        read(tmp_path, "\n", "a.csv")

@@ -57,15 +57,17 @@ def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotat
     if not path.exists():
         raise FormatError(path, "", "no such file", "give the path of a landmark file")
     suffix = path.suffix.lower()
-    tables = suffix in (".csv", ".tsv", ".txt")
-    if (path.is_dir() or tables) and (files := deeplabcut.files_of(path)):
-        found = deeplabcut.read(files, problems)
+    if path.is_dir() and (files := deeplabcut.files_of(path)):
+        found = deeplabcut.read({file: text.csv_cells(file, deeplabcut.HEADER)[0] for file in files}, problems)
     elif path.is_dir():
         found = labelme.read(path, problems, images)
     elif suffix == ".tps":
         found = _read_tps(path, images, problems, curves)
-    elif tables:
-        found = table.read(path, problems)
+    elif suffix in (".csv", ".tsv", ".txt"):
+        cells = text.csv_cells(path, "image,x1,y1,... or image,landmark,x,y")
+        rows, _ = cells
+        of_frames = rows[0][1][0].lower() == "scorer"
+        found = deeplabcut.read({path: rows}, problems) if of_frames else table.read(path, cells, problems)
     elif suffix == ".xml":
         found = imglab.read(path, problems)
     elif suffix == ".json":

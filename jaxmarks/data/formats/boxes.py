@@ -76,11 +76,11 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
 
     A CSV has the columns filename (or image), xmin, ymin, xmax, ymax, in any order, and where it has them class (or label;
     without it all are of one, `ONLY`), width, height and group; a row with neither class nor corners is an image without
-    objects. VOC is a folder of
-    XML files, with its subfolders, or one file; where several subfolders have a name the image's begins with the subfolder.
-    An XML file whose root is <dataset> is dlib's (`formats.imglab`); its boxes without a label are of the class `ONLY`.
-    So is LabelMe of JSON files, whose objects are the boxes around rectangles, polygons, circles and masks. YOLO is a folder
-    of .txt files of the images' names (`formats.yolo`), where there are neither.
+    objects. COCO is one JSON file, and dlib's XML one whose root is <dataset> (`formats.imglab`), whose boxes without a
+    label are of the class `ONLY`, too. VOC is a folder of XML files, with its subfolders, or one file; where several
+    subfolders have a name the image's begins with the subfolder. So is LabelMe of JSON files, whose objects are the boxes
+    around rectangles, polygons, circles and masks. YOLO is a folder of .txt files of the images' names (`formats.yolo`),
+    where there are neither.
 
     Args:
       path: the file or the folder.
@@ -102,10 +102,10 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     suffix = path.suffix.lower()
     if path.is_dir():
         images, shift = _read_folder(path, found_problems)
-    elif suffix == ".xml" and texts.read_xml(path).tag == "dataset":
-        images, shift = _read_dlib(path, found_problems), DLIB
+    elif suffix == ".xml" and (root := texts.read_xml(path)).tag == "dataset":
+        images, shift = _read_dlib(path, root, found_problems), DLIB
     elif suffix == ".xml":
-        images, shift = _read_voc(path, [path], found_problems), VOC
+        images, shift = _read_voc(path, {path: root}, found_problems), VOC
     elif suffix in (".csv", ".tsv", ".txt"):
         images, shift = _read_csv(path, found_problems), CSV
     elif suffix == ".json":
@@ -176,7 +176,7 @@ def _entry(images, name, where, size, group, problems):
 
 
 def _read_csv(path, problems):
-    (line, names), rows, decimal_comma = texts.csv_rows(path, ",".join(COLUMNS), _SYNONYMS)
+    (line, names), rows, decimal_comma = texts.csv_rows(path, texts.csv_cells(path, ",".join(COLUMNS)), _SYNONYMS)
     for name in ("filename", *CORNERS):
         if name not in names:
             what = f"no column {name!r} in {names}"
@@ -231,7 +231,7 @@ def _read_folder(path, problems):
         what = f"{' and '.join(there)} in one folder: several annotations of the same images?"
         raise FormatError(path, "", what, "keep one of them")
     if voc:
-        return _read_voc(path, voc, problems), VOC
+        return _read_voc(path, {file: texts.read_xml(file) for file in voc}, problems), VOC
     if others:
         return _read_labelme(path, others, problems), JSON
     if not files:
@@ -288,10 +288,10 @@ def _read_yolo(path, files, problems):
 def _read_coco(path, document, problems):
     if not isinstance(document, dict):
         raise FormatError(path, "line 1", "no COCO document", "it is an object of images, annotations and categories")
-    categories = {i: c.get("name") for i, (_, c) in _by_id(path, document, "categories").items()}
+    categories = {i: c.get("name") for i, (_, c) in coco.by_id(path, document, "categories").items()}
     images: dict[str, _Image] = {}
     by_id = {}
-    for i, (where, image) in _by_id(path, document, "images").items():
+    for i, (where, image) in coco.by_id(path, document, "images").items():
         name = image.get("file_name")
         if not isinstance(name, str) or not name:
             raise FormatError(where, "", "no file_name", "write the photograph's name")
@@ -300,7 +300,7 @@ def _read_coco(path, document, problems):
         known = [_json_number(where, math.nan if side is None else side) for side in sides]
         group = "" if image.get("group") is None else str(image["group"])
         by_id[i] = name, _entry(images, name, where, _size(where, *known), group, problems)
-    for where, entry in _objects(path, document, "annotations"):
+    for where, entry in coco.objects(path, document, "annotations"):
         name, image = _lookup(where, by_id, entry, "image_id")
         label = _lookup(where, categories, entry, "category_id")
         if not isinstance(label, str) or not label:
@@ -314,23 +314,6 @@ def _read_coco(path, document, problems):
         else:
             image.objects.append(([x, y, x + width, y + height], label, where))
     return images
-
-
-def _objects(path, document, key):
-    """(place, object) of each entry of a list of the document."""
-    return [(f"{path}: {key}[{i}]", entry) for i, entry in enumerate(coco.objects(path, document, key))]
-
-
-def _by_id(path, document, key):
-    found: dict = {}
-    for where, entry in _objects(path, document, key):
-        if not isinstance(entry.get("id"), int | str):
-            raise FormatError(where, "", "no id", "write a number")
-        if entry["id"] in found:
-            what = f"id {entry['id']!r} again, first in {found[entry['id']][0]}"
-            raise FormatError(where, "", what, "give every entry an id of its own")
-        found[entry["id"]] = where, entry
-    return found
 
 
 def _lookup(where, known, entry, key):
@@ -349,9 +332,11 @@ def _json_number(where, value):
     raise FormatError(where, "", f"{value!r} is not a number", "write pixels")
 
 
-def _read_voc(path, files, problems):
+def _read_voc(path, roots, problems):
     cell = lambda element, tag: (element.findtext(tag) or "").strip()
-    roots = {file: _parse(file) for file in files}
+    for file, root in roots.items():
+        if root.tag != "annotation":
+            raise FormatError(file, "", f"<{root.tag}>, not <annotation>", "name a VOC file")
     named = _named(path, {file: cell(root, "filename") or file.stem for file, root in roots.items()})
     images: dict[str, _Image] = {}
     for file, root in roots.items():
@@ -371,16 +356,9 @@ def _read_voc(path, files, problems):
     return images
 
 
-def _parse(file):
-    root = texts.read_xml(file)
-    if root.tag != "annotation":
-        raise FormatError(file, "", f"<{root.tag}>, not <annotation>", "name a VOC file")
-    return root
-
-
-def _read_dlib(path, problems):
+def _read_dlib(path, root, problems):
     images: dict[str, _Image] = {}
-    for each in imglab.photographs(path, texts.read_xml(path), problems):
+    for each in imglab.photographs(path, root, problems):
         _stands_once(images, each.name, each.where, problems)
         entry = _entry(images, each.name, each.where, each.size, "", problems)
         entry.objects += [(imglab.corners(where, box), imglab.label(box) or ONLY, where) for where, box in each.boxes]

@@ -18,70 +18,57 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     Raises:
       FormatError: no COCO document, keypoints of another length, several specimens on one image; it names the entry.
     """
-    images, entries = (objects(path, document, key) for key in ("images", "annotations"))
-    categories = objects(path, document, "categories") if "categories" in document else []
+    images, entries = by_id(path, document, "images"), objects(path, document, "annotations")
+    categories = [c for _, c in objects(path, document, "categories")] if "categories" in document else []
     named = {
         str(c.get("id")): c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list) and c["keypoints"]
     }
     names = next(iter(named.values()), None)
-    ids: dict = {}
-    for i, image in enumerate(images):
-        if not isinstance(image.get("file_name"), str) or not isinstance(image.get("id"), int | str):
-            raise FormatError(
-                path, f"images[{i}]", "no file_name, or no id", "write the photograph's name and a number"
-            )
-        if ids.setdefault(image["id"], i) != i:
-            what = f"id {image['id']!r} again, first of images[{ids[image['id']]}]"
-            raise FormatError(path, f"images[{i}]", what, "give every image an id of its own")
+    for where, image in images.values():
+        if not isinstance(image.get("file_name"), str):
+            raise FormatError(where, "", "no file_name", "write the photograph's name")
     by_image: dict = {}
-    for i, entry in enumerate(entries):
-        where = f"annotations[{i}]"
+    for where, entry in entries:
         keypoints = entry.get("keypoints")
         if keypoints is None:
             continue
         if not isinstance(keypoints, list) or not isinstance(entry.get("image_id"), int | str):
-            raise FormatError(path, where, "no list of keypoints, or no image_id", "write both")
+            raise FormatError(where, "", "no list of keypoints, or no image_id", "write both")
         if len(keypoints) % 3 or (names and len(keypoints) != 3 * len(names)):
             due = f"3 x {len(names)}" if names else "a multiple of 3"
-            raise FormatError(
-                path, where, f"{len(keypoints)} numbers in keypoints", f"COCO has x, y, visibility: {due}"
-            )
+            raise FormatError(where, "", f"{len(keypoints)} numbers in keypoints", f"COCO has x, y, visibility: {due}")
         own = named.get(str(entry.get("category_id")), names)
         if own != names:
             what = f"keypoints {own}, in another category {names}"
-            raise FormatError(path, where, what, "keep one kind of specimen in a file")
+            raise FormatError(where, "", what, "keep one kind of specimen in a file")
         try:
             triples = np.array(keypoints, float).reshape(-1, 3)
         except (TypeError, ValueError, OverflowError):
-            raise FormatError(path, where, "keypoints are not all numbers", "write x, y, visibility") from None
+            raise FormatError(where, "", "keypoints are not all numbers", "write x, y, visibility") from None
         if (triples[:, 2] > 0).any():
             if entry.get("image_id") in by_image:
                 what = f"a second specimen on image {entry['image_id']}"
-                raise FormatError(path, where, what, "crop the specimens to an image each, or keep one")
-            by_image[entry.get("image_id")] = (i, triples)
+                raise FormatError(where, "", what, "crop the specimens to an image each, or keep one")
+            by_image[entry.get("image_id")] = (where, triples)
     count = len(names) if names else max((len(t) for _, t in by_image.values()), default=0)
     if not count:
         raise FormatError(path, "annotations", "no keypoints", "name a file of keypoints")
-    unknown = set(by_image) - set(ids)
+    unknown = set(by_image) - set(images)
     if unknown:
         first = next(iter(unknown))
-        raise FormatError(
-            path, f"annotations[{by_image[first][0]}]", f"image_id {first!r} is no image", "add the image"
-        )
+        raise FormatError(by_image[first][0], "", f"image_id {first!r} is no image", "add the image")
     found = []
-    for i, image in enumerate(images):
+    for where, image in images.values():
         scale = math.nan if image.get("mm_per_px") is None else image["mm_per_px"]
         if not isinstance(scale, int | float) or scale <= 0 or math.isinf(scale):
-            raise FormatError(path, f"images[{i}]", f"mm_per_px {scale!r} is no length", "write one, or leave it out")
+            raise FormatError(where, "", f"mm_per_px {scale!r} is no length", "write one, or leave it out")
         at, triples = by_image.get(image.get("id"), (None, np.zeros((count, 3))))
         if at is None:
-            problems.append(
-                {"image": image["file_name"], "what": "no keypoints: all missing", "where": f"{path}: images[{i}]"}
-            )
+            problems.append({"image": image["file_name"], "what": "no keypoints: all missing", "where": where})
         finite = np.isfinite(triples).all(1)
         for k in np.flatnonzero(~finite & (triples[:, 2] > 0)):
             what = f"landmark {k + 1} is NaN: taken as missing"
-            problems.append({"image": image["file_name"], "what": what, "where": f"{path}: annotations[{at}]"})
+            problems.append({"image": image["file_name"], "what": what, "where": at})
         visible = finite & (triples[:, 2] > 0)
         found.append(
             Annotation(
@@ -91,7 +78,7 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
                 mm_per_px=float(scale),
                 id=str(image.get("id", "")),
                 group="" if image.get("group") is None else str(image["group"]),
-                where=f"{path}: images[{i}]",
+                where=where,
                 size=text.sides(image, "height", "width"),
                 names=text.told(names or ()),
             )
@@ -130,12 +117,25 @@ def write(path, annotations: list[Annotation]) -> None:
     atomic.write(path, json.dumps({"images": images, "annotations": entries, "categories": categories}))
 
 
-def objects(path, document, key) -> list[dict]:
-    """The list of objects under a key of the document."""
+def objects(path, document, key) -> list[tuple[str, dict]]:
+    """(place, object) of each entry of the list under a key of the document."""
     found = document.get(key)
     if not isinstance(found, list):
         raise FormatError(path, f"key {key!r}", "no such list", "a COCO file has images and annotations")
     for i, entry in enumerate(found):
         if not isinstance(entry, dict):
             raise FormatError(path, f"{key}[{i}]", f"{entry!r} is not an object", "mend or delete the entry")
+    return [(f"{path}: {key}[{i}]", entry) for i, entry in enumerate(found)]
+
+
+def by_id(path, document, key) -> dict[int | str, tuple[str, dict]]:
+    """`objects` by their id."""
+    found: dict = {}
+    for where, entry in objects(path, document, key):
+        if not isinstance(entry.get("id"), int | str):
+            raise FormatError(where, "", "no id", "write a number")
+        if entry["id"] in found:
+            what = f"id {entry['id']!r} again, first in {found[entry['id']][0]}"
+            raise FormatError(where, "", what, "give every entry an id of its own")
+        found[entry["id"]] = where, entry
     return found

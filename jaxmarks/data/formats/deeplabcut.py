@@ -7,8 +7,6 @@ import itertools
 import math
 from pathlib import Path, PureWindowsPath
 
-import numpy as np
-
 from jaxmarks.data.formats import text
 from jaxmarks.data.photographs import files_in
 from jaxmarks.data.samples import Annotation, FormatError
@@ -17,15 +15,14 @@ HEADER = "scorer, bodyparts, coords in the first three rows"
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files CollectedData_*.csv of a folder and its subfolders, or the path itself where it is a file of this kind."""
-    if path.is_dir():
-        return [file for file in files_in(path, {".csv"}) if file.name.startswith("CollectedData")]
-    (_, cells), *_ = text.csv_cells(path, HEADER)[0]
-    return [path] if cells[0].lower() == "scorer" else []
+    """The files CollectedData_*.csv of a folder and its subfolders."""
+    return [file for file in files_in(path, {".csv"}) if file.name.startswith("CollectedData")]
 
 
-def read(files: list[Path], problems: list[dict]) -> list[Annotation]:
+def read(files: dict[Path, list], problems: list[dict]) -> list[Annotation]:
     """Reads one animal a frame, of all files together: the landmarks are their body parts in the order of the first.
+
+    `files` are the rows of each, as `text.csv_cells` has them.
 
     The frames of a video are one group. Where all are of one video each is a group of its own, and that is a problem: its
     neighbours look alike.
@@ -34,30 +31,27 @@ def read(files: list[Path], problems: list[dict]) -> list[Annotation]:
       FormatError: a header or a row that is not DeepLabCut's, a cell that is no number, two animals marked on a frame; it
         names the row.
     """
-    frames = list(itertools.chain.from_iterable(_read(file, problems) for file in files))
+    frames = list(itertools.chain.from_iterable(_read(file, rows, problems) for file, rows in files.items()))
     if not frames:
-        raise FormatError(files[0], "", "a header and no frame", "mark some")
+        raise FormatError(next(iter(files)), "", "a header and no frame", "mark some")
     parts = list(dict.fromkeys(part for *_, marks in frames for part in marks))
     folder = lambda name: PureWindowsPath(name).parent.as_posix()  # takes both kinds of slash
     several = len({folder(name) for name, *_ in frames}) > 1
     if not several:
         what = f"all {len(frames)} frames are of one video: scores on some of them say little about another one"
         problems.append({"image": frames[0][0], "what": what, "where": frames[0][1]})
-    found = []
-    for name, where, marks in frames:
-        rows = np.array([marks.get(part, (math.nan, math.nan)) for part in parts])
-        visible = np.isfinite(rows).all(1)
-        points, group = np.where(visible[:, None], rows, 0.0), folder(name) if several else ""
-        found.append(
-            Annotation(image=name, points=points, visible=visible, group=group, where=where, names=text.told(parts))
-        )
-    return found
+    group = lambda name: folder(name) if several else ""
+    return [
+        Annotation(image=name, **text.laid_out(marks, parts), group=group(name), where=where, names=text.told(parts))
+        for name, where, marks in frames
+    ]
 
 
-def _read(path, problems):
+def _read(path, rows, problems):
     """(name, place, {body part: (x, y)}) of each frame, a missing landmark NaN."""
-    rows, _ = text.csv_cells(path, HEADER)
     header: dict[str, list[str]] = {}
+    if rows[0][1][0].lower() != "scorer":
+        raise FormatError(path, f"line {rows[0][0]}", "no row 'scorer'", f"DeepLabCut has {HEADER}")
     while rows and "coords" not in header:
         line, cells = rows.pop(0)
         header[cells[0].lower()] = cells

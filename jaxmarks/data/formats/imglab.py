@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
-import numpy as np
-
 from jaxmarks.data.formats import text
 from jaxmarks.data.samples import Annotation, FormatError
 
@@ -70,25 +68,11 @@ def read(path, problems: list[dict]) -> list[Annotation]:
     labels = sorted({label for _, parts in found for label in parts}, key=text.natural)
     if not labels:
         raise FormatError(path, "", "no <part> in any box", "mark landmarks as parts of a box")
-    numbered = all(map(str.isdecimal, labels)) and [*map(int, labels)] in (
-        [*range(len(labels))],
-        [*range(1, len(labels) + 1)],
-    )
-    annotations = []
-    for each, parts in found:
-        rows = np.array([parts.get(label, (math.nan, math.nan)) for label in labels])
-        visible = np.isfinite(rows).all(1)
-        annotations.append(
-            Annotation(
-                image=each.name,
-                points=np.where(visible[:, None], rows, 0.0),
-                visible=visible,
-                where=each.where,
-                size=each.size,
-                names=() if numbered else text.told(labels),
-            )
-        )
-    return annotations
+    names = text.told(labels)
+    return [
+        Annotation(image=each.name, **text.laid_out(parts, labels), where=each.where, size=each.size, names=names)
+        for each, parts in found
+    ]
 
 
 def _parts(where, box, image, problems) -> dict[str, tuple[float, float]]:

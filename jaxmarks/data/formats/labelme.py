@@ -47,13 +47,10 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
     for file, image, size, points in read:
         if not points:
             problems.append({"image": image or file.stem, "what": "no point: all missing", "where": str(file)})
-        rows = np.array([points.get(label, (np.nan, np.nan)) for label in labels], float)
-        visible = np.isfinite(rows).all(1)
         found.append(
             Annotation(
                 image=image or file.stem,
-                points=np.where(visible[:, None], rows, 0.0),
-                visible=visible,
+                **text.laid_out(points, labels),
                 where=str(file),
                 size=size,
                 upright=True,

@@ -26,13 +26,15 @@ _SYNONYMS = SYNONYMS | {"image": (*SYNONYMS["image"], "label"), "landmark": ("la
 REGION = re.compile(r"(\.\w{3,4}):.*$")
 
 
-def read(path, problems: list[dict]) -> list[Annotation]:
-    """Reads either layout. A landmark written as nan, or with one coordinate alone, is missing, and a problem.
+def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation]:
+    """Reads any of the layouts from what `texts.csv_cells` has read.
+
+    A landmark written as nan, or with one coordinate alone, is missing, and a problem.
 
     Raises:
       FormatError: no such header, a cell that is no number, a landmark given twice; it names the row.
     """
-    (line, names), rows, decimal_comma = texts.csv_rows(path, "image,x1,y1,... or image,landmark,x,y", _SYNONYMS)
+    (line, names), rows, decimal_comma = texts.csv_rows(path, cells, _SYNONYMS)
     if "image" not in names:
         raise FormatError(path, f"line {line}", f"no column 'image' in {names}", "name the columns in row 1")
     if not rows:

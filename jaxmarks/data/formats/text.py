@@ -7,7 +7,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
+
+import numpy as np
 
 from jaxmarks.data.samples import FormatError
 
@@ -84,18 +87,17 @@ def csv_cells(path, header: str) -> tuple[list[tuple[int, list[str]]], str]:
     return rows, delimiter
 
 
-def csv_rows(path, header: str, synonyms: Mapping[str, tuple[str, ...]]):
-    """A CSV's header and rows.
+def csv_rows(path, table: tuple[list, str], synonyms: Mapping[str, tuple[str, ...]]):
+    """The header and rows of a CSV that `csv_cells` has read.
 
     Returns:
       (line, names) of the header, in lower case, and by `synonyms`, in their order, where no column is called so; (line,
-      cells) of each row, as `csv_cells` has them; and whether decimals may be commas: not between commas, and not where a
-      coordinate has a point.
+      cells) of each row; and whether decimals may be commas: not between commas, and not where a coordinate has a point.
 
     Raises:
-      FormatError: as `csv_cells`, and a column that stands twice, a row of another length than the header.
+      FormatError: a column that stands twice, a row of another length than the header.
     """
-    ((first, cells), *rows), delimiter = csv_cells(path, header)
+    ((first, cells), *rows), delimiter = table
     names = [name.lower() for name in cells]
     for name, others in synonyms.items():  # a synonym counts where no column bears the name itself
         other = next((other for other in others if other in names), None)
@@ -118,10 +120,18 @@ def of_another_length(path, line: int, cells: list[str], header: list[str]) -> F
 
 
 def told(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of landmarks; those that are numbers alone, as 1, 2, ... or l1, l2, ..., are none."""
+    """The names of landmarks; those that are numbers alone, from 0 or 1 on, as 1, 2, ... or l1, l2, ..., are none."""
     names = tuple(map(str, names))
-    numbers = [f"{k}" for k in range(1, len(names) + 1)]
-    return () if [name.removeprefix("l") for name in names] == numbers else names
+    bare = [name.removeprefix("l") for name in names]
+    counts = [[*range(first, first + len(bare))] for first in (0, 1)]
+    return () if all(map(str.isdecimal, bare)) and [*map(int, bare)] in counts else names
+
+
+def laid_out(marks: Mapping[str, tuple[float, float]], labels: Iterable[str]) -> dict[str, Any]:
+    """The `points` and `visible` of an `Annotation` from marks by label, NaN or absent where one is missing."""
+    rows = np.array([marks.get(label, (np.nan, np.nan)) for label in labels], float)
+    visible = np.isfinite(rows).all(1)
+    return {"points": np.where(visible[:, None], rows, 0.0), "visible": visible}
 
 
 def read_json(path):

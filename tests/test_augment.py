@@ -554,3 +554,29 @@ def test_a_frame_shown_at_another_size():
     np.testing.assert_allclose(found["images"][0, 4:44, 6:90, 0], expected, atol=1.0 / 255)
     with pytest.raises(ValueError, match="sizes"):
         augment.build({"name": "none"}, channels=1, size=(48, 96))
+
+
+@pytest.mark.parametrize("mirror", [0.0, 1.0])
+def test_flags_of_coco_are_moved_as_truth_values(mirror):
+    batch = batch_of(RNG.integers(0, 256, (2, *SIZE, 1), np.uint8), RNG.uniform(10, 60, (2, 5, 2)))
+    flags = jnp.array([[2, 2, 1, 0, 2], [0, 1, 2, 2, 1]])
+    transform = augment.build(STILL | UNMOVED | {"mirror": mirror}, channels=1, flip=FLIP)
+    keys = jax.random.split(KEY, 2)
+    found, due = (transform.apply(keys, batch | {"visible": v})["visible"] for v in (flags, flags > 0))
+    np.testing.assert_array_equal(found, due)
+    np.testing.assert_array_equal(found, np.asarray(flags > 0)[:, FLIP if mirror else slice(None)])
+
+
+def test_a_flip_of_other_landmarks_is_refused():
+    batch = batch_of(np.zeros((1, *SIZE, 1), np.uint8), np.ones((1, 5, 2)))
+    for flip in ((0,), (1, 0, 2)):
+        transform = augment.build(STILL, channels=1, flip=flip)
+        with pytest.raises(ValueError, match=f"flip has {len(flip)} entries, and there are 5 landmarks"):
+            transform.apply(jax.random.split(KEY, 1), batch)
+
+
+def test_the_papers_versions_are_of_single_precision_under_x64():
+    with jax.enable_x64(True):
+        transform = augment.build({"name": "paper_x7"}, channels=1)
+        batch = batch_of(np.zeros((1, *SIZE, 3), np.uint8), np.ones((1, 5, 2)))
+        assert transform.apply(jax.random.split(KEY, 1), batch)["images"].dtype == "float32"

@@ -305,3 +305,33 @@ def test_augmented_images_are_float32_whatever_the_precision():
         "points": "float32",
         "visible": "bool",
     }
+
+
+def test_coordinates_and_images_of_half_precision_are_computed_with_in_single():
+    half = lambda values: jnp.asarray(values, jnp.bfloat16)
+    ramp = jnp.broadcast_to(jnp.arange(400.0)[None, None, :, None], (1, 2, 400, 1))
+    at = half([[[300.0, 1.0]]])
+    np.testing.assert_array_equal(geometry.sample(ramp, at), [[[[299.5]]]])
+    np.testing.assert_array_equal(boxes.clip(half([0, 0, 400, 400]), (303, 303)), [0, 0, 303, 303])
+    raw, anchors = half(np.full((1, 1, 1, 4), 2.0)), np.float32([[100, 100]])
+    of_single = boxes.yolo_decode(raw.astype(jnp.float32), anchors, stride=32)
+    np.testing.assert_array_equal(boxes.yolo_decode(raw, anchors, stride=32), of_single)
+    noise = half(np.random.default_rng(0).uniform(size=(40, 40)))
+    found, due = (edges.canny(x, sigma=1.5, low=0.05, high=0.1) for x in (noise, noise.astype(jnp.float32)))
+    assert due.any()
+    np.testing.assert_array_equal(found, due)
+
+
+def test_flags_of_coco_count_as_visible_once():
+    """0 is missing, 1 hidden and 2 in sight."""
+    batch = {"points": jnp.full((1, 3, 2), 5.0), "visible": jnp.array([[2, 1, 0]])}
+    head = heads.build({"name": "direct"}, landmarks=3, size=(8, 8))
+    truth = head.targets(batch | {"visible": batch["visible"] > 0})
+    for mine, theirs in zip(head.targets(batch), truth, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert head.loss(jnp.zeros((1, 3, 2)), head.targets(batch))[1] == 4  # coordinates
+
+
+def test_no_landmarks_and_plain_tuples():
+    assert metrics.shares(jnp.zeros((5, 0))).shape == (0, 3)
+    assert geometry.scale(((2.0, 0.0, 1.0), (0.0, 2.0, 1.0))) == 2

@@ -270,3 +270,9 @@ def test_extending_repeats_the_last_row_and_column(size):
     np.testing.assert_array_equal(layers.extend(x, size), np.pad(x, missing, mode="edge"))
     multiple = np.pad(x, [(0, 0), (0, 1), (0, 4), (0, 0)], mode="edge")
     np.testing.assert_array_equal(layers.pad_to(x, 5), multiple)
+
+
+def test_dropping_everything_has_a_gradient():
+    drop = lambda x: layers.Dropout(1.0).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(drop(jnp.ones((2, 3))), 0)
+    np.testing.assert_array_equal(jax.grad(lambda x: drop(x).sum())(jnp.ones((2, 3))), 0)

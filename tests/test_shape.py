@@ -228,3 +228,13 @@ def test_maps_without_any_peak_decode_to_finite_points_with_finite_gradients():
     gradient = jax.jit(jax.grad(lambda maps: jnp.sum(decode(maps)[0])))
     for maps in (jnp.zeros((2, 96, 128, 8)), jnp.full((2, 96, 128, 8), 0.5), doubled()[1]):
         assert np.isfinite(gradient(maps)).all()
+
+
+@pytest.mark.parametrize("kind", [bool, int])
+def test_what_is_visible_may_be_numpys_and_of_any_kind_under_jit(kind):
+    points = np.random.default_rng(0).normal(size=(6, 5, 2)).astype(np.float32)
+    visible = np.ones((6, 5), kind)
+    visible[0, 0] = 0
+    due = shape.procrustes(jnp.asarray(points), jnp.asarray(visible, bool))
+    for mine, theirs in zip(jax.jit(lambda p: shape.procrustes(p, visible))(points), due, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)

@@ -68,6 +68,7 @@ def build(
     def place(key, points, visible, boxes, labels, frame):
         """One sample: where its pixels come from (H, W, 2), and its points and boxes with what of them is seen."""
         affine_key, mirror_key, elastic_key = jax.random.split(key, 3)
+        visible = visible != 0
         matrix = spatial.random_affine(
             affine_key, frame, rotation=rotation, scale=scale, aspect=aspect, shear=shear, translation=translation
         )
@@ -95,13 +96,7 @@ def build(
         corners = corners.reshape(-1, 4, 2)
         boxes = jnp.concatenate([corners.min(1), corners.max(1)], axis=-1)
         labels = jnp.where(geometry.inside((boxes[:, :2] + boxes[:, 2:]) / 2, new_size), labels, -1)
-        return (
-            geometry.affine(matrix, source),
-            points,
-            (visible != 0) & geometry.inside(points, new_size),
-            boxes,
-            labels,
-        )
+        return geometry.affine(matrix, source), points, visible & geometry.inside(points, new_size), boxes, labels
 
     def paint(functions, keys, images):
         for number, (function, strength) in enumerate(functions):

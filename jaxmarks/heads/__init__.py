@@ -87,7 +87,7 @@ def visible_points(batch):
 
     What is missing may be no number, and a loss that leaves it out would still have no number for a gradient.
     """
-    points, visible = batch["points"], batch["visible"]
+    points, visible = batch["points"], batch["visible"] != 0
     return jnp.where(visible[..., None], points, 0), visible
 
 

@@ -640,6 +640,7 @@ def mean_average_precision(
     """
     if count is None and not (classes is None and truth_classes is None):
         raise ValueError("classes need count, their number: those from there on would not be looked at")
+    count = 1 if count is None else count
     classes = jnp.zeros(scores.shape, jnp.int32) if classes is None else classes
     truth_classes = jnp.zeros(truth_valid.shape, jnp.int32) if truth_classes is None else truth_classes
     overlap = iou(boxes, truth)
@@ -650,7 +651,7 @@ def mean_average_precision(
         return average_precision(hits, scores, known, real.sum(), rule=rule)
 
     over_classes = jax.vmap(one, (None, 0))
-    ap = jax.vmap(over_classes, (0, None))(jnp.asarray(thresholds), jnp.arange(count or 1))
+    ap = jax.vmap(over_classes, (0, None))(jnp.asarray(thresholds), jnp.arange(count))
     return {"mAP": metrics.mean(ap), "AP": ap}
 
 

@@ -48,9 +48,8 @@ def soft_argmax(maps, *, temperature=0.25):
     maps = single(maps)
     _, scores = argmax(maps)
     evidence = jnp.where(scores[..., None, None, :] > 0, _evidence(maps, scores), 1)  # none is as much everywhere
-    weights = jnp.where(
-        evidence > TINY, jnp.maximum(evidence, TINY) ** (1 / temperature), 0
-    )  # a root has no gradient at 0
+    # A root has no gradient at 0; and what is next to nothing has no weight, or many such pixels would have some together.
+    weights = jnp.where(evidence > TINY, jnp.maximum(evidence, TINY) ** (1 / temperature), 0)
     return _mean(weights, *_centres(maps)), scores
 
 

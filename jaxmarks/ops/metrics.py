@@ -41,20 +41,21 @@ def per_landmark(distances):
 def summarise(distances):
     """A dict of mean, median, p95, std, max and count of the visible landmarks' distances."""
     values = jnp.append(single(distances), jnp.nan)  # of no distances at all there are quantiles, too
+    known = ~jnp.isnan(values)
     levels = jnp.array([0.5, 0.95, 1.0])
     between = jnp.nanquantile(values, levels)
     # Interpolation gives an infinite neighbour a weight of 0, which is no number.
     quantiles = jnp.where(jnp.isnan(between), jnp.nanquantile(values, levels, method="higher"), between)
     average, (median, p95, largest) = mean(values), quantiles
     # Not only the result is guarded, here and below: what is no number has none for a gradient.
-    offset = jnp.where(jnp.isnan(values), average, values) - average
+    offset = jnp.where(known, values, average) - average
     return {
         "mean": average,
         "median": median,
         "p95": p95,
-        "std": root(mean(offset**2, known=~jnp.isnan(values) & ~jnp.isnan(offset))),
+        "std": root(mean(offset**2, known=known & ~jnp.isnan(offset))),
         "max": largest,
-        "count": jnp.sum(~jnp.isnan(values)),
+        "count": jnp.sum(known),
     }
 
 
@@ -67,9 +68,9 @@ def correlations(predicted, true, visible=None):
     one is NaN is left out.
     """
     predicted, true = single(predicted), single(true)
-    known = ~(jnp.isnan(predicted) | jnp.isnan(true)) & (
-        True if visible is None else (jnp.asarray(visible) != 0)[..., None]
-    )
+    known = ~(jnp.isnan(predicted) | jnp.isnan(true))
+    if visible is not None:
+        known &= (jnp.asarray(visible) != 0)[..., None]
     p, t = (jnp.where(known, a, 0) for a in (predicted, true))
     of_known = functools.partial(mean, known=known)
     # Centred first: coordinates of thousands of pixels would lose their small differences in float32 squares.

@@ -26,8 +26,8 @@ def read(path, images=None, problems: list[dict] | None = None, *, curves: int =
     """Reads a file of landmarks, its format told by ending and content.
 
     Args:
-      path: the file, or a folder of LabelMe or DeepLabCut files; or several, separated by commas, of the same images by different
-        annotators, which give their `consensus`.
+      path: the file, or a folder of LabelMe or DeepLabCut files; or several, separated by commas, of the same images by
+        different annotators, which give their `consensus`.
       images: the folder of photographs, whose heights TPS needs; by default for TPS the file's own folder and what is
         below. An annotation then has the name of the file found there, from the folder on, and the pixels as they are
         stored: LabelMe's, and of COCO those of an image whose sides are told the other way round, are turned back. A size

@@ -20,11 +20,9 @@ def files_of(path: Path) -> list[Path]:
 
 
 def read(files: dict[Path, list], problems: list[dict]) -> list[Annotation]:
-    """Reads one animal a frame, of all files together: the landmarks are their body parts in the order of the first.
+    """Reads one animal a frame, of all files together, whose rows are as `text.csv_cells` has them.
 
-    `files` are the rows of each, as `text.csv_cells` has them.
-
-    The frames of a video are one group. Where all are of one video each is a group of its own, and that is a problem: its
+    The landmarks are the files' body parts in the order of the first. The frames of a video are one group. Where all are of one video each is a group of its own, and that is a problem: its
     neighbours look alike.
 
     Raises:
@@ -49,46 +47,57 @@ def read(files: dict[Path, list], problems: list[dict]) -> list[Annotation]:
 
 def _read(path, rows, problems):
     """(name, place, {body part: (x, y)}) of each frame, a missing landmark NaN."""
-    header: dict[str, list[str]] = {}
-    if rows[0][1][0].lower() != "scorer":
-        raise FormatError(path, f"line {rows[0][0]}", "no row 'scorer'", f"DeepLabCut has {HEADER}")
-    while rows and "coords" not in header:
-        line, cells = rows.pop(0)
-        header[cells[0].lower()] = cells
-        if len(cells) != len(header["scorer"]):
-            raise text.of_another_length(path, line, cells, header["scorer"])
+    width, wide, columns, frames = _columns(path, rows)
+    for line, cells in frames:
+        if len(cells) != width:
+            raise text.of_another_length(path, line, cells, width)
+        name, where = "/".join(cell for cell in cells[:wide] if cell), f"{path}: line {line}"
+        if not name:
+            raise FormatError(where, "", "no frame", "write its path")
+        marks: dict[str, tuple[float, float]] = {}
+        marked: dict[str, None] = {}
+        for (animal, part), places in columns.items():
+            point = _point(where, part, [cells[places[axis]] for axis in "xy"], name, problems)
+            if part not in marks or math.isnan(marks[part][0]):
+                marks[part] = point
+            if not math.isnan(point[0]) and animal != "single":  # whose parts are of no animal
+                marked[animal] = None
+        if len(marked) > 1:
+            what = f"two animals, {' and '.join(list(marked)[:2])}"
+            raise FormatError(where, "", what, "crop them to an image each, or keep one")
+        yield name, where, marks
+
+
+def _columns(path, rows):
+    """How many cells a row has, how many of them are the frame's path, the columns, and the rows below the header.
+
+    The columns are {(animal, body part): {"x": number, "y": number, ...}}; without individuals the animal is "".
+    """
+    (first, cells), *_ = rows
+    if cells[0].lower() != "scorer":
+        raise FormatError(path, f"line {first}", "no row 'scorer'", f"DeepLabCut has {HEADER}")
+    width, header, below = len(cells), dict[str, list[str]](), iter(rows)
+    for line, row in below:
+        if len(row) != width:
+            raise text.of_another_length(path, line, row, width)
+        header[row[0].lower()] = row
+        if "coords" in header:
+            break
     absent = next((name for name in ("bodyparts", "coords") if name not in header), None)
     if absent:
         raise FormatError(path, "line 1", f"no row {absent!r}", f"DeepLabCut has {HEADER}")
     coords = [cell.lower() for cell in header["coords"]]
-    wide = next((n for n, cell in enumerate(coords) if cell == "x"), len(coords))
-    animals = header.get("individuals", [""] * len(coords))
+    wide = next((n for n, cell in enumerate(coords) if cell == "x"), width)
+    animals = header.get("individuals", [""] * width)
     columns: dict[tuple[str, str], dict[str, int]] = {}
-    for n in range(wide, len(coords)):
+    for n in range(wide, width):
         columns.setdefault((animals[n], header["bodyparts"][n]), {})[coords[n]] = n
     if not columns:
         raise FormatError(path, "", "no column x in the row 'coords'", f"DeepLabCut has {HEADER}")
     for (animal, part), places in columns.items():
         if not {"x", "y"} <= set(places):
             raise FormatError(path, "", f"{f'{animal} {part}'.strip()} has no x, or no y", "write both columns")
-    for line, cells in rows:
-        if len(cells) != len(coords):
-            raise text.of_another_length(path, line, cells, coords)
-        name, where = "/".join(cell for cell in cells[:wide] if cell), f"{path}: line {line}"
-        if not name:
-            raise FormatError(where, "", "no frame", "write its path")
-        marks: dict[str, tuple[float, float]] = {}
-        whose: dict[str, str] = {}
-        for (animal, part), places in columns.items():
-            point = _point(where, part, [cells[places[axis]] for axis in "xy"], name, problems)
-            if part not in marks or math.isnan(marks[part][0]):
-                marks[part] = point
-            if not math.isnan(point[0]) and animal != "single":  # whose parts are of no animal
-                whose.setdefault(animal, part)
-        if len(whose) > 1:
-            what = f"two animals, {' and '.join(list(whose)[:2])}"
-            raise FormatError(where, "", what, "crop them to an image each, or keep one")
-        yield name, where, marks
+    return width, wide, columns, below
 
 
 def _point(where, part, cells, name, problems) -> tuple[float, float]:

@@ -57,13 +57,12 @@ def read(path, problems: list[dict]) -> list[Annotation]:
     """
     found = []
     for each in photographs(path, text.read_xml(path), problems):
-        marked = [(where, _parts(where, box, each.name, problems)) for where, box in each.boxes]
-        several = [where for where, parts in marked if parts]
-        if len(several) > 1:
+        marked = [(at, parts) for at, box in each.boxes if (parts := _parts(at, box, each.name, problems))]
+        if len(marked) > 1:
             what = f"a second box with parts on {each.name}"
-            raise FormatError(several[1], "", what, "crop the specimens to an image each, or keep one")
-        found.append((each, next((parts for _, parts in marked if parts), {})))
-        if not several:
+            raise FormatError(marked[1][0], "", what, "crop the specimens to an image each, or keep one")
+        found.append((each, marked[0][1] if marked else {}))
+        if not marked:
             problems.append({"image": each.name, "what": "no parts: all missing", "where": each.where})
     labels = sorted({label for _, parts in found for label in parts}, key=text.natural)
     if not labels:

@@ -108,15 +108,15 @@ def csv_rows(path, table: tuple[list, str], synonyms: Mapping[str, tuple[str, ..
         raise FormatError(path, f"line {first}", f"column {twice!r} stands twice", "rename one")
     for at, cells in rows:
         if len(cells) != len(names):
-            raise of_another_length(path, at, cells, names)
+            raise of_another_length(path, at, cells, len(names))
     places = [n for n, name in enumerate(names) if re.fullmatch(r"[xy](\d*|min|max)", name)]
     point = any(re.fullmatch(r"[+-]?\d*\.\d+", cells[n]) for _, cells in rows for n in places)
     return (first, names), rows, delimiter != "," and not point
 
 
-def of_another_length(path, line: int, cells: list[str], header: list[str]) -> FormatError:
-    """The error of a row that has not as many cells as the header."""
-    return FormatError(path, f"line {line}", f"{len(cells)} cells where the header has {len(header)}", "mend the row")
+def of_another_length(path, line: int, cells: list[str], width: int) -> FormatError:
+    """The error of a row that has not as many cells as the header, `width`."""
+    return FormatError(path, f"line {line}", f"{len(cells)} cells where the header has {width}", "mend the row")
 
 
 def told(names: Iterable[str]) -> tuple[str, ...]:

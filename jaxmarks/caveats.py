@@ -4,28 +4,32 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmarks import checkpoint, runs
-from jaxmarks import config as configs
-from jaxmarks.data.loading import of_set
+from jaxmarks import checkpoint
+from jaxmarks.data import splits
+
+# What is said of images that networks may have learnt from, by what tells it, the surest first.
+LEARNT = {
+    "content": "were trained on ({}): the score flatters",
+    "name": "have the names of images that were trained on ({}): if they are those, the score flatters",
+    "specimen": "are of specimens that others which were trained on are called as ({}): the score may flatter",
+}
 
 
-def of_training(
-    settings, dataset, member, images: dict[str, list[str]], source: Path | None, before: dict
-) -> list[dict]:
+def of_training(settings, dataset, member, data: dict, source: Path | None, before: dict[str, list[str]]) -> list[dict]:
     """The caveats of a network: dicts of "image", "what" and "where".
 
     Args:
       settings: of its stage.
       dataset: what it is trained on.
       member: which network it is.
-      images: those of its split by name, as `splits.names` has them.
+      data: what is saved of its split (`splits.saved`).
       source: the checkpoint that it starts from, if any.
       before: what that one has `seen`.
     """
-    trained = np.isin(dataset.samples.name, images["train"])
-    found = unseen(dataset, trained, member) + seen_before(settings, member, images, source, before)
+    trained, held = (np.isin(dataset.samples.name, data["images"][part]) for part in ("train", "valid"))
+    found = unseen(dataset, trained, member) + seen_before(member, data, source, before)
     if dataset.objects:
-        found += of_objects(settings, dataset, member, trained, np.isin(dataset.samples.name, images["valid"]))
+        found += of_objects(settings, dataset, member, trained, held)
     return found
 
 
@@ -67,15 +71,19 @@ def of_test(fold: int, images: dict[str, list[str]]) -> list[dict]:
     return [caveat(fold, "no image is held back for a test: it is scored on those that chose its best epoch")]
 
 
-def of_names(samples, notes: list[dict], name: str = "") -> list[dict]:
-    """Whether images that networks are scored on have the names of those they learnt from, of the dataset `name`, as caveats."""
-    before = f"{name}/" if name else ""
-    learnt = {image for note in notes for part in ("train", "valid") for image in note["data"]["images"][part]}
-    again = sorted({image for image in samples.name.tolist() if before + image in learnt})
-    if not again:
-        return []
-    what = f"{len(again)} images have the names of images that were trained on ({first(again)}): if they are those, the score flatters"
-    return [{"image": again[0], "what": what, "where": "the training images"}]
+def of_images(samples, notes: list[dict]) -> list[dict]:
+    """Whether networks that score images may have learnt from them, or from others of their specimens, as caveats."""
+    told, found = set[str](), []
+    learnt = {key: set[str]() for key in LEARNT}
+    for note in notes:
+        for key, parts in splits.parts_of(note["data"], samples).items():
+            learnt[key].update(samples.name[np.isin(parts, ("train", "valid"))].tolist())
+    for key, what in LEARNT.items():
+        if again := learnt[key] - told:
+            what = f"{len(again)} images {what.format(first(again))}"
+            found.append({"image": min(again), "what": what, "where": "the training images"})
+        told |= again
+    return found
 
 
 def unseen(dataset, trained, member) -> list[dict]:
@@ -92,59 +100,35 @@ def unseen(dataset, trained, member) -> list[dict]:
     return found
 
 
-def seen_before(settings, member, images: dict[str, list[str]], source: Path | None, before: dict) -> list[dict]:
+def seen_before(member, data: dict, source: Path | None, before: dict[str, list[str]]) -> list[dict]:
     """Whether the network that one starts from, or one before that, has learnt from what tests it, as caveats.
 
     Test images must not have validated it either; validation images may have, and those that are trained on, too, as in a
     random split of versions, are no worse for it.
     """
+    images, contents = data["images"], data["contents"]
     held = {"test": set(images["test"]), "validation": {*images["valid"]} - {*images["train"]}}
     scored = "test" if held["test"] else "validation"
     found = []
     for part, others in (("test", ("train", "valid")), ("validation", ("train",))):
-        again: set[str] = set()
-        for origin, names in by_origin(settings.data, sorted(held[part])).items():
-            theirs = before.get(origin, {})
-            again |= {name for other in others for name in theirs.get(other, ())}.intersection(names)
-        if again:
+        theirs = {content for other in others for content in before.get(other, ())}
+        if again := [name for name in held[part] if contents[name] in theirs]:
             so = "the score may flatter" if part == scored else "its best epoch may be another"
-            what = f"{len(again)} of its {part} images ({first(again)}) may have been learnt from before: {so}"
+            what = f"{len(again)} of its {part} images ({first(again)}) have been learnt from before: {so}"
             found.append(caveat(member, f"it starts from {source.parent if source else ''}, and {what}"))
     return found
 
 
-def seen(source: Path | None) -> dict[str, dict[str, list[str]]]:
-    """By origin the images that a checkpoint's network, and those before it, had for "train" and for "valid"."""
+def seen(source: Path | None) -> dict[str, list[str]]:
+    """The contents of the images that a checkpoint's network, and those before it, had for "train" and for "valid"."""
     if source is None:
         return {}
-    workdir, stage, _ = runs.whose(source)
-    data, note = configs.stage(runs.config_of(workdir), stage).data, checkpoint.note(source)
+    note = checkpoint.note(source)
     if note is None:
         raise FileNotFoundError(f"{source}: no trained network")
-    found: dict[str, dict[str, list[str]]] = dict(note["before"])
-    for part in ("train", "valid"):
-        for origin, names in by_origin(data, note["data"]["images"][part]).items():
-            theirs = found.get(origin, {})
-            found[origin] = theirs | {part: sorted({*theirs.get(part, ()), *names})}
-    return found
-
-
-def by_origin(data, names: list[str]) -> dict[str, list[str]]:
-    """The images of a config's `data` by where they come from (`origins`)."""
-    found: dict[str, list[str]] = {}
-    for name in data.get("sets") or ("",):
-        before = f"{name}/" if name else ""
-        for origin in origins(of_set(data, name)):
-            found.setdefault(origin, []).extend(each.removeprefix(before) for each in names if each.startswith(before))
-    return found
-
-
-def origins(one) -> list[str]:
-    """Where the images of one dataset come from: a folder, or a volume or drawn parts with the seed of the draws."""
-    if one.get("images"):
-        return [str(Path(one.images).resolve())]
-    volume = [str(Path(one.volume).resolve())] if one.get("volume") else []
-    return [f"{what}, seed {one.get('seed', 0)}" for what in volume or one.get("part", "").split("+")]
+    data, before = note["data"], note["before"]
+    mine = lambda part: {data["contents"][name] for name in data["images"][part]}
+    return {part: sorted(mine(part).union(before.get(part, ()))) for part in ("train", "valid")}
 
 
 def first(names) -> str:

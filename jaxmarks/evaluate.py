@@ -91,8 +91,9 @@ def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dat
     complete = [name for name, part in parts.items() if len(part) == len(parts["network"])]
     methods = {name: landmarks.ordered(landmarks.join(parts[name]), samples.name) for name in complete}
     summary = scores_of(methods, dataset.disagreement)
-    summary |= {"names": dataset.names, "failures": problems, "parameters": parameters(held)}
     found = methods["network"]
+    summary |= {"names": dataset.names, "failures": problems, "parameters": parameters(held)}
+    summary |= {"unscored": unscored(samples, found.name)}
     if dataset.sets:
         summary["sets"] = score_sets(methods, problems, dataset, out)
     if dataset.volumes:
@@ -188,7 +189,13 @@ def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Datas
         "failures": problems + told + detection.unfound(summary["by_class"]),
         "parameters": parameters(held),
         "ms_per_image": np.mean(milliseconds),
+        "unscored": unscored(samples, found.name),
     }
+
+
+def unscored(samples: Samples, scored) -> int:
+    """How many images are not among those that are scored (by name): every network was trained on them."""
+    return len(set(samples.name.tolist()).difference(np.asarray(scored).tolist()))
 
 
 def spotted(rest: Samples, tested: Samples) -> detection.Found:

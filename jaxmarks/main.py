@@ -247,8 +247,8 @@ def train(config, workdir):
 def evaluate(config, workdir):
     """Scores the workdir's network on the data that the flags name, by default those that it was trained on.
 
-    Each of the photographs that it was trained on, with these or with other marks and wherever they lie, is scored by the
-    fold that held it out. They are known by their names.
+    Each of the photographs that it was trained on, with these or with other marks, wherever they lie and however they are
+    called, is scored by the fold that held it out.
     """
     from jaxmarks import evaluate as evaluation
     from jaxmarks import report, results, runs, trained
@@ -257,15 +257,13 @@ def evaluate(config, workdir):
     tell_other(config, workdir)
     data, other = data_to_score(config.data, runs.settings_of(workdir).data, workdir)
     dataset = loading.load(data)
-    own = not other or trained.knows(workdir, dataset)
+    own = not other or (not SET.value and trained.knows(workdir, dataset))
     if other and own:
-        print(
-            "these are called as photographs that it was trained on: each is scored by the networks that did not see it"
-        )
+        print("these are photographs that it was split from: each is scored by the networks that did not see it")
     with results.folder("evaluate", workdir, named=OUT.value, inputs=inputs_of(data)) as out:
         if own:
             summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
-            if other and (left := len(set(dataset.samples.name.tolist())) - summary["images"]):
+            if other and (left := summary["unscored"]):
                 print(f"{left} of them every network here was trained on: not scored")
         else:
             summary = evaluation.of_others(workdir, dataset, out, set=SET.value)

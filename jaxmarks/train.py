@@ -201,9 +201,9 @@ class Training:
         shown = np.unique(self.split.train // versions)
         known = facts(dataset) | tasks.fitted(settings, samples, shown)
         network, self.task = tasks.build(settings, known, dataset.flip)
-        self.data: dict = {"digest": samples.digest, "images": splits.names(self.split, samples, versions)}
+        self.data: dict = {"digest": samples.digest} | splits.saved(self.split, settings, samples, versions)
         before = caveats.seen(source)
-        found = caveats.of_training(settings, dataset, member, self.data["images"], source, before)
+        found = caveats.of_training(settings, dataset, member, self.data, source, before)
         if settings.data.get("pose") in configs.TURNED and "shape" not in known:
             found.append(caveats.caveat(member, "no training image shows how its specimens lie: none is turned"))
         for each in found:

@@ -1,5 +1,6 @@
 """A run's trained networks: all of them together, or each fold's beside the images that they did not see."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from jaxmarks import caveats, checkpoint, runs, steps, tasks
 from jaxmarks import config as configs
+from jaxmarks.data import folder, splits
 from jaxmarks.data.loading import Dataset, of_set
 from jaxmarks.data.samples import Samples
 
@@ -46,13 +48,14 @@ class Held(NamedTuple):
 
 
 def knows(workdir: Path, dataset: Dataset) -> bool:
-    """Whether all photographs of a dataset have the names of those that a run was split from; scouts all that is told of them."""
+    """Whether a dataset is one of photographs that a run was split from: some of them are, or all are called as those."""
     stage = runs.stages(runs.config_of(workdir))[-1]
-    data = [note["data"] for path in runs.trained(workdir, stage).values() if (note := checkpoint.note(path))]
-    if dataset.volumes:  # those of another person have the same names
-        return any(one["digest"] == dataset.samples.digest for one in data)
-    names = {image for one in data for part in one["images"].values() for image in part}
-    return names.issuperset(dataset.samples.name.tolist())
+    notes = [note for path in runs.trained(workdir, stage).values() if (note := checkpoint.note(path))]
+    if not notes:
+        return False
+    known = splits.parts_of(notes[0]["data"], dataset.samples)
+    alike = not dataset.volumes and bool((known["name"] != "").all())  # scouts of another person have the same names
+    return alike or bool((known["content"] != "").any())
 
 
 def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Trained:
@@ -80,21 +83,28 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Tra
 
 def all_on(workdir: Path, samples: Samples, *, set: str = "") -> Held:
     """All networks of a run (of its dataset `set`), and samples that they did not see."""
-    task, _, networks, notes = networks_of(workdir, set=set)
-    everyone = np.arange(len(samples))
-    return Held(
-        -1, steps.predictor(task), networks, notes, everyone[:0], everyone, caveats.of_names(samples, notes, set)
-    )
+    task, settings, networks, notes = networks_of(workdir, set=set)
+    everyone, told = np.arange(len(samples)), caveats.of_images(called(samples, settings, set), notes)
+    return Held(-1, steps.predictor(task), networks, notes, everyone[:0], everyone, told)
+
+
+def called(samples: Samples, settings, set: str = "") -> Samples:
+    """Samples by the names, and of the specimens, that the training of a run (of its dataset `set`) would give them."""
+    pattern = settings.data.get("group_by", "")
+    caught = [(pattern and folder.caught_in(name, pattern)) or "" for name in samples.name.tolist()]
+    within = lambda values: np.array([value and f"{set}/{value}" for value in values.tolist()]) if set else values
+    specimens = np.where(samples.specimen != "", samples.specimen, caught)
+    return dataclasses.replace(samples, name=within(samples.name), specimen=within(specimens))
 
 
 def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Held]:
     """The folds of a stage; where nothing is held back for a test the validation images take its place.
 
-    Which images are whose is saved with the networks. What they were not split from follows as the fold -1, of all
-    networks.
+    Which images are whose is saved with the networks. A new image of a specimen that tests a fold tests it, too; what is
+    new beside these follows as the fold -1, of all networks.
     """
-    rows = lambda names: np.flatnonzero(np.isin(samples.name, list(names)))
-    known, learnt, some, calls = set[str](), set[str](), False, dict[str, Callable]()
+    samples, calls = called(samples, settings), dict[str, Callable]()
+    new, learnt = np.full((2, len(samples)), [[True], [False]])
 
     def call_of(facts):  # one for all folds, which compiles once, where they know the same
         key = json.dumps(facts, sort_keys=True)
@@ -104,19 +114,23 @@ def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Hel
 
     for fold in runs.folds(settings):
         networks, notes = _restored(workdir, stage, runs.members(settings, fold))
-        mine = notes[0]["data"]["images"]
-        known, learnt = known.union(*mine.values()), learnt.union(mine["train"])
-        if len(tested := rows(mine["test"] or mine["valid"])):
-            some, trained = True, rows(mine["train"])
-            told = caveats.of_notes(notes) + caveats.of_test(fold, mine)
-            yield Held(fold, call_of(notes[0]["facts"]), networks, notes, trained, tested, told)
-    if len(new := np.flatnonzero(~np.isin(samples.name, list(known)))):
+        data = notes[0]["data"]
+        known = splits.parts_of(data, samples)
+        part = np.where(known["content"] != "", known["content"], known["name"])
+        tested = np.where(part, part, known["specimen"]) == ("test" if data["images"]["test"] else "valid")
+        new, learnt = new & (part == "") & ~tested, learnt | (part == "train")
+        if tested.any():
+            told = caveats.of_notes(notes) + caveats.of_test(fold, data["images"])
+            trained, tests = np.flatnonzero(part == "train"), np.flatnonzero(tested)
+            yield Held(fold, call_of(notes[0]["facts"]), networks, notes, trained, tests, told)
+    if new.any():
         networks, notes = _restored(workdir, stage, runs.members(settings))
-        what = f"{len(new)} images are new since the training, this the first: the mean of all networks predicts them"
-        caveat = {"image": str(samples.name[new[0]]), "what": what, "where": "the images"}
+        rest = samples.take(new)
+        what = f"{len(rest)} images are new since the training, this the first: the mean of all networks predicts them"
         # What is to be known of the networks the folds have told.
-        yield Held(-1, call_of(notes[0]["facts"]), networks, notes, rows(learnt), new, [caveat])
-    elif not some:
+        told = [{"image": str(rest.name[0]), "what": what, "where": "the images"}, *caveats.of_images(rest, notes)]
+        yield Held(-1, call_of(notes[0]["facts"]), networks, notes, np.flatnonzero(learnt), np.flatnonzero(new), told)
+    elif not calls:
         raise ValueError("of the images that the run holds back none is here: there is nothing to score it on")
 
 

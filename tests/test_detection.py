@@ -1020,8 +1020,9 @@ def test_what_a_detector_cannot_know_is_told(data):
     def told(samples, valid, classes=dataset.classes, **changes):
         config.update(changes)
         images = {"train": names[~empty & ~valid].tolist(), "valid": names[valid].tolist(), "test": ["none"]}
+        split = {"images": images, "contents": {name: name for part in images.values() for name in part}}
         data = dataset._replace(samples=samples, classes=classes)
-        return [c["what"] for c in caveats.of_training(config, data, runs.Member(0), images, None, {})]
+        return [c["what"] for c in caveats.of_training(config, data, runs.Member(0), split, None, {})]
 
     some = np.isin(names, ["0.png", "1.png"])
     assert told(samples, some) == []
@@ -1107,6 +1108,7 @@ def drawn(folder, side, count=6, size=(400, 400)):
     annotations = []
     for n in range(count):
         image, boxes = squares(size, [(5, 5), (150, 200)], side)
+        image[-1, -1] = n  # each is another
         Image.fromarray(image).save(folder / f"s{n // 2}_{n}.png")
         annotations.append(BoxAnnotation(f"s{n // 2}_{n}.png", boxes, ("square",) * 2))
     box_files.write(folder / "boxes.csv", annotations)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import ml_collections
@@ -22,8 +22,9 @@ from PIL import Image
 
 from jaxmarks import caveats, checkpoint, evaluate, formats, phantoms, processes, runs, tps, train
 from jaxmarks import config as configs
-from jaxmarks.data import loading, splits
-from jaxmarks.data.samples import Annotation
+from jaxmarks.data import loading, photographs, splits
+from jaxmarks.data.samples import Annotation, Samples
+from jaxmarks.trained import called
 
 ROOT = Path(__file__).parent.parent
 get_config = runpy.run_path(str(ROOT / "configs" / "fish.py"))["get_config"]
@@ -259,17 +260,24 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
         f"--config.data.landmarks={tmp_path / 'marks.csv'}",
     )  # fmt: skip
     assert re.search(r"[1-4] of them every network here was trained on: not scored", said)
+    # Under other names they are the same, in one folder with others, too, which all networks predict.
     shutil.move(tmp_path / "photographs", tmp_path / "others")
     for path in (tmp_path / "others").glob("*.png"):
         path.rename(path.with_stem(f"other-{path.stem}"))
-    rows = (tmp_path / "marks.csv").read_text().splitlines()
-    (tmp_path / "marks.csv").write_text("\n".join([rows[0], *(f"other-{row}" for row in rows[1:])]))
-    run(
-        "--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--config.data.images={tmp_path / 'others'}",
-        f"--config.data.landmarks={tmp_path / 'marks.csv'}",
-    )  # fmt: skip
+    marked = [dataclasses.replace(a, image=f"other-{a.image}") for a in trained[1]]
+    formats.write(tmp_path / "marks.csv", marked)
+    data = (f"--config.data.images={tmp_path / 'others'}", f"--config.data.landmarks={tmp_path / 'marks.csv'}")
+    said = run("--mode=evaluate", f"--workdir={tmp_path / 'run'}", *data)
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
-    assert [fold["fold"] for fold in summary["folds"]] == [-1]
+    assert {fold["fold"]: fold["images"] for fold in summary["folds"]} == {0: 4, -1: 2} and summary["unscored"] == 4
+    assert "4 of them every network here was trained on: not scored" in said
+    for path in (tmp_path / "others").glob("*.png"):  # others they are when a pixel is another
+        with Image.open(path) as image:
+            image.putpixel((0, 0), 77)
+            image.save(path)
+    run("--mode=evaluate", f"--workdir={tmp_path / 'run'}", *data)
+    summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
+    assert [fold["fold"] for fold in summary["folds"]] == [-1] and summary["failures"] == []
 
 
 def test_a_signal_ends_a_training_in_order(trained, tmp_path, monkeypatch):
@@ -369,16 +377,111 @@ def test_a_config_for_ones_own_data_needs_them(tmp_path):
         assert f"--config.data.{marks}=FILE" in said and not (tmp_path / "run").exists()
 
 
-def test_images_that_are_scored_again_are_known_by_their_names(tmp_path):
-    notes = [{"data": {"images": {"train": ["set/a.png", "set/b.png"], "valid": ["set/c.png"], "test": ["set/d.png"]}}}]
-    samples = SimpleNamespace(name=np.array(["a.png", "c.png", "d.png", "e.png"]))
-    (found,) = caveats.of_names(samples, notes, "set")
-    assert found["what"].startswith("2 images have the names of images that were trained on (a.png, c.png)")
-    assert caveats.of_names(samples, notes) == []
+def samples_of(*images):
+    """Samples of these (name, content, specimen)."""
+    name, content, specimen = np.array(images).T
+    return Samples(
+        images=np.zeros((len(images), 4, 4, 1), np.uint8),
+        points=np.zeros((len(images), 1, 2), np.float32),
+        visible=np.ones((len(images), 1), bool),
+        group=np.arange(len(images)),
+        name=name,
+        to_source=np.tile(np.eye(2, 3), (len(images), 1, 1)),
+        mm_per_px=np.ones(len(images)),
+        source_size=np.full((len(images), 2), 4),
+        content=content,
+        specimen=specimen,
+    )
 
 
-def test_a_folder_is_itself_under_any_spelling(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "images")
-    spelt = (tmp_path / "images", tmp_path / "link", tmp_path / "link" / ".." / "images")
-    assert len({str(caveats.origins(ml_collections.ConfigDict({"images": str(path)}))) for path in spelt}) == 1
+KNOWN = {
+    "images": {"train": ["set/a.png", "set/b.png"], "valid": ["set/c.png"], "test": ["set/d.png"], "unused": []},
+    "contents": {"set/a.png": "1", "set/b.png": "2", "set/c.png": "3", "set/d.png": "4"},
+    "specimens": {"set/a.png": "set/M1", "set/d.png": "set/M2"},
+}
+
+
+def test_images_that_are_scored_again_are_known_by_content_name_and_specimen():
+    samples = samples_of(
+        ("x.png", "1", ""), ("a.png", "9", "M1"), ("c.png", "8", ""), ("d.png", "4", "M2"), ("n.png", "5", "M1"), ("e.png", "6", "")
+    )  # fmt: skip
+    settings = ml_collections.ConfigDict({"data": {"group_by": ""}})
+    found = caveats.of_images(known := called(samples, settings, "set"), [{"data": KNOWN}])
+    assert [each["what"].split(":")[0] for each in found] == [
+        "1 images were trained on (set/x.png)",
+        "2 images have the names of images that were trained on (set/a.png, set/c.png)",
+        "1 images are of specimens that others which were trained on are called as (set/n.png)",
+    ]
+    assert splits.parts_of(KNOWN, known)["specimen"].tolist() == ["", "train", "", "test", "train", ""]
+    (by_content,) = caveats.of_images(called(samples, settings), [{"data": KNOWN}])
+    assert by_content["image"] == "x.png"
+    caught = called(samples, ml_collections.ConfigDict({"data": {"group_by": r"^([an])\."}}))
+    assert caught.specimen.tolist() == ["", "M1", "", "M2", "M1", ""]
+    assert called(
+        samples_of(("n.png", "5", "")), ml_collections.ConfigDict({"data": {"group_by": r"^(n)\."}})
+    ).specimen == ["n"]
+
+
+def test_what_a_network_starts_from_may_have_learnt_from_a_copy(tmp_path):
+    data = {
+        "images": {"train": ["p.png"], "valid": ["q.png"], "test": ["r.png"]},
+        "contents": {"p.png": "7", "q.png": "1", "r.png": "3"},
+    }
+    before = {"train": ["1"], "valid": ["3"]}
+    found = [c["what"] for c in caveats.seen_before(runs.Member(0), data, tmp_path / "run" / "best", before)]
+    assert "1 of its test images (r.png) have been learnt from before: the score may flatter" in found[0]
+    assert "1 of its validation images (q.png) have been learnt from before: its best epoch may be another" in found[1]
+    assert caveats.seen_before(runs.Member(0), data, tmp_path, {"train": ["2"], "valid": []}) == []
+
+
+def test_copies_of_a_photograph_are_of_one_group(trained, tmp_path):
+    folder, annotations = trained
+    shutil.copytree(folder / "photographs", tmp_path / "photographs")
+    (tmp_path / "photographs" / "again").mkdir()
+    shutil.copy(folder / "photographs" / "3.png", tmp_path / "photographs" / "again" / "copy.png")
+    formats.write(
+        tmp_path / "marks.csv", [*annotations, dataclasses.replace(annotations[3], image="again/copy.png", id="")]
+    )
+    dataset = loading.load(config_of(tmp_path).data)
+    assert dataset.samples.group.tolist() == [*range(10), 3]
+    (problem,) = dataset.problems
+    assert (
+        problem["image"] == "again/copy.png"
+        and "1 photographs are copies of others, this the first, of 3.png" in problem["what"]
+    )
+    for by in ("group", "image"):
+        config = config_of(tmp_path)
+        config.split.by = by
+        for fold in range(2):
+            split = splits.of_member(config, dataset.samples, runs.Member(fold), 1)
+            assert all({3, 10} <= {*part} or not {3, 10} & {*part} for part in split)
+
+
+def test_a_new_image_of_a_specimen_is_scored_by_who_did_not_see_it(trained, tmp_path):
+    folder, annotations = trained
+    named = [dataclasses.replace(a, group=f"M{n}") for n, a in enumerate(annotations)]
+    with marks(folder, named[:8]):
+        train.train(config_of(folder), tmp_path / "run")
+    config, again = config_of(folder), dataclasses.replace(named[9], group="M2")
+    dataset = rewritten(folder, [*named[:8], again, named[8]])
+    evaluate.of_run(config, tmp_path / "run", dataset, out=tmp_path / "out")
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        fold = {row["image"]: int(row["fold"]) for row in csv.DictReader(file)}
+    assert fold["9.png"] == fold["2.png"] >= 0 and fold["8.png"] == -1
+
+
+def test_a_file_is_told_by_what_is_in_it(tmp_path):
+    draw = np.random.default_rng(0)
+    one, other = (draw.bytes(200_000) for _ in range(2))
+    for name, content in {
+        "a": one,
+        "b": one,
+        "c": other,
+        "d": one + b"0",
+        "e": one[:-1] + b"0",
+        "f": b"",
+        "g": b"1",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    found = {name: photographs.content(tmp_path / name) for name in "abcdefg"}
+    assert found["a"] == found["b"] and len(set(found.values())) == 6

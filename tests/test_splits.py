@@ -87,7 +87,7 @@ def test_few_of_each_domain_are_few_also_where_they_share_groups():
     domain = np.repeat([0, 1], [20, 20])
     group = np.concatenate([np.arange(20), np.arange(10), np.arange(30, 40)])
     names = np.array([f"{'pq'[d]}/{g}.png" for d, g in zip(domain, group, strict=True)])
-    samples = SimpleNamespace(domain=domain, group=group, name=names)
+    samples = SimpleNamespace(domain=domain, group=group, name=names, content=group.astype(str))
     options = {"by": "group", "folds": 5, "run": (), "valid": 0.0, "few": 2, "seed": 0}
     for by in ("group", "image"):
         settings = SimpleNamespace(split=SimpleNamespace(**options | {"by": by}), seed=0)
@@ -102,7 +102,8 @@ class Photographs(SimpleNamespace):
 
     def __init__(self, count):
         names = np.array([f"{n}.png" for n in range(count)])
-        super().__init__(domain=np.zeros(count, int), group=np.arange(count), name=names)
+        about = {"content": np.array([f"<{name}>" for name in names]), "specimen": np.full(count, "")}
+        super().__init__(domain=np.zeros(count, int), group=np.arange(count), name=names, **about)
 
     def __len__(self):
         return len(self.name)
@@ -143,7 +144,9 @@ def test_random_rows_differ_between_folds_and_between_the_networks_of_one():
 
 
 def test_every_photograph_is_named_in_one_part():
-    photographs = Photographs(12)
-    found = splits.names(member_split(photographs, folds=3), photographs, 7)
+    photographs, by_group = Photographs(12), SimpleNamespace(split=SimpleNamespace(by="group"))
+    saved = splits.saved(member_split(photographs, folds=3), by_group, photographs, 7)
+    found = saved["images"]
     assert sorted(found["train"] + found["valid"] + found["test"]) == sorted(photographs.name)
     assert [len(found[part]) for part in ("train", "valid", "test", "unused")] == [6, 2, 4, 0]
+    assert saved["contents"]["3.png"] == "<3.png>" and saved["specimens"] == {}

@@ -12,6 +12,7 @@ from PIL import Image
 from jaxmarks.data import formats, records
 from jaxmarks.data.ahead import ahead
 from jaxmarks.data.photographs import (
+    content,
     decode,
     find,
     finder,
@@ -90,7 +91,7 @@ def load(
             x, y = a.points[k]
             what = f"landmark {k + 1} at ({x:g}, {y:g}) lies outside the image of {w}x{h}: taken as missing"
             problems.append({"image": a.image, "what": what, "where": a.where})
-        kept.append((a, source))
+        kept.append((a, source, content(file)))
         if a.size is None:
             unsized[file] = None
         visible.append(a.visible & ~outside)
@@ -104,16 +105,18 @@ def load(
         what = f"{len(others)} photographs have no landmarks: {', '.join(name_of(p, images) for p in others[:5])}"
         problems.append({"image": name_of(others[0], images), "what": what, "where": str(landmarks)})
     problems += turned(unsized, images)
-    names, sources = [a.image for a, _ in kept], [source for _, source in kept]
+    annotated, sources, contents = zip(*kept, strict=True)
+    names = [a.image for a in annotated]
     samples = _samples(pixels, sources, names, size, fit, np.stack(points), np.stack(visible))
     numbers: dict[str, int] = {}
-    known = {a.image: a.group for a, _ in kept if a.group}
+    known = {a.image: a.group for a in annotated if a.group}
     called = [group_of(name, known, group_by) for name in names]
     told = {
         "group": np.array([numbers.setdefault(group, len(numbers)) for group in called]),
         "specimen": np.array(["" if group == name else group for group, name in zip(called, names, strict=True)]),
-        "mm_per_px": np.array([a.mm_per_px for a, _ in kept]),
-        "id": np.array([a.id for a, _ in kept]),
+        "mm_per_px": np.array([a.mm_per_px for a in annotated]),
+        "id": np.array([a.id for a in annotated]),
+        "content": np.array(contents),
     }
     return dataclasses.replace(samples, **told), annotations[0].names, problems
 
@@ -128,14 +131,19 @@ def group_of(image: str, known: Mapping[str, str], pattern: str) -> str:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"--config.data.group_by={pattern}: no regular expression: {error}") from None
-        found = re.search(pattern, PurePosixPath(image).name) or re.search(pattern, image)
-        if not found or not found.groups() or found[1] is None:
+        if (caught := caught_in(image, pattern)) is None:
             raise ValueError(
                 f"--config.data.group_by={pattern}: no first group in {image!r}; write an expression such as"
                 r" '^(\d+)_' whose first parentheses hold the specimen in every file name"
             )
-        return found[1]
+        return caught
     return known.get(image) or ROBOFLOW.sub("", image)
+
+
+def caught_in(image: str, pattern: str) -> str | None:
+    """The first group of a regular expression in an image's file name, or in its whole name; None where it has none."""
+    found = re.search(pattern, PurePosixPath(image).name) or re.search(pattern, image)
+    return found[1] if found and found.groups() else None
 
 
 def frames(files: list[Path], *, size, channels, fit, keep=""):

@@ -19,7 +19,7 @@ from jaxmarks.data.brains import Volumes
 from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.phantoms import dendrite
-from jaxmarks.data.photographs import finder, image_size, some
+from jaxmarks.data.photographs import content, finder, image_size, some
 from jaxmarks.data.samples import Annotation, FormatError, Samples, concatenate
 from jaxmarks.ops.frames import FILL, frame
 
@@ -206,9 +206,11 @@ def _photographs(spec):
 def load(spec) -> Dataset:
     """The dataset of a config's `data`: the user's own files where they are named, what is drawn else.
 
+    Copies of a photograph, under other names or in another of several datasets, are of one group.
+
     Where `spec.keep` names a folder its images are `records.Records` there.
     """
-    dataset, keep = _load(spec), spec.get("keep")  # which configs of older runs do not have
+    dataset, keep = _joined(_load(spec)), spec.get("keep")  # which configs of older runs do not have
     images = dataset.samples.images
     if keep and isinstance(images, np.ndarray):
         kept = records.keep(images, keep, key=records.fingerprint(list(images.shape), images), notes=[])
@@ -223,7 +225,7 @@ def _load(spec) -> Dataset:
         return _objects(spec)
     if "volume" in spec:
         samples, volumes, photograph = brains.load(spec)
-        return Dataset(samples, [], None, photograph, volumes=volumes)
+        return Dataset(_as_drawn(samples, spec), [], None, photograph, volumes=volumes)
     if bool(spec.images) != bool(spec.landmarks):
         missing = "landmarks" if spec.images else "images"
         raise ValueError(
@@ -301,6 +303,7 @@ def _several(spec):
                 points=np.pad(samples.points, [*beside, (0, 0)]),
                 visible=np.pad(samples.visible, beside),
                 name=np.array([f"{name}/{image}" for image in samples.name]),
+                specimen=np.array([one and f"{name}/{one}" for one in samples.specimen.tolist()]),
                 domain=np.full(len(samples), domain, np.int32),
             )
         )
@@ -318,23 +321,30 @@ def _several(spec):
     flip = tuple(np.concatenate(orders).tolist()) if any(one.flip for one in each.values()) else None
     sets = {name: OneOfSeveral(columns[name], one.disagreement) for name, one in each.items()}
     samples = concatenate(parts)
-    group = _joined(samples, [_origin(of_set(spec, name)) for name in each])
-    return Dataset(dataclasses.replace(samples, group=group), problems, flip, photograph, sets=sets)
-
-
-def _origin(one):
-    """What tells images of one dataset from those of the same names in another: their folder, or the seed of drawings."""
-    return str(Path(one.images).resolve()) if one.get("images") else f"seed {one.get('seed', 0)}"
-
-
-def _joined(samples, origins):
-    """The groups (N,) of samples of several domains, whose images are of these origins: a photograph in two joins theirs."""
     _, group = np.unique(np.stack([samples.domain, samples.group]), axis=1, return_inverse=True)
-    names = [f"{origins[d]}/{name.partition('/')[2]}" for d, name in zip(samples.domain, samples.name, strict=True)]
-    _, photograph = np.unique(names, return_inverse=True)
-    group, count = group.reshape(-1), group.max() + 1
-    links = scipy.sparse.coo_array((np.ones(len(group)), (group, count + photograph)), [count + len(names)] * 2)
-    return scipy.sparse.csgraph.connected_components(links, directed=False)[1][group].astype(samples.group.dtype)
+    samples = dataclasses.replace(samples, group=group.reshape(-1))
+    return Dataset(samples, problems, flip, photograph, sets=sets)
+
+
+def _joined(dataset: Dataset) -> Dataset:
+    """The dataset with one group for the copies of a photograph, under other names or in another of several datasets."""
+    samples = dataset.samples
+    _, numbers = np.unique(samples.content, return_inverse=True)
+    count = samples.group.max(initial=-1) + 1
+    links = np.ones(len(numbers)), (samples.group, count + numbers)
+    graph = scipy.sparse.coo_array(links, [count + len(numbers)] * 2)
+    group = scipy.sparse.csgraph.connected_components(graph, directed=False)[1][samples.group]
+    first, problems = dict[str, str](), list(dataset.problems)
+    pairs = zip(samples.content.tolist(), samples.name.tolist(), strict=True)
+    again = {name: first[content] for content, name in pairs if first.setdefault(content, name) != name}
+    if again and not dataset.sets:
+        image, of = next(iter(again.items()))
+        what = (
+            f"{len(again)} photographs are copies of others, this the first, of {of}: each in the group of its original"
+        )
+        problems.append({"image": image, "what": what, "where": dataset.images})
+    samples = dataclasses.replace(samples, group=group.astype(samples.group.dtype))
+    return dataset._replace(samples=samples, problems=problems)
 
 
 def _kept(spec, part):
@@ -393,7 +403,7 @@ def _objects(spec):
             annotation = BoxAnnotation(f"dendrite_{i}.png", corners, tuple(classes[label] for label in labels))
             annotations.append(annotation)
             parts += [(annotation, i, *tile) for tile in objects.cut(image, size, **options)]
-        samples = objects.samples(parts, size, classes)
+        samples = _as_drawn(objects.samples(parts, size, classes), spec)
         number = lambda name: int(name.removeprefix("dendrite_").removesuffix(".png"))
         photograph = lambda name: dendrite.draw(number(name), seed=spec.seed, classes=spec.classes)[0]
     about = {"objects": tuple(annotations), "classes": classes, "images": spec.images}
@@ -484,4 +494,12 @@ def _phantoms(spec):
         part, specimen = name.removesuffix(".png").rsplit("_", 1)
         return phantoms.draw(part, int(specimen), size=source, seed=spec.seed, **how)[0]
 
-    return Dataset(concatenate(drawn), [], _flip(spec, parts[0]) if len(parts) == 1 else None, photograph)
+    flip = _flip(spec, parts[0]) if len(parts) == 1 else None
+    return Dataset(_as_drawn(concatenate(drawn), spec), [], flip, photograph)
+
+
+def _as_drawn(samples: Samples, spec) -> Samples:
+    """Drawn samples with what tells them from others of the same names as their `content`: of which volume, and the seed."""
+    volume = f"{content(spec.volume)}, " if spec.get("volume") else ""
+    drawn = np.array([f"{volume}seed {spec.seed}: {name}" for name in samples.name])
+    return dataclasses.replace(samples, content=drawn)

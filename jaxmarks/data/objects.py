@@ -16,6 +16,7 @@ from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.formats.boxes import read as read_boxes
 from jaxmarks.data.photographs import (
     TURNED,
+    content,
     decode,
     finder,
     image_size,
@@ -79,7 +80,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(one, found))
-    kept, parts, unsized = [], [], []
+    kept, parts, unsized, contents, scenes = [], [], [], dict[str, str](), dict[str, str]()
     groups: dict[str, int] = {}
     for (annotation, file), result in zip(found, results, strict=True):
         if isinstance(result, str):
@@ -90,8 +91,10 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
             unsized.append(file)
         problems += notes
         kept.append(annotation)
-        known = {annotation.image: annotation.group}
-        group = groups.setdefault(group_of(annotation.image, known, group_by), len(groups))
+        contents[annotation.image] = content(file)
+        scene = group_of(annotation.image, {annotation.image: annotation.group}, group_by)
+        scenes[annotation.image] = "" if scene == annotation.image else scene
+        group = groups.setdefault(scene, len(groups))
         parts += [(annotation, group, *frame) for frame in frames]
     if unused := set(listing(images)) - {file for _, file in found}:
         first = min(unused).relative_to(images).as_posix()
@@ -103,6 +106,8 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         raise FormatError(boxes, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
     problems += turned(unsized, images)
     loaded = samples(parts, size, classes)
+    of_each = lambda known: np.array([known[name] for name in loaded.name.tolist()])
+    loaded = dataclasses.replace(loaded, content=of_each(contents), specimen=of_each(scenes))
     return loaded, kept, classes, problems + (unsuited(loaded, overlap, scale) if fit == "tile" else [])
 
 

@@ -62,6 +62,8 @@ class Samples:
       domain: (N,) int32, which of several datasets the image is of, from 0; 0 throughout where there is one.
       id: (N,) str, what the landmark file calls the image beside its name (tpsDig's ID); empty where it does not.
       specimen: (N,) str, what the group is called; empty where it is that of one image, and has no name.
+      content: (N,) str, the same for the same photograph whatever it is called and wherever it lies; where nothing tells,
+        its name.
     """
 
     images: np.ndarray
@@ -77,6 +79,7 @@ class Samples:
     domain: np.ndarray = None  # type: ignore[assignment]
     id: np.ndarray = None  # type: ignore[assignment]
     specimen: np.ndarray = None  # type: ignore[assignment]
+    content: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self):
         if self.domain is None:
@@ -84,6 +87,8 @@ class Samples:
         for name in ("id", "specimen"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, np.full(len(self), ""))
+        if self.content is None:
+            object.__setattr__(self, "content", self.name)
         if self.boxes is None:
             object.__setattr__(self, "boxes", np.zeros((len(self), 0, 4), np.float32))
             object.__setattr__(self, "labels", np.zeros((len(self), 0), np.int32))

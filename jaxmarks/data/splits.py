@@ -141,13 +141,9 @@ def of_member(settings, samples: Samples, member, versions: int) -> Split:
     if split.by == "random" and split.few:
         raise ValueError(f"--config.split.few={split.few}: a random split has no specimens; set split.by=group")
     group = samples.group
-    if split.by == "image":  # the tiles of a photograph have its name, and stay together
-        # So do its places in several datasets, which share a group.
-        several = len(np.unique(samples.domain)) > 1
-        bare = lambda name, group: (int(group), name.partition("/")[2]) if several else name
-        images = [bare(*pair) for pair in zip(samples.name.tolist(), samples.group, strict=True)]
-        order = {image: n for n, image in enumerate(dict.fromkeys(images))}
-        group = np.array([order[image] for image in images])
+    if split.by == "image":  # the tiles of a photograph stay together, and so do its copies
+        order = {content: n for n, content in enumerate(dict.fromkeys(samples.content.tolist()))}
+        group = np.array([order[content] for content in samples.content.tolist()])
     # Where validation takes the place of a test, or a few specimens are all there is, an ensemble has the same of them.
     number = 0 if split.folds == 1 or split.few else member.number
     train, valid, test = by_group_in_each(
@@ -171,11 +167,33 @@ def of_member(settings, samples: Samples, member, versions: int) -> Split:
     return Split(*random(every, valid=split.valid, seed=split.seed + member.fold, member=number), test)
 
 
-def names(split: Split, samples: Samples, versions: int) -> dict[str, list[str]]:
-    """The images of a network's split by name: "train", "valid", "test" and, where `split.few` leaves some, "unused"."""
+def saved(split: Split, settings, samples: Samples, versions: int) -> dict:
+    """What is saved of a network's split: by it `parts_of` knows the images again.
+
+    Its "images" are their names by part: "train", "valid", "test" and, where `split.few` leaves some, "unused". By name
+    its "contents" are their contents, and its "specimens", but of a split that divides them, those that have a name.
+    """
     chosen = {"train": split.train // versions, "valid": split.valid // versions, "test": split.test}
     unused = np.setdiff1d(np.arange(len(samples)), np.concatenate(list(chosen.values())))
-    return {part: np.unique(samples.name[rows]).tolist() for part, rows in (chosen | {"unused": unused}).items()}
+    images = {part: np.unique(samples.name[rows]).tolist() for part, rows in (chosen | {"unused": unused}).items()}
+    by_name = lambda values: {name: value for name, value in zip(samples.name.tolist(), values, strict=True) if value}
+    specimens = {} if settings.split.by == "image" else by_name(samples.specimen.tolist())
+    return {"images": images, "contents": by_name(samples.content.tolist()), "specimens": specimens}
+
+
+def parts_of(known: dict, samples: Samples) -> dict[str, np.ndarray]:
+    """In which part of the split that `saved` tells of each of the samples (N,) is; "" where it is in none.
+
+    It is told by "content", by "name" and by "specimen", the surest first.
+    """
+    named = {name: part for part, names in known["images"].items() for name in names}
+    find = lambda values, parts: np.array([parts.get(value, "") for value in values.tolist()])
+    over = lambda key: {value: named[name] for name, value in known.get(key, {}).items() if name in named}
+    return {
+        "content": find(samples.content, over("contents")),
+        "name": find(samples.name, named),
+        "specimen": find(samples.specimen, over("specimens")),
+    }
 
 
 def parts(balance: str, samples: Samples, shown: np.ndarray) -> np.ndarray:

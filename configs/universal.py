@@ -42,7 +42,10 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config.train.steps, config.optimizer.learning_rate = 600, 2e-3
     if "own" in chosen:
         config.data.size, config.head.sigma = (192, 256), 3.0
-        config.data.sets = {name: dict(OWN) for name in chosen["own"].split("+")}
+        names = chosen["own"].split("+")
+        if wrong := [name for name in names if not name.isidentifier()]:
+            raise ValueError(f"config variant own={chosen['own']}: {wrong[0]!r}; a name has letters, digits and _")
+        config.data.sets = {name: dict(OWN) for name in names}
         config.split.run, config.split.valid = (), 0.0
     if "smoke" in chosen:
         smoke(config)

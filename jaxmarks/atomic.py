@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import errno
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -40,6 +42,18 @@ def whole(path: Path, *, binary: bool = False) -> Iterator[IO]:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
+
+
+def folder(path: Path) -> Path:
+    """A folder for files of one's own, made where it is not there; OSError where none can be written to it."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OSError(f"{path}: no file can be written there ({error.strerror}); name another folder") from None
+    return path
 
 
 def write(path: Path, text: str) -> None:

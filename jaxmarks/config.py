@@ -69,16 +69,23 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Raises:
       ValueError: there is no such body, head or augmentation.
     """
-    of_module = lambda section: find.options(
-        find.module(f"jaxmarks.{section}s", config[section]["name"], needs="build").build
-    )
-    known = {"model": of_module, "head": of_module, "augment": lambda section: augment.options(config[section])}
-    for section, options in known.items():
-        for option, default in options(section).items() if section in config else ():
+    for section in ("model", "head", "augment"):
+        for option, default in options(config, section).items() if section in config else ():
             if option not in config[section]:
                 # None has no type, which a flag needs: a placeholder takes any.
                 config[section][option] = config_dict.placeholder(object) if default is None else default
     return config
+
+
+def options(config, section: str) -> dict:
+    """The options of a config's body ("model"), "head" or augmentation ("augment"), with their defaults.
+
+    Raises:
+      ValueError: there is no such body, head or augmentation.
+    """
+    if section == "augment":
+        return augment.options(config[section])
+    return find.options(find.module(f"jaxmarks.{section}s", config[section]["name"], needs="build").build)
 
 
 def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
@@ -89,6 +96,10 @@ def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.Config
     """
     settings = ml_collections.ConfigDict(json.loads(config.to_json()))
     changes = ml_collections.ConfigDict(json.loads(config.to_json()))["stage"].get(name, {})
+    if not hasattr(changes, "items"):
+        raise ValueError(
+            f"config.stage.{name}={changes}: give the keys that it changes, as {{'train': {{'steps': 100}}}}"
+        )
     for path, value in _leaves(changes):
         target = settings
         for key in path:
@@ -106,6 +117,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in config.stages:
         settings, own = stage(config, name), {".".join(path) for path, _ in _leaves(config.stage.get(name) or {})}
         said = lambda key, own=own, name=name: f"--config.stage.{name}.{key}" if key in own else f"--config.{key}"
+        for section in ("model", "head", "optimizer", "augment"):
+            if "name" not in settings[section]:
+                raise ValueError(
+                    f"{said(section)}={settings[section].to_dict()}: it lacks a 'name'; give the whole section"
+                )
         _check_numbers(settings, said)
         _check_patterns(settings, said)
     start, weights, skip = config.init_from, config.weights, config.init_skip
@@ -122,6 +138,8 @@ def _check_numbers(settings, said):
             if not (isinstance(value, int | float | np.number) and low <= value <= high):
                 limits = f"at least {low}" if high == MANY else f"from {low} to {high}"
                 raise ValueError(f"{said(key)}={known[key]}: it is {limits}")
+    if settings.model.get("width") == 0 and options(settings, "model")["width"]:
+        raise ValueError(f"{said('model.width')}=0: it is at least 1")
     size, key = tuple(settings.data.size), said("data.size")
     follows = not size and "pixels" in settings.data and key == "--config.data.size"  # the photographs, for all stages
     if not follows and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
@@ -150,8 +168,8 @@ def _check_numbers(settings, said):
     if (fit := settings.data.get("fit", "pad")) not in fits:
         raise ValueError(f"{said('data.fit')}={fit}: there are {', '.join(fits)}")
     chosen, folds = tuple(settings.split.run), settings.split.folds
-    if not all(isinstance(fold, int) and 0 <= fold < folds for fold in chosen):
-        raise ValueError(f"{said('split.run')}={chosen}: folds count from 0 to {folds - 1}")
+    if not all(isinstance(fold, int) and 0 <= fold < folds for fold in chosen) or len({*chosen}) < len(chosen):
+        raise ValueError(f"{said('split.run')}={chosen}: folds count from 0 to {folds - 1}, each once")
 
 
 def _check_patterns(settings, said):

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
 
 
 def names(package: str, *, needs: str = "") -> list[str]:
@@ -23,6 +24,22 @@ def module(package: str, name: str, *, needs: str):
 def options(builder) -> dict:
     """What can be chosen of a builder, with the defaults; its parameters without one are facts of the data."""
     return {name: p.default for name, p in inspect.signature(builder).parameters.items() if p.default is not p.empty}
+
+
+def build(package: str, spec: Mapping, *, key: str, **facts):
+    """What the module of `package` that `spec["name"]` names builds: of the rest of the spec, and of the facts that it takes.
+
+    An option of a fact's name that is not None goes before the fact; `key` is the spec's, for messages.
+    """
+    options = dict(spec)
+    name = options.pop("name")
+    builder = module(package, name, needs="build").build
+    refuse_unknown(options, builder, key=key, name=name)
+    wanted = inspect.signature(builder).parameters
+    if missing := [k for k, p in wanted.items() if p.default is p.empty and k not in {*facts, *options}]:
+        raise ValueError(f"--config.{key}.name={name} needs {', '.join(missing)}; the data have {', '.join(facts)}")
+    said = {k: fact for k, fact in facts.items() if k in wanted}
+    return builder(**said | {k: v for k, v in options.items() if v is not None or k not in said})
 
 
 def refuse_unknown(given, builder, *, key: str, name: str) -> None:

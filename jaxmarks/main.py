@@ -3,8 +3,10 @@
 import argparse
 import functools
 import json
+import math
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -73,6 +75,7 @@ COUNTED = {"landmarks": "landmarks each", "objects": "objects", "volumes": "volu
 def run(argv: list[str] | None = None) -> None:
     """Does what the command line says."""
     host.keep_freed_memory()
+    warnings.filterwarnings("ignore", r"Image size .* exceeds limit")  # Pillow's of scans, which users mean to read
     host.cache_compiled_steps()  # before the config is read, which asks networks for their options
     app.run(main, argv=argv, flags_parser=parse)
 
@@ -141,6 +144,8 @@ def check_flags():
     for name, modes in FOR.items():
         if name in given and MODE.value not in modes:
             raise ValueError(f"--{name}: it is for --mode={' and '.join(modes)}, not for --mode={MODE.value}")
+    if THRESHOLD.value is not None and math.isnan(THRESHOLD.value):
+        raise ValueError("--threshold=nan: it is from 0.05 to 1")
     if alone := sorted(given & {"process", "coordinator"} if "processes" not in given else ()):
         raise ValueError(f"--{alone[0]}: it is for several processes; give --processes, how many there are, too")
 
@@ -206,8 +211,8 @@ def scaled(data) -> tuple[str, ...]:
 def scale_of(data) -> float | None:
     """The scale that the command line sets for photographs of another one than those of the training, if it does."""
     scale = overrides().get("data.scale") if scaled(data) else None
-    if scale is not None and not scale > 0:
-        raise ValueError(f"--config.data.scale={scale}: it is above 0; the run has {data.scale:g}")
+    if scale is not None and not 0.01 <= scale <= 100:
+        raise ValueError(f"--config.data.scale={scale}: it is from 0.01 to 100; the run has {data.scale:g}")
     return scale
 
 
@@ -232,6 +237,11 @@ def train(config, workdir):
         raise ValueError(
             f"--config.train.steps={config.train.steps} has no effect beside {config.train.epochs} epochs: give"
             " --config.train.epochs=0, too"
+        )
+    if len(config.data.size) and "data.pixels" in overrides():
+        raise ValueError(
+            f"--config.data.pixels={config.data.pixels} has no effect beside a size of {tuple(config.data.size)}: give"
+            ' --config.data.size="()", too'
         )
     datasets = training.train(config, workdir)
     if not processes.leave():

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxmarks import checkpoint
+from jaxmarks import atomic, checkpoint
 from jaxmarks import config as configs
 
 # What may change while a run is trained, as `config.differences` names it: where data lie, for their names, groups
@@ -52,8 +52,7 @@ def members(settings, fold: int | None = None) -> list[Member]:
 @contextlib.contextmanager
 def locked(folder: Path):
     """Keeps other commands from writing to a folder while this one does; raises ValueError where one already does."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = atomic.folder(folder)
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,7 +21,20 @@ import ml_collections
 import numpy as np
 import optax
 
-from jaxmarks import augment, baselines, caveats, checkpoint, evaluate, optim, processes, report, runs, steps, tasks
+from jaxmarks import (
+    atomic,
+    augment,
+    baselines,
+    caveats,
+    checkpoint,
+    evaluate,
+    optim,
+    processes,
+    report,
+    runs,
+    steps,
+    tasks,
+)
 from jaxmarks import config as configs
 from jaxmarks.data import splits
 from jaxmarks.data.loading import ONCE, Dataset, facts, load, set_frame
@@ -94,8 +107,7 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
     What the config leaves open (`data.size`, `data.scale`, `data.zoom`, `data.pose`) is set in it. Where several processes
     train together (`processes.join`) each calls this.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = atomic.folder(workdir)
     with contextlib.ExitStack() as stack:
         refused = ""
         if processes.lead():

@@ -27,6 +27,17 @@ def test_a_failure_in_the_middle_leaves_the_former_file_and_nothing_beside_it(tm
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_is_made_or_named(tmp_path, monkeypatch):
+    assert atomic.folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    for path, why in (("file", "File exists"), ("file/run", "Not a directory")):
+        with pytest.raises(OSError, match=rf"{path}: no file can be written there \({why}\); name another folder"):
+            atomic.folder(tmp_path / path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OSError, match=r"a: no file can be written there \(Permission denied\)"):
+        atomic.folder(tmp_path / "a")
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     (tmp_path / "large.csv").write_text("former\n")

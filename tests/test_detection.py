@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import functools
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -1099,7 +1100,7 @@ def test_other_photographs_have_a_scale_above_0(monkeypatch):
         monkeypatch.setattr(main, "overrides", lambda said=said: said)
         assert main.scale_of(data) == found
     monkeypatch.setattr(main, "overrides", lambda: {"data.scale": 0.0})
-    with pytest.raises(ValueError, match=r"data\.scale=0.0: it is above 0; the run has 1"):
+    with pytest.raises(ValueError, match=r"data\.scale=0.0: it is from 0.01 to 100; the run has 1"):
         main.scale_of(data)
 
 
@@ -1121,6 +1122,33 @@ def test_objects_that_do_not_suit_the_frame_are_told_with_a_scale_that_does(side
     assert [f"--config.data.scale={advice} makes it 20" in p["what"] for p in problems] == [True] * bool(advice)
     whole = objects.load(tmp_path, tmp_path / "boxes.csv", size=(416, 416))[-1]  # where nothing is cut
     assert len(whole) == (side == 3)
+    (told,) = objects.load(tmp_path, tmp_path / "boxes.csv", size=(416, 416), scale=1 / (2 * side))[-1]
+    advised = re.search(
+        r"is 0\.[45]\d* pixels wide .* hardly to be found: --config\.data\.scale=(\S+) makes it 20", told["what"]
+    )
+    assert float(advised[1]) == pytest.approx(20 / side, rel=0.05)
+
+
+def test_boxes_are_read_as_those_of_their_photographs(tmp_path):
+    """So that those put right can take their place: of YOLO's, too, and of a file that names photographs otherwise."""
+    drawn(tmp_path, 40, count=2)
+    known = box_files.read(tmp_path / "boxes.csv")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "classes.txt").write_text("square\n")
+    for annotation in known:
+        rows = [(x0 + x1, y0 + y1, 2 * (x1 - x0), 2 * (y1 - y0)) for x0, y0, x1, y1 in annotation.boxes / 800]
+        text = "".join("0 {} {} {} {}\n".format(*row) for row in rows)
+        (tmp_path / "labels" / annotation.image.replace("png", "txt")).write_text(text)
+    bare = [dataclasses.replace(a, image=a.image.removesuffix(".png")) for a in known]
+    box_files.write(tmp_path / "bare.csv", [*bare, dataclasses.replace(known[0], image="none.png")])
+    for file in ("labels", "bare.csv"):
+        problems: list[dict] = []
+        found = objects.read(tmp_path / file, tmp_path, problems)
+        assert [a.image for a in found] == [a.image for a in known]
+        for mine, theirs in zip(found, known, strict=True):
+            np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=1e-9)
+        assert [p["image"] for p in problems] == ["none.png"] * (file == "bare.csv")
+        box_files.write(tmp_path / "all.csv", found)
 
 
 def test_scenes_are_caught_in_file_names(tmp_path):

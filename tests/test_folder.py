@@ -100,12 +100,34 @@ def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
     problems: list[dict] = []
     list(folder.batches(tmp_path, size=(16, 16), problems=problems))
     assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
+    for name, how in {
+        "planes": {},
+        "small": {"compression": "zlib"},
+        "alpha": {"extrasamples": ["unassalpha"]},
+    }.items():
+        planes = np.concatenate([deep, deep[..., :1]], -1) if name == "alpha" else deep
+        about = {"photometric": "rgb", "planarconfig": "separate"} | how
+        tifffile.imwrite(tmp_path / "planes.tiff", planes.transpose(2, 0, 1), **about)
+        np.testing.assert_array_equal(
+            photographs.decode(tmp_path / "planes.tiff"), photographs.decode(tmp_path / "deep.tif")
+        )
+    tifffile.imwrite(tmp_path / "planes.tiff", np.concatenate([deep, deep[..., :1]], -1), photometric="separated")
+    with pytest.raises(OSError, match="16 bits a colour in a form that is not read: write RGB"):
+        photographs.decode(tmp_path / "planes.tiff")
+    (tmp_path / "planes.tiff").unlink()
     (tmp_path / "marks.csv").write_text("image,x1,y1\nstack.tif,2,3\ndeep.tif,2,3\ndeep.png,2,3\nsmall.tif,2,3\n")
     _, _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
     assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "cut.tif").write_bytes((tmp_path / "stack.tif").read_bytes()[:-40])
     photographs.not_decoded(tmp_path / "none" / "cut.tif")  # whatever it says, it does not raise
+
+
+def test_scans_beyond_pillows_limit_are_named(tmp_path, monkeypatch):
+    Image.new("L", (2100, 1000)).save(tmp_path / "scan.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    with pytest.raises(OSError, match="more than 2 megapixels: scale it down, and its marks with it"):
+        photographs.image_size(tmp_path / "scan.png")
 
 
 def png_of(values):

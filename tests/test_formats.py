@@ -742,9 +742,35 @@ def test_labelme_in_subfolders_and_a_slip_in_a_label(tmp_path):
     found = formats.read(tmp_path, problems=problems)
     assert len(found) == 12
     assert {(p["image"], p["what"]) for p in problems} == {
-        ("3.png", "landmark L1 is in 1 of 12 files: a slip in its name?"),
+        ("3.png", "landmark L1 is in 1 of 12 images: a slip in its name?"),
         ("0.png", "no point: all missing"),
     }
+
+
+def test_a_slip_in_a_name_is_told_of_a_few_images_in_each_format_with_names(tmp_path):
+    names = ["tip", "tip", "tpi", "tip"]
+    rows = [f"{n}.png,{name},1,2\n{n}.png,base,3,4" for n, name in enumerate(names)]
+    (tmp_path / "a.csv").write_text("\n".join(["image,landmark,x,y", *rows]))
+    boxes = [
+        f"<image file='{n}.png'><box top='0' left='0' width='9' height='9'><part name='{name}' x='1' y='2'/>"
+        "<part name='base' x='3' y='4'/></box></image>"
+        for n, name in enumerate(names)
+    ]
+    (tmp_path / "a.xml").write_text(f"<dataset><images>{''.join(boxes)}</images></dataset>")
+    for file in ("a.csv", "a.xml"):
+        problems: list[dict] = []
+        formats.read(tmp_path / file, problems=problems)
+        assert [(p["image"], p["what"]) for p in problems] == [
+            ("2.png", "landmark tpi is in 1 of 4 images: a slip in its name?")
+        ]
+    (tmp_path / "a.csv").write_text("image,landmark,x,y\n0.png,tip,1,2\n1.png,base,1,2\n")  # of two nobody knows
+    assert len(formats.read(tmp_path / "a.csv")) == 2
+
+
+def test_a_table_has_one_number_of_landmarks(tmp_path):
+    marked = [Annotation(f"{k}.png", np.ones((k, 2)), np.ones(k, bool)) for k in (3, 2)]
+    with pytest.raises(ValueError, match=r"2.png has 2 landmarks, and 3.png 3: read all with the same `curves`"):
+        formats.write(tmp_path / "a.csv", marked)
 
 
 def test_what_one_row_of_an_image_says_holds_for_the_image(tmp_path):

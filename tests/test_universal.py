@@ -465,6 +465,13 @@ def test_the_config_names_datasets_of_ones_own():
     assert (chest.images, chest.fit, tuple(chest.size)) == ("photographs", "stretch", (192, 256)) and not ceph.images
 
 
+def test_what_is_no_dataset_is_refused():
+    with pytest.raises(ValueError, match=r"config variant own=left-wing\+b: 'left-wing'; a name has letters"):
+        runpy.run_path(str(CONFIG))["get_config"]("own=left-wing+b")
+    with pytest.raises(ValueError, match=r"--config\.data\.sets\.w=3: give the keys in which it differs"):
+        loading.of_set(ml_collections.ConfigDict({"images": "", "sets": {"w": 3}}), "w")
+
+
 def test_a_photograph_in_two_datasets_is_not_trained_on_in_one_and_tested_in_the_other(tmp_path):
     first = own(tmp_path / "a")
     rows = (tmp_path / "a" / "points.csv").read_text().splitlines()

@@ -273,6 +273,10 @@ def of_set(spec, name: str):
         raise ValueError(f"--set={name}: the run has {known}")
     if not name:
         return spec
+    if not hasattr(sets[name], "items"):
+        raise ValueError(
+            f"--config.data.sets.{name}={sets[name]}: give the keys in which it differs, as {{'images': 'DIR'}}"
+        )
     common = [key for key in spec if key not in ("sets", "size", "pixels", "zoom", "pose", "keep")]
     if unknown := [key for key in sets[name] if key not in common]:
         raise ValueError(f"--config.data.sets.{name}.{unknown[0]}: a dataset may change {', '.join(common)}")

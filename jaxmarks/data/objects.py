@@ -111,6 +111,23 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
     return loaded, kept, classes, problems + (unsuited(loaded, overlap, scale) if fit == "tile" else [])
 
 
+def read(boxes, images, problems: list[dict]) -> list[BoxAnnotation]:
+    """The boxes of a file in the stored pixels, and by the names, of the photographs in the folder `images`, as `load` has them.
+
+    What is wrong with a photograph or a box is appended to `problems`.
+    """
+    found = []
+    for annotation, file in by_photograph(read_boxes(boxes, problems), Path(images), problems):
+        try:
+            mine, notes = on_photograph(annotation, file, image_size(file))
+        except OSError as error:
+            problems.append(note(annotation, f"{error}: left out"))
+            continue
+        found.append(mine)
+        problems += notes
+    return found
+
+
 def fitting_scale(images, boxes, *, side) -> float:
     """The scale, to two digits, at which the typical box of a file has a `side` of so many pixels; 1 if it nearly has.
 
@@ -130,13 +147,13 @@ def fitting_scale(images, boxes, *, side) -> float:
 def unsuited(tiles: Samples, overlap: int, scale: float) -> list[dict]:
     """Whether most objects are too small to be found in the frame, or too large to lie whole in a tile, as a problem."""
     boxes = tiles.boxes[tiles.labels >= 0]
-    side = float(np.median(np.sqrt(np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), -1)))) if len(boxes) else GOOD
+    side = float(np.median(np.sqrt(np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0.01), -1)))) if len(boxes) else GOOD
     cut = len(tiles) > len(set(tiles.name.tolist()))
     if side >= SMALL and (side <= overlap or not cut):
         return []
-    what = f"the typical object is {side:.1f} pixels wide in the network's frame"
+    what = f"the typical object is {side:.3g} pixels wide in the network's frame"
     why = "tiles cut it apart" if side > overlap else "hardly to be found"
-    advice = f"--config.data.scale={scale * GOOD / max(side, 1):.2g} makes it {GOOD}"
+    advice = f"--config.data.scale={scale * GOOD / side:.2g} makes it {GOOD}"
     return [{"image": str(tiles.name[0]), "what": f"{what}, {why}: {advice}", "where": "--config.data.scale"}]
 
 

@@ -148,6 +148,9 @@ def opened(path) -> Iterator[Image.Image]:
             yield image
     except (OSError, MemoryError, ImportError):
         raise
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise OSError(f"more than {most} megapixels: scale it down, and its marks with it") from None
     except Exception as error:
         raise OSError(str(error) or type(error).__name__) from error
 
@@ -174,8 +177,8 @@ def some(annotations, most=200):
     return annotations[:: -(-len(annotations) // most) or 1]
 
 
-# EXIF's and TIFF's tag of the orientation.
-ORIENTATION = 0x0112
+# EXIF's and TIFF's tag of the orientation, and TIFF's of the bits of each channel.
+ORIENTATION, BITS = 0x0112, 0x0102
 # The orientations: where a point (x, y) of the upright photograph lies in the stored one of (height h, width w).
 TURNED = {
     2: lambda x, y, h, w: (w - x, y),
@@ -281,8 +284,10 @@ def not_decoded(path) -> list[str]:
 
 
 def _deep_colour(image: Image.Image) -> bool:
-    """Whether the file has 16 bits for each of several channels, of which Pillow reads the upper 8."""
-    return any(";16" in str(tile) for tile in getattr(image, "tile", ())) and len(image.getbands()) > 1
+    """Whether the file has 16 bits for each of several channels, of which Pillow reads the upper 8, or of planes none."""
+    bits = image.tag_v2.get(BITS, ()) if image.format == "TIFF" else ()  # type: ignore[attr-defined]
+    deep = max(bits, default=8) > 8 or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    return deep and len(image.getbands()) > 1
 
 
 def _read_deep(image: Image.Image) -> bool:
@@ -326,9 +331,12 @@ def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tupl
             import tifffile
 
             values = tifffile.imread(path, key=0)
+            if values.ndim == 3 and values.shape[0] < 5:  # each colour a plane
+                values = np.moveaxis(values, 0, -1)
             values = TRANSPOSED[turn](values) if turn in TRANSPOSED else values
-            if values.ndim == 3 and values.shape[:2] == image.size[::-1] and values.shape[2] >= 3:
-                return stretched(values[..., :3].astype(np.float64)), extent
+            if values.shape[:2] != image.size[::-1] or values.shape[2:] not in ((3,), (4,)) or image.mode[:3] != "RGB":
+                raise OSError("16 bits a colour in a form that is not read: write RGB, interleaved")
+            return stretched(values[..., :3].astype(np.float64)), extent
         return np.array(image.convert("RGB")), extent
 
 
@@ -354,8 +362,9 @@ def readable(
     """
     if folder.is_file():
         raise FormatError(folder, "", "a file", "give the folder that it is in with --config.data.images")
-    files = listing(folder) if folder.is_dir() else []
-    if not files:
+    if not folder.is_dir():
+        raise FormatError(folder, "", "no such folder", "give the folder of photographs with --config.data.images")
+    if not (files := listing(folder)):
         what = "; ".join(["no photograph in this folder", *(problem["what"] for problem in unread(folder))])
         raise FormatError(folder, "", what, "give one with --config.data.images")
 

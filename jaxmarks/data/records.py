@@ -80,8 +80,7 @@ def keep(images: Iterable[np.ndarray], folder: Path, *, key: str, notes: list) -
       key: changes where the images do.
       notes: what is known of them, for JSON: filled while `images` are read, or else here as it was then.
     """
-    home = Path(folder) / key[:16]
-    home.mkdir(parents=True, exist_ok=True)
+    home = atomic.folder(Path(folder) / key[:16])
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / "about.json").exists():

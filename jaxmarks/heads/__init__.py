@@ -8,7 +8,6 @@ goes before the fact. Of several datasets `sets` says which of the landmarks are
 """
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -64,16 +63,7 @@ def build(spec: Mapping[str, Any], *, size: tuple[int, int], **facts) -> Head:
     if sets := facts.pop("sets", None):
         one = lambda landmarks: build(spec, size=size, **facts | {"landmarks": landmarks})
         return find.module(__name__, "several", needs="join").join(sets, one)
-    options = dict(spec)
-    name = options.pop("name")
-    builder = find.module("jaxmarks.heads", name, needs="build").build
-    find.refuse_unknown(options, builder, key="head", name=name)
-    wanted = inspect.signature(builder).parameters
-    missing = [key for key, p in wanted.items() if p.default is p.empty and key not in {"size", *facts, *options}]
-    if missing:
-        raise ValueError(f"--config.head.name={name} needs {', '.join(missing)}; the data have {', '.join(facts)}")
-    said = {key: value for key, value in facts.items() if key in wanted}
-    return builder(size=tuple(size), **said | {k: v for k, v in options.items() if v is not None or k not in said})
+    return find.build(__name__, spec, key="head", size=tuple(size), **facts)
 
 
 def objects(batch):

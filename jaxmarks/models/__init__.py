@@ -25,11 +25,7 @@ class Network(nn.Module):
 
 def build(spec: Mapping[str, Any]) -> nn.Module:
     """The body that `spec["name"]` names, built with the rest of the spec."""
-    options = dict(spec)
-    name = options.pop("name")
-    builder = find.module("jaxmarks.models", name, needs="build").build
-    find.refuse_unknown(options, builder, key="model", name=name)
-    return builder(**options)
+    return find.build(__name__, spec, key="model")
 
 
 def read_weights(spec: Mapping[str, Any], source: str, *, channels: int) -> dict:

@@ -38,11 +38,7 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
     labels = sorted({label for *_, points in read for label in points}, key=text.natural)
     if not labels:
         raise FormatError(path, "", "no point shape in any file", "mark landmarks as points")
-    for label in labels:
-        having = [(image, file) for file, image, _, points in read if label in points]
-        if 10 * len(having) < len(read):
-            what = f"landmark {label} is in {len(having)} of {len(read)} files: a slip in its name?"
-            problems.append({"image": having[0][0], "what": what, "where": str(having[0][1])})
+    text.slips(labels, [(image or file.stem, str(file), points) for file, image, _, points in read], problems)
     found = []
     for file, image, size, points in read:
         if not points:

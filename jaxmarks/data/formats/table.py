@@ -78,8 +78,8 @@ def _long(path, names, entries, number_of, problems):
         order = [str(k) for k in range(1, max(map(int, labels)) + 1)]
     else:
         order = sorted(labels, key=texts.natural)
-    found = []
-    for rows in by_image.values():
+    found, having = [], []
+    for image, rows in by_image.items():
         given: dict[str, tuple] = {}
         for number, row in rows:
             label = str(int(row["landmark"])) if numbered else row["landmark"]
@@ -87,8 +87,10 @@ def _long(path, names, entries, number_of, problems):
                 what = f"landmark {label} of {row['image']} again (first in line {given[label][2]})"
                 raise FormatError(path, f"line {number}", what, "delete one")
             given[label] = (row["x"], row["y"], number)
+        having.append((image, f"{path}: line {rows[0][0]}", given))
         cells = [given.get(label, ("", "", rows[0][0])) for label in order]
         found.append(_annotation(path, rows[0][0], _common(path, rows), cells, number_of, problems))
+    texts.slips([label for label in order if any(label in mine for *_, mine in having)], having, problems)
     return found if numbered else [dataclasses.replace(a, names=texts.told(order)) for a in found]
 
 
@@ -166,12 +168,21 @@ def _number(path, line, cell, *, decimal_comma):
 
 
 def write(path, annotations: list[Annotation], *, layout: str = "wide") -> None:
-    """Writes annotations, `wide` or `long`; numbers in the shortest form that reads back the same, missing as NA."""
+    """Writes annotations, `wide` or `long`; numbers in the shortest form that reads back the same, missing as NA.
+
+    Raises:
+      ValueError: images with different numbers of landmarks, another layout.
+    """
+    if other := next((a for a in annotations if len(a.points) != len(annotations[0].points)), None):
+        raise ValueError(
+            f"{path}: {other.image} has {len(other.points)} landmarks, and {annotations[0].image}"
+            f" {len(annotations[0].points)}: read all with the same `curves`"
+        )
     cell = lambda value, seen: repr(float(value)) if seen else "NA"
     scale = lambda a: "NA" if math.isnan(a.mm_per_px) else repr(float(a.mm_per_px))
     rows: list[list] = []
     if layout == "wide":
-        count = max((len(a.points) for a in annotations), default=0)
+        count = len(annotations[0].points) if annotations else 0
         rows.append(["image", *(f"{axis}{k + 1}" for k in range(count) for axis in "xy"), "group", "mm_per_px", "id"])
         for a in annotations:
             cells = [cell(v, seen) for point, seen in zip(a.points, a.visible, strict=True) for v in point]

@@ -127,6 +127,15 @@ def told(names: Iterable[str]) -> tuple[str, ...]:
     return () if all(map(str.isdecimal, bare)) and [*map(int, bare)] in counts else names
 
 
+def slips(labels: Iterable[str], images: list[tuple[str, str, Any]], problems: list[dict]) -> None:
+    """Names in `problems` the labels that few of the images (name, place, labels) have: one of four, or less than a tenth."""
+    for label in labels:
+        having = [(image, where) for image, where, mine in images if label in mine]
+        if 10 * len(having) < len(images) or (len(having) == 1 and len(images) > 3):
+            what = f"landmark {label} is in {len(having)} of {len(images)} images: a slip in its name?"
+            problems.append({"image": having[0][0], "what": what, "where": having[0][1]})
+
+
 def laid_out(marks: Mapping[str, tuple[float, float]], labels: Iterable[str]) -> dict[str, Any]:
     """The `points` and `visible` of an `Annotation` from marks by label, NaN or absent where one is missing."""
     rows = np.array([marks.get(label, (np.nan, np.nan)) for label in labels], float)

@@ -20,11 +20,7 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     """The encoder that `spec["name"]` names, built with the rest of the spec."""
     if isinstance(spec, str):
         raise ValueError(f"--config.model.encoder={spec}: give name and options, as \"{{'name': '{spec}'}}\"")
-    options = dict(spec)
-    name = options.pop("name")
-    builder = find.module(__name__, name, needs="build").build
-    find.refuse_unknown(options, builder, key="model.encoder", name=name)
-    return builder(**options)
+    return find.build(__name__, spec, key="model.encoder")
 
 
 def read_weights(spec: Mapping[str, Any], source: str, *, channels: int = 3) -> dict:

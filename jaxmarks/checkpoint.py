@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 
 def fingerprint(tree: Any) -> str:
@@ -120,13 +121,9 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
       The merged parameters, and which paths were "loaded", "adapted" (with the channels), kept "new" (with the reason)
       and "unused" in the source.
     """
-    flat = lambda tree: {
-        jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    theirs, loaded, adapted, new = flat(source), [], {}, []
+    theirs, loaded, adapted, new = traverse_util.flatten_dict(source, sep="/"), [], {}, []
 
-    def choose(path, mine):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def choose(name, mine):
         if skip and re.match(skip, name):
             new.append(f"{name} (skipped)")
         elif name not in theirs:
@@ -144,7 +141,8 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
             return jax.numpy.asarray(theirs[name], mine.dtype)
         return mine
 
-    merged = jax.tree_util.tree_map_with_path(choose, params)
+    chosen = {name: choose(name, mine) for name, mine in traverse_util.flatten_dict(params, sep="/").items()}
+    merged = traverse_util.unflatten_dict(chosen, sep="/")
     unused = sorted(set(theirs) - set(loaded) - set(adapted))
     return merged, {"loaded": loaded, "adapted": list(adapted.values()), "new": new, "unused": unused}
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmarks import atomic, heads, steps
@@ -215,10 +214,7 @@ def pairs(found: Objects, *, golden: bool = False) -> np.ndarray:
     result = np.full(found.scores.shape, -1)
     for label in np.unique(found.labels[found.labels >= 0]):
         valid = (found.scores > 0) & (found.classes == label)
-        mine = _pair(
-            jnp.asarray(found.boxes, jnp.float32), jnp.asarray(found.scores, jnp.float32), jnp.asarray(valid),
-            jnp.asarray(found.true, jnp.float32), jnp.asarray(found.labels == label), **how,
-        )  # fmt: skip
+        mine = _pair(found.boxes, found.scores, valid, found.true, found.labels == label, **how)
         result = np.maximum(result, np.asarray(mine))
     return result
 
@@ -268,9 +264,8 @@ def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
         return jax.tree.map(rounded, shares) | {"objects": int(true.sum()), "detections": int(used.sum())}
 
     ap = _average_precision(
-        jnp.asarray(found.boxes, jnp.float32), jnp.asarray(found.scores, jnp.float32), jnp.asarray(found.scores > 0),
-        jnp.asarray(found.true, jnp.float32), jnp.asarray(found.labels >= 0), classes=jnp.asarray(found.classes),
-        truth_classes=jnp.asarray(found.labels), count=len(classes),
+        found.boxes, found.scores, found.scores > 0, found.true, found.labels >= 0, classes=found.classes,
+        truth_classes=found.labels, count=len(classes),
     )  # fmt: skip
     right = hits(found)
     return {

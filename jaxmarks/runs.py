@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from jaxmarks import atomic, checkpoint
 from jaxmarks import config as configs
 
@@ -110,13 +113,13 @@ def whose(path: Path) -> tuple[Path, str, Member]:
 
 
 def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, list[dict]]:
-    """The variables of trained networks, and the notes that were saved with them; ValueError where one is damaged."""
+    """The variables of trained networks, on the device, and the notes saved with them; ValueError where one is damaged."""
     folders = [folder_of(workdir, stage, member) / "best" for member in members]
     found = [checkpoint.restore(folder) for folder in folders]
     for folder, (_, note) in zip(folders, found, strict=True):
         if "facts" not in note:
             raise ValueError(f"{folder / 'note.json'}: it lacks the facts of the data; copy the run anew")
-    return [variables for variables, _ in found], [note for _, note in found]
+    return [jax.tree.map(jnp.asarray, variables) for variables, _ in found], [note for _, note in found]
 
 
 def seconds(config, workdir: Path) -> float:

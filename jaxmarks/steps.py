@@ -237,10 +237,11 @@ class Runner(NamedTuple):
     Attributes:
       put: lays a state, or the data, on the devices.
       get: the state as on one device.
-      run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None) -> (state, found), where `found`
-        are the batches' (total, count), for `summed`: nothing waits for them. `first` is the place of the first batch
-        in the epoch whose `key` it is. `stream` maps an iterable of rows (...) to an iterator of their images
-        (..., H, W, C), which the data then lack.
+      run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None, tasks=None) -> (state, found),
+        where `found` are the batches' (total, count), for `summed`: nothing waits for them. `first` is the place of the
+        first batch in the epoch whose `key` it is. `stream` maps an iterable of rows (...) to an iterator of their
+        images (..., H, W, C), which the data then lack. `tasks` (steps,) says of each batch which of several tasks it
+        is for.
     """
 
     put: Callable
@@ -248,7 +249,7 @@ class Runner(NamedTuple):
     run: Callable
 
 
-def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1, mixup: float = 0.0) -> Runner:
+def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mixup: float = 0.0) -> Runner:
     """The training steps (`mixup` is theirs) on one device (jit) or on several (pmap), which give the same.
 
     `devices` are those of all processes; where there are several each calls this, and does its own devices' part. On
@@ -256,12 +257,11 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1, mi
     there, and so are those of streamed images; elsewhere one call scans them.
     """
 
-    def step(state, data, rows, key):
-        axis = DEVICES if devices > 1 else None
-        return train_step(state, data, rows, key, task=task, tx=tx, mixup=mixup, axis=axis)
+    axis = DEVICES if devices > 1 else None
+    each_step = [functools.partial(train_step, task=task, tx=tx, mixup=mixup, axis=axis) for task in tasks]
 
     def scan(state, data, rows, keys):
-        return lax.scan(lambda state, x: step(state, data, *x), state, (rows, keys))
+        return lax.scan(lambda state, x: each_step[0](state, data, *x), state, (rows, keys))
 
     if devices == 1:
         compiled = functools.partial(jax.jit, donate_argnums=0)
@@ -280,19 +280,19 @@ def runner(task: Task, tx: optax.GradientTransformation, *, devices: int = 1, mi
         mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
         # (..., batch) -> (devices, ..., batch / devices): each device takes a contiguous part.
         spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)[mine]
-    one, all_at_once = compiled(step), compiled(scan)
+    one_by_one, all_at_once = [compiled(step) for step in each_step], compiled(scan)
 
-    def run(state, data, rows, key, first=0, stream=None):
+    def run(state, data, rows, key, first=0, stream=None, tasks=None):
         keys = keys_of(key, np.arange(first, first + len(rows)))
-        if scanned(stream):
+        if scanned(stream) and len(one_by_one) == 1:
             state, each = all_at_once(state, data, spread(rows), keys)
             return state, [get(each)]
         found: list = []
         parts = [spread(batch) for batch in rows]
         images = stream(parts) if stream else None
-        for batch, batch_key in zip(parts, keys, strict=True):
+        for number, batch, batch_key in zip([0] * len(rows) if tasks is None else tasks, parts, keys, strict=True):
             shown = data | {"streamed": lay(next(images))} if images else data
-            state, each = one(state, shown, batch, batch_key)
+            state, each = one_by_one[number](state, shown, batch, batch_key)
             if images and len(found) > 1:
                 jax.block_until_ready(found[-2])  # no more than two batches wait on the device
             found.append(get(each))

@@ -234,13 +234,13 @@ class Training:
         variables = tasks.initial(network, settings, self.key)
         tx = optimiser(settings, variables["params"], plan)
         sized = [tasks.build(settings, known, dataset.flip, size)[1] for size in tasks.sizes(settings)]
-        run = functools.partial(steps.runner, tx=tx, devices=plan.devices, mixup=settings.train.mixup)
-        self.runners = [run(task) for task in sized or [self.task]]
+        self.tasks = sized or [self.task]  # a size for each batch, not epoch: running statistics must be of all sizes
+        self.runner = steps.runner(*self.tasks, tx=tx, devices=plan.devices, mixup=settings.train.mixup)
         state, self.best, self.progress = begin(settings, variables, tx, source, self.folder / "resume", self.name)
-        self.state = self.runners[0].put(state)
+        self.state = self.runner.put(state)
 
         self.feed = Feed(samples, versions=versions, batch=plan.batch)
-        self.on_device = self.runners[0].put(self.feed.data)
+        self.on_device = self.runner.put(self.feed.data)
         self.settle, self.score = judges(settings, self.task, self.feed, plan)
         quiet, tensorboard = not processes.lead(), settings.train.tensorboard
         self.log = MetricsLog(workdir, stage, *member, after=self.progress.epoch, tensorboard=tensorboard, quiet=quiet)
@@ -277,14 +277,14 @@ class Training:
         """Trains on the batches of an epoch that are left of it: -> its training losses by name."""
         draw = np.random.default_rng((self.settings.seed, self.member.seed, epoch))
         rows = steps.batches(splits.epoch(self.plan.train, self.plan.part, draw), self.plan.batch)
-        sizes = draw.integers(len(self.runners), size=len(rows))
+        sizes = draw.integers(len(self.tasks), size=len(rows))
         key = jax.random.fold_in(self.key, epoch)
         most = self.settings.train.span if steps.scanned(self.feed.stream) else min(self.settings.train.span, ASKING)
         while self.progress.batch < len(rows):
             start = self.progress.batch
             here = slice(start, start + most)
-            self.state, found = several(
-                self.runners, sizes[here], self.state, self.on_device, rows[here], key, start, self.feed.stream
+            self.state, found = self.runner.run(
+                self.state, self.on_device, rows[here], key, start, self.feed.stream, sizes[here]
             )
             self.progress.add(len(rows[here]), steps.summed(found))
             if self.figure and epoch == 1 and not start:
@@ -323,7 +323,7 @@ class Training:
 
     def here(self) -> steps.TrainState:
         """The state as on one device."""
-        return self.runners[0].get(self.state)
+        return self.runner.get(self.state)
 
     def idle(self) -> bool:
         """Whether validation has not become better for as long as the settings wait."""
@@ -493,22 +493,6 @@ def judges(settings, task: steps.Task, feed: Feed, plan: Plan):
         return entries("valid", {name: mean(*pair) for name, pair in sums.items()})
 
     return settle, score
-
-
-def several(runners, of_size, state, data, rows, key, first, stream):
-    """The batches `rows` by the only runner, or each by the runner that `of_size` names: -> state, found.
-
-    A size for each batch, not for each epoch, for the running statistics of batches must be those of all sizes.
-    """
-    if len(runners) == 1:
-        return runners[0].run(state, data, rows, key, first, stream)
-    found = []
-    for i, chosen in enumerate(of_size):
-        state, one = runners[chosen].run(state, data, rows[i : i + 1], key, first + i, stream)
-        found += one
-        if stream:
-            jax.block_until_ready(found[-3:-2])  # as a runner keeps no more than two batches waiting
-    return state, found
 
 
 def save(folder: Path, tree, note: dict) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -71,7 +69,7 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Tra
     stage = runs.stages(config)[-1]
     settings = configs.stage(config, stage)
     settings.data = of_set(settings.data, set)
-    variables, notes = _restored(workdir, stage, runs.members(settings, fold))
+    variables, notes = runs.restore(workdir, stage, runs.members(settings, fold))
     if set:
         start, stop = notes[0]["facts"]["sets"][set]
         own = lambda params: params | {"head": params["head"][set]}
@@ -113,7 +111,7 @@ def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Hel
         return calls[key]
 
     for fold in runs.folds(settings):
-        networks, notes = _restored(workdir, stage, runs.members(settings, fold))
+        networks, notes = runs.restore(workdir, stage, runs.members(settings, fold))
         data = notes[0]["data"]
         known = splits.parts_of(data, samples)
         part = np.where(known["content"] != "", known["content"], known["name"])
@@ -124,7 +122,7 @@ def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Hel
             trained, tests = np.flatnonzero(part == "train"), np.flatnonzero(tested)
             yield Held(fold, call_of(notes[0]["facts"]), networks, notes, trained, tests, told)
     if new.any():
-        networks, notes = _restored(workdir, stage, runs.members(settings))
+        networks, notes = runs.restore(workdir, stage, runs.members(settings))
         rest = samples.take(new)
         what = f"{len(rest)} images are new since the training, this the first: the mean of all networks predicts them"
         # What is to be known of the networks the folds have told.
@@ -132,9 +130,3 @@ def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Hel
         yield Held(-1, call_of(notes[0]["facts"]), networks, notes, np.flatnonzero(learnt), np.flatnonzero(new), told)
     elif not calls:
         raise ValueError("of the images that the run holds back none is here: there is nothing to score it on")
-
-
-def _restored(workdir, stage, members):
-    """`runs.restore`, the variables on the device, where each prediction else would bring them."""
-    variables, notes = runs.restore(workdir, stage, members)
-    return jax.tree.map(jnp.asarray, variables), notes

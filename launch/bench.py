@@ -560,7 +560,7 @@ def build(wanted: dict):
     network, task = tasks.build(settings, wanted["facts"])
     variables = tasks.initial(network, settings, jax.random.key(0))
     tx = optim.build(settings.optimizer, epochs=100, steps_per_epoch=100)
-    run = step_functions.runner(task, tx, devices=settings.train.devices or 1)
+    run = step_functions.runner(task, tx=tx, devices=settings.train.devices or 1)
     examples, batch = peers.examples(wanted), wanted["batch"]
     no_points = np.zeros((batch, 0, 2), np.float32)
     classes = "classes" in wanted["facts"]

@@ -155,7 +155,7 @@ def test_two_devices_train_a_detector_as_one(head):
     data = objects(np.array([[0, -1, 1], [1, -1, -1], [-1, -1, -1]])) | {"images": images}
     tx, found = optax.sgd(0.1), []
     for devices in (1, 2):
-        run = steps.runner(task, tx, devices=devices)
+        run = steps.runner(task, tx=tx, devices=devices)
         state = run.put(steps.create(variables, tx))
         state, sums = run.run(state, run.put(data), np.array([[0, 1, 2, ~2]], np.int32), jax.random.key(1))
         found.append((run.get(state).variables, steps.summed(sums)))

@@ -59,7 +59,7 @@ def stepped(task, tx):
 def train(devices, epochs=4, system="dropout", mixup=0.0):
     task, data, variables = setup(system)
     tx = optim.ramps((0.1, 0.01), epochs=epochs, steps_per_epoch=3)
-    run = steps.runner(task, tx, devices=devices, mixup=mixup)
+    run = steps.runner(task, tx=tx, devices=devices, mixup=mixup)
     state, losses = run.put(steps.create(variables, tx)), []
     rows = steps.batches(np.arange(10, dtype=np.int32), 4)
     for epoch in range(epochs):
@@ -92,7 +92,7 @@ def test_scanned_epoch_is_the_steps_one_by_one(monkeypatch):
 def test_streamed_images_train_as_resident_ones_do_also_from_within_an_epoch(devices):
     task, data, variables = setup("batch statistics")
     tx = optim.ramps((0.1, 0.01), epochs=1, steps_per_epoch=3)
-    run, key = steps.runner(task, tx, devices=devices), jax.random.key(0)
+    run, key = steps.runner(task, tx=tx, devices=devices), jax.random.key(0)
     rows = steps.batches(np.arange(10, dtype=np.int32)[::-1], 4)
     fresh = lambda: run.put(steps.create(variables, tx))
     read = []
@@ -116,7 +116,7 @@ def test_streamed_images_train_as_resident_ones_do_also_from_within_an_epoch(dev
 def test_the_second_step_compiles_nothing(devices):
     task, data, variables = setup("dropout")
     tx = optim.ramps((0.1, 0.01), epochs=1, steps_per_epoch=3)
-    run, events = steps.runner(task, tx, devices=devices), []
+    run, events = steps.runner(task, tx=tx, devices=devices), []
     state, data = run.put(steps.create(variables, tx)), run.put(data)
     rows, key = steps.batches(np.arange(4, dtype=np.int32), 4), jax.random.key(0)
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
@@ -277,7 +277,7 @@ def test_accumulated_batches_move_as_their_mean_gradient():
         tx = optax.chain(adam, optim.average(0.9))
         tx = optax.MultiSteps(tx, every).gradient_transformation() if every > 1 else tx
         state = steps.create(variables, tx)
-        state, found = steps.runner(task, tx).run(state, data, rows, jax.random.key(0))
+        state, found = steps.runner(task, tx=tx).run(state, data, rows, jax.random.key(0))
         total, count = steps.summed(found)
         ends.append((state.variables["params"]["w"], optim.averaged(state.opt_state, None)["w"], total / count))
     for whole, parts in zip(*ends, strict=True):
@@ -291,7 +291,7 @@ def test_a_loss_of_several_terms_is_their_sum_and_each_is_told():
         {"a": 0.25 * task.head.loss(outputs, targets)[0], "b": 0.75 * task.head.loss(outputs, targets)[0]}, task.head.loss(outputs, targets)[1]
     )  # fmt: skip
     tx, rows = optim.ramps(epochs=1), np.arange(4)[None]
-    run = lambda task: steps.runner(task, tx).run(steps.create(variables, tx), data, rows, jax.random.key(0))
+    run = lambda task: steps.runner(task, tx=tx).run(steps.create(variables, tx), data, rows, jax.random.key(0))
     (state, one), (other, several) = run(task), run(task._replace(head=task.head._replace(loss=terms)))
     (loss, _), (found, _) = steps.summed(one), steps.summed(several)
     np.testing.assert_allclose([found["a"], found["b"]], [loss / 4, 3 * loss / 4], rtol=1e-5)

@@ -227,7 +227,7 @@ def test_several_devices_do_what_one_does():
     task = steps.Task(net.apply, head, lambda keys, batch: plain(batch), plain)
     tx, found = optax.sgd(0.1), []
     for devices in (1, 2):
-        run = steps.runner(task, tx, devices=devices)
+        run = steps.runner(task, tx=tx, devices=devices)
         rows = np.array([[0, 1, 2, 3], [3, 2, ~3, ~2]], np.int32)
         state = run.put(steps.create(variables, tx))
         state, each = run.run(state, run.put(data), rows, jax.random.key(2))

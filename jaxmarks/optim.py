@@ -168,6 +168,20 @@ def rates(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+KEYS = (
+    "name",
+    "learning_rate",
+    "momentum",
+    "schedule",
+    "warmup",
+    "weight_decay",
+    "clip",
+    "plateau",
+    "plateau_factor",
+    "rates",
+)
+
+
 def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> optax.GradientTransformation:
     """The optimiser that `spec` describes.
 
@@ -183,12 +197,17 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
       steps_per_epoch: updates in an epoch; a fraction where several batches that make one do not fill an epoch.
 
     Raises:
-      ValueError: an unknown name, a rate of the wrong form, a weight decay that the optimiser does not have.
+      ValueError: an unknown name or key, a rate of the wrong form, a weight decay or momentum that the optimiser does not
+        have.
     """
     steps = round(epochs * steps_per_epoch)
     name = spec["name"]
     if name not in ("nesterov", "rmsprop", "adam", "adamw"):
         raise ValueError(f"optimizer.name={name!r}: there are nesterov, rmsprop, adam, adamw")
+    if unknown := [key for key in spec if key not in KEYS]:
+        raise ValueError(f"optimizer.{unknown[0]}={spec[unknown[0]]!r}: there are {', '.join(KEYS)}")
+    if "momentum" in spec and name != "nesterov":
+        raise ValueError(f"optimizer.momentum={spec['momentum']}: {name} has its own; leave it out")
     peak, schedule = spec["learning_rate"], spec.get("schedule", "one_cycle")
     if schedule not in ("one_cycle", "constant"):
         raise ValueError(f"optimizer.schedule={schedule!r}: there are one_cycle and constant")

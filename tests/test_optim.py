@@ -215,6 +215,11 @@ def test_a_number_is_a_constant_ramp_and_the_momentum_has_a_default():
 @pytest.mark.parametrize(
     "spec, message",
     [
+        (
+            {"name": "adam", "learning_rate": 1e-3, "momentun": 0.5},
+            "optimizer.momentun=0.5: there are name, learning_rate",
+        ),
+        ({"name": "adam", "learning_rate": 1e-3, "momentum": 0.5}, "optimizer.momentum=0.5: adam has its own"),
         ({"name": "adam", "learning_rate": 1e-3, "weight_decay": 5e-4}, "weight_decay=0.0005: adam has none.*adamw"),
         ({"name": "adam", "learning_rate": (0.01, 0.001)}, "adam takes one number"),
     ],

@@ -168,6 +168,9 @@ def test_a_folder_of_deeplabcut_is_all_its_videos_together(tmp_path):
         assert samples.specimen.tolist() == ["labeled-data/one", "labeled-data/two"]
         np.testing.assert_array_equal(samples.visible, [[True, False, False], [True, False, True]])
         np.testing.assert_array_equal(samples.points[1], [[1, 2], [0, 0], [3, 4]])
+    (marks / "two" / "img001.json").write_text("{}")
+    *_, (problem,) = folder.load(tmp_path, marks, size=(30, 40))
+    assert problem["what"].startswith("1 .json files are not read beside CollectedData_Ann.csv")
 
 
 def test_frames_of_one_video_are_told_to_be_alike(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmarks.data.formats import coco, deeplabcut, imglab, labelme, table, text, tps
-from jaxmarks.data.photographs import TURNED, finder, image_size, name_of, turn_of, unsure
+from jaxmarks.data.photographs import TURNED, files_in, finder, image_size, name_of, turn_of, unsure
 from jaxmarks.data.samples import Annotation, FormatError
 
 KNOWN = (
@@ -58,6 +58,9 @@ def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotat
         raise FormatError(path, "", "no such file", "give the path of a landmark file")
     suffix = path.suffix.lower()
     if path.is_dir() and (files := deeplabcut.files_of(path)):
+        if others := files_in(path, {".json"}):
+            what = f"{len(others)} .json files are not read beside {files[0].name}, this the first"
+            problems.append({"image": "", "what": what, "where": str(others[0])})
         found = deeplabcut.read({file: text.csv_cells(file, deeplabcut.HEADER)[0] for file in files}, problems)
     elif path.is_dir():
         found = labelme.read(path, problems, images)

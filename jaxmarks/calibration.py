@@ -11,7 +11,7 @@ import numpy as np
 from jaxmarks import atomic, report
 from jaxmarks.data import scouts, slices
 from jaxmarks.data.brains import FACES, LANDMARKS, PLANE_OF, TURN_LIMIT, Volumes
-from jaxmarks.data.samples import FormatError
+from jaxmarks.data.samples import FormatError, problem
 from jaxmarks.data.slices import PLANES
 from jaxmarks.ops import calibrate
 
@@ -234,7 +234,7 @@ def of_folder(calibrator: Calibrator, images: Path, out: Path) -> dict:
                 why = [f"cannot be written: {error}"]
         done += not why
         if why:
-            failures.append({"image": name, "what": f"refused: {'; '.join(why)}", "where": str(files[0])})
+            failures.append(problem(name, f"refused: {'; '.join(why)}", str(files[0])))
     summary = {"images": done + len(failures), "volumes": done, "failures": failures}
     atomic.write_json(out / "summary.json", summary)
     return summary

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxmarks import checkpoint
 from jaxmarks.data import splits
+from jaxmarks.data.samples import problem
 
 # What is said of images that networks may have learnt from, by what tells it, the surest first.
 LEARNT = {
@@ -16,7 +17,7 @@ LEARNT = {
 
 
 def of_training(settings, dataset, member, data: dict, source: Path | None, before: dict[str, list[str]]) -> list[dict]:
-    """The caveats of a network: dicts of "image", "what" and "where".
+    """The caveats of a network, each a `samples.problem`.
 
     Args:
       settings: of its stage.
@@ -81,7 +82,7 @@ def of_images(samples, notes: list[dict]) -> list[dict]:
     for key, what in LEARNT.items():
         if again := learnt[key] - told:
             what = f"{len(again)} images {what.format(first(again))}"
-            found.append({"image": min(again), "what": what, "where": "the training images"})
+            found.append(problem(min(again), what, "the training images"))
         told |= again
     return found
 
@@ -138,4 +139,4 @@ def first(names) -> str:
 
 def caveat(member, what: str, image: str = "") -> dict:
     """One caveat, in the form of a problem of the data."""
-    return {"image": image, "what": f"fold {member}: {what}", "where": "the training images"}
+    return problem(image, f"fold {member}: {what}", "the training images")

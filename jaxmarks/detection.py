@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmarks import atomic, heads, steps
 from jaxmarks.data.formats.boxes import BoxAnnotation
-from jaxmarks.data.samples import Samples
+from jaxmarks.data.samples import Samples, problem
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import metrics
 
@@ -147,7 +147,7 @@ def renamed(names: tuple[str, ...], classes: tuple[str, ...]) -> list[dict]:
         return []
     if len(names) == len(classes) == 1:
         what = f"the objects are called {classes[0]}; they are taken for those that the run calls {names[0]}"
-        return [{"image": "", "what": what, "where": "the classes"}]
+        return [problem("", what, "the classes")]
     raise ValueError(
         f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}: leave out the boxes of"
         " others, or train on them"
@@ -285,12 +285,12 @@ def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
 def unfound(by_class: Mapping[str, dict]) -> list[dict]:
     """The problems with classes of which there are objects, and of which none scores above the threshold."""
     return [
-        {
-            "image": "",
-            "what": f"of {one['objects']} objects of class {name} none scores above the threshold, which is one for all"
+        problem(
+            "",
+            f"of {one['objects']} objects of class {name} none scores above the threshold, which is one for all"
             " classes: train longer, on more of them, or give --threshold to --mode=predict",
-            "where": "the classes",
-        }
+            "the classes",
+        )
         for name, one in by_class.items()
         if one["objects"] and not one["detections"]
     ]

@@ -13,7 +13,7 @@ from jaxmarks import caveats, checkpoint, runs, steps, tasks
 from jaxmarks import config as configs
 from jaxmarks.data import folder, splits
 from jaxmarks.data.loading import Dataset, of_set
-from jaxmarks.data.samples import Samples
+from jaxmarks.data.samples import Samples, problem
 
 
 class Trained(NamedTuple):
@@ -126,7 +126,7 @@ def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Hel
         rest = samples.take(new)
         what = f"{len(rest)} images are new since the training, this the first: the mean of all networks predicts them"
         # What is to be known of the networks the folds have told.
-        told = [{"image": str(rest.name[0]), "what": what, "where": "the images"}, *caveats.of_images(rest, notes)]
+        told = [problem(str(rest.name[0]), what, "the images"), *caveats.of_images(rest, notes)]
         yield Held(-1, call_of(notes[0]["facts"]), networks, notes, np.flatnonzero(learnt), np.flatnonzero(new), told)
     elif not calls:
         raise ValueError("of the images that the run holds back none is here: there is nothing to score it on")

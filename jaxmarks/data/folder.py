@@ -26,7 +26,7 @@ from jaxmarks.data.photographs import (
     turned,
     unread,
 )
-from jaxmarks.data.samples import FormatError, Samples
+from jaxmarks.data.samples import FormatError, Samples, problem
 from jaxmarks.ops.frames import frame, placement
 
 # What Roboflow makes of the name of each copy of a photograph, beetle.jpg: beetle_jpg.rf.2f6c....jpg.
@@ -50,7 +50,7 @@ def load(
       curves: as in `formats.read`.
 
     Returns:
-      Samples, the names of the landmarks where the file has them, and the problems: dicts of "image", "what" and "where"
+      Samples, the names of the landmarks where the file has them, and the problems (`samples.problem`)
       for every photograph left out, landmark masked, or photograph without landmarks.
 
     Raises:
@@ -75,22 +75,22 @@ def load(
     pixels, read = frames(files, size=size, channels=channels, fit=fit, keep=keep)
     outcomes = dict(zip(files, read, strict=True))
     kept, points, visible, used, unsized = [], [], [], set(), dict[Path, None]()
-    for problem in problems:  # what the file names but is unusable is not without landmarks
+    for each in problems:  # what the file names but is unusable is not without landmarks
         with contextlib.suppress(OSError):
-            used.add(find_here(problem["image"]))
+            used.add(find_here(each["image"]))
     for a, file in zip(annotations, places, strict=True):
         used.add(file)
         source = outcomes.get(file, file)
         if isinstance(source, str):
-            problems.append({"image": a.image, "what": f"{source}: left out", "where": a.where})
+            problems.append(problem(a.image, f"{source}: left out", a.where))
             continue
-        problems += [{"image": a.image, "what": what, "where": a.where} for what in not_decoded(file)]
+        problems += [problem(a.image, what, a.where) for what in not_decoded(file)]
         (h, w), matrix = source, np.array(frame(source, size, fit))
         outside = a.visible & ~((a.points >= 0) & (a.points <= (w, h))).all(1)
         for k in np.flatnonzero(outside):
             x, y = a.points[k]
             what = f"landmark {k + 1} at ({x:g}, {y:g}) lies outside the image of {w}x{h}: taken as missing"
-            problems.append({"image": a.image, "what": what, "where": a.where})
+            problems.append(problem(a.image, what, a.where))
         kept.append((a, source, content(file)))
         if a.size is None:
             unsized[file] = None
@@ -103,7 +103,7 @@ def load(
     others = [p for p in listing(images) if p not in used]
     if others:
         what = f"{len(others)} photographs have no landmarks: {', '.join(name_of(p, images) for p in others[:5])}"
-        problems.append({"image": name_of(others[0], images), "what": what, "where": str(landmarks)})
+        problems.append(problem(name_of(others[0], images), what, str(landmarks)))
     problems += turned(unsized, images)
     annotated, sources, contents = zip(*kept, strict=True)
     names = [a.image for a in annotated]

@@ -20,7 +20,7 @@ from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.phantoms import dendrite
 from jaxmarks.data.photographs import content, finder, image_size, some
-from jaxmarks.data.samples import Annotation, FormatError, Samples, concatenate
+from jaxmarks.data.samples import Annotation, FormatError, Samples, concatenate, problem
 from jaxmarks.ops.frames import FILL, frame
 
 
@@ -36,7 +36,7 @@ class Dataset(NamedTuple):
 
     Attributes:
       samples: the images and landmarks.
-      problems: what was left out or masked on the way, dicts of "image", "what" and "where".
+      problems: what was left out or masked on the way (`samples.problem`).
       flip: the landmarks' order after a horizontal mirror, or None where mirroring is not allowed; -1 stands for a
         landmark whose images must not be mirrored, where those of others may.
       photograph: name -> (H, W, 3) uint8 at source resolution, for figures.
@@ -249,7 +249,7 @@ def known_facts(spec) -> dict:
         problems: list[dict] = []
         found = formats.read(spec.landmarks, spec.images, problems=problems, curves=spec.get("curves", 0))
         if not found:
-            what = "; ".join(sorted({problem["what"] for problem in problems})[:3]) or "it names no image"
+            what = "; ".join(sorted({each["what"] for each in problems})[:3]) or "it names no image"
             raise FormatError(
                 spec.landmarks, "", f"not one usable photograph in {spec.images} ({what})", "check both paths"
             )
@@ -311,7 +311,7 @@ def _several(spec):
                 domain=np.full(len(samples), domain, np.int32),
             )
         )
-        problems += [problem | {"image": f"{name}/{problem['image']}"} for problem in one.problems]
+        problems += [each | {"image": f"{name}/{each['image']}"} for each in one.problems]
 
     def photograph(name):
         dataset, _, image = name.partition("/")
@@ -346,7 +346,7 @@ def _joined(dataset: Dataset) -> Dataset:
         what = (
             f"{len(again)} photographs are copies of others, this the first, of {of}: each in the group of its original"
         )
-        problems.append({"image": image, "what": what, "where": dataset.images})
+        problems.append(problem(image, what, dataset.images))
     samples = dataclasses.replace(samples, group=group.astype(samples.group.dtype))
     return dataset._replace(samples=samples, problems=problems)
 

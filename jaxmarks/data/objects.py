@@ -31,7 +31,7 @@ from jaxmarks.data.photographs import (
     unread,
     unsure,
 )
-from jaxmarks.data.samples import FormatError, Samples
+from jaxmarks.data.samples import FormatError, Samples, problem
 from jaxmarks.ops.frames import placement, tiles
 
 # Sides of objects in pixels of the frame: fewer are hardly found, and those that scales are advised for.
@@ -99,7 +99,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
     if unused := set(listing(images)) - {file for _, file in found}:
         first = min(unused).relative_to(images).as_posix()
         what = f"{len(unused)} photographs of the folder are not in the file of boxes, this the first: not used"
-        problems.append({"image": first, "what": what, "where": str(boxes)})
+        problems.append(problem(first, what, str(boxes)))
     problems += unread(images)
     if not kept:
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3])
@@ -154,12 +154,12 @@ def unsuited(tiles: Samples, overlap: int, scale: float) -> list[dict]:
     what = f"the typical object is {side:.3g} pixels wide in the network's frame"
     why = "tiles cut it apart" if side > overlap else "hardly to be found"
     advice = f"--config.data.scale={scale * GOOD / side:.2g} makes it {GOOD}"
-    return [{"image": str(tiles.name[0]), "what": f"{what}, {why}: {advice}", "where": "--config.data.scale"}]
+    return [problem(str(tiles.name[0]), f"{what}, {why}: {advice}", "--config.data.scale")]
 
 
 def note(annotation: BoxAnnotation, what: str, where: str = "") -> dict:
     """A problem with an image's annotation."""
-    return {"image": annotation.image, "what": what, "where": where or annotation.where}
+    return problem(annotation.image, what, where or annotation.where)
 
 
 def by_photograph(

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from jaxmarks.data.ahead import ahead
-from jaxmarks.data.samples import FormatError
+from jaxmarks.data.samples import FormatError, problem
 
 Result = TypeVar("Result")
 
@@ -65,7 +65,7 @@ def unread(folder: Path) -> list[dict]:
     what = (
         f"{len(files)} photographs as {files[0].suffix} are not read, this the first: convert them to JPEG, PNG or TIFF"
     )
-    return [{"image": name_of(files[0], folder), "what": what, "where": str(folder)}]
+    return [problem(name_of(files[0], folder), what, str(folder))]
 
 
 def finder(folder) -> Callable[[str], Path]:
@@ -247,7 +247,7 @@ def turned(files: Iterable[Path], folder: Path) -> list[dict]:
         f"{len(names)} photographs carry an EXIF rotation, this the first: coordinates are those of the stored pixels, not"
         " of the picture turned upright"
     )
-    return [{"image": names[0], "what": what, "where": str(folder)}]
+    return [problem(names[0], what, str(folder))]
 
 
 def name_of(file: Path, folder: Path) -> str:
@@ -355,7 +355,7 @@ def readable(
       folder: the folder.
       read: called in threads; raises OSError for what is no readable image, which is then appended to `problems`.
       most: photographs that are read or wait.
-      problems: dicts of "image", "what" and "where".
+      problems: a list to which what cannot be read is appended (`samples.problem`).
 
     Raises:
       FormatError: the folder has no photograph.
@@ -365,7 +365,7 @@ def readable(
     if not folder.is_dir():
         raise FormatError(folder, "", "no such folder", "give the folder of photographs with --config.data.images")
     if not (files := listing(folder)):
-        what = "; ".join(["no photograph in this folder", *(problem["what"] for problem in unread(folder))])
+        what = "; ".join(["no photograph in this folder", *(each["what"] for each in unread(folder))])
         raise FormatError(folder, "", what, "give one with --config.data.images")
 
     def attempt(file):
@@ -378,9 +378,9 @@ def readable(
     for file, result in zip(files, ahead(attempt, files, most=most), strict=True):
         name = file.relative_to(folder).as_posix()
         if isinstance(result, OSError):
-            problems.append({"image": name, "what": f"cannot be read ({result}): left out", "where": str(file)})
+            problems.append(problem(name, f"cannot be read ({result}): left out", str(file)))
         else:
-            problems += [{"image": name, "what": what, "where": str(file)} for what in not_decoded(file)]
+            problems += [problem(name, what, str(file)) for what in not_decoded(file)]
             good.append(file)
             yield name, result
     problems += turned(good, folder) + unread(folder)

@@ -22,6 +22,11 @@ class FormatError(ValueError):
         return type(self), self.parts
 
 
+def problem(image: str, what: str, where: str) -> dict[str, str]:
+    """What is wrong with an image, or with what a file says of it, and does not stop the reading: `where` is the place."""
+    return {"image": image, "what": what, "where": where}
+
+
 @dataclasses.dataclass(frozen=True)
 class Annotation:
     """The landmarks of one image in pixels of that image, y down.

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmarks.data.formats import coco, deeplabcut, imglab, labelme, table, text, tps
 from jaxmarks.data.photographs import TURNED, files_in, finder, image_size, name_of, turn_of, unsure
-from jaxmarks.data.samples import Annotation, FormatError
+from jaxmarks.data.samples import Annotation, FormatError, problem
 
 KNOWN = (
     ".tps, .csv, .tsv, .txt (tables, or DeepLabCut's), .json (COCO or LabelMe), .xml (dlib's), a folder of LabelMe's .json or"
@@ -32,7 +32,7 @@ def read(path, images=None, problems: list[dict] | None = None, *, curves: int =
         below. An annotation then has the name of the file found there, from the folder on, and the pixels as they are
         stored: LabelMe's, and of COCO those of an image whose sides are told the other way round, are turned back. A size
         that leaves open whether an image was seen turned is not told.
-      problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where": a
+      problems: a list to which what the data can do without is appended (`samples.problem`): a
         photograph that is missing or cannot be read (its annotation is left out where its size is needed), a NaN (the
         landmark is missing), an ID or an image given twice. With None the first of them raises.
       curves: of a TPS file with CURVES= so many points of each, at equal distances from end to end, follow the landmarks;
@@ -60,7 +60,7 @@ def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotat
     if path.is_dir() and (files := deeplabcut.files_of(path)):
         if others := files_in(path, {".json"}):
             what = f"{len(others)} .json files are not read beside {files[0].name}, this the first"
-            problems.append({"image": "", "what": what, "where": str(others[0])})
+            problems.append(problem("", what, str(others[0])))
         found = deeplabcut.read({file: text.csv_cells(file, deeplabcut.HEADER)[0] for file in files}, problems)
     elif path.is_dir():
         found = labelme.read(path, problems, images)
@@ -122,7 +122,7 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
     found, names = [], dict.fromkeys(a.image for annotations in files for a in annotations)
     if some := [name for name in names if not all(name in images for images in by_image)]:
         what = f"{len(some)} images are not marked by all {len(files)} annotators, this the first: theirs who did are taken"
-        problems.append({"image": some[0], "what": what, "where": files[0][0].where if files[0] else ""})
+        problems.append(problem(some[0], what, files[0][0].where if files[0] else ""))
     for name in names:
         each = [images[name] for images in by_image if name in images]
         visible = np.stack([a.visible for a in each])
@@ -130,7 +130,7 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
         seen = np.logical_or.reduce(visible)
         for k in np.flatnonzero(seen & (visible.sum(0) < len(each))):
             what = f"landmark {k + 1} is marked by {visible[:, k].sum()} of {len(each)} annotators: theirs is taken"
-            problems.append({"image": name, "what": what, "where": each[0].where})
+            problems.append(problem(name, what, each[0].where))
         points = points / np.maximum(visible.sum(0), 1)[:, None]
         found.append(
             dataclasses.replace(each[0], points=points, visible=seen, names=landmarks, **_told(each, problems))
@@ -147,7 +147,7 @@ def _told(each: list[Annotation], problems) -> dict:
             first = told.setdefault(key, value)
             if value != first:
                 what = f"{key} {value}, and {first} in {known[0][1].where}: the latter holds"
-                problems.append({"image": a.image, "what": what, "where": a.where})
+                problems.append(problem(a.image, what, a.where))
     return told
 
 
@@ -193,7 +193,7 @@ def _beside_photographs(found, images, problems) -> list[Annotation]:
         try:
             turn = turn_of(file, a.size, stored, upright=a.upright)
         except OSError as error:
-            problems.append({"image": name, "what": f"{error}: left out", "where": a.where})
+            problems.append(problem(name, f"{error}: left out", a.where))
             continue
         points = a.points
         if turn > 1:
@@ -217,9 +217,7 @@ def _read_tps(path, images, problems, curves):
     for key, (left, remedy) in unused.items():
         if left:
             what = f"{key} of {len(left)} records are not used: only landmarks (LM=) are learnt{remedy}"
-            problems.append(
-                {"image": left[0].image or left[0].id, "what": what, "where": f"{path}: line {left[0].line}"}
-            )
+            problems.append(problem(left[0].image or left[0].id, what, f"{path}: line {left[0].line}"))
     if curves:
         specimens = tps.with_curves(specimens, curves, path, problems)
     marked = any(len(s.points) for s in specimens)
@@ -228,14 +226,14 @@ def _read_tps(path, images, problems, curves):
         if not name:
             raise FormatError(path, f"line {s.line}", "a record with neither IMAGE= nor ID=", "add IMAGE=file name")
         if marked and not len(s.points):
-            problems.append({"image": name, "what": "LM=0, no landmark is marked yet: left out", "where": where})
+            problems.append(problem(name, "LM=0, no landmark is marked yet: left out", where))
             continue
         try:
             file = find(name)
             heights.append(image_size(file)[0])
             kept.append(dataclasses.replace(s, image=name_of(file, images)))
         except OSError as error:
-            problems.append({"image": name, "what": f"{error}: left out", "where": where})
+            problems.append(problem(name, f"{error}: left out", where))
     return tps.to_annotations(kept, heights, path)
 
 
@@ -250,13 +248,10 @@ def _check(path, found, problems):
             what = f"{len(a.points)} landmarks, and {len(found[0].points)} in {found[0].where}"
             raise FormatError(a.where or path, "", what, "give every image the same landmarks, NA where one is missing")
         if a.id and a.id in ids and ids[a.id].image != a.image:
-            problems.append(
-                {"image": a.image, "what": f"ID {a.id} again, first of {ids[a.id].image}", "where": a.where}
-            )
+            problems.append(problem(a.image, f"ID {a.id} again, first of {ids[a.id].image}", a.where))
         if a.image in images:
-            problems.append(
-                {"image": a.image, "what": "annotated twice: both kept, in one group", "where": f"{a.where}; {images[a.image].where}"}
-            )  # fmt: skip
+            where = f"{a.where}; {images[a.image].where}"
+            problems.append(problem(a.image, "annotated twice: both kept, in one group", where))
         ids.setdefault(a.id, a)
         images.setdefault(a.image, a)
 

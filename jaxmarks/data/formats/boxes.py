@@ -19,7 +19,7 @@ from jaxmarks import atomic
 from jaxmarks.data.formats import coco, imglab, labelme, table, yolo
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.photographs import files_in
-from jaxmarks.data.samples import FormatError
+from jaxmarks.data.samples import FormatError, problem
 
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "group")
 CORNERS = COLUMNS[4:8]
@@ -84,7 +84,7 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
 
     Args:
       path: the file or the folder.
-      problems: a list to which what the data can do without is appended, as dicts of "image", "what" and "where":
+      problems: a list to which what the data can do without is appended (`samples.problem`):
         reversed corners (swapped), a box without area, a box that is NaN, a crowd, a box that dlib is to ignore (all left
         out), a box given twice (kept once), a second group or size of an image (the first one holds), an image that stands
         twice in COCO, VOC, dlib's XML, LabelMe or YOLO (joined), a shape of LabelMe that has no area. With None the first of
@@ -126,7 +126,7 @@ def _annotation(name, image, shift, problems):
     first, last = shift
     boxes: dict[tuple, str] = {}
     for corners, label, where in image.objects:
-        note = lambda what, where=where: problems.append({"image": name, "what": what, "where": where})
+        note = lambda what, where=where: problems.append(problem(name, what, where))
         if any(map(math.isnan, corners)):
             note(f"a box with a corner that is NaN or missing, {_shown(corners)}: left out")
             continue
@@ -170,7 +170,7 @@ def _entry(images, name, where, size, group, problems):
         known = getattr(entry, key)
         if value and known and value != known:
             what = f"{key} {value}, and {known} in {entry.where}: the latter holds"
-            problems.append({"image": name, "what": what, "where": where})
+            problems.append(problem(name, what, where))
         setattr(entry, key, known or value)
     return entry
 
@@ -253,7 +253,7 @@ def _stands_once(images, name, where, problems):
     """Names an image that has stood before."""
     if name in images:
         what = f"the image stands twice, first in {images[name].where}: joined"
-        problems.append({"image": name, "what": what, "where": where})
+        problems.append(problem(name, what, where))
 
 
 def _read_json(path, problems):
@@ -310,7 +310,7 @@ def _read_coco(path, document, problems):
             raise FormatError(where, "", f"bbox {bbox!r}", "write [x, y, width, height]")
         x, y, width, height = (_json_number(where, value) for value in bbox)
         if entry.get("iscrowd"):
-            problems.append({"image": name, "what": "a crowd (iscrowd), no single object: left out", "where": where})
+            problems.append(problem(name, "a crowd (iscrowd), no single object: left out", where))
         else:
             image.objects.append(([x, y, x + width, y + height], label, where))
     return images

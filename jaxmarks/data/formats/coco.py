@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxmarks import atomic
 from jaxmarks.data.formats import text
-from jaxmarks.data.samples import Annotation, FormatError
+from jaxmarks.data.samples import Annotation, FormatError, problem
 
 
 def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
@@ -64,11 +64,11 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
             raise FormatError(where, "", f"mm_per_px {scale!r} is no length", "write one, or leave it out")
         at, triples = by_image.get(image.get("id"), (None, np.zeros((count, 3))))
         if at is None:
-            problems.append({"image": image["file_name"], "what": "no keypoints: all missing", "where": where})
+            problems.append(problem(image["file_name"], "no keypoints: all missing", where))
         finite = np.isfinite(triples).all(1)
         for k in np.flatnonzero(~finite & (triples[:, 2] > 0)):
             what = f"landmark {k + 1} is NaN: taken as missing"
-            problems.append({"image": image["file_name"], "what": what, "where": at})
+            problems.append(problem(image["file_name"], what, at))
         visible = finite & (triples[:, 2] > 0)
         found.append(
             Annotation(

@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 
 from jaxmarks.data.formats import text
 from jaxmarks.data.photographs import files_in
-from jaxmarks.data.samples import Annotation, FormatError
+from jaxmarks.data.samples import Annotation, FormatError, problem
 
 HEADER = "scorer, bodyparts, coords in the first three rows"
 
@@ -37,7 +37,7 @@ def read(files: dict[Path, list], problems: list[dict]) -> list[Annotation]:
     several = len({folder(name) for name, *_ in frames}) > 1
     if not several:
         what = f"all {len(frames)} frames are of one video: scores on some of them say little about another one"
-        problems.append({"image": frames[0][0], "what": what, "where": frames[0][1]})
+        problems.append(problem(frames[0][0], what, frames[0][1]))
     group = lambda name: folder(name) if several else ""
     return [
         Annotation(image=name, **text.laid_out(marks, parts), group=group(name), where=where, names=text.told(parts))
@@ -104,7 +104,7 @@ def _point(where, part, cells, name, problems) -> tuple[float, float]:
     gone = [cell.lower() in text.MISSING for cell in cells]
     if any(gone):
         if not all(gone):
-            problems.append({"image": name, "what": f"{part} has one coordinate: taken as missing", "where": where})
+            problems.append(problem(name, f"{part} has one coordinate: taken as missing", where))
         return math.nan, math.nan
     try:
         x, y = map(text.number, cells)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from jaxmarks.data.formats import text
-from jaxmarks.data.samples import Annotation, FormatError
+from jaxmarks.data.samples import Annotation, FormatError, problem
 
 
 class Photograph(NamedTuple):
@@ -40,7 +40,7 @@ def photographs(path, root: Element, problems: list[dict]) -> Iterator[Photograp
         boxes = []
         for k, box in enumerate(image.iterfind("box"), 1):
             if box.get("ignore", "0").strip() not in ("0", ""):
-                problems.append({"image": name, "what": f"box {k} is to be ignored: left out", "where": where})
+                problems.append(problem(name, f"box {k} is to be ignored: left out", where))
                 continue
             boxes.append((f"{where}, box {k}", box))
         yield Photograph(name, size, boxes, where)
@@ -63,7 +63,7 @@ def read(path, problems: list[dict]) -> list[Annotation]:
             raise FormatError(marked[1][0], "", what, "crop the specimens to an image each, or keep one")
         found.append((each, marked[0][1] if marked else {}))
         if not marked:
-            problems.append({"image": each.name, "what": "no parts: all missing", "where": each.where})
+            problems.append(problem(each.name, "no parts: all missing", each.where))
     labels = sorted({label for _, parts in found for label in parts}, key=text.natural)
     if not labels:
         raise FormatError(path, "", "no <part> in any box", "mark landmarks as parts of a box")
@@ -86,7 +86,7 @@ def _parts(where, box, image, problems) -> dict[str, tuple[float, float]]:
         parts[label] = (_number(where, part, "x"), _number(where, part, "y"))
         if not all(map(math.isfinite, parts[label])):
             what = f"part {label} at {parts[label]}: taken as missing"
-            problems.append({"image": image, "what": what, "where": where})
+            problems.append(problem(image, what, where))
     return parts
 
 

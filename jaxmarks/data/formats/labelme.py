@@ -15,7 +15,7 @@ import numpy as np
 from jaxmarks import atomic
 from jaxmarks.data.formats import text
 from jaxmarks.data.photographs import files_in
-from jaxmarks.data.samples import Annotation, FormatError
+from jaxmarks.data.samples import Annotation, FormatError, problem
 
 # Shapes with an area. All but a circle, which has its centre and a point on it, lie in the box around their points.
 AREAS = ("rectangle", "polygon", "circle", "mask", "rotation")
@@ -42,7 +42,7 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
     found = []
     for file, image, size, points in read:
         if not points:
-            problems.append({"image": image or file.stem, "what": "no point: all missing", "where": str(file)})
+            problems.append(problem(image or file.stem, "no point: all missing", str(file)))
         found.append(
             Annotation(
                 image=image or file.stem,
@@ -86,7 +86,7 @@ def _points(file, problems, images, place):
         points[label] = tuple(point[0].tolist()) if label not in points else (np.nan, np.nan)
         if not np.isfinite(points[label]).all():
             why = "is NaN" if not np.isfinite(point).all() else "is marked twice"
-            problems.append({"image": image, "what": f"{label} {why}: taken as missing", "where": f"{file}: {where}"})
+            problems.append(problem(image, f"{label} {why}: taken as missing", f"{file}: {where}"))
     return image, text.sides(document, "imageHeight", "imageWidth"), points
 
 
@@ -130,9 +130,7 @@ def _shapes(file, document, kinds, image, problems):
     if others:
         named = ", ".join(f"{count} of type {kind}" for kind, count in sorted(others.items()))
         wanted = "points" if "point" in kinds else "areas"
-        problems.append(
-            {"image": image, "what": f"shapes that are no {wanted} ({named}): not used", "where": str(file)}
-        )
+        problems.append(problem(image, f"shapes that are no {wanted} ({named}): not used", str(file)))
 
 
 def _found(name, file, place, images) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmarks import atomic
 from jaxmarks.data.formats import text as texts
-from jaxmarks.data.samples import Annotation, FormatError
+from jaxmarks.data.samples import Annotation, FormatError, problem
 
 # What else a column may be called, where it is not called so.
 SYNONYMS = {"image": ("filename", "file"), "group": ("specimen", "individual")}
@@ -135,7 +135,7 @@ def _annotation(path, number, row, cells, number_of, problems):
             visible[k] = False
             if "nan" in pair or not all(gone):
                 what = f"landmark {k + 1} {'is NaN' if 'nan' in pair else 'has one coordinate'}: taken as missing"
-                problems.append({"image": row["image"], "what": what, "where": f"{path}: line {line}"})
+                problems.append(problem(row["image"], what, f"{path}: line {line}"))
             continue
         points[k] = number_of(line, x), number_of(line, y)
     said = lambda name: "" if (cell := row.get(name, "")).lower() in texts.MISSING else cell

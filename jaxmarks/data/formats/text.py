@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from jaxmarks.data.samples import FormatError
+from jaxmarks.data.samples import FormatError, problem
 
 # What stands for a missing value in a cell, in lower case.
 MISSING = {"", "na", "nan", "n/a", "null", "none"}
@@ -133,7 +133,7 @@ def slips(labels: Iterable[str], images: list[tuple[str, str, Any]], problems: l
         having = [(image, where) for image, where, mine in images if label in mine]
         if 10 * len(having) < len(images) or (len(having) == 1 and len(images) > 3):
             what = f"landmark {label} is in {len(having)} of {len(images)} images: a slip in its name?"
-            problems.append({"image": having[0][0], "what": what, "where": having[0][1]})
+            problems.append(problem(having[0][0], what, having[0][1]))
 
 
 def laid_out(marks: Mapping[str, tuple[float, float]], labels: Iterable[str]) -> dict[str, Any]:

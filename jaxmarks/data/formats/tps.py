@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmarks import atomic
 from jaxmarks.data.formats import text as texts
-from jaxmarks.data.samples import Annotation, FormatError
+from jaxmarks.data.samples import Annotation, FormatError, problem
 
 _KEY = re.compile(r"^\s*([A-Za-z][\w ]*?)\s*=\s*(.*?)\s*$")
 _MISSING = {"na", "nan", "n/a", "?"}
@@ -190,7 +190,7 @@ def with_curves(specimens: list[Specimen], count: int, path="", problems: list[d
       specimens: of which those that have curves have as many; those without any lack their points.
       count: at least 2, since the ends are among them.
       path: for messages.
-      problems: a list to which curves that are taken as missing are appended, as dicts of "image", "what" and "where".
+      problems: a list to which curves that are taken as missing are appended (`samples.problem`).
 
     Raises:
       FormatError: the records have different numbers of curves.
@@ -218,7 +218,7 @@ def with_curves(specimens: list[Specimen], count: int, path="", problems: list[d
                 short = f"has {len(curve)} points" if s.curves else "is not there"
                 why = "has a missing point" if len(curve) > 1 else short
                 what, where = f"curve {k + 1} {why}: taken as missing", f"{path}: line {s.line}"
-                problems.append({"image": s.image or s.id, "what": what, "where": where})
+                problems.append(problem(s.image or s.id, what, where))
         joined = np.concatenate(points), np.concatenate(visible)
         found.append(dataclasses.replace(s, points=joined[0], visible=joined[1], depth=None, curves=[]))
     return found

@@ -14,9 +14,14 @@ LEARNT = {
     "name": "have the names of images that were trained on ({}): if they are those, the score flatters",
     "specimen": "are of specimens that others which were trained on are called as ({}): the score may flatter",
 }
+# And of images that a network before may have learnt from.
+AGAIN = {
+    "content": "have been learnt from before",
+    "name": "are called as images that have been learnt from before, and if they are those",
+}
 
 
-def of_training(settings, dataset, member, data: dict, source: Path | None, before: dict[str, list[str]]) -> list[dict]:
+def of_training(settings, dataset, member, data: dict, source: Path | None, earlier: list[dict]) -> list[dict]:
     """The caveats of a network, each a `samples.problem`.
 
     Args:
@@ -25,10 +30,10 @@ def of_training(settings, dataset, member, data: dict, source: Path | None, befo
       member: which network it is.
       data: what is saved of its split (`splits.saved`).
       source: the checkpoint that it starts from, if any.
-      before: what that one has `seen`.
+      earlier: what that one has `seen`.
     """
     trained, held = (np.isin(dataset.samples.name, data["images"][part]) for part in ("train", "valid"))
-    found = unseen(dataset, trained, member) + seen_before(member, data, source, before)
+    found = unseen(dataset, trained, member) + seen_before(member, dataset.samples, data, source, earlier)
     if dataset.objects:
         found += of_objects(settings, dataset, member, trained, held)
     return found
@@ -72,19 +77,42 @@ def of_test(fold: int, images: dict[str, list[str]]) -> list[dict]:
     return [caveat(fold, "no image is held back for a test: it is scored on those that chose its best epoch")]
 
 
-def of_images(samples, notes: list[dict]) -> list[dict]:
-    """Whether networks that score images may have learnt from them, or from others of their specimens, as caveats."""
-    told, found = set[str](), []
-    learnt = {key: set[str]() for key in LEARNT}
-    for note in notes:
-        for key, parts in splits.parts_of(note["data"], samples).items():
-            learnt[key].update(samples.name[np.isin(parts, ("train", "valid"))].tolist())
-    for key, what in LEARNT.items():
-        if again := learnt[key] - told:
-            what = f"{len(again)} images {what.format(first(again))}"
-            found.append(problem(min(again), what, "the training images"))
-        told |= again
+def of_images(samples, notes: list[dict], shown: np.ndarray) -> list[dict]:
+    """Whether networks that score the samples `shown` (N,) may have learnt from them, or from others of their specimens.
+
+    As caveats, also of what they learnt in earlier stages and in runs from which they start.
+    """
+    known = [data for note in notes for data in (note["data"], *before(note))]
+    found = []
+    for key, mine in learnt(samples, known, ("train", "valid")).items():
+        if again := set(samples.name[mine & shown].tolist()):
+            found.append(
+                problem(min(again), f"{len(again)} images {LEARNT[key].format(first(again))}", "the training images")
+            )
     return found
+
+
+def of_names(names) -> list[dict]:
+    """That images, by name, are taken for those of the training which they are called as, though their files are others."""
+    if not (again := set(names.tolist())):
+        return []
+    what = f"{len(again)} images are called as images of the training, whose files were others ({first(again)}): taken for those"
+    return [problem(min(again), f"{what}, saved anew; rename them where they are not", "the images")]
+
+
+def learnt(samples, known: list[dict], parts: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Which of the samples (N,) are in these parts of any of the splits `known`, each by the surest that tells it."""
+    each = [splits.parts_of(one, samples) for one in known]
+    found, told = {}, np.zeros(len(samples), bool)
+    for key in LEARNT:
+        mine = np.any([np.isin(one[key], parts) for one in each], axis=0) if each else told
+        found[key], told = mine & ~told, mine | told
+    return found
+
+
+def before(note: dict) -> list[dict]:
+    """What is saved of the splits of the networks before one, of earlier stages and runs; older versions did not save it."""
+    return found if isinstance(found := note.get("before"), list) else []
 
 
 def unseen(dataset, trained, member) -> list[dict]:
@@ -101,35 +129,33 @@ def unseen(dataset, trained, member) -> list[dict]:
     return found
 
 
-def seen_before(member, data: dict, source: Path | None, before: dict[str, list[str]]) -> list[dict]:
+def seen_before(member, samples, data: dict, source: Path | None, earlier: list[dict]) -> list[dict]:
     """Whether the network that one starts from, or one before that, has learnt from what tests it, as caveats.
 
     Test images must not have validated it either; validation images may have, and those that are trained on, too, as in a
     random split of versions, are no worse for it.
     """
-    images, contents = data["images"], data["contents"]
-    held = {"test": set(images["test"]), "validation": {*images["valid"]} - {*images["train"]}}
-    scored = "test" if held["test"] else "validation"
+    images = data["images"]
+    trained, valid, test = (np.isin(samples.name, images[part]) for part in ("train", "valid", "test"))
+    scored = "test" if images["test"] else "validation"
     found = []
-    for part, others in (("test", ("train", "valid")), ("validation", ("train",))):
-        theirs = {content for other in others for content in before.get(other, ())}
-        if again := [name for name in held[part] if contents[name] in theirs]:
-            so = "the score may flatter" if part == scored else "its best epoch may be another"
-            what = f"{len(again)} of its {part} images ({first(again)}) have been learnt from before: {so}"
-            found.append(caveat(member, f"it starts from {source.parent if source else ''}, and {what}"))
+    for part, held, others in (("test", test, ("train", "valid")), ("validation", valid & ~trained, ("train",))):
+        so = "the score may flatter" if part == scored else "its best epoch may be another"
+        for key, what in AGAIN.items():
+            if again := set(samples.name[learnt(samples, earlier, others)[key] & held].tolist()):
+                what = f"{len(again)} of its {part} images ({first(again)}) {what}, {so}"
+                found.append(caveat(member, f"it starts from {source.parent if source else ''}, and {what}"))
     return found
 
 
-def seen(source: Path | None) -> dict[str, list[str]]:
-    """The contents of the images that a checkpoint's network, and those before it, had for "train" and for "valid"."""
+def seen(source: Path | None) -> list[dict]:
+    """What is saved of the splits of a checkpoint's network, and of those before it."""
     if source is None:
-        return {}
+        return []
     note = checkpoint.note(source)
     if note is None:
         raise FileNotFoundError(f"{source}: no trained network")
-    data, before = note["data"], note["before"]
-    mine = lambda part: {data["contents"][name] for name in data["images"][part]}
-    return {part: sorted(mine(part).union(before.get(part, ()))) for part in ("train", "valid")}
+    return [note["data"], *before(note)]
 
 
 def first(names) -> str:

@@ -106,7 +106,12 @@ def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.Config
             if key not in target:
                 raise ValueError(f"config.stage.{name}.{'.'.join(path)}: the config has no such key to change")
             parent, target = target, target[key]
-        parent[key] = value
+        try:
+            parent[key] = value
+        except TypeError:
+            own = parent[key]
+            like = f"some of its keys, {', '.join(own)}" if hasattr(own, "items") else f"a value like {own!r}"
+            raise ValueError(f"config.stage.{name}.{'.'.join(path)}={value!r}: give {like}") from None
     return settings
 
 

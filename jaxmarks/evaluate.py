@@ -46,7 +46,8 @@ def of_run(config, workdir: Path, dataset: Dataset, *, out: Path | None = None, 
     """
     stage = runs.stages(config)[-1]
     settings = configs.stage(config, stage)
-    folds = trained.folds(settings, workdir, stage, dataset.samples)
+    same = Path(dataset.images).resolve() == Path(settings.data.get("images", "")).resolve()
+    folds = trained.folds(settings, workdir, stage, dataset.samples, same=same)
     about |= {"stage": stage, "seconds": runs.seconds(config, workdir)}
     return score(folds, settings.baselines, dataset, Path(out or workdir), **about)
 
@@ -93,7 +94,7 @@ def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dat
     summary = scores_of(methods, dataset.disagreement)
     found = methods["network"]
     summary |= {"names": dataset.names, "failures": problems, "parameters": parameters(held)}
-    summary |= {"unscored": unscored(samples, found.name)}
+    summary["unscored"] = unscored(samples, found.name)
     if dataset.sets:
         summary["sets"] = score_sets(methods, problems, dataset, out)
     if dataset.volumes:
@@ -194,7 +195,7 @@ def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Datas
 
 
 def unscored(samples: Samples, scored) -> int:
-    """How many images are not among those that are scored (by name): every network was trained on them."""
+    """How many images are not among those that are scored (by name): of no fold that was trained are they held back."""
     return len(set(samples.name.tolist()).difference(np.asarray(scored).tolist()))
 
 

@@ -32,6 +32,10 @@ def build(package: str, spec: Mapping, *, key: str, **facts):
     An option of a fact's name that is not None goes before the fact; `key` is the spec's, for messages.
     """
     options = dict(spec)
+    if "name" not in options:
+        raise ValueError(
+            f"--config.{key}={options}: it lacks a 'name'; there are {', '.join(names(package, needs='build'))}"
+        )
     name = options.pop("name")
     builder = module(package, name, needs="build").build
     refuse_unknown(options, builder, key=key, name=name)

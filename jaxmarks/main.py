@@ -267,20 +267,29 @@ def evaluate(config, workdir):
     tell_other(config, workdir)
     data, other = data_to_score(config.data, runs.settings_of(workdir).data, workdir)
     dataset = loading.load(data)
-    own = not other or (not SET.value and trained.knows(workdir, dataset))
+    own = not other or (not SET.value and trained.knows(workdir, dataset.samples))
     if other and own:
-        print("these are photographs that it was split from: each is scored by the networks that did not see it")
+        print(
+            "it was split from some of these, or of their specimens: each is scored by the networks that did not see them"
+        )
     with results.folder("evaluate", workdir, named=OUT.value, inputs=inputs_of(data)) as out:
         if own:
             summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
-            if other and (left := summary["unscored"]):
-                print(f"{left} of them every network here was trained on: not scored")
+            if left := summary["unscored"]:
+                print(f"{left} of them are not among those that it holds back: not scored")
         else:
             summary = evaluation.of_others(workdir, dataset, out, set=SET.value)
         report.write(workdir, dataset.photograph, out=out)
-    for failure in summary["failures"][:5]:
-        print(": ".join(filter(None, (failure["image"], failure["what"]))))
+    tell(summary["failures"])
     say(summary, out)
+
+
+def tell(problems: list[dict]) -> None:
+    """The first of the problems; what is told last lists all."""
+    for each in problems[:5]:
+        print(": ".join(filter(None, (each["image"], each["what"]))))
+    if len(problems) > 5:
+        print(f"and {len(problems) - 5} more")
 
 
 def data_to_score(named, trained, workdir):

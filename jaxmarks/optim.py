@@ -206,8 +206,11 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
         raise ValueError(f"optimizer.name={name!r}: there are nesterov, rmsprop, adam, adamw")
     if unknown := [key for key in spec if key not in KEYS]:
         raise ValueError(f"optimizer.{unknown[0]}={spec[unknown[0]]!r}: there are {', '.join(KEYS)}")
+    whole = f"""give the whole section, as --config.optimizer="{{'name': '{name}', 'learning_rate': 0.001}}\""""
+    if "learning_rate" not in spec:
+        raise ValueError(f"optimizer: it lacks a 'learning_rate'; {whole}")
     if "momentum" in spec and name != "nesterov":
-        raise ValueError(f"optimizer.momentum={spec['momentum']}: {name} has its own; leave it out")
+        raise ValueError(f"optimizer.momentum={spec['momentum']}: {name} has its own; {whole}")
     peak, schedule = spec["learning_rate"], spec.get("schedule", "one_cycle")
     if schedule not in ("one_cycle", "constant"):
         raise ValueError(f"optimizer.schedule={schedule!r}: there are one_cycle and constant")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import ml_collections
+from ml_collections import config_dict
 
 from jaxmarks import runs
 
@@ -17,7 +18,9 @@ def get_config(workdir: str) -> ml_collections.ConfigDict:
 
 
 def _with_tuples(value):
-    """JSON's lists as the tuples that they were, which flags can set."""
+    """JSON's lists as the tuples that they were, and what is None as what takes any value: flags can set both."""
+    if value is None:
+        return config_dict.placeholder(object)
     if isinstance(value, dict):
         return {key: _with_tuples(part) for key, part in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

@@ -48,7 +48,7 @@ FOLLOWED = {
     "scale": "photographs come in at {:g} of their size, which suits their objects; --config.data.scale=1 leaves them as"
     " they are",
     "zoom": "landmarks take a small part of the photographs: the network looks at each whole, and then {:g} times as"
-    " closely at that part; --config.data.zoom=1 looks once, and takes less memory",
+    " closely at that part; --config.data.zoom=1 looks no closer, and takes less memory",
     "pose": "specimens are {} against each other: the network looks at each whole, and then once more, laid as all others"
     " are; --config.data.pose=upright looks at them as they lie",
 }
@@ -214,13 +214,19 @@ class Training:
         known = facts(dataset) | tasks.fitted(settings, samples, shown)
         network, self.task = tasks.build(settings, known, dataset.flip)
         self.data: dict = {"digest": samples.digest} | splits.saved(self.split, settings, samples, versions)
-        before = caveats.seen(source)
-        found = caveats.of_training(settings, dataset, member, self.data, source, before)
+        earlier = caveats.seen(source)
+        found = caveats.of_training(settings, dataset, member, self.data, source, earlier)
         if settings.data.get("pose") in configs.TURNED and "shape" not in known:
             found.append(caveats.caveat(member, "no training image shows how its specimens lie: none is turned"))
         for each in found:
             processes.tell(f"[{stage}] {each['image']}{each['what']}")
-        self.about: dict = {"facts": known, "caveats": found, "images": len(shown), "data": self.data, "before": before}
+        self.about: dict = {
+            "facts": known,
+            "caveats": found,
+            "images": len(shown),
+            "data": self.data,
+            "before": earlier,
+        }
 
         parts = splits.parts(settings.train.balance, samples, shown)
         self.plan = plan = plan_of(settings, self.split, parts, member, versions)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxmarks import caveats, checkpoint, runs, steps, tasks
 from jaxmarks import config as configs
 from jaxmarks.data import folder, splits
-from jaxmarks.data.loading import Dataset, of_set
+from jaxmarks.data.loading import of_set
 from jaxmarks.data.samples import Samples, problem
 
 
@@ -45,15 +45,24 @@ class Held(NamedTuple):
     caveats: list[dict]
 
 
-def knows(workdir: Path, dataset: Dataset) -> bool:
-    """Whether a dataset is one of photographs that a run was split from: some of them are, or all are called as those."""
+def knows(workdir: Path, samples: Samples) -> bool:
+    """Whether some samples are of photographs, or specimens, that a run was split from, or all are called as those."""
     stage = runs.stages(runs.config_of(workdir))[-1]
-    notes = [note for path in runs.trained(workdir, stage).values() if (note := checkpoint.note(path))]
-    if not notes:
+    note = next(filter(None, map(checkpoint.note, runs.trained(workdir, stage).values())), None)
+    if note is None:
         return False
-    known = splits.parts_of(notes[0]["data"], dataset.samples)
-    alike = not dataset.volumes and bool((known["name"] != "").all())  # scouts of another person have the same names
-    return alike or bool((known["content"] != "").any())
+    known = splits.parts_of(note["data"], samples)
+    return bool(((part_of(known) != "") | (known["specimen"] != "")).any())
+
+
+def part_of(known: dict[str, np.ndarray], *, same: bool = False) -> np.ndarray:
+    """The part (N,) of samples in a split, from what `splits.parts_of` says; "" where they are in none.
+
+    Their contents tell. Names do, too, in the `same` folder, and where all are called as photographs of the split: they are
+    those, put right since.
+    """
+    content, name = known["content"], known["name"]
+    return np.where((content == "") & (same or bool((name != "").all())), name, content)
 
 
 def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Trained:
@@ -82,7 +91,8 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Tra
 def all_on(workdir: Path, samples: Samples, *, set: str = "") -> Held:
     """All networks of a run (of its dataset `set`), and samples that they did not see."""
     task, settings, networks, notes = networks_of(workdir, set=set)
-    everyone, told = np.arange(len(samples)), caveats.of_images(called(samples, settings, set), notes)
+    everyone = np.arange(len(samples))
+    told = caveats.of_images(called(samples, settings, set), notes, everyone >= 0)
     return Held(-1, steps.predictor(task), networks, notes, everyone[:0], everyone, told)
 
 
@@ -91,18 +101,18 @@ def called(samples: Samples, settings, set: str = "") -> Samples:
     pattern = settings.data.get("group_by", "")
     caught = [(pattern and folder.caught_in(name, pattern)) or "" for name in samples.name.tolist()]
     within = lambda values: np.array([value and f"{set}/{value}" for value in values.tolist()]) if set else values
-    specimens = np.where(samples.specimen != "", samples.specimen, caught)
+    specimens = np.where(np.array(caught) != "", caught, samples.specimen)
     return dataclasses.replace(samples, name=within(samples.name), specimen=within(specimens))
 
 
-def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Held]:
+def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool = True) -> Iterator[Held]:
     """The folds of a stage; where nothing is held back for a test the validation images take its place.
 
-    Which images are whose is saved with the networks. A new image of a specimen that tests a fold tests it, too; what is
+    Which images are whose is saved with the networks; `same` says that they lie where the run has them. A new image of a specimen that tests a fold tests it, too; what is
     new beside these follows as the fold -1, of all networks.
     """
     samples, calls = called(samples, settings), dict[str, Callable]()
-    new, learnt = np.full((2, len(samples)), [[True], [False]])
+    new, learnt = np.ones(len(samples), bool), np.zeros(len(samples), bool)
 
     def call_of(facts):  # one for all folds, which compiles once, where they know the same
         key = json.dumps(facts, sort_keys=True)
@@ -114,19 +124,20 @@ def folds(settings, workdir: Path, stage: str, samples: Samples) -> Iterator[Hel
         networks, notes = runs.restore(workdir, stage, runs.members(settings, fold))
         data = notes[0]["data"]
         known = splits.parts_of(data, samples)
-        part = np.where(known["content"] != "", known["content"], known["name"])
-        tested = np.where(part, part, known["specimen"]) == ("test" if data["images"]["test"] else "valid")
+        part = part_of(known, same=same)
+        tested = np.where(part != "", part, known["specimen"]) == ("test" if data["images"]["test"] else "valid")
         new, learnt = new & (part == "") & ~tested, learnt | (part == "train")
         if tested.any():
             told = caveats.of_notes(notes) + caveats.of_test(fold, data["images"])
+            if "contents" in data:
+                told += caveats.of_names(samples.name[tested & (part != "") & (known["content"] == "")])
             trained, tests = np.flatnonzero(part == "train"), np.flatnonzero(tested)
             yield Held(fold, call_of(notes[0]["facts"]), networks, notes, trained, tests, told)
     if new.any():
         networks, notes = runs.restore(workdir, stage, runs.members(settings))
-        rest = samples.take(new)
-        what = f"{len(rest)} images are new since the training, this the first: the mean of all networks predicts them"
+        what = f"{new.sum()} images are new since the training, this the first: the mean of all networks predicts them"
         # What is to be known of the networks the folds have told.
-        told = [problem(str(rest.name[0]), what, "the images"), *caveats.of_images(rest, notes)]
+        told = [problem(str(samples.name[new][0]), what, "the images"), *caveats.of_images(samples, notes, new)]
         yield Held(-1, call_of(notes[0]["facts"]), networks, notes, np.flatnonzero(learnt), np.flatnonzero(new), told)
     elif not calls:
         raise ValueError("of the images that the run holds back none is here: there is nothing to score it on")

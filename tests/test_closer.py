@@ -410,7 +410,7 @@ def test_a_run_that_looks_closely(photographs, tmp_path, capsys):
     )  # fmt: skip
     datasets = train.train(config, tmp_path)
     assert runs.config_of(tmp_path).data.zoom == config.data.zoom == 3.8
-    assert "and then 3.8 times as closely at that part; --config.data.zoom=1 looks once" in capsys.readouterr().out
+    assert "and then 3.8 times as closely at that part; --config.data.zoom=1 looks no closer" in capsys.readouterr().out
     assert datasets["train"].samples.images.shape[1:3] == (122, 182)
     summary = evaluate.of_run(config, tmp_path, datasets["train"])
     assert summary["images"] == 5 and 0 < summary["mean_distance_px"] < 320

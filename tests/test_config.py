@@ -12,7 +12,7 @@ import pytest
 from experiments import resolve
 
 from jaxmarks import config as configs
-from jaxmarks import runs, tasks
+from jaxmarks import run_config, runs, tasks
 from jaxmarks.data import splits
 
 get_config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "beetle.py"))["get_config"]
@@ -194,6 +194,13 @@ def test_a_config_survives_json(tmp_path):
     assert configs.differences(config, found) == ["train.steps: 8 / 9"]
     with pytest.raises(FileNotFoundError, match="--workdir"):
         configs.load(tmp_path / "none.json")
+
+
+def test_the_config_of_a_run_takes_what_was_left_open(tmp_path):
+    config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "spines.py"))["get_config"]()
+    configs.save(config, tmp_path / "config.json")
+    found = run_config.get_config(str(tmp_path))
+    assert found.head.overlap is None and found.head.get_type("overlap") is config.head.get_type("overlap")
 
 
 def test_a_run_that_starts_from_another_leaves_pretraining_out():

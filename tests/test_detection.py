@@ -1023,7 +1023,7 @@ def test_what_a_detector_cannot_know_is_told(data):
         images = {"train": names[~empty & ~valid].tolist(), "valid": names[valid].tolist(), "test": ["none"]}
         split = {"images": images, "contents": {name: name for part in images.values() for name in part}}
         data = dataset._replace(samples=samples, classes=classes)
-        return [c["what"] for c in caveats.of_training(config, data, runs.Member(0), split, None, {})]
+        return [c["what"] for c in caveats.of_training(config, data, runs.Member(0), split, None, [])]
 
     some = np.isin(names, ["0.png", "1.png"])
     assert told(samples, some) == []

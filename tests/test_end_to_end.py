@@ -82,7 +82,7 @@ def test_smoke_leaves_every_file(smoke):
 def test_the_summary_follows_from_the_predictions(smoke):
     workdir, _ = smoke
     summary = json.loads((workdir / "summary.json").read_text())
-    rows = list(csv.DictReader((workdir / "predictions.csv").open()))
+    rows = list(csv.DictReader((workdir / "predictions.csv").read_text().splitlines()))
     value = lambda row, *names: np.array([float(row[n]) for n in names])
     distances = [np.hypot(*(value(r, "x", "y") - value(r, "x_true", "y_true"))) for r in rows]
     np.testing.assert_allclose(distances, [float(r["distance"]) for r in rows], atol=2e-3)
@@ -101,7 +101,7 @@ def test_the_summary_follows_from_the_predictions(smoke):
 
 def test_the_tps_holds_the_same_points_with_y_up(smoke):
     workdir, _ = smoke
-    rows = list(csv.DictReader((workdir / "predictions.csv").open()))
+    rows = list(csv.DictReader((workdir / "predictions.csv").read_text().splitlines()))
     specimen = tps.read(workdir / "predictions.tps")[0]
     mine = [(float(r["x"]), 192 - float(r["y"])) for r in rows if r["image"] == specimen.image]
     np.testing.assert_allclose(specimen.points, mine, atol=2e-3)
@@ -206,7 +206,7 @@ def test_evaluate_scores_the_named_data(smoke, photographs, about_of):
         f"--config.data.images={photographs}",
         f"--config.data.landmarks={landmarks}",
     )
-    rows = list(csv.DictReader((workdir / "evaluate" / "predictions.csv").open()))
+    rows = list(csv.DictReader((workdir / "evaluate" / "predictions.csv").read_text().splitlines()))
     assert len(rows) == 64
     missing = [r for r in rows if not r["distance"]]
     assert [(r["image"], r["landmark"]) for r in missing] == [("beetle_3.png", "3")]
@@ -342,7 +342,7 @@ def test_a_run_goes_on_past_bad_data_and_names_it(photographs, tmp_path, about_o
         "--mode=evaluate", f"--workdir={tmp_path / 'run'}",
         f"--config.data.images={tmp_path / 'images'}", f"--config.data.landmarks={tmp_path / 'bad.tps'}",
     )  # fmt: skip
-    rows = list(csv.DictReader((tmp_path / "run" / "evaluate" / "predictions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "run" / "evaluate" / "predictions.csv").read_text().splitlines()))
     assert {row["fold"] for row in rows} == {"0", "1"}
     # All that are left can be put right, those of the third fold, too, which no network here was tested on.
     page = about_of(tmp_path / "run" / "proofread.html")["images"]

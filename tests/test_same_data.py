@@ -24,7 +24,7 @@ from jaxmarks import caveats, checkpoint, evaluate, formats, phantoms, processes
 from jaxmarks import config as configs
 from jaxmarks.data import loading, photographs, splits
 from jaxmarks.data.samples import Annotation, Samples
-from jaxmarks.trained import called
+from jaxmarks.trained import called, part_of
 
 ROOT = Path(__file__).parent.parent
 get_config = runpy.run_path(str(ROOT / "configs" / "fish.py"))["get_config"]
@@ -75,7 +75,7 @@ def test_predictions_have_the_order_and_the_ids_of_the_landmark_file(trained, tm
     evaluate.of_run(config, folder / "run", loading.load(config.data), out=tmp_path)
     found = tps.read(tmp_path / "predictions.tps")
     assert [(s.image, s.id) for s in found] == [(f"{s}.png", f"M{9 - s}") for s in range(8)]
-    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     assert [r["image"] for r in rows[::8]] == [s.image for s in found] and {r["fold"] for r in rows} == {"0", "1"}
     # y up, in photographs of 48 rows
     np.testing.assert_allclose(found[3].points[0], [float(rows[24]["x"]), 48 - float(rows[24]["y"])], atol=2e-3)
@@ -249,7 +249,7 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
         "--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--config.data.images={tmp_path / 'photographs'}",
         f"--config.data.landmarks={tmp_path / 'marks.csv'}",
     )  # fmt: skip
-    assert "each is scored by the networks that did not see it" in said
+    assert "each is scored by the networks that did not see them" in said
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
     assert sum(fold["images"] for fold in summary["folds"]) == 5 and all(f["fold"] >= 0 for f in summary["folds"])
     # None of others is, and of what all networks of a run were trained on none is scored, which is said.
@@ -259,7 +259,7 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
         "--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--config.data.images={tmp_path / 'photographs'}",
         f"--config.data.landmarks={tmp_path / 'marks.csv'}",
     )  # fmt: skip
-    assert re.search(r"[1-4] of them every network here was trained on: not scored", said)
+    assert re.search(r"[1-4] of them are not among those that it holds back: not scored", said)
     # Under other names they are the same, in one folder with others, too, which all networks predict.
     shutil.move(tmp_path / "photographs", tmp_path / "others")
     for path in (tmp_path / "others").glob("*.png"):
@@ -270,7 +270,7 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
     said = run("--mode=evaluate", f"--workdir={tmp_path / 'run'}", *data)
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
     assert {fold["fold"]: fold["images"] for fold in summary["folds"]} == {0: 4, -1: 2} and summary["unscored"] == 4
-    assert "4 of them every network here was trained on: not scored" in said
+    assert "4 of them are not among those that it holds back: not scored" in said
     for path in (tmp_path / "others").glob("*.png"):  # others they are when a pixel is another
         with Image.open(path) as image:
             image.putpixel((0, 0), 77)
@@ -278,6 +278,33 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
     run("--mode=evaluate", f"--workdir={tmp_path / 'run'}", *data)
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
     assert [fold["fold"] for fold in summary["folds"]] == [-1] and summary["failures"] == []
+    # Where all are called as those of the training they are taken for them, saved anew, which is said.
+    for path in (tmp_path / "others").glob("*.png"):
+        path.rename(path.with_name(path.name.removeprefix("other-")))
+    formats.write(tmp_path / "marks.csv", trained[1][:8])
+    said = run("--mode=evaluate", f"--workdir={tmp_path / 'run'}", *data)
+    summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
+    assert [fold["fold"] for fold in summary["folds"]] == [0]
+    assert "4 images are called as images of the training, whose files were others" in said
+
+
+def test_a_run_of_an_older_version_is_begun_from_and_scored(trained, tmp_path):
+    """It has saved names alone."""
+    folder, _ = trained
+    shutil.copytree(folder / "run", tmp_path / "old")
+    for path in (tmp_path / "old" / "checkpoints").rglob("best/note.json"):
+        note = json.loads(path.read_text())
+        del note["data"]["contents"], note["data"]["specimens"]
+        path.write_text(json.dumps(note | {"before": {"": {"train": ["a.png"]}}}))
+    dataset = loading.load(config_of(folder).data)
+    summary = evaluate.of_run(config_of(folder), tmp_path / "old", dataset, out=tmp_path / "out")
+    assert {fold["fold"]: fold["images"] for fold in summary["folds"]} == {0: 4, 1: 4}
+    assert [each["what"] for each in summary["failures"]] == ["2 photographs have no landmarks: 8.png, 9.png"]
+    config = config_of(folder)
+    config.init_from, config.split.run, config.split.seed = str(tmp_path / "old"), (0,), 5
+    train.train(config, tmp_path / "new")
+    note = checkpoint.note(runs.folder_of(tmp_path / "new", "train", runs.Member(0)) / "best")
+    assert any("are called as images that have been learnt from before" in each["what"] for each in note["caveats"])
 
 
 def test_a_signal_ends_a_training_in_order(trained, tmp_path, monkeypatch):
@@ -406,32 +433,63 @@ def test_images_that_are_scored_again_are_known_by_content_name_and_specimen():
         ("x.png", "1", ""), ("a.png", "9", "M1"), ("c.png", "8", ""), ("d.png", "4", "M2"), ("n.png", "5", "M1"), ("e.png", "6", "")
     )  # fmt: skip
     settings = ml_collections.ConfigDict({"data": {"group_by": ""}})
-    found = caveats.of_images(known := called(samples, settings, "set"), [{"data": KNOWN}])
+    all_of_them = np.ones(len(samples), bool)
+    found = caveats.of_images(known := called(samples, settings, "set"), [{"data": KNOWN}], all_of_them)
     assert [each["what"].split(":")[0] for each in found] == [
         "1 images were trained on (set/x.png)",
         "2 images have the names of images that were trained on (set/a.png, set/c.png)",
         "1 images are of specimens that others which were trained on are called as (set/n.png)",
     ]
     assert splits.parts_of(KNOWN, known)["specimen"].tolist() == ["", "train", "", "test", "train", ""]
-    (by_content,) = caveats.of_images(called(samples, settings), [{"data": KNOWN}])
+    (by_content,) = caveats.of_images(called(samples, settings), [{"data": KNOWN}], all_of_them)
     assert by_content["image"] == "x.png"
+    assert caveats.of_images(called(samples, settings), [{"data": KNOWN}], ~all_of_them) == []
+    # What earlier stages and runs have learnt, too; older versions did not save it so.
+    for note, images in (
+        ({"data": KNOWN | {"images": {}}, "before": [KNOWN]}, ["x.png"]), ({"data": KNOWN | {"images": {}}, "before": {"": {}}}, [])
+    ):  # fmt: skip
+        assert [each["image"] for each in caveats.of_images(called(samples, settings), [note], all_of_them)] == images
+    # In training a pattern goes before the file's own groups.
     caught = called(samples, ml_collections.ConfigDict({"data": {"group_by": r"^([an])\."}}))
-    assert caught.specimen.tolist() == ["", "M1", "", "M2", "M1", ""]
-    assert called(
-        samples_of(("n.png", "5", "")), ml_collections.ConfigDict({"data": {"group_by": r"^(n)\."}})
-    ).specimen == ["n"]
+    assert caught.specimen.tolist() == ["", "a", "", "M2", "n", ""]
+
+
+def test_parts_are_known_by_content_first_and_training_counts_where_versions_are_in_both():
+    known = {
+        "images": {"train": ["a", "b"], "valid": ["a", "c"], "test": ["d"]},
+        "contents": {"a": "1", "b": "2", "c": "3", "d": "drawn, 4"},
+    }
+    found = splits.parts_of(known, samples_of(("a", "1", ""), ("b", "3", ""), ("x", "2", ""), ("d", "9", "")))
+    assert found["content"].tolist() == ["train", "valid", "train", ""] and not found["specimen"].any()
+    assert found["name"].tolist() == ["train", "train", "", ""]  # a drawn image's name tells nothing
+    assert part_of(found).tolist() == ["train", "valid", "train", ""]
+    resaved = {"content": np.array(["", "", "test"]), "name": np.array(["train", "", "test"])}
+    assert part_of(resaved).tolist() == ["", "", "test"] and part_of(resaved, same=True).tolist() == [
+        "train",
+        "",
+        "test",
+    ]
+    resaved["name"][1] = "valid"
+    assert part_of(resaved).tolist() == ["train", "valid", "test"]
 
 
 def test_what_a_network_starts_from_may_have_learnt_from_a_copy(tmp_path):
-    data = {
-        "images": {"train": ["p.png"], "valid": ["q.png"], "test": ["r.png"]},
-        "contents": {"p.png": "7", "q.png": "1", "r.png": "3"},
+    data = {"images": {"train": ["p.png"], "valid": ["q.png"], "test": ["r.png", "s.png"]}}
+    samples = samples_of(("p.png", "7", ""), ("q.png", "1", ""), ("r.png", "3", ""), ("s.png", "4", ""))
+    earlier = {
+        "images": {"train": ["a.png", "s.png"], "valid": ["b.png"], "test": []},
+        "contents": {"a.png": "1", "b.png": "3", "s.png": "5"},
     }
-    before = {"train": ["1"], "valid": ["3"]}
-    found = [c["what"] for c in caveats.seen_before(runs.Member(0), data, tmp_path / "run" / "best", before)]
-    assert "1 of its test images (r.png) have been learnt from before: the score may flatter" in found[0]
-    assert "1 of its validation images (q.png) have been learnt from before: its best epoch may be another" in found[1]
-    assert caveats.seen_before(runs.Member(0), data, tmp_path, {"train": ["2"], "valid": []}) == []
+    found = [
+        c["what"] for c in caveats.seen_before(runs.Member(0), samples, data, tmp_path / "run" / "best", [earlier])
+    ]
+    assert "1 of its test images (r.png) have been learnt from before, the score may flatter" in found[0]
+    assert (
+        "1 of its test images (s.png) are called as images that have been learnt from before, and if they are those, the"
+        in found[1]
+    )
+    assert "1 of its validation images (q.png) have been learnt from before, its best epoch may be another" in found[2]
+    assert len(found) == 3 and caveats.seen_before(runs.Member(0), samples, data, tmp_path, []) == []
 
 
 def test_copies_of_a_photograph_are_of_one_group(trained, tmp_path):

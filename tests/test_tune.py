@@ -295,5 +295,8 @@ def test_three_small_trials_by_the_real_command(tmp_path):
         )
         assert done.returncode == 0, done.stdout + done.stderr
     assert "3 trials complete" in done.stdout and "[trial 0]" not in done.stdout
-    values = [float(line["valid/distance_px"]) for line in csv.DictReader((tmp_path / "out" / "trials.csv").open())]
+    values = [
+        float(line["valid/distance_px"])
+        for line in csv.DictReader((tmp_path / "out" / "trials.csv").read_text().splitlines())
+    ]
     assert len(set(values)) == 3 and np.isfinite(values).all()

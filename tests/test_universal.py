@@ -315,7 +315,7 @@ def universal(tmp_path_factory):
 
 
 def rows_of(path):
-    return list(csv.DictReader(path.open()))
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def test_each_dataset_is_scored_as_if_it_were_alone(universal):

@@ -80,18 +80,19 @@ def load(
             used.add(find_here(each["image"]))
     for a, file in zip(annotations, places, strict=True):
         used.add(file)
-        source = outcomes.get(file, file)
-        if isinstance(source, str):
-            problems.append(problem(a.image, f"{source}: left out", a.where))
+        outcome = outcomes.get(file, file)
+        if isinstance(outcome, str):
+            problems.append(problem(a.image, f"{outcome}: left out", a.where))
             continue
+        h, w, digest = outcome
         problems += [problem(a.image, what, a.where) for what in not_decoded(file)]
-        (h, w), matrix = source, np.array(frame(source, size, fit))
+        matrix = np.array(frame((h, w), size, fit))
         outside = a.visible & ~((a.points >= 0) & (a.points <= (w, h))).all(1)
         for k in np.flatnonzero(outside):
             x, y = a.points[k]
             what = f"landmark {k + 1} at ({x:g}, {y:g}) lies outside the image of {w}x{h}: taken as missing"
             problems.append(problem(a.image, what, a.where))
-        kept.append((a, source, content(file)))
+        kept.append((a, (h, w), digest))
         if a.size is None:
             unsized[file] = None
         visible.append(a.visible & ~outside)
@@ -151,13 +152,14 @@ def frames(files: list[Path], *, size, channels, fit, keep=""):
 
     Returns:
       The images (N, H, W, C) of those that can be read, an array or, where `keep` names their folder, Records; and of
-      every file its (height, width), or what is wrong with it.
+      every file its height, width and `content`, or what is wrong with it.
     """
     read: list = []
 
     def one(file):
         try:
-            return framed(file, size=size, channels=channels, fit=fit)
+            image, source = framed(file, size=size, channels=channels, fit=fit)
+            return image, (*source, content(file))
         except OSError as error:
             return f"cannot be read ({error})"
 
@@ -171,7 +173,7 @@ def frames(files: list[Path], *, size, channels, fit, keep=""):
         images = list(good())
         return (np.stack(images) if images else np.zeros((0, *size, channels), np.uint8)), read
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = records.fingerprint("3", [size, channels, fit], stats)  # the version of what makes the frames
+    key = records.fingerprint("4", [size, channels, fit], stats)  # the version of what makes the frames
     return records.keep(good(), keep, key=key, notes=read), read
 
 

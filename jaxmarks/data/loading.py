@@ -20,7 +20,7 @@ from jaxmarks.data.formats import boxes
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.phantoms import dendrite
 from jaxmarks.data.photographs import content, finder, image_size, some
-from jaxmarks.data.samples import Annotation, FormatError, Samples, concatenate, problem
+from jaxmarks.data.samples import DRAWN, Annotation, FormatError, Samples, concatenate, problem
 from jaxmarks.ops.frames import FILL, frame
 
 
@@ -444,7 +444,8 @@ def _drawn(part, **options) -> Samples:
     if not folder:
         return phantoms.load(part, **options)
     code = [file.read_text() for file in sorted(Path(phantoms.__file__).parent.glob("*.py"))]
-    digest = records.fingerprint(code, part, options, np.__version__)
+    fields = [field.name for field in dataclasses.fields(Samples)]
+    digest = records.fingerprint(code, part, options, fields, np.__version__)
     path = Path(folder) / "phantoms" / f"{part}-{digest[:16]}.npz"
     try:
         with path.open("rb") as file, np.load(file) as kept:
@@ -505,5 +506,5 @@ def _phantoms(spec):
 def _as_drawn(samples: Samples, spec) -> Samples:
     """Drawn samples with what tells them from others of the same names as their `content`: of which volume, and the seed."""
     volume = f"{content(spec.volume)}, " if spec.get("volume") else ""
-    drawn = np.array([f"{volume}seed {spec.seed}: {name}" for name in samples.name])
+    drawn = np.array([f"{DRAWN}{volume}seed {spec.seed}: {name}" for name in samples.name])
     return dataclasses.replace(samples, content=drawn)

@@ -74,7 +74,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
             photograph = decode(file)
             annotation, notes = on_photograph(annotation, file, photograph.shape[:2])
             notes += [note(annotation, what) for what in not_decoded(file)]
-            return annotation, list(cut(photograph, size, fit=fit, scale=scale, overlap=overlap)), notes
+            return annotation, list(cut(photograph, size, fit=fit, scale=scale, overlap=overlap)), notes, content(file)
         except OSError as error:
             return str(error)
 
@@ -86,12 +86,11 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         if isinstance(result, str):
             problems.append(note(annotation, f"{result}: left out"))
             continue
-        told, (annotation, frames, notes) = annotation, result
+        told, (annotation, frames, notes, contents[annotation.image]) = annotation, result
         if not told.upright and unsure(file, told.size, frames[0][2]):
             unsized.append(file)
         problems += notes
         kept.append(annotation)
-        contents[annotation.image] = content(file)
         scene = group_of(annotation.image, {annotation.image: annotation.group}, group_by)
         scenes[annotation.image] = "" if scene == annotation.image else scene
         group = groups.setdefault(scene, len(groups))
@@ -151,9 +150,10 @@ def unsuited(tiles: Samples, overlap: int, scale: float) -> list[dict]:
     cut = len(tiles) > len(set(tiles.name.tolist()))
     if side >= SMALL and (side <= overlap or not cut):
         return []
-    what = f"the typical object is {side:.3g} pixels wide in the network's frame"
+    what = f"the typical object is {side:{'.1f' if side >= 0.1 else '.1g'}} pixels wide in the network's frame"
     why = "tiles cut it apart" if side > overlap else "hardly to be found"
-    advice = f"--config.data.scale={scale * GOOD / side:.2g} makes it {GOOD}"
+    good = min(scale * GOOD / side, 100)  # as `config.LIMITS` has it
+    advice = f"--config.data.scale={good:.2g} makes it {side * good / scale:.2g}"
     return [problem(str(tiles.name[0]), f"{what}, {why}: {advice}", "--config.data.scale")]
 
 

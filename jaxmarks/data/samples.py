@@ -22,6 +22,10 @@ class FormatError(ValueError):
         return type(self), self.parts
 
 
+# How the content of what is drawn begins.
+DRAWN = "drawn, "
+
+
 def problem(image: str, what: str, where: str) -> dict[str, str]:
     """What is wrong with an image, or with what a file says of it, and does not stop the reading: `where` is the place."""
     return {"image": image, "what": what, "where": where}
@@ -67,8 +71,8 @@ class Samples:
       domain: (N,) int32, which of several datasets the image is of, from 0; 0 throughout where there is one.
       id: (N,) str, what the landmark file calls the image beside its name (tpsDig's ID); empty where it does not.
       specimen: (N,) str, what the group is called; empty where it is that of one image, and has no name.
-      content: (N,) str, the same for the same photograph whatever it is called and wherever it lies; where nothing tells,
-        its name.
+      content: (N,) str, the same for the same photograph whatever it is called and wherever it lies (`photographs.content`);
+        of what is drawn (`DRAWN`) how; where nothing tells, its name.
     """
 
     images: np.ndarray

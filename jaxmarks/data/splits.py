@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmarks.data.samples import Samples
+from jaxmarks.data.samples import DRAWN, Samples
 
 
 class Split(NamedTuple):
@@ -184,15 +184,18 @@ def saved(split: Split, settings, samples: Samples, versions: int) -> dict:
 def parts_of(known: dict, samples: Samples) -> dict[str, np.ndarray]:
     """In which part of the split that `saved` tells of each of the samples (N,) is; "" where it is in none.
 
-    It is told by "content", by "name" and by "specimen", the surest first.
+    It is told by "content", by "name" (of photographs) and by "specimen", the surest first. What is in "train" and, as
+    versions of it may be, in "valid" is in "train". Of what runs of older versions saved the names alone are known.
     """
-    named = {name: part for part, names in known["images"].items() for name in names}
+    images, contents, specimens = known["images"], known.get("contents", {}), known.get("specimens", {})
+    named = {name: part for part in ("unused", "test", "valid", "train") for name in images.get(part, ())}
+    over = lambda values: {value: named[name] for name, value in values.items() if name in named}
+    files = {name: part for name, part in named.items() if not contents.get(name, "").startswith(DRAWN)}
     find = lambda values, parts: np.array([parts.get(value, "") for value in values.tolist()])
-    over = lambda key: {value: named[name] for name, value in known.get(key, {}).items() if name in named}
     return {
-        "content": find(samples.content, over("contents")),
-        "name": find(samples.name, named),
-        "specimen": find(samples.specimen, over("specimens")),
+        "content": find(samples.content, over(contents)),
+        "name": find(samples.name, files),
+        "specimen": find(samples.specimen, over(specimens)),
     }
 
 

@@ -108,8 +108,8 @@ def called(samples: Samples, settings, set: str = "") -> Samples:
 def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool = True) -> Iterator[Held]:
     """The folds of a stage; where nothing is held back for a test the validation images take its place.
 
-    Which images are whose is saved with the networks; `same` says that they lie where the run has them. A new image of a specimen that tests a fold tests it, too; what is
-    new beside these follows as the fold -1, of all networks.
+    Which images are whose is saved with the networks; `same` says that they lie where the run has them. A new image of a
+    specimen that tests a fold tests it, too; what is new beside these follows as the fold -1, of all networks.
     """
     samples, calls = called(samples, settings), dict[str, Callable]()
     new, learnt = np.ones(len(samples), bool), np.zeros(len(samples), bool)

@@ -77,15 +77,16 @@ def of_test(fold: int, images: dict[str, list[str]]) -> list[dict]:
     return [caveat(fold, "no image is held back for a test: it is scored on those that chose its best epoch")]
 
 
-def of_images(samples, notes: list[dict], shown: np.ndarray) -> list[dict]:
-    """Whether networks that score the samples `shown` (N,) may have learnt from them, or from others of their specimens.
+def of_images(samples, notes: list[dict], names: np.ndarray) -> list[dict]:
+    """Whether networks that score samples may have learnt from them, or from others of their specimens.
 
-    As caveats, also of what they learnt in earlier stages and in runs from which they start.
+    As caveats, also of what they learnt in earlier stages and in runs from which they start. The samples are named as the
+    training would name them, in the caveats by `names` (N,), those with an empty one not at all.
     """
     known = [data for note in notes for data in (note["data"], *before(note))]
     found = []
     for key, mine in learnt(samples, known, ("train", "valid")).items():
-        if again := set(samples.name[mine & shown].tolist()):
+        if again := set(names[mine].tolist()) - {""}:
             found.append(
                 problem(min(again), f"{len(again)} images {LEARNT[key].format(first(again))}", "the training images")
             )

@@ -92,7 +92,7 @@ def all_on(workdir: Path, samples: Samples, *, set: str = "") -> Held:
     """All networks of a run (of its dataset `set`), and samples that they did not see."""
     task, settings, networks, notes = networks_of(workdir, set=set)
     everyone = np.arange(len(samples))
-    told = caveats.of_images(called(samples, settings, set), notes, everyone >= 0)
+    told = caveats.of_images(called(samples, settings, set), notes, samples.name)
     return Held(-1, steps.predictor(task), networks, notes, everyone[:0], everyone, told)
 
 
@@ -137,7 +137,10 @@ def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool =
         networks, notes = runs.restore(workdir, stage, runs.members(settings))
         what = f"{new.sum()} images are new since the training, this the first: the mean of all networks predicts them"
         # What is to be known of the networks the folds have told.
-        told = [problem(str(samples.name[new][0]), what, "the images"), *caveats.of_images(samples, notes, new)]
+        told = [
+            problem(str(samples.name[new][0]), what, "the images"),
+            *caveats.of_images(samples, notes, np.where(new, samples.name, "")),
+        ]
         yield Held(-1, call_of(notes[0]["facts"]), networks, notes, np.flatnonzero(learnt), np.flatnonzero(new), told)
     elif not calls:
         raise ValueError("of the images that the run holds back none is here: there is nothing to score it on")

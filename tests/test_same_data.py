@@ -433,22 +433,21 @@ def test_images_that_are_scored_again_are_known_by_content_name_and_specimen():
         ("x.png", "1", ""), ("a.png", "9", "M1"), ("c.png", "8", ""), ("d.png", "4", "M2"), ("n.png", "5", "M1"), ("e.png", "6", "")
     )  # fmt: skip
     settings = ml_collections.ConfigDict({"data": {"group_by": ""}})
-    all_of_them = np.ones(len(samples), bool)
-    found = caveats.of_images(known := called(samples, settings, "set"), [{"data": KNOWN}], all_of_them)
+    found = caveats.of_images(known := called(samples, settings, "set"), [{"data": KNOWN}], samples.name)
     assert [each["what"].split(":")[0] for each in found] == [
-        "1 images were trained on (set/x.png)",
-        "2 images have the names of images that were trained on (set/a.png, set/c.png)",
-        "1 images are of specimens that others which were trained on are called as (set/n.png)",
+        "1 images were trained on (x.png)",
+        "2 images have the names of images that were trained on (a.png, c.png)",
+        "1 images are of specimens that others which were trained on are called as (n.png)",
     ]
     assert splits.parts_of(KNOWN, known)["specimen"].tolist() == ["", "train", "", "test", "train", ""]
-    (by_content,) = caveats.of_images(called(samples, settings), [{"data": KNOWN}], all_of_them)
+    (by_content,) = caveats.of_images(called(samples, settings), [{"data": KNOWN}], samples.name)
     assert by_content["image"] == "x.png"
-    assert caveats.of_images(called(samples, settings), [{"data": KNOWN}], ~all_of_them) == []
+    assert caveats.of_images(called(samples, settings), [{"data": KNOWN}], np.full(len(samples), "")) == []
     # What earlier stages and runs have learnt, too; older versions did not save it so.
     for note, images in (
         ({"data": KNOWN | {"images": {}}, "before": [KNOWN]}, ["x.png"]), ({"data": KNOWN | {"images": {}}, "before": {"": {}}}, [])
     ):  # fmt: skip
-        assert [each["image"] for each in caveats.of_images(called(samples, settings), [note], all_of_them)] == images
+        assert [each["image"] for each in caveats.of_images(called(samples, settings), [note], samples.name)] == images
     # In training a pattern goes before the file's own groups.
     caught = called(samples, ml_collections.ConfigDict({"data": {"group_by": r"^([an])\."}}))
     assert caught.specimen.tolist() == ["", "a", "", "M2", "n", ""]

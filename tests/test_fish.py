@@ -109,9 +109,7 @@ def test_training_stops_where_validation_does_not_get_better(photographs, tmp_pa
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # JAX's, of a rate that is no float32
 @pytest.mark.parametrize(
-    ("epochs", "what"),
-    # With JAX 0.12 maps of infinite parameters are finite.
-    [(1, "its parameters are no numbers"), (2, "(epoch 2: the training loss is nan|its parameters are no numbers)")],
+    ("epochs", "what"), [(1, "its parameters are no numbers"), (2, "epoch 2: the training loss is nan")]
 )
 def test_a_training_that_diverges_ends_and_saves_no_network(epochs, what, photographs, tmp_path):
     changes = {"train.steps": 0, "train.epochs": epochs, "train.batch_size": 9, "split.run": (0,), "split.valid": 0.0}

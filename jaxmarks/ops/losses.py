@@ -83,8 +83,12 @@ def heatmap_jensen_shannon(logits, targets):
 
 
 def _log_softmax(logits):
-    """At least -1e30: a pixel that is left out (-inf) has no part in a sum, and not 0 times infinity."""
-    return jnp.maximum(jax.nn.log_softmax(single(logits), axis=(-3, -2)), -1e30)
+    """At least -1e30: a pixel that is left out (-inf) has no part in a sum, and not 0 times infinity.
+
+    What is no number stays so, and ends a training: the CPU's compiler of JAX 0.12 may make a maximum of it.
+    """
+    found = jax.nn.log_softmax(single(logits), axis=(-3, -2))
+    return jnp.where(found < -1e30, -1e30, found)
 
 
 def _distribution(targets):

@@ -142,8 +142,9 @@ def seen_before(member, samples, data: dict, source: Path | None, earlier: list[
     found = []
     for part, held, others in (("test", test, ("train", "valid")), ("validation", valid & ~trained, ("train",))):
         so = "the score may flatter" if part == scored else "its best epoch may be another"
+        theirs = learnt(samples, earlier, others)
         for key, what in AGAIN.items():
-            if again := set(samples.name[learnt(samples, earlier, others)[key] & held].tolist()):
+            if again := set(samples.name[theirs[key] & held].tolist()):
                 what = f"{len(again)} of its {part} images ({first(again)}) {what}, {so}"
                 found.append(caveat(member, f"it starts from {source.parent if source else ''}, and {what}"))
     return found

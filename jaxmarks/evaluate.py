@@ -196,7 +196,7 @@ def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Datas
 
 def unscored(samples: Samples, scored) -> int:
     """How many images are not among those that are scored (by name): of no fold that was trained are they held back."""
-    return len(set(samples.name.tolist()).difference(np.asarray(scored).tolist()))
+    return len(np.setdiff1d(samples.name, scored))
 
 
 def spotted(rest: Samples, tested: Samples) -> detection.Found:

@@ -285,7 +285,7 @@ def evaluate(config, workdir):
 
 
 def tell(problems: list[dict]) -> None:
-    """The first of the problems; what is told last lists all."""
+    """Prints the first of the problems, and how many more there are: the summary lists all."""
     for each in problems[:5]:
         print(": ".join(filter(None, (each["image"], each["what"]))))
     if len(problems) > 5:

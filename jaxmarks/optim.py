@@ -168,6 +168,7 @@ def rates(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+# What a spec for `build` may have.
 KEYS = (
     "name",
     "learning_rate",

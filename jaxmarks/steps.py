@@ -252,6 +252,7 @@ class Runner(NamedTuple):
 def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mixup: float = 0.0) -> Runner:
     """The training steps (`mixup` is theirs) on one device (jit) or on several (pmap), which give the same.
 
+    They are of one task, or of several that share the state and the data, one of them for each batch.
     `devices` are those of all processes; where there are several each calls this, and does its own devices' part. On
     the CPU the steps of an epoch are called one by one, since XLA runs convolutions inside a loop several times slower
     there, and so are those of streamed images; elsewhere one call scans them.

@@ -1149,6 +1149,7 @@ def test_boxes_are_read_as_those_of_their_photographs(tmp_path):
             np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=1e-9)
         assert [p["image"] for p in problems] == ["none.png"] * (file == "bare.csv")
         box_files.write(tmp_path / "all.csv", found)
+        assert [a.image for a in box_files.read(tmp_path / "all.csv")] == [a.image for a in known]
 
 
 def test_scenes_are_caught_in_file_names(tmp_path):

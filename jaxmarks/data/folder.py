@@ -50,8 +50,8 @@ def load(
       curves: as in `formats.read`.
 
     Returns:
-      Samples, the names of the landmarks where the file has them, and the problems (`samples.problem`)
-      for every photograph left out, landmark masked, or photograph without landmarks.
+      Samples, the names of the landmarks where the file has them, and the problems (`samples.problem`) for every
+      photograph left out, landmark masked, or photograph without landmarks.
 
     Raises:
       FormatError: the landmark file is damaged, or no photograph at all can be used.

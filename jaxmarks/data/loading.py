@@ -207,7 +207,6 @@ def load(spec) -> Dataset:
     """The dataset of a config's `data`: the user's own files where they are named, what is drawn else.
 
     Copies of a photograph, under other names or in another of several datasets, are of one group.
-
     Where `spec.keep` names a folder its images are `records.Records` there.
     """
     dataset, keep = _joined(_load(spec)), spec.get("keep")  # which configs of older runs do not have
@@ -332,13 +331,7 @@ def _several(spec):
 
 def _joined(dataset: Dataset) -> Dataset:
     """The dataset with one group for the copies of a photograph, under other names or in another of several datasets."""
-    samples = dataset.samples
-    _, numbers = np.unique(samples.content, return_inverse=True)
-    count = samples.group.max(initial=-1) + 1
-    links = np.ones(len(numbers)), (samples.group, count + numbers)
-    graph = scipy.sparse.coo_array(links, [count + len(numbers)] * 2)
-    group = scipy.sparse.csgraph.connected_components(graph, directed=False)[1][samples.group]
-    first, problems = dict[str, str](), list(dataset.problems)
+    samples, problems, first = dataset.samples, list(dataset.problems), dict[str, str]()
     pairs = zip(samples.content.tolist(), samples.name.tolist(), strict=True)
     again = {name: first[content] for content, name in pairs if first.setdefault(content, name) != name}
     if again and not dataset.sets:
@@ -347,8 +340,19 @@ def _joined(dataset: Dataset) -> Dataset:
             f"{len(again)} photographs are copies of others, this the first, of {of}: each in the group of its original"
         )
         problems.append(problem(image, what, dataset.images))
-    samples = dataclasses.replace(samples, group=group.astype(samples.group.dtype))
+    samples = dataclasses.replace(samples, group=_linked(samples.group, samples.content))
     return dataset._replace(samples=samples, problems=problems)
+
+
+def _linked(group, content):
+    """Groups (N,), as one those in which there is the same content."""
+    _, numbers = np.unique(content, return_inverse=True)
+    count, contents = group.max(initial=-1) + 1, numbers.max(initial=-1) + 1
+    pairs = np.unique([group, numbers], axis=1)
+    if pairs.shape[1] == contents:  # so it mostly is, and scipy's graphs take 0.3 s to import
+        return group
+    graph = scipy.sparse.coo_array((np.ones(len(group)), (group, count + numbers)), [count + contents] * 2)
+    return scipy.sparse.csgraph.connected_components(graph, directed=False)[1][group].astype(group.dtype)
 
 
 def _kept(spec, part):

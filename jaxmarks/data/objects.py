@@ -80,20 +80,21 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(one, found))
-    kept, parts, unsized, contents, scenes = [], [], [], dict[str, str](), dict[str, str]()
+    kept, parts, unsized, contents, scenes = [], [], [], [], []
     groups: dict[str, int] = {}
     for (annotation, file), result in zip(found, results, strict=True):
         if isinstance(result, str):
             problems.append(note(annotation, f"{result}: left out"))
             continue
-        told, (annotation, frames, notes, contents[annotation.image]) = annotation, result
+        told, (annotation, frames, notes, digest) = annotation, result
         if not told.upright and unsure(file, told.size, frames[0][2]):
             unsized.append(file)
         problems += notes
         kept.append(annotation)
         scene = group_of(annotation.image, {annotation.image: annotation.group}, group_by)
-        scenes[annotation.image] = "" if scene == annotation.image else scene
         group = groups.setdefault(scene, len(groups))
+        contents += [digest] * len(frames)
+        scenes += ["" if scene == annotation.image else scene] * len(frames)
         parts += [(annotation, group, *frame) for frame in frames]
     if unused := set(listing(images)) - {file for _, file in found}:
         first = min(unused).relative_to(images).as_posix()
@@ -104,9 +105,8 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3])
         raise FormatError(boxes, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
     problems += turned(unsized, images)
-    loaded = samples(parts, size, classes)
-    of_each = lambda known: np.array([known[name] for name in loaded.name.tolist()])
-    loaded = dataclasses.replace(loaded, content=of_each(contents), specimen=of_each(scenes))
+    told_of_each = {"content": np.array(contents), "specimen": np.array(scenes)}
+    loaded = dataclasses.replace(samples(parts, size, classes), **told_of_each)
     return loaded, kept, classes, problems + (unsuited(loaded, overlap, scale) if fit == "tile" else [])
 
 

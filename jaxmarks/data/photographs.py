@@ -172,8 +172,8 @@ def some(annotations, most=200):
     return annotations[:: -(-len(annotations) // most) or 1]
 
 
-# EXIF's and TIFF's tag of the orientation, and TIFF's of the bits of each channel.
-ORIENTATION, BITS = 0x0112, 0x0102
+# EXIF's and TIFF's tag of the orientation, and TIFF's of the bits of each channel and of how channels lie: 2 is in planes.
+ORIENTATION, BITS, PLANAR = 0x0112, 0x0102, 0x011C
 # The orientations: where a point (x, y) of the upright photograph lies in the stored one of (height h, width w).
 TURNED = {
     2: lambda x, y, h, w: (w - x, y),
@@ -319,6 +319,7 @@ def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tupl
         extent = drafted[1][:1:-1] if drafted else image.size[::-1]
         deep = _deep_colour(image) and _read_deep(image)  # which is forgotten once it is read, as is the orientation
         turn = image.getexif().get(ORIENTATION, 1) if deep else 1
+        planes = deep and image.tag_v2.get(PLANAR) == 2  # type: ignore[attr-defined]
         image.load()
         if image.mode.startswith(("I", "F")):
             return np.repeat(stretched(np.asarray(image, np.float64))[..., None], 3, axis=-1), extent
@@ -326,8 +327,7 @@ def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tupl
             import tifffile
 
             values = tifffile.imread(path, key=0)
-            if values.ndim == 3 and values.shape[0] < 5:  # each colour a plane
-                values = np.moveaxis(values, 0, -1)
+            values = np.moveaxis(values, 0, -1) if planes else values
             values = TRANSPOSED[turn](values) if turn in TRANSPOSED else values
             if values.shape[:2] != image.size[::-1] or values.shape[2:] not in ((3,), (4,)) or image.mode[:3] != "RGB":
                 raise OSError("16 bits a colour in a form that is not read: write RGB, interleaved")

@@ -32,9 +32,9 @@ def read(path, images=None, problems: list[dict] | None = None, *, curves: int =
         below. An annotation then has the name of the file found there, from the folder on, and the pixels as they are
         stored: LabelMe's, and of COCO those of an image whose sides are told the other way round, are turned back. A size
         that leaves open whether an image was seen turned is not told.
-      problems: a list to which what the data can do without is appended (`samples.problem`): a
-        photograph that is missing or cannot be read (its annotation is left out where its size is needed), a NaN (the
-        landmark is missing), an ID or an image given twice. With None the first of them raises.
+      problems: a list to which what the data can do without is appended (`samples.problem`): a photograph that is missing
+        or cannot be read (its annotation is left out where its size is needed), a NaN (the landmark is missing), an ID or
+        an image given twice, a name that few images have. With None the first of them raises.
       curves: of a TPS file with CURVES= so many points of each, at equal distances from end to end, follow the landmarks;
         with 0 they are left out.
 

@@ -22,8 +22,8 @@ def files_of(path: Path) -> list[Path]:
 def read(files: dict[Path, list], problems: list[dict]) -> list[Annotation]:
     """Reads one animal a frame, of all files together, whose rows are as `text.csv_cells` has them.
 
-    The landmarks are the files' body parts in the order of the first. The frames of a video are one group. Where all are of one video each is a group of its own, and that is a problem: its
-    neighbours look alike.
+    The landmarks are the files' body parts in the order of the first. The frames of a video are one group. Where all are of
+    one video each is a group of its own, and that is a problem: its neighbours look alike.
 
     Raises:
       FormatError: a header or a row that is not DeepLabCut's, a cell that is no number, two animals marked on a frame; it

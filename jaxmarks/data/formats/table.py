@@ -90,7 +90,7 @@ def _long(path, names, entries, number_of, problems):
         having.append((image, f"{path}: line {rows[0][0]}", given))
         cells = [given.get(label, ("", "", rows[0][0])) for label in order]
         found.append(_annotation(path, rows[0][0], _common(path, rows), cells, number_of, problems))
-    texts.slips([label for label in order if any(label in mine for *_, mine in having)], having, problems)
+    texts.slips(order, having, problems)
     return found if numbered else [dataclasses.replace(a, names=texts.told(order)) for a in found]
 
 

@@ -131,7 +131,7 @@ def slips(labels: Iterable[str], images: list[tuple[str, str, Any]], problems: l
     """Names in `problems` the labels that few of the images (name, place, labels) have: one of four, or less than a tenth."""
     for label in labels:
         having = [(image, where) for image, where, mine in images if label in mine]
-        if 10 * len(having) < len(images) or (len(having) == 1 and len(images) > 3):
+        if having and (10 * len(having) < len(images) or (len(having) == 1 and len(images) > 3)):
             what = f"landmark {label} is in {len(having)} of {len(images)} images: a slip in its name?"
             problems.append(problem(having[0][0], what, having[0][1]))
 

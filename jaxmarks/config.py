@@ -25,7 +25,7 @@ LIMITS = {
     "optimizer.weight_decay": (0, MANY), "optimizer.clip": (0, MANY), "optimizer.plateau": (0, MANY),
     "optimizer.plateau_factor": (0, 1),
     "train.batch_size": (1, MANY), "train.steps": (0, MANY), "train.epochs": (0, MANY), "train.accumulate": (1, MANY),
-    "train.ensemble": (1, MANY), "train.ema": (0, 1), "train.mixup": (0, MANY), "train.patience": (0, MANY),
+    "train.ensemble": (1, MANY), "train.coarse": (0, 1), "train.ema": (0, 1), "train.mixup": (0, MANY), "train.patience": (0, MANY),
     "train.devices": (0, MANY), "train.span": (1, MANY),
     "data.scale": (0, 100), "data.side": (1, MANY), "data.overlap": (0, MANY), "data.curves": (0, MANY),
     "data.pixels": (1024, MANY), "data.zoom": (0, 16), "data.share": (0.05, 1), "data.turn": (0, 180),
@@ -296,7 +296,7 @@ def base() -> ml_collections.ConfigDict:
         "group_by": "",  # regular expression; its first group in a file's name is the specimen
         "keep": "",  # a folder for the images where memory does not hold them: they are streamed from there
         "size": (96, 128),  # height and width of the network's frame; (): in the photographs' proportions, of about
-        "pixels": 192 * 256,  # in all
+        "pixels": 192 * 256,  # in all; of more no more than the photographs have
         "zoom": 1.0,  # how closely the network looks a second time, at what it found in the whole; 1: it looks once; 0: as
         # one's own photographs suggest
         "pose": "upright",  # how specimens lie: turned by any angle, or mirrored, too: the second look shows each as all
@@ -346,6 +346,7 @@ def base() -> ml_collections.ConfigDict:
         # and, where they are most, without.
         "balance": "set",
         "sizes": (),  # heights at which training shows the frame, one drawn for each batch; empty: its own alone
+        "coarse": 0.0,  # share of the steps, the first ones, that show the frame at two thirds of its height and width
         "devices": 0,  # 0: all
         "span": 500,  # batches after which, at the latest, a checkpoint may be due
         "checkpoint_seconds": 60,

@@ -261,8 +261,8 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
     axis = DEVICES if devices > 1 else None
     each_step = [functools.partial(train_step, task=task, tx=tx, mixup=mixup, axis=axis) for task in tasks]
 
-    def scan(state, data, rows, keys):
-        return lax.scan(lambda state, x: each_step[0](state, data, *x), state, (rows, keys))
+    def scan(step, state, data, rows, keys):
+        return lax.scan(lambda state, x: step(state, data, *x), state, (rows, keys))
 
     if devices == 1:
         compiled = functools.partial(jax.jit, donate_argnums=0)
@@ -281,17 +281,19 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
         mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
         # (..., batch) -> (devices, ..., batch / devices): each device takes a contiguous part.
         spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)[mine]
-    one_by_one, all_at_once = [compiled(step) for step in each_step], compiled(scan)
+    one_by_one = [compiled(step) for step in each_step]
+    all_at_once = [compiled(functools.partial(scan, step)) for step in each_step]
 
     def run(state, data, rows, key, first=0, stream=None, tasks=None):
         keys = keys_of(key, np.arange(first, first + len(rows)))
-        if scanned(stream) and len(one_by_one) == 1:
-            state, each = all_at_once(state, data, spread(rows), keys)
+        tasks = np.zeros(len(rows), int) if tasks is None else tasks
+        if scanned(stream) and len(set(tasks.tolist())) == 1:
+            state, each = all_at_once[tasks[0]](state, data, spread(rows), keys)
             return state, [get(each)]
         found: list = []
         parts = [spread(batch) for batch in rows]
         images = stream(parts) if stream else None
-        for number, batch, batch_key in zip([0] * len(rows) if tasks is None else tasks, parts, keys, strict=True):
+        for number, batch, batch_key in zip(tasks, parts, keys, strict=True):
             shown = data | {"streamed": lay(next(images))} if images else data
             state, each = one_by_one[number](state, shown, batch, batch_key)
             if images and len(found) > 1:

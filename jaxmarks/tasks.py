@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxmarks import augment, checkpoint, closer, heads, models, optim, processes, steps
 from jaxmarks import config as configs
-from jaxmarks.data.loading import known_facts
+from jaxmarks.data.loading import STEP, known_facts
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import shape
 
@@ -36,7 +36,7 @@ def build(settings, facts: dict, flip=None, size=None):
     """
     head = heads.build(settings.head, size=size or tuple(settings.data.size), **facts)
     network = models.Network(models.build(settings.model), head.layer)
-    shown = size if settings.train.sizes else None
+    shown = size if settings.train.sizes or settings.train.get("coarse") else None  # which older runs do not have
     augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=shown)
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
     apply = steps.computing_in(settings.train.dtype, network.apply)
@@ -56,23 +56,36 @@ def second_look(task, data, found):
     return closer.looking(task, size, closer.around(size, zoom)) if zoom > 1 else task
 
 
+# Of the frame's sides, what the first steps of `train.coarse` show.
+COARSE = 2 / 3
+
+
 def sizes(settings) -> list[tuple[int, int]]:
-    """The sizes (H, W) at which training shows the frame, one for each batch, where `train.sizes` names their heights."""
-    (height, width), heights = settings.data.size, tuple(settings.train.sizes)
+    """The sizes (H, W) at which training shows the frame where that is not its own alone.
+
+    They are one for each batch where `train.sizes` names their heights, or first the smaller, then its own (`train.coarse`).
+    """
+    (height, width), heights, coarse = settings.data.size, tuple(settings.train.sizes), settings.train.coarse
+    if heights and coarse:
+        raise ValueError(f"--config.train.sizes={heights} --config.train.coarse={coarse}: give one of them")
     if heights and not min(heights) <= height <= max(heights):
         raise ValueError(
             f"--config.train.sizes={heights}: training would not show frames of --config.data.size={(height, width)};"
             " give heights around its own, or ()"
         )
+    if not (heights or coarse):
+        return []
+    body, images = models.build(settings.model), jnp.zeros((1, height, width, settings.channels), jnp.float32)
+    features = jax.eval_shape(lambda: body.init_with_output(jax.random.key(0), images)[0])
+    if features.ndim < 4:
+        given = f"--config.train.sizes={heights}" if heights else f"--config.train.coarse={coarse}"
+        raise ValueError(
+            f"{given}: {settings.model.name} ends in fully connected layers, which are of one size; leave it"
+            f" {() if heights else 0}"
+        )
     if heights:
-        body, images = models.build(settings.model), jnp.zeros((1, height, width, settings.channels), jnp.float32)
-        features = jax.eval_shape(lambda: body.init_with_output(jax.random.key(0), images)[0])
-        if features.ndim < 4:
-            raise ValueError(
-                f"--config.train.sizes={heights}: {settings.model.name} ends in fully connected layers, which are of one"
-                " size; leave it ()"
-            )
-    return [(side, round(side * width / height)) for side in heights]
+        return [(side, round(side * width / height)) for side in heights]
+    return [tuple(STEP * max(1, round(COARSE * side / STEP)) for side in (height, width)), (height, width)]
 
 
 # Boxes of a class that overlap more are one object that was marked twice.

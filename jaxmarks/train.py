@@ -240,7 +240,7 @@ class Training:
         variables = tasks.initial(network, settings, self.key)
         tx = optimiser(settings, variables["params"], plan)
         sized = [tasks.build(settings, known, dataset.flip, size)[1] for size in tasks.sizes(settings)]
-        self.tasks = sized or [self.task]  # a size for each batch, not epoch: running statistics must be of all sizes
+        self.tasks = sized or [self.task]
         self.runner = steps.runner(*self.tasks, tx=tx, devices=plan.devices, mixup=settings.train.mixup)
         state, self.best, self.progress = begin(settings, variables, tx, source, self.folder / "resume", self.name)
         self.state = self.runner.put(state)
@@ -270,7 +270,8 @@ class Training:
                 epoch=epoch, **found, **rates, images_per_s=round(images / (trained - started), 1), seconds=seconds
             )
             if now - said_at > 5 or epoch in (1, epochs):
-                said_at, left = now, (now - began) / (epoch - first) * (epochs - epoch)
+                done, rest = self.work(first, epoch), self.work(epoch, epochs)
+                said_at, left = now, (now - began) / done * rest
                 say(self.name, epoch, epochs, found, rates, images / (now - started), left)
             if self.idle():
                 processes.tell(f"[{self.name}] no better since epoch {self.progress.best_epoch}: stopped")
@@ -283,7 +284,7 @@ class Training:
         """Trains on the batches of an epoch that are left of it: -> its training losses by name."""
         draw = np.random.default_rng((self.settings.seed, self.member.seed, epoch))
         rows = steps.batches(splits.epoch(self.plan.train, self.plan.part, draw), self.plan.batch)
-        sizes = draw.integers(len(self.tasks), size=len(rows))
+        sizes = self.sizes(epoch, draw)
         key = jax.random.fold_in(self.key, epoch)
         most = self.settings.train.span if steps.scanned(self.feed.stream) else min(self.settings.train.span, ASKING)
         while self.progress.batch < len(rows):
@@ -305,6 +306,18 @@ class Training:
         loss = found["train/loss"]
         self.refuse_diverged(np.isfinite(loss), f"epoch {epoch}: the training loss is {loss}")
         return found
+
+    def work(self, first: int, last: int) -> float:
+        """How much of the training the epochs after the first are, up to the last, in epochs of frames that are not coarse."""
+        coarse = self.settings.train.coarse * self.plan.epochs
+        return last - first - (1 - tasks.COARSE**2) * (min(last, coarse) - min(first, coarse))
+
+    def sizes(self, epoch: int, draw: np.random.Generator) -> np.ndarray:
+        """Which of the tasks each batch of an epoch is for: one by chance, or after the coarse ones the last."""
+        count, coarse = self.plan.steps_per_epoch, self.settings.train.coarse
+        if not coarse:  # each batch by itself, not each epoch: running statistics must be of all sizes
+            return draw.integers(len(self.tasks), size=count)
+        return np.where(np.arange((epoch - 1) * count, epoch * count) < coarse * self.plan.epochs * count, 0, 1)
 
     def judge(self, epoch: int) -> dict:
         """Validates the network, tells the optimiser, and keeps the best: -> the validation's means by name."""

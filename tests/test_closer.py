@@ -314,6 +314,7 @@ def test_the_zoom_by_hand(landmarks, zoom):
 def test_there_is_a_most_and_no_photographs_tell_nothing():
     tiny = Annotation("a.png", np.array([[0.0, 0.0], [100.0, 100.0]]), np.ones(2, bool))
     assert fitting_zoom([(tiny, (6000, 8000))], (192, 256), "pad") == 4.0
+    assert fitting_zoom([(tiny, (6000, 8000))], (288, 384), "pad") == 2.7  # which are as many pixels
     assert fitting_zoom([], (192, 256), "pad") == 1.0
     wide = Annotation("a.png", np.array([[0.0, 0.0], [400.0, 100.0]]), np.ones(2, bool))
     # Stretched, 400 of 1600 and 100 of 200 are a quarter and a half.

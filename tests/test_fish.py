@@ -258,8 +258,37 @@ def test_the_papers_settings():
 
 
 @pytest.mark.parametrize(
+    "size, coarse", [((288, 384), (192, 256)), ((208, 256), (144, 176)), ((128, 128), (80, 80)), ((32, 40), (16, 32))]
+)
+def test_coarse_frames_have_two_thirds_of_the_sides_in_steps_that_networks_halve(size, coarse):
+    config = get_config()
+    config.data.size, config.train.coarse = size, 0.5
+    assert tasks.sizes(config) == [coarse, size]
+
+
+def test_the_first_steps_show_coarse_frames(photographs, tmp_path, monkeypatch):
+    shown, runner = [], train.steps.runner
+
+    def spied(*each, **options):
+        made = runner(*each, **options)
+
+        def run(*args):
+            shown.extend(np.asarray(args[-1]).tolist())
+            return made.run(*args)
+
+        return made._replace(run=run)
+
+    monkeypatch.setattr(train.steps, "runner", spied)
+    changes = {"data.size": (48, 48), "split.run": (0,), "train.steps": 8, "train.batch_size": 3, "train.coarse": 0.6}
+    assert run(small(photographs, tmp_path, slice(0, 0), **changes), tmp_path)["mean_distance_px"] > 0
+    assert shown == [0] * 5 + [1] * 3
+
+
+@pytest.mark.parametrize(
     "changes, message",
     [
+        ({"train.sizes": (32, 64), "train.coarse": 0.5}, "train.coarse=0.5: give one of them"),
+        ({"train.coarse": 0.5, "augment.name": "none"}, "keeps the frame's size"),
         ({"train.patience": 3, "split.valid": 0.0}, "train.patience=3 needs validation images"),
         ({"train.sizes": (64, 96)}, r"train.sizes=\(64, 96\).*data.size=\(32, 32\)"),
         ({"freeze": "encoder/.*"}, "freeze matches no parameter; there are body/"),

@@ -353,6 +353,9 @@ def test_what_is_wrong_is_named_and_the_rest_is_kept(tmp_path):
         ([(30, 120), (300, 300), (3, 12)], 192 * 256, (112, 448)),
         ([(20, 4000)], 192 * 256, (16, 3136)),
         ([], 192 * 256, (192, 256)),
+        ([(256, 256)], 288 * 384, (256, 256)),  # no more than there are
+        ([(100, 120)], 288 * 384, (208, 256)),
+        ([], 288 * 384, (288, 384)),
     ],
 )
 def test_an_open_frame_has_the_proportions_of_the_photographs(sources, pixels, size, tmp_path):

@@ -88,6 +88,24 @@ def test_scanned_epoch_is_the_steps_one_by_one(monkeypatch):
     np.testing.assert_allclose(train(2, epochs=1)[0], one, rtol=1e-5)
 
 
+@pytest.mark.parametrize("numbers", [(0, 0, 1), (1, 1, 1)])
+def test_a_task_for_each_batch_scanned_or_not(numbers, monkeypatch):
+    task, data, variables = setup()
+    tx = optim.ramps((0.1, 0.01), epochs=1, steps_per_epoch=3)
+    others = task._replace(augment=lambda keys, batch: task.plain(batch))
+    rows, key = steps.batches(np.arange(10, dtype=np.int32), 4), jax.random.key(0)
+
+    def losses(*tasks, numbers):
+        run = steps.runner(*tasks, tx=tx)
+        return steps.summed(run.run(steps.create(variables, tx), data, rows, key, tasks=np.array(numbers))[1])
+
+    one = losses(task, others, numbers=numbers)
+    alone = losses(others, numbers=(0, 0, 0))
+    assert (one == alone) == (numbers == (1, 1, 1))
+    monkeypatch.setattr(jax, "default_backend", lambda: "imagined accelerator")
+    assert losses(task, others, numbers=numbers) == pytest.approx(one, rel=1e-5)
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_streamed_images_train_as_resident_ones_do_also_from_within_an_epoch(devices):
     task, data, variables = setup("batch statistics")

@@ -125,12 +125,13 @@ def test_settings_that_the_network_cannot_have_are_named(tmp_path):
     for key, value, message in (
         ("train.devices", jax.device_count() + 1, r"train\.devices=.: there are"),
         ("train.sizes", (24, 48), "fully connected"),
+        ("train.coarse", 0.5, r"train\.coarse=0\.5.*fully connected.*leave it 0"),
         ("freeze", ".*", "nothing to train"),
         ("optimizer.name", "sgd", "there are nesterov"),
     ):
         with pytest.raises(ValueError, match=message):
             config = get_config(**{key: value, "data.count": 8, "split.valid": 0.0})
-            if key == "train.sizes":
+            if key in ("train.sizes", "train.coarse"):
                 config.model, config.head = {"name": "beetle"}, {"name": "direct"}
             train.train(config, tmp_path / key)
 
@@ -165,7 +166,13 @@ def test_more_batches_to_accumulate_than_there_are_is_an_error(tmp_path):
 
 def test_a_run_with_all_tools_resumes_bit_for_bit(tmp_path, monkeypatch):
     changes = {"train.steps": 12, "train.batch_size": 2, "train.checkpoint_seconds": -1, "data.count": 8}
-    tools = {"train.ema": 0.5, "train.accumulate": 3, "train.mixup": 0.75}
+    tools = {
+        "train.ema": 0.5,
+        "train.accumulate": 3,
+        "train.mixup": 0.75,
+        "train.coarse": 0.7,
+        "augment.name": "modern",
+    }
     config = get_config(**changes, **tools)
     train.train(config, tmp_path / "whole")
     save, saved = checkpoint.save, []

@@ -49,7 +49,8 @@ def build(
         raise ValueError(f"flip={flip}: mirroring twice must bring every landmark back to its place")
     if size is not None and name != "modern":
         raise ValueError(
-            f"augment.name={name} keeps the frame's size: set --config.train.sizes='()' or augment.name=modern"
+            f"augment.name={name} keeps the frame's size: set --config.train.sizes='()' and --config.train.coarse=0, or"
+            " augment.name=modern"
         )
     mine = options(spec)
     others = {option for other in KNOWN for option in options({"name": other})}

@@ -76,10 +76,13 @@ class Dataset(NamedTuple):
 
 # Of a frame in the photographs' proportions: its sides are multiples of this, for networks halve them.
 STEP = 16
+# So many pixels a frame may have, however few the photographs have.
+FEW = 192 * 256
 # What a config's `data` says of a single look, at the photograph as it lies.
 ONCE = {"zoom": 1.0, "pose": "upright"}
-# A second look is up to so many times as closely as the first, and is not worth while below so many times.
-MOST, NEARLY = 4.0, 1.2
+# A second look is up to so many times as closely as the first, in photographs of so many pixels at most, all of which are in
+# memory; and is not worth while below so many times.
+MOST, LARGE, NEARLY = 4.0, 16 * FEW, 1.2
 # For a second look as specimens lie: of the landmarks' variance what one strays from another, at most; the share of those
 # that are mirrored, at least; and how long the mean of their directions is, at least, where they lie alike.
 STRAY, SOME, ALIKE = 0.02, 0.05, 0.9
@@ -89,10 +92,10 @@ def set_frame(spec) -> None:
     """Sets what a config's `data` leaves open: of landmarks the `size` (), the `zoom` 0 and the `pose` "", of objects the
     `scale` 0.
 
-    The median photograph has `pixels` in the size, or a little more. Photographs are those that have landmarks, of all
-    `sets`; where none can be read the frame is 4:3. Of the zoom see `fitting_zoom`, of the pose `fitting_pose`, of the
-    scale `objects.fitting_scale`; where nothing is read or each photograph is brought whole into the frame they are 1 and
-    "upright".
+    The median photograph has `pixels` in the size, no more than it has itself or `FEW`, or a little more. Photographs are
+    those that have landmarks, of all `sets`; where none can be read the frame is 4:3. Of the zoom see `fitting_zoom`, of
+    the pose `fitting_pose`, of the scale `objects.fitting_scale`; where nothing is read or each photograph is brought whole
+    into the frame they are 1 and "upright".
     """
     if "boxes" in spec:
         if not spec.scale:
@@ -109,7 +112,8 @@ def set_frame(spec) -> None:
     if not len(spec.size):
         height, width = np.transpose([size for _, size in found] or [(3, 4)])
         tall = np.exp(np.median(np.log(height / width)) / 2)  # the side of a square of one pixel becomes that tall
-        sides = np.sqrt(spec.pixels) * np.array([tall, 1 / tall])
+        pixels = min(spec.pixels, max(FEW, np.median(height * width))) if found else spec.pixels
+        sides = np.sqrt(pixels) * np.array([tall, 1 / tall])
         spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.1)) for side in sides)  # 193 is 192
     if "pose" in left:
         spec.pose = fitting_pose([annotation for annotation, _ in found])
@@ -155,7 +159,8 @@ def _fit(one: Annotation, reference: Annotation) -> tuple[float, float, bool] | 
 def fitting_zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=False) -> float:
     """How closely, to two digits, a network must look for the landmarks to fill its view as `views` have it.
 
-    It is 1 where they nearly do in the whole photograph, `MOST` at most, and brings out no more pixels than there are.
+    It is 1 where they nearly do in the whole photograph, `MOST` at most, and brings out no more pixels than there are, nor
+    than `LARGE`.
 
     Args:
       found: photographs' landmarks, and their (height, width).
@@ -172,7 +177,7 @@ def fitting_zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, 
             pixels.append(max(step))
     if not shares or not (share := np.median(shares)) > 0:
         return 1.0
-    zoom = min(FILL / share, float(np.median(pixels)), MOST)
+    zoom = min(FILL / share, float(np.median(pixels)), MOST, math.sqrt(LARGE / math.prod(size)))
     return 1.0 if zoom < NEARLY else float(f"{zoom:.2g}")
 
 

@@ -100,3 +100,23 @@ def test_mean_shape_leaves_missing_landmarks_out():
     np.testing.assert_allclose(found[2], masked.mean((0, 1)))  # never seen: amid the others
     assert mean_shape.predict(found, 4).shape == (4, 3, 2)
     assert np.isfinite(mean_shape.fit(points, np.zeros_like(visible))).all()
+
+
+def test_the_model_has_all_landmarks_where_an_image_has():
+    some = samples(*THREE)
+    some.visible[1, 0] = False  # the nearest to the mean
+    chosen = registration.fit(some, candidates=1)
+    assert min(np.abs(chosen.points - draw(*THREE[n])[1]).max() for n in (0, 2)) < 1e-3
+
+
+def test_what_the_model_lacks_is_the_means_and_what_tells_nothing_stays():
+    some = samples(*THREE)
+    some.visible[0, 2], some.points[0, 2] = False, 0
+    mean = np.arange(16.0).reshape(8, 2)
+    found = registration.model_of(some, 0, mean, 1).points
+    np.testing.assert_allclose(np.delete(found, 2, 0), np.delete(draw(*THREE[0])[1], 2, 0), atol=1e-4)
+    np.testing.assert_array_equal(found[2], mean[2])
+    # Where descriptors are alike everywhere a landmark stays where the outline brings it.
+    flat, points = np.full((120, 160, 3), 99, np.uint8), np.array([[30.5, 40.5], [90.0, 60.0]])
+    model = registration.Model(None, 1, points, registration.describe(registration.grey(flat), points), (120, 160), 1)
+    np.testing.assert_allclose(registration.refine(model, flat, np.eye(2), np.array([3.0, -2.0])), points + [3, -2])

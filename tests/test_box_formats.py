@@ -674,3 +674,30 @@ def test_columns_as_people_call_them(tmp_path):
     assert (found.image, found.classes, found.group) == ("a.jpg", ("spine",), "S1")
     (tmp_path / "a.csv").write_text("filename,class,label,xmin,ymin,xmax,ymax\na.jpg,spine,7,1,2,3,4\n")
     assert boxes.read(tmp_path / "a.csv")[0].classes == ("spine",)  # a synonym beside the name is another column
+
+
+@pytest.mark.parametrize(("share", "good"), [("1.005", True), ("-0.005", True), ("1.02", False), ("-0.02", False)])
+def test_shares_may_be_beyond_the_photograph_for_roundings_sake(share, good, tmp_path):
+    (tmp_path / "classes.txt").write_text("spine\n")
+    (tmp_path / "a.txt").write_text(f"0 {share} 0.5 0.2 0.4\n")
+    if not good:
+        with pytest.raises(FormatError, match=f"{share} is no share"):
+            boxes.read(tmp_path)
+        return
+    x = float(share)
+    np.testing.assert_allclose(boxes.read(tmp_path)[0].boxes, [[x - 0.1, 0.3, x + 0.1, 0.7]])
+
+
+def test_a_folder_of_labels_is_none_of_the_name_in_any_case(tmp_path):
+    (tmp_path / "classes.txt").write_text("spine\n")
+    (tmp_path / "Labels").mkdir()
+    (tmp_path / "Labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.4\n")
+    assert [a.image for a in boxes.read(tmp_path)] == ["a"]
+
+
+def test_the_first_group_and_size_of_an_image_hold(tmp_path):
+    rows = "a.png,40,30,s,1,1,5,5,g\na.png,20,10,s,7,7,9,9,h\n"
+    (tmp_path / "a.csv").write_text("filename,width,height,class,xmin,ymin,xmax,ymax,group\n" + rows)
+    problems: list = []
+    (found,) = boxes.read(tmp_path / "a.csv", problems)
+    assert (found.group, found.size) == ("g", (30, 40)) and len(problems) == 2

@@ -86,3 +86,24 @@ def test_merge_adapts_kernels_to_other_channels_so_that_grey_images_look_the_sam
     np.testing.assert_allclose(merged["w"].reshape(3, 3, 4, 3, 5), np.stack([four / 3] * 3, axis=3), rtol=1e-6)
     back, _ = checkpoint.merge({"w": jnp.zeros((3, 3, 4, 5))}, {"w": np.asarray(merged["w"])})
     np.testing.assert_allclose(back["w"], four, rtol=1e-5)
+
+
+def test_what_is_removed_does_not_come_back(tmp_path):
+    checkpoint.save(tmp_path / "a", {"w": np.ones(3, np.float32)}, {})
+    for suffix in (".old", ".new"):
+        (tmp_path / f"a{suffix}").mkdir()
+        (tmp_path / f"a{suffix}" / "note.json").write_text('{"sha256": ""}')
+    checkpoint.remove(tmp_path / "a")
+    assert checkpoint.note(tmp_path / "a") is None and not list(tmp_path.iterdir())
+
+
+def test_arrays_of_other_shapes_dtypes_or_names_are_others():
+    trees = [{"a": np.zeros(shape, dtype)} for shape in ((2, 3), (3, 2), (6,)) for dtype in (np.float32, np.int32)]
+    assert len({checkpoint.fingerprint(tree) for tree in [*trees, {"b": trees[0]["a"]}]}) == 7
+
+
+def test_kernels_that_differ_otherwise_are_not_adapted():
+    assert [
+        checkpoint.folded((3, 3, 1, 8), other)
+        for other in ((3, 3, 3, 8), (5, 5, 3, 8), (3, 5, 3, 8), (3, 3, 3, 9), (3, 3, 2, 8), (3, 3, 1, 8))
+    ] == [1] + 5 * [None]

@@ -463,3 +463,54 @@ def test_several_datasets_are_looked_at_whole(photographs):
     config.data.pose = "flat"
     with pytest.raises(ValueError, match=r"config\.data\.pose=flat: there are upright, turned, mirrored"):
         configs.check(config)
+
+
+def posed(shape, degrees, visible=None, mirror=False):
+    turn = np.exp(1j * np.deg2rad(degrees))
+    z = 80 * (shape * [1, -1 if mirror else 1]) @ [1, 1j] * turn + 300 * (1 + 1j)
+    visible = np.ones(len(shape), bool) if visible is None else visible
+    return Annotation("a.png", np.stack([z.real, z.imag], -1), visible)
+
+
+def test_where_nearly_all_are_mirrored_of_the_fullest_they_lie_alike():
+    """All references are among the nine of two hundred that are the mirror image of the others: 191 of 200 are alike."""
+    few = [posed(WING, 0, mirror=True) for _ in range(9)]
+    others = [posed(WING, 0, np.arange(6) != n % 6) for n in range(191)]
+    assert fitting_pose(few + others) == "upright"
+    assert (
+        fitting_pose([*few, posed(WING, 0, mirror=True), posed(WING, 0, mirror=True), *others]) == "mirrored"
+    )  # 11 of 202
+
+
+def test_two_landmarks_tell_no_pose_and_are_no_reference_where_others_have_more():
+    two = [posed(WING, 40 * n, np.arange(6) < 2) for n in range(9)]
+    assert fitting_pose(two) == "upright"  # two fit in every way
+    assert fitting_pose(two + [posed(WING, 40 * n) for n in range(9)]) == "turned"
+
+
+def test_noise_about_a_line_mirrors_nobody():
+    """Of landmarks that stray from a line a mirror image is at times a little nearer: that is no mirror image."""
+    draw = np.random.default_rng(0)
+    line = np.stack([np.linspace(-1, 1, 6), np.zeros(6)], -1)
+    found = [posed(line + draw.normal(size=line.shape) * 0.07, 0) for _ in range(60)]
+    assert fitting_pose(found) == "upright"
+
+
+def test_scores_below_0_are_told_apart_as_others_are():
+    """Of maps that are all below 0, as logarithms are, those as high as the median tell the second look."""
+    points = np.array([[[98, 66], [118, 90], [130, 62]]], np.float32)  # alike within 4 px
+    images, once = marked(points), task_of(decoder="argmax")
+    below = once._replace(plain=lambda batch: batch | {"images": once.plain(batch)["images"] - 2})
+    due, _ = steps.predict_step(None, images, task=closely(once))
+    found, scores = steps.predict_step(None, images, task=closely(below))
+    assert (scores < 0).all() and np.abs(found - points).max() < 1
+    np.testing.assert_allclose(found, due, atol=1e-4)
+
+
+def test_what_training_shows_whole_is_mirrored_where_specimens_are_alone():
+    batch = lying(4)
+    many = {key: np.repeat(value, 20, 0) for key, value in batch.items()} | {"index": np.arange(80)}
+    seen = jax.jit(laid(task_of(len(WING)), WING).augment)(jax.vmap(jax.random.key)(np.arange(80)), many)
+    points = np.asarray(seen["points"])
+    z, shape = (points - points.mean(1, keepdims=True)) @ [1, 1j], WING @ [1, 1j]
+    assert np.isclose(seen["delta"], 12.0).sum() > 8 and (abs(z.conj() @ shape) > abs(z @ shape)).all()

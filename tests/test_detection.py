@@ -1166,3 +1166,78 @@ def test_options_of_tiles_are_checked(data):
         configs.check(small(data, **{"data.fit": "tiles"}))
     with pytest.raises(ValueError, match=r"--config\.data\.overlap=64: less than the sides"):
         loading.load(small(data, **{"data.overlap": 64}).data)
+
+
+def two_of(fold, scores=(0.9, 0.8)):
+    true = np.array([[[0, 0, 10, 10], [40, 0, 50, 10]]], float)
+    zero = np.zeros((1, 2), int)
+    return detection.Objects(
+        np.array([f"{fold}.png"]), np.array([fold]), true.copy(), np.array([scores]), zero, true, zero
+    )
+
+
+def test_images_of_no_fold_have_no_part_in_the_deviation_over_folds():
+    both = detection.join([two_of(0), two_of(1, (0.9, 0.0)), two_of(-1, (0.0, 0.0))])
+    summary = detection.by_fold(both, np.full(3, 0.5), ("s",))
+    assert [one["f1"] for one in summary["folds"]] == pytest.approx([0, 1, 2 / 3])
+    assert summary["std_over_folds_f1"] == pytest.approx(np.std([1, 2 / 3]))
+
+
+def test_each_photograph_is_proofread_at_its_own_threshold_and_what_scores_just_that_is_shown():
+    found = detection.join([two_of(0, (0.9, 0.25)), two_of(1, (0.75, 0.25))])
+    marks = [BoxAnnotation(f"{n}.png", np.zeros((0, 4)), ()) for n in range(3)]
+    sizes = {f"{n}.png": (60, 80) for n in range(3)}
+    shown = detection.to_proofread(marks, found, np.array([0.25, 0.75]), sizes, ("s",))
+    scores = [[box[5] for box in each["found"]] if each["found"] is not None else None for each in shown]
+    assert scores == [[0.9, 0.25], [0.75], None]
+
+
+def test_a_box_whose_centre_is_left_of_or_above_the_photograph_is_left_out(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    corners = np.array(
+        [[-9, 5, 8, 9], [5, -9, 9, 8], [-8, 5, 9, 9], [-4, -4, 4, 4], [32, 5, 49, 9], [5, 22, 9, 39]], float
+    )
+    annotation = BoxAnnotation("a.png", corners, tuple("abcdef"))
+    found, problems = objects.on_photograph(annotation, tmp_path / "a.png", (30, 40))
+    assert found.classes == ("c", "d") and len(problems) == 4
+    assert all("has its centre outside the photograph of 40x30" in each["what"] for each in problems)
+
+
+def test_the_size_of_a_photograph_that_is_named_twice_is_the_first_that_is_told(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    one = lambda name, size: BoxAnnotation(name, np.zeros((0, 4)), (), size=size, where=name)
+    for sizes, size, count in (
+        ((None, (30, 40)), (30, 40), 1),
+        (((30, 40), (20, 10)), (30, 40), 2),
+        (((30, 40), None), (30, 40), 1),
+    ):
+        problems: list = []
+        ((found, _),) = objects.by_photograph([one("a.png", sizes[0]), one("A.PNG", sizes[1])], tmp_path, problems)
+        assert found.size == size and len(problems) == count  # that they are joined, and that the sizes differ
+
+
+def test_photographs_without_boxes_come_in_batches_of_32_at_most(tmp_path):
+    for n in range(40):
+        Image.new("L", (8, 8), n).save(tmp_path / f"{n:02d}.png")
+    each = list(objects.batches(tmp_path, size=(16, 16), fit="tile", scale=1.0, overlap=4, problems=[]))
+    assert [(len(samples), len(photographs)) for samples, photographs in each] == [(32, 32), (8, 8)]
+
+
+def test_what_is_beside_a_photograph_is_its_edge_where_it_is_whole_and_dark_where_it_is_tiles():
+    image = np.full((10, 20, 3), 200, np.uint8)
+    for fit, beside in (("pad", 200), ("tile", 0)):
+        ((frame, _, _),) = objects.cut(image, (20, 20), fit=fit)
+        assert (frame[5:15] == 200).all() and (frame[:5] == beside).all() and (frame[15:] == beside).all()
+
+
+def test_boxes_of_less_than_a_pixel_are_of_a_pixel():
+    samples = types.SimpleNamespace(boxes=np.float32([[[0, 0, 0.25, 3]]]), labels=np.zeros((1, 1), int))
+    assert loading.facts(loading.Dataset(samples, [], None, None, classes=("s",)))["sizes"] == (1, 3)
+
+
+def test_images_are_coloured_where_a_hundredth_of_the_pixels_differs_by_32():
+    for differ, by, coloured in ((1, 32, True), (1, 31, False), (0, 0, False)):
+        images = np.full((1, 10, 10, 3), 100, np.uint8)
+        images[0, 0, :differ, 2] += np.uint8(by)
+        assert caveats.coloured(images) == coloured
+    assert not caveats.coloured(np.concatenate([images, images]) + 0) and not caveats.coloured(images[:0])

@@ -116,3 +116,8 @@ def test_a_network_that_may_have_learnt_from_the_test_images_is_named(two, tmp_p
     config.data.seed = 1  # other images
     train.train(config, tmp_path / "other")
     assert caveats(config, tmp_path / "other", 1) == []
+
+
+def test_no_two_networks_of_a_run_have_the_same_random_numbers():
+    seeds = [runs.Member(fold, number).seed for fold in range(20) for number in range(20)]
+    assert len(set(seeds)) == 400 and seeds[::20] == list(range(20))

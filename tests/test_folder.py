@@ -439,3 +439,25 @@ def test_what_runs_ahead_keeps_order_and_bounds_and_raises_where_it_is_taken():
     with pytest.raises(ValueError, match="thirteen"):
         list(results)
     assert len(taken) < 20
+
+
+def test_some_annotations_are_no_more_than_asked_for_and_from_all_of_them():
+    for count in (0, 1, 199, 200, 201, 399, 400, 401, 1000):
+        found = photographs.some(list(range(count)))
+        assert len(found) <= 200 and len(found) >= min(count, 100)
+        assert not count or (found[0] == 0 and found[-1] >= count - max(1, count / 100))
+
+
+def test_a_path_through_folders_above_is_of_another_place(tmp_path):
+    (tmp_path / "s2").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "s2" / "a.png")
+    assert photographs.find(tmp_path, "../x/a.png") == tmp_path / "s2" / "a.png"
+
+
+def test_photographs_shrink_and_do_not_grow():
+    assert [photographs.shrunk(size, 100) for size in ((400, 200), (200, 400), (30, 60), (1, 1000))] == [
+        (100, 50),
+        (50, 100),
+        (30, 60),
+        (1, 100),
+    ]

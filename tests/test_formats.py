@@ -225,6 +225,8 @@ def test_csv_layouts(content, tmp_path):
         ("image,x1,y1\na.png,1,inf\n", 2, "inf"),
         ('image,x1,y1\na.png,"1,234",2\n', 2, "1,234"),  # thousands or decimals: not to be guessed
         ("image,x1,y1,mm_per_px\na.png,1,2,-0.5\n", 2, "-0.5"),
+        ("image,x1,y1,mm_per_px\na.png,1,2,0\n", 2, "a scale of 0"),
+        ("image,landmark,x,y\na.png,10001,1,2\n", 2, "landmark 10001"),
         ('image,x1,y1\n\n"a.png,1,2\nb.png,1,2\n', 3, "quote left open"),
         (f"image,x1,y1\n{'a' * 200_000},1,2\n", 2, "no CSV"),
         ("image,x1,y1\n,1,2\n", 2, "no image name"),
@@ -946,3 +948,61 @@ def test_blanks_after_quotes_are_read_and_a_quote_left_open_is_named(tmp_path):
     (tmp_path / "a.csv").write_text('image,x1,y1,id\na.png,1,2,7\nb.png,1,2,"8\nc.png,3,4,9\n')
     with pytest.raises(FormatError, match="line 3: no CSV: it ends within quotes"):
         formats.read(tmp_path / "a.csv")
+
+
+def test_a_landmark_beside_the_image_is_seen_and_one_on_the_corner_too():
+    """Only a pair in which both are negative is missing."""
+    (found,) = tps.loads("LM=4\n-1 5\n5 -1\n-1 -1\n-0.5 0\nIMAGE=a.png\n")
+    np.testing.assert_array_equal(found.visible, [True, True, False, True])
+    np.testing.assert_array_equal(found.points, [[-1, 5], [5, -1], [0, 0], [-0.5, 0]])
+
+
+def test_a_comma_beside_a_point_is_no_decimal():
+    with pytest.raises(FormatError, match="3 values where 2 are due"):
+        tps.loads("LM=1\n1,234 2.5\n")
+
+
+def test_what_is_not_seen_may_lie_anywhere():
+    assert tps.dumps([tps.Specimen(np.array([[-1.0, -2]]), np.array([False]))]) == "LM=1\nNA NA\n"
+
+
+def test_a_landmark_that_no_annotator_marks_is_no_problem(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("image,x1,y1,x2,y2\nA.png,1,2,NA,NA\n")
+    problems: list = []
+    (found,) = formats.read(f"{tmp_path / 'a.csv'},{tmp_path / 'b.csv'}", problems=problems)
+    assert found.visible.tolist() == [True, False] and not problems
+
+
+def test_an_image_twice_with_its_id_is_one_problem(tmp_path):
+    (tmp_path / "a.csv").write_text("image,x1,y1,id\na,1,1,7\na,2,2,7\nb,3,3,7\n")
+    problems: list = []
+    formats.read(tmp_path / "a.csv", problems=problems)
+    assert [(p["image"], p["what"].split(":")[0]) for p in problems] == [
+        ("a", "annotated twice"),
+        ("b", "ID 7 again, first of a"),
+    ]
+
+
+def test_landmarks_numbered_with_zeros_before_are_numbered(tmp_path):
+    (tmp_path / "a.csv").write_text("image,landmark,x,y\na.png,02,3,4\na.png,01,1,2\nb.png,1,5,6\n")
+    a, b = formats.read(tmp_path / "a.csv")
+    assert (a.points.tolist(), a.visible.all(), a.names) == ([[1, 2], [3, 4]], True, ())
+    assert b.visible.tolist() == [True, False]
+
+
+def test_what_is_covered_is_marked_in_coco_and_what_is_written_is_seen(tmp_path):
+    document = {
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+        "annotations": [
+            {"image_id": 1, "keypoints": [1, 2, 1, 3, 4, 2, 5, 6, 0]},
+            {"image_id": 2, "keypoints": [1, 2, 1, 0, 0, 0, 0, 0, 0]},
+        ],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    a, b = formats.read(tmp_path / "a.json")
+    assert (a.visible.tolist(), b.visible.tolist()) == ([True, True, False], [True, False, False])
+    assert (a.points.tolist(), b.points[0].tolist()) == ([[1, 2], [3, 4], [0, 0]], [1, 2])
+    formats.write(tmp_path / "b.json", [a])
+    (entry,) = json.loads((tmp_path / "b.json").read_text())["annotations"]
+    assert entry["keypoints"] == [1, 2, 2, 3, 4, 2, 0, 0, 0] and entry["num_keypoints"] == 2

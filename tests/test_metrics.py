@@ -11,7 +11,7 @@ import scipy.stats
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from jaxmarks import boxes, landmarks, metrics
+from jaxmarks import boxes, landmarks, metrics, tps
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.uniform(0, 3264, (40, 6, 2))
@@ -275,3 +275,22 @@ def test_what_lies_on_a_threshold_is_within_it_in_both_precisions():
     for wide in (False, True):
         with jax.enable_x64(wide):
             np.testing.assert_array_equal(metrics.success_rates(np.float32([0.1, 0.7]), [0.1, 0.7]), [0.5, 1])
+
+
+def predictions_of(points, **changes):
+    points = np.asarray(points, float)
+    n = len(points)
+    about = {
+        "name": np.array([f"{k}.png" for k in range(n)]), "fold": np.zeros(n, int), "points": points,
+        "scores": np.ones(points.shape[:2]), "true": np.zeros_like(points), "visible": np.ones(points.shape[:2], bool),
+        "mm_per_px": np.full(n, np.nan), "source_size": np.full((n, 2), (40, 60)), "delta": np.ones(n), "id": np.full(n, ""),
+    }  # fmt: skip
+    return landmarks.Predictions(**about | changes)
+
+
+def test_predictions_beside_a_photograph_are_written_to_tps_but_where_both_numbers_are_negative(tmp_path):
+    # Of 40 rows: left of it, below it, both, and on the lower left corner itself.
+    landmarks.write_tps(tmp_path / "a.tps", [predictions_of([[[-1, 5], [5, 43], [-1, 43], [-2, 40]]])])
+    (found,) = tps.read(tmp_path / "a.tps")
+    assert found.visible.tolist() == [True, True, False, True]
+    np.testing.assert_array_equal(found.points, [[-1, 35], [5, -3], [0, 0], [-2, 0]])

@@ -240,3 +240,13 @@ def test_what_a_spec_leaves_out_has_a_default():
         tx = optim.build(spec, epochs=2, steps_per_epoch=1)
         updates, _ = tx.update(params, tx.init(params), params)
         assert np.isfinite(updates["w"]).all()
+
+
+def test_a_rise_over_all_steps_ends_at_the_peak():
+    for epochs in (1, 2):
+        tx = optim.build({"name": "adam", "learning_rate": 0.1, "warmup": 1.0}, epochs=epochs, steps_per_epoch=1)
+        state, rates = tx.init(jnp.ones(1)), []
+        for _ in range(epochs + 1):
+            _, state = tx.update(jnp.ones(1), state, jnp.ones(1))
+            rates.append(float(optim.hyperparameters(state)["learning_rate"]))
+        np.testing.assert_allclose(rates, np.linspace(0.004, 0.1, epochs + 1), rtol=1e-5)

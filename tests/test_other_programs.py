@@ -276,3 +276,19 @@ def test_another_table_in_a_deeplabcut_project_is_named(tmp_path):
 def test_an_empty_table_is_told_of_a_tables_header(tmp_path):
     with pytest.raises(FormatError, match=r"its first row is image,x1,y1"):
         read(tmp_path, "\n", "a.csv")
+
+
+def test_the_region_is_cut_off_any_ending(tmp_path):
+    text = "Label,X,Y\na.tiff:0012-0034,1,2\na.tiff:0013-0035,3,4\n"
+    (a,) = read(tmp_path, text, "Results.csv")
+    assert a.image == "a.tiff" and a.points.tolist() == [[1, 2], [3, 4]]
+
+
+def test_imglab_says_nothing_of_what_to_ignore_or_of_an_unknown_size(tmp_path):
+    (found,) = read(tmp_path, dataset(image(box(("p", 1, 2), rest=" ignore=''"), sides=" width='0' height='0'")))
+    assert found.visible.all() and found.size is None
+
+
+def test_deeplabcuts_frames_with_windows_paths_are_grouped_by_their_videos(tmp_path):
+    text = "scorer,A,A\nbodyparts,p,p\ncoords,x,y\nlabeled-data\\one\\1.png,1,2\nlabeled-data\\two\\1.png,3,4\n"
+    assert [a.group for a in read(tmp_path, text, "a.csv", [])] == ["labeled-data/one", "labeled-data/two"]

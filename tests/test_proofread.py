@@ -464,3 +464,11 @@ def test_the_next_item_that_there_is(page, k, after, before):
 def test_the_selected_item_lies_above_the_others(page):
     assert page("topmost", [[0, 0], None, [1, 1], [2, 2]], 2) == [0, 1, 3, 2]
     assert page("topmost", [[0, 0], [1, 1]], -1) == [0, 1]
+
+
+def test_a_photograph_that_has_gone_is_asked_for_and_no_copy(tmp_path, about_of):
+    one = {"name": "gone.tif", "size": (9, 9), "items": np.array([[1.0, 2], [np.nan, 3]]), "doubt": np.zeros(2)}
+    (tmp_path / "out").mkdir()
+    page = proofread.landmarks(tmp_path / "out", tmp_path, [one])
+    (shown,) = about_of(page)["images"]
+    assert (shown["source"], shown["copied"], shown["items"]) == ("../gone.tif", False, [[1, 2], None])

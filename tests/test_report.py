@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxmarks import report
+from jaxmarks.report import drawings, figures, landmarks, objects, tables
 
 
 def workdir(tmp_path, *, images=6, landmarks=3, visible=None, valid=True, folds=1, name="im{}.png"):
@@ -165,3 +166,108 @@ def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class_and_with_it
     lit = np.argwhere(small[..., 0] == 255)[:, ::-1]  # a line of one pixel, for the box has twelve
     assert (lit.min(0).tolist(), lit.max(0).tolist(), len(lit)) == ([1000, 500], [1012, 512], 48)
     assert report.rectangles(image, [([[-1e12, -1e12, 1e12, 1e12]], "blue", ["far"])]).shape == image.shape
+
+
+def epochs(*losses, fold=0, member=0, stage="train"):
+    return [
+        {"stage": stage, "fold": fold, "network": (fold, member), "epoch": n, "valid/loss": loss}
+        for n, loss in enumerate(losses, 1)
+    ]
+
+
+def test_the_best_epoch_of_each_network_is_that_of_the_lowest_validation_loss():
+    metrics = (
+        epochs(3.0, None, 1.0, 2.0)
+        + epochs(0.5, 0.7, float("nan"), member=1)
+        + epochs(None, fold=1)
+        + epochs(9.0, stage="tune")
+    )
+    assert tables.best_epochs(metrics) == {
+        ("train", (0, 0)): (3, 1.0),
+        ("train", (0, 1)): (1, 0.5),
+        ("tune", (0, 0)): (1, 9.0),
+    }
+
+
+def test_the_farthest_landmarks_come_first_and_what_is_not_known_not_at_all():
+    distances = np.array([[1.0, np.nan, 7.0], [5.0, 7.0, np.nan]])
+    rows = [(row["image"], row["landmark"], row["distance"]) for row in tables.worst(["a", "b"], distances)]
+    assert rows == [("a", 3, 7), ("b", 2, 7), ("b", 1, 5), ("a", 1, 1)]
+    assert [row["distance"] for row in tables.worst(["a", "b"], distances, most=2)] == [7, 7]
+
+
+def test_rows_of_landmarks_by_hand():
+    distances = np.stack([np.arange(101.0) ** 2, np.full(101, np.nan)], axis=-1)
+    one, other = tables.per_landmark(distances, [[1, 0, 0], [0, 0, 1]], ["eye", "tail"])
+    # Squares up to n: n (n + 1) (2 n + 1) / 6.
+    assert (one["mean"], one["median"], one["p95"], one["images"]) == (pytest.approx(100 * 201 / 6), 50**2, 95**2, 101)
+    assert (other["landmark"], other["mean"], other["p95"], other["images"], other["shares"]) == (
+        "2 tail",
+        None,
+        None,
+        0,
+        [0, 0, 1],
+    )
+
+
+def test_the_distance_within_which_most_landmarks_lie():
+    assert landmarks.success({"1": 0.2, "2": 0.9, "4": 1.0}) == ("2", 0.9)
+    assert landmarks.success({"1": 0.2, "2": None, "4": 0.5, "8": 0.6}) == ("8", 0.6)
+    assert landmarks.success({"1": None}) is landmarks.success({}) is None
+
+
+def test_overlays_go_from_the_best_over_the_median_to_the_worst(tmp_path):
+    means = np.array([4.0, 1.0, np.nan, 5.0, 2.0, 3.0])
+    points = np.full((6, 2, 2), 20.0)
+    found = tables.Predictions([f"s/{n}.jpg" for n in range(6)], points, points, np.stack([means, means], -1))
+    landmarks.overlays(found, lambda name: np.zeros((40, 50, 3), np.uint8), tmp_path, most=3)
+    assert sorted(p.name for p in (tmp_path / "overlays").iterdir()) == ["01_1.png", "02_5.png", "03_3.png"]
+
+
+def test_drawings_lie_row_by_row(tmp_path):
+    report.contact_sheet(
+        [np.full((10, 20, 3), v, np.uint8) for v in (50, 150, 250)], tmp_path / "a.png", columns=2, width=20, gap=4
+    )
+    sheet = np.asarray(Image.open(tmp_path / "a.png"))
+    assert sheet.shape == (24, 44, 3)
+    assert [int(sheet[y, x, 0]) for y, x in ((5, 10), (5, 34), (19, 10))] == [50, 150, 250]
+
+
+def detections():
+    """Image a: one of two objects found, and a false alarm; b: found; c: missed, and a faint false alarm, which counts not."""
+    box = lambda n: np.tile(np.array([[10, 10, 20, 20]], float), (n, 1))
+    yes = lambda text: np.array([one == "1" for one in text])
+    found = objects.Boxes(
+        np.array(list("aabc")), np.full(4, "s"), box(4), np.array([0.9, 0.8, 0.7, 0.2]), yes("1110"), yes("1010")
+    )
+    true = objects.Boxes(np.array(list("aabc")), np.full(4, "s"), box(4), np.ones(4), yes("1111"), yes("1010"))
+    return found, true
+
+
+def test_photographs_with_objects_go_from_the_fewest_mistakes_to_the_most(tmp_path, monkeypatch):
+    shown = {}
+
+    def rectangles(image, layers, *, path=None, longest=2000):
+        if path:
+            shown[path.name] = {colour: len(boxes) for boxes, colour, _ in layers}
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(drawings, "rectangles", rectangles)
+    objects.overlays(*detections(), lambda name: np.zeros((40, 50, 3), np.uint8), tmp_path)
+    assert list(shown.items()) == [
+        ("01_b.png", {drawings.BLUE: 0, drawings.ORANGE: 0, drawings.GREEN: 1}),
+        ("02_c.png", {drawings.BLUE: 1, drawings.ORANGE: 0, drawings.GREEN: 0}),
+        ("03_a.png", {drawings.BLUE: 1, drawings.ORANGE: 1, drawings.GREEN: 1}),
+    ]
+
+
+def test_the_curves_of_a_detector_by_hand(tmp_path, monkeypatch):
+    drawn, axes = [], figures.axes
+    monkeypatch.setattr(figures, "axes", lambda **options: drawn.append(axes(**options)) or drawn[-1])
+    objects.curves(detections()[0], 4, 0.5, tmp_path)
+    (curve, dot), (f1, precision, recall, limit) = (grid[0, 0].lines for _, grid in drawn)
+    np.testing.assert_allclose(curve.get_xydata(), [[1 / 4, 1], [1 / 4, 1 / 2], [2 / 4, 2 / 3], [2 / 4, 2 / 4]])
+    np.testing.assert_allclose(dot.get_xydata(), [[2 / 4, 2 / 3]])
+    np.testing.assert_allclose(f1.get_xydata(), [[0.9, 2 / 5], [0.8, 2 / 6], [0.7, 4 / 7], [0.2, 4 / 8]])
+    np.testing.assert_allclose((precision.get_ydata(), recall.get_ydata()), (curve.get_ydata(), curve.get_xdata()))
+    assert set(limit.get_xdata()) == {0.5}

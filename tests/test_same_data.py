@@ -542,3 +542,22 @@ def test_a_file_is_told_by_what_is_in_it(tmp_path):
         (tmp_path / name).write_bytes(content)
     found = {name: photographs.content(tmp_path / name) for name in "abcdefg"}
     assert found["a"] == found["b"] and len(set(found.values())) == 6
+
+
+def test_images_that_validate_and_are_trained_on_are_no_worse_for_having_been_learnt_from(tmp_path):
+    samples = samples_of(("p", "1", ""), ("q", "2", ""), ("r", "3", ""))
+    data = {"images": {"train": ["p", "q"], "valid": ["q"], "test": ["r"]}}
+    earlier = {"images": {"train": ["a", "b"], "valid": [], "test": []}, "contents": {"a": "1", "b": "2"}}
+    assert caveats.seen_before(runs.Member(0), samples, data, tmp_path, [earlier]) == []
+
+
+def test_without_test_images_what_flatters_is_the_validation(tmp_path):
+    samples = samples_of(("p", "1", ""), ("q", "2", ""))
+    data = {"images": {"train": ["p"], "valid": ["q"], "test": []}}
+    earlier = {"images": {"train": ["b"], "valid": [], "test": []}, "contents": {"b": "2"}}
+    (found,) = caveats.seen_before(runs.Member(0), samples, data, tmp_path, [earlier])
+    assert found["what"].endswith("1 of its validation images (q) have been learnt from before, the score may flatter")
+
+
+def test_four_names_are_three_and_more():
+    assert [caveats.first(set(names)) for names in ("b", "cba", "dcba")] == ["b", "a, b, c", "a, b, c, ..."]

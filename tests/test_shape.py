@@ -238,3 +238,26 @@ def test_what_is_visible_may_be_numpys_and_of_any_kind_under_jit(kind):
     due = shape.procrustes(jnp.asarray(points), jnp.asarray(visible, bool))
     for mine, theirs in zip(jax.jit(lambda p: shape.procrustes(p, visible))(points), due, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_specimens_with_one_landmark_have_no_part_in_the_shape():
+    points, visible = specimens(12, np.full(8, 0.05)), np.ones((12, 8), bool)
+    visible[6:] = np.arange(8) == np.arange(6)[:, None]
+    for one, other in zip(procrustes(points[:6], visible[:6]), procrustes(points, visible), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_landmark_that_no_specimen_shows_strays_as_all_do():
+    visible = np.ones((20, 8), bool)
+    visible[:, 3] = False
+    _, spread = procrustes(specimens(20, np.full(8, 0.05)), visible)
+    np.testing.assert_allclose(spread[3] ** 2, (np.delete(np.asarray(spread), 3) ** 2).mean(), rtol=1e-3)
+
+
+def test_landmarks_that_stray_less_say_more_where_the_others_are():
+    """Four that stray by a hundredth lie in place, four that stray by a fifth are off by that to one side."""
+    mean = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [0, -1.2], [1.2, 0], [0, 1.2], [-1.2, 0]])
+    spread = np.repeat([0.01, 0.2], 4)
+    points = 50 * (mean + np.repeat([[0, 0], [0.2, 0.1]], 4, axis=0)) + [90, 70]
+    lies = shape.laid(points, np.ones(8, bool), mean, spread)
+    np.testing.assert_allclose(lies, [[50, 0, 90], [0, 50, 70]], atol=0.1)

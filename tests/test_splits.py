@@ -150,3 +150,22 @@ def test_every_photograph_is_named_in_one_part():
     assert sorted(found["train"] + found["valid"] + found["test"]) == sorted(photographs.name)
     assert [len(found[part]) for part in ("train", "valid", "test", "unused")] == [6, 2, 4, 0]
     assert saved["contents"]["3.png"] == "<3.png>" and saved["specimens"] == {}
+
+
+def test_the_only_group_of_a_kind_is_neither_first_nor_last():
+    """It lies in the middle of the order, of which the first fifth validates: one that is alone is trained on."""
+    group, kind = np.arange(20), np.eye(20, dtype=int)[7]
+    for seed in range(10):
+        split = splits.by_group(group, folds=1, fold=0, valid=0.2, seed=seed, kind=kind)
+        assert 7 in split.train
+
+
+def test_what_is_saved_of_a_split_by_image_has_no_specimens():
+    photographs = Photographs(6)
+    photographs.specimen = np.array(["m1", "m1", "m2", "m2", "", "m3"])
+    for by, specimens in (
+        ("image", {}),
+        ("group", {"0.png": "m1", "1.png": "m1", "2.png": "m2", "3.png": "m2", "5.png": "m3"}),
+    ):
+        settings = SimpleNamespace(split=SimpleNamespace(by=by))
+        assert splits.saved(member_split(photographs, folds=3), settings, photographs, 7)["specimens"] == specimens

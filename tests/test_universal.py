@@ -488,3 +488,10 @@ def test_a_photograph_in_two_datasets_is_not_trained_on_in_one_and_tested_in_the
 def test_groups_are_numbered_as_ever_where_no_photograph_is_shared(tmp_path):
     group = loading.load(get_config({"a": own(tmp_path / "a"), "b": own(tmp_path / "b", seed=1)}).data).samples.group
     assert group.dtype == np.int64 and group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_specimens_and_copies_of_several_datasets(tmp_path):
+    dataset = loading.load(get_config({"a": own(tmp_path / "a"), "c": own(tmp_path / "c")}).data)
+    assert dataset.samples.specimen.tolist() == [f"{name}/beetle {s // 2}" for name in "ac" for s in range(6)]
+    # A photograph in two datasets is meant to be, and no problem: each has one, of a landmark beside its image.
+    assert [p["image"] for p in dataset.problems] == ["a/1.png", "c/1.png"]

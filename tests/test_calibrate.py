@@ -143,6 +143,26 @@ def test_the_covariance_of_landmarks_in_planes_is_the_spread_over_repeated_noise
     np.testing.assert_allclose(*deviations(found, heads[1][0]), rtol=0.15)
 
 
+def test_the_covariance_is_that_of_least_squares_by_differences(heads):
+    """The residuals' variance over what is spare of nine, times the inverse of the normal matrix in float64."""
+    points = heads[3][:5] + np.random.default_rng(4).normal(size=(5, 8, 3))
+    found = jax.tree.map(np.float64, fit(np.float32(points), np.ones((5, 8), np.float32)))
+    for n in range(5):
+        rotation, size, trust = found.rotation[n], found.size[n], np.repeat(found.weights[n], 3)
+
+        def placed(change, n=n, rotation=rotation, size=size):
+            turned = Rotation.from_rotvec(change[3:6], degrees=True).as_matrix() @ rotation
+            return (found.centre[n] + change[:3] + (SHARES * (size + change[6:])) @ turned.T).ravel()
+
+        slopes = np.stack([(placed(step) - placed(-step)) / 2e-3 for step in 1e-3 * np.eye(9)], axis=1)
+        variance = (trust * (placed(np.zeros(9)) - points[n].ravel()) ** 2).sum() / (trust.sum() - 9)
+        due = variance * np.linalg.inv(slopes.T @ (trust[:, None] * slopes))
+        scale = np.sqrt(np.diag(due))
+        np.testing.assert_allclose(
+            found.covariance[n] / scale / scale[:, None], due / scale / scale[:, None], atol=0.01
+        )
+
+
 def test_contradictions_and_too_few_landmarks_are_refused(heads):
     rng = np.random.default_rng(4)
     ones = np.ones((COUNT, 8), np.float32)

@@ -1006,3 +1006,12 @@ def test_what_is_covered_is_marked_in_coco_and_what_is_written_is_seen(tmp_path)
     formats.write(tmp_path / "b.json", [a])
     (entry,) = json.loads((tmp_path / "b.json").read_text())["annotations"]
     assert entry["keypoints"] == [1, 2, 2, 3, 4, 2, 0, 0, 0] and entry["num_keypoints"] == 2
+
+
+@pytest.mark.parametrize(("ids", "kept"), [("7 0 12", True), ("7 7 1", False), ("7 x 1", False), ("7 07 1", False)])
+def test_ids_that_are_numbers_are_cocos(ids, kept, tmp_path):
+    mark = lambda n, own: Annotation(f"{n}.png", np.ones((1, 2)), np.ones(1, bool), id=own)
+    formats.write(tmp_path / "a.json", [mark(n, own) for n, own in enumerate(ids.split())])
+    assert [a.id for a in formats.read(tmp_path / "a.json")] == (ids.split() if kept else ["1", "2", "3"])
+    found = COCO(tmp_path / "a.json")
+    assert sorted(found.imgs) == sorted(entry["image_id"] for entry in found.anns.values())

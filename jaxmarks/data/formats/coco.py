@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 
@@ -89,10 +90,13 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
 def write(path, annotations: list[Annotation]) -> None:
     """Writes one category whose keypoints have their names, or are numbered from 1.
 
-    A specimen's box is that of its visible ones.
+    A specimen's box is that of its visible ones. Images have their own IDs where all have one and these are different whole
+    numbers, and numbers from 1 else.
     """
     images, entries = [], []
-    for i, a in enumerate(annotations, 1):
+    known = {a.id for a in annotations if re.fullmatch("0|[1-9][0-9]{0,15}", a.id)}
+    for number, a in enumerate(annotations, 1):
+        i = int(a.id) if len(known) == len(annotations) else number
         size = {"height": a.size[0], "width": a.size[1]} if a.size else {}
         image = {"id": i, "file_name": a.image} | size | ({"group": a.group} if a.group else {})
         images.append(image | ({"mm_per_px": a.mm_per_px} if np.isfinite(a.mm_per_px) else {}))

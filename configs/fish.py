@@ -60,7 +60,8 @@ def own(config, target):
     config.data.size, config.data.zoom, config.data.pose = (), 0.0, ""
     config.split.run, config.split.valid, config.train.steps = (), 0.0, 500
     if target != "direct":
-        config.head.leap = 8.0
+        config.head.leap, config.data.pixels = 8.0, 288 * 384
+        config.train.coarse, config.train.steps = 0.75, 400
 
 
 def model(net, *, small, direct):
@@ -117,7 +118,7 @@ def reduced(config, target):
 def protocol(config, target, *, frame):
     """The paper's folds, and its sigma (5 or 3) in proportion to a frame of `frame` x `frame` pixels."""
     config.data.size, config.data.zoom, config.data.pose = (frame, frame), 1.0, "upright"
-    config.split.run, config.split.valid = (), 0.25
+    config.split.run, config.split.valid, config.train.coarse = (), 0.25, 0.0
     if target != "direct":
         config.head.sigma, config.head.leap = {"gaussian": 5.0, "exponential": 3.0}[target] * frame / 256, 0.0
 

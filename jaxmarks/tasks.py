@@ -67,7 +67,7 @@ def sizes(settings) -> list[tuple[int, int]]:
     """
     (height, width), heights, coarse = settings.data.size, tuple(settings.train.sizes), settings.train.coarse
     if heights and coarse:
-        raise ValueError(f"--config.train.sizes={heights} --config.train.coarse={coarse}: give one of them")
+        raise ValueError(f"--config.train.sizes={heights} --config.train.coarse={coarse}: leave one () or 0")
     if heights and not min(heights) <= height <= max(heights):
         raise ValueError(
             f"--config.train.sizes={heights}: training would not show frames of --config.data.size={(height, width)};"

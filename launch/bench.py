@@ -61,7 +61,7 @@ ENLARGED = SPINES | {"sizes": (30.0, 30.0), "anchors": [[18.0, 24.0], [30.0, 30.
 NETWORKS = {
     "network3": ("beetle.py:paper,network=3", {"train.batch_size": 32}, {"landmarks": 8}),
     "unet31": ("fish.py:paper", {"train.batch_size": 4}, {"landmarks": 7}),
-    "unet_small": ("fish.py:own", {}, {"landmarks": 7}),
+    "unet_small": ("fish.py", {}, {"landmarks": 7}),
     "yolo_tiny": ("spines.py:yolo", {"train.sizes": ()}, ENLARGED),
     "hourglass": ("radiographs.py:network=hourglass", {}, {"landmarks": 8}),
     "centre": ("spines.py:centre", {}, SPINES),

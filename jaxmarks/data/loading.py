@@ -114,7 +114,7 @@ def set_frame(spec) -> None:
         tall = np.exp(np.median(np.log(height / width)) / 2)  # the side of a square of one pixel becomes that tall
         pixels = min(spec.pixels, max(FEW, np.median(height * width))) if found else spec.pixels
         sides = np.sqrt(pixels) * np.array([tall, 1 / tall])
-        spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.1)) for side in sides)  # 193 is 192
+        spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.15)) for side in sides)  # 194 is 192
     if "pose" in left:
         spec.pose = fitting_pose([annotation for annotation, _ in found])
     if "zoom" in left:

@@ -296,7 +296,7 @@ def base() -> ml_collections.ConfigDict:
         "group_by": "",  # regular expression; its first group in a file's name is the specimen
         "keep": "",  # a folder for the images where memory does not hold them: they are streamed from there
         "size": (96, 128),  # height and width of the network's frame; (): in the photographs' proportions, of about
-        "pixels": 192 * 256,  # in all; of more no more than the photographs have
+        "pixels": 192 * 256,  # in all; above 192 * 256 no more than the median photograph has
         "zoom": 1.0,  # how closely the network looks a second time, at what it found in the whole; 1: it looks once; 0: as
         # one's own photographs suggest
         "pose": "upright",  # how specimens lie: turned by any angle, or mirrored, too: the second look shows each as all
@@ -346,7 +346,7 @@ def base() -> ml_collections.ConfigDict:
         # and, where they are most, without.
         "balance": "set",
         "sizes": (),  # heights at which training shows the frame, one drawn for each batch; empty: its own alone
-        "coarse": 0.0,  # share of the steps, the first ones, that show the frame at two thirds of its height and width
+        "coarse": 0.0,  # share of the steps, the first ones, that show the frame at about two thirds of its sides
         "devices": 0,  # 0: all
         "span": 500,  # batches after which, at the latest, a checkpoint may be due
         "checkpoint_seconds": 60,

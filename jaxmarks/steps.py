@@ -255,7 +255,7 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
     They are of one task, or of several that share the state and the data, one of them for each batch.
     `devices` are those of all processes; where there are several each calls this, and does its own devices' part. On
     the CPU the steps of an epoch are called one by one, since XLA runs convolutions inside a loop several times slower
-    there, and so are those of streamed images; elsewhere one call scans them.
+    there, and so are those of streamed images; elsewhere one call scans them where they are of one task.
     """
 
     axis = DEVICES if devices > 1 else None
@@ -305,7 +305,7 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
 
 
 def scanned(stream) -> bool:
-    """Whether a `Runner` makes the steps of one call in a scan, not one by one."""
+    """Whether a `Runner` makes the steps of one call in a scan, not one by one, where they are of one task."""
     return jax.default_backend() != "cpu" and stream is None
 
 

@@ -36,7 +36,7 @@ def build(settings, facts: dict, flip=None, size=None):
     """
     head = heads.build(settings.head, size=size or tuple(settings.data.size), **facts)
     network = models.Network(models.build(settings.model), head.layer)
-    shown = size if settings.train.sizes or settings.train.get("coarse") else None  # which older runs do not have
+    shown = size if settings.train.sizes or settings.train.coarse else None
     augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=shown)
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
     apply = steps.computing_in(settings.train.dtype, network.apply)
@@ -56,7 +56,7 @@ def second_look(task, data, found):
     return closer.looking(task, size, closer.around(size, zoom)) if zoom > 1 else task
 
 
-# Of the frame's sides, what the first steps of `train.coarse` show.
+# Of the frame's sides, about what the first steps of `train.coarse` show.
 COARSE = 2 / 3
 
 

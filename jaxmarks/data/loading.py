@@ -92,8 +92,8 @@ def set_frame(spec) -> None:
     """Sets what a config's `data` leaves open: of landmarks the `size` (), the `zoom` 0 and the `pose` "", of objects the
     `scale` 0.
 
-    The median photograph has `pixels` in the size, or a little more; where that is more than it has itself it has as many as
-    that, or `FEW`. Photographs are those that have landmarks, of all `sets`; where none can be read the frame is 4:3. Of the
+    The median photograph has `pixels` in the size, or a little more, but no more than it has itself, or than `FEW` if
+    that is more. Photographs are those that have landmarks, of all `sets`; where none can be read the frame is 4:3. Of the
     zoom see `fitting_zoom`, of the pose `fitting_pose`, of the scale `objects.fitting_scale`; where nothing is read or each
     photograph is brought whole into the frame they are 1 and "upright".
     """

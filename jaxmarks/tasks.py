@@ -1,6 +1,7 @@
 """From a stage's settings to its network, and the task that the steps are made of."""
 
 import functools
+import math
 import re
 from pathlib import Path
 
@@ -75,17 +76,22 @@ def sizes(settings) -> list[tuple[int, int]]:
         )
     if not (heights or coarse):
         return []
-    body, images = models.build(settings.model), jnp.zeros((1, height, width, settings.channels), jnp.float32)
-    features = jax.eval_shape(lambda: body.init_with_output(jax.random.key(0), images)[0])
-    if features.ndim < 4:
-        given = f"--config.train.sizes={heights}" if heights else f"--config.train.coarse={coarse}"
-        raise ValueError(
-            f"{given}: {settings.model.name} ends in fully connected layers, which are of one size; leave it"
-            f" {() if heights else 0}"
-        )
     if heights:
-        return [(side, round(side * width / height)) for side in heights]
-    return [tuple(STEP * max(1, round(COARSE * side / STEP)) for side in (height, width)), (height, width)]
+        given, none = f"--config.train.sizes={heights}", "()"
+        shown = [(side, round(side * width / height)) for side in heights]
+    else:
+        given, none = f"--config.train.coarse={coarse}", "0"
+        shown = [tuple(STEP * math.ceil(COARSE * side / STEP) for side in (height, width)), (height, width)]
+    body, images = models.build(settings.model), jnp.zeros((1, *min(shown), settings.channels), jnp.float32)
+    try:
+        features = jax.eval_shape(lambda: body.init_with_output(jax.random.key(0), images)[0])
+    except ValueError as error:
+        raise ValueError(f"{given} shows frames of {min(shown)}: {error}; or leave it {none}") from None
+    if features.ndim < 4:
+        raise ValueError(
+            f"{given}: {settings.model.name} ends in fully connected layers, which are of one size; leave it {none}"
+        )
+    return shown
 
 
 # Boxes of a class that overlap more are one object that was marked twice.

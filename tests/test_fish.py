@@ -258,7 +258,7 @@ def test_the_papers_settings():
 
 
 @pytest.mark.parametrize(
-    "size, coarse", [((288, 384), (192, 256)), ((208, 256), (144, 176)), ((128, 128), (80, 80)), ((32, 40), (16, 32))]
+    "size, coarse", [((288, 384), (192, 256)), ((208, 256), (144, 176)), ((128, 128), (96, 96)), ((32, 48), (32, 32))]
 )
 def test_coarse_frames_have_two_thirds_of_the_sides_in_steps_that_networks_halve(size, coarse):
     config = get_config()
@@ -289,6 +289,10 @@ def test_the_first_steps_show_coarse_frames(photographs, tmp_path, monkeypatch):
     [
         ({"train.sizes": (32, 64), "train.coarse": 0.5}, r"train.coarse=0.5: leave one \(\) or 0"),
         ({"train.coarse": 0.5, "augment.name": "none"}, "keeps the frame's size"),
+        (
+            {"data.size": (64, 64), "train.coarse": 0.5, "model.depth": 6, "model.stride": 1},
+            r"train.coarse=0.5 shows frames of \(48, 48\)",
+        ),
         ({"train.patience": 3, "split.valid": 0.0}, "train.patience=3 needs validation images"),
         ({"train.sizes": (64, 96), "train.coarse": 0.0}, r"train.sizes=\(64, 96\).*data.size=\(32, 32\)"),
         ({"freeze": "encoder/.*"}, "freeze matches no parameter; there are body/"),

@@ -5,7 +5,8 @@
 Variants, which combine:
   (none)         pronota drawn by code, a small U-Net at half the frame's resolution: minutes on a laptop
   smoke          everything once, in less than a minute; its numbers mean nothing
-  own            for photographs of one's own: five folds, so that every image is predicted by a network that never saw it
+  own            for photographs of one's own: five folds, so that every image is predicted by a network that never saw it,
+                 in a frame of their proportions, which heatmaps are trained on coarsely first
   net=NAME       unet (default), fcn8, resnet50 or hrnet
   target=NAME    gaussian (default), exponential, or direct: coordinates by a fully connected layer on the encoder
   reduced        the paper's folds and heatmaps at a size for a laptop: small networks, 64x64, and 300 steps, in which
@@ -56,12 +57,17 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 
 def own(config, target):
-    """A few dozen photographs: all five folds, all remaining images trained on, in a frame of their proportions."""
+    """A few dozen photographs: all five folds, all remaining images trained on, in a frame of their proportions.
+
+    The frame and the coarse steps of heatmaps are those of docs/measurements.md, "The frame".
+    """
     config.data.size, config.data.zoom, config.data.pose = (), 0.0, ""
-    config.split.run, config.split.valid, config.train.steps = (), 0.0, 500
-    if target != "direct":
-        config.head.leap, config.data.pixels = 8.0, 288 * 384
-        config.train.coarse, config.train.steps = 0.75, 400
+    config.split.run, config.split.valid = (), 0.0
+    if target == "direct":
+        config.train.steps = 500
+    else:
+        config.data.pixels, config.head.leap = 288 * 384, 8.0
+        config.train.steps, config.train.coarse = 400, 0.75
 
 
 def model(net, *, small, direct):

@@ -1169,6 +1169,7 @@ def test_options_of_tiles_are_checked(data):
 
 
 def two_of(fold, scores=(0.9, 0.8)):
+    """A photograph of a fold with two objects, both found where they are, with these scores."""
     true = np.array([[[0, 0, 10, 10], [40, 0, 50, 10]]], float)
     zero = np.zeros((1, 2), int)
     return detection.Objects(

@@ -260,7 +260,7 @@ def test_the_papers_settings():
 @pytest.mark.parametrize(
     "size, coarse", [((288, 384), (192, 256)), ((208, 256), (144, 176)), ((128, 128), (96, 96)), ((32, 48), (32, 32))]
 )
-def test_coarse_frames_have_two_thirds_of_the_sides_in_steps_that_networks_halve(size, coarse):
+def test_coarse_frames_have_two_thirds_of_the_sides_to_the_next_multiple_of_16(size, coarse):
     config = get_config()
     config.data.size, config.train.coarse = size, 0.5
     assert tasks.sizes(config) == [coarse, size]

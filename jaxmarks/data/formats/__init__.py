@@ -264,8 +264,8 @@ def write(path, annotations: list[Annotation], heights: Mapping[str, int] | None
       annotations: what.
       heights: of the images by name, in pixels; TPS counts y up from the lower edge.
 
-    CSV holds everything but the images' sizes, which COCO and LabelMe have. TPS has no groups, COCO only
-    such IDs as are whole numbers, where all images have one and these differ, and LabelMe neither of them, nor scales.
+    CSV holds everything but the images' sizes, which COCO and LabelMe have. TPS has no groups, COCO only such IDs as are
+    whole numbers, where all images have one and these differ, and LabelMe neither IDs nor groups nor scales.
 
     Raises:
       ValueError: another ending, a height that is missing, what a format cannot hold.

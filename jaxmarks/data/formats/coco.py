@@ -95,8 +95,9 @@ def write(path, annotations: list[Annotation]) -> None:
     """
     images, entries = [], []
     known = {a.id for a in annotations if re.fullmatch("0|[1-9][0-9]{0,15}", a.id)}
+    own = len(known) == len(annotations)
     for number, a in enumerate(annotations, 1):
-        i = int(a.id) if len(known) == len(annotations) else number
+        i = int(a.id) if own else number
         size = {"height": a.size[0], "width": a.size[1]} if a.size else {}
         image = {"id": i, "file_name": a.image} | size | ({"group": a.group} if a.group else {})
         images.append(image | ({"mm_per_px": a.mm_per_px} if np.isfinite(a.mm_per_px) else {}))

@@ -28,6 +28,7 @@ LIMITS = {
     "train.ensemble": (1, MANY), "train.coarse": (0, 1), "train.ema": (0, 1), "train.mixup": (0, MANY),
     "train.patience": (0, MANY), "train.devices": (0, MANY), "train.span": (1, MANY),
     "data.scale": (0, 100), "data.side": (1, MANY), "data.overlap": (0, MANY), "data.curves": (0, MANY),
+    "data.count": (1, MANY), "data.spacing": (0.1, MANY),
     "data.pixels": (1024, MANY), "data.zoom": (0, 16), "data.share": (0.05, 1), "data.turn": (0, 180),
     "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1),
     "head.ignore": (0, 1), "head.limit": (1, MANY), "head.leap": (0, MANY), "head.anchor_count": (1, MANY),

@@ -84,7 +84,8 @@ def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dat
         tell(held, mine)
         points, scores = landmarks.predict(held.call, held.networks, mine)
         parts["network"].append(landmarks.beside(mine, points, np.where(shown, scores, np.nan), held.fold))
-        for name in others if len(rest) else ():
+        fitted = not len(np.setdiff1d(mine.domain, rest.domain))  # some of each dataset that is tested
+        for name in others if fitted else ():
             points = baseline(name, rest, mine, dataset.columns)
             parts[name].append(landmarks.beside(mine, points, np.where(shown, 1.0, np.nan), held.fold))
         problems += held.caveats
@@ -125,14 +126,14 @@ def scores_of(methods: dict[str, landmarks.Predictions], disagreement: float | N
 
 
 def score_sets(methods: dict[str, landmarks.Predictions], problems: list[dict], dataset: Dataset, out: Path) -> dict:
-    """The summary of each of several datasets by name; it and its other files go to `sets/NAME`."""
+    """The summary of each of several datasets by name that was predicted; it and its other files go to `sets/NAME`."""
     parts = {method: landmarks.by_set(found, dataset) for method, found in methods.items()}
     summaries = {}
-    for name, one in dataset.sets.items():
+    for name in parts["network"]:
         mine = {method: part[name] for method, part in parts.items()}
         # What names no image is of the networks, which all sets share.
         own = [problem for problem in problems if not problem["image"] or problem["image"].startswith(f"{name}/")]
-        summaries[name] = scores_of(mine, one.disagreement) | {"failures": own}
+        summaries[name] = scores_of(mine, dataset.sets[name].disagreement) | {"failures": own}
         folder = out / "sets" / name
         folder.mkdir(parents=True, exist_ok=True)
         landmarks.write(folder, [mine["network"]])
@@ -146,7 +147,8 @@ def baseline(name: str, rest: Samples, tested: Samples, columns: list[slice]) ->
     Each domain has landmarks, and a fit, of its own: its `columns` of the K.
     """
     points = np.zeros_like(tested.source_points)
-    for domain, landmarks_of_it in enumerate(columns):
+    for domain in np.unique(tested.domain):
+        landmarks_of_it = columns[domain]
         known, mine = rest.of(domain, landmarks_of_it), tested.of(domain, landmarks_of_it)
         if name == "mean_shape":
             framed = mean_shape.predict(mean_shape.fit(known.points, known.visible), len(mine))

@@ -221,10 +221,12 @@ def deviation(values: np.ndarray) -> np.ndarray:
 
 
 def by_set(found: Predictions, dataset: Dataset) -> dict[str, Predictions]:
-    """The predictions of each of several datasets by name, of its images and its landmarks alone."""
+    """The predictions of each of several datasets that has any, by name, of its images and its landmarks alone."""
     domain = dict(zip(dataset.samples.name.tolist(), dataset.samples.domain.tolist(), strict=True))
     domains, each = np.array([domain[name] for name in found.name.tolist()]), {}
     for number, name in enumerate(dataset.sets):
+        if not (domains == number).any():
+            continue
         mine, columns = Predictions(*(column[domains == number] for column in found)), dataset.columns[number]
         cut = {key: getattr(mine, key)[:, columns] for key in ("points", "scores", "true", "visible")}
         each[name] = mine._replace(**cut)
@@ -252,16 +254,17 @@ def rows(found: Predictions) -> Iterator[list]:
 
 
 def write_tps(path: Path, parts: list[Predictions]) -> None:
-    """The predicted landmarks as tpsDig reads them, y up; names without the blanks about them, which TPS has not.
+    """The predicted landmarks as tpsDig reads them, y up; names and IDs on a line without blanks about them, as TPS has.
 
     IDs are those of the landmark file, and numbers from 0 where it has none.
     """
-    name = lambda found, n: str(found.name[n]).strip()
+    line = lambda text: " ".join(str(text).splitlines()).strip()
+    name = lambda found, n: line(found.name[n])
     each = [(found, n) for found in parts for n in range(len(found.name))]
     known = any(found.id[n] for found, n in each)
     annotations = [
         Annotation(
-            image=name(found, n), points=found.points[n], id=str(found.id[n]) if known else str(i),
+            image=name(found, n), points=found.points[n], id=line(found.id[n]) if known else str(i),
             mm_per_px=float(found.mm_per_px[n]),
             # Where both coordinates would be negative TPS reads a missing landmark.
             visible=(found.points[n, :, 0] >= 0) | (found.points[n, :, 1] <= found.source_size[n, 0]),

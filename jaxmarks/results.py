@@ -80,5 +80,6 @@ def write_mark(out: Path, mode: str, files: dict[str, int]) -> None:
 
 def times(folder: Path) -> dict[str, int]:
     """When each file of a folder and its subfolders was written last, by its path from there; without what is hidden."""
-    files = [path for path in folder.rglob("[!.]*") if path.is_file()]
+    hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)
+    files = [path for path in folder.rglob("*") if path.is_file() and not hidden(path)]
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}

@@ -871,6 +871,7 @@ def test_a_landmark_that_no_image_shows_is_not_written_to_labelme(tmp_path):
         ({"extra": {"variables": "3"}}, "would read otherwise"),
         ({"comment": " lead"}, "would read otherwise"),
         ({"image": "a\nb"}, "would read otherwise"),
+        ({"id": "a\rb"}, "would read otherwise"),
     ],
 )
 def test_what_would_read_otherwise_is_not_written_to_tps(changes, message):

@@ -294,3 +294,11 @@ def test_predictions_beside_a_photograph_are_written_to_tps_but_where_both_numbe
     (found,) = tps.read(tmp_path / "a.tps")
     assert found.visible.tolist() == [True, True, False, True]
     np.testing.assert_array_equal(found.points, [[-1, 35], [5, -3], [0, 0], [-2, 0]])
+
+
+def test_names_and_ids_are_written_to_tps_on_one_line(tmp_path):
+    landmarks.write_tps(
+        tmp_path / "a.tps", [predictions_of([[[1, 5]]], name=np.array([" a\rb.png "]), id=np.array(["1\n2 "]))]
+    )
+    (found,) = tps.read(tmp_path / "a.tps")
+    assert (found.image, found.id) == ("a b.png", "1 2")

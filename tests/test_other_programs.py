@@ -267,6 +267,43 @@ def test_images_with_other_numbers_of_rows_are_named(tmp_path):
         read(tmp_path, "image,x,y\na.png,1,2\na.png,3,4\nb.png,5,6\n", "a.csv")
 
 
+EYE_TAIL = "{a},{x},10,10\n{a},{y},50,40\n{b},{y},51,41\n{b},{x},11,11\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "what"),
+    [
+        ("image,name,x,y", {"a": "a.png", "b": "b.png", "x": "eye", "y": "tail"}, "name is 'tail', where .* 'eye'"),
+        ("image,id,x,y", {"a": "a.png", "b": "b.png", "x": "1", "y": "2"}, "id is '2', where .* '1'"),
+    ],
+)
+def test_a_column_that_tells_landmarks_apart_is_not_passed_over(header, cells, what, tmp_path):
+    """Of ImageJ that is what follows the image's name, too."""
+    with pytest.raises(FormatError, match=rf"a.csv: line 4: {what}.*landmarks in their order; name the column"):
+        read(tmp_path, header + "\n" + EYE_TAIL.format(**cells), "a.csv")
+    regions = "Label,X,Y\na.png:Point 1,10,10\na.png:Point 2,50,40\nb.png:Point 2,51,41\nb.png:Point 1,11,11\n"
+    with pytest.raises(FormatError, match="what follows the image's name is 'Point 2'"):
+        read(tmp_path, regions, "a.csv")
+
+
+@pytest.mark.parametrize("column", [("7", "8", "9", "10"), ("0.1", "0.2", "0.2", "0.1000"), ("ann", "ann", "ben", "ann"), ("eye", "tail", "eye", "tail"), ("u", "v", "w", "z")])  # fmt: skip
+def test_columns_that_do_not_tell_landmarks_apart_are_passed_over(column, tmp_path):
+    rows = zip(("a", "a", "b", "b"), column, range(4), strict=True)
+    found = read(tmp_path, "image,about,x,y\n" + "".join(f"{i}.png,{c},{n},{n}\n" for i, c, n in rows), "a.csv")
+    assert [a.points[:, 0].tolist() for a in found] == [[0, 1], [2, 3]]
+
+
+def test_a_column_point_is_that_of_the_landmark(tmp_path):
+    header, cells = "image,point,x,y\n", {"a": "a.png", "b": "b.png", "x": "eye", "y": "tail"}
+    found = read(tmp_path, header + EYE_TAIL.format(**cells), "a.csv")
+    assert [a.points[:, 0].tolist() for a in found] == [[10, 50], [11, 51]] and found[0].names == ("eye", "tail")
+
+
+def test_a_corner_beside_landmarks_is_none(tmp_path):
+    (found,) = read(tmp_path, "image,x,y,x1,y1,x2,y2\na.png,1,1,10,20,30,40\n", "a.csv")
+    assert found.points.tolist() == [[10, 20], [30, 40]]
+
+
 def test_another_table_in_a_deeplabcut_project_is_named(tmp_path):
     (tmp_path / "CollectedData_Ann.csv").write_text("image,x1,y1\na.png,1,2\n")
     with pytest.raises(FormatError, match=r"CollectedData_Ann\.csv: line 1: no row 'scorer'"):

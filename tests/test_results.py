@@ -28,17 +28,18 @@ def test_results_that_are_not_written_anew_are_deleted_and_nothing_else(tmp_path
     def write(*names, fails=False):
         with results.folder("predict", tmp_path) as out:
             (out / "corrected.csv").write_text(str(names))  # by somebody who saves meanwhile
+            (out / ".git" / f"{len(names)}").touch()  # or commits
             for name in names:
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 (out / name).write_text("same")
             if fails:
                 raise OSError
 
-    there = lambda: sorted(
-        p.relative_to(tmp_path / "predict").as_posix() for p in (tmp_path / "predict").rglob("[!.]*")
-    )
+    visible = lambda: (p for p in (tmp_path / "predict").rglob("[!.]*") if ".git" not in p.parts)
+    there = lambda: sorted(p.relative_to(tmp_path / "predict").as_posix() for p in visible())
     (tmp_path / "predict").mkdir()
     (tmp_path / "predict" / "corrected.csv").touch()  # somebody's own
+    (tmp_path / "predict" / ".git").mkdir()
     write("summary.json", "anna/box.nii.gz", "anna/scouts.png", "ben/a/scouts.png", "dora.json")
     (tmp_path / "predict" / "anna" / "notes.txt").touch()
     (tmp_path / "predict" / "dora.json").write_text("edited")
@@ -51,7 +52,7 @@ def test_results_that_are_not_written_anew_are_deleted_and_nothing_else(tmp_path
     mine = ["anna", "anna/notes.txt", "corrected.csv", "dora.json"]
     assert there() == sorted([*mine, "carl", "carl/scouts.png", "summary.json"])
     write()
-    assert there() == mine
+    assert there() == mine and len(list((tmp_path / "predict" / ".git").iterdir())) == 4
     for damaged in ("", "predict\nsummary.json\n", "{"):
         (tmp_path / "predict" / photographs.MARK).write_text(damaged)
         write("summary.json")

@@ -365,6 +365,18 @@ def test_what_is_said_of_the_networks_is_said_of_each_dataset(universal, tmp_pat
     assert parts["pronotum"]["failures"] == [said[0], said[2]]
 
 
+@pytest.mark.parametrize("method", ["mean_shape", "registration"])
+def test_a_dataset_that_nothing_is_tested_of_needs_no_baseline(universal, tmp_path, method):
+    """Photographs of one dataset alone that no fold saw, say, are tested by themselves."""
+    _, _, dataset, _ = universal
+    samples = dataset.samples
+    heads, pronota = np.flatnonzero(samples.domain == 0), np.flatnonzero(samples.domain == 1)
+    found = evaluate.baseline(method, samples.take(heads[:3]), samples.take(heads[3:]), dataset.columns)
+    assert found[:, dataset.columns[0]].any() and not found[:, dataset.columns[1]].any()
+    predicted = landmarks.beside(samples.take(pronota), samples.source_points[pronota], np.ones((len(pronota), 18)), -1)
+    assert list(evaluate.score_sets({"network": predicted}, [], dataset, tmp_path)) == ["pronotum"]
+
+
 def test_the_log_has_the_terms_of_each_dataset(universal):
     workdir, _, _, _ = universal
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

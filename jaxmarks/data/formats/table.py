@@ -1,7 +1,7 @@
 """CSV: one row an image (image,x1,y1,x2,y2,...) or one row a landmark (image,landmark,x,y); pixels, y down.
 
-The header tells which. Without a column that tells the landmark an image's rows are its landmarks in their order, as in
-ImageJ's results (Label,X,Y). Fields are separated by comma, semicolon or tab; with the latter two, decimals may be commas.
+The header tells which. Without a column that tells the landmark (landmark, label, point) an image's rows are its landmarks in
+their order, as in ImageJ's results (Label,X,Y); another column that tells it otherwise is an error. Fields are separated by comma, semicolon or tab; with the latter two, decimals may be commas.
 Empty, NA and nan are missing. The columns group (or specimen), mm_per_px and id are read where they are there, others are
 not.
 """
@@ -21,9 +21,10 @@ from jaxmarks.data.samples import Annotation, FormatError, problem
 # What else a column may be called, where it is not called so.
 SYNONYMS = {"image": ("filename", "file"), "group": ("specimen", "individual")}
 # In landmarks' tables; ImageJ's label is the image, another's the landmark.
-_SYNONYMS = SYNONYMS | {"image": (*SYNONYMS["image"], "label"), "landmark": ("label",)}
+_SYNONYMS = SYNONYMS | {"image": (*SYNONYMS["image"], "label"), "landmark": ("label", "point")}
 # What ImageJ writes after an image's name: the name of a region, or of a slice.
-REGION = re.compile(r"(\.\w{3,4}):.*$")
+REGION = re.compile(r"(\.\w{3,4}):(.*)$")
+BEHIND = "what follows the image's name"
 
 
 def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation]:
@@ -44,7 +45,7 @@ def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation
     if nameless:
         raise FormatError(path, f"line {nameless}", "no image name", "write the photograph's file name")
     layout = _wide
-    if {"x", "y"} <= set(names):
+    if {"x", "y"} <= set(names) and ("landmark" in names or "x1" not in names):
         layout = _long if "landmark" in names else _in_order
     return layout(path, names, entries, functools.partial(_number, path, decimal_comma=decimal_comma), problems)
 
@@ -97,9 +98,10 @@ def _long(path, names, entries, number_of, problems):
 def _in_order(path, names, entries, number_of, problems):
     by_image: dict[str, list] = {}
     for number, row in entries:
-        image = REGION.sub(r"\1", row["image"])
+        image, region = REGION.sub(r"\1", row["image"]), REGION.search(row["image"])
         rows = by_image.setdefault(image, [])
-        rows.append((number, row | {"image": image, "landmark": str(len(rows) + 1)}))
+        told = {"image": image, "landmark": str(len(rows) + 1), BEHIND: region[2] if region else ""}
+        rows.append((number, row | told))
     (first, some), *others = by_image.items()
     for image, rows in others:
         if len(rows) != len(some):  # which of them is missing nobody knows
@@ -107,7 +109,40 @@ def _in_order(path, names, entries, number_of, problems):
             raise FormatError(
                 path, f"line {rows[0][0]}", what, "add a column landmark, or a row of NA where one is missing"
             )
+    for column in [name for name in names if name not in ("image", "x", "y")] + [BEHIND]:
+        _refuse_another_order(path, column, [[(n, row[column]) for n, row in rows] for rows in by_image.values()])
     return _long(path, names, list(itertools.chain.from_iterable(by_image.values())), number_of, problems)
+
+
+def _refuse_another_order(path, column: str, images: list[list[tuple[int, str]]]):
+    """Raises FormatError where a column, as (line, cell) of each image's rows, tells landmarks apart that change places.
+
+    It does where no image has a cell twice and all have the same ones, or where some have and they are no numbers.
+    """
+    cells = [[cell for _, cell in rows] for rows in images]
+    if len(cells[0]) < 2 or not all(len({*mine}) == len(mine) for mine in cells):
+        return
+    union = set().union(*cells)
+    names = len(union) < sum(map(len, cells)) and not any(map(_is_number, union))
+    for rows in images if names or len(union) == len(cells[0]) else ():
+        for (line, cell), expected in zip(rows, cells[0], strict=True):
+            if cell != expected:
+                what = (
+                    f"{column} is {cell!r}, where the first image has {expected!r}: rows without a column landmark are"
+                )
+                raise FormatError(
+                    path,
+                    f"line {line}",
+                    f"{what} landmarks in their order",
+                    "name the column that tells which: landmark",
+                )
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell.replace(",", ".")))
+    except ValueError:
+        return False
 
 
 def _common(path, rows) -> dict[str, str]:

@@ -16,7 +16,7 @@ from jaxmarks import atomic
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.samples import Annotation, FormatError, problem
 
-_KEY = re.compile(r"^\s*([A-Za-z][\w ]*?)\s*=\s*(.*?)\s*$")
+_KEY = re.compile(r"^\s*([A-Za-z][\w ]*?)\s*=\s*([^\r\n]*?)\s*$")
 _MISSING = {"na", "nan", "n/a", "?"}
 # The keys that have a field of their own.
 OWN = {"LM", "LM3", "CURVES", "OUTLINES", "POINTS", "IMAGE", "ID", "COMMENT", "SCALE"}

@@ -34,12 +34,12 @@ class MetricsLog:
         if quiet:
             self.file, self.events = open(os.devnull, "w"), None
             return
+        name = f"fold{fold}.{member}" if member else f"fold{fold}"
+        self.events = _events(Path(workdir) / "tensorboard" / stage / name) if tensorboard else None
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if self._keep(line, after)]
             atomic.write(self.path, "".join(line + "\n" for line in kept))
         self.file = self.path.open("a")
-        name = f"fold{fold}.{member}" if member else f"fold{fold}"
-        self.events = _events(Path(workdir) / "tensorboard" / stage / name) if tensorboard else None
 
     def _keep(self, line, after):
         try:

@@ -195,7 +195,8 @@ def inputs(settings, task):
 def rehearse(settings, facts: dict, flip) -> None:
     """Raises ValueError where a stage cannot be trained on data of these facts, without beginning it."""
     network, images = untrained(settings, facts, flip)
-    sizes(settings)
+    for size in sizes(settings):
+        untrained(settings, facts, flip, size)
     params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
     tx = optim.build(settings.optimizer, epochs=1, steps_per_epoch=1)
     jax.eval_shape((frozen(tx, params, settings.freeze) if settings.freeze else tx).init, params)
@@ -206,11 +207,11 @@ def frozen(tx: optax.GradientTransformation, params, pattern: str) -> optax.Grad
     return optim.freeze(tx, params, lambda path: re.match(pattern, path) is not None)
 
 
-def untrained(settings, facts: dict, flip=None):
-    """A stage's network, with as many anchors as there will be, and images of the settings' size."""
+def untrained(settings, facts: dict, flip=None, size=None):
+    """A stage's network, with as many anchors as there will be, and images of the settings' size; of `size` see `build`."""
     if "anchor_count" in settings.head:
         facts = facts | {"anchors": [facts["sizes"]] * settings.head.anchor_count}
-    network, _ = build(settings, facts, flip)
+    network, _ = build(settings, facts, flip, size)
     return network, jnp.zeros((1, *settings.data.size, settings.channels), jnp.float32)
 
 

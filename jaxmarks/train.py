@@ -142,6 +142,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
                 f"[{name}] process {jax.process_index()} reads other data than process 0: let all see the same"
             )
         refuse(settings, dataset)
+        refuse_waiting(settings, dataset.samples)
         for member in runs.members(settings):
             folder = runs.folder_of(workdir, name, member)
             begun = checkpoint.note(folder / "last") or checkpoint.note(folder / "resume")
@@ -181,6 +182,8 @@ def fill_in(config, workdir: Path) -> None:
     left = [key for key in ("size", *FOLLOWED) if config.data.get(key) in ((), 0, "")]
     if runs.begun(workdir):
         theirs = USUAL | runs.config_of(workdir).data.to_dict()
+        if "size" not in left and "pixels" in config.data:  # which has no effect beside a size
+            config.data.pixels = theirs.get("pixels", config.data.pixels)
         config.data.update({key: tuple(theirs[key]) if key == "size" else theirs[key] for key in left if key in theirs})
     set_frame(config.data)
     for key in set(left) & set(FOLLOWED):
@@ -309,15 +312,19 @@ class Training:
 
     def work(self, first: int, last: int) -> float:
         """How much of the training the epochs after the first are, up to the last, in epochs of frames that are not coarse."""
-        coarse = self.settings.train.coarse * self.plan.epochs
-        return last - first - (1 - tasks.COARSE**2) * (min(last, coarse) - min(first, coarse))
+        return last - first - (1 - tasks.COARSE**2) * (min(last, self.coarse) - min(first, self.coarse))
+
+    @property
+    def coarse(self) -> float:
+        """How many epochs are coarse (`train.coarse`), the first ones."""
+        return self.settings.train.coarse * self.plan.epochs
 
     def sizes(self, epoch: int, draw: np.random.Generator) -> np.ndarray:
         """Which of the tasks each batch of an epoch is for: one by chance, or after the coarse ones the last."""
-        count, coarse = self.plan.steps_per_epoch, self.settings.train.coarse
-        if not coarse:  # each batch by itself, not each epoch: running statistics must be of all sizes
+        count = self.plan.steps_per_epoch
+        if not self.coarse:  # each batch by itself, not each epoch: running statistics must be of all sizes
             return draw.integers(len(self.tasks), size=count)
-        return np.where(np.arange((epoch - 1) * count, epoch * count) < coarse * self.plan.epochs * count, 0, 1)
+        return np.where(np.arange((epoch - 1) * count, epoch * count) < self.coarse * count, 0, 1)
 
     def judge(self, epoch: int) -> dict:
         """Validates the network, tells the optimiser, and keeps the best: -> the validation's means by name."""
@@ -330,7 +337,8 @@ class Training:
             if self.progress.best_valid is None or loss < self.progress.best_valid:
                 self.progress.best_valid, self.progress.best_epoch = loss, epoch
                 self.best = jax.tree.map(jnp.copy, variables)
-            self.state = self.state.replace(opt_state=optim.observe(self.state.opt_state, loss))
+            if epoch > self.coarse:  # the frame as it is can better what coarse ones cannot
+                self.state = self.state.replace(opt_state=optim.observe(self.state.opt_state, loss))
         return found
 
     def refuse_diverged(self, good: bool, what: str) -> None:
@@ -345,9 +353,10 @@ class Training:
         return self.runner.get(self.state)
 
     def idle(self) -> bool:
-        """Whether validation has not become better for as long as the settings wait."""
+        """Whether validation has not become better for as long as the settings wait, coarse epochs not counted."""
         patience, progress = self.settings.train.patience, self.progress
-        return bool(patience) and progress.best_valid is not None and progress.epoch - progress.best_epoch >= patience
+        waited = progress.epoch - max(progress.best_epoch, self.coarse)
+        return bool(patience) and progress.best_valid is not None and waited >= patience
 
     def late(self) -> bool:
         """Whether a resume checkpoint is due."""
@@ -389,8 +398,9 @@ def refuse_others(note: dict | None, name: str, samples) -> None:
         for images, what in ((now - before, "are new"), (before - now, "are gone"))
         if images
     ]
+    changes = changes or ["other marks or groups, or a version of jaxmarks that groups them otherwise"]
     raise ValueError(
-        f"{name}: the data have changed since it was trained: {', '.join(changes) or 'other marks or groups'}. Name another"
+        f"{name}: the data have changed since it was trained: {', '.join(changes)}. Name another"
         " --workdir to train on them, or score this run on them with --mode=evaluate"
     )
 
@@ -427,13 +437,21 @@ def refuse(settings, dataset: Dataset) -> None:
         raise ValueError("--config.split.by=random divides photographs, whose objects belong together; set it to image")
 
 
+def refuse_waiting(settings, samples) -> None:
+    """Raises ValueError where the settings wait for a better validation, and a network has no images for one."""
+    waits = {"train.patience": settings.train.patience, "optimizer.plateau": settings.optimizer.get("plateau")}
+    if not any(waits.values()):
+        return
+    versions = augment.build(settings.augment, channels=settings.channels).versions
+    if all(len(splits.of_member(settings, samples, member, versions).valid) for member in runs.members(settings)):
+        return
+    key, value = next((key, value) for key, value in waits.items() if value)
+    raise ValueError(f"--config.{key}={value} needs validation images: raise --config.split.valid")
+
+
 def plan_of(settings, split: splits.Split, parts: np.ndarray, member: runs.Member, versions: int) -> Plan:
     """What a network of this split is shown, where `parts` (N,) says of each sample with what it is balanced."""
     options, draw = settings.train, np.random.default_rng((settings.seed, member.seed))
-    waits = {"train.patience": options.patience, "optimizer.plateau": settings.optimizer.get("plateau")}
-    for key, value in waits.items():
-        if value and not len(split.valid):
-            raise ValueError(f"--config.{key}={value} needs validation images: raise --config.split.valid")
     part, count = parts[split.train // versions], len(split.train)
     some = splits.epoch(split.train, part, draw)[:SETTLING]
     valid = split.valid

@@ -100,11 +100,52 @@ def test_landmarks_visible_nowhere_end_without_nan_and_are_named(hidden, photogr
 
 def test_training_stops_where_validation_does_not_get_better(photographs, tmp_path, capsys):
     changes = {"train.epochs": 30, "train.patience": 3, "optimizer.learning_rate": 0.0, "split.run": (0,)}
+    changes["train.coarse"] = 0.0
     run(small(photographs, tmp_path, slice(0, 0), **changes), tmp_path)
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     best = int(np.argmin([e["valid/loss"] for e in epochs])) + 1
     assert len(epochs) == best + 3 < 30
     assert f"no better since epoch {best}" in capsys.readouterr().out
+
+
+def test_a_training_does_not_wait_within_its_coarse_epochs(photographs, tmp_path):
+    """Neither for its end nor for a lower rate: a rate of 0 makes none better."""
+    changes = {"train.epochs": 12, "train.patience": 3, "train.coarse": 0.5, "split.run": (0,), "data.size": (48, 48)}
+    changes |= {"optimizer.learning_rate": 0.0, "optimizer.plateau": 2, "optimizer.plateau_factor": 0.5}
+    config = small(photographs, tmp_path, slice(0, 0), **changes)
+    seen, observe = [], train.optim.observe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.optim, "observe", lambda *args: (seen.append(1), observe(*args))[1])
+        run(config, tmp_path)
+    epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(epochs) == 6 + 3 and len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"train": {"coarse": 0.5}, "augment": {"name": "none"}}, "keeps the frame's size"),
+        ({"train": {"patience": 3}}, "train.patience=3 needs validation images"),
+    ],
+)
+def test_what_a_later_stage_cannot_have_is_told_before_the_first_is_trained(second, message, photographs, tmp_path):
+    config = small(photographs, tmp_path, slice(0, 0), **{"data.size": (48, 48), "split.valid": 0.0})
+    config.stages, config.stage = ("one", "two"), {"two": second}
+    with pytest.raises(ValueError, match=message):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_pixels_beside_a_size_have_no_effect_on_a_run_that_has_begun(photographs, tmp_path):
+    """Configs of an earlier version had another number of them."""
+    config = small(photographs, tmp_path, slice(0, 0), **{"data.pixels": 49152})
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints").mkdir(parents=True)
+    runs.claim(config, workdir)
+    config.data.pixels = 110592
+    train.fill_in(config, workdir)
+    runs.claim(config, workdir)
+    assert config.data.pixels == 49152
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # JAX's, of a rate that is no float32
@@ -133,7 +174,7 @@ def test_a_run_keeps_the_frame_that_follows_its_photographs(photographs, tmp_pat
 
 
 def test_the_rate_falls_on_a_plateau(photographs, tmp_path):
-    config = small(photographs, tmp_path, slice(0, 0), **{"train.epochs": 6, "split.run": (0,)})
+    config = small(photographs, tmp_path, slice(0, 0), **{"train.epochs": 6, "split.run": (0,), "train.coarse": 0.0})
     config.optimizer = {"name": "rmsprop", "learning_rate": 1e-12, "plateau": 2, "plateau_factor": 0.2, "clip": 0.0}
     config.model.norm = "none"  # without batch statistics the validation loss stands still
     run(config, tmp_path)

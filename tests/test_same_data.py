@@ -449,6 +449,10 @@ def test_images_that_are_scored_again_are_known_by_content_name_and_specimen():
     ):  # fmt: skip
         assert [each["image"] for each in caveats.of_images(called(samples, settings), [note], samples.name)] == images
     # In training a pattern goes before the file's own groups.
+    several = ml_collections.ConfigDict({"data": {"group_by": r"^([an])\.", "sets": {"one": {}}}})
+    assert (
+        called(samples, several).specimen.tolist() == samples.specimen.tolist()
+    )  # of the loading, with the set's name
     caught = called(samples, ml_collections.ConfigDict({"data": {"group_by": r"^([an])\."}}))
     assert caught.specimen.tolist() == ["", "a", "", "M2", "n", ""]
 

@@ -160,7 +160,7 @@ def fitting_zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, 
     """How closely, to two digits, a network must look for the landmarks to fill its view as `views` have it.
 
     It is 1 where they nearly do in the whole photograph, `MOST` at most, and brings out no more pixels than there are, nor
-    than `LARGE`.
+    than `LARGE`, but for its rounding.
 
     Args:
       found: photographs' landmarks, and their (height, width).

@@ -1,9 +1,9 @@
 """CSV: one row an image (image,x1,y1,x2,y2,...) or one row a landmark (image,landmark,x,y); pixels, y down.
 
 The header tells which. Without a column that tells the landmark (landmark, label, point) an image's rows are its landmarks in
-their order, as in ImageJ's results (Label,X,Y); another column that tells it otherwise is an error. Fields are separated by comma, semicolon or tab; with the latter two, decimals may be commas.
-Empty, NA and nan are missing. The columns group (or specimen), mm_per_px and id are read where they are there, others are
-not.
+their order, as in ImageJ's results (Label,X,Y); another column that tells it otherwise is an error. Fields are separated by comma, semicolon
+or tab; with the latter two, decimals may be commas. Empty, NA and nan are missing. The columns group (or specimen), mm_per_px
+and id are read where they are there, others are not.
 """
 
 import dataclasses

@@ -138,7 +138,7 @@ def test_what_a_later_stage_cannot_have_is_told_before_the_first_is_trained(seco
 
 def test_pixels_beside_a_size_have_no_effect_on_a_run_that_has_begun(photographs, tmp_path):
     """Configs of an earlier version had another number of them."""
-    config = small(photographs, tmp_path, slice(0, 0), **{"data.pixels": 49152})
+    config = small(photographs, tmp_path, slice(0, 0), **{"data.pixels": 49152, "data.pose": "upright"})
     workdir = tmp_path / "run"
     (workdir / "checkpoints").mkdir(parents=True)
     runs.claim(config, workdir)

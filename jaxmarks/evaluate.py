@@ -115,8 +115,8 @@ def to_proofread(found: landmarks.Predictions, samples: Samples, dataset: Datase
     groups = dict(zip(samples.name.tolist(), samples.specimen.tolist(), strict=True))
     unknown = np.full(rest.points.shape, np.nan)
     every = landmarks.join([found, landmarks.beside(rest, unknown, unknown[..., 0], -1)])
-    photographs, unit = landmarks.to_proofread(landmarks.ordered(every, samples.name), groups)
-    report.proofread.landmarks(out, Path(dataset.images), photographs, names=dataset.names, unit=unit)
+    photographs = landmarks.to_proofread(landmarks.ordered(every, samples.name), groups)
+    report.proofread.landmarks(out, Path(dataset.images), photographs, names=dataset.names)
 
 
 def scores_of(methods: dict[str, landmarks.Predictions], disagreement: float | None) -> dict:

@@ -187,8 +187,8 @@ def extents(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
     return np.where((high > low).all(-1, keepdims=True), high - low, np.nan)
 
 
-def to_proofread(found: Predictions, groups: Mapping[str, str] | None = None) -> tuple[list[dict], str]:
-    """The photographs of `report.proofread.landmarks`, and the unit of their doubts.
+def to_proofread(found: Predictions, groups: Mapping[str, str] | None = None) -> list[dict]:
+    """The photographs of `report.proofread.landmarks`.
 
     Where landmarks were marked by hand those are put right, beside the network's, from which they lie so many px; where
     none was, the network's are, the doubt of which is what their score lacks of 1.
@@ -203,13 +203,12 @@ def to_proofread(found: Predictions, groups: Mapping[str, str] | None = None) ->
         doubt = np.linalg.norm(points - found.points, axis=-1)
     else:
         points, doubt = found.points, 1 - found.scores
-    each = [
+    return [
         {"name": str(found.name[n]), "size": found.source_size[n], "items": points[n], "doubt": np.round(doubt[n], 3),
          "id": str(found.id[n]), "group": (groups or {}).get(str(found.name[n]), ""), "mm_per_px": found.mm_per_px[n]}
         | ({"found": found.points[n]} if marked else {})
         for n in range(len(found.name))
     ]  # fmt: skip
-    return each, "px" if marked else ""
 
 
 def deviation(values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Optimisers with readable schedules: the beetle paper's ramps, and modern ones from Optax."""
 
-import fractions
-import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -32,18 +30,16 @@ def nesterov(learning_rate, momentum) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def per_epoch(start: float, stop: float, *, epochs: int, steps_per_epoch: float) -> Callable:
+def per_epoch(start: float, stop: float, *, epochs: int, steps_per_epoch: int, accumulate: int = 1) -> Callable:
     """A schedule of steps: `linspace(start, stop, epochs)`, one value an epoch, the last one kept after the end.
 
-    Where `steps_per_epoch` is a fraction a step has the value of the epoch in which it begins.
+    A step takes `accumulate` of the `steps_per_epoch` batches, and has the value of the epoch in which it begins.
     """
     values = np.linspace(start, stop, epochs).astype(np.float32)
-    # 1/3 is no float. The product of both sides of the fraction is an int32.
-    steps = fractions.Fraction(steps_per_epoch).limit_denominator(max(1, math.isqrt(int(2**30 / steps_per_epoch))))
 
     def value(count):
-        whole, rest = jnp.divmod(jnp.asarray(count, jnp.int32), steps.numerator)
-        epoch = whole * steps.denominator + rest * steps.denominator // steps.numerator
+        whole, rest = jnp.divmod(jnp.asarray(count, jnp.int32), steps_per_epoch)  # whole * steps_per_epoch overflows late
+        epoch = whole * accumulate + rest * accumulate // steps_per_epoch
         return jnp.asarray(values)[jnp.minimum(epoch, epochs - 1)]
 
     return value
@@ -54,12 +50,16 @@ def ramps(
     momentum: tuple[float, float] = (0.9, 0.9999),
     *,
     epochs: int = 5000,
-    steps_per_epoch: float = 1,
+    steps_per_epoch: int = 1,
+    accumulate: int = 1,
 ) -> optax.GradientTransformation:
-    """The paper's optimiser: `nesterov` with the rate and the momentum set once an epoch along two linspaces."""
+    """The paper's optimiser: `nesterov` with the rate and the momentum set once an epoch along two linspaces.
+
+    Of `accumulate` see `per_epoch`.
+    """
+    length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "accumulate": accumulate}
     return optax.inject_hyperparams(nesterov)(
-        learning_rate=per_epoch(*learning_rate, epochs=epochs, steps_per_epoch=steps_per_epoch),
-        momentum=per_epoch(*momentum, epochs=epochs, steps_per_epoch=steps_per_epoch),
+        learning_rate=per_epoch(*learning_rate, **length), momentum=per_epoch(*momentum, **length)
     )
 
 
@@ -183,7 +183,7 @@ KEYS = (
 )
 
 
-def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> optax.GradientTransformation:
+def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: int, accumulate: int = 1) -> optax.GradientTransformation:
     """The optimiser that `spec` describes.
 
     Args:
@@ -195,13 +195,14 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
         is the number of epochs without a lower validation loss after which the rate is multiplied by `plateau_factor`; 0
         is never. `rates` are pairs for the function of that name.
       epochs: the length of the schedules.
-      steps_per_epoch: updates in an epoch; a fraction where several batches that make one do not fill an epoch.
+      steps_per_epoch: batches in an epoch.
+      accumulate: of how many of them an update is made.
 
     Raises:
       ValueError: an unknown name or key, a rate of the wrong form, a weight decay or momentum that the optimiser does not
         have.
     """
-    steps = round(epochs * steps_per_epoch)
+    steps = round(epochs * steps_per_epoch / accumulate)
     name = spec["name"]
     if name not in ("nesterov", "rmsprop", "adam", "adamw"):
         raise ValueError(f"optimizer.name={name!r}: there are nesterov, rmsprop, adam, adamw")
@@ -221,7 +222,8 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
         raise ValueError(f"optimizer.learning_rate={peak}: {name} takes one number, and nesterov alone a ramp")
     if name == "nesterov":
         pair = lambda value: (value, value) if isinstance(value, numbers.Real) else tuple(value)
-        tx = ramps(pair(peak), pair(spec.get("momentum", 0.9)), epochs=epochs, steps_per_epoch=steps_per_epoch)
+        length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "accumulate": accumulate}
+        tx = ramps(pair(peak), pair(spec.get("momentum", 0.9)), **length)
     elif name == "rmsprop":
         tx = optax.inject_hyperparams(optax.rmsprop, static_args=("eps_in_sqrt", "momentum"))(
             learning_rate=peak, decay=0.9, eps=1e-7, eps_in_sqrt=False
@@ -242,14 +244,17 @@ def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: float) -> op
     return optax.chain(*parts) if len(parts) > 1 else tx
 
 
-def freeze(tx: optax.GradientTransformation, params, frozen: Callable[[str], bool]) -> optax.GradientTransformation:
-    """`tx` for the parameters whose path ("body/block1/conv/kernel") is not `frozen`; the others never change.
+def freeze(tx: optax.GradientTransformation, params, pattern: str) -> optax.GradientTransformation:
+    """`tx` for the parameters whose path ("body/block1/conv/kernel") the pattern does not match from its start.
+
+    The others never change.
 
     Normalisations by batches keep their parameters, and take their statistics from the new images.
 
     Raises:
       ValueError: none is frozen, or all are.
     """
+    frozen = lambda name: re.match(pattern, name) is not None
     names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     if not any(map(frozen, names)):
         raise ValueError(f"freeze matches no parameter; there are {', '.join(names)}")

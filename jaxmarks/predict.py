@@ -162,8 +162,7 @@ def on_folder(
     summary = {"images": len(found.name), "landmarks": found.points.shape[1], "failures": problems}
     summary["names"] = notes[0]["facts"].get("names", ())
     landmarks.write(out, [found])
-    photographs, unit = landmarks.to_proofread(found)
-    report.proofread.landmarks(out, images, photographs, names=summary["names"], unit=unit)
+    report.proofread.landmarks(out, images, landmarks.to_proofread(found), names=summary["names"])
     atomic.write_json(Path(out) / "summary.json", summary)
     return summary
 

@@ -73,20 +73,15 @@ def begun(workdir: Path) -> bool:
     return any((Path(workdir) / name).exists() for name in ("checkpoints", "metrics.jsonl"))
 
 
-def claim(config, workdir: Path) -> None:
-    """Writes the config, or makes sure that the run in the workdir is this one, wherever its data lie now."""
-    path = workdir / "config.json"
-    if path.exists():
-        differences = [d for d in configs.differences(configs.load(path), config) if not FREE.match(d)]
-        if differences and not begun(workdir):  # the first try had a slip
-            configs.save(config, path)
-        elif differences:
-            raise ValueError(
-                f"{workdir} holds a run of another config (there / here): {'; '.join(differences)}. Name another"
-                " --workdir, or delete this one"
-            )
-    else:
-        configs.save(config, path)
+def refuse_another(config, workdir: Path) -> None:
+    """Raises ValueError where a run of another config has begun in the workdir, wherever its data lie now."""
+    if not begun(workdir):
+        return
+    if differences := [d for d in configs.differences(config_of(workdir), config) if not FREE.match(d)]:
+        raise ValueError(
+            f"{workdir} holds a run of another config (there / here): {'; '.join(differences)}. Name another"
+            " --workdir, or delete this one"
+        )
 
 
 def config_of(workdir: Path):
@@ -103,13 +98,6 @@ def settings_of(workdir: Path):
 def folder_of(workdir: Path, stage: str, member: Member) -> Path:
     """Where the checkpoints of one network lie: `best`, `last`, and `resume` while it trains."""
     return Path(workdir) / "checkpoints" / stage / f"fold{member}"
-
-
-def whose(path: Path) -> tuple[Path, str, Member]:
-    """The workdir, the stage and the network of a checkpoint, which is `best` or `last` in the folder of `folder_of`."""
-    folder = path.parent
-    member = Member(*map(int, folder.name.removeprefix("fold").split(".")))
-    return folder.parents[2], folder.parent.name, member
 
 
 def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, list[dict]]:
@@ -142,7 +130,8 @@ def source_of(config, workdir: Path, earlier: list[str], member: Member) -> Path
 def trained(workdir: Path, stage: str) -> dict[Member, Path]:
     """`best` of each of the networks of a stage that are trained."""
     folder = folder_of(workdir, stage, Member(0)).parent
-    return {whose(path)[-1]: path for path in folder.glob("fold*/best")}
+    member = lambda name: Member(*map(int, name.removeprefix("fold").split(".")))
+    return {member(path.parent.name): path for path in folder.glob("fold*/best")}
 
 
 def pick(workdir: Path, stage: str, member: Member) -> Path:

@@ -2,14 +2,12 @@
 
 import functools
 import math
-import re
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from jaxmarks import augment, checkpoint, closer, heads, models, optim, processes, steps
@@ -199,12 +197,7 @@ def rehearse(settings, facts: dict, flip) -> None:
         untrained(settings, facts, flip, size)
     params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
     tx = optim.build(settings.optimizer, epochs=1, steps_per_epoch=1)
-    jax.eval_shape((frozen(tx, params, settings.freeze) if settings.freeze else tx).init, params)
-
-
-def frozen(tx: optax.GradientTransformation, params, pattern: str) -> optax.GradientTransformation:
-    """`tx` for the parameters whose path the pattern does not match from its start; the others never change."""
-    return optim.freeze(tx, params, lambda path: re.match(pattern, path) is not None)
+    jax.eval_shape((optim.freeze(tx, params, settings.freeze) if settings.freeze else tx).init, params)
 
 
 def untrained(settings, facts: dict, flip=None, size=None):

@@ -130,7 +130,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     last = configs.stage(config, names[-1])
     baselines.check(last.baselines, objects="boxes" in last.data)  # else a trained run could not be scored
     refuse_other_processes(config)
-    processes.in_turn(functools.partial(runs.claim, config, workdir))
+    runs.refuse_another(config, workdir)
     for name in names:  # all before the first is trained: hours may lie between them
         settings = configs.stage(config, name)
         datasets[name] = dataset = processes.in_turn(functools.partial(load, settings.data))
@@ -483,9 +483,10 @@ def devices_of(options) -> int:
 def optimiser(settings, params, plan: Plan) -> optax.GradientTransformation:
     """The optimiser of a stage's settings, with what is frozen, averaged and accumulated."""
     options = settings.train
-    tx = optim.build(settings.optimizer, epochs=plan.epochs, steps_per_epoch=plan.steps_per_epoch / options.accumulate)
+    length = {"epochs": plan.epochs, "steps_per_epoch": plan.steps_per_epoch, "accumulate": options.accumulate}
+    tx = optim.build(settings.optimizer, **length)
     if settings.freeze:
-        tx = tasks.frozen(tx, params, settings.freeze)
+        tx = optim.freeze(tx, params, settings.freeze)
     if options.ema:
         tx = optax.chain(tx, optim.average(options.ema))
     if options.accumulate > 1:

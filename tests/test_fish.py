@@ -141,10 +141,10 @@ def test_pixels_beside_a_size_have_no_effect_on_a_run_that_has_begun(photographs
     config = small(photographs, tmp_path, slice(0, 0), **{"data.pixels": 49152, "data.pose": "upright"})
     workdir = tmp_path / "run"
     (workdir / "checkpoints").mkdir(parents=True)
-    runs.claim(config, workdir)
+    configs.save(config, workdir / "config.json")
     config.data.pixels = 110592
     train.fill_in(config, workdir)
-    runs.claim(config, workdir)
+    runs.refuse_another(config, workdir)
     assert config.data.pixels == 49152
 
 
@@ -160,7 +160,7 @@ def test_a_training_that_diverges_ends_and_saves_no_network(epochs, what, photog
         train.train(config, tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("**/best"))
     config.optimizer.learning_rate = 1e-3  # as is advised
-    runs.claim(config, tmp_path / "run")
+    runs.refuse_another(config, tmp_path / "run")
 
 
 def test_a_run_keeps_the_frame_that_follows_its_photographs(photographs, tmp_path):

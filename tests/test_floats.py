@@ -224,13 +224,13 @@ def test_ramps_keep_the_kind_of_their_state():
 
 @pytest.mark.parametrize(("batches", "accumulated"), [(1, 3), (11, 5), (9, 1), (4, 2)])
 def test_a_step_has_the_value_of_the_epoch_in_which_it_begins(batches, accumulated):
-    rate = optim.per_epoch(0, 99, epochs=100, steps_per_epoch=batches / accumulated)
+    rate = optim.per_epoch(0, 99, epochs=100, steps_per_epoch=batches, accumulate=accumulated)
     steps = np.arange(100 * batches // accumulated)
     np.testing.assert_allclose(jax.vmap(rate)(steps), np.minimum(steps * accumulated // batches, 99), rtol=1e-6)
 
 
 def test_a_step_late_in_a_long_run_is_in_its_epoch():
-    rate = optim.per_epoch(0, 9999, epochs=10_000, steps_per_epoch=100 + 1 / 3000)
+    rate = optim.per_epoch(0, 9999, epochs=10_000, steps_per_epoch=300_001, accumulate=3000)
     steps = np.array([100, 101, 800_000, 900_000, 2_000_000])
     np.testing.assert_array_equal(jax.vmap(rate)(steps), [0, 1, 7999, 8999, 9999])
 

@@ -309,14 +309,14 @@ def predictions(**changes):
 
 
 def test_landmarks_and_their_doubts():
-    each, unit = landmarks.to_proofread(predictions())
-    assert unit == "" and not any("found" in one for one in each)
+    each = landmarks.to_proofread(predictions())
+    assert not any("found" in one for one in each)
     np.testing.assert_allclose([one["doubt"] for one in each], [[0.2, 0.5], [0.6, 0.5], [0.2, 0.4]], atol=1e-9)
     np.testing.assert_array_equal(each[0]["items"], np.ones((2, 2)))
 
     visible = np.array([[True, True], [True, False], [False, False]])
-    each, unit = landmarks.to_proofread(predictions(visible=visible), {"a": "7"})
-    assert unit == "px" and [one["group"] for one in each] == ["7", "", ""]
+    each = landmarks.to_proofread(predictions(visible=visible), {"a": "7"})
+    assert [one["group"] for one in each] == ["7", "", ""]
     np.testing.assert_allclose(
         [one["doubt"] for one in each], [[1.414, 1.414], [1.414, np.nan], [np.nan, np.nan]], atol=1e-9
     )

@@ -198,11 +198,11 @@ def test_photographs_that_replaced_others_leave_no_baseline(trained, tmp_path):
 def test_two_first_commands_do_not_share_a_folder(trained, tmp_path):
     """The second comes before the first has written a checkpoint."""
     config = config_of(trained[0])
-    runs.claim(config, tmp_path)
+    configs.save(config, tmp_path / "config.json")
     (tmp_path / "metrics.jsonl").write_text("")  # the training has begun
     config.seed = 5
     with pytest.raises(ValueError, match="seed: 0 / 5"):
-        runs.claim(config, tmp_path)
+        runs.refuse_another(config, tmp_path)
 
 
 def test_a_slip_in_the_first_command_does_not_lock_the_folder(trained, tmp_path):

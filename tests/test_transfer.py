@@ -247,7 +247,7 @@ def test_a_validation_that_is_no_number_is_never_the_best():
     state = SimpleNamespace(opt_state=optax.EmptyState(), replace=lambda **_: state)
     one = SimpleNamespace(
         plan=SimpleNamespace(valid=[0]), settle=lambda state: {"params": {}}, score=lambda _: {"valid/loss": next(losses)},
-        here=lambda: None, progress=train.Progress(), state=state, best=None,
+        here=lambda: None, progress=train.Progress(), state=state, best=None, coarse=0.0,
     )  # fmt: skip
     for epoch in range(1, 5):
         train.Training.judge(one, epoch)

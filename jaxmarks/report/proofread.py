@@ -16,26 +16,27 @@ from jaxmarks.report.pages import page
 PAGE, COPIES = "proofread.html", "proofread"
 
 
-def landmarks(out: Path, images: Path, photographs: list[dict], *, names: Iterable[str] = (), unit: str = "") -> Path:
+def landmarks(out: Path, images: Path, photographs: list[dict], *, names: Iterable[str] = ()) -> Path:
     """Writes the page for landmarks.
 
     Args:
       out: where to.
       images: the folder of the photographs.
       photographs: of each its "name" from the folder on, "size" (height, width), "items" (K, 2), its landmarks in its pixels,
-        y down, NaN where one is missing, and the "doubt" (K,) of each, NaN where it is not known; and, where they are known,
-        "found" (K, 2), what the network found where the items were marked by hand, "id", "group" and "mm_per_px".
+        y down, NaN where one is missing, and the "doubt" (K,) of each, what its score lacks of 1, NaN where it is not known;
+        and, where they are known, "id", "group" and "mm_per_px". Where the items were marked by hand "found" (K, 2) is what
+        the network found, and doubts are how far it is from that, in px.
       names: those of the landmarks.
-      unit: that of the doubts, "px", or none of scores, which lack so much of 1.
 
     Returns:
       The path of the page.
     """
-    marked = unit == "px"
+    marked = any("found" in each for each in photographs)
     help = "Drag a landmark, or arrow keys (with Shift ten times)." + (" Orange: the network's." if marked else "")
     first = "farthest from the network's first" if marked else "least sure first"
     shown = [each | {key: _points(each[key]) for key in {"items", "found"} & each.keys()} for each in photographs]
-    return _write(out, images, shown, "landmarks", {"names": names, "unit": unit}, first=first, help=help)
+    about = {"names": names, "unit": "px" if marked else ""}
+    return _write(out, images, shown, "landmarks", about, first=first, help=help)
 
 
 def boxes(

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from jaxmarks import atomic, augment, find
 
 # The values of `data.pose` with which a second look is turned.
-TURNED = ("turned", "mirrored")
+TURNED_POSES = ("turned", "mirrored")
 # From where to where a key's numbers make sense, both ends among them.
 MANY = math.inf
 LIMITS = {
@@ -163,10 +163,10 @@ def _check_numbers(settings, said):
         raise ValueError(
             f"{said('data.zoom')}={zoom}: of several data.sets each photograph is looked at whole; leave it 1"
         )
-    pose, poses = settings.data.get("pose", "upright"), ("upright", *TURNED)
+    pose, poses = settings.data.get("pose", "upright"), ("upright", *TURNED_POSES)
     if pose not in poses and (pose or said("data.pose") != "--config.data.pose"):
         raise ValueError(f"{said('data.pose')}={pose}: there are {', '.join(poses)}, and for all stages ''")
-    if pose in TURNED and settings.data.get("sets"):
+    if pose in TURNED_POSES and settings.data.get("sets"):
         raise ValueError(f"{said('data.pose')}={pose}: of several data.sets each photograph is looked at whole")
     if not settings.train.epochs and not settings.train.steps:
         raise ValueError(f"{said('train.steps')}=0 {said('train.epochs')}=0: give one of them")

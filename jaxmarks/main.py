@@ -364,13 +364,13 @@ def export(config, workdir):
 def describe(config, workdir):
     """Prints the network of each stage, layer by layer: of the workdir's run where no config is named."""
     from jaxmarks import runs, tasks
-    from jaxmarks.data import loading
+    from jaxmarks.data import fitting
 
     if "workdir" in explicit_flags() and "config" not in explicit_flags():
         tell_unused(workdir)
         config = runs.config_of(workdir)
     tasks.check(config)
-    loading.set_frame(config.data)
+    fitting.fill_in(config.data)
     for stage in runs.stages(config):
         print(tasks.describe(config, stage))
 

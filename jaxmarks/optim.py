@@ -38,7 +38,9 @@ def per_epoch(start: float, stop: float, *, epochs: int, steps_per_epoch: int, a
     values = np.linspace(start, stop, epochs).astype(np.float32)
 
     def value(count):
-        whole, rest = jnp.divmod(jnp.asarray(count, jnp.int32), steps_per_epoch)  # whole * steps_per_epoch overflows late
+        whole, rest = jnp.divmod(
+            jnp.asarray(count, jnp.int32), steps_per_epoch
+        )  # whole * steps_per_epoch overflows late
         epoch = whole * accumulate + rest * accumulate // steps_per_epoch
         return jnp.asarray(values)[jnp.minimum(epoch, epochs - 1)]
 
@@ -183,7 +185,9 @@ KEYS = (
 )
 
 
-def build(spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: int, accumulate: int = 1) -> optax.GradientTransformation:
+def build(
+    spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: int, accumulate: int = 1
+) -> optax.GradientTransformation:
     """The optimiser that `spec` describes.
 
     Args:

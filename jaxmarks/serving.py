@@ -17,7 +17,8 @@ import jax.export
 import numpy as np
 
 from jaxmarks import atomic, detection, platforms, predict, runs, tasks, trained
-from jaxmarks.data.loading import ONCE, frame_size
+from jaxmarks.data.fitting import ONCE
+from jaxmarks.data.loading import frame_size
 
 # An artefact made on one of them runs on all.
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -12,7 +12,8 @@ from jax import lax
 
 from jaxmarks import augment, checkpoint, closer, heads, models, optim, processes, steps
 from jaxmarks import config as configs
-from jaxmarks.data.loading import STEP, known_facts
+from jaxmarks.data.fitting import STEP
+from jaxmarks.data.loading import known_facts
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import shape
 
@@ -50,7 +51,7 @@ def second_look(task, data, found):
     `data.pose` is not "upright", and a shape was `found`, that is turned as it lies.
     """
     size, zoom, mirror = tuple(data.size), data.get("zoom", 1), data.get("pose") == "mirrored"
-    if found and data.get("pose") in configs.TURNED:
+    if found and data.get("pose") in configs.TURNED_POSES:
         return closer.looking(task, size, closer.laid(size, zoom, mean=found[0], spread=found[1], mirror=mirror))
     return closer.looking(task, size, closer.around(size, zoom)) if zoom > 1 else task
 
@@ -130,17 +131,17 @@ def shape_of(settings, samples, shown) -> dict:
     datasets.
     """
     pose = settings.data.get("pose")
-    if settings.data.get("sets") or not len(shown) or not (pose in configs.TURNED or settings.head.get("leap")):
+    if settings.data.get("sets") or not len(shown) or not (pose in configs.TURNED_POSES or settings.head.get("leap")):
         return {}
     points, visible, start = samples.points, samples.visible, None
-    if pose in configs.TURNED:
+    if pose in configs.TURNED_POSES:
         height, width = settings.data.size
         places = [len(np.unique(p[v], axis=0)) for p, v in zip(points, visible, strict=True)]
         fullest = np.argmax(places)  # of all images: the shapes of all folds lie alike
         start = shape.lengthwise(points[fullest], visible[fullest], tall=height > width), visible[fullest]
     fit = jax.jit(functools.partial(shape.procrustes, mirror=pose == "mirrored"))
     mean, spread = fit(points[shown], visible[shown], start=start)
-    loose = pose not in configs.TURNED and spread.mean() >= LOOSE
+    loose = pose not in configs.TURNED_POSES and spread.mean() >= LOOSE
     return {"shape": [mean.tolist(), spread.tolist()]} if mean.any() and not loose else {}
 
 

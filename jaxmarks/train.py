@@ -36,8 +36,8 @@ from jaxmarks import (
     tasks,
 )
 from jaxmarks import config as configs
-from jaxmarks.data import splits
-from jaxmarks.data.loading import ONCE, Dataset, facts, load, set_frame
+from jaxmarks.data import fitting, splits
+from jaxmarks.data.loading import Dataset, facts, load
 from jaxmarks.feed import Feed
 from jaxmarks.metrics_log import MetricsLog
 
@@ -53,7 +53,7 @@ FOLLOWED = {
     " are; --config.data.pose=upright looks at them as they lie",
 }
 # What a key that is left open says where there is nothing to tell, and what it was before there was such a key.
-USUAL = {"scale": 1.0} | ONCE
+USUAL = {"scale": 1.0} | fitting.ONCE
 # After so many steps that are called one by one it is asked whether to stop, and whether a checkpoint is due.
 ASKING = 10
 
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
 
     Attributes:
       train, valid: the rows of training, and of validation as often as each counts.
-      part: (N,) of each of the training rows, what is shown as often as any other.
+      stratum: (N,) of each of the training rows; all strata are shown equally often.
       some: at most `SETTLING` rows as an epoch of training shows them.
       devices: how many train together.
       batch: rows in a batch, on all devices together.
@@ -72,7 +72,7 @@ class Plan(NamedTuple):
 
     train: np.ndarray
     valid: np.ndarray
-    part: np.ndarray
+    stratum: np.ndarray
     some: np.ndarray
     devices: int
     batch: int
@@ -185,7 +185,7 @@ def fill_in(config, workdir: Path) -> None:
         if "size" not in left and "pixels" in config.data:  # which has no effect beside a size
             config.data.pixels = theirs.get("pixels", config.data.pixels)
         config.data.update({key: tuple(theirs[key]) if key == "size" else theirs[key] for key in left if key in theirs})
-    set_frame(config.data)
+    fitting.fill_in(config.data)
     for key in set(left) & set(FOLLOWED):
         if (value := config.data[key]) != USUAL[key]:
             processes.tell(FOLLOWED[key].format(value))
@@ -219,7 +219,7 @@ class Training:
         self.data: dict = {"digest": samples.digest} | splits.saved(self.split, settings, samples, versions)
         earlier = caveats.seen(source)
         found = caveats.of_training(settings, dataset, member, self.data, source, earlier)
-        if settings.data.get("pose") in configs.TURNED and "shape" not in known:
+        if settings.data.get("pose") in configs.TURNED_POSES and "shape" not in known:
             found.append(caveats.caveat(member, "no training image shows how its specimens lie: none is turned"))
         for each in found:
             processes.tell(f"[{stage}] {each['image']}{each['what']}")
@@ -231,8 +231,8 @@ class Training:
             "before": earlier,
         }
 
-        parts = splits.parts(settings.train.balance, samples, shown)
-        self.plan = plan = plan_of(settings, self.split, parts, member, versions)
+        strata = splits.strata(settings.train.balance, samples, shown)
+        self.plan = plan = plan_of(settings, self.split, strata, member, versions)
         if plan.batch > (asked := settings.train.batch_size):
             processes.tell(
                 f"[{self.name}] batches of {plan.batch}, not {asked}: as many on each of {plan.devices} devices"
@@ -286,7 +286,7 @@ class Training:
     def show(self, epoch: int) -> dict:
         """Trains on the batches of an epoch that are left of it: -> its training losses by name."""
         draw = np.random.default_rng((self.settings.seed, self.member.seed, epoch))
-        rows = steps.batches(splits.epoch(self.plan.train, self.plan.part, draw), self.plan.batch)
+        rows = steps.batches(splits.epoch(self.plan.train, self.plan.stratum, draw), self.plan.batch)
         sizes = self.sizes(epoch, draw)
         key = jax.random.fold_in(self.key, epoch)
         most = self.settings.train.span if steps.scanned(self.feed.stream) else min(self.settings.train.span, ASKING)
@@ -449,14 +449,14 @@ def refuse_waiting(settings, samples) -> None:
     raise ValueError(f"--config.{key}={value} needs validation images: raise --config.split.valid")
 
 
-def plan_of(settings, split: splits.Split, parts: np.ndarray, member: runs.Member, versions: int) -> Plan:
-    """What a network of this split is shown, where `parts` (N,) says of each sample with what it is balanced."""
+def plan_of(settings, split: splits.Split, strata: np.ndarray, member: runs.Member, versions: int) -> Plan:
+    """What a network of this split is shown, where `strata` (N,) are those of all samples."""
     options, draw = settings.train, np.random.default_rng((settings.seed, member.seed))
-    part, count = parts[split.train // versions], len(split.train)
-    some = splits.epoch(split.train, part, draw)[:SETTLING]
+    stratum, count = strata[split.train // versions], len(split.train)
+    some = splits.epoch(split.train, stratum, draw)[:SETTLING]
     valid = split.valid
     if options.balance != "object":  # as many tiles without objects as there are: so is the test
-        valid = splits.balanced(valid, parts[valid // versions], draw)
+        valid = splits.balanced(valid, strata[valid // versions], draw)
     devices = devices_of(options)
     together = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours that are mixed share a device
     batch = -(-min(options.batch_size, count) // together) * together
@@ -464,7 +464,7 @@ def plan_of(settings, split: splits.Split, parts: np.ndarray, member: runs.Membe
     epochs = options.epochs or -(-options.steps // steps_per_epoch)
     if epochs * steps_per_epoch < options.accumulate:
         raise ValueError(f"--config.train.accumulate={options.accumulate}: {epochs * steps_per_epoch} batches are all")
-    return Plan(split.train, valid, part, some, devices, batch, steps_per_epoch, epochs)
+    return Plan(split.train, valid, stratum, some, devices, batch, steps_per_epoch, epochs)
 
 
 def devices_of(options) -> int:

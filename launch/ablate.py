@@ -59,7 +59,7 @@ from experiments import (
 
 from jaxmarks import atomic, report, tasks
 from jaxmarks import config as configs
-from jaxmarks.data.loading import set_frame
+from jaxmarks.data import fitting
 from jaxmarks.report import tables
 
 GRID_KEYS = {"config", "cells", "overrides", "seeds", "metrics"}
@@ -216,7 +216,7 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
                 options = [f"--config.{key}={value}" for key, value in (overrides | start | {"seed": seed}).items()]
                 settings = resolve([f"--config={config}", *options])
                 tasks.check(settings)
-                set_frame(settings.data)
+                fitting.fill_in(settings.data)
                 arguments = [f"--config={config}", *options, f"--workdir={folder}"]
                 runs.append(Run(row, column, seed, arguments, folder, settings, sources.get(seed)))
         except (flags.Error, ValueError, OSError) as error:

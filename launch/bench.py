@@ -46,7 +46,7 @@ import peers
 from experiments import hardware, make, resolve
 
 from jaxmarks import atomic
-from jaxmarks.data.loading import set_frame
+from jaxmarks.data import fitting
 from jaxmarks.report import tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,7 +191,7 @@ def spec(name: str, *, quick=False, augment=False, **changes) -> dict:
     overrides = overrides | (QUICK[name] if quick else {}) | changes
     facts = facts | ({"landmarks": overrides.pop("landmarks")} if "landmarks" in overrides else {})
     base = resolve([f"--config={ROOT / 'configs' / config}"])
-    set_frame(base.data)
+    fitting.fill_in(base.data)
     settings = json.loads(base.to_json())
     for key, value in overrides.items():
         section, _, name_in_it = key.partition(".")

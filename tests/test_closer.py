@@ -14,8 +14,7 @@ from test_predict import ROOT, untrained
 
 from jaxmarks import augment, closer, evaluate, heads, predict, runs, serving, steps, tasks, train
 from jaxmarks import config as configs
-from jaxmarks.data import loading, phantoms
-from jaxmarks.data.loading import fitting_pose, fitting_zoom
+from jaxmarks.data import fitting, loading, phantoms
 from jaxmarks.data.samples import Annotation
 from jaxmarks.ops import geometry, heatmaps, views
 
@@ -247,10 +246,10 @@ def test_landmarks_on_a_line_have_no_side_and_a_slip_does_not_hide_a_pose():
         for seen in [np.ones(len(shape), bool)] * 50
     ]
     turn = lambda degrees: np.array([[c := np.cos(np.deg2rad(degrees)), -(s := np.sin(np.deg2rad(degrees)))], [s, c]])
-    assert fitting_pose(of(line, 8)) == "upright" and fitting_pose(of(line, 180)) == "turned"
+    assert fitting.pose(of(line, 8)) == "upright" and fitting.pose(of(line, 180)) == "turned"
     wings = of(WING, 180)
     wings[0] = Annotation("a.png", wings[0].points[[1, 0, 3, 2, 5, 4]], wings[0].visible)
-    assert fitting_pose(wings) == "turned"
+    assert fitting.pose(wings) == "turned"
 
 
 @pytest.mark.parametrize(
@@ -274,17 +273,17 @@ def test_how_specimens_lie_is_seen_in_their_landmarks(angles, mirrored, noise, p
         z = points @ [1, 1j] * turn + draw.uniform(200, 400) * (1 + 1j)
         visible = np.arange(len(WING)) != (n % 9 if n else -1)
         found.append(Annotation("a.png", np.stack([z.real, z.imag], -1), visible))
-    assert fitting_pose(found) == pose
+    assert fitting.pose(found) == pose
     nobody = [Annotation("a.png", np.zeros((6, 2)), np.arange(6) < 2)] * 3
-    assert fitting_pose([]) == fitting_pose(nobody) == "upright"
+    assert fitting.pose([]) == fitting.pose(nobody) == "upright"
 
 
 def test_the_zoom_of_turned_views_is_that_of_the_long_side():
     points = np.array([[100, 100], [340, 340], [250, 190.0]])  # 339 px from end to end
     one = [(Annotation("a.png", points, np.ones(3, bool)), (600, 800))]
-    assert fitting_zoom(one, (192, 256), "pad") == 2.0
-    assert fitting_zoom(one, (192, 256), "pad", turned=True) == float(f"{0.8 * 800 / 339.4:.2g}")
-    assert fitting_zoom(one, (256, 192), "pad", turned=True) == float(f"{0.8 * 800 / 339.4 * 256 / 192:.2g}")
+    assert fitting.zoom(one, (192, 256), "pad") == 2.0
+    assert fitting.zoom(one, (192, 256), "pad", turned=True) == float(f"{0.8 * 800 / 339.4:.2g}")
+    assert fitting.zoom(one, (256, 192), "pad", turned=True) == float(f"{0.8 * 800 / 339.4 * 256 / 192:.2g}")
 
 
 @pytest.mark.parametrize(
@@ -304,21 +303,21 @@ def test_the_zoom_of_turned_views_is_that_of_the_long_side():
 def test_the_zoom_by_hand(landmarks, zoom):
     visible = np.array([point is not None for point in landmarks])
     points = np.array([point or (0, 0) for point in landmarks], float)
-    assert fitting_zoom([(Annotation("a.png", points, visible), (600, 800))], (192, 256), "pad") == zoom
+    assert fitting.zoom([(Annotation("a.png", points, visible), (600, 800))], (192, 256), "pad") == zoom
     # A photograph whose landmarks do not tell has no say where others do.
     silent = Annotation("b.png", points * [[1], *[[0]] * (len(points) - 1)], np.arange(len(points)) == 0)
     found = [(Annotation("a.png", points, visible), (600, 800))] + 2 * [(silent, (600, 800))]
-    assert fitting_zoom(found, (192, 256), "pad") == zoom
+    assert fitting.zoom(found, (192, 256), "pad") == zoom
 
 
 def test_there_is_a_most_and_no_photographs_tell_nothing():
     tiny = Annotation("a.png", np.array([[0.0, 0.0], [100.0, 100.0]]), np.ones(2, bool))
-    assert fitting_zoom([(tiny, (6000, 8000))], (192, 256), "pad") == 4.0
-    assert fitting_zoom([(tiny, (6000, 8000))], (288, 384), "pad") == 2.7  # which are as many pixels
-    assert fitting_zoom([], (192, 256), "pad") == 1.0
+    assert fitting.zoom([(tiny, (6000, 8000))], (192, 256), "pad") == 4.0
+    assert fitting.zoom([(tiny, (6000, 8000))], (288, 384), "pad") == 2.7  # which are as many pixels
+    assert fitting.zoom([], (192, 256), "pad") == 1.0
     wide = Annotation("a.png", np.array([[0.0, 0.0], [400.0, 100.0]]), np.ones(2, bool))
     # Stretched, 400 of 1600 and 100 of 200 are a quarter and a half.
-    assert fitting_zoom([(wide, (200, 1600))], (64, 64), "stretch") == 1.6
+    assert fitting.zoom([(wide, (200, 1600))], (64, 64), "stretch") == 1.6
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +365,7 @@ def test_from_photographs_to_files(photographs, tmp_path, pose):
     """Of a network that was never trained: whatever it finds, folder, function and artefact find the same."""
     config = fish("own")
     config.data.update({"images": str(photographs), "landmarks": str(photographs / "marks.csv"), "pixels": 3072})
-    loading.set_frame(config.data)
+    fitting.fill_in(config.data)
     assert (config.data.size, config.data.zoom) == ((48, 64), 3.8)
     assert config.data.pose == "upright"
     changes = {"data.size": (48, 64), "data.zoom": 3.8, "data.pose": pose, "split.run": (0,), "model.width": 4}
@@ -452,7 +451,7 @@ def test_several_datasets_are_looked_at_whole(photographs):
     config = fish("own")
     own = {"images": str(photographs), "landmarks": str(photographs / "marks.csv")}
     config.data.sets = {"a": own, "b": own}
-    loading.set_frame(config.data)
+    fitting.fill_in(config.data)
     assert (config.data.zoom, config.data.pose) == (1.0, "upright")
     config.data.zoom = 2.0
     with pytest.raises(ValueError, match=r"config\.data\.zoom=2\.0: of several data\.sets"):
@@ -477,15 +476,15 @@ def test_where_nearly_all_are_mirrored_of_the_fullest_they_lie_alike():
     """All references are among the nine of two hundred that are the mirror image of the others: 191 of 200 are alike."""
     few = [posed(WING, 0, mirror=True) for _ in range(9)]
     others = [posed(WING, 0, np.arange(6) != n % 6) for n in range(191)]
-    assert fitting_pose(few + others) == "upright"
+    assert fitting.pose(few + others) == "upright"
     more = [posed(WING, 0, mirror=True) for _ in range(2)]
-    assert fitting_pose(few + more + others) == "mirrored"  # 11 of 202
+    assert fitting.pose(few + more + others) == "mirrored"  # 11 of 202
 
 
 def test_two_landmarks_tell_no_pose_and_are_no_reference_where_others_have_more():
     two = [posed(WING, 40 * n, np.arange(6) < 2) for n in range(9)]
-    assert fitting_pose(two) == "upright"  # two fit in every way
-    assert fitting_pose(two + [posed(WING, 40 * n) for n in range(9)]) == "turned"
+    assert fitting.pose(two) == "upright"  # two fit in every way
+    assert fitting.pose(two + [posed(WING, 40 * n) for n in range(9)]) == "turned"
 
 
 def test_noise_about_a_line_mirrors_nobody():
@@ -493,7 +492,7 @@ def test_noise_about_a_line_mirrors_nobody():
     draw = np.random.default_rng(0)
     line = np.stack([np.linspace(-1, 1, 6), np.zeros(6)], -1)
     found = [posed(line + draw.normal(size=line.shape) * 0.07, 0) for _ in range(60)]
-    assert fitting_pose(found) == "upright"
+    assert fitting.pose(found) == "upright"
 
 
 def test_scores_below_0_are_told_apart_as_others_are():

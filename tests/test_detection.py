@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from jaxmarks import caveats, detection, evaluate, heads, main, predict, report, runs, steps, tasks, train
 from jaxmarks import config as configs
-from jaxmarks.data import folder, loading, objects, splits
+from jaxmarks.data import fitting, folder, loading, objects, splits
 from jaxmarks.data.formats import boxes as box_files
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.heads import Detections
@@ -1090,7 +1090,7 @@ def test_a_run_keeps_the_scale_that_follows_its_objects(tmp_path, capsys):
         assert "photographs come in at 0.33 of their size" in capsys.readouterr().out
     for changes in ({"data.boxes": "", "data.images": ""}, {"data.fit": "pad"}):
         config = small(tmp_path, **{"data.scale": 0.0} | changes)
-        loading.set_frame(config.data)
+        fitting.fill_in(config.data)
         assert config.data.scale == 1
 
 

@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from jaxmarks import config as configs
-from jaxmarks.data import folder, formats, loading, objects, photographs
+from jaxmarks.data import fitting, folder, formats, objects, photographs
 from jaxmarks.data.ahead import ahead
 from jaxmarks.data.samples import FormatError
 
@@ -366,16 +366,16 @@ def test_an_open_frame_has_the_proportions_of_the_photographs(sources, pixels, s
     (tmp_path / "marks.csv").write_text("\n".join(["image,x1,y1", *marks]))
     data = configs.base().data
     data.update({"images": str(tmp_path), "landmarks": str(tmp_path / "marks.csv"), "size": (), "pixels": pixels})
-    loading.set_frame(data)
+    fitting.fill_in(data)
     assert data.size == size
     data.update({"size": (), "sets": {"a": {}, "b": {"pixels": 9}}})
     with pytest.raises(ValueError, match=r"sets\.b\.pixels: a dataset may change count, curves"):
-        loading.set_frame(data)
+        fitting.fill_in(data)
     del data.sets.b.pixels
-    loading.set_frame(data)
+    fitting.fill_in(data)
     assert data.size == size
     data.size = (64, 80)  # said is said
-    loading.set_frame(data)
+    fitting.fill_in(data)
     assert data.size == (64, 80)
 
 

@@ -270,12 +270,12 @@ def test_the_parts_that_are_balanced_are_datasets_groups_objects_or_none():
     labels = np.array([[0, 1], [-1, -1], [-1, -1]])
     samples = SimpleNamespace(domain=np.array([0, 0, 1]), group=np.array([4, 5, 6]), labels=labels)
     all_ = np.arange(3)
-    found = {balance: list(splits.parts(balance, samples, all_)) for balance in ("set", "group", "image", "object")}
+    found = {balance: list(splits.strata(balance, samples, all_)) for balance in ("set", "group", "image", "object")}
     assert found == {"set": [0, 0, 1], "group": [4, 5, 6], "image": [0, 0, 0], "object": [0, 1, 1]}
     # Most of those that are shown have objects: nothing is to be balanced.
-    assert list(splits.parts("object", samples, all_[:2])) == [0, 0, 0]
+    assert list(splits.strata("object", samples, all_[:2])) == [0, 0, 0]
     with pytest.raises(ValueError, match=r"train\.balance=specimen: there are set, group, image, object"):
-        splits.parts("specimen", samples, all_)
+        splits.strata("specimen", samples, all_)
 
 
 def test_every_dataset_is_in_every_part_of_every_fold():

@@ -5,17 +5,17 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from jaxmarks.data.ahead import ahead
 from jaxmarks.data.folder import group_of
 from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.data.formats.boxes import read as read_boxes
 from jaxmarks.data.photographs import (
-    TURNED,
+    EXIF_TURNS,
     content,
     decode,
     finder,
@@ -78,8 +78,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         except OSError as error:
             return str(error)
 
-    with ThreadPoolExecutor() as pool:
-        results = list(pool.map(one, found))
+    results = list(ahead(one, found, most=64))
     kept, parts, unsized, contents, scenes = [], [], [], [], []
     groups: dict[str, int] = {}
     for (annotation, file), result in zip(found, results, strict=True):
@@ -217,7 +216,7 @@ def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnot
         shown = (h, w) if turn >= 5 else (w, h)
         annotation = dataclasses.replace(annotation, boxes=annotation.boxes * (shown * 2), relative=False)
     if turn > 1:
-        x, y = TURNED[turn](annotation.boxes[:, ::2], annotation.boxes[:, 1::2], h, w)
+        x, y = EXIF_TURNS[turn](annotation.boxes[:, ::2], annotation.boxes[:, 1::2], h, w)
         corners = np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=-1)
         annotation = dataclasses.replace(annotation, boxes=corners, size=size)
     centres = annotation.boxes.reshape(-1, 2, 2).mean(1)

@@ -175,7 +175,7 @@ def some(annotations, most=200):
 # EXIF's and TIFF's tag of the orientation, and TIFF's of the bits of each channel and of how channels lie: 2 is in planes.
 ORIENTATION, BITS, PLANAR = 0x0112, 0x0102, 0x011C
 # The orientations: where a point (x, y) of the upright photograph lies in the stored one of (height h, width w).
-TURNED = {
+EXIF_TURNS = {
     2: lambda x, y, h, w: (w - x, y),
     3: lambda x, y, h, w: (w - x, h - y),
     4: lambda x, y, h, w: (x, h - y),
@@ -202,7 +202,7 @@ def orientation(path) -> int:
     """How EXIF says that a JPEG is to be turned to stand upright, 1 to 8; 1 is as it is stored, and of other files."""
     with contextlib.suppress(OSError), opened(path) as image:  # of damaged EXIF, too
         turn = image.getexif().get(ORIENTATION, 1) if image.format in ("JPEG", "MPO") else 1
-        return turn if turn in TURNED else 1
+        return turn if turn in EXIF_TURNS else 1
     return 1
 
 

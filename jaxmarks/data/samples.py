@@ -91,16 +91,15 @@ class Samples:
     content: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self):
-        if self.domain is None:
-            object.__setattr__(self, "domain", np.zeros(len(self), np.int32))
-        for name in ("id", "specimen"):
+        count = len(self)
+        nothing = {
+            "boxes": np.zeros((count, 0, 4), np.float32), "labels": np.zeros((count, 0), np.int32),
+            "domain": np.zeros(count, np.int32), "id": np.full(count, ""), "specimen": np.full(count, ""),
+            "content": self.name,
+        }  # fmt: skip
+        for name, value in nothing.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, np.full(len(self), ""))
-        if self.content is None:
-            object.__setattr__(self, "content", self.name)
-        if self.boxes is None:
-            object.__setattr__(self, "boxes", np.zeros((len(self), 0, 4), np.float32))
-            object.__setattr__(self, "labels", np.zeros((len(self), 0), np.int32))
+                object.__setattr__(self, name, value)
 
     def __len__(self):
         return len(self.images)

@@ -88,20 +88,20 @@ def by_group_in_each(domain: np.ndarray, group: np.ndarray, **options) -> Split:
     return Split(*(np.sort(np.concatenate(part)) for part in zip(*parts, strict=True)))
 
 
-def balanced(rows: np.ndarray, part: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Rows (N,) of these parts (N,), and those of the smaller parts again until each has as many as the largest.
+def balanced(rows: np.ndarray, stratum: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Rows (N,) of these strata (N,), and those of the smaller ones again until each has as many as the largest.
 
-    A row comes again as often as the others of its part, or once more where `draw` says so.
+    A row comes again as often as the others of its stratum, or once more where `draw` says so.
     """
-    each = [rows[part == value] for value in np.unique(part)]
+    each = [rows[stratum == value] for value in np.unique(stratum)]
     most = max(map(len, each), default=0)
     again = [np.resize(draw.permutation(own), most - len(own)) for own in each if len(own) < most]
     return np.concatenate([rows, *again])
 
 
-def epoch(rows: np.ndarray, part: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """As many rows as there are, in random order, that show each of these parts equally often but for chance."""
-    return draw.permutation(balanced(rows, part, draw))[: len(rows)]
+def epoch(rows: np.ndarray, stratum: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """As many rows as there are, in random order, that show each of these strata equally often but for chance."""
+    return draw.permutation(balanced(rows, stratum, draw))[: len(rows)]
 
 
 def random(rows: np.ndarray, *, valid: float, seed: int, member: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -199,8 +199,8 @@ def parts_of(known: dict, samples: Samples) -> dict[str, np.ndarray]:
     }
 
 
-def parts(balance: str, samples: Samples, shown: np.ndarray) -> np.ndarray:
-    """Of each sample (N,) the part that training, which is `shown` some of them, shows as often as any other.
+def strata(balance: str, samples: Samples, shown: np.ndarray) -> np.ndarray:
+    """Of each sample (N,) the stratum that training, which is `shown` some of them, shows as often as any other.
 
     That is its "set", its "group", ("object") with objects or, where these are most, without, or ("image") all one.
     """

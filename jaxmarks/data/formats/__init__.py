@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmarks.data.formats import coco, deeplabcut, imglab, labelme, table, text, tps
-from jaxmarks.data.photographs import TURNED, files_in, finder, image_size, name_of, turn_of, unsure
+from jaxmarks.data.photographs import EXIF_TURNS, files_in, finder, image_size, name_of, turn_of, unsure
 from jaxmarks.data.samples import Annotation, FormatError, problem
 
 KNOWN = (
@@ -197,7 +197,7 @@ def _beside_photographs(found, images, problems) -> list[Annotation]:
             continue
         points = a.points
         if turn > 1:
-            turned = np.stack(TURNED[turn](points[:, 0], points[:, 1], *stored), axis=-1)
+            turned = np.stack(EXIF_TURNS[turn](points[:, 0], points[:, 1], *stored), axis=-1)
             points = np.where(a.visible[:, None], turned, 0.0)
         kept.append(dataclasses.replace(a, image=name, points=points, size=told, upright=False))
     return kept

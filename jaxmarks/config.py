@@ -209,16 +209,19 @@ def save(config: ml_collections.ConfigDict, path: Path) -> None:
 
 
 def load(path: Path) -> ml_collections.ConfigDict:
-    """Reads a config that `save` wrote; a key of the split or the training that it is older than has its default."""
+    """Reads a config that `save` wrote; keys that it is older than have their defaults.
+
+    They are those of the split, the training, and the data where these are landmarks in photographs.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run; train it first, or name the workdir of one with --workdir")
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
-        _ = config.split, config.train
+        _ = config.split, config.train, config.data
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: it is damaged ({error}); copy the run anew, or delete it") from None
-    for section in ("split", "train"):
+    for section in ("split", "train", "data") if "part" in config.data else ("split", "train"):
         for key, value in base()[section].items():
             if key not in config[section]:
                 config[section][key] = value

@@ -132,7 +132,7 @@ def _annotated(spec):
     if not (spec.images and spec.landmarks):
         return []
     find, found = finder(spec.images), []
-    for annotation in some(formats.read(spec.landmarks, spec.images, [], curves=spec.get("curves", 0))):
+    for annotation in some(formats.read(spec.landmarks, spec.images, [], curves=spec.curves)):
         with contextlib.suppress(OSError):
             found.append((annotation, image_size(find(annotation.image))))
     return found

@@ -74,7 +74,7 @@ class Dataset(NamedTuple):
 
 def frame_size(spec) -> tuple[int, int]:
     """Height and width of the frame in which a config's `data` has the images: `zoom` times the network's `size`."""
-    zoom = spec.get("zoom", 1)  # which configs of older runs and of objects do not have
+    zoom = spec.get("zoom", 1)  # which objects and volumes do not have
     height, width = spec.size
     return round(zoom * height), round(zoom * width)
 
@@ -85,7 +85,7 @@ def load(spec) -> Dataset:
     Copies of a photograph, under other names or in another of several datasets, are of one group.
     Where `spec.keep` names a folder its images are `records.Records` there.
     """
-    dataset, keep = _joined(_load(spec)), spec.get("keep")  # which configs of older runs do not have
+    dataset, keep = _joined(_load(spec)), spec.get("keep")  # which objects and volumes do not have
     images = dataset.samples.images
     if keep and isinstance(images, np.ndarray):
         kept = records.keep(images, keep, key=records.fingerprint(list(images.shape), images), notes=[])
@@ -122,7 +122,7 @@ def known_facts(spec) -> dict:
         return {"landmarks": len(brains.LANDMARKS)}
     if spec.landmarks:
         problems: list[dict] = []
-        found = formats.read(spec.landmarks, spec.images, problems=problems, curves=spec.get("curves", 0))
+        found = formats.read(spec.landmarks, spec.images, problems=problems, curves=spec.curves)
         if not found:
             what = "; ".join(sorted({each["what"] for each in problems})[:3]) or "it names no image"
             raise FormatError(
@@ -245,7 +245,6 @@ def _flip(spec, part):
 
 
 def _own(spec):
-    curves = spec.get("curves", 0)  # which configs of older runs do not have
     samples, names, problems = folder.load(
         spec.images,
         spec.landmarks,
@@ -253,14 +252,14 @@ def _own(spec):
         channels=3,
         fit=spec.fit,
         group_by=spec.group_by,
-        keep=spec.get("keep"),
-        curves=curves,
+        keep=spec.keep,
+        curves=spec.curves,
     )
     flip = tuple(spec.flip) or None
     if flip and sorted(flip) != list(range(samples.points.shape[1])):
         raise ValueError(f"--config.data.flip={flip}: give each of 0..{samples.points.shape[1] - 1} once")
     photograph = lambda name: folder.photograph(spec.images, name)
-    disagreement = formats.disagreement(spec.landmarks, spec.images, curves=curves)
+    disagreement = formats.disagreement(spec.landmarks, spec.images, curves=spec.curves)
     return Dataset(samples, problems, flip, photograph, disagreement, names=names, images=spec.images)
 
 
@@ -352,7 +351,7 @@ def _phantoms(spec):
     if wrong := [name for name in spec.drop if name not in there]:
         raise ValueError(f"--config.data.drop={tuple(spec.drop)}: no landmark {wrong[0]}; write them as elytra/1")
     size, source = frame_size(spec), tuple(spec.source_size)
-    how = {key: spec[key] for key in ("share", "turn") if key in spec}
+    how = {"share": spec.share, "turn": spec.turn}
     scale = np.array([source[1] / size[1], source[0] / size[0]])
     drawn = []
     for part in parts:

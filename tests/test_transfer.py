@@ -1,5 +1,6 @@
 """From one anatomy to another: stages with data of their own, another run's network, and the tools of training together."""
 
+import functools
 import json
 import runpy
 import shutil
@@ -240,6 +241,14 @@ def test_a_process_with_another_config_is_refused(two_stages, monkeypatch):
     monkeypatch.setattr(processes, "agree", lambda value: theirs)
     with pytest.raises(ValueError, match=r"another config than process 0 .*seed: 7 / 0"):
         train.refuse_other_processes(config)
+
+
+def test_coarse_epochs_count_as_less_work():
+    """Of twelve epochs six are coarse, whose frames have two thirds of the sides, and so 4/9 of the pixels."""
+    work = functools.partial(train.Training.work, SimpleNamespace(coarse=6.0))
+    np.testing.assert_allclose(
+        [work(0, 12), work(0, 3), work(4, 8), work(8, 12)], [6 * 4 / 9 + 6, 3 * 4 / 9, 2 * 4 / 9 + 2, 4]
+    )
 
 
 def test_a_validation_that_is_no_number_is_never_the_best():

@@ -117,14 +117,15 @@ def _in_order(path, names, entries, number_of, problems):
 def _refuse_another_order(path, column: str, images: list[list[tuple[int, str]]]):
     """Raises FormatError where a column, as (line, cell) of each image's rows, tells landmarks apart that change places.
 
-    It does where no image has a cell twice and all have the same ones, or where some have and they are no numbers.
+    It does where no image has a cell twice, and where they count the landmarks, or are no numbers and some stand in several.
     """
     cells = [[cell for _, cell in rows] for rows in images]
     if len(cells[0]) < 2 or not all(len({*mine}) == len(mine) for mine in cells):
         return
     union = set().union(*cells)
+    counts = union in [{str(k + first) for k in range(len(cells[0]))} for first in (0, 1)]
     names = len(union) < sum(map(len, cells)) and not any(map(_is_number, union))
-    for rows in images if names or len(union) == len(cells[0]) else ():
+    for rows in images if counts or names else ():
         for (line, cell), expected in zip(rows, cells[0], strict=True):
             if cell != expected:
                 what = (

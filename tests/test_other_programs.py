@@ -286,7 +286,7 @@ def test_a_column_that_tells_landmarks_apart_is_not_passed_over(header, cells, w
         read(tmp_path, regions, "a.csv")
 
 
-@pytest.mark.parametrize("column", [("7", "8", "9", "10"), ("0.1", "0.2", "0.2", "0.1000"), ("ann", "ann", "ben", "ann"), ("eye", "tail", "eye", "tail"), ("u", "v", "w", "z"), ("0", "255", "255", "0")])  # fmt: skip
+@pytest.mark.parametrize("column", [("7", "8", "9", "10"), ("0.1", "0.2", "0.2", "0.1000"), ("ann", "ann", "ben", "ann"), ("eye", "tail", "eye", "tail"), ("u", "v", "w", "z"), ("12-34", "5-6", "7-8", "12-34"), ("0", "255", "255", "0")])  # fmt: skip
 def test_columns_that_do_not_tell_landmarks_apart_are_passed_over(column, tmp_path):
     rows = zip(("a", "a", "b", "b"), column, range(4), strict=True)
     found = read(tmp_path, "image,about,x,y\n" + "".join(f"{i}.png,{c},{n},{n}\n" for i, c, n in rows), "a.csv")

@@ -117,26 +117,19 @@ def _in_order(path, names, entries, number_of, problems):
 def _refuse_another_order(path, column: str, images: list[list[tuple[int, str]]]):
     """Raises FormatError where a column, as (line, cell) of each image's rows, tells landmarks apart that change places.
 
-    It does where no image has a cell twice, and where they count the landmarks, or are no numbers and some stand in several.
+    It does where it has the same cells in each image, once: names, or numbers that count.
     """
-    cells = [[cell for _, cell in rows] for rows in images]
-    if len(cells[0]) < 2 or not all(len({*mine}) == len(mine) for mine in cells):
+    (first, *_) = cells = [[cell for _, cell in rows] for rows in images]
+    names = {*first}
+    if not all(sorted(mine) == sorted(names) for mine in cells) or cells.count(first) == len(cells):
         return
-    union = set().union(*cells)
-    counts = union in [{str(k + first) for k in range(len(cells[0]))} for first in (0, 1)]
-    names = len(union) < sum(map(len, cells)) and not any(map(_is_number, union))
-    for rows in images if counts or names else ():
-        for (line, cell), expected in zip(rows, cells[0], strict=True):
-            if cell != expected:
-                what = (
-                    f"{column} is {cell!r}, where the first image has {expected!r}: rows without a column landmark are"
-                )
-                raise FormatError(
-                    path,
-                    f"line {line}",
-                    f"{what} landmarks in their order",
-                    "name the column that tells which: landmark",
-                )
+    if any(map(_is_number, names)) and names not in [{str(k + at) for k in range(len(first))} for at in (0, 1)]:
+        return
+    line, cell, expected = next(
+        (line, cell, known) for rows in images for (line, cell), known in zip(rows, first, strict=True) if cell != known
+    )
+    what = f"{column} is {cell!r}, where the first image has {expected!r}: rows without a column landmark are landmarks"
+    raise FormatError(path, f"line {line}", f"{what} in their order", "name the column that tells which: landmark")
 
 
 def _is_number(cell: str) -> bool:

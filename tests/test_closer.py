@@ -127,6 +127,29 @@ def test_views_move_images_points_and_the_size_of_a_pixel_alike():
     assert 0 < whole.sum() < 7 and (sizes[~whole] < 6).all() and (np.asarray(task.plain(batch)["delta"]) < 6).all()
 
 
+def test_a_second_look_is_up_to_twice_as_close_as_most_and_shows_up_to_half_a_pixel_less():
+    """Of a specimen in one place, and of one that reaches beyond the frame, in frames four times as large as a look."""
+    mean = np.array([[0.0, 0.0], [10.0, 0.0], [4.0, 6.0]], np.float32)
+    tiny, huge = 100 + mean / 50, 100 + 80 * mean
+    points, visible = np.stack([tiny, huge]).astype(np.float32), np.ones((2, 3), bool)
+    lying = closer.laid(SIZE, ZOOM, mean=mean, spread=np.full(3, 0.02), mirror=False)
+    np.testing.assert_allclose(geometry.scale(lying.near(points, visible, frame=FRAME)), [0.5, 2 * ZOOM], rtol=1e-5)
+    upright = closer.around(SIZE, ZOOM).near(points, visible, frame=FRAME)
+    np.testing.assert_allclose(geometry.scale(upright), [0.5, ZOOM], rtol=1e-5)  # the whole is all there is
+
+
+def test_what_is_shown_whole_is_turned_about_the_middle_of_the_frame():
+    mean = np.array([[0.0, 0.0], [10.0, 0.0], [4.0, 6.0]], np.float32)
+    batch = batch_of(60, scatter=3)
+    batch["points"][:, 0] = FRAME[1] / 2, FRAME[0] / 2
+    keys = jax.vmap(jax.random.key)(np.arange(60))
+    seen = laid(task_of(), mean).augment(keys, batch)
+    whole = np.isclose(seen["delta"], 3.0 * ZOOM, rtol=1e-4)
+    assert 5 < whole.sum() < 30
+    middle = np.asarray(seen["points"])[whole, 0]
+    np.testing.assert_allclose(middle, np.tile([SIZE[1] / 2, SIZE[0] / 2], (len(middle), 1)), atol=1e-3)
+
+
 def test_training_shows_a_quarter_whole_each_sample_by_its_own_key():
     batch = batch_of(4)
     rows = np.arange(400) % 4

@@ -130,8 +130,8 @@ def test_subpixel_decoders_against_naive_ones(ours, naive, seed):
 
 @pytest.mark.parametrize(
     ("slope", "curvature", "expected"),
-    [(0.1, -0.2, 0.5), (1.0, -0.1, 0.0), (0.1, 0.2, 0.0)],
-    ids=["a peak half a pixel away", "a peak ten pixels away", "a valley"],
+    [(0.1, -0.2, 0.5), (0.2, -0.1, 0.0), (0.1, 0.2, 0.0)],
+    ids=["a peak half a pixel away", "a peak two pixels away", "a valley"],
 )
 def test_newtons_step_is_taken_to_a_peak_nearby_alone(slope, curvature, expected):
     """It is -slope / curvature in x and 0 in y."""
@@ -224,6 +224,7 @@ def test_spread_is_the_root_mean_square_distance():
         np.array([[30.0, 20.0]]), (40, 40), 1.0
     )
     np.testing.assert_allclose(decode.spread(two, points), [np.sqrt(100 + 2)], rtol=1e-3)
+    assert decode.spread(np.zeros((40, 40, 1)), points) == 0
 
 
 def test_an_unknown_decoder_lists_those_there_are():

@@ -139,11 +139,13 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def _check_numbers(settings, said):
     known = {".".join(path): value for path, value in _leaves(settings) if value is not None}
-    for key, (low, high) in LIMITS.items():
-        for value in np.ravel(known.get(key, low)):
+    for key, given in known.items():
+        limits = LIMITS.get(re.sub(r"^data\.sets\.[^.]+\.", "data.", key))
+        for value in np.ravel(given) if limits else ():
+            low, high = limits
             if not (isinstance(value, int | float | np.number) and low <= value <= high):
-                limits = f"at least {low}" if high == MANY else f"from {low} to {high}"
-                raise ValueError(f"{said(key)}={known[key]}: it is {limits}")
+                allowed = f"at least {low}" if high == MANY else f"from {low} to {high}"
+                raise ValueError(f"{said(key)}={given}: it is {allowed}")
     if settings.model.get("width") == 0 and options(settings, "model")["width"]:
         raise ValueError(f"{said('model.width')}=0: it is at least 1")
     size, key = tuple(settings.data.size), said("data.size")
@@ -215,13 +217,16 @@ def load(path: Path) -> ml_collections.ConfigDict:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such run; train it first, or name the workdir of one with --workdir")
+        raise FileNotFoundError(
+            f"{path}: no such file, which every run has; name the folder of one with --workdir, or train it first"
+        )
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
-        _ = config.split, config.train, config.data
+        _ = config.split, config.train
+        sections = ("split", "train", "data") if "part" in config.data else ("split", "train")
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: it is damaged ({error}); copy the run anew, or delete it") from None
-    for section in ("split", "train", "data") if "part" in config.data else ("split", "train"):
+    for section in sections:
         for key, value in base()[section].items():
             if key not in config[section]:
                 config[section][key] = value
@@ -332,7 +337,7 @@ def base() -> ml_collections.ConfigDict:
         "warmup": 0.1,  # share of the steps
         "weight_decay": 0.0,
         "clip": 0.0,  # bound of the gradient's norm; 0: none
-        "plateau": 0,  # epochs without a lower validation loss until the rate is multiplied by
+        "plateau": 0,  # epochs, but coarse ones, without a lower validation loss until the rate is multiplied by
         "plateau_factor": 0.2,
         "rates": (),  # (regular expression, factor) pairs: (("body/", 0.1),) trains the body at a tenth of the rate
     }
@@ -345,7 +350,7 @@ def base() -> ml_collections.ConfigDict:
         "ensemble": 1,  # networks of each fold, each with a seed and validation images of its own, that predict together
         "ema": 0.0,  # decay of the parameters' moving average, which is then validated and saved; 0: none
         "mixup": 0.0,  # alpha of the Beta distribution by which pairs of images are mixed; 0: they are not
-        "patience": 0,  # epochs without a lower validation loss until training stops; 0: never
+        "patience": 0,  # epochs, but coarse ones, without a lower validation loss until training stops; 0: never
         # What is shown equally often: each of several data.sets, each group, each image, or (object) images with objects
         # and, where they are most, without.
         "balance": "set",

@@ -253,7 +253,7 @@ def rows(found: Predictions) -> Iterator[list]:
 
 
 def write_tps(path: Path, parts: list[Predictions]) -> None:
-    """The predicted landmarks as tpsDig reads them, y up; names and IDs on a line without blanks about them, as TPS has.
+    """The predicted landmarks as tpsDig reads them, y up; names and IDs on one line, without blanks about them.
 
     IDs are those of the landmark file, and numbers from 0 where it has none.
     """

@@ -38,10 +38,8 @@ def per_epoch(start: float, stop: float, *, epochs: int, steps_per_epoch: int, a
     values = np.linspace(start, stop, epochs).astype(np.float32)
 
     def value(count):
-        whole, rest = jnp.divmod(
-            jnp.asarray(count, jnp.int32), steps_per_epoch
-        )  # whole * steps_per_epoch overflows late
-        epoch = whole * accumulate + rest * accumulate // steps_per_epoch
+        whole, rest = jnp.divmod(jnp.asarray(count, jnp.int32), steps_per_epoch)
+        epoch = whole * accumulate + rest * accumulate // steps_per_epoch  # count * accumulate might overflow
         return jnp.asarray(values)[jnp.minimum(epoch, epochs - 1)]
 
     return value
@@ -249,11 +247,9 @@ def build(
 
 
 def freeze(tx: optax.GradientTransformation, params, pattern: str) -> optax.GradientTransformation:
-    """`tx` for the parameters whose path ("body/block1/conv/kernel") the pattern does not match from its start.
+    """`tx` for the parameters whose path ("body/block1/conv/kernel") the pattern does not match; the others never change.
 
-    The others never change.
-
-    Normalisations by batches keep their parameters, and take their statistics from the new images.
+    It matches from the path's start. Normalisations by batches keep their parameters, and take their statistics from the new images.
 
     Raises:
       ValueError: none is frozen, or all are.

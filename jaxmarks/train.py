@@ -142,8 +142,8 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
                 f"[{name}] process {jax.process_index()} reads other data than process 0: let all see the same"
             )
         refuse(settings, dataset)
-        refuse_waiting(settings, dataset.samples)
         for member in runs.members(settings):
+            planned(settings, dataset.samples, member)
             folder = runs.folder_of(workdir, name, member)
             begun = checkpoint.note(folder / "last") or checkpoint.note(folder / "resume")
             refuse_others(begun, f"{name} fold {member}", dataset.samples)
@@ -211,9 +211,8 @@ class Training:
         self.settings, self.dataset, self.member = settings, dataset, member
         self.name, self.folder = f"{stage} fold {member}", runs.folder_of(workdir, stage, member)
         samples = dataset.samples
-        versions = augment.build(settings.augment, channels=settings.channels).versions
-        self.split = splits.of_member(settings, samples, member, versions)
-        shown = np.unique(self.split.train // versions)
+        versions, self.split, self.plan = planned(settings, samples, member)
+        plan, shown = self.plan, np.unique(self.split.train // versions)
         known = facts(dataset) | tasks.fitted(settings, samples, shown)
         network, self.task = tasks.build(settings, known, dataset.flip)
         self.data: dict = {"digest": samples.digest} | splits.saved(self.split, settings, samples, versions)
@@ -231,8 +230,6 @@ class Training:
             "before": earlier,
         }
 
-        strata = splits.strata(settings.train.balance, samples, shown)
-        self.plan = plan = plan_of(settings, self.split, strata, member, versions)
         if plan.batch > (asked := settings.train.batch_size):
             processes.tell(
                 f"[{self.name}] batches of {plan.batch}, not {asked}: as many on each of {plan.devices} devices"
@@ -317,7 +314,7 @@ class Training:
     @property
     def coarse(self) -> float:
         """How many epochs are coarse (`train.coarse`), the first ones."""
-        return self.settings.train.coarse * self.plan.epochs
+        return round(self.settings.train.coarse * self.plan.epochs, 9)  # 0.55 * 100 is a little more than 55
 
     def sizes(self, epoch: int, draw: np.random.Generator) -> np.ndarray:
         """Which of the tasks each batch of an epoch is for: one by chance, or after the coarse ones the last."""
@@ -327,7 +324,10 @@ class Training:
         return np.where(np.arange((epoch - 1) * count, epoch * count) < self.coarse * count, 0, 1)
 
     def judge(self, epoch: int) -> dict:
-        """Validates the network, tells the optimiser, and keeps the best: -> the validation's means by name."""
+        """Validates the network, tells the optimiser if the epoch was not coarse, and keeps the best.
+
+        Returns the validation's means by name.
+        """
         if not len(self.plan.valid):
             return {"valid/loss": None}
         variables = self.settle(self.here())
@@ -337,7 +337,7 @@ class Training:
             if self.progress.best_valid is None or loss < self.progress.best_valid:
                 self.progress.best_valid, self.progress.best_epoch = loss, epoch
                 self.best = jax.tree.map(jnp.copy, variables)
-            if epoch > self.coarse:  # the frame as it is can better what coarse ones cannot
+            if epoch > self.coarse:  # before, that it becomes no better says nothing
                 self.state = self.state.replace(opt_state=optim.observe(self.state.opt_state, loss))
         return found
 
@@ -437,21 +437,21 @@ def refuse(settings, dataset: Dataset) -> None:
         raise ValueError("--config.split.by=random divides photographs, whose objects belong together; set it to image")
 
 
-def refuse_waiting(settings, samples) -> None:
-    """Raises ValueError where the settings wait for a better validation, and a network has no images for one."""
-    waits = {"train.patience": settings.train.patience, "optimizer.plateau": settings.optimizer.get("plateau")}
-    if not any(waits.values()):
-        return
+def planned(settings, samples, member: runs.Member) -> tuple[int, splits.Split, Plan]:
+    """How many versions of a sample there are, and a network's split and plan; raises ValueError where none can be made."""
     versions = augment.build(settings.augment, channels=settings.channels).versions
-    if all(len(splits.of_member(settings, samples, member, versions).valid) for member in runs.members(settings)):
-        return
-    key, value = next((key, value) for key, value in waits.items() if value)
-    raise ValueError(f"--config.{key}={value} needs validation images: raise --config.split.valid")
+    split = splits.of_member(settings, samples, member, versions)
+    strata = splits.strata(settings.train.balance, samples, np.unique(split.train // versions))
+    return versions, split, plan_of(settings, split, strata, member, versions)
 
 
 def plan_of(settings, split: splits.Split, strata: np.ndarray, member: runs.Member, versions: int) -> Plan:
     """What a network of this split is shown, where `strata` (N,) are those of all samples."""
     options, draw = settings.train, np.random.default_rng((settings.seed, member.seed))
+    waits = {"train.patience": options.patience, "optimizer.plateau": settings.optimizer.get("plateau")}
+    for key, value in waits.items():
+        if value and not len(split.valid):
+            raise ValueError(f"--config.{key}={value} needs validation images: raise --config.split.valid")
     stratum, count = strata[split.train // versions], len(split.train)
     some = splits.epoch(split.train, stratum, draw)[:SETTLING]
     valid = split.valid

@@ -94,6 +94,7 @@ def test_variants_of_detectors_combine(detector, more):
         ({"data.size": (0, 128)}, "give height and width"),
         ({"data.size": (), "data.pixels": 0}, r"data\.pixels=0: it is at least 1024"),
         ({"data.count": 0}, r"data\.count=0: it is at least 1"),
+        ({"data.sets": {"a": {"count": 0}}}, r"data\.sets\.a\.count=0: it is at least 1"),
         ({"data": {"size": (), "images": ""}}, r"--config\.data\.size=\(\): give height and width"),
         (
             {"stages": ("one",), "stage": {"one": {"data": {"size": ()}}}},

@@ -1058,7 +1058,7 @@ def test_tiles_with_objects_crowd_training_not_validation():
     empty = np.array([1] * 7 + [0] + [1, 1, 1, 0])
     plan = train.plan_of(settings, split, empty, runs.Member(0), 1)
     np.testing.assert_array_equal(plan.valid, np.arange(8, 12))
-    shown = np.concatenate([splits.epoch(plan.train, plan.part, np.random.default_rng(n)) for n in range(200)])
+    shown = np.concatenate([splits.epoch(plan.train, plan.stratum, np.random.default_rng(n)) for n in range(200)])
     np.testing.assert_allclose((shown == 7).mean(), 0.5, atol=0.05)
     settings.train.balance = "group"
     assert len(train.plan_of(settings, split, empty, runs.Member(0), 1).valid) == 6

@@ -126,6 +126,8 @@ def test_a_training_does_not_wait_within_its_coarse_epochs(photographs, tmp_path
     [
         ({"train": {"coarse": 0.5}, "augment": {"name": "none"}}, "keeps the frame's size"),
         ({"train": {"patience": 3}}, "train.patience=3 needs validation images"),
+        ({"train": {"accumulate": 1000}}, "train.accumulate=1000"),
+        ({"train": {"balance": "specimen"}}, "train.balance=specimen"),
     ],
 )
 def test_what_a_later_stage_cannot_have_is_told_before_the_first_is_trained(second, message, photographs, tmp_path):

@@ -271,36 +271,40 @@ EYE_TAIL = "{a},{x},10,10\n{a},{y},50,40\n{b},{y},51,41\n{b},{x},11,11\n"
 
 
 @pytest.mark.parametrize(
-    ("header", "cells", "what"),
-    [
-        ("image,name,x,y", {"a": "a.png", "b": "b.png", "x": "eye", "y": "tail"}, "name is 'tail', where .* 'eye'"),
-        ("image,id,x,y", {"a": "a.png", "b": "b.png", "x": "1", "y": "2"}, "id is '2', where .* '1'"),
-    ],
+    ("header", "first", "second"),
+    [("image,name,x,y", "eye", "Tail"), ("image,id,x,y", "01", "2.0"), ("image,point,x,y", "3", "a")],
 )
-def test_a_column_that_tells_landmarks_apart_is_not_passed_over(header, cells, what, tmp_path):
-    """Of ImageJ that is what follows the image's name, too."""
-    with pytest.raises(FormatError, match=rf"a.csv: line 4: {what}.*landmarks in their order; name the column"):
-        read(tmp_path, header + "\n" + EYE_TAIL.format(**cells), "a.csv")
-    regions = "Label,X,Y\na.png:Point 1,10,10\na.png:Point 2,50,40\nb.png:Point 2,51,41\nb.png:Point 1,11,11\n"
-    with pytest.raises(FormatError, match="what follows the image's name is 'Point 2'"):
+def test_a_column_that_tells_landmarks_apart_is_not_passed_over(header, first, second, tmp_path):
+    """Nor where it has a slip in some image."""
+    rows = EYE_TAIL.format(a="a.png", b="b.png", x=first, y=second) + f"c.png,{first},1,2\nc.png,slip,3,4\n"
+    message = (
+        f"a.csv: line 4: {header.split(',')[1]} is '{second}' where .* '{first}', and rows are .* in their order; call"
+    )
+    with pytest.raises(FormatError, match=message):
+        read(tmp_path, f"{header}\n{rows}", "a.csv")
+
+
+def test_what_follows_an_images_name_is_not_passed_over(tmp_path):
+    regions = "Label,X,Y\na.png:Point 1,10,10\na.png:Point 2,50,40\nb.png:point 2,51,41\nb.png:Point 1,11,11\n"
+    with pytest.raises(FormatError, match=r"line 4: what follows the image's name is 'point 2' where .* 'Point 1'"):
         read(tmp_path, regions, "a.csv")
 
 
-@pytest.mark.parametrize("column", [("7", "8", "9", "10"), ("0.1", "0.2", "0.2", "0.1000"), ("ann", "ann", "ben", "ann"), ("eye", "tail", "eye", "tail"), ("u", "v", "w", "z"), ("12-34", "5-6", "7-8", "12-34"), ("0", "255", "255", "0")])  # fmt: skip
+@pytest.mark.parametrize("column", [("7", "8", "9", "10"), ("0.1", "0.2", "0.2", "0.1000"), ("ann", "ann", "ben", "ann"), ("eye", "tail", "Eye", "tail"), ("u", "v", "w", "z"), ("12-34", "5-6", "7-8", "12-34"), ("", "blurred", "blurred", "")])  # fmt: skip
 def test_columns_that_do_not_tell_landmarks_apart_are_passed_over(column, tmp_path):
     rows = zip(("a", "a", "b", "b"), column, range(4), strict=True)
     found = read(tmp_path, "image,about,x,y\n" + "".join(f"{i}.png,{c},{n},{n}\n" for i, c, n in rows), "a.csv")
     assert [a.points[:, 0].tolist() for a in found] == [[0, 1], [2, 3]]
 
 
-def test_a_column_point_is_that_of_the_landmark(tmp_path):
-    header, cells = "image,point,x,y\n", {"a": "a.png", "b": "b.png", "x": "eye", "y": "tail"}
-    found = read(tmp_path, header + EYE_TAIL.format(**cells), "a.csv")
-    assert [a.points[:, 0].tolist() for a in found] == [[10, 50], [11, 51]] and found[0].names == ("eye", "tail")
-
-
 def test_a_corner_beside_landmarks_is_none(tmp_path):
-    (found,) = read(tmp_path, "image,x,y,x1,y1,x2,y2\na.png,1,1,10,20,30,40\n", "a.csv")
+    for label in ("", ",label"):
+        (found,) = read(tmp_path, f"image,x,y,x1,y1,x2,y2{label}\na.png,1,1,10,20,30,40{label}\n", "a.csv")
+        assert found.points.tolist() == [[10, 20], [30, 40]]
+
+
+def test_a_second_pair_beside_x_and_y_of_several_rows_is_passed_over(tmp_path):
+    (found,) = read(tmp_path, "image,x,y,x1,y1\na.png,10,20,.1,.2\na.png,30,40,.3,.4\n", "a.csv")
     assert found.points.tolist() == [[10, 20], [30, 40]]
 
 

@@ -299,6 +299,15 @@ def test_names_cannot_break_the_page(tmp_path, about_of):
     assert text.count("</script>") == 1 and "<b>" not in text
 
 
+def test_the_page_says_whether_marks_stand_beside_the_networks(tmp_path, about_of):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    one = photograph("a.png")
+    beside = [one | {"found": np.ones_like(one["items"])}]
+    for each, unit, order in (([one], "", "least sure first"), (beside, "px", "farthest from the network")):
+        page = proofread.landmarks(tmp_path, tmp_path, each)
+        assert about_of(page)["unit"] == unit and order in page.read_text()
+
+
 def predictions(**changes):
     found = {
         "name": np.array(["a", "b", "c"]), "fold": np.zeros(3, int), "points": np.ones((3, 2, 2)),

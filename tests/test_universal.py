@@ -31,7 +31,9 @@ from jaxmarks import (
     steps,
     tps,
     train,
+    trained,
 )
+from jaxmarks import config as configs
 from jaxmarks.data import loading, splits
 from jaxmarks.data.samples import Annotation
 
@@ -375,6 +377,15 @@ def test_a_dataset_that_nothing_is_tested_of_needs_no_baseline(universal, tmp_pa
     assert found[:, dataset.columns[0]].any() and not found[:, dataset.columns[1]].any()
     predicted = landmarks.beside(samples.take(pronota), samples.source_points[pronota], np.ones((len(pronota), 18)), -1)
     assert list(evaluate.score_sets({"network": predicted}, [], dataset, tmp_path)) == ["pronotum"]
+
+
+def test_a_dataset_that_no_training_image_is_left_of_leaves_no_baseline(universal, tmp_path):
+    workdir, config, dataset, _ = universal
+    held = next(trained.folds(configs.stage(config, "train"), workdir, "train", dataset.samples))
+    heads = held.trained[dataset.samples.domain[held.trained] == 0]
+    for rest, baselines in ((held.trained, ["mean_shape"]), (heads, [])):
+        summary = evaluate.score([held._replace(trained=rest)], ("mean_shape",), dataset, tmp_path)
+        assert list(summary["baselines"]) == baselines
 
 
 def test_the_log_has_the_terms_of_each_dataset(universal):

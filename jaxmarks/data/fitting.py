@@ -55,7 +55,7 @@ def fill_in(spec) -> None:
     if "pose" in left:
         spec.pose = pose([annotation for annotation, _ in found])
     if "zoom" in left:
-        turned = spec.get("pose", ONCE["pose"]) != ONCE["pose"]
+        turned = spec.pose != ONCE["pose"]
         spec.zoom = zoom(found, tuple(spec.size), spec.fit, turned=turned)
 
 

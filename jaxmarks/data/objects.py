@@ -78,10 +78,9 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         except OSError as error:
             return str(error)
 
-    results = list(ahead(one, found, most=64))
     kept, parts, unsized, contents, scenes = [], [], [], [], []
     groups: dict[str, int] = {}
-    for (annotation, file), result in zip(found, results, strict=True):
+    for (annotation, file), result in zip(found, ahead(one, found, most=64), strict=True):
         if isinstance(result, str):
             problems.append(note(annotation, f"{result}: left out"))
             continue

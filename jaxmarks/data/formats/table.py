@@ -1,11 +1,13 @@
 """CSV: one row an image (image,x1,y1,x2,y2,...) or one row a landmark (image,landmark,x,y); pixels, y down.
 
-The header tells which. Without a column that tells the landmark (landmark, label, point) an image's rows are its landmarks in
-their order, as in ImageJ's results (Label,X,Y); another column that tells it otherwise is an error. Fields are separated by comma, semicolon
-or tab; with the latter two, decimals may be commas. Empty, NA and nan are missing. The columns group (or specimen), mm_per_px
-and id are read where they are there, others are not.
+The header tells which. Without a column that tells the landmark (landmark, or label beside image) an image's rows are its
+landmarks in their order, as in ImageJ's results (Label,X,Y); where most images have the same cells of another column in
+different orders that is an error. Fields are separated by comma, semicolon or tab; with the latter two, decimals may be
+commas. Empty, NA and nan are missing. The columns group (or specimen), mm_per_px and id are read where they are there,
+others are not.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -21,7 +23,7 @@ from jaxmarks.data.samples import Annotation, FormatError, problem
 # What else a column may be called, where it is not called so.
 SYNONYMS = {"image": ("filename", "file"), "group": ("specimen", "individual")}
 # In landmarks' tables; ImageJ's label is the image, another's the landmark.
-_SYNONYMS = SYNONYMS | {"image": (*SYNONYMS["image"], "label"), "landmark": ("label", "point")}
+_SYNONYMS = SYNONYMS | {"image": (*SYNONYMS["image"], "label"), "landmark": ("label",)}
 # What ImageJ writes after an image's name: the name of a region, or of a slice.
 REGION = re.compile(r"(\.\w{3,4}):(.*)$")
 BEHIND = "what follows the image's name"
@@ -44,8 +46,9 @@ def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation
     nameless = next((number for number, row in entries if not row["image"]), None)
     if nameless:
         raise FormatError(path, f"line {nameless}", "no image name", "write the photograph's file name")
+    once = len({row["image"] for _, row in entries}) == len(entries)
     layout = _wide
-    if {"x", "y"} <= set(names) and ("landmark" in names or "x1" not in names):
+    if {"x", "y"} <= set(names) and not ({"x1", "y1"} <= set(names) and once):  # else x and y are another point
         layout = _long if "landmark" in names else _in_order
     return layout(path, names, entries, functools.partial(_number, path, decimal_comma=decimal_comma), problems)
 
@@ -98,10 +101,10 @@ def _long(path, names, entries, number_of, problems):
 def _in_order(path, names, entries, number_of, problems):
     by_image: dict[str, list] = {}
     for number, row in entries:
-        image, region = REGION.sub(r"\1", row["image"]), REGION.search(row["image"])
+        region = REGION.search(row["image"])
+        image, behind = (row["image"][: region.end(1)], region[2]) if region else (row["image"], "")
         rows = by_image.setdefault(image, [])
-        told = {"image": image, "landmark": str(len(rows) + 1), BEHIND: region[2] if region else ""}
-        rows.append((number, row | told))
+        rows.append((number, row | {"image": image, "landmark": str(len(rows) + 1), BEHIND: behind}))
     (first, some), *others = by_image.items()
     for image, rows in others:
         if len(rows) != len(some):  # which of them is missing nobody knows
@@ -115,28 +118,23 @@ def _in_order(path, names, entries, number_of, problems):
 
 
 def _refuse_another_order(path, column: str, images: list[list[tuple[int, str]]]):
-    """Raises FormatError where a column, as (line, cell) of each image's rows, tells landmarks apart that change places.
+    """Raises FormatError where a column, as (line, cell) of each image's rows, seems to tell landmarks that change places.
 
-    It does where it has the same cells in each image, once: names, or numbers that count.
+    It does where most images have the same cells, each once, and one of them in another order than the first.
     """
-    (first, *_) = cells = [[cell for _, cell in rows] for rows in images]
-    names = {*first}
-    if not all(sorted(mine) == sorted(names) for mine in cells) or cells.count(first) == len(cells):
+    cells = [[cell.lower() for _, cell in rows] for rows in images]
+    ((names, having),) = collections.Counter(map(frozenset, cells)).most_common(1)
+    if 2 * having <= len(images) or len(names) < len(cells[0]) or names & texts.MISSING:
         return
-    if any(map(_is_number, names)) and names not in [{str(k + at) for k in range(len(first))} for at in (0, 1)]:
-        return
-    line, cell, expected = next(
-        (line, cell, known) for rows in images for (line, cell), known in zip(rows, first, strict=True) if cell != known
-    )
-    what = f"{column} is {cell!r}, where the first image has {expected!r}: rows without a column landmark are landmarks"
-    raise FormatError(path, f"line {line}", f"{what} in their order", "name the column that tells which: landmark")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell.replace(",", ".")))
-    except ValueError:
-        return False
+    alike = [(rows, mine) for rows, mine in zip(images, cells, strict=True) if names == {*mine}]
+    for rows, mine in alike:
+        for (line, cell), lower, (_, expected), first in zip(rows, mine, *alike[0], strict=True):
+            if lower != first:
+                what = (
+                    f"{column} is {cell!r} where other images have {expected!r}, and rows are landmarks in their order"
+                )
+                remedy = "call that column landmark if it tells which each is, or else delete it"
+                raise FormatError(path, f"line {line}", what, remedy)
 
 
 def _common(path, rows) -> dict[str, str]:

@@ -247,7 +247,7 @@ def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict
     default, *flat = [{key: value for key, value in each.items() if key not in idle} for each in (default, *flat)]
     newer = {key: value for key, value in default.items() if key in flat[0] or key in flat[1]}
     flat = [newer | each for each in flat]
-    compared = (set(flat[0]) | set(flat[1])) - {"data.side"}  # which the scale has followed
+    compared = (set(flat[0]) | set(flat[1])) - {"data.side", "data.pixels"}  # which scale and size have followed
     as_json = lambda value: json.dumps(value, default=list)
     value = lambda known, key: known.get(key, known.get(re.sub(r"^stage\.[^.]+\.", "", key)))
     return [

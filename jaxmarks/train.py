@@ -52,6 +52,8 @@ FOLLOWED = {
     "pose": "specimens are {} against each other: the network looks at each whole, and then once more, laid as all others"
     " are; --config.data.pose=upright looks at them as they lie",
 }
+# What else these keys follow, which has no effect where they are given.
+LEADS = {"size": "pixels", "scale": "side"}
 # What a key that is left open says where there is nothing to tell, and what it was before there was such a key.
 USUAL = {"scale": 1.0} | fitting.ONCE
 # After so many steps that are called one by one it is asked whether to stop, and whether a checkpoint is due.
@@ -178,12 +180,19 @@ def fill_in(config, workdir: Path) -> None:
     """Sets what `data` leaves open: as a run that has begun in the workdir has it, or as the photographs suggest.
 
     What is not usual is told.
+
+    Raises:
+      ValueError: a run that has begun there was led by another key of `LEADS`.
     """
     left = [key for key in ("size", *FOLLOWED) if config.data.get(key) in ((), 0, "")]
     if runs.begun(workdir):
         theirs = USUAL | runs.config_of(workdir).data.to_dict()
-        if "size" not in left and "pixels" in config.data:  # which has no effect beside a size
-            config.data.pixels = theirs.get("pixels", config.data.pixels)
+        for key, by in LEADS.items():
+            if key in left and theirs.get(by, config.data[by]) != config.data[by]:
+                raise ValueError(
+                    f"{workdir} holds a run of --config.data.{by}={theirs[by]}, not {config.data[by]}. Name another"
+                    " --workdir, or delete this one"
+                )
         config.data.update({key: tuple(theirs[key]) if key == "size" else theirs[key] for key in left if key in theirs})
     fitting.fill_in(config.data)
     for key in set(left) & set(FOLLOWED):

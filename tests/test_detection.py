@@ -1088,6 +1088,8 @@ def test_a_run_keeps_the_scale_that_follows_its_objects(tmp_path, capsys):
         train.train(config, tmp_path / "run")
         assert runs.config_of(tmp_path / "run").data.scale == config.data.scale == 0.33
         assert "photographs come in at 0.33 of their size" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"holds a run of --config.data.side=20.0, not 25.0. Name another"):
+        train.train(small(tmp_path, **{"data.scale": 0.0, "data.side": 25.0}), tmp_path / "run")
     for changes in ({"data.boxes": "", "data.images": ""}, {"data.fit": "pad"}):
         config = small(tmp_path, **{"data.scale": 0.0} | changes)
         fitting.fill_in(config.data)

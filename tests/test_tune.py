@@ -161,6 +161,7 @@ def test_an_interrupted_trial_is_taken_up_again_once(how, tmp_path, monkeypatch)
     assert [line["folder"] for line in lines] == ["0", "1", "3", "4"]
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # this worker asks by itself, and dies
 def test_the_trial_of_a_dead_worker_is_taken_up_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "HEARTBEAT", 1)
     search(tmp_path, Launcher(), "--trials=1")

@@ -249,7 +249,8 @@ def build(
 def freeze(tx: optax.GradientTransformation, params, pattern: str) -> optax.GradientTransformation:
     """`tx` for the parameters whose path ("body/block1/conv/kernel") the pattern does not match; the others never change.
 
-    It matches from the path's start. Normalisations by batches keep their parameters, and take their statistics from the new images.
+    It matches from the path's start. Normalisations by batches keep their parameters, and take their statistics from the
+    new images.
 
     Raises:
       ValueError: none is frozen, or all are.

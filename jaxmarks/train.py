@@ -145,10 +145,11 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
             )
         refuse(settings, dataset)
         for member in runs.members(settings):
-            planned(settings, dataset.samples, member)
             folder = runs.folder_of(workdir, name, member)
-            begun = checkpoint.note(folder / "last") or checkpoint.note(folder / "resume")
-            refuse_others(begun, f"{name} fold {member}", dataset.samples)
+            ended = checkpoint.note(folder / "last")
+            if not ended:  # a network that is trained may be reported where none could be
+                planned(settings, dataset.samples, member)
+            refuse_others(ended or checkpoint.note(folder / "resume"), f"{name} fold {member}", dataset.samples)
         if len(names) > 1:
             tasks.rehearse(settings, facts(dataset), dataset.flip)
         if name == names[-1]:

@@ -98,9 +98,8 @@ def all_on(workdir: Path, samples: Samples, *, set: str = "") -> Held:
 
 def called(samples: Samples, settings, set: str = "") -> Samples:
     """Samples by the names, and of the specimens, that the training of a run (of its dataset `set`) would give them."""
-    pattern = (
-        settings.data.get("group_by", "") if not settings.data.get("sets") else ""
-    )  # of several the loading has caught
+    # Of several datasets together the loading has caught them, with the dataset's name.
+    pattern = "" if settings.data.get("sets") else settings.data.get("group_by", "")
     caught = [(pattern and folder.caught_in(name, pattern)) or "" for name in samples.name.tolist()]
     within = lambda values: np.array([value and f"{set}/{value}" for value in values.tolist()]) if set else values
     specimens = np.where(np.array(caught) != "", caught, samples.specimen)

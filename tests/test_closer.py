@@ -127,7 +127,7 @@ def test_views_move_images_points_and_the_size_of_a_pixel_alike():
     assert 0 < whole.sum() < 7 and (sizes[~whole] < 6).all() and (np.asarray(task.plain(batch)["delta"]) < 6).all()
 
 
-def test_a_second_look_is_up_to_twice_as_close_as_most_and_shows_up_to_half_a_pixel_less():
+def test_a_second_look_has_a_nearest_and_a_farthest():
     """Of a specimen in one place, and of one that reaches beyond the frame, in frames four times as large as a look."""
     mean = np.array([[0.0, 0.0], [10.0, 0.0], [4.0, 6.0]], np.float32)
     tiny, huge = 100 + mean / 50, 100 + 80 * mean

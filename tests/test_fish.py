@@ -99,8 +99,8 @@ def test_landmarks_visible_nowhere_end_without_nan_and_are_named(hidden, photogr
 
 
 def test_training_stops_where_validation_does_not_get_better(photographs, tmp_path, capsys):
-    changes = {"train.epochs": 30, "train.patience": 3, "optimizer.learning_rate": 0.0, "split.run": (0,)}
-    changes["train.coarse"] = 0.0
+    changes = {"train.epochs": 30, "train.patience": 3, "train.coarse": 0.0, "split.run": (0,)}
+    changes["optimizer.learning_rate"] = 0.0
     run(small(photographs, tmp_path, slice(0, 0), **changes), tmp_path)
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     best = int(np.argmin([e["valid/loss"] for e in epochs])) + 1

@@ -31,3 +31,4 @@ def test_tensorboard_absent_says_which_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"jaxmarks\[tensorboard\]"):
         MetricsLog(tmp_path, "train", 0, after=0, tensorboard=True)
+    assert not list(tmp_path.iterdir())  # nothing has begun

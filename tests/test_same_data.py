@@ -189,6 +189,21 @@ def test_what_a_fold_is_warned_of_is_told_once(trained, tmp_path):
     note.write_text(before)
 
 
+def test_a_run_that_is_trained_needs_no_plan(trained, tmp_path, monkeypatch):
+    """The same command writes its report anew where it could not be trained: on fewer devices, say."""
+    folder, _ = trained
+    shutil.copytree(folder / "run", tmp_path / "run")
+
+    def none(*_):
+        raise ValueError("no such devices")
+
+    monkeypatch.setattr(train, "devices_of", none)
+    assert len(train.train(config_of(folder), tmp_path / "run")["train"].samples) == 8
+    shutil.rmtree(runs.folder_of(tmp_path / "run", "train", runs.Member(1)))
+    with pytest.raises(ValueError, match="no such devices"):
+        train.train(config_of(folder), tmp_path / "run")
+
+
 def test_photographs_that_replaced_others_leave_no_baseline(trained, tmp_path):
     folder, annotations = trained
     summary = evaluate.of_run(config_of(folder), folder / "run", rewritten(folder, annotations[8:]), out=tmp_path)
@@ -449,12 +464,11 @@ def test_images_that_are_scored_again_are_known_by_content_name_and_specimen():
     ):  # fmt: skip
         assert [each["image"] for each in caveats.of_images(called(samples, settings), [note], samples.name)] == images
     # In training a pattern goes before the file's own groups.
-    several = ml_collections.ConfigDict({"data": {"group_by": r"^([an])\.", "sets": {"one": {}}}})
-    assert (
-        called(samples, several).specimen.tolist() == samples.specimen.tolist()
-    )  # of the loading, with the set's name
     caught = called(samples, ml_collections.ConfigDict({"data": {"group_by": r"^([an])\."}}))
     assert caught.specimen.tolist() == ["", "a", "", "M2", "n", ""]
+    # Of several datasets together the loading has caught them, with the dataset's name.
+    several = ml_collections.ConfigDict({"data": {"group_by": r"^([an])\.", "sets": {"one": {}}}})
+    assert called(samples, several).specimen.tolist() == samples.specimen.tolist()
 
 
 def test_parts_are_known_by_content_first_and_training_counts_where_versions_are_in_both():

@@ -1,4 +1,5 @@
-"""What a config's `data` leaves open, as the photographs suggest it: the frame, and how a second look is taken."""
+"""What a config's `data` leaves open, as the photographs suggest it: the frame, how a second look is taken, and of objects the
+scale."""
 
 import contextlib
 import math
@@ -31,8 +32,8 @@ def fill_in(spec) -> None:
 
     The median photograph has `pixels` in the size, or a little more, but no more than it has itself, or than `FEW` if
     that is more. Photographs are those that have landmarks, of all `sets`; where none can be read the frame is 4:3. Of the
-    zoom see `zoom`, of the pose `pose`, of the scale `objects.fitting_scale`; where nothing is read or each
-    photograph is brought whole into the frame they are 1 and "upright".
+    zoom see `zoom`, of the pose `pose`, of the scale `objects.fitting_scale`; where nothing is read or each photograph is
+    brought whole into the frame they are 1 and "upright".
     """
     if "boxes" in spec:
         if not spec.scale:

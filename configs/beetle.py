@@ -1,17 +1,18 @@
-"""The beetle paper: landmarks of five parts by networks of convolutions, pooling and fully connected layers.
+"""The beetle paper: landmarks of five parts, regressed by convolutional networks with fully connected layers.
 
     python -m jaxmarks.main --config=configs/beetle.py[:variant,...] [--workdir=DIR] [--config.key=value]
 
 Variants, which combine:
-  (none)         pronota drawn by code, a twice smaller frame than the paper's, a modern optimiser: minutes on a laptop
-  smoke          everything once, in less than a minute; its numbers mean nothing
-  own            for photographs of one's own: five folds, so that every image is predicted by a network that never saw it
+  (none)         phantom pronota (drawn by code), half the paper's frame size, a modern optimiser: minutes on a laptop
+  smoke          runs everything once, in less than a minute; its numbers mean nothing
+  own            for your own photographs: five folds, so that each image is predicted by a network not trained on it
   part=NAME      left_mandible, right_mandible, pronotum, elytra or head (of the phantoms)
   network=N      the paper's network 1, 2 or 3 (default)
   pretrain       the paper's section 7: one network on pronotum, elytra and head together, 8 landmarks each
-  finetune       the same, and then a network of the part that starts from it
-  paper          the paper's protocol to the letter: network 3, 256x192, seven versions of every image, a random 60/40
-                 split of them, Nesterov momentum with both ramps, batch 128, 5,000 epochs, nine folds
+  finetune       the same, followed by fine-tuning that network on the part
+  paper          the paper's exact protocol: network 3, 256x192, seven versions of every image, randomly split 60/40
+                 into training and validation, Nesterov momentum with both ramps (learning rate, momentum), batch 128,
+                 5,000 epochs, nine folds
 """
 
 import ml_collections
@@ -22,7 +23,7 @@ PARTS = ("left_mandible", "right_mandible", "pronotum", "elytra", "head")
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
-    """The config of the variants in `text`, separated by commas."""
+    """Returns the config for the comma-separated variants in `text`."""
     chosen = configs.variants(
         text,
         flags=("smoke", "own", "pretrain", "finetune", "paper"),
@@ -47,7 +48,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 
 def base():
-    """About two minutes on two CPU cores."""
+    """Returns the default config, which trains in about two minutes on two CPU cores."""
     config = configs.base()
     config.split.folds, config.split.valid = 9, 0.1
     config.model = {"name": "beetle", "version": 3, "width": 0, "dropout": (0.0, 0.0, 0.0, 0.2), "standardise": True}
@@ -72,14 +73,14 @@ def base():
 
 
 def own(config):
-    """A few dozen photographs: all five folds, all remaining images trained on."""
+    """Adapts the config to a few dozen photographs: runs all five folds, without a validation split."""
     config.data.zoom, config.data.pose = 0.0, ""
     config.split.folds, config.split.run, config.split.valid = 5, (), 0.0
     config.train.batch_size = 16
 
 
 def smoke(config):
-    """Small enough that a minute is plenty."""
+    """Shrinks the config so that a run takes less than a minute."""
     config.data.size, config.data.count = (48, 64), 27
     config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
     config.model.width = 64
@@ -87,7 +88,7 @@ def smoke(config):
 
 
 def paper(config):
-    """Sections 3 and 4 of the paper, and for pretraining and fine-tuning its section 7 with the authors' code."""
+    """Applies sections 3 and 4 of the paper; to pretraining and fine-tuning, section 7 and the authors' code."""
     config.data.size, config.data.zoom, config.data.pose = (192, 256), 1.0, "upright"
     config.split.update({"by": "random", "folds": 9, "run": (), "valid": 0.4})
     config.augment = {"name": "paper_x7"}

@@ -3,22 +3,24 @@
     python -m jaxmarks.main --config=configs/fish.py[:variant,...] [--workdir=DIR] [--config.key=value]
 
 Variants, which combine:
-  (none)         pronota drawn by code, a small U-Net at half the frame's resolution: minutes on a laptop
-  smoke          everything once, in less than a minute; its numbers mean nothing
-  own            for photographs of one's own: five folds, so that every image is predicted by a network that never saw it,
-                 in a frame of their proportions, which heatmaps are trained on coarsely first
+  (none)         phantom pronota (drawn by code), a small U-Net at half the frame's resolution: minutes on a laptop
+  smoke          runs everything once, in less than a minute; its numbers mean nothing
+  own            for your own photographs: five folds, so that each image is predicted by a network not trained on it;
+                 a frame in the photographs' proportions, which heatmap networks first see at a lower resolution
   net=NAME       unet (default), fcn8, resnet50 or hrnet
-  target=NAME    gaussian (default), exponential, or direct: coordinates by a fully connected layer on the encoder
-  reduced        the paper's folds and heatmaps at a size for a laptop: small networks, 64x64, and 300 steps, in which
-                 mean squared error does not get off the ground (configs/ablations/fish_losses.py), but cross-entropy does
-  paper          the paper's protocol: networks at full width, 256x256x3, heatmaps of the input's size (sigma 5 or 3),
-                 mean squared error, argmax, RMSProp, rate x 0.2 after 200 epochs without progress, an end after 400,
-                 2,000 at most, five folds with the rest 3:1 in training and validation
-  imagenet       with net=resnet50: it begins with ImageNet's weights, as the paper's does, and not at random
+  target=NAME    gaussian (default), exponential, or direct: coordinates from a fully connected layer on the encoder
+  reduced        the paper's folds and heatmaps at laptop size: small networks, 64x64 frames, and 300 steps, in which
+                 cross-entropy (used here) starts to learn and mean squared error does not
+                 (configs/ablations/fish_losses.py)
+  paper          the paper's protocol: networks at full width, 256x256x3, heatmaps of the input's size (sigma 5 for
+                 Gaussian, 3 for exponential), mean squared error, argmax, RMSProp, learning rate x 0.2 after 200 epochs
+                 without progress, a stop after 400 such epochs or 2,000 in all, five folds with the remaining images
+                 split 3:1 into training and validation
+  imagenet       with paper,net=resnet50: starts from ImageNet weights, as the paper does, instead of random ones
 
-The paper's tables: 1, the mean model, is the baseline "mean shape" of every run; 2 is `paper,target=direct` with
-`net=unet` and `net=resnet50,imagenet`; 3 is configs/ablations/fish_sigma.py; 4 is configs/ablations/fish_table4.py; 5, the
-hit rates, are in every run's summary and report.
+The paper's tables: table 1, the mean model, is the baseline "mean shape" of every run; table 2 is `paper,target=direct`
+with `net=unet` and with `net=resnet50,imagenet`; table 3 is configs/ablations/fish_sigma.py; table 4 is
+configs/ablations/fish_table4.py; table 5, the hit rates, is in every run's summary and report.
 """
 
 import ml_collections
@@ -29,7 +31,7 @@ NETS = ("unet", "fcn8", "resnet50", "hrnet")
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
-    """The config of the variants in `text`, separated by commas."""
+    """Returns the config for the comma-separated variants in `text`."""
     chosen = configs.variants(
         text,
         flags=("smoke", "own", "reduced", "paper", "imagenet"),
@@ -57,9 +59,9 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 
 def own(config, target):
-    """A few dozen photographs: all five folds, all remaining images trained on, in a frame of their proportions.
+    """Adapts the config to a few dozen photographs: all five folds, no validation split, a frame in their proportions.
 
-    The frame and the coarse steps of heatmaps are those of docs/measurements.md, "The frame".
+    The frame and the coarse steps of the heatmap networks are those of docs/measurements.md, "The frame".
     """
     config.data.size, config.data.zoom, config.data.pose = (), 0.0, ""
     config.split.run, config.split.valid = (), 0.0
@@ -71,7 +73,7 @@ def own(config, target):
 
 
 def model(net, *, small, direct):
-    """The body: full width as in the paper, or small ones at half the frame's resolution where they can."""
+    """Returns the body's options: the paper's full width, or small and, if supported, at half the resolution."""
     options = {"name": net, "norm": "batch"}
     if net in ("unet", "hrnet"):
         options["stride"] = 2 if small else 1
@@ -87,7 +89,7 @@ def model(net, *, small, direct):
 
 
 def head(target):
-    """The head, with what has proved best on a few dozen images."""
+    """Returns the options of the head that did best on a few dozen images."""
     if target == "direct":
         return {"name": "direct", "loss": "smooth_l1", "interval": "unit"}
     return {
@@ -101,7 +103,7 @@ def head(target):
 
 
 def paper(config, target):
-    """Sections 4.3 to 4.5 of the paper."""
+    """Applies sections 4.3 to 4.5 of the paper."""
     protocol(config, target, frame=256)
     config.augment = {"name": "none"}
     config.optimizer = {"name": "rmsprop", "learning_rate": 1e-3, "plateau": 200, "plateau_factor": 0.2, "clip": 0.0}
@@ -112,17 +114,17 @@ def paper(config, target):
 
 
 def reduced(config, target):
-    """What of it two CPU cores can do in minutes."""
+    """Scales the paper's protocol down to what two CPU cores can train in minutes."""
     protocol(config, target, frame=64)
     if "stride" in config.model:
         config.model.stride = 1
-    config.data.source_size = (256, 256)  # of phantoms
+    config.data.source_size = (256, 256)  # of the phantoms' photographs
     config.train.steps = 300
     config.baselines = ("mean_shape",)
 
 
 def protocol(config, target, *, frame):
-    """The paper's folds, and its sigma (5 or 3) in proportion to a frame of `frame` x `frame` pixels."""
+    """Sets the paper's folds, and its sigma (5 or 3) in proportion to a frame of `frame` x `frame` pixels."""
     config.data.size, config.data.zoom, config.data.pose = (frame, frame), 1.0, "upright"
     config.split.run, config.split.valid, config.train.coarse = (), 0.25, 0.0
     if target != "direct":
@@ -130,7 +132,7 @@ def protocol(config, target, *, frame):
 
 
 def smoke(config):
-    """Small enough that a minute is plenty."""
+    """Shrinks the config so that a run takes less than a minute."""
     config.data.size, config.data.count = (64, 64), 24
     config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
     config.model.width = 8

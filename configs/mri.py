@@ -4,25 +4,27 @@
         --config.data.volume=T1w.nii.gz --config.data.landmarks=afids.fcsv        # trains and scores
     python -m jaxmarks.main --config=configs/mri.py --workdir=RUN --mode=predict --config.data.images=SCOUTS
 
-The second is the operator's one command. SCOUTS is a folder with three NIfTI or DICOM scouts, or with one such folder for
-each patient, or a NIfTI volume whose middle slices are the scouts. For each it writes `calibration.json` (the volume in
-patient coordinates, RAS, its uncertainty, and whether and why it is refused), `box.nii.gz` (the volume as a NIfTI header)
-and `scouts.png` (landmarks and volume drawn), and `summary.json` with what failed.
+The second command is the only one that an operator needs. SCOUTS is a folder with three NIfTI or DICOM scouts, or with
+one such folder per patient, or a NIfTI volume whose middle slices serve as scouts. For each patient it writes
+`calibration.json` (the volume in patient coordinates, RAS; its uncertainty; whether it is refused, and why),
+`box.nii.gz` (the volume as a NIfTI header) and `scouts.png` (landmarks and volume drawn), and a `summary.json` that
+lists failures.
 
-**One volume is the training set**: one T1-weighted head with its AFIDs, cut into scouts in random poses with other sizes
-of its sides, smooth deformations, contrasts, shading, noise and slice offsets. All variety is synthetic; nothing here has
-seen a second person, a tumour, or a scanner. The volume is the user's (NIfTI, and 3D Slicer's .fcsv or .mrk.json of its
-AFIDs); without one a head is drawn from ellipsoids, which shows that everything works and calibrates nobody.
+**One volume is the training set**: one T1-weighted head with its AFIDs, cut into scouts with random poses, proportions,
+smooth deformations, contrasts, shading, noise and slice offsets. All variation is synthetic: the network has never seen
+a second person, a tumour, or a scanner. The user supplies the volume (NIfTI, with its AFIDs as 3D Slicer's .fcsv or
+.mrk.json). Without one, a head is drawn from ellipsoids, which shows that everything works but calibrates nobody.
 
-Reached on the MNI template (ICBM 2009c) in 10 minutes on two cores, on 100 held-out triples drawn alike: centre 1.3 mm,
-angle 1.7 degrees, IoU 0.945 (medians), one refused. Most of the angle is pitch: the two commissures are 27 mm apart.
+Results on the MNI template (ICBM 2009c) after 10 minutes on two cores, on 100 held-out triples drawn in the same way:
+centre 1.3 mm, angle 1.7 degrees, IoU 0.945 (medians); one triple was refused. Most of the angle error is pitch, because
+the two commissures are only 27 mm apart.
 
-`--mode=evaluate --config.data.volume=OTHER --config.data.landmarks=OTHER.fcsv` scores a run on another head, in poses drawn
-alike; `volumes.csv` has each.
+`--mode=evaluate --config.data.volume=OTHER --config.data.landmarks=OTHER.fcsv` scores a run on another head, in poses
+drawn in the same way; `volumes.csv` lists each triple.
 
 Variants:
   (none)  minutes on a laptop
-  smoke   everything once on the drawn head, in about a minute; its numbers mean nothing
+  smoke   runs everything once on the drawn head, in about a minute; its numbers mean nothing
 """
 
 import ml_collections
@@ -31,20 +33,20 @@ from jaxmarks import config as configs
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
-    """The config of the variants in `text`, separated by commas."""
+    """Returns the config for the comma-separated variants in `text`."""
     chosen = configs.variants(text, flags=("smoke",))
     config = configs.base()
     config.data = {
         "volume": "",  # a T1-weighted NIfTI volume of a head, and
-        "landmarks": "",  # 3D Slicer's file of its AFIDs; the drawn head where these are empty
+        "landmarks": "",  # 3D Slicer's file of its AFIDs; with both empty, the drawn head
         "images": "",  # scouts, for --mode=predict
         "size": (128, 128),  # height and width of the network's frame
-        "spacing": 2.0,  # mm of a pixel of it
-        "fit": "pad",  # how `jaxmarks.predict.load` brings an image of another size into it
-        "count": 800,  # triples that are cut
-        "turn": 20.0,  # degrees by which the head is turned at most about each axis
-        "tilt": 8.0,  # degrees by which each slice is
-        "elastic": 1.0,  # mm, the deviation of the smooth deformation
+        "spacing": 2.0,  # mm per pixel of that frame
+        "fit": "pad",  # how `jaxmarks.predict.load` fits an image of another size into the frame
+        "count": 800,  # scout triples to cut
+        "turn": 20.0,  # largest rotation of the head about each axis, degrees
+        "tilt": 8.0,  # largest rotation of each slice about each axis, degrees
+        "elastic": 1.0,  # standard deviation of the smooth deformation, mm
         "seed": 0,
     }
     config.split.folds, config.split.valid = 8, 0.05

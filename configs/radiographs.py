@@ -3,18 +3,19 @@
     python -m jaxmarks.main --config=configs/radiographs.py[:variant,...] [--workdir=DIR] [--config.key=value]
 
 Variants, which combine:
-  (none)         pronota drawn by code, the U-Net, small: minutes on a laptop
-  smoke          everything once, in less than a minute; its numbers mean nothing
-  own            for radiographs of one's own: five folds, so that every image is predicted by a network that never saw it
+  (none)         phantom pronota (drawn by code), a small U-Net: minutes on a laptop
+  smoke          runs everything once, in less than a minute; its numbers mean nothing
+  own            for your own radiographs: five folds, so that each image is predicted by a network not trained on it
   network=NAME   hourglass, flat_net, unet (default), unet_pp or deeplab_v3
   encoder=NAME   of the last three: plain (default), or one of jaxmarks/models/encoders
-  thesis         the thesis's networks at full width in frames of 256x256, VGG19 as encoder, and the losses printed there:
-                 the hourglass by soft-argmax with the wing loss alone, Flat-net by mean absolute error of heatmaps behind
-                 tanh; of the others it says Gaussian heatmaps, and here it is mean squared error. No weight decay, an end
-                 after 50 epochs without progress
+  thesis         the thesis's networks at full width in frames of 256x256, VGG19 as encoder, and its losses as printed:
+                 for the hourglass, soft-argmax with the wing loss alone; for Flat-net, mean absolute error of heatmaps
+                 after a tanh. For the others the thesis only says Gaussian heatmaps; mean squared error is used here.
+                 No weight decay; training stops after 50 epochs without progress
 
-On a laptop all heatmaps are trained by cross-entropy, with which they get off the ground in a few hundred steps, and the
-soft-argmax has a divergence beside the wing loss that keeps its maps narrow. A fold of 80 cephalograms, by two annotators:
+On a laptop all heatmaps are trained with cross-entropy, which starts to learn within a few hundred steps, and the
+soft-argmax adds to the wing loss a divergence that keeps its maps narrow. One fold of 80 cephalograms with two
+annotators:
 
     python -m jaxmarks.main --config=configs/radiographs.py:own,network=unet_pp --workdir=runs/ceph
       --config.data.images=ceph/images --config.data.landmarks=ceph/annotator_a,ceph/annotator_b
@@ -30,7 +31,7 @@ WITHOUT_ENCODER = ("hourglass", "flat_net")
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
-    """The config of the variants in `text`, separated by commas."""
+    """Returns the config for the comma-separated variants in `text`."""
     chosen = configs.variants(text, flags=("smoke", "own", "thesis"), options={"network": NETWORKS, "encoder": ()})
     network, encoder = chosen.get("network", "unet"), chosen.get("encoder")
     if encoder and network in WITHOUT_ENCODER:
@@ -54,13 +55,13 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 
 def small(network, encoder):
-    """The body for a laptop, its maps at a quarter of the frame's resolution."""
+    """Returns the options of a laptop-sized body whose maps have a quarter of the frame's resolution."""
     options = {
         "hourglass": {"width": 8, "depth": 3, "dropout": 0.1},
         "flat_net": {"width": 8, "stride": 4},
         "unet": {"width": 32, "stride": 4},
         "unet_pp": {"width": 32, "stride": 4, "deep_supervision": True},
-        # The map at stride 8 of a frame of 256 has as many cells as the paper's at 16, of one of 513, and the same rates.
+        # At stride 8 a frame of 256 gives as many cells as the paper's 513 at stride 16, so the rates are the same.
         "deeplab_v3": {"width": 64, "source": 8, "rates": (6, 12, 18), "stride": 4},
     }[network]
     if network not in WITHOUT_ENCODER:
@@ -69,7 +70,7 @@ def small(network, encoder):
 
 
 def head(network):
-    """The head, with what has proved best on a few dozen images."""
+    """Returns the options of the head that did best on a few dozen images."""
     if network == "hourglass":
         return {"name": "softargmax", "loss": "wing", "divergence": 1.0, "sigma": 4.0}
     return {
@@ -84,7 +85,7 @@ def head(network):
 
 
 def thesis(config, network, encoder):
-    """Section 4.2 of the thesis, and where that is silent the networks' own papers."""
+    """Applies section 4.2 of the thesis and, where it is silent, the networks' own papers."""
     config.data.size, config.data.zoom, config.data.pose = (256, 256), 1.0, "upright"
     config.split.valid = 0.2
     config.optimizer = {"name": "adam", "learning_rate": 1e-4, "warmup": 0.0, "weight_decay": 0.0, "clip": 0.0}
@@ -104,7 +105,7 @@ def thesis(config, network, encoder):
 
 
 def smoke(config):
-    """Small enough that a minute is plenty."""
+    """Shrinks the config so that a run takes less than a minute."""
     config.data.size, config.data.count = (64, 64), 24
     config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
     config.model.width = 4

@@ -2,36 +2,36 @@
 
     python -m jaxmarks.main --config=configs/spines.py[:variant,...] [--workdir=DIR] [--config.key=value]
 
-F1 at IoU 0.4 on 166 photographs held out at random with 638 spines, from scratch on two cores (random; one seed):
-centre 0.984 in 6 minutes (0.979 when run again, 0.974 and 0.957 on other tenths), faster_rcnn 0.980 in 14, yolo 0.969 in
-30 (0.967 again), a blob detector 0.461.
+F1 at IoU 0.4 on 166 photographs with 638 spines, held out at random (variant `random`), trained from scratch on two
+cores with one seed: centre 0.984 in 6 minutes (0.979 when repeated, 0.974 and 0.957 on other tenths of the data),
+faster_rcnn 0.980 in 14, yolo 0.969 in 30 (0.967 when repeated), a blob detector 0.461.
 
 Variants, which combine:
-  (none)         spines drawn by code, the centre heatmap
+  (none)         drawn spines, the centre heatmap
   centre, yolo, faster_rcnn, sp_cnn   the detector
-  own            for photographs of one's own: --config.data.images=DIR --config.data.boxes=FILE
-  random         a tenth of the photographs for the test, at random (the spine paper's split), in place of whole groups,
-                 and light augmentation (the paper's but for its turns by 90 degrees)
-  paper          the spine paper's size, network and schedule of the detector, and its split: for a GPU
-  smoke          everything once; its numbers mean nothing
+  own            for your own photographs: --config.data.images=DIR --config.data.boxes=FILE
+  random         holds out a random tenth of the photographs for the test (the spine paper's split) instead of whole
+                 groups; light augmentation (the paper's without its rotations by 90 degrees)
+  paper          the spine paper's frame size, network and schedule for the detector, and its split: for a GPU
+  smoke          runs everything once; its numbers mean nothing
 """
 
 import ml_collections
 
 from jaxmarks import config as configs
 
-# Mirrored, and slightly brighter or darker: the paper's augmentation without its turns.
+# Mirroring, and slight changes of brightness and contrast: the paper's augmentation without rotations by 90 degrees.
 LIGHT = {
     "scale": 0.0, "aspect": 0.0, "translation": 0.0, "quarter_turns": False, "brightness": 0.05, "contrast": 0.1,
     "gamma": 0.0, "noise": 0.0,
 }  # fmt: skip
-# The paper's; of Faster R-CNN it says that images are mirrored alone.
+# The paper's augmentation; for Faster R-CNN the paper only mentions mirroring.
 PAPERS = LIGHT | {"quarter_turns": True, "channel": 0.0}
 MIRRORED = PAPERS | {"quarter_turns": False, "brightness": 0.0, "contrast": 0.0}
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
-    """The config of the variants in `text`, separated by commas."""
+    """Returns the config for the comma-separated variants in `text`."""
     chosen = configs.variants(text, flags=(*DETECTORS, "own", "random", "paper", "smoke"))
     detectors = [name for name in DETECTORS if name in chosen]
     if len(detectors) > 1:
@@ -40,15 +40,15 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config = configs.base()
     config.data = {
         "images": "",
-        "boxes": "",  # a CSV or COCO, or a folder of VOC, LabelMe or YOLO; drawn dendrites where both are empty
-        "keep": "",  # a folder for the images, from where they are streamed
-        "group_by": "",  # a regular expression whose first group is the scene, in place of the file's column `group`
+        "boxes": "",  # a CSV or COCO file, or a folder of VOC, LabelMe or YOLO; with both empty, drawn dendrites
+        "keep": "",  # a folder to which images are written, to be streamed from there
+        "group_by": "",  # a regular expression whose first group is the scene; replaces the file's column `group`
         "size": (160, 160),
         "fit": "tile",  # photographs at a fixed scale, large ones in tiles; or pad, stretch: each whole in one frame
-        "scale": 1.0,  # pixels of the frame for one of the photograph; 0: what `side` tells of one's own
-        "side": 20.0,  # of the typical object in the frame
-        "overlap": 32,  # of tiles, pixels of the frame
-        "classes": 1,  # of what is drawn
+        "scale": 1.0,  # frame pixels per photograph pixel; 0: for your own photographs, as `side` requires
+        "side": 20.0,  # of the typical object, in frame pixels
+        "overlap": 32,  # of tiles, in frame pixels
+        "classes": 1,  # of drawn objects
         "count": 300,
         "seed": 0,
     }
@@ -71,7 +71,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 
 def centre(config):
-    """A U-Net at a quarter of the resolution with a map of centres (Zhou et al. 2019)."""
+    """Sets up a U-Net that predicts a map of centres at a quarter of the resolution (Zhou et al. 2019)."""
     config.model = {"name": "unet", "width": 32, "depth": 3, "stride": 4, "norm": "batch"}
     config.head = {"name": "centre", "sigma": 3.0}
     config.optimizer.learning_rate = 2e-3
@@ -79,7 +79,7 @@ def centre(config):
 
 
 def yolo(config):
-    """YOLOv2-tiny with half the channels, on tiles enlarged twice, at three sizes."""
+    """Sets up YOLOv2-tiny with half the channels, on tiles enlarged twofold, trained at three frame sizes."""
     config.data.update({"size": (320, 320), "scale": 2.0, "side": 30.0, "overlap": 64})
     config.model = {"name": "yolo_tiny", "width": 8, "norm": "batch"}
     config.head = {"name": "yolo", "anchor_count": 3}
@@ -88,7 +88,7 @@ def yolo(config):
 
 
 def faster_rcnn(config):
-    """Both stages on a small U-Net's features at stride 4."""
+    """Sets up both stages, trained jointly, on a small U-Net's features at stride 4."""
     config.model = {"name": "unet", "width": 32, "depth": 3, "stride": 4, "norm": "batch"}
     config.head = {"name": "faster_rcnn", "phase": "joint"}
     config.optimizer.learning_rate = 1e-3
@@ -96,7 +96,7 @@ def faster_rcnn(config):
 
 
 def sp_cnn(config):
-    """Six convolutions to a map of centres, rewarded where the edges look like a spine."""
+    """Sets up six convolutions to a map of centres, which is rewarded where the edges look like a spine."""
     config.model = {"name": "sp_cnn", "width": 32, "kernel": 3, "stride": 2, "norm": "batch"}
     config.head = {"name": "shape_prior", "form": "bounded", "weight": 0.1, "shapes": "rings"}
     config.optimizer.learning_rate = 1e-3
@@ -104,9 +104,10 @@ def sp_cnn(config):
 
 
 def papers_yolo(config):
-    """416x416 and all channels; --config.weights=yolov2-tiny-voc.weights --config.channels=3 starts from Darknet's.
+    """Sets up YOLOv2-tiny at 416x416 with all channels.
 
-    The decay of the weights is Adam's own (adamw), not a part of the gradient.
+    --config.weights=yolov2-tiny-voc.weights --config.channels=3 starts from Darknet's weights. Weight decay is
+    decoupled from the gradient (AdamW).
     """
     config.data.update({"size": (416, 416), "scale": 1.0, "fit": "pad"})
     config.optimizer.update({"name": "adamw", "weight_decay": 5e-4, "schedule": "constant"})
@@ -115,13 +116,16 @@ def papers_yolo(config):
 
 
 def papers_faster_rcnn(config):
-    """Inception-v2 at 448x448 in four phases; the paper's rate is for a network trained on COCO, which is not at hand."""
+    """Sets up Inception-v2 at 448x448 in four phases.
+
+    The learning rate is the paper's, which is meant for a network pretrained on COCO; none is available here.
+    """
     config.data.update({"size": (448, 448), "fit": "pad"})
     config.model = {"name": "inception_v2", "width": 1.0, "stride": 16, "norm": "batch"}
     config.optimizer.update({"learning_rate": 2e-5, "schedule": "constant"})
     config.augment.update(MIRRORED)
     config.train.steps = 9000 // 4
-    # Body and proposals; the second stage on them; then the proposals and the second stage again, on the body as it is.
+    # Body and RPN; body and second stage, on the RPN's proposals; then RPN and second stage again, with a frozen body.
     phases = {
         "rpn": {"head": {"phase": "rpn"}},
         "detector": {"head": {"phase": "detector"}, "freeze": "head/rpn"},
@@ -132,13 +136,13 @@ def papers_faster_rcnn(config):
 
 
 def papers_sp_cnn(config):
-    """At full resolution, without normalisation, by the loss as printed: it comes to predict nothing."""
+    """Sets up full resolution, no normalisation, and the loss as printed, with which it learns to predict nothing."""
     config.model = {"name": "sp_cnn", "width": 64, "kernel": 5, "stride": 1, "norm": "none"}
     config.head = {"name": "shape_prior", "form": "printed"}
 
 
 def smoke(config):
-    """Small and short."""
+    """Shrinks the config to a small network and few steps."""
     config.data.count = 24
     config.split.folds, config.split.valid = 3, 0.2
     config.train.batch_size, config.train.steps = 8, 6
@@ -148,7 +152,7 @@ def smoke(config):
         config.data.size = config.train.sizes[-1:] * 2
 
 
-# Each detector on a laptop, and as in the paper, which has no centre heatmap.
+# The laptop's and the paper's settings of each detector; the paper has no centre heatmap, which keeps the laptop's.
 DETECTORS = {
     "centre": (centre, centre),
     "yolo": (yolo, papers_yolo),

@@ -3,31 +3,31 @@
     python -m jaxmarks.main --config=configs/universal.py[:variant,...] [--workdir=DIR] [--config.key=value]
 
 Variants, which combine:
-  (none)         three datasets drawn by code, pronota, elytra and heads: a small U-Net
-  smoke          everything once; its numbers mean nothing
-  own=A+B+...    datasets of one's own, called A, B and so on, each with its files; five folds, so that every image is
-                 predicted by a network that never saw it
+  (none)         three datasets of phantoms (drawn by code), pronota, elytra and heads: a small U-Net
+  smoke          runs everything once; its numbers mean nothing
+  own=A+B+...    your own datasets, named A, B and so on, each with its files; five folds, so that each image is
+                 predicted by a network not trained on it
 
     python -m jaxmarks.main --config=configs/universal.py:own=ceph+chest --workdir=runs/universal
       --config.data.sets.ceph.images=ceph/images --config.data.sets.ceph.landmarks=ceph/annotator_a,ceph/annotator_b
       --config.data.sets.chest.images=chest/images --config.data.sets.chest.landmarks=chest/landmarks.csv
     python -m jaxmarks.main --mode=predict --workdir=runs/universal --set=chest --config.data.images=NEW_PHOTOS
 
-A dataset may change every key of `data` but the frame's size. Every dataset is in every fold, and the batches show each
-equally often (`--config.train.balance=image`: every image). Any other config becomes universal by its `data.sets`: the
-head is built once for each.
+A dataset may override every key of `data` except `sets`, `size`, `pixels`, `zoom`, `pose` and `keep`. Every fold has
+images of every dataset, and batches show each dataset equally often (`--config.train.balance=image`: each image equally
+often). Any other config becomes universal when it is given `data.sets`: its head is then built once per dataset.
 """
 
 import ml_collections
 
 from jaxmarks import config as configs
 
-# What a dataset of one's own names: its photographs and landmarks, specimens, and the order after a mirror.
+# Keys of each dataset of your own, among them its files, the regular expression for specimens and the mirrored order.
 OWN = {"images": "", "landmarks": "", "curves": 0, "group_by": "", "fit": "pad", "flip": ()}
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
-    """The config of the variants in `text`, separated by commas."""
+    """Returns the config for the comma-separated variants in `text`."""
     chosen = configs.variants(text, flags=("smoke",), options={"own": ()})
     config = configs.base()
     config.model = {"name": "unet", "norm": "batch", "width": 16, "stride": 2}
@@ -53,7 +53,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 
 def smoke(config):
-    """Small enough that a minute is plenty."""
+    """Shrinks the config so that a run takes less than a minute."""
     config.data.size, config.data.count = (64, 64), 12
     config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
     config.model.width = 8

@@ -1,27 +1,27 @@
-"""A grid of experiments in one command: every cell trained for every seed, and a table that is rewritten after each.
+"""Trains a grid of experiments, every cell for every seed, and rewrites a table after each run.
 
     python launch/ablate.py --grid=configs/ablations/NAME.py[:variant] [--workdir=DIR] [--seeds=0,1,2] [--jobs=N]
         [--share=I/N] [--config.data.images=PHOTOS --config.data.landmarks=FILE] [--config.key=value ...]
 
-A grid file has `get_grid(text="")`, whose `text` is what stands after the colon. It returns a dict:
+A grid file defines `get_grid(text="")`, where `text` is what follows the colon. It returns a dict:
 
-  config     the config of all cells with its variants, as "configs/fish.py:own"
-  cells      a list of dicts: "row" and "column", the labels; "config", variants that this cell adds; "overrides",
+  config     the config of all cells with its variants, e.g. "configs/fish.py:own"
+  cells      a list of dicts: "row" and "column", the labels; "config", variants that this cell adds; "overrides", e.g.
              {"train.steps": 300}, where a dict replaces a section: {"optimizer": {"name": "nesterov", ...}}; "after",
-             the "row / column" of a cell before this one: each run starts from that cell's network of the same seed.
+             the "row / column" of an earlier cell: each run starts from that cell's network of the same seed.
              `jaxmarks.config.product` makes such a list from axes.
   overrides  of all cells; optional, as are
   seeds      (0,), the values of `config.seed`
-  metrics    ("mean_distance_px",), keys of `summary.json`; the numbers in a dict there as "success_rates.10"
+  metrics    ("mean_distance_px",), keys of `summary.json`, those of a dict in it with a dot: "success_rates.10"
 
-Overrides of a cell go before those of all cells, and `--config.key=value` of the command line before both. All runs
-are checked before the first is trained. Each is `python -m jaxmarks.main` with the workdir DIR/<row>--<column>/<seed>
-and what it says in `log.txt` there. One that fails is listed as failed, those that start from it are not trained, and
-the others go on; the exit status is then 1. What is complete is not run again: after a kill, give the same command.
-With `--share` the command trains the I-th of N parts alone, I from 0, for tasks of a cluster (`launch/slurm_array.sh`)
-that share DIR.
+A cell's overrides take precedence over those of all cells, and `--config.key=value` on the command line over both. All
+runs are checked before the first is trained. Each is a run of `python -m jaxmarks.main` with the workdir
+DIR/<row>--<column>/<seed> and its output in `log.txt` there. If a run fails, it is listed as failed, the runs that
+start from it are not trained, the others go on, and the exit status is 1. Completed runs are not repeated: after a
+kill, give the same command. With `--share` the command trains only the I-th of N parts, I from 0, for the tasks of a
+cluster (`launch/slurm_array.sh`) that share DIR.
 
-Writes `table.csv` (a line for each run), `table.md` and `table.html` to DIR.
+Writes `table.csv` (a line per run), `table.md` and `table.html` to DIR.
 """
 
 import argparse
@@ -68,9 +68,9 @@ DASH = "\N{EN DASH}"
 
 
 class Run(NamedTuple):
-    """One cell with one seed: its labels, the arguments of jaxmarks.main, its folder, and the config they make.
+    """One cell with one seed: its labels, the arguments of jaxmarks.main, its folder, and its resolved config.
 
-    `after` is the folder of the run whose network it starts from, if that is of this grid.
+    `after` is the folder of the run whose network this one starts from, if that run is in this grid.
     """
 
     row: str
@@ -83,7 +83,7 @@ class Run(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What a table shows of a cell: the text, and whether it is the best of its column."""
+    """A cell as a table shows it: its text, and whether it is the best of its column."""
 
     text: str
     best: bool = False
@@ -92,7 +92,7 @@ class Entry(NamedTuple):
 def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int:
     """Runs the grid that the command line names; returns the number of failed runs.
 
-    `launch` (arguments, log, environment) -> exit status and `device` () -> str stand in for the real ones in tests.
+    `launch(arguments, log, environment)` returns an exit status, `device()` a name; tests replace both.
     """
     ending = threading.Event()
     launch, device = launch or functools.partial(start, stop=ending.is_set), device or hardware
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
         "metrics": grid["metrics"],
     }
     environment = dict(os.environ)
-    if options.jobs > 1:  # each process would take three quarters of a GPU's memory
+    if options.jobs > 1:  # by default each process takes three quarters of a GPU's memory
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / options.jobs:.3f}")
     others = [run for run in runs if run not in mine]
 
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
     with ThreadPoolExecutor(options.jobs) as pool:
         futures: dict = {}
         for run in todo:
-            source = futures.get(run.after)  # submitted before this one, so begun before it
+            source = futures.get(run.after)  # submitted, and so started, before this run
             futures[run.folder] = pool.submit(train, run, grid["metrics"], launch, environment, source)
         waiting = {futures[run.folder]: run for run in todo}
         try:
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
 
 
 def parse(arguments):
-    """The options, and the overrides {"train.steps": "300"} of `--config.train.steps=300`."""
+    """Returns the options, and the overrides of `--config.train.steps=300` as {"train.steps": "300"}."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -169,7 +169,7 @@ def parse(arguments):
 
 
 def load_grid(text: str) -> dict:
-    """The grid of FILE.py[:variant] with what is optional filled in, and its docstring's first line as the title."""
+    """Returns the grid of FILE.py[:variant] with defaults filled in; its title is the docstring's first line."""
     found, title = load(text, "get_grid")
     grid = {"overrides": {}, "seeds": (0,), "metrics": ("mean_distance_px",)} | found
     known("key of a grid", grid, GRID_KEYS)
@@ -187,11 +187,11 @@ def load_grid(text: str) -> dict:
 
 
 def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run]:
-    """The runs of all cells and seeds, each checked against its config.
+    """Returns the runs of all cells and seeds, with their configs checked.
 
     Raises:
-      ValueError: a key or value that the config does not take, a seed among the overrides, two cells of one name, or an
-        "after" that names no cell before it.
+      ValueError: the config lacks a key or does not accept a value, a seed is among the overrides, two runs share a
+        folder, or an "after" names no earlier cell.
     """
     runs: list[Run] = []
     for cell in grid["cells"]:
@@ -220,7 +220,7 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
                 arguments = [f"--config={config}", *options, f"--workdir={folder}"]
                 runs.append(Run(row, column, seed, arguments, folder, settings, sources.get(seed)))
         except (flags.Error, ValueError, OSError) as error:
-            # A config's own error comes inside a traceback, as its last line.
+            # An error raised in a config file arrives as a traceback, whose last line is the message.
             raise ValueError(f"{label}: {str(error).strip().splitlines()[-1]}") from error
     for folder, count in collections.Counter(run.folder for run in runs).items():
         if count > 1:
@@ -229,12 +229,12 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
 
 
 def name(run: Run) -> str:
-    """The labels of a run's cell."""
+    """Returns the labels of a run's cell."""
     return " / ".join(filter(None, [run.row, run.column]))
 
 
 def shared(runs: list[Run], part: int, parts: int) -> list[Run]:
-    """The runs of a part; those that start from one another are of one."""
+    """Returns the runs of one part; runs that start from one another are in the same part."""
     family: dict[Path, int] = {}
     for run in runs:
         family[run.folder] = family[run.after] if run.after else len(set(family.values()))
@@ -242,23 +242,23 @@ def shared(runs: list[Run], part: int, parts: int) -> list[Run]:
 
 
 def finished(runs: list[Run], metrics) -> dict[Path, dict]:
-    """The summaries of those runs that are complete, by their folders."""
+    """Returns the summaries of the complete runs, by folder."""
     return {run.folder: summary for run in runs if (summary := complete(run, metrics))}
 
 
 def complete(run: Run, metrics) -> dict | None:
-    """The summary of a run that is complete and of this config, or None."""
+    """Returns a run's summary, or None if it is missing, lacks a metric, or belongs to another config."""
     try:
         summary = tables.read_summary(run.folder / "summary.json")
         same = not configs.differences(configs.load(run.folder / "config.json"), run.config)
-    except (OSError, ValueError):  # not there, or cut short by a kill
+    except (OSError, ValueError):  # missing, or truncated by a kill
         return None
     whole = all(value(summary, metric, None) is not None for metric in metrics)
     return summary if same and whole else None
 
 
 def train(run: Run, metrics, launch, environment, source: Future | None = None) -> dict | str:
-    """Trains a run once its source is done; its summary, or where it failed the last lines that it said."""
+    """Trains a run once its source has ended; returns its summary or, if it fails, the last lines of its log."""
     if source and isinstance(source.result(), str):
         return f"not trained: the run that it starts from failed ({run.after})"
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -276,21 +276,21 @@ def train(run: Run, metrics, launch, environment, source: Future | None = None) 
 
 
 def value(summary: dict, metric: str, default: float | None = math.nan) -> Any:
-    """The number of a summary that a metric names, `default` where there is none."""
+    """Returns the number of a summary that a metric names, or `default` if there is none."""
     key, _, rest = metric.partition(".")
-    if metric not in summary and isinstance(summary.get(key), dict):  # the rest may be a number: sdr_mm.2.5
+    if metric not in summary and isinstance(summary.get(key), dict):  # the inner key may have a dot, too: sdr_mm.2.5
         return value(summary[key], rest, default)
     found = summary.get(metric)
     return found if isinstance(found, int | float) else default
 
 
 def shown(summary: dict, metric: str) -> str:
-    """The metric in words, for the screen."""
+    """Formats the metric and the run's duration for the terminal."""
     return f"{heading(metric)} {number(value(summary, metric), metric)} ({summary.get('seconds') or 0:.0f} s)"
 
 
 def heading(metric: str) -> str:
-    """mean_distance_px -> mean distance (px); success_rates.10 -> share of landmarks within 10 px."""
+    """Formats mean_distance_px as mean distance (px), success_rates.10 as share of landmarks within 10 px."""
     if metric.startswith("success_rates."):
         return f"share of landmarks within {metric.removeprefix('success_rates.')} px"
     if metric.startswith("hit_rates."):
@@ -302,12 +302,12 @@ def heading(metric: str) -> str:
 
 
 def number(x: float, metric: str) -> str:
-    """Two decimals of a distance, four of anything else; a dash for NaN."""
+    """Formats a metric in px with two decimals, any other with four, and NaN as a dash."""
     return DASH if math.isnan(x) else f"{x:.{2 if metric.endswith('_px') else 4}f}"
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether the best of a column is the greatest."""
+    """Whether a higher value of the metric is better."""
     good = {
         "r2", "explained_variance", "pearson", "success_rates", "hit_rates", "sdr_mm", "pck", "oks", "map_oks",
         "f1", "f1_golden", "map50", "ap50", "precision", "recall", "median_iou", "worst_5_percent_iou", "within_told",
@@ -316,15 +316,15 @@ def higher_is_better(metric: str) -> bool:
 
 
 def over_folds(metric: str) -> str:
-    """The key of a summary that holds the metric's deviation over folds, where it has one."""
+    """Returns the summary's key for the metric's standard deviation over folds; not every metric has one."""
     return "std_over_folds_px" if metric == "mean_distance_px" else f"std_over_folds_{metric}"
 
 
 def statistics(summaries: list[dict], metric: str, *, seeds: int = 1) -> tuple[float, float]:
-    """Mean and deviation of a cell: over its seeds where there are to be several, else over the folds of its one run.
+    """Returns a cell's mean and standard deviation: over its seeds if the grid has several, else over its run's folds.
 
-    Deviations are those of the population, `np.std`. NaN where there is none: no run, one run of one fold or of several
-    seeds, or one run and a metric that a summary does not have for each fold.
+    Deviations are population ones, as `np.std`. Without any run both numbers are NaN. The deviation is NaN if only one
+    of several seeds is complete, or if the single run has one fold or a metric without values per fold.
     """
     values = [value(summary, metric) for summary in summaries]
     if len(values) > 1:
@@ -335,12 +335,12 @@ def statistics(summaries: list[dict], metric: str, *, seeds: int = 1) -> tuple[f
 
 
 def with_deviation(mean: float, deviation: float, metric: str) -> str:
-    """2.55 ± 0.10, or 2.55 where there is no deviation."""
+    """Formats 2.55 ± 0.10, or 2.55 if the deviation is NaN."""
     return number(mean, metric) + ("" if math.isnan(deviation) else f" ± {number(deviation, metric)}")
 
 
 def network_entry(given: list[dict | str | None], metric: str, best: float | None) -> Entry:
-    """What a table shows of a cell: its runs' results are a summary, a text where one failed, None before it is run."""
+    """Returns a cell's entry; each run's result is a summary, the error text of a failure, or None if not yet run."""
     summaries = [result for result in given if isinstance(result, dict)]
     mean, deviation = statistics(summaries, metric, seeds=len(given))
     count = lambda n, what: f"{n} of {len(given)} seeds {what}" if len(given) > 1 else what
@@ -352,7 +352,7 @@ def network_entry(given: list[dict | str | None], metric: str, best: float | Non
 
 
 def baseline_entry(summaries: list[dict], metric: str) -> Entry:
-    """A baseline's number; from the least to the greatest where a column's runs are scored on different images."""
+    """Returns a baseline's entry: its number, or lowest to highest if the runs are scored on different images."""
     found = sorted({statistics([s], metric) for s in summaries if not math.isnan(value(s, metric))})
     texts = dict.fromkeys(with_deviation(*one, metric) for one in found)
     if len(texts) > 1:
@@ -361,7 +361,7 @@ def baseline_entry(summaries: list[dict], metric: str) -> Entry:
 
 
 def layout(runs: list[Run], results: dict, metric: str) -> list[tuple[str, dict[str, Entry]]]:
-    """The table of a metric: (row, {column: entry}), the rows of the grid and then those of the baselines."""
+    """Returns a metric's table, (row, {column: entry}): the rows of the grid, then those of the baselines."""
     cells: dict[tuple[str, str], list] = collections.defaultdict(list)
     for run in runs:
         cells[run.row, run.column].append(results.get(run.folder))
@@ -382,7 +382,7 @@ def layout(runs: list[Run], results: dict, metric: str) -> list[tuple[str, dict[
 
 
 def caption(runs: list[Run], results: dict, metric: str) -> str:
-    """What a table shows, and over what its deviations are."""
+    """Describes what a table shows, and over what its deviations are taken."""
     seeds = len({run.seed for run in runs})
     done = [r for r in results.values() if isinstance(r, dict)]
     folds = sorted({len(r.get("folds", [])) for r in done if value(r, over_folds(metric), None) is not None})
@@ -399,7 +399,7 @@ def caption(runs: list[Run], results: dict, metric: str) -> str:
 
 
 def data(runs: list[Run], results: dict) -> str:
-    """On what the cells were scored: images and landmarks, for each column (or row, without columns) where they differ."""
+    """Describes the images and landmarks that cells are scored on, per column (or row) where they differ."""
     found: dict = {}
     for run in runs:
         summary = results.get(run.folder)
@@ -414,7 +414,7 @@ def data(runs: list[Run], results: dict) -> str:
 
 
 def records(runs: list[Run], results: dict, metrics) -> list[dict]:
-    """A row for each run: the lines of `table.csv`."""
+    """Returns a row for each run: the lines of `table.csv`."""
     numbers = dict.fromkeys(["mean_distance_px", "std_over_folds_px", "median_px", "p95_px", *metrics])
     summaries = [r for r in results.values() if isinstance(r, dict)]
     methods = dict.fromkeys(method for summary in summaries for method in summary["baselines"])
@@ -434,13 +434,13 @@ def records(runs: list[Run], results: dict, metrics) -> list[dict]:
 
 
 def epochs(run: Run, summary: dict) -> int | None:
-    """How many epochs the longest training of a run's last stage took, or None where its log does not say."""
+    """Returns the largest number of epochs among the networks of a run's last stage; None if the log has none."""
     log = tables.read_metrics(run.folder / "metrics.jsonl")
     return max((m["epoch"] for m in log if m["stage"] == summary.get("stage")), default=None)
 
 
 def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
-    """Writes `table.csv`, `table.md` and `table.html` of what is known by now."""
+    """Writes `table.csv`, `table.md` and `table.html` from the results so far."""
     workdir.mkdir(parents=True, exist_ok=True)
     lines = records(runs, results, about["metrics"])
     atomic.write_records(workdir / "table.csv", lines)
@@ -471,14 +471,14 @@ def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
 
 
 def duration(seconds: float) -> str:
-    """45 s, 12 min, 3.4 h."""
+    """Formats seconds as 45 s, 12 min or 3.4 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def markdown(page: dict) -> str:
-    """The page for a README."""
+    """Formats the page as Markdown."""
     parts = [f"# {page['title']}\n"]
     for text, title, rows in page["grids"]:
         bold = lambda entry: f"**{entry.text}**" if entry.best else entry.text

@@ -1,25 +1,27 @@
-"""Benchmarks: how long jaxmarks takes for what it does, beside PyTorch and Keras, as a table, JSON and figures.
+"""Measures the speed of jaxmarks beside PyTorch and Keras; writes tables, JSON and figures.
 
-    python launch/bench.py --out=runs/bench [--parts=steps,folds,start,load,accuracy,device,growth] [--only=network3,unet31]
-        [--peers=torch,torch_compile,keras] [--repeats=5] [--batch=N] [--keras-python=PATH] [--run=RUN] [--augment] [--quick]
+    python launch/bench.py --out=runs/bench [--parts=steps,folds,start,load,accuracy,device,growth]
+        [--only=network3,unet31] [--peers=torch,torch_compile,keras] [--repeats=5] [--batch=N] [--keras-python=PATH]
+        [--run=RUN] [--augment] [--quick]
 
   steps     a training step and a prediction of each network of NETWORKS, ours and the peers' (launch/peers.py)
   folds     a training step of the networks of two folds, one after another and at once by vmap
-  start     from the command to the end of the first training step, with empty caches and again; imports
-  load      photographs of 3264x2448 brought into the network's frame, beside a plain loop of Pillow
-  accuracy  seconds until the default run is within 3 px on validation images; trains it, or reads --run
-  device    images/s of training (--batch at a time) and of prediction (1 and 32), in float32, tf32 and bfloat16, and what
-            shares they are of a measured matmul's FLOP/s and of those that the maker of the device names
-  growth    how a training step grows with the batch, pixels, landmarks and devices; a figure for each
+  start     time from the command to the end of the first training step, with empty and with filled caches; imports
+  load      reading photographs of 3264x2448 into the network's frame, beside plain Pillow in a loop and in threads
+  accuracy  seconds until the default run is within 3 px on validation images; trains that run, or reads --run
+  device    images/s of training (--batch at a time) and of prediction (1 and 32) in float32, tf32 and bfloat16, and
+            their share of a measured matmul's FLOP/s and of the peak FLOP/s that the device's maker specifies
+  growth    how the time of a training step grows with the batch, pixels, landmarks and devices; a figure for each
 
-Every side has a process of its own, and they take turns: A, B, A, B. Given are medians of --repeats turns, least and most.
-Ours is what a run does (`steps.runner`, the config's network, head and optimiser), with the batch on the device and,
-without --augment, no augmentation, which the peers have not. "cpu" is the time of all cores together, which other work on
-a shared machine disturbs less. A prediction of ours decodes, the peers' do not. Where a
-peer's library is missing it says so and the others go on; --keras-python names a Python that has Keras and TensorFlow.
+Every side runs in its own process, and the sides take turns: A, B, A, B. Reported are median, minimum and maximum of
+--repeats turns. Our side does what a run does (`steps.runner` with the config's network, head and optimiser), with the
+batch already on the device and, without --augment, no augmentation, which the peers lack. "cpu" is the CPU time of all
+cores together, which other work on a shared machine disturbs less. Our predictions include decoding, the peers' do not.
+If a peer's library is missing, its row holds the error and the others go on; --keras-python names a Python that has
+Keras and TensorFlow.
 
-Writes bench.json, bench.md and growth_*.png to --out, after every row; other parts that are there stay, each with the
-command that measured it. The exit status is 1 where a side of ours failed.
+Writes bench.json, bench.md and growth_*.png to --out, updated after every row. Parts measured earlier are kept, each
+with the command that measured it. The exit status is 1 if one of our own sides failed.
 """
 
 import argparse
@@ -57,7 +59,7 @@ SPINES = {
     "anchors": [[9.0, 12.0], [15.0, 15.0], [22.0, 18.0]],
 }
 ENLARGED = SPINES | {"sizes": (30.0, 30.0), "anchors": [[18.0, 24.0], [30.0, 30.0], [44.0, 36.0]]}
-# The config of each network, what is changed in it, and the facts of its data.
+# Each network's config, overrides of it, and the facts of its data.
 NETWORKS = {
     "network3": ("beetle.py:paper,network=3", {"train.batch_size": 32}, {"landmarks": 8}),
     "unet31": ("fish.py:paper", {"train.batch_size": 4}, {"landmarks": 7}),
@@ -69,9 +71,9 @@ NETWORKS = {
     "yolo_paper": ("spines.py:yolo,paper", {"train.sizes": ()}, SPINES),
     "faster_rcnn_paper": ("spines.py:faster_rcnn,paper", {}, SPINES),
 }
-# What `device` measures otherwise: the fish paper's heatmaps.
+# Changes for `device`: as many heatmaps as in the fish paper.
 ON_DEVICE = {"unet31": {"landmarks": 25}}
-# What makes them small enough for a test.
+# Overrides that make the networks small enough for a test.
 SMALL = {"data.size": (64, 64), "model.width": 4, "train.batch_size": 4}
 QUICK = dict.fromkeys(NETWORKS, SMALL) | {
     "network3": {"data.size": (48, 64), "model.width": 16, "train.batch_size": 4},
@@ -85,7 +87,7 @@ WAYS = ("one after another", "at once")
 STARTED = {"beetle": "configs/beetle.py", "fish": "configs/fish.py"}
 GOAL = 3.0  # pixels
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
-# FLOP/s of dense matmuls in these, as NVIDIA's data sheets have them, by a part of the device's name.
+# FLOP/s of dense matmuls in each of PRECISIONS, from NVIDIA's data sheets, by a part of the device's name.
 PEAKS = {
     "H200": (67e12, 494.5e12, 989e12),
     "H100 80GB HBM3": (67e12, 494.5e12, 989e12),
@@ -94,7 +96,7 @@ PEAKS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures what the command line names; returns 1 where a side of ours failed."""
+    """Measures what the command line names; returns 1 if one of our own sides failed, else 0."""
     options = parse(arguments)
     try:
         make(options.out, "--out")
@@ -118,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def guarded(part, options) -> Iterator[dict]:
-    """The rows of a part; where it fails the last of them says so."""
+    """Yields the rows of a part; if the part fails, the last row holds the error."""
     try:
         yield from part(options)
     except (RuntimeError, subprocess.CalledProcessError) as error:
@@ -126,7 +128,10 @@ def guarded(part, options) -> Iterator[dict]:
 
 
 def earlier(path: Path) -> dict:
-    """What a bench.json holds: rows by part, and in "measured" by what command, where and when; no part without a file."""
+    """Reads a bench.json: rows by part, and in "measured" the command, machine, versions and date of each part.
+
+    Without a file there are no parts. Raises ValueError for a file of another format.
+    """
     try:
         found = json.loads(path.read_text())
         parts = [part for part in PARTS if part in found]
@@ -138,7 +143,7 @@ def earlier(path: Path) -> dict:
 
 
 def parse(arguments):
-    """The options; the names in them are checked."""
+    """Returns the options, with the names in them checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def among(known):
@@ -175,7 +180,7 @@ def parse(arguments):
 
 
 def about() -> dict:
-    """The machine and the versions."""
+    """Returns the hardware, the versions and the date."""
     versions = {"python": platform.python_version()}
     for name in ("jax", "flax", "torch"):
         try:
@@ -186,7 +191,7 @@ def about() -> dict:
 
 
 def spec(name: str, *, quick=False, augment=False, **changes) -> dict:
-    """What a worker builds: {"network", "batch", "settings", "facts"}, of NETWORKS with changed keys of the config."""
+    """Returns what a worker builds, {"network", "batch", "settings", "facts"}: a network with config keys changed."""
     config, overrides, facts = NETWORKS[name]
     overrides = overrides | (QUICK[name] if quick else {}) | changes
     facts = facts | ({"landmarks": overrides.pop("landmarks")} if "landmarks" in overrides else {})
@@ -202,7 +207,7 @@ def spec(name: str, *, quick=False, augment=False, **changes) -> dict:
 
 
 class Worker:
-    """A process that answers commands (`peers.serve`); `ask` raises RuntimeError with what it says of an error."""
+    """A process that answers commands (`peers.serve`); `ask` raises RuntimeError with the worker's error."""
 
     def __init__(self, command: list[str], log: Path, environment=None):
         self.log = log.open("w")
@@ -226,7 +231,7 @@ class Worker:
         return self
 
     def __exit__(self, *error):
-        with contextlib.suppress(BrokenPipeError):  # of a worker that has ended
+        with contextlib.suppress(BrokenPipeError):  # the worker has already ended
             self.process.stdin.close()
         try:
             self.process.wait(timeout=30)
@@ -238,7 +243,7 @@ class Worker:
 
 
 def worker(side: str, options, environment=None) -> Worker:
-    """The process of a side: "jaxmarks", or one of PEERS."""
+    """Starts the process of a side: "jaxmarks", or one of PEERS."""
     python = options.keras_python if side.startswith("keras") else sys.executable
     file = "bench.py" if side == "jaxmarks" else "peers.py"
     log = options.out / f"{side}.log"
@@ -248,9 +253,9 @@ def worker(side: str, options, environment=None) -> Worker:
 
 
 def timed(sides: dict[str, Worker], kind: str, repeats: int) -> tuple[dict[str, list[dict]], dict[str, RuntimeError]]:
-    """The answers about a step, `repeats` of each side, in turns; a turn is about a second, and one goes before.
+    """Returns each side's answers about a step, `repeats` of them, and the errors of the sides that failed.
 
-    A side that fails takes no further turn; its error is in the second dict.
+    After a warm-up the sides take turns of about a second (at most 100 steps). A side that fails takes no further turn.
     """
     count: dict[str, int] = {}
     found: dict[str, list[dict]] = {side: [] for side in sides}
@@ -259,7 +264,7 @@ def timed(sides: dict[str, Worker], kind: str, repeats: int) -> tuple[dict[str, 
     def begin(side, ask):
         ask(run=kind, steps=1)
         count[side] = max(1, min(100, round(1 / ask(run=kind, steps=1)["seconds"])))
-        ask(run=kind, steps=count[side])  # where an epoch is one program its length is compiled in
+        ask(run=kind, steps=count[side])  # where steps are scanned, the compiled program depends on their number
 
     def turn(side, ask):
         found[side].append(ask(run=kind, steps=count[side]))
@@ -275,7 +280,7 @@ def timed(sides: dict[str, Worker], kind: str, repeats: int) -> tuple[dict[str, 
 
 
 def alone(ours: Worker, repeats: int) -> dict:
-    """Milliseconds of our training step, as `spread` has them; raises RuntimeError where it fails."""
+    """Returns the `spread` of our training step in ms; raises RuntimeError if it fails."""
     found, errors = timed({"jaxmarks": ours}, "train", repeats)
     for error in errors.values():
         raise error
@@ -283,19 +288,22 @@ def alone(ours: Worker, repeats: int) -> dict:
 
 
 def spread(taken: list, key: str = "seconds", *, unit: float = 1000) -> dict:
-    """Milliseconds (`unit` of them) of seconds, or of what answers have under the key: {"median", "least", "most"}."""
+    """Returns {"median", "least", "most"}, times `unit` (by default s -> ms), of numbers or of answers' `key`."""
     each = [unit * (one[key] if isinstance(one, dict) else one) for one in taken]
     return {"median": statistics.median(each), "least": min(each), "most": max(each)}
 
 
 def steps(options) -> Iterator[dict]:
-    """A row for each network and side: ms of a training step and of a prediction, parameters, peak memory."""
+    """Yields a row for each network and side: ms of a training step and of a prediction, parameters, peak memory."""
     for name in options.only:
         yield from side_by_side(name, options)
 
 
 def side_by_side(name: str, options) -> list[dict]:
-    """The rows of a network. One of a side that fails has its error, and what was measured before; the others go on."""
+    """Returns the rows of a network.
+
+    The row of a side that fails holds its error and what was measured before it; the other sides go on.
+    """
     wanted = spec(name, quick=options.quick, augment=options.augment)
     others = options.peers if name in peers.NETWORKS else ()
     rows = [{"network": name, "batch": wanted["batch"], "side": side} for side in ("jaxmarks", *others)]
@@ -315,7 +323,7 @@ def side_by_side(name: str, options) -> list[dict]:
             with blamed(row):
                 row["parameters"] = asked.ask(set=wanted)["parameters"]
                 asked.ask(run="train", steps=1)
-        ours = rows[0].get("parameters")  # None where ours failed, for which no peer is blamed
+        ours = rows[0].get("parameters")  # None if our side failed; then no peer is rejected
         for row in rows:
             if row["side"] in sides:
                 with blamed(row):
@@ -339,7 +347,7 @@ def side_by_side(name: str, options) -> list[dict]:
 
 
 def folds(options) -> Iterator[dict]:
-    """A row for each network: ms of a training step of two folds' networks, one after another and at once."""
+    """Yields a row for each network: ms of a training step of two folds' networks, one after another and at once."""
     with worker("jaxmarks", options) as ours:
         for name in options.only:
             ours.ask(set=spec(name, quick=options.quick, augment=options.augment))
@@ -351,7 +359,7 @@ def folds(options) -> Iterator[dict]:
 
 
 def start(options) -> Iterator[dict]:
-    """Seconds from the command to the end of the first training step, of a first and later starts; and of imports."""
+    """Yields ms from the command to the end of the first training step, of first and later starts; and of imports."""
     for name, config in STARTED.items():
         words = [f"--config={ROOT / config}{':smoke' if options.quick else ''}"]
         first, later = [], []
@@ -370,7 +378,10 @@ def start(options) -> Iterator[dict]:
 
 
 def until(said: str, words: list[str], cache: str) -> float:
-    """Seconds until a run of these arguments, with its caches in a folder, says so and ends."""
+    """Returns the seconds until a run with these arguments, and its caches in the folder `cache`, prints `said`.
+
+    Waits for the run to end. Raises RuntimeError if it ends without printing `said`.
+    """
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(Path(cache) / "compiled"),
         "JAXMARKS_CACHE": str(cache),
@@ -387,7 +398,7 @@ def until(said: str, words: list[str], cache: str) -> float:
 
 
 def first_step(arguments: list[str]) -> None:
-    """jaxmarks.main with these arguments, which ends after its first training step."""
+    """Runs jaxmarks.main with these arguments, and exits after its first training step."""
     import jax
 
     from jaxmarks import main as command_line
@@ -410,7 +421,10 @@ def first_step(arguments: list[str]) -> None:
 
 
 def load(options) -> list[dict]:
-    """Photographs a second into frames of 256x192: as predictions read them, and by a plain loop of Pillow at full size."""
+    """Measures photographs per second read into frames of 256x192.
+
+    Compares our reader for predictions with Pillow at full size, in a plain loop and in threads.
+    """
     from PIL import Image
 
     from jaxmarks.data import folder as folders
@@ -446,11 +460,11 @@ def load(options) -> list[dict]:
 
 
 def accuracy(options) -> list[dict]:
-    """Seconds of training until the mean distance on validation images is within GOAL: of --run, or of a new run."""
+    """Returns the seconds of training until the mean validation distance is within GOAL, in --run or a new run."""
     run = options.run or options.out / "accuracy"
     command = [sys.executable, "-m", "jaxmarks.main", f"--workdir={run.absolute()}"]
     command += [f"--config={ROOT / 'configs/beetle.py'}{':smoke' if options.quick else ''}"]
-    if not options.run:  # one that is complete there is not trained again
+    if not options.run:  # a complete run in that folder is not trained again
         subprocess.run(command, stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
     epochs = tables.read_metrics(run / "metrics.jsonl")
     seconds = [e["seconds"] for e in epochs if (e.get("valid/distance_px") or np.inf) <= GOAL and "seconds" in e]
@@ -458,14 +472,17 @@ def accuracy(options) -> list[dict]:
 
 
 def device(options) -> Iterator[dict]:
-    """A row for each precision and network: images/s of training and prediction, and their shares of what the device can."""
+    """Yields a row for each precision and network: images/s of training and prediction, and the shares they reach.
+
+    The shares are of a measured matmul's FLOP/s and, for devices in PEAKS, of the peak FLOP/s.
+    """
     for place, precision in enumerate(PRECISIONS):
         dtype = "bfloat16" if precision == "bfloat16" else "float32"
         environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest" if precision == "float32" else precision}
         with worker("jaxmarks", options, environment) as ours:
             about = ours.ask(devices=True)
             can = next((peaks[place] for name, peaks in PEAKS.items() if name in about["kind"]), None)
-            some = 1 if about["platform"] == "cpu" else 20  # steps in a turn: what starts them is not measured
+            some = 1 if about["platform"] == "cpu" else 20  # steps per turn, so that launching them is not measured
             matmul = ours.ask(peak=512 if options.quick else 8192, dtype=dtype, count=some)["matmul"]
             for name in options.only:
                 row = {"network": name, "precision": precision}
@@ -481,7 +498,7 @@ def device(options) -> Iterator[dict]:
 
 
 def on_device(ours: Worker, name: str, dtype: str, some: int, options) -> dict:
-    """Milliseconds, images/s and FLOP/s of a network's training and prediction, `some` steps in a turn."""
+    """Returns ms, images/s and FLOP/s of a network's training and prediction, with `some` steps per turn."""
     changes = ON_DEVICE.get(name, {}) | {"train.dtype": dtype}
     changes |= {"train.batch_size": options.batch} if options.batch else {}
     wanted = spec(name, quick=options.quick, augment=options.augment, **changes)
@@ -497,7 +514,7 @@ def on_device(ours: Worker, name: str, dtype: str, some: int, options) -> dict:
 
 
 def growth(options) -> Iterator[dict]:
-    """Milliseconds of our training step over images in a batch, pixels, landmarks and devices."""
+    """Yields ms of our training step, and draws figures, over batch size, pixels, landmarks and devices."""
     name = "unet_small" if "unet_small" in options.only else options.only[0]
     base = spec(name, quick=options.quick)
     height, width = base["settings"]["data"]["size"]
@@ -522,7 +539,7 @@ def growth(options) -> Iterator[dict]:
                 yield row(axis, value, alone(ours, options.repeats))
         devices = ours.ask(devices=True)
     for count in [2**i for i in range(10) if 2**i <= (2 if devices["platform"] == "cpu" else devices["devices"])]:
-        # The CPU is made to look like several devices, which share its cores.
+        # The CPU poses as several devices, which share its cores.
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
         with worker("jaxmarks", options, os.environ | {"XLA_FLAGS": flags}) as ours:
             wanted = spec(name, quick=options.quick, augment=options.augment, **{"train.devices": count})
@@ -531,7 +548,7 @@ def growth(options) -> Iterator[dict]:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Milliseconds of a step over what grows, both logarithmic, and a dotted line in proportion to it."""
+    """Plots ms of a step over what grows, on logarithmic axes, with a dotted line for proportional growth."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -550,7 +567,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def build(wanted: dict):
-    """Our side of a spec, as `peers.serve` takes it."""
+    """Builds our side of a spec, for `peers.serve`."""
     import jax
     import jax.numpy as jnp
     import ml_collections
@@ -575,7 +592,7 @@ def build(wanted: dict):
     }
     device_data = {name: jnp.asarray(array) for name, array in host.items()}
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    # A step takes its state's memory: prediction keeps its own variables.
+    # A training step donates the memory of its state, so predictions use `variables`.
     held = {
         "state": run.put(step_functions.create(variables, tx)),
         "data": run.put(device_data),
@@ -627,10 +644,10 @@ def build(wanted: dict):
 
 
 def flops(function, *arguments) -> int:
-    """Floating-point operations of a function's matmuls and convolutions, a multiplication and an addition each one.
+    """Counts the floating-point operations of a function's matmuls and convolutions; a multiply-add counts as two.
 
-    Counted in what is traced, for of the libraries' kernels that a GPU is given XLA's own count knows nothing. What
-    padding adds is counted, too; of a loop of unknown length one turn.
+    Counts in the traced function, because XLA's own count misses the library kernels that a GPU uses. Operations on
+    padding are included; a loop of unknown length counts as one iteration.
     """
     import jax
 
@@ -641,8 +658,8 @@ def flops(function, *arguments) -> int:
             return 2 * produced * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
         if equation.primitive.name == "conv_general_dilated":
             kernel, axes = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
-            each = math.prod(kernel[axis] for axis in axes[1:])  # all axes but that of the outputs
-            return 2 * produced * each // math.prod(equation.params["lhs_dilation"])  # zeros between pixels are none
+            each = math.prod(kernel[axis] for axis in axes[1:])  # all axes but that of the output channels
+            return 2 * produced * each // math.prod(equation.params["lhs_dilation"])  # less the zeros between pixels
         return 0
 
     def inside(equation):
@@ -662,11 +679,11 @@ def flops(function, *arguments) -> int:
 
 
 def matmul(side: int, dtype: str, count: int) -> float:
-    """FLOP/s of side x side matrices, `count` products in a turn, the best of three turns."""
+    """Returns the FLOP/s of multiplying side x side matrices: the best of three turns of `count` products."""
     import jax
     import jax.numpy as jnp
 
-    matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)  # ones would spare the device its power
+    matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)  # not ones, for which a device draws less power
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(matrix, matrix))
     taken = []
@@ -680,7 +697,7 @@ def matmul(side: int, dtype: str, count: int) -> float:
 
 
 def work() -> None:
-    """Our worker: `peers.serve`, in a process with the settings of a run's."""
+    """Runs our worker: `peers.serve`, in a process with the settings of a run."""
     from jaxmarks import host
 
     host.keep_freed_memory()
@@ -702,7 +719,7 @@ def work() -> None:
 
 
 def markdown(found: dict) -> str:
-    """The tables of what was found; how a part was measured is said where the part before was measured otherwise."""
+    """Formats the results as tables; a part says how it was measured only if the part before was measured otherwise."""
     parts: list[str] = []
     said = None
     span = lambda cell, digits=0: (

@@ -1,4 +1,4 @@
-"""What ablate.py and tune.py share: files of experiments, configs with overrides, and runs in processes of their own."""
+"""Helpers of ablate.py and tune.py: load experiment files, override configs, and run jaxmarks.main in a subprocess."""
 
 import argparse
 import ast
@@ -18,16 +18,16 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-# What takes a file, by the function that the file has.
+# The command that takes an experiment file, by the function that the file defines.
 TAKERS = {
     "get_grid": "launch/ablate.py --grid",
     "get_space": "launch/tune.py --space",
     "get_config": "jaxmarks.main --config",
 }
-# Seconds that a run has for its last checkpoint.
+# Seconds that a run has to save its last checkpoint, once told to end.
 PATIENCE = 120
-# Becomes the command argv[2:], which Linux kills once the process argv[1] that started it is gone, however that ended.
-# The kernel keeps this over an exec; a function between fork and exec would not be safe beside JAX's threads.
+# Replaces itself by the command argv[2:], which Linux kills once its parent, process argv[1], is gone for any reason.
+# The kernel keeps this setting across exec. Popen's preexec_fn could set it too, but is not safe with JAX's threads.
 WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -37,16 +37,17 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def load(text: str, function: str) -> tuple[dict, str]:
-    """What `function` of FILE.py[:variant] returns, and the first line of the file's docstring.
+    """Returns what `function` of FILE.py[:variant] returns, and the first line of the file's docstring.
 
     Raises:
-      ValueError: the file cannot be run, has no such function, or that returns no dict.
+      FileNotFoundError: there is no such file.
+      ValueError: the file cannot be run, lacks the function, or the function returns no dict.
     """
     path, _, variants = text.partition(":")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        module = runpy.run_path(path)  # an import would take a file that was changed within a second for the old one
+        module = runpy.run_path(path)  # an import may reuse the cached bytecode of a file edited within the last second
     except Exception as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if function not in module:
@@ -60,13 +61,13 @@ def load(text: str, function: str) -> tuple[dict, str]:
 
 
 def default_workdir(text: str) -> Path:
-    """runs/beetle_optimiser-full for configs/ablations/beetle_optimiser.py:full."""
+    """Returns, for example, runs/beetle_optimiser-full for configs/ablations/beetle_optimiser.py:full."""
     path, _, variants = text.partition(":")
     return Path("runs") / "-".join(filter(None, [Path(path).stem, slug(variants)]))
 
 
 def make(folder: Path, flag: str) -> None:
-    """Makes the folder that a flag names; raises ValueError where it cannot be one."""
+    """Creates the folder that `flag` names; raises ValueError if a file is in the way."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -74,7 +75,7 @@ def make(folder: Path, flag: str) -> None:
 
 
 def given(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, str]:
-    """{"train.steps": "300"} of the `--config.train.steps=300` that the parser did not know; it refuses other words."""
+    """Parses the left-over `words`: `--config.train.steps=300` becomes {"train.steps": "300"}; others are refused."""
     common = {}
     for word in words:
         match = re.fullmatch(r"--config\.([\w.]+)=(.*)", word, re.DOTALL)
@@ -85,7 +86,7 @@ def given(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, str]:
 
 
 def known(what: str, given, allowed) -> None:
-    """Raises ValueError where `given` has a key that is not `allowed`, naming the nearest that are."""
+    """Raises ValueError if a key of `given` is not in `allowed`; the message names the nearest that are."""
     for key in given:
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=3, cutoff=0.4) or sorted(allowed)
@@ -93,17 +94,17 @@ def known(what: str, given, allowed) -> None:
 
 
 def resolve(arguments: list[str]) -> ml_collections.ConfigDict:
-    """The config that jaxmarks.main makes of `--config=...` and `--config.key=value`."""
+    """Returns the config that jaxmarks.main builds from `--config=...` and `--config.key=value`."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=arguments)
     values(["ablate", *arguments])
     config = values["config"].value
-    config.to_json()  # where the file could not be read, ml_collections says so when the config is used
+    config.to_json()  # if the file could not be read, ml_collections raises only when the config is used
     return config
 
 
 def paths(config, before: str = ""):
-    """The keys of a config, those in sections with a dot: "optimizer", "optimizer.name"."""
+    """Yields the keys of a config, those in sections with a dot: "optimizer", "optimizer.name"."""
     for key, value in config.items():
         yield before + key
         if isinstance(value, dict | ml_collections.ConfigDict):
@@ -111,17 +112,17 @@ def paths(config, before: str = ""):
 
 
 def merge(keys: set[str], *layers: dict[str, Any]) -> dict[str, Any]:
-    """Overrides in which a later layer goes before an earlier one.
+    """Merges layers of overrides; later layers take precedence.
 
-    A dict takes the place of a section; a later key inside of it is put into that dict, because the command line of
-    jaxmarks.main can change a section or its keys, not both.
+    A dict replaces a whole section. If a later key lies inside that section, it is written into the dict, because the
+    command line of jaxmarks.main can change a section or its keys, but not both.
 
     Args:
-      keys: those that the config has.
-      layers: dicts of a key and its new value.
+      keys: all keys of the config.
+      layers: dicts from a key to its new value.
 
     Raises:
-      ValueError: a key that the config, or the section in its place, does not have; it names the nearest.
+      ValueError: the config, or the dict that replaces a section, has no such key; the message names the nearest.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -138,7 +139,7 @@ def merge(keys: set[str], *layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed(section: dict, path: list[str], value) -> dict:
-    """The section with the value at the path; a text of the command line is read as Python where it is Python."""
+    """Returns the section with the value at the path; a string is parsed as a Python literal where it is one."""
     if isinstance(value, str):
         try:
             value = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
@@ -149,25 +150,26 @@ def changed(section: dict, path: list[str], value) -> dict:
 
 
 def slug(label: str) -> str:
-    """A label as the name of a folder."""
+    """Turns a label into a folder name."""
     return re.sub(r"[^\w.+=]+", "-", label).strip("-.")
 
 
 def end_with_children() -> None:
-    """Makes SIGTERM end this process as an error does, so that the runs that are waited for are ended."""
+    """Makes SIGTERM raise SystemExit in this process, so that the runs it is waiting for are ended."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def start(arguments: list[str], log: Path, environment: dict[str, str], *, stop=lambda: False) -> int:
-    """Runs jaxmarks.main in a process of its own; returns its exit status.
+    """Runs jaxmarks.main in a subprocess; returns its exit status.
 
-    Once `stop` () says so, or an exception ends this thread, it is told to end, which it does with a checkpoint, or is
-    killed after `PATIENCE`. On Linux it ends with this thread, be that killed.
+    If `stop()` returns True, or an exception is raised in this thread, the run gets SIGTERM, upon which it saves a
+    checkpoint and exits; after `PATIENCE` seconds it is killed. On Linux it also ends with this thread, even if that is
+    killed.
     """
     command = [sys.executable, "-m", "jaxmarks.main", *arguments]
     with log.open("a") as file:
         print("$", shlex.join(command), file=file, flush=True)
-        # In a group of its own, which Ctrl-C does not reach: it is told once, for the second time ends it at once.
+        # In a process group of its own, which Ctrl-C does not reach: a second signal would end the run at once.
         how = {"env": environment, "stdout": file, "stderr": subprocess.STDOUT, "process_group": 0}
         process = subprocess.Popen(with_parent(command), **how)
         try:
@@ -183,18 +185,18 @@ def start(arguments: list[str], log: Path, environment: dict[str, str], *, stop=
 
 
 def with_parent(command: list[str]) -> list[str]:
-    """A command that does on Linux what this one does, and does not outlive who starts it."""
+    """Wraps a command so that, on Linux, it does not outlive the process that starts it."""
     before = [sys.executable, "-I", "-S", "-c", WITH_PARENT, str(os.getpid())]
     return [*before, *command] if sys.platform == "linux" else command
 
 
 def tail(log: Path, before: int = 0) -> list[str]:
-    """The last lines of a log, of what it has beyond `before` bytes."""
+    """Returns the last eight lines of a log, ignoring its first `before` bytes."""
     return log.read_bytes()[before:].decode(errors="replace").strip().splitlines()[-8:] if log.exists() else []
 
 
 def hardware() -> str:
-    """The accelerators, or how many CPU cores; JAX is asked in another process, which gives the device back."""
+    """Names the accelerators, or else the number of CPU cores; asks JAX in a subprocess, to leave the device free."""
     ask = "import jax; print(*(d.device_kind for d in jax.devices() if d.platform != 'cpu'), sep=', ')"
     found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout.strip()
     return found or f"{os.cpu_count()} CPU cores"

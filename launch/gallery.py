@@ -1,4 +1,7 @@
-"""Draws the contact sheet of the phantoms: `python launch/gallery.py docs/beetles.jpg`. Five parts, a row each, landmarks marked."""
+"""Draws the contact sheet of the phantoms: a row for each of the five parts, with the landmarks marked.
+
+For example: `python launch/gallery.py docs/beetles.jpg`.
+"""
 
 import argparse
 import sys
@@ -15,7 +18,7 @@ SPECIMENS = (90, 12, 35, 13, 30)
 
 
 def sheet(specimens, *, seed=0, width=480):
-    """A figure with a row per part and a column per specimen; each tile `width` pixels wide."""
+    """Returns a figure with a row per part and a column per specimen, drawn as images `width` pixels wide."""
     rows, columns = len(phantoms.PARTS), len(specimens)
     figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 1.8 * rows), squeeze=False, facecolor="#15161a")
     figure.subplots_adjust(0.004, 0.005, 0.996, 0.995, wspace=0.016, hspace=0.02)
@@ -23,7 +26,7 @@ def sheet(specimens, *, seed=0, width=480):
         for axis, specimen in zip(row, specimens, strict=True):
             image, points = phantoms.draw(part, specimen, size=(width * 3 // 4, width), seed=seed)
             height = image.shape[0]
-            # imshow counts pixel centres as whole numbers; with this extent its axes are our coordinates.
+            # imshow puts pixel centres at integers; with this extent its axes are in our coordinates.
             axis.imshow(image, extent=(0, width, height, 0), interpolation="lanczos")
             axis.scatter(*points.T, s=13, c="#ffd23f", edgecolors="#15161a", linewidths=0.6)
             axis.set_axis_off()

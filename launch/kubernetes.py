@@ -1,10 +1,11 @@
-"""The manifest of one run on several hosts of a Kubernetes cluster, as a JobSet.
+"""Prints the JobSet manifest of one run on several hosts of a Kubernetes cluster.
 
     python launch/kubernetes.py --name=fish --image=REGISTRY/jaxmarks --hosts=4 --gpus=8 --claim=shared \\
         -- --config=configs/fish.py:paper --workdir=/shared/runs/fish | kubectl apply -f -
 
-The image has jaxmarks installed and its repository as working directory. The volume claim is mounted at /shared, where
-the workdir lies. A lost host ends the job; the JobSet starts it again, and it goes on from its last checkpoint.
+The image needs jaxmarks installed and its repository as the working directory. The volume claim is mounted at /shared,
+where the workdir must lie. A lost host ends the job; the JobSet then restarts it, and the run resumes from its last
+checkpoint.
 """
 
 import argparse
@@ -38,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises ValueError for what Kubernetes would refuse, or never find a host for."""
-    if not re.fullmatch(r"[a-z]([-a-z0-9]{,43}[a-z0-9])?", options.name):  # its pods' names are longer by up to 18
+    """Raises ValueError for what Kubernetes would refuse or never schedule, and for a workdir outside /shared."""
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{,43}[a-z0-9])?", options.name):  # pod names add up to 18 characters
         raise ValueError(
             f"--name={options.name}: give up to 45 of a-z, 0-9 and -, a letter first and no - last, as fish-1"
         )
@@ -58,7 +59,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def manifest(options: argparse.Namespace) -> dict:
-    """The JobSet, as Kubernetes reads it."""
+    """Returns the JobSet in the form that Kubernetes reads."""
     coordinator = f"{options.name}-host-0-0.{options.name}:{PORT}"
     join = f"--processes={options.hosts} --process=$JOB_COMPLETION_INDEX --coordinator={coordinator}"
     command = f"exec python -m jaxmarks.main {join if options.hosts > 1 else ''} {shlex.join(options.arguments)}"

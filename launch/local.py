@@ -1,9 +1,10 @@
-"""Several processes on this machine that train one run together: a rehearsal of what a cluster does.
+"""Trains one run with several processes on this machine, as a rehearsal for a cluster.
 
     python launch/local.py --processes=2 --config=configs/fish.py:smoke --workdir=DIR [--config.key=value ...]
 
-All arguments but `--processes` are those of jaxmarks.main. What process 0 says appears as it is, that of the others with
-their number before it. Where one is lost the others end, and the exit status is theirs; the same command resumes.
+All arguments but `--processes` go to jaxmarks.main. The output of process 0 is shown as it is, that of the others with
+their number in front. If one process is lost the others end as well, and the exit status is the first that is not 0, in
+the order of the processes. The same command resumes the run.
 """
 
 import argparse
@@ -16,13 +17,13 @@ import threading
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the processes; returns the first exit status that is not 0, or 0."""
+    """Runs the processes; returns the first exit status that is not 0 (128 + n after signal n), or 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
     options, rest = parser.parse_known_args(arguments)
     if options.processes < 1:
         parser.error(f"--processes={options.processes}: give at least 1")
-    with socket.socket() as free:  # the port is free for the moment, which is what one machine needs
+    with socket.socket() as free:  # the port is free only at this moment, which is enough on one machine
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     command = [
@@ -35,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     running = [
         subprocess.Popen(
-            [*command, f"--process={i}", *rest], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*command, f"--process={i}", *rest], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,  # else Ctrl-C would reach it twice, from the terminal and from the handler below
         )
         for i in range(options.processes)
     ]  # fmt: skip
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def echo(number: int, process: subprocess.Popen) -> None:
-    """Passes on what a process says."""
+    """Prints a process's output, with the process's number in front unless it is 0."""
     for line in process.stdout or ():
         print(f"[{number}] {line}" if number else line, end="", flush=True)
 

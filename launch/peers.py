@@ -1,13 +1,13 @@
-"""The networks of launch/bench.py in PyTorch and in Keras, written plainly: the same layers, losses and optimisers.
+"""The networks of launch/bench.py in plain PyTorch and Keras: the same layers, losses and optimisers.
 
     python launch/peers.py torch|torch_channels_last|torch_compile|torch_channels_last_compile|keras|keras_xla
 
-is a worker: it reads commands from stdin, a JSON object a line, and answers each with one on stdout (see `serve`). It
-imports NumPy and the library alone, so that the library may live in an environment of its own.
+runs a worker: it reads commands from stdin, a JSON object per line, and answers each with one on stdout (see `serve`).
+It imports only NumPy and the library, so that the library may live in its own environment.
 
-A spec is {"network": one of NETWORKS, "batch": B, "settings": the config, "facts": of the data}. Images are random uint8
-(B, H, W, C) and turned into [0, 1] in the step, targets are drawn in the step, as ours are. A prediction ends with the
-network's outputs: decoding is left out, in the peers' favour.
+A spec is {"network": one of NETWORKS, "batch": B, "settings": the config, "facts": of the data}. Images are random
+uint8 (B, H, W, C), scaled to [0, 1] in the step; targets are computed in the step, as ours are. A prediction ends with
+the network's outputs: decoding is left out, in the peers' favour.
 """
 
 import itertools
@@ -27,15 +27,16 @@ def serve(build, **others):
     """Answers commands until stdin ends.
 
     {"set": spec} builds the network: {"parameters": their number}. {"run": "train" or "predict", "steps": n} takes n
-    steps: {"seconds": of one, "cpu": seconds of all cores together}. {"memory": true}: {"peak_mb": most memory of the process so far}. Another word is one of
-    what was built, or of `others`. What raises is answered by {"error": text}, and the worker goes on.
+    steps: {"seconds": per step, "cpu": CPU seconds of all cores per step}. {"memory": true}: {"peak_mb": the process's
+    peak memory so far}. Any other first key calls one of `others`, or one of the functions that `build` returned. An
+    exception is answered with {"error": text}, and the worker goes on.
 
     Args:
-      build: spec -> (parameters, {"train": n -> None, "predict": n -> None, ...}), which return when the device is done.
-      others: by name, command -> the answer, or None for that of this function.
+      build: spec -> (parameters, {"train": n -> None, "predict": n -> None, ...}); they return once the device is done.
+      others: name -> a function of the command that returns the answer, or None to leave it to this function.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print goes to stderr, not among the answers
     runs: dict = {}
 
     def answer(command):
@@ -45,7 +46,7 @@ def serve(build, **others):
         if word == "memory":
             return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
         if word == "set":
-            runs.clear()  # before the next network takes memory
+            runs.clear()  # frees the old network before the next takes memory
             parameters, made = build(command["set"])
             runs.update(made)
             return {"parameters": parameters}
@@ -65,7 +66,7 @@ def serve(build, **others):
 
 
 def examples(spec):
-    """The batch: images (B, H, W, C) uint8, points (B, K, 2) in pixels, boxes (B, M, 4), from a fixed seed."""
+    """Returns the batch, from a fixed seed: images (B, H, W, C) uint8, points (B, K, 2) in pixels, boxes (B, M, 4)."""
     rng = np.random.default_rng(0)
     settings, batch = spec["settings"], spec["batch"]
     height, width = settings["data"]["size"]
@@ -79,7 +80,7 @@ def examples(spec):
 
 
 def torch_worker(side):
-    """`build` of `serve` for PyTorch: eager, channels-last, compiled, or both."""
+    """Returns `build` of `serve` for PyTorch: eager, channels-last, compiled, or both."""
     import torch
 
     def build(spec):
@@ -121,7 +122,7 @@ def torch_worker(side):
 
 
 def torch_network(spec):
-    """The module of a spec: images (B, C, H, W) -> outputs as its loss takes them."""
+    """Returns the module of a spec: images (B, C, H, W) -> outputs as the loss takes them."""
     import torch
     import torch.nn as nn
     import torch.nn.functional as F
@@ -214,7 +215,7 @@ def torch_network(spec):
 
 
 def torch_loss(spec):
-    """(outputs, data) -> the batch's loss, a scalar, as the config's head has it."""
+    """Returns the config's loss for PyTorch: (outputs, data) -> a scalar over the batch."""
     import torch
     import torch.nn.functional as F
 
@@ -225,7 +226,7 @@ def torch_loss(spec):
         return torch.mean((outputs.reshape(data["points"].shape) - (2 * data["points"] / frame(outputs) - 1)) ** 2)
 
     def drawn(outputs, points):
-        """Gaussians (B, K, h, w), and the stride of the maps."""
+        """Returns Gaussians (B, K, h, w), and the stride of the maps."""
         step = 2 ** math.ceil(math.log2(height / outputs.shape[2]))
         sigma = head["sigma"] / step
         axis = lambda n, at: torch.exp(-0.5 * ((torch.arange(n, device=at.device) + 0.5 - at[..., None]) / sigma) ** 2)
@@ -269,10 +270,10 @@ def torch_loss(spec):
         column, row = centre.floor().long().unbind(-1)
         image = torch.arange(b, device=outputs.device)[:, None]
         cell = (image * h + row) * w + column
-        # Of boxes that want one anchor the leftmost gets it, the others the best that is left in their cell.
+        # If several boxes want one anchor, the leftmost gets it, and the others the best one left in their cell.
         from_left = centre[..., 0].argsort(-1)
         place, none = from_left.argsort(-1), boxes.shape[1]
-        taken = torch.full((b * h * w + 1, len(anchors)), none, device=outputs.device)  # the last row is thrown away
+        taken = torch.full((b * h * w + 1, len(anchors)), none, device=outputs.device)  # the last row is discarded
         wanting = torch.ones_like(row, dtype=torch.bool)
         for _ in range(len(anchors)):
             free = taken[cell] == none
@@ -310,7 +311,7 @@ def torch_loss(spec):
 
 
 def torch_optimizer(spec, parameters):
-    """The config's optimiser at its first rate; fused where PyTorch has that."""
+    """Returns the config's optimiser at its initial learning rate, fused where PyTorch offers that."""
     import torch
 
     options = spec["settings"]["optimizer"]
@@ -323,7 +324,10 @@ def torch_optimizer(spec, parameters):
 
 
 def keras_worker(side):
-    """`build` of `serve` for Keras on TensorFlow, by its graph or by XLA: of the networks it has network3 and the U-Nets."""
+    """Returns `build` of `serve` for Keras on TensorFlow, in graph mode or compiled by XLA.
+
+    It has network3 and the U-Nets only.
+    """
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras
     import tensorflow as tf
@@ -405,7 +409,7 @@ def keras_worker(side):
 
 
 def keras_optimizer(keras, options):
-    """The config's optimiser at its first rate."""
+    """Returns the config's optimiser at its initial learning rate."""
     rate = options["learning_rate"]
     if options["name"] == "nesterov":
         return keras.optimizers.SGD(rate[0], momentum=options["momentum"][0], nesterov=True)

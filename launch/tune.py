@@ -1,27 +1,28 @@
-"""A search of settings in one command: trials by Optuna, hopeless ones stopped early, several workers on one study.
+"""Searches settings with Optuna: stops poor trials early, and lets several workers share one study.
 
     python launch/tune.py --space=configs/tuning/NAME.py[:variant] [--workdir=DIR] [--trials=50] [--storage=URL]
         [--config.data.images=PHOTOS --config.data.landmarks=FILE] [--config.key=value ...]
 
-A space file has `get_space(text="")`, whose `text` is what stands after the colon. It returns a dict:
+A space file defines `get_space(text="")`, where `text` is what follows the colon. It returns a dict:
 
-  config     the config of all trials with its variants, as "configs/fish.py:own"
+  config     the config of all trials with its variants, e.g. "configs/fish.py:own"
   space      {"optimizer.learning_rate": ("float", 1e-4, 1e-2, "log"), "train.batch_size": ("int", 4, 32),
-             "head.loss": ("categorical", "mse", "cross_entropy")}: key -> kind, lowest and highest, or the choices
-  overrides  {"train.steps": 300} of all trials; optional, as are
-  metric     "valid/distance_px", a key of metrics.jsonl; the lowest is best
+             "head.loss": ("categorical", "mse", "cross_entropy")}: key -> kind, then lowest and highest, or the choices
+  overrides  of all trials, e.g. {"train.steps": 300}; optional, as are
+  metric     "valid/distance_px", a key of metrics.jsonl; lower is better
   warmup     5, the first epoch after which a trial may be stopped
 
-A trial is `python -m jaxmarks.main` with the workdir DIR/trials/<number>. Its value is the metric in the epoch with the
-lowest validation loss, whose network is the one that a run keeps, as the mean over the folds; test images have no part
-in it. After each epoch of the first fold a trial is stopped where its metric is worse than the median of the others'.
+A trial is a run of `python -m jaxmarks.main` with the workdir DIR/trials/<number>. Its value is the metric in the epoch
+with the lowest validation loss, whose network a run keeps, averaged over the folds; test images are not used. After
+each epoch of the first fold, a trial is stopped if its best metric so far is worse than the median of the completed
+trials in that epoch (Optuna's MedianPruner, which waits for five completed trials).
 
-All trials are in the study of the storage, by default an SQLite file in DIR. For several workers start the command
-several times, on other machines with a --storage that all reach ("mysql://...") and one DIR. After a kill give
-the same command: it goes on until there are as many trials as asked for, and one that was under way is resumed (after
-SIGKILL once a minute has passed).
+All trials belong to one study in the storage, by default an SQLite file in DIR. For several workers, start the command
+several times; on several machines, give each the same DIR and a --storage that all can reach ("mysql://..."). After a
+kill, give the same command: it goes on until the study has the requested number of trials, and resumes a trial that was
+interrupted (after SIGKILL, once a minute has passed).
 
-Writes `trials.csv`, `tuning.md` with the best and the command that trains it, and `figures/` to DIR.
+Writes to DIR: `trials.csv`, `tuning.md` with the best trials and the command that trains the best, and `figures/`.
 """
 
 import argparse
@@ -65,26 +66,26 @@ except ImportError as error:
 
 SPACE_KEYS = {"config", "space", "overrides", "metric", "warmup"}
 KINDS = ("float", "int", "categorical")
-# Seconds between a worker's signs of life; without any for twice as long its trial is given to another.
+# Seconds between a worker's heartbeats; after twice as long without one, its trial is given to another worker.
 HEARTBEAT = 30
 
 
 class RunError(Exception):
-    """A trial's run failed: with what it said."""
+    """A trial's run failed; the message holds the end of its log."""
 
 
 class MetricError(Exception):
-    """The runs' logs do not have the metric, whatever the trial."""
+    """The runs do not log the metric, so that every trial would fail."""
 
 
 def main(arguments: list[str] | None = None, *, launch=start) -> int:
-    """Searches the space that the command line names; returns 1 where no trial ended well.
+    """Searches the space that the command line names; returns 1 if no trial completed, else 0.
 
-    `launch` (arguments, log, environment, stop=) -> exit status stands in for the real one in tests.
+    `launch(arguments, log, environment, stop=)` returns an exit status; tests replace it.
     """
     options, common = parse(arguments)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials that failed are told of here
-    # What is experimental in Optuna is no news to whoever starts a search.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # `tell` reports failed trials
+    # Which features are experimental in Optuna does not concern the user of a search.
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", module="optuna")
     try:
@@ -110,7 +111,7 @@ def main(arguments: list[str] | None = None, *, launch=start) -> int:
 
 
 def parse(arguments):
-    """The options, and the overrides {"train.steps": "300"} of `--config.train.steps=300`."""
+    """Returns the options, and the overrides of `--config.train.steps=300` as {"train.steps": "300"}."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -124,7 +125,7 @@ def parse(arguments):
 
 
 def load_space(text: str) -> dict:
-    """The space of FILE.py[:variant] with what is optional filled in, and its docstring's first line as the title."""
+    """Returns the space of FILE.py[:variant] with defaults filled in; its title is the docstring's first line."""
     found, title = load(text, "get_space")
     space = {"overrides": {}, "metric": "valid/distance_px", "warmup": 5} | found
     known("key of a space", space, SPACE_KEYS)
@@ -145,34 +146,36 @@ def load_space(text: str) -> dict:
 
 
 def check(space: dict, common: dict) -> None:
-    """Makes the config of the ends of every range and of every choice.
+    """Builds the config at both ends of every range and for every choice.
 
     Raises:
-      ValueError: a key that the config does not have, a value that it does not take, one given and searched, or a split
-        without validation images.
+      ValueError: the config lacks a key, a key is both overridden and searched, or there is no validation split.
+      flags.Error: the config does not accept a value.
     """
     for key in common:
         if key in space["space"]:
             raise ValueError(f"--config.{key} is given, and searched by the space: leave one out")
     for key, (kind, *choices) in space["space"].items():
         for value in choices if kind == "categorical" else choices[:2]:
-            config = resolve(command(space, common, {key: value}))
-    if not config.split.valid:
-        raise ValueError("without validation images there is nothing to go by: set --config.split.valid=0.25")
+            if not resolve(command(space, common, {key: value})).split.valid:
+                raise ValueError("without validation images there is nothing to go by: set --config.split.valid=0.25")
 
 
 def command(space: dict, common: dict, values: dict, **more) -> list[str]:
-    """The arguments of jaxmarks.main for a trial's values, the command line's overrides, and `more` of them."""
+    """Returns the arguments of jaxmarks.main for a trial.
+
+    Overrides in increasing precedence: `more`, the space's, the trial's `values`, and the command line's, `common`.
+    """
     config = f"--config={space['config']}"
     overrides = merge(set(paths(resolve([config]))), more, space["overrides"], values, common)
     return [config, *(f"--config.{key}={value}" for key, value in overrides.items())]
 
 
 def open_study(space: dict, options, common: dict) -> optuna.Study:
-    """The study of the storage, a new one where there is none.
+    """Opens the study in the storage, or creates it.
 
     Raises:
-      ValueError: it is a study of another space or with other overrides.
+      ValueError: the study belongs to another space or has other overrides.
     """
     make(options.workdir, "--workdir")
     storage = RDBStorage(
@@ -196,25 +199,26 @@ def open_study(space: dict, options, common: dict) -> optuna.Study:
 
 
 def done(study: optuna.Study) -> list:
-    """The trials that came to an end of their own: complete, stopped early, or failed, not those that were interrupted."""
+    """Returns the trials that ended by themselves: completed, stopped early, or failed, but not interrupted."""
     ended = lambda trial: trial.state.name in ("COMPLETE", "PRUNED") or "failed" in trial.user_attrs
     return list(filter(ended, study.get_trials(deepcopy=False)))
 
 
 def best_first(trials: list) -> list:
-    """The complete ones of trials, the best first."""
+    """Returns the completed trials, the best first."""
     return sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
 
 
 def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -> float:
-    """Trains a trial's network; its value.
+    """Trains a trial's networks; returns the trial's value.
 
     Raises:
-      RunError: the run failed, or its log has no number for the metric.
-      optuna.TrialPruned: it was stopped early.
+      RunError: the run failed, or a network's log has no finite number for the metric.
+      MetricError: no line of the log has the metric.
+      optuna.TrialPruned: the trial was stopped early.
     """
     values = {key: suggest(trial, key, *choice) for key, choice in space["space"].items()}
-    name = trial.user_attrs.get("folder", str(trial.number))  # a trial that was interrupted goes on in its folder
+    name = trial.user_attrs.get("folder", str(trial.number))  # an interrupted trial goes on in its old folder
     trial.set_user_attr("folder", name)
     folder = workdir / "trials" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +229,7 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
     reported, stopped, started = set(), [], time.perf_counter()
 
     def stop():
-        """Reports the epochs of the first network that are new, and asks the pruner while that one trains."""
+        """Reports the first network's new epochs, asks the pruner while it trains, and returns whether to stop."""
         networks = of_stage(metrics, stage)
         for epoch in next(iter(networks.values()), []):
             if epoch["epoch"] not in reported and epoch.get(space["metric"]) is not None:
@@ -238,7 +242,7 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
     try:
         status = launch(arguments, log, dict(os.environ), stop=stop)
     except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, SystemExit):  # Optuna would leave the trial under way, and take it up a second time
+        if isinstance(error, SystemExit):  # else Optuna would still count the trial as running, and retry it as well
             trial.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         trial.study.enqueue_trial(trial.params, user_attrs={"folder": name})
         raise
@@ -262,9 +266,9 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
 
 
 def suggest(trial: optuna.Trial, key: str, kind: str, *choices):
-    """A trial's value of a key."""
+    """Returns a trial's value for a key."""
     if kind == "categorical":
-        # The storage and the figures take numbers and words; the command line takes a tuple as it is written.
+        # The storage and the figures take only scalars and strings; the command line parses a tuple from its string.
         plain = [c if isinstance(c, bool | int | float | str | None) else str(c) for c in choices]
         return trial.suggest_categorical(key, plain)
     low, high, *log = choices
@@ -272,7 +276,7 @@ def suggest(trial: optuna.Trial, key: str, kind: str, *choices):
 
 
 def of_stage(metrics: Path, stage: str) -> dict[tuple[int, int], list[dict]]:
-    """The lines of a run's log of one stage, by network."""
+    """Returns the epochs that a run logged in one stage, by network (fold, ensemble member)."""
     networks: dict[tuple[int, int], list[dict]] = {}
     for line in tables.read_metrics(metrics):
         if line["stage"] == stage:
@@ -281,7 +285,7 @@ def of_stage(metrics: Path, stage: str) -> dict[tuple[int, int], list[dict]]:
 
 
 def scored(networks: dict[tuple[int, int], list[dict]], metric: str) -> float | None:
-    """The metric where the validation loss is lowest, the mean over networks; None where one has no such number."""
+    """Returns the metric at the lowest validation loss, averaged over networks; None if any has no finite number."""
 
     def loss(line):
         found = line["valid/loss"]
@@ -293,7 +297,7 @@ def scored(networks: dict[tuple[int, int], list[dict]], metric: str) -> float | 
 
 
 def tell(study: optuna.Study, trial) -> None:
-    """One line about a trial that has ended."""
+    """Prints one line about a trial that has ended."""
     best = best_first(done(study))
     how = {"COMPLETE": lambda: f"{trial.value:.4f}", "PRUNED": lambda: "stopped early"}
     said = how.get(trial.state.name, lambda: f"failed: {trial.user_attrs.get('failed', 'no number')}")()
@@ -302,8 +306,8 @@ def tell(study: optuna.Study, trial) -> None:
 
 
 def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None:
-    """Writes `trials.csv`, `tuning.md` and `figures/` of what is known by now."""
-    ended = done(study)  # asked for once: other workers go on meanwhile
+    """Writes `trials.csv`, `tuning.md` and `figures/` from the trials so far."""
+    ended = done(study)  # read only once: other workers add trials meanwhile
     best = best_first(ended)
     lines = [
         {"trial": t.number, "state": t.state.name.lower(), space["metric"]: t.value if t in best else None}
@@ -333,7 +337,7 @@ def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None
 
 
 def draw(study: optuna.Study, folder: Path) -> None:
-    """Draws the trials' values, their epochs, what each key does, and how much it matters."""
+    """Plots the trials' values, their learning curves, and the effect and importance of each key."""
     folder.mkdir(exist_ok=True)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     drawn = {

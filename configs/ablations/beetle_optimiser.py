@@ -1,16 +1,16 @@
-"""Optimiser and dropout of the beetle paper against ours, on drawn pronota.
+"""Optimiser and dropout: the beetle paper's against ours, on drawn pronota.
 
     python launch/ablate.py --grid=configs/ablations/beetle_optimiser.py[:full] [--seeds=0,1,2]
 
-Four runs. They are small enough for two or three minutes on two CPU cores, and too small to say which is better; with
-`full` each is the default run of configs/beetle.py, which takes minutes.
+Four runs, small enough for two or three minutes on two CPU cores, and too small to show which choice is better. With
+`full`, each is the default run of configs/beetle.py, which takes minutes.
 """
 
 from jaxmarks import config as configs
 
 
 def get_grid(text: str = "") -> dict:
-    """The grid of the variants in `text`."""
+    """Returns the grid for the variants in `text`."""
     chosen = configs.variants(text, flags=("full",))
     return {
         "config": "configs/beetle.py" if "full" in chosen else "configs/beetle.py:smoke",

@@ -1,16 +1,16 @@
-"""Losses of heatmaps, and decoders: what a short training makes of each.
+"""Heatmap losses and decoders, compared after a short training.
 
     python launch/ablate.py --grid=configs/ablations/fish_losses.py [--seeds=0,1,2]
         --config.data.images=PHOTOS --config.data.landmarks=FILE
 
-U-Net with Gaussian heatmaps, reduced as configs/ablations/fish_table4.py is, one fold each.
+U-Net with Gaussian heatmaps, reduced as in configs/ablations/fish_table4.py, one fold each.
 """
 
 from jaxmarks import config as configs
 
 
 def get_grid(text: str = "") -> dict:
-    """The grid; there are no variants."""
+    """Returns the grid; there are no variants."""
     configs.variants(text, flags=())
     losses = ("mse", "weighted_mse", "adaptive_wing", "cross_entropy", "jensen_shannon")
     return {

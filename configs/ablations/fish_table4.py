@@ -3,16 +3,16 @@
     python launch/ablate.py --grid=configs/ablations/fish_table4.py[:paper] [--seeds=0,1,2]
         --config.data.images=PHOTOS --config.data.landmarks=FILE
 
-Eight runs of five folds, on any data, on phantoms without a file. They are reduced to what two CPU cores do within two
-hours (`reduced` in configs/fish.py, which says in what it departs from the paper); with `paper` each is the paper's own
-protocol, for a GPU, where ResNet50 begins with ImageNet's weights (`--config.weights=` lets it begin at random).
+Eight runs of five folds, on any data; without files, on phantoms. They are reduced to what two CPU cores can do within
+two hours (`reduced` in configs/fish.py, which lists the departures from the paper). With `paper` each follows the
+paper's protocol, for a GPU; ResNet50 then starts from ImageNet weights (`--config.weights=` starts it at random).
 """
 
 from jaxmarks import config as configs
 
 
 def get_grid(text: str = "") -> dict:
-    """The grid of the variants in `text`."""
+    """Returns the grid for the variants in `text`."""
     paper = "paper" in configs.variants(text, flags=("paper",))
     resnet50 = "net=resnet50,imagenet" if paper else "net=resnet50"
     return {

@@ -4,15 +4,15 @@
 
 FOLDER (by default `radiographs`) holds `ceph/images` with the annotators' folders `ceph/annotator_a` and
 `ceph/annotator_b`, and `chest/images` with `chest/landmarks.csv`. Each network is a U-Net on EfficientNet-Lite0, tested
-on the same fifth of the images; the 20 differ from seed to seed. The first two rows are the networks that the others
-start from, trained on all of the rest.
+on the same fifth of its anatomy's images; the 20 differ between seeds. The first two rows are networks trained on all
+remaining images; those that transfer from another anatomy start from them.
 """
 
 STARTS = {"from scratch": {}, "from ImageNet": {"weights": "imagenet"}}
 
 
 def get_grid(text: str = "") -> dict:
-    """The grid for the radiographs in the folder `text`."""
+    """Returns the grid for the radiographs in the folder `text`."""
     text = text or "radiographs"
     images = {
         "cephalograms": {

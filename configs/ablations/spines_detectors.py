@@ -3,14 +3,14 @@
     python launch/ablate.py --grid=configs/ablations/spines_detectors.py
         --config.data.images=PHOTOS --config.data.boxes=FILE
 
-One fold of each split; --config.split.run="()" is all five by group, and all ten at random.
+One fold of each split; --config.split.run="()" runs all folds, five by group and ten at random.
 """
 
 from jaxmarks import config as configs
 
 
 def get_grid(text: str = "") -> dict:
-    """The grid; there are no variants."""
+    """Returns the grid; there are no variants."""
     configs.variants(text, flags=())
     return {
         "config": "configs/spines.py",

@@ -3,14 +3,14 @@
     python launch/ablate.py --grid=configs/ablations/spines_prior.py --seeds=0,1,2
         --config.data.images=PHOTOS --config.data.boxes=FILE
 
-Fold 1 of five, whole groups held out.
+The first of five folds, with whole groups held out.
 """
 
 from jaxmarks import config as configs
 
 
 def get_grid(text: str = "") -> dict:
-    """The grid; there are no variants."""
+    """Returns the grid; there are no variants."""
     configs.variants(text, flags=())
     priors = {
         "none": {"head.weight": 0.0},

@@ -4,25 +4,25 @@ The public modules, each imported when it is first used:
 
   metrics   distances, correlations, success rates (pure functions)
   geometry  affine maps, frames, resampling (pure functions)
-  heatmaps  targets of heatmap regression (pure functions)
+  heatmaps  targets for heatmap regression (pure functions)
   decode    heatmaps to points (pure functions)
-  losses    of coordinates and of heatmaps (pure functions)
+  losses    losses on coordinates and on heatmaps (pure functions)
   boxes     overlap, suppression, encodings, RoIAlign, average precision (pure functions)
-  calibrate scout planes' landmarks to the acquisition volume (pure functions)
+  calibrate the acquisition volume from landmarks in scout planes (pure functions)
   edges     the bilateral filter and Canny's detector (pure functions)
   augment   augmentation on the device
   formats   read and write landmark files: TPS, CSV, COCO, LabelMe; read dlib's and DeepLabCut's
-  tps       the TPS format by itself
+  tps       the TPS format alone
   phantoms  beetles drawn from a seed, with exact landmarks
-  optim     the paper's ramps and other optimisers
+  optim     the beetle paper's learning-rate and momentum ramps, and other optimisers
   predict   a trained run as a pure function
-  serving   a trained run as an artefact that needs none of this code
+  serving   a trained run as an artefact that runs without jaxmarks
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr__` imports
+if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` imports the modules
     from jaxmarks import augment as augment
     from jaxmarks import optim as optim
     from jaxmarks import predict as predict

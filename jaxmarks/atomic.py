@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: who reads one while it is written, or after a kill, sees the former one."""
+"""Atomic file writes: a reader during the write, or after a kill, finds the previous file intact."""
 
 import contextlib
 import csv
@@ -16,12 +16,13 @@ import numpy as np
 
 @contextlib.contextmanager
 def whole(path: Path, *, binary: bool = False) -> Iterator[IO]:
-    """A file (of text in UTF-8, ends of lines as they are written) that takes the place of `path` at the end of the block.
+    """Opens a new file (if text, in UTF-8, with line ends as written) that replaces `path` at the end of the block.
 
-    What a link leads to is replaced, with the permissions that it has; what is no plain file, as a pipe, is written to.
+    A link's target is replaced, not the link. The permissions of an existing file are kept. A path that is no regular
+    file, such as a pipe, is written to directly.
 
     Raises:
-      OSError: it cannot be written; it names `path`, which then is what it was.
+      OSError: the file cannot be written; the error names `path`, which is left as it was.
     """
     options: dict = {"mode": "wb"} if binary else {"mode": "w", "newline": "", "encoding": "utf-8"}
     named, path = path, Path(path).resolve()
@@ -45,7 +46,7 @@ def whole(path: Path, *, binary: bool = False) -> Iterator[IO]:
 
 
 def folder(path: Path) -> Path:
-    """A folder for files of one's own, made where it is not there; OSError where none can be written to it."""
+    """Creates a folder if it does not exist, and returns it; raises OSError if files cannot be written to it."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -57,30 +58,30 @@ def folder(path: Path) -> Path:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a text."""
+    """Writes a text file."""
     with whole(path) as file:
         file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes what JSON can hold."""
+    """Writes a JSON-serialisable value."""
     write(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Iterable]) -> None:
-    """Writes a table, the names of its columns first."""
+    """Writes a table as CSV; its first row holds the names of the columns."""
     with whole(path) as file:
-        csv.writer(file).writerows(rows)  # its line ends, \r\n, make it quote either character in a name
+        csv.writer(file).writerows(rows)  # its line end \r\n makes it quote names with either character
 
 
 def write_records(path: Path, records: list[dict]) -> None:
-    """Writes a table of records with the same keys, in any order; without any it is empty."""
+    """Writes records, which have the same keys in any order, as CSV; without records, the file is empty."""
     columns = [list(record) for record in records[:1]]
     write_csv(path, columns + [[record[key] for key in columns[0]] for record in records])
 
 
 def plain(value: Any) -> Any:
-    """Numbers, texts and arrays, and dicts and lists of them, as JSON can hold them: what is no finite number is None."""
+    """Converts numbers, strings, arrays, and dicts and lists of them to JSON types; non-finite numbers become None."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""From a network's landmarks in scouts to the volume to acquire: its scores, and the files for the operator."""
+"""Calibration: the volume to acquire from a network's landmarks in scouts, its scores, and files for the operator."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +15,16 @@ from jaxmarks.data.samples import FormatError, problem
 from jaxmarks.data.slices import PLANES
 from jaxmarks.ops import calibrate
 
-# Beside the box's own faces a fiducial counts so much: in each head it lies elsewhere in the box, by a few mm.
+# The weight of a fiducial relative to a face of the box: between heads, its place in the box varies by a few mm.
 FIDUCIAL = 0.25
-# A volume less certain than this is refused: standard deviations of its centre in mm and of its axes in degrees.
+# A volume is refused above these standard deviations of its centre, in mm, and of its axes, in degrees.
 CENTRE_LIMIT, ANGLE_LIMIT = 5.0, 5.0
-# A scout of whose landmarks a smaller share agrees with the volume contradicts the other two.
+# A scout contradicts the other two if a smaller share of its landmarks agrees with the volume.
 SCOUT_AGREES = 0.5
-# A scout whose landmarks score less shows something else; one that scores more by so much when turned is turned.
+# A scout shows something else if its landmarks' mean score is below UNLIKE, and has a wrong orientation if another one
+# scores more by over OTHER_WAY.
 UNLIKE, OTHER_WAY = 0.4, 0.1
-# What the landmarks' residuals tell of the errors of centre, axes and size is multiplied by this, where nothing is known.
+# Default factors for the standard deviations of centre, axes and size that follow from the landmarks' residuals.
 TOLD = (1.0, 1.0, 1.0)
 # The median of the absolute values of a standard normal variable.
 MEDIAN = 0.6745
@@ -31,15 +32,15 @@ MEDIAN = 0.6745
 
 @jax.jit
 def fit(points, scores, planes, template, spread=TOLD):
-    """The volume of one triple.
+    """Fits the volume of one scout triple.
 
     Args:
-      points: (3, K, 2) pixels of the sagittal, coronal and axial scout, all landmarks in each; those of its own plane are
-        taken.
+      points: (3, K, 2) pixels of the sagittal, coronal and axial scout. Each has all landmarks; those of its own plane
+        are used.
       scores: (3, K).
-      planes: (3, 3, 3), RAS mm.
-      template: as `Volumes` has it.
-      spread: (3,), what the uncertainty that the residuals tell of centre, axes and size is multiplied by.
+      planes: (3, 3, 3), the scouts' planes in RAS mm.
+      template: as in `Volumes`.
+      spread: (3,), factors for the standard deviations of centre, axes and size that follow from the residuals.
 
     Returns:
       A `calibrate.Calibration`, and the landmarks (K, 3) in RAS mm.
@@ -54,7 +55,7 @@ def fit(points, scores, planes, template, spread=TOLD):
 
 
 def doubts(found: calibrate.Calibration) -> list[str]:
-    """Why the volume of one triple must not be used; nothing where it may."""
+    """Returns the reasons why the volume of one triple must not be used; [] if it may."""
     why = []
     deviation = told(found)
     agree, seen = found.residuals < calibrate.TUKEY * calibrate.TOLERANCE / 2, np.isfinite(found.residuals)
@@ -79,14 +80,14 @@ def doubts(found: calibrate.Calibration) -> list[str]:
 
 
 def disoriented(scores) -> list[str]:
-    """Which scouts do not look as their orientation says; nothing where all of them do.
+    """Returns which scouts do not look as their header's orientation says; [] if all do.
 
-    A header that is wrong says no word about it, but the network knows a head that stands upright. It cannot tell right
-    from left: a coronal or axial scout and its mirror image look alike.
+    A wrong header raises no error, but the network recognises an upright head. It cannot distinguish right from left: a
+    coronal or axial scout and its mirror image look alike.
 
     Args:
-      scores: (8, 3, K) of the three scouts as they are shown, turned by 90, 180 and 270 degrees, and the mirror images of
-        these.
+      scores: (8, 3, K) of the three scouts as they are, turned by 90, 180 and 270 degrees, and of the mirrored scouts,
+        turned likewise.
     """
     why = []
     for number, plane in enumerate(PLANES):
@@ -101,19 +102,19 @@ def disoriented(scores) -> list[str]:
 
 
 def fit_triples(names, points, scores, volumes: Volumes, template: dict, spread=TOLD):
-    """The volumes of triples whose truth is known.
+    """Fits the volumes of triples with known ground truth.
 
     Args:
-      names: (N,) the images; a triple of which one is not among them is left out.
-      points: (N, K, 2) in their pixels.
+      names: (N,) the images; triples without all of their three images among them are left out.
+      points: (N, K, 2) in the images' pixels.
       scores: (N, K).
-      volumes: the truth.
+      volumes: the ground truth.
       template: of the head that the network was trained on.
-      spread: as in `fit`, for all images (3,) or each (N, 3).
+      spread: as in `fit`, for all images (3,) or for each (N, 3).
 
     Returns:
-      The triples (T,), indices into `volumes`; a `calibrate.Calibration` of arrays (T, ...); why each is refused, a list
-      of T lists; and the errors (T, 9), in the order of the covariance.
+      The triples (T,), indices into `volumes`; a `calibrate.Calibration` of arrays (T, ...); the reasons to refuse
+      each, a list of T lists; and the errors (T, 9), in the order of the covariance.
     """
     row, spread = {str(name): n for n, name in enumerate(names)}, np.broadcast_to(spread, (len(names), 3))
     triples = triples_of(names, volumes)
@@ -134,21 +135,22 @@ def fit_triples(names, points, scores, volumes: Volumes, template: dict, spread=
 
 
 def triples_of(names, volumes: Volumes) -> list[int]:
-    """The triples of which all three images are among the names."""
+    """Returns the triples, indices into `volumes`, whose three images are all among the names."""
     known = set(map(str, names))
     return [t for t, name in enumerate(volumes.names) if all(f"{name}_{plane}" in known for plane in PLANES)]
 
 
 def told(found: calibrate.Calibration) -> np.ndarray:
-    """The standard deviations (T, 9) that calibrations tell."""
+    """Returns the standard deviations (..., 9) of calibrations, from their covariance."""
     return np.sqrt(np.maximum(np.diagonal(found.covariance, axis1=-2, axis2=-1), 1e-12))
 
 
 def choose_spread(names, points, scores, volumes: Volumes, template: dict) -> list[float]:
-    """By how much the residuals of triples that the network did not learn from tell too little; `fit_triples`' arguments.
+    """Returns the factors by which residuals underestimate the errors of centre, axes and size, from held-out triples.
 
-    Landmarks of one image err together, which residuals do not show. Half of all errors should be below 0.67 standard
-    deviations: of centre, axes and size each. None is made smaller than its residuals tell.
+    The landmarks of one image have errors in common, which residuals do not show. The factors bring half of the errors
+    below 0.67 standard deviations, as in a normal distribution, and are at least 1. Without usable triples they are
+    `TOLD`. The arguments are those of `fit_triples`.
     """
     if not triples_of(names, volumes):
         return list(TOLD)
@@ -161,17 +163,18 @@ def choose_spread(names, points, scores, volumes: Volumes, template: dict) -> li
 
 
 def spread_of(notes: list[dict]) -> np.ndarray:
-    """The spread (3,) of several networks together, from what is saved with each."""
+    """Returns the spread (3,) of several networks together, the mean of those in their notes."""
     return np.mean([note.get("spread", TOLD) for note in notes], axis=0)
 
 
 def score(names, points, scores, volumes: Volumes, template: dict, out: Path, spread=TOLD) -> dict:
-    """How good the volumes of held-out triples are; writes `volumes.csv`.
+    """Scores the volumes of held-out triples, and writes `volumes.csv` to the folder `out`.
 
-    The arguments are those of `fit_triples`, and a folder.
+    The other arguments are those of `fit_triples`.
 
     Returns:
-      For `summary.json`, medians and 95th percentiles of the volumes that were not refused, and their number.
+      For `summary.json`: the numbers of triples and of refused volumes; for the other volumes, medians, 95th
+      percentiles (of the IoU the 5th), and the shares of errors within one standard deviation ("within_told").
     """
     if not triples_of(names, volumes):
         raise ValueError("of no head are all three scouts held back together: set --config.split.by=group")
@@ -195,7 +198,7 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path, sp
     return {
         "triples": len(triples),
         "refused": int((~good).sum()),
-        # 0.68 where the uncertainty that is told is right.
+        # 0.68 if the estimated uncertainty is right.
         "within_told": dict(zip(("centre", "angles", "size"), within, strict=True)),
         **{f"median_{name}": quantile(values, 0.5) for name, values in columns.items()},
         **{f"worst_5_percent_{name}": quantile(v, 0.05 if name == "iou" else 0.95) for name, v in columns.items()},
@@ -203,9 +206,10 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path, sp
 
 
 class Calibrator(NamedTuple):
-    """A run that calibrates: scouts (B, H, W, 1) uint8 -> landmarks (B, K, 2) and scores (B, K), and what belongs to it.
+    """A run that calibrates scouts.
 
-    `size` (H, W) and `spacing` in mm are its frame's, `template` and `spread` those of `fit`.
+    `find` maps scouts (B, H, W, 1) uint8 to landmarks (B, K, 2) and scores (B, K). `size` (H, W) and `spacing` (mm per
+    pixel) are those of its frame, `template` and `spread` those of `fit`.
     """
 
     find: Callable
@@ -216,10 +220,10 @@ class Calibrator(NamedTuple):
 
 
 def of_folder(calibrator: Calibrator, images: Path, out: Path) -> dict:
-    """Calibrates every scout triple of a folder: `out/NAME/` has `calibration.json`, `box.nii.gz` and `scouts.png`.
+    """Calibrates each scout triple of a folder: writes `calibration.json`, `box.nii.gz`, `scouts.png` to `out/NAME/`.
 
-    One that cannot be read or written, whose name another has, or whose volume is refused, is listed in `summary.json`
-    under "failures" and does not stop the others.
+    A triple that cannot be read or written, has the name of another, or has its volume refused, is listed in
+    `summary.json` under "failures" and does not stop the others. A refused one has no `box.nii.gz`.
     """
     out, failures, names, done = Path(out), [], set(), 0
     out.mkdir(parents=True, exist_ok=True)
@@ -241,9 +245,9 @@ def of_folder(calibrator: Calibrator, images: Path, out: Path) -> dict:
 
 
 def of_files(calibrator: Calibrator, name: str, files: list[Path], out: Path) -> list[str]:
-    """Calibrates the scout triple in some files, writes its folder, and returns why its volume is refused, if it is."""
+    """Calibrates the scout triple in `files`, writes its folder `out`, and returns the reasons to refuse its volume."""
     out.mkdir(parents=True, exist_ok=True)
-    for old in ("box.nii.gz", "scouts.png"):  # of an earlier calibration, which may have been better
+    for old in ("box.nii.gz", "scouts.png"):  # of an earlier calibration, which may not have been refused
         (out / old).unlink(missing_ok=True)
     try:
         three, notes = scouts.read(files)
@@ -256,7 +260,7 @@ def of_files(calibrator: Calibrator, name: str, files: list[Path], out: Path) ->
 
 
 def of_triple(calibrator: Calibrator, three: dict[str, slices.Scout], out: Path) -> dict:
-    """Calibrates one triple, writes its box and its drawing, and returns what `calibration.json` says."""
+    """Calibrates one triple, writes its box and its drawing, and returns the content of `calibration.json`."""
     framed = [scouts.framed(three[plane], calibrator.size, calibrator.spacing) for plane in PLANES]
     seen = np.stack([f.image for f in framed])[..., None]
     every = np.stack([np.rot90(image, k, (1, 2)) for image in (seen, seen[:, :, ::-1]) for k in range(4)])
@@ -304,7 +308,7 @@ def of_triple(calibrator: Calibrator, three: dict[str, slices.Scout], out: Path)
 
 
 def outline(found: calibrate.Calibration, plane) -> np.ndarray:
-    """Where the box cuts a plane: the corners (E, 2) of a polygon in its pixels, in order; none where it does not."""
+    """Returns the polygon in which the box cuts a plane: ordered corners (E, 2) in the plane's pixels; E may be 0."""
     corners = np.asarray(
         calibrate.corners(*(jnp.asarray(a) for a in (found.centre, found.rotation, found.size))), float
     )
@@ -319,9 +323,9 @@ def outline(found: calibrate.Calibration, plane) -> np.ndarray:
 
 
 def write_box(path: Path, found: calibrate.Calibration, *, space: int = slices.SCANNER) -> None:
-    """Writes an empty NIfTI volume of about 1 mm voxels whose header is the box: what a scanner would acquire.
+    """Writes an empty NIfTI volume of about 1 mm voxels whose header describes the box: what a scanner would acquire.
 
-    `space` is the code of the scouts' space.
+    `space` is the sform and qform code of the scouts' space.
     """
     try:
         import nibabel

@@ -1,4 +1,4 @@
-"""What is to be known of a network's training before its numbers are believed: caveats, listed as problems of data are."""
+"""Caveats: reasons to doubt a network's scores, reported in the same form as problems with the data."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from jaxmarks import checkpoint
 from jaxmarks.data import splits
 from jaxmarks.data.samples import problem
 
-# What is said of images that networks may have learnt from, by what tells it, the surest first.
+# The caveat about images that networks may have been trained on, by kind of evidence, the strongest first.
 LEARNT = {
     "content": "were trained on ({}): the score flatters",
     "name": "have the names of images that were trained on ({}): if they are those, the score flatters",
     "specimen": "are of specimens that others which were trained on are called as ({}): the score may flatter",
 }
-# And of images that a network before may have learnt from.
+# The caveat about images that an earlier network, from which training started, may have been trained on.
 AGAIN = {
     "content": "have been learnt from before",
     "name": "are called as images that have been learnt from before, and if they are those",
@@ -22,15 +22,15 @@ AGAIN = {
 
 
 def of_training(settings, dataset, member, data: dict, source: Path | None, earlier: list[dict]) -> list[dict]:
-    """The caveats of a network, each a `samples.problem`.
+    """Returns the caveats of a network's training, each a `samples.problem`.
 
     Args:
-      settings: of its stage.
-      dataset: what it is trained on.
+      settings: the settings of its stage.
+      dataset: the dataset that it is trained on.
       member: which network it is.
-      data: what is saved of its split (`splits.saved`).
+      data: its split, as saved (`splits.saved`).
       source: the checkpoint that it starts from, if any.
-      earlier: what that one has `seen`.
+      earlier: the splits of that checkpoint and of those before it, from `seen`.
     """
     trained, held = (np.isin(dataset.samples.name, data["images"][part]) for part in ("train", "valid"))
     found = unseen(dataset, trained, member) + seen_before(member, dataset.samples, data, source, earlier)
@@ -40,7 +40,11 @@ def of_training(settings, dataset, member, data: dict, source: Path | None, earl
 
 
 def of_objects(settings, dataset, member, trained, held) -> list[dict]:
-    """What a detector cannot know, trained on the samples `trained` and chosen on the samples `held`, as caveats."""
+    """Returns caveats about a detector's data.
+
+    They concern validation samples (the mask `held`) without objects, on which no threshold can be chosen, and classes
+    or colours that the network does not see in training (the mask `trained`).
+    """
     samples, what = dataset.samples, []
     if not held.any():
         what.append(
@@ -61,27 +65,28 @@ def of_objects(settings, dataset, member, trained, held) -> list[dict]:
 
 
 def coloured(images) -> bool:
-    """Whether one pixel in a hundred of uint8 images (N, H, W, C) differs by 32 or more between its channels."""
+    """Whether at least 1 % of the pixels of uint8 images (N, H, W, C) differ by 32 or more between their channels."""
     return bool(len(images)) and float(np.mean(np.ptp(images, axis=-1) >= 32)) >= 0.01
 
 
 def of_notes(notes: list[dict]) -> list[dict]:
-    """The caveats in the notes that are saved with networks."""
+    """Returns the caveats in the notes of networks."""
     return [each for note in notes for each in note.get("caveats", ())]
 
 
 def of_test(fold: int, images: dict[str, list[str]]) -> list[dict]:
-    """Whether a fold is scored on images that chose its network, for want of others, as caveats."""
+    """Returns a caveat if the fold has no test images, so that it is scored on its validation images."""
     if images["test"]:
         return []
     return [caveat(fold, "no image is held back for a test: it is scored on those that chose its best epoch")]
 
 
 def of_images(samples, notes: list[dict], names: np.ndarray) -> list[dict]:
-    """Whether networks that score samples may have learnt from them, or from others of their specimens.
+    """Returns caveats about data leakage: samples to score that networks may have learnt from, or from their specimens.
 
-    As caveats, also of what they learnt in earlier stages and in runs from which they start. The samples are named as the
-    training would name them, in the caveats by `names` (N,), those with an empty one not at all.
+    This includes what networks learnt in earlier stages, and in runs from which they start. The samples must have the
+    names that training would give them (`trained.called`). The caveats show `names` (N,) instead, and leave out samples
+    whose entry there is empty.
     """
     known = [data for note in notes for data in (note["data"], *before(note))]
     found = []
@@ -94,7 +99,7 @@ def of_images(samples, notes: list[dict], names: np.ndarray) -> list[dict]:
 
 
 def of_names(names) -> list[dict]:
-    """That images, by name, are taken for those of the training which they are called as, though their files are others."""
+    """Returns a caveat about images (`names`) matched to those of the run by name alone, since their files differ."""
     if not (again := set(names.tolist())):
         return []
     what = f"{len(again)} images are called as images of the training, whose files were others ({first(again)}): taken for those"
@@ -102,7 +107,7 @@ def of_names(names) -> list[dict]:
 
 
 def learnt(samples, known: list[dict], parts: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Which of the samples (N,) are in these parts of any of the splits `known`, each by the surest that tells it."""
+    """Marks samples (N,) that lie in `parts` of any split in `known`, each under the strongest evidence for it."""
     each = [splits.parts_of(one, samples) for one in known]
     found, told = {}, np.zeros(len(samples), bool)
     for key in LEARNT:
@@ -112,12 +117,12 @@ def learnt(samples, known: list[dict], parts: tuple[str, ...]) -> dict[str, np.n
 
 
 def before(note: dict) -> list[dict]:
-    """What is saved of the splits of the networks before one, of earlier stages and runs; older versions did not save it."""
+    """Returns the saved splits of the earlier networks that one started from; [] if its version did not save them."""
     return found if isinstance(found := note.get("before"), list) else []
 
 
 def unseen(dataset, trained, member) -> list[dict]:
-    """What a network trained on the samples `trained` cannot know, as caveats."""
+    """Returns caveats about landmarks that are visible in none of the training samples (the mask `trained`)."""
     found, visible = [], dataset.samples.visible[trained].any(axis=0)
     for name, columns in zip(dataset.sets or ("",), dataset.columns, strict=True):
         missing = np.flatnonzero(~visible[columns]) + 1
@@ -131,10 +136,11 @@ def unseen(dataset, trained, member) -> list[dict]:
 
 
 def seen_before(member, samples, data: dict, source: Path | None, earlier: list[dict]) -> list[dict]:
-    """Whether the network that one starts from, or one before that, has learnt from what tests it, as caveats.
+    """Returns caveats about held-out images that the network's starting point, or one before that, was trained on.
 
-    Test images must not have validated it either; validation images may have, and those that are trained on, too, as in a
-    random split of versions, are no worse for it.
+    Test images must not have been validation images of those networks either; validation images may have been.
+    Validation images that are also trained on here, as in a random split of versions, are not reported: they are no
+    worse for it.
     """
     images = data["images"]
     trained, valid, test = (np.isin(samples.name, images[part]) for part in ("train", "valid", "test"))
@@ -151,7 +157,7 @@ def seen_before(member, samples, data: dict, source: Path | None, earlier: list[
 
 
 def seen(source: Path | None) -> list[dict]:
-    """What is saved of the splits of a checkpoint's network, and of those before it."""
+    """Returns the saved splits of a checkpoint's network and of those before it; [] without a checkpoint."""
     if source is None:
         return []
     note = checkpoint.note(source)
@@ -161,10 +167,10 @@ def seen(source: Path | None) -> list[dict]:
 
 
 def first(names) -> str:
-    """The first three names, and whether there are more."""
+    """Joins the first three names in sorted order; "..." stands for more."""
     return ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def caveat(member, what: str, image: str = "") -> dict:
-    """One caveat, in the form of a problem of the data."""
+    """Returns one caveat, in the form of a problem with the data."""
     return problem(image, f"fold {member}: {what}", "the training images")

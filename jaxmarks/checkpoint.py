@@ -13,9 +13,9 @@ from flax import traverse_util
 
 
 def fingerprint(tree: Any) -> str:
-    """SHA-256 over the paths, dtypes, shapes and bytes of a tree's arrays.
+    """Returns the SHA-256 over the paths, dtypes, shapes and bytes of a tree's arrays.
 
-    Orbax restores a flipped byte without a word; this is what notices it.
+    Orbax restores a flipped byte without an error; this detects it.
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -26,7 +26,7 @@ def fingerprint(tree: Any) -> str:
 
 
 def save(folder: Path, tree: Any, note: dict) -> None:
-    """Writes tree and note (JSON) to `folder` as one; a kill leaves the folder's former content or the new one."""
+    """Writes tree and note (JSON) to `folder` as one: a kill leaves the former checkpoint or the new one."""
     folder = Path(folder).absolute()
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -43,8 +43,8 @@ def save(folder: Path, tree: Any, note: dict) -> None:
 
 
 def checkpointer_of_one():
-    """Orbax's checkpointer for this process by itself; where there are several its own would wait for all of them."""
-    import orbax.checkpoint as ocp  # a quarter of a second, which the first step need not wait for
+    """Returns an Orbax checkpointer for this process alone; the default one would wait for all processes."""
+    import orbax.checkpoint as ocp  # takes 0.25 s, which must not delay the first step
 
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -54,7 +54,7 @@ def checkpointer_of_one():
 
 
 def note(folder: Path) -> dict | None:
-    """The note of a checkpoint, or None where there is no complete one; mends what a kill left between two renames.
+    """Returns a checkpoint's note, or None if none is complete; undoes a `save` killed between its two renames.
 
     Raises:
       ValueError: the note is damaged.
@@ -76,12 +76,12 @@ def note(folder: Path) -> dict | None:
 
 
 def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
-    """Reads (tree, note); `like` gives the tree's structure and shapes, without it nested dicts of NumPy arrays.
+    """Reads (tree, note); `like` gives the tree's structure and shapes, else it is nested dicts of NumPy arrays.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: the note is damaged, files of the arrays are missing or cut off, or the arrays do not match the SHA-256
-        that was taken when they were saved.
+      ValueError: the note is damaged, files of the arrays are missing or cut off, or the arrays do not match the
+        SHA-256 that was taken when they were saved.
     """
     folder = Path(folder).absolute()
     written = note(folder)
@@ -89,7 +89,7 @@ def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
         raise FileNotFoundError(f"{folder}: no checkpoint; train this run first, or name another folder")
     with checkpointer_of_one() as checkpointer:
         if like is None:
-            about = checkpointer.metadata(folder / "arrays").item_metadata  # None where a file of theirs is missing
+            about = checkpointer.metadata(folder / "arrays").item_metadata  # None if a file is missing
             if about is None:
                 raise ValueError(f"{folder}: its arrays are incomplete; copy the run anew")
             like = dict(about.tree)
@@ -109,17 +109,18 @@ def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
 def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, list[str]]]:
     """Takes from `source` every array whose path and shape agree with `params`.
 
-    A convolution of images of one channel where the other's have three, or the reverse, is adapted: the sum of its
-    kernel over a pixel's channels is divided evenly, so that it sees in a grey image what it saw before.
+    If one network's first convolution takes grey images (1 channel) and the other's colour (3), the kernel is adapted:
+    its sum over a pixel's channels is divided evenly over the new channels, so that its response to a grey image stays
+    the same.
 
     Args:
       params: the new network's parameters, nested dicts.
       source: another network's.
-      skip: a regular expression; a path ("head/fc3/kernel") that it matches from its start is not taken over.
+      skip: a regular expression; paths ("head/fc3/kernel") that it matches from their start are not taken over.
 
     Returns:
-      The merged parameters, and which paths were "loaded", "adapted" (with the channels), kept "new" (with the reason)
-      and "unused" in the source.
+      The merged parameters, and lists of the paths that were "loaded", "adapted" (with the channels), kept "new" (with
+      the reason), or "unused" in the source.
     """
     theirs, loaded, adapted, new = traverse_util.flatten_dict(source, sep="/"), [], {}, []
 
@@ -148,9 +149,9 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
 
 
 def folded(one: tuple, other: tuple) -> int | None:
-    """The pixels that a first convolution folds into one, for kernels (h, w, pixels x channels, features) of these shapes.
+    """Returns how many pixels a first convolution has stacked in its input (space to depth), from two kernels' shapes.
 
-    None where they do not differ by 1 and 3 channels alone.
+    Kernels are (h, w, pixels x channels, features). None unless one has 1 channel, the other 3, and all else is equal.
     """
     if len(one) != 4 or len(other) != 4 or (*one[:2], one[3]) != (*other[:2], other[3]):
         return None
@@ -159,6 +160,6 @@ def folded(one: tuple, other: tuple) -> int | None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a checkpoint and what a kill may have left of it."""
+    """Deletes a checkpoint and the leftovers of a killed `save`."""
     for suffix in ("", ".new", ".old"):
         shutil.rmtree(Path(str(folder) + suffix), ignore_errors=True)

@@ -1,9 +1,8 @@
-"""A second look, at small specimens closely, and at those that lie at any angle as if all lay alike.
+"""The second look: predicts landmarks in the whole frame, and once more in a view around the landmarks found there.
 
-The network looks at each frame whole, and then at the part around what it found there: closely where frames hold more
-pixels than it takes, and turned where specimens lie at any angle. One network does both: in training it sees some images
-whole, and of the others what the second look will show it. Validation is of the second look alone, around the true
-landmarks.
+The view is enlarged if frames hold more pixels than the network takes, and rotated to a common pose if specimens lie at
+any angle. One network does both looks: in training it sees some images whole, and of the others the view of the second
+look. Validation uses the second look alone, around the true landmarks.
 """
 
 import functools
@@ -19,16 +18,17 @@ from jaxmarks import steps
 from jaxmarks.augment import spatial
 from jaxmarks.ops import geometry, shape, views
 
-# The share of the training images that are shown whole.
+# The share of training images that are shown whole.
 WHOLE = 0.25
 
 
 class Look(NamedTuple):
-    """What a second look shows.
+    """The views that a second look shows.
 
     Attributes:
       near: (points (B, K, 2), visible (B, K), frame=(H, W)) -> the views (B, 2, 3) around landmarks.
-      turned, mirror: whether specimens lie at any angle, and are mirrored.
+      turned: whether specimens lie at any angle.
+      mirror: whether specimens may be mirror images of each other.
     """
 
     near: Callable
@@ -37,26 +37,26 @@ class Look(NamedTuple):
 
 
 def around(size: tuple[int, int], zoom: float) -> Look:
-    """Upright views of `size` (H, W) around landmarks, in frames `zoom` times as high and wide.
+    """Returns the second look with upright views of `size` (H, W), in frames `zoom` times as high and wide.
 
-    A specimen that is smaller than most is looked at up to twice as closely as `zoom` times, its pixels made larger.
+    A view magnifies the whole frame up to 2 `zoom` times: an unusually small specimen is shown with enlarged pixels.
     """
     return Look(functools.partial(views.close, size=size, most=2 * zoom))
 
 
 def laid(size: tuple[int, int], zoom: float, *, mean, spread, mirror: bool) -> Look:
-    """Views of `size` (H, W) in which specimens lie as their mean shape.
+    """Returns the second look with views of `size` (H, W) in which each specimen has the pose of the mean shape.
 
     Args:
       size, zoom: as in `around`.
-      mean, spread: (K, 2) and (K,), of `shape.procrustes`.
+      mean, spread: (K, 2) and (K,), from `shape.procrustes`.
       mirror: whether a specimen may be the mirror image of others.
     """
     mean, spread = jnp.asarray(mean), jnp.asarray(spread)
 
     def near(points, visible, frame):
         lies = jax.vmap(lambda *one: shape.laid(*one, mean, spread, mirror=mirror))(points, visible)
-        # Of too few landmarks, or of ones in one place, nobody knows how they lie.
+        # Too few landmarks, or coinciding ones, determine no pose: these frames are shown whole.
         known = (visible.sum(-1) > (2 if mirror else 1)) & (geometry.scale(lies) > 1e-3)
         posed = views.posed(jnp.where(known[:, None, None], lies, jnp.eye(2, 3)), mean, size, least=0.5, most=2 * zoom)
         return jnp.where(known[:, None, None], posed, views.whole(frame, size))
@@ -65,18 +65,18 @@ def laid(size: tuple[int, int], zoom: float, *, mean, spread, mirror: bool) -> L
 
 
 def looking(task: steps.Task, size: tuple[int, int], second: Look) -> steps.Task:
-    """The task of a network that takes `size` (H, W), for larger frames, or ones of that size, and points in these.
+    """Adds a second look to a task; it then takes whole frames, with points in their pixels.
 
     Args:
-      task: that of a network that looks once.
-      size: (H, W).
-      second: what the second look shows, `around` or `laid`. Where specimens lie at any angle, and are mirrored, what is
-        shown whole in training is turned at random, and mirrored, too.
+      task: the task of a network that looks once.
+      size: (H, W) that the network takes; frames are of that size or larger.
+      second: the second look, from `around` or `laid`. With `laid`, images that training shows whole are turned (and
+        mirrored, if specimens may be) at random.
     """
     near, turned, mirror = second
 
     def wholes(keys, frame):
-        """The frames whole, some as specimens may lie."""
+        """Returns views of the whole frames, turned (and mirrored) at random if specimens lie at any angle."""
         whole = views.whole(frame, size)
         if not turned:
             return whole
@@ -92,7 +92,7 @@ def looking(task: steps.Task, size: tuple[int, int], second: Look) -> steps.Task
         return jax.vmap(one)(keys)
 
     def shown(batch, view):
-        """A batch as the network sees it in these views."""
+        """Returns the batch as these views show it to the network."""
         return batch | {
             "images": views.look(batch["images"], view, size, turned=turned),
             "points": geometry.affine(geometry.invert(view), batch["points"]),
@@ -100,11 +100,11 @@ def looking(task: steps.Task, size: tuple[int, int], second: Look) -> steps.Task
         }
 
     def part(batch):
-        # A padding row has no visible landmarks, and is to be seen as the row that it repeats.
+        # Not "visible", which is False in padding rows: they must get the view of the row that they repeat.
         return near(batch["points"], batch["marked"], frame=batch["images"].shape[1:3])
 
     def some(keys, batch):
-        """Some whole, the others in part."""
+        """Draws views that show some frames whole, and the others around their landmarks."""
         whole = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 4), WHOLE))(keys)
         others = jax.vmap(jax.random.fold_in, (0, None))(keys, 5)
         return jnp.where(whole[:, None, None], wholes(others, batch["images"].shape[1:3]), part(batch))
@@ -128,7 +128,7 @@ def looking(task: steps.Task, size: tuple[int, int], second: Look) -> steps.Task
 
         points, scores = find(jnp.broadcast_to(views.whole(frame, size), (images.shape[0], 2, 3)), turned=False)
         typical = jnp.median(scores, axis=-1, keepdims=True)
-        there = scores >= jnp.minimum(typical, typical / 2)  # what an image does not show is found anywhere
+        there = scores >= jnp.minimum(typical, typical / 2)  # absent landmarks are found anywhere, at low scores
         view = near(lax.stop_gradient(points), there, frame=frame)
         closer, sure = find(view, turned=turned)
         seen = geometry.inside(geometry.affine(geometry.invert(view), points), size)

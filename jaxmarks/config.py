@@ -12,9 +12,9 @@ from ml_collections import config_dict
 
 from jaxmarks import atomic, augment, find
 
-# The values of `data.pose` with which a second look is turned.
+# The values of `data.pose` for which the second look is rotated to the specimen.
 TURNED_POSES = ("turned", "mirrored")
-# From where to where a key's numbers make sense, both ends among them.
+# The range of each key's numbers, both ends included.
 MANY = math.inf
 LIMITS = {
     "seed": (0, MANY), "split.seed": (0, MANY), "data.source_size": (1, MANY), "model.width": (0, MANY),
@@ -36,7 +36,7 @@ LIMITS = {
 
 
 def variants(text: str | None, *, flags: tuple[str, ...], options: dict[str, tuple[str, ...]] | None = None) -> dict:
-    """Reads "smoke,part=elytra": -> {"smoke": True, "part": "elytra"}.
+    """Parses "smoke,part=elytra" into {"smoke": True, "part": "elytra"}.
 
     Args:
       text: what stands after the colon of `--config=file.py:TEXT`.
@@ -44,7 +44,7 @@ def variants(text: str | None, *, flags: tuple[str, ...], options: dict[str, tup
       options: the variants that take one, with the values allowed (an empty tuple allows all).
 
     Raises:
-      ValueError: an unknown variant or value; it names those that exist.
+      ValueError: an unknown variant or value; the message lists those that exist.
     """
     options = options or {}
     found: dict = {}
@@ -63,9 +63,9 @@ def variants(text: str | None, *, flags: tuple[str, ...], options: dict[str, tup
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config with all options of its body, head and augmentation, those that it does not name at their defaults.
+    """Adds the defaults of all options of the body, head and augmentation that the config does not name.
 
-    So flags can set each, and the run's `config.json` tells each.
+    This lets flags set each option, and records each in the run's `config.json`.
 
     Raises:
       ValueError: there is no such body, head or augmentation.
@@ -73,13 +73,13 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     for section in ("model", "head", "augment"):
         for option, default in options(config, section).items() if section in config else ():
             if option not in config[section]:
-                # None has no type, which a flag needs: a placeholder takes any.
+                # A flag needs a type, which None lacks; a placeholder accepts any.
                 config[section][option] = config_dict.placeholder(object) if default is None else default
     return config
 
 
 def options(config, section: str) -> dict:
-    """The options of a config's body ("model"), "head" or augmentation ("augment"), with their defaults.
+    """Returns the options of a config's body ("model"), "head" or augmentation ("augment"), with their defaults.
 
     Raises:
       ValueError: there is no such body, head or augmentation.
@@ -90,10 +90,10 @@ def options(config, section: str) -> dict:
 
 
 def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
-    """The settings of one stage: the config with the keys that `config.stage[name]` changes.
+    """Returns the settings of one stage: the config with the changes in `config.stage[name]`.
 
     Raises:
-      ValueError: the stage changes a key that the config does not have.
+      ValueError: the stage changes a key that the config does not have, or gives one a value of the wrong type.
     """
     settings = ml_collections.ConfigDict(json.loads(config.to_json()))
     changes = ml_collections.ConfigDict(json.loads(config.to_json()))["stage"].get(name, {})
@@ -117,7 +117,7 @@ def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.Config
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError, which names the key, where a config makes no sense in itself."""
+    """Raises ValueError, naming the key, if a config is invalid whatever its data are."""
     if not config.stages or len(set(config.stages)) < len(config.stages):
         raise ValueError(f"--config.stages={tuple(config.stages)}: name at least one stage, and each once")
     for name in config.stages:
@@ -149,7 +149,7 @@ def _check_numbers(settings, said):
     if settings.model.get("width") == 0 and options(settings, "model")["width"]:
         raise ValueError(f"{said('model.width')}=0: it is at least 1")
     size, key = tuple(settings.data.size), said("data.size")
-    follows = not size and "pixels" in settings.data and key == "--config.data.size"  # the photographs, for all stages
+    follows = not size and "pixels" in settings.data and key == "--config.data.size"  # the photographs; not in a stage
     if not follows and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
         raise ValueError(f"{key}={size}: give height and width of the frame, once, as (192, 256)")
     if 0 < (scale := settings.data.get("scale") or 0) < 0.01:
@@ -211,9 +211,9 @@ def save(config: ml_collections.ConfigDict, path: Path) -> None:
 
 
 def load(path: Path) -> ml_collections.ConfigDict:
-    """Reads a config that `save` wrote; keys that it is older than have their defaults.
+    """Reads a config that `save` wrote, and adds keys that are newer than the config, at their defaults.
 
-    They are those of the split, the training, and the data where these are landmarks in photographs.
+    Added are keys of `split`, of `train`, and of `data` if these are landmarks in photographs.
     """
     path = Path(path)
     if not path.exists():
@@ -234,10 +234,10 @@ def load(path: Path) -> ml_collections.ConfigDict:
 
 
 def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> list[str]:
-    """The keys in which two configs differ, with both values.
+    """Returns the keys in which two configs differ, each with both values.
 
-    A key that one does not name has its default there, and one of a stage what the config says outside of its stages.
-    Options of another augmentation than those that are named have no effect, and are not compared.
+    A key that one config lacks counts as its default, or, for a stage's key, as the value outside the stages. Options
+    of augmentations that neither config names have no effect and are not compared.
     """
     one, other = (complete(ml_collections.ConfigDict(c.to_dict())) for c in (one, other))
     default, *flat = [{".".join(path): value for path, value in _leaves(c)} for c in (base(), one, other)]
@@ -247,7 +247,7 @@ def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict
     default, *flat = [{key: value for key, value in each.items() if key not in idle} for each in (default, *flat)]
     newer = {key: value for key, value in default.items() if key in flat[0] or key in flat[1]}
     flat = [newer | each for each in flat]
-    compared = (set(flat[0]) | set(flat[1])) - {"data.side", "data.pixels"}  # which scale and size have followed
+    compared = (set(flat[0]) | set(flat[1])) - {"data.side", "data.pixels"}  # `scale` and `size` derive from them
     as_json = lambda value: json.dumps(value, default=list)
     value = lambda known, key: known.get(key, known.get(re.sub(r"^stage\.[^.]+\.", "", key)))
     return [
@@ -258,16 +258,19 @@ def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict
 
 
 def product(**axes: dict[str, dict | str]) -> list[dict]:
-    """Every combination of the axes' choices, as the cells of a grid for `launch/ablate.py`.
+    """Returns every combination of the axes' choices, as the cells of a grid for `launch/ablate.py`.
 
-        product(optimiser={"adam": {}, "nesterov": {"optimizer": {...}}}, part={"head": "part=head", "elytra": "part=elytra"})
+        product(
+            optimiser={"adam": {}, "nesterov": {"optimizer": {...}}},
+            part={"head": "part=head", "elytra": "part=elytra"},
+        )
 
     Args:
-      axes: label -> what it changes: a dict of overrides ({"train.steps": 300}), or variants as after the colon. The
-        last axis gives the columns; those before it, joined, the rows. A single axis gives rows.
+      axes: each maps a label to what it changes: a dict of overrides ({"train.steps": 300}), or variants as after the
+        colon. The last axis gives the columns, the others, joined, the rows. A single axis gives rows.
 
     Returns:
-      The cells, dicts of "row", "column", "config" (variants) and "overrides", the last axis fastest.
+      The cells, dicts of "row", "column", "config" (variants) and "overrides"; the last axis varies fastest.
 
     Raises:
       ValueError: two axes set the same key, so that one of them would have no effect.
@@ -283,7 +286,7 @@ def product(**axes: dict[str, dict | str]) -> list[dict]:
             if isinstance(change, str):
                 cell["config"] = ",".join(filter(None, [cell["config"], change]))
                 continue
-            # A later axis may change a key inside a section that an earlier one replaced, not the other way round.
+            # A later axis may change a key inside a section that an earlier one replaced, but not the reverse.
             lost = [old for old in overrides for key in change if f"{old}.".startswith(f"{key}.")]
             if lost:
                 raise ValueError(f"{axis}={label!r} sets {', '.join(lost)} anew, which an axis before it sets too")
@@ -293,78 +296,77 @@ def product(**axes: dict[str, dict | str]) -> list[dict]:
 
 
 def base() -> ml_collections.ConfigDict:
-    """The keys that every config has, for a laptop; `model` and `head`, and what differs, are the config's own.
+    """Returns the keys that every config has, for a laptop; each config adds its `model`, `head` and changes.
 
-    Without files of one's own the data are drawn: pronota of beetles.
+    Unless the user's own files are named, the data are phantoms: drawn beetle pronota.
     """
     data = {
-        "images": "",  # a folder of photographs, and
-        "landmarks": "",  # a TPS, CSV, COCO or LabelMe file (or several annotators', with commas): one's own data;
-        # phantoms where these are empty
-        "curves": 0,  # points of each of a TPS file's curves, which follow its landmarks; 0: its curves are left out
-        "group_by": "",  # regular expression; its first group in a file's name is the specimen
-        "keep": "",  # a folder for the images where memory does not hold them: they are streamed from there
-        "size": (96, 128),  # height and width of the network's frame; (): in the photographs' proportions, of about
-        "pixels": 192 * 256,  # in all; above 192 * 256 no more than the median photograph has
-        "zoom": 1.0,  # how closely the network looks a second time, at what it found in the whole; 1: it looks once; 0: as
-        # one's own photographs suggest
-        "pose": "upright",  # how specimens lie: turned by any angle, or mirrored, too: the second look shows each as all
-        # others; "": as one's own photographs suggest
-        "fit": "pad",  # or stretch
-        "flip": (),  # the landmarks' order, from 0, after a horizontal mirror; empty: no mirroring
-        "part": "pronotum",  # of the phantoms
-        "drop": (),  # "part/landmark" that are left out
+        "images": "",  # folder of the user's photographs; if this and `landmarks` are empty, phantoms are drawn
+        "landmarks": "",  # a TPS, CSV, COCO or LabelMe file (or several annotators', separated by commas)
+        "curves": 0,  # points per curve of a TPS file, appended to its landmarks; 0: its curves are left out
+        "group_by": "",  # regular expression, matched in a file's name; its first group is the specimen
+        "keep": "",  # folder to store images in and stream them from, if they do not fit in memory
+        "size": (96, 128),  # height and width of the network's frame; (): in the photographs' proportions, with about
+        "pixels": 192 * 256,  # this many pixels, but above 192 * 256 no more than the median photograph has
+        "zoom": 1.0,  # magnification of a second look, at what the first, at the whole frame, found; 1: no second look;
+        # 0: chosen from the user's photographs
+        "pose": "upright",  # how specimens lie; if turned (by any angle) or mirrored (also turned), the second look
+        # shows all in one pose; "": chosen from the user's photographs
+        "fit": "pad",  # or stretch: how photographs are brought to the frame's proportions
+        "flip": (),  # the landmarks' order, from 0, after horizontal mirroring; empty: no mirroring
+        "part": "pronotum",  # of the beetle that the phantoms show
+        "drop": (),  # phantoms' landmarks to leave out, as "part/landmark"
         "seed": 0,
         "count": 293,
-        "source_size": (192, 256),  # the phantoms' photographs, in whose pixels errors are given
-        "share": 1.0,  # of their width and height, that the phantoms take
-        "turn": 0.0,  # degrees by up to which they are turned there, beside the 15 that they always may be
-        "sets": {},  # several datasets for one network: name -> the keys of data, as images, in which it differs
+        "source_size": (192, 256),  # height and width of the phantoms' photographs; errors are given in their pixels
+        "share": 1.0,  # share of the photograph's width and height that a phantom takes
+        "turn": 0.0,  # maximum rotation of the phantoms in degrees, in addition to the usual 15
+        "sets": {},  # several datasets for one network: name -> the keys of data in which it differs, such as images
     }
     split = {
-        "by": "group",  # whole specimens; or image, each photograph for itself (the spine paper's), which flatters where
-        # some are nearly the same; or random, over the versions of all images (the beetle paper's)
+        "by": "group",  # whole specimens; or image, each photograph by itself (spine paper), optimistic if some are
+        # near-duplicates; or random, over the versions of all images (beetle paper)
         "folds": 5,
-        "run": (0,),  # which folds, from 0; empty: all
-        "valid": 0.1,  # share of what is not tested that chooses the best epoch
-        "few": 0,  # specimens that are trained on, drawn by `config.seed`; 0: all that are left
+        "run": (0,),  # folds to train, from 0; empty: all
+        "valid": 0.1,  # share of what is not in the test that is held out for validation, which chooses the best epoch
+        "few": 0,  # number of training specimens, drawn by `config.seed`; 0: all that are left
         "seed": 0,
     }
     optimizer = {
         "name": "adam",
-        "learning_rate": 5e-4,  # the peak of a one-cycle cosine, where
-        "schedule": "one_cycle",  # of adam and adamw is not constant
+        "learning_rate": 5e-4,  # the peak of the one-cycle cosine, or the constant rate
+        "schedule": "one_cycle",  # or constant; for adam and adamw
         "warmup": 0.1,  # share of the steps
         "weight_decay": 0.0,
-        "clip": 0.0,  # bound of the gradient's norm; 0: none
-        "plateau": 0,  # epochs, but coarse ones, without a lower validation loss until the rate is multiplied by
-        "plateau_factor": 0.2,
+        "clip": 0.0,  # maximum norm of the gradient; 0: no clipping
+        "plateau": 0,  # epochs (not coarse ones) without a lower validation loss until the rate is multiplied by
+        "plateau_factor": 0.2,  # this; `plateau` 0: never
         "rates": (),  # (regular expression, factor) pairs: (("body/", 0.1),) trains the body at a tenth of the rate
     }
     train = {
         "batch_size": 16,
-        "dtype": "float32",  # or bfloat16: what the network's body computes in; parameters, statistics and loss stay float32
-        "steps": 1000,  # used where
-        "epochs": 0,  # is 0
-        "accumulate": 1,  # batches whose mean gradient makes one update; an epoch's last, shorter one weighs as the others
-        "ensemble": 1,  # networks of each fold, each with a seed and validation images of its own, that predict together
-        "ema": 0.0,  # decay of the parameters' moving average, which is then validated and saved; 0: none
-        "mixup": 0.0,  # alpha of the Beta distribution by which pairs of images are mixed; 0: they are not
-        "patience": 0,  # epochs, but coarse ones, without a lower validation loss until training stops; 0: never
-        # What is shown equally often: each of several data.sets, each group, each image, or (object) images with objects
-        # and, where they are most, without.
+        "dtype": "float32",  # or bfloat16, for the network's body only; parameters, statistics and loss stay float32
+        "steps": 1000,  # length of the training if `epochs` is 0
+        "epochs": 0,
+        "accumulate": 1,  # batches whose mean gradient makes one update; an epoch's shorter last batch has equal weight
+        "ensemble": 1,  # networks of each fold, each with its own seed and validation images, that predict together
+        "ema": 0.0,  # decay of the parameters' moving average, which is validated and saved in their place; 0: none
+        "mixup": 0.0,  # alpha of the Beta distribution of mixup's weights; 0: no mixup
+        "patience": 0,  # epochs (not coarse ones) without a lower validation loss until training stops; 0: never
+        # What training shows equally often: each of several data.sets (set), each group, each image, or (object) images
+        # with objects and images without, if most are without.
         "balance": "set",
-        "sizes": (),  # heights at which training shows the frame, one drawn for each batch; empty: its own alone
-        "coarse": 0.0,  # share of the steps, the first ones, that show the frame at about two thirds of its sides
+        "sizes": (),  # multi-scale training: heights of the frame, one drawn for each batch; empty: its own height
+        "coarse": 0.0,  # share of the steps, the first ones, that show the frame at about 2/3 of its height and width
         "devices": 0,  # 0: all
-        "span": 500,  # batches after which, at the latest, a checkpoint may be due
+        "span": 500,  # batches after which, at the latest, training checks whether a checkpoint is due
         "checkpoint_seconds": 60,
         "tensorboard": False,
     }
     return ml_collections.ConfigDict(
         {
             "seed": 0,
-            "channels": 1,  # what the network takes: 1 for luminance, 3 for colour
+            "channels": 1,  # of the network's input: 1 for luminance, 3 for colour
             "data": data,
             "split": split,
             "augment": {"name": "modern"} | augment.options({"name": "modern"}),  # or none, or paper_x7
@@ -372,10 +374,10 @@ def base() -> ml_collections.ConfigDict:
             "train": train,
             "baselines": ("mean_shape", "registration"),
             "stages": ("train",),
-            "stage": {},  # what a stage changes
-            "init_from": "",  # the workdir of a run whose network this one starts from
-            "weights": "",  # pretrained: imagenet, hf:timm/TAG or a file, of the model's encoder; Darknet's file for yolo_tiny
-            "init_skip": "",  # regular expression of the parameters that are not taken over
-            "freeze": "",  # regular expression of the parameters that stay as they are, as body/block.*
+            "stage": {},  # stage -> the keys that it changes
+            "init_from": "",  # workdir of a run whose networks this one starts from
+            "weights": "",  # pretrained: imagenet, hf:timm/TAG or a file for the encoder; for yolo_tiny Darknet's file
+            "init_skip": "",  # regular expression of the parameters that are not taken from init_from or weights
+            "freeze": "",  # regular expression of the parameters that are not trained, such as body/block.*
         }
     )

@@ -1,4 +1,4 @@
-"""From networks and tiles to the objects of each photograph, and to honest scores: the detectors' part of `evaluate`."""
+"""Evaluation of detectors: merges the detections of tiles into photographs, scores them, and writes their files."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,21 +14,21 @@ from jaxmarks.data.samples import Samples, problem
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import metrics
 
-# What counts as found: overlap with the truth, or the distance of the centres in pixels of the photograph (spine paper).
+# A detection is a hit from this IoU on, or within this distance of the centres, in px of the photograph (spine paper).
 OVERLAP, GOLDEN_DISTANCE = 0.4, 6.0
-# The share of a box cut off at a tile's border that the whole object covers in another tile.
+# A box cut off at a tile's border is dropped if a box of another tile covers more than this share of it.
 PIECE = 0.4
-# A threshold is as good as the best, seen on the few objects of validation images, where its F1 is less by no more than
-# this share of the best F1, or of what that lacks to 1.
+# Thresholds count as equally good, on the few objects of validation images, if their F1 is below the best F1 by at most
+# this share of it, or of its distance from 1 if that is smaller.
 FLAT = 0.2
-# The threshold where none was chosen; of the blobs the scores are made for it.
+# The threshold if none can be chosen; the scores of the blob baseline are scaled to it.
 EVEN = 0.5
-# Detections that score less are not even listed.
+# Detections with lower scores are dropped.
 FLOOR = 0.05
 
 
 class Objects(NamedTuple):
-    """Found and true objects of N photographs in their pixels; a score of 0 is no object, as is a label of -1."""
+    """Detections and true objects of N photographs, in their pixels; a score of 0 or a label of -1 marks no object."""
 
     name: np.ndarray  # (N,)
     fold: np.ndarray  # (N,)
@@ -40,7 +40,7 @@ class Objects(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Detections in N photographs, in their pixels; a score of 0 is no object."""
+    """Detections in N photographs, in their pixels; a score of 0 marks no object."""
 
     name: np.ndarray  # (N,)
     boxes: np.ndarray  # (N, L, 4)
@@ -49,14 +49,14 @@ class Found(NamedTuple):
 
 
 def predict(call, networks, samples: Samples, *, overlap: float = heads.OVERLAP, batch_size: int = 16) -> Found:
-    """The objects of each photograph in its pixels, its tiles joined.
+    """Detects the objects of each photograph, in its pixels; detections of its tiles are merged.
 
     Args:
       call: a `steps.predictor`.
-      networks: what it takes.
-      samples: tiles, those of a photograph one after the other.
+      networks: its first argument.
+      samples: tiles; those of a photograph have its name.
       overlap: IoU up to which boxes of two tiles are two objects.
-      batch_size: tiles at a time.
+      batch_size: tiles per batch.
     """
     boxes, scores, classes = steps.predict(call, networks, samples.images, batch_size=batch_size)
     scale, shift = samples.to_source[:, [0, 1], [0, 1]], samples.to_source[:, :, 2]
@@ -77,14 +77,14 @@ def predict(call, networks, samples: Samples, *, overlap: float = heads.OVERLAP,
 
 
 def cut_off(boxes, corners, sizes, tile, *, edge=1.0):
-    """Which detections (T, N, 4) of T tiles touch a border that the tile does not share with its photograph.
+    """Marks the detections of T tiles that touch a tile border which is not a border of the photograph.
 
     Args:
-      boxes: in pixels of their tile.
+      boxes: (T, N, 4), in pixels of their tile.
       corners: (T, 2) (top, left) of the tiles.
-      sizes: (T, 2) height and width of their photograph.
+      sizes: (T, 2) height and width of their photograph, in pixels of the tiles.
       tile: (h, w).
-      edge: a box nearer to a border than this touches it, in pixels.
+      edge: distance in pixels below which a box touches a border.
 
     Returns:
       (T, N) bool.
@@ -96,11 +96,12 @@ def cut_off(boxes, corners, sizes, tile, *, edge=1.0):
 
 
 def merged(boxes, scores, classes, cut, *, overlap):
-    """One photograph's detections (T, N, ...) as (L, ...), without what two tiles both found.
+    """Merges one photograph's detections (T, N, ...) from T tiles to (L, ...), without duplicates, by falling score.
 
-    A box gives way to one of another tile that scores more, or was seen whole and scores at least half as much, where
-    they overlap by more than `overlap`, or the other covers `PIECE` of what the border of its tile may have `cut` off
-    (T, N). Boxes of one tile leave each other alone: the head has seen to them.
+    Whole boxes rank before those that their tile's border may have `cut` off (T, N), each kind by falling score. A box
+    is dropped if a better-ranked box of its class in another tile scores at least half as much and overlaps it: a whole
+    box by an IoU above `overlap`, a cut one by more than `PIECE` of its own area. Boxes of one tile do not suppress
+    each other: the head has done that.
     """
     order = np.flatnonzero(scores > 0)
     order = order[np.lexsort((-scores.flat[order], cut.flat[order]))]  # the whole ones first, each kind by score
@@ -122,7 +123,10 @@ def merged(boxes, scores, classes, cut, *, overlap):
 
 
 def neighbours(boxes, tile) -> dict[int, list[int]]:
-    """For each of the tiles (L,) of boxes (L, 4) those others whose boxes it may share: where the hulls of theirs meet."""
+    """Maps each tile to the others whose boxes may overlap its own, given boxes (L, 4) and the tile (L,) of each.
+
+    Those are the tiles whose hulls, the rectangles around all of their boxes, intersect its own.
+    """
     names = np.unique(tile)
     hulls = np.array([[*boxes[tile == t, :2].min(0), *boxes[tile == t, 2:].max(0)] for t in names]).reshape(-1, 4)
     meet = ((hulls[:, None, :2] < hulls[:, 2:]) & (hulls[:, None, 2:] > hulls[:, :2])).all(-1)
@@ -130,17 +134,17 @@ def neighbours(boxes, tile) -> dict[int, list[int]]:
 
 
 def names_of(notes: list[dict]) -> tuple[str, ...]:
-    """The names of the classes that networks find, by what is saved with them."""
+    """Returns the names of the classes that networks find, from their notes."""
     return tuple(notes[0]["facts"]["names"])
 
 
 def renamed(names: tuple[str, ...], classes: tuple[str, ...]) -> list[dict]:
-    """The problem, if there is one, with data of other `classes` than the `names` that networks know.
+    """Returns a problem if the data's `classes` are not among the `names` of the networks' classes.
 
-    A single class is that of networks that know one, whatever it is called.
+    If data and networks have one class each, they are taken for the same; the problem says so.
 
     Raises:
-      ValueError: the data have several, or the networks do, and not all are known.
+      ValueError: the networks do not know a class of the data, and either of them has several.
     """
     unknown = sorted(set(classes) - set(names))
     if not unknown:
@@ -155,22 +159,22 @@ def renamed(names: tuple[str, ...], classes: tuple[str, ...]) -> list[dict]:
 
 
 def numbers(names: Sequence[str], known: tuple[str, ...]) -> list[int]:
-    """The number of each of the `names` among the classes `known`, -1 for another; a single class is any (`renamed`)."""
+    """Returns the index of each name in the classes `known`, -1 if absent; a single class has any name (`renamed`)."""
     return [0 if len(known) == 1 else known.index(name) if name in known else -1 for name in names]
 
 
 def threshold_of(notes: list[dict]) -> float:
-    """The threshold of several networks together, from what is saved with each."""
+    """Returns the threshold of several networks together, the mean of those in their notes."""
     return float(np.mean([note["threshold"] for note in notes]))
 
 
 def overlap_of(notes: list[dict]) -> float:
-    """The IoU up to which two boxes are two objects, from what is saved with networks; without any box none is learnt."""
+    """Returns the IoU up to which two boxes are two objects, from networks' notes; the default if they saw no box."""
     return notes[0]["facts"].get("overlap", heads.OVERLAP)
 
 
 def timed(call, networks, samples: Samples, *, overlap: float) -> tuple[Found, float]:
-    """The objects of each photograph, one at a time, and the milliseconds that one takes once compiled; as `predict`."""
+    """Runs `predict` with one tile per batch; returns its result and the milliseconds per photograph once compiled."""
     predict(call, networks, samples.take(np.arange(1)), batch_size=1)  # compiles
     started = time.perf_counter()
     found = predict(call, networks, samples, overlap=overlap, batch_size=1)
@@ -178,7 +182,7 @@ def timed(call, networks, samples: Samples, *, overlap: float) -> tuple[Found, f
 
 
 def beside(found: Found, truth: Mapping, known: tuple[str, ...], fold: int) -> Objects:
-    """Detections with the annotations `truth` (by image name) of the classes `known`."""
+    """Combines detections with the annotations `truth` (by image name), labelled by index in the classes `known`."""
     mine = [truth[name] for name in found.name]
     most = max((len(a.classes) for a in mine), default=0)
     true, labels = np.zeros((len(mine), most, 4)), np.full((len(mine), most), -1)
@@ -189,7 +193,7 @@ def beside(found: Found, truth: Mapping, known: tuple[str, ...], fold: int) -> O
 
 
 def join(parts: list[Objects]) -> Objects:
-    """Photographs of several folds as one."""
+    """Concatenates the photographs of several folds, padded to the same numbers of objects."""
     found, true = (max(getattr(p, key).shape[1] for p in parts) for key in ("scores", "labels"))
 
     def widen(p):
@@ -209,7 +213,10 @@ _average_precision = jax.jit(box_ops.mean_average_precision, static_argnames=("c
 
 
 def pairs(found: Objects, *, golden: bool = False) -> np.ndarray:
-    """(N, L) the true object of its class that a detection finds, at `OVERLAP` or within `GOLDEN_DISTANCE`; -1 for none."""
+    """Returns (N, L) the index of the true object of its class that each detection finds, -1 for none.
+
+    The criterion is `OVERLAP`, or, if `golden`, `GOLDEN_DISTANCE`.
+    """
     how = {"within": GOLDEN_DISTANCE} if golden else {"iou": OVERLAP}
     result = np.full(found.scores.shape, -1)
     for label in np.unique(found.labels[found.labels >= 0]):
@@ -220,12 +227,12 @@ def pairs(found: Objects, *, golden: bool = False) -> np.ndarray:
 
 
 def hits(found: Objects, *, golden: bool = False) -> np.ndarray:
-    """(N, L) which detections find a true object."""
+    """Returns (N, L) bool, which detections find a true object (`pairs`)."""
     return pairs(found, golden=golden) >= 0
 
 
 def reach(found: Objects, threshold) -> np.ndarray:
-    """(N, M) which true objects a detection of at least the threshold (N,) finds."""
+    """Returns (N, M) bool, which true objects are found by a detection that scores at least the threshold (N,)."""
     result, paired = np.zeros(found.labels.shape, bool), pairs(found)
     n, k = np.nonzero((paired >= 0) & (found.scores >= threshold[:, None]))
     result[n, paired[n, k]] = True
@@ -233,15 +240,15 @@ def reach(found: Objects, threshold) -> np.ndarray:
 
 
 def best_threshold(found: Objects) -> float:
-    """The middle of the scores above which the F1 at `OVERLAP` is largest, or nearly (`FLAT`); 0.5 where nothing was found.
+    """Returns the middle of the thresholds whose F1 at `OVERLAP` is the best or nearly so (`FLAT`); 0.5 without a hit.
 
-    Where on a flat top the very best lies is chance.
+    Where exactly the best lies on a flat maximum is chance.
     """
     right, total = hits(found), (found.labels >= 0).sum()
     order = np.argsort(-found.scores, axis=None)
     scores, correct = found.scores.ravel()[order], np.cumsum(right.ravel()[order])
     f1 = 2 * correct / (np.arange(1, len(order) + 1) + max(total, 1))
-    lasts = np.append(scores[1:] < scores[:-1], True)[: len(scores)]  # of equal scores, between which no threshold is
+    lasts = np.append(scores[1:] < scores[:-1], True)[: len(scores)]  # of equal scores, which no threshold separates
     some = lasts & (scores > 0)
     scores, f1 = scores[some], f1[some]
     if not len(f1) or f1.max() <= 0:
@@ -249,15 +256,15 @@ def best_threshold(found: Objects) -> float:
     at, best = int(np.argmax(f1)), f1.max()
     worse = np.flatnonzero(f1 < best - FLAT * min(best, 1 - best))
     first = max(worse[worse < at], default=-1) + 1
-    end = min(worse[worse > at], default=len(scores))  # the first that does not count
+    end = min(worse[worse > at], default=len(scores))  # the first after the flat maximum
     return float((scores[first] + (scores[end] if end < len(scores) else 0.0)) / 2)
 
 
 def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
-    """The numbers of `summary.json`, NaN where there is none: at the threshold (of each photograph, or one), and over all."""
+    """Returns the numbers of `summary.json` at the threshold (one, or one per image) and over all, NaN if undefined."""
     limit = np.broadcast_to(threshold, (len(found.name),))[:, None]
     used = (found.scores >= limit) & (found.scores > 0)
-    rounded = lambda share: round(float(share), 7)  # what single precision knows
+    rounded = lambda share: round(float(share), 7)  # the digits of float32
 
     def at(right, used=used, true=found.labels >= 0):
         shares = box_ops.precision_recall(right, found.scores, used, true.sum())
@@ -283,7 +290,7 @@ def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
 
 
 def unfound(by_class: Mapping[str, dict]) -> list[dict]:
-    """The problems with classes of which there are objects, and of which none scores above the threshold."""
+    """Returns a problem for each class that has objects but no detection above the threshold."""
     return [
         problem(
             "",
@@ -297,26 +304,26 @@ def unfound(by_class: Mapping[str, dict]) -> list[dict]:
 
 
 def by_fold(found: Objects, threshold: np.ndarray, classes: tuple[str, ...]) -> dict:
-    """`summarise` of all photographs with their thresholds (N,), and of each fold's, with their standard deviation."""
+    """Runs `summarise` on all photographs, with thresholds (N,), and on each fold; adds their standard deviations."""
     folds = []
     for fold in np.unique(found.fold):
         mine = found.fold == fold
-        # The others' objects are hidden, not left out: arrays of every fold's own length would each be compiled for.
+        # Other folds' objects are masked, not removed: each new length of the arrays would need a compilation.
         scores, labels = np.where(mine[:, None], found.scores, 0), np.where(mine[:, None], found.labels, -1)
         own = {"threshold": float(np.mean(threshold[mine])), "images": int(mine.sum())}
         shown = found._replace(scores=scores, labels=labels)
         folds.append({"fold": int(fold)} | summarise(shown, threshold, classes) | own)
     each, spread = [one for one in folds if one["fold"] >= 0], {}
     for key in ("f1", "f1_golden", "map50", "map") if len(each) > 1 else ():
-        known = [one[key] for one in each if np.isfinite(one[key])]  # a fold without objects and detections has none
+        known = [one[key] for one in each if np.isfinite(one[key])]  # NaN for a fold without objects and detections
         spread[f"std_over_folds_{key}"] = float(np.std(known)) if len(known) > 1 else np.nan
-    together = float(np.mean([one["threshold"] for one in folds]))  # as `threshold_of` all networks, which predict
+    together = float(np.mean([one["threshold"] for one in folds]))  # as `threshold_of` all networks has it
     about = {"threshold": together, "folds": folds, "classes": list(classes)}
     return summarise(found, threshold, classes) | spread | about
 
 
 def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> None:
-    """Writes `predictions.csv`, every detection, and `objects.csv`, every true object, with what became of each."""
+    """Writes all detections to `predictions.csv` and all true objects to `objects.csv`, each marked as a hit or not."""
     limit = np.broadcast_to(threshold, (len(found.name),))
     right = hits(found)
     reached, corners = reach(found, limit), lambda box: [f"{v:.2f}" for v in box]
@@ -337,9 +344,10 @@ def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> 
 def to_proofread(
     annotations: Iterable[BoxAnnotation], found: Objects, threshold, sizes: Mapping, classes: tuple[str, ...]
 ) -> list[dict]:
-    """The photographs of `report.proofread.boxes`: what was marked, beside what was found at the threshold (of each, or one).
+    """Returns the photographs for the proofreading page (`report.proofread.boxes`): manual boxes beside detections.
 
-    `sizes` are (height, width) by name; a photograph that no network here predicted has no detections.
+    The threshold is one, or one per predicted photograph; a photograph without prediction has None for detections.
+    `sizes` are (height, width) by name.
     """
     limits = dict(zip(found.name.tolist(), np.broadcast_to(threshold, (len(found.name),)), strict=True))
     place = {name: n for n, name in enumerate(found.name.tolist())}
@@ -353,13 +361,13 @@ def to_proofread(
 
 
 def detections(found: Found | Objects, n: int, least: float) -> list[list]:
-    """The detections (x0, y0, x1, y1, class, score) in photograph `n` that score `least` or more."""
+    """Returns the detections (x0, y0, x1, y1, class, score) in photograph `n` that score `least` or more."""
     good = (found.scores[n] >= least) & (found.scores[n] > 0)
     columns = np.round(found.boxes[n][good], 3), found.classes[n][good], np.round(found.scores[n][good], 7)
     return [[*box, c, score] for box, c, score in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def choose_threshold(call, networks, samples: Samples, dataset, *, overlap: float) -> float:
-    """The threshold of the best F1 on these samples (the validation images) of the dataset; as `predict`."""
+    """Returns the `best_threshold` on samples of the dataset, its validation images; the rest is as in `predict`."""
     found = predict(call, networks, samples, overlap=overlap)
     return best_threshold(beside(found, {a.image: a for a in dataset.objects}, dataset.classes, 0))

@@ -1,4 +1,4 @@
-"""From networks and Samples to honest tables: every image predicted by a network that did not see it."""
+"""Evaluation: predicts each image with networks that were not trained on it, and writes scores and tables."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,17 +15,17 @@ from jaxmarks.trained import Held
 
 
 def choose(call: Callable, variables, note: dict, dataset: Dataset, held: np.ndarray, shown: np.ndarray) -> dict:
-    """What is saved with a network because it is chosen on its validation images.
+    """Chooses parameters of a trained network on its validation images; returns them for its note.
 
-    Of a detector the threshold, where they show no object on those that it was shown; of a network for volumes by how
-    much their uncertainty is told too small.
+    A detector gets its score threshold, chosen on the training images if no validation image shows an object. A network
+    that finds volumes gets the factors by which their uncertainty is underestimated (`calibration.choose_spread`).
 
     Args:
-      call: the `steps.predictor` of its task.
-      variables: its own.
-      note: what is saved with it so far.
-      dataset: that it was trained on.
-      held, shown: the samples of validation, and of training.
+      call: the `steps.predictor` of the network's task.
+      variables: the network's variables.
+      note: its note so far.
+      dataset: the dataset that it was trained on.
+      held, shown: indices of the validation samples, and of the training samples.
     """
     if dataset.objects:
         telling = (dataset.samples.labels[held] >= 0).any()
@@ -42,7 +42,7 @@ def choose(call: Callable, variables, note: dict, dataset: Dataset, held: np.nda
 def of_run(config, workdir: Path, dataset: Dataset, *, out: Path | None = None, **about) -> dict:
     """Scores the last stage of a run on its held-out images and writes the files to `out` (by default the workdir).
 
-    `about` is added to the summary, which is returned.
+    Returns the summary, with `about` added.
     """
     stage = runs.stages(config)[-1]
     settings = configs.stage(config, stage)
@@ -53,17 +53,17 @@ def of_run(config, workdir: Path, dataset: Dataset, *, out: Path | None = None, 
 
 
 def of_others(workdir: Path, dataset: Dataset, out: Path, *, set: str = "") -> dict:
-    """Scores all networks of a run on a dataset that they did not see, as `of_run` does its own.
+    """Scores all networks of a run together on a dataset outside its split; writes files as `of_run` does.
 
-    `set` is the dataset of a run over several whose landmarks these are.
+    For a run over several datasets, `set` names the one whose landmarks these are.
     """
     return score([trained.all_on(workdir, dataset.samples, set=set)], (), dataset, Path(out))
 
 
 def score(folds: Iterable[Held], others: tuple[str, ...], dataset: Dataset, out: Path, **about) -> dict:
-    """Scores networks, and the baselines `others`, on the images that test them: the summary, which the files hold, too.
+    """Scores networks and the baselines `others` on their test images, and writes the files to `out`.
 
-    `about` is added to it.
+    Returns the summary, with `about` added, as `summary.json` has it.
     """
     baselines.check(others, objects=bool(dataset.objects))
     out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def score(folds: Iterable[Held], others: tuple[str, ...], dataset: Dataset, out:
 
 
 def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dataset, out: Path) -> dict:
-    """The summary of `score` where the dataset has landmarks, and its files but for that."""
+    """Scores a dataset of landmarks: returns the summary, and writes every file except its `summary.json`."""
     samples, own = dataset.samples, dataset.own(dataset.samples)
     parts: dict[str, list[landmarks.Predictions]] = {name: [] for name in ("network", *others)}
     problems, spread = list(dataset.problems), {}
@@ -84,7 +84,7 @@ def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dat
         tell(held, mine)
         points, scores = landmarks.predict(held.call, held.networks, mine)
         parts["network"].append(landmarks.beside(mine, points, np.where(shown, scores, np.nan), held.fold))
-        fitted = not len(np.setdiff1d(mine.domain, rest.domain))  # some of each dataset that is tested
+        fitted = not len(np.setdiff1d(mine.domain, rest.domain))  # every domain tested has training images
         for name in others if fitted else ():
             points = baseline(name, rest, mine, dataset.columns)
             parts[name].append(landmarks.beside(mine, points, np.where(shown, 1.0, np.nan), held.fold))
@@ -110,7 +110,7 @@ def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dat
 
 
 def to_proofread(found: landmarks.Predictions, samples: Samples, dataset: Dataset, out: Path) -> None:
-    """Writes the page on which the marks of all samples, also of those that none predicted, can be put right."""
+    """Writes the proofreading page for the landmarks of all samples, including those without a prediction."""
     rest = samples.take(~np.isin(samples.name, found.name))
     groups = dict(zip(samples.name.tolist(), samples.specimen.tolist(), strict=True))
     unknown = np.full(rest.points.shape, np.nan)
@@ -120,18 +120,18 @@ def to_proofread(found: landmarks.Predictions, samples: Samples, dataset: Datase
 
 
 def scores_of(methods: dict[str, landmarks.Predictions], disagreement: float | None) -> dict:
-    """What a summary says of the network and, as its baselines, of all other methods."""
+    """Returns the summary's scores of the network, of all other methods ("baselines") and of the annotators."""
     each = {name: landmarks.summarise(found) for name, found in methods.items()}
     return each.pop("network") | {"baselines": each, "annotators_px": disagreement}
 
 
 def score_sets(methods: dict[str, landmarks.Predictions], problems: list[dict], dataset: Dataset, out: Path) -> dict:
-    """The summary of each of several datasets by name that was predicted; it and its other files go to `sets/NAME`."""
+    """Scores each of several datasets that has predictions: returns summaries by name, and writes to `sets/NAME`."""
     parts = {method: landmarks.by_set(found, dataset) for method, found in methods.items()}
     summaries = {}
     for name in parts["network"]:
         mine = {method: part[name] for method, part in parts.items()}
-        # What names no image is of the networks, which all sets share.
+        # A problem that names no image concerns the networks, which all sets share.
         own = [problem for problem in problems if not problem["image"] or problem["image"].startswith(f"{name}/")]
         summaries[name] = scores_of(mine, dataset.sets[name].disagreement) | {"failures": own}
         folder = out / "sets" / name
@@ -142,9 +142,9 @@ def score_sets(methods: dict[str, landmarks.Predictions], problems: list[dict], 
 
 
 def baseline(name: str, rest: Samples, tested: Samples, columns: list[slice]) -> np.ndarray:
-    """Points (N, K, 2) in source pixels of the tested samples by a method without learning, fitted on the rest.
+    """Predicts points (N, K, 2) in source pixels for the tested samples with a baseline fitted on the samples `rest`.
 
-    Each domain has landmarks, and a fit, of its own: its `columns` of the K.
+    Each domain is fitted separately, on its own landmarks: its `columns` of the K.
     """
     points = np.zeros_like(tested.source_points)
     for domain in np.unique(tested.domain):
@@ -159,7 +159,7 @@ def baseline(name: str, rest: Samples, tested: Samples, columns: list[slice]) ->
 
 
 def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Dataset, out: Path) -> dict:
-    """The summary of `score` where the dataset has objects, and its files but for that."""
+    """Scores a dataset of objects: returns the summary, and writes every file except its `summary.json`."""
     truth, samples = {a.image: a for a in dataset.objects}, dataset.samples
     parts: dict[str, list[detection.Objects]] = {name: [] for name in ("network", *others)}
     problems, thresholds, milliseconds = list(dataset.problems), [], []
@@ -197,23 +197,23 @@ def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Datas
 
 
 def unscored(samples: Samples, scored) -> int:
-    """How many images are not among those that are scored (by name): of no fold that was trained are they held back."""
+    """Counts the images that are not among the names `scored`: no trained fold held them out."""
     return len(np.setdiff1d(samples.name, scored))
 
 
 def spotted(rest: Samples, tested: Samples) -> detection.Found:
-    """The objects of the tested photographs as blobs, whose detector is fitted on at most 300 tiles of the rest."""
+    """Detects objects of the tested photographs as blobs, with a detector fitted on at most 300 tiles of `rest`."""
     some = rest.take(np.random.default_rng(0).permutation(len(rest))[:300])
     spots = blobs.fit(np.asarray(some.images), some.boxes, some.labels)
     return detection.predict(blobs.predict, spots, tested)
 
 
 def tell(held: Held, tested: Samples) -> None:
-    """Says what is scored."""
+    """Prints how many images are being scored, and for which fold."""
     of_fold = f" of fold {held.fold}" if held.fold >= 0 else ""
     print(f"scoring {len(np.unique(tested.name))} images{of_fold}", flush=True)
 
 
 def parameters(held: Held) -> int:
-    """How many parameters a network has."""
+    """Counts the parameters of a network."""
     return sum(np.size(leaf) for leaf in jax.tree.leaves(held.networks[0]["params"]))

@@ -1,4 +1,4 @@
-"""What feeds a fold's steps: its samples, on the device whole or, where they are `Records`, their images streamed."""
+"""Feeds a fold's samples to the steps: all on the device, or with the images streamed if they are `Records`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,21 +11,22 @@ from jaxmarks import steps
 from jaxmarks.data.records import Records
 from jaxmarks.data.samples import Samples
 
-# What steps need of samples.
+# The fields of `Samples` that steps need.
 NAMES = ("images", "points", "visible", "boxes", "labels", "delta")
 
 
 class Feed:
-    """The samples for steps.
+    """The samples, in the form that steps take.
 
     Attributes:
-      data: the arrays on the device, without the images where those are streamed.
-      stream: None, or as `steps.Runner` takes it: an iterable of rows (...) -> an iterator of images (..., H, W, C).
+      data: the arrays on the device, without the images if those are streamed.
+      stream: as `steps.Runner` takes it: an iterable of rows (...) -> an iterator of images (..., H, W, C); None if
+        the images are in `data`.
 
     Args:
-      samples: all that the rows refer to.
-      versions: of a sample, as in `steps`.
-      batch: how many rows a step takes.
+      samples: all samples that rows refer to.
+      versions: the number of versions of a sample, as in `steps`.
+      batch: the number of rows in a batch.
     """
 
     def __init__(self, samples: Samples, *, versions: int, batch: int):
@@ -37,20 +38,20 @@ class Feed:
         self.data = jax.device_put({n: getattr(samples, n) for n in NAMES if n != "images" or not streamed})
 
     def each(self, function: Callable, variables, rows: np.ndarray) -> list:
-        """What `function` (variables, data, rows) gives of each batch of the rows."""
+        """Returns `function(variables, data, rows)` of each batch of the rows."""
         parts = steps.batches(rows, self.batch)
         return [
             function(variables, data, jnp.asarray(part)) for data, part in zip(self.shown(parts), parts, strict=True)
         ]
 
     def shown(self, parts):
-        """For each of the parts, rows (...), the data that show them."""
+        """Returns, for each of the parts, rows (...), the data from which a step can gather them."""
         if self.stream is None:
             return [self.data] * len(parts)
         return (self.data | {"streamed": jnp.asarray(images)} for images in self.stream(parts))
 
     def mean(self, function: Callable, variables, rows: np.ndarray):
-        """The mean over the rows of the trees that `function` gives of batches, as in `each`: a short one counts less."""
+        """Returns the mean of `function`'s trees over batches (see `each`), weighted by their shares of the rows."""
         shares = (np.sum(steps.batches(rows, self.batch) >= 0, axis=1) / len(rows)).tolist()
         weighted = lambda *values: sum(share * value for share, value in zip(shares, values, strict=True))
         return jax.tree.map(weighted, *self.each(function, variables, rows))

@@ -1,4 +1,4 @@
-"""Finds a body, a head or a dataset by its name: the name is that of a module in its package."""
+"""Finds a body, an encoder or a head by its name, which is that of a module in its package."""
 
 import importlib
 import inspect
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 
 def names(package: str, *, needs: str = "") -> list[str]:
-    """The modules of a package, by name, those that define `needs` where it is given; packages in it are none."""
+    """Returns the names of a package's modules, without subpackages; with `needs`, only of those that define it."""
     found = sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if not m.ispkg)
     return [n for n in found if not needs or hasattr(importlib.import_module(f"{package}.{n}"), needs)]
 
 
 def module(package: str, name: str, *, needs: str):
-    """Imports `package.name`, which must define `needs`; an unknown name lists those that exist."""
+    """Imports `package.name`, which must define `needs`; else raises ValueError, which lists the names that exist."""
     found = importlib.import_module(f"{package}.{name}") if name in names(package) else None
     if found is None or not hasattr(found, needs):
         what = f" with `{needs}`" if found else ""
@@ -22,14 +22,15 @@ def module(package: str, name: str, *, needs: str):
 
 
 def options(builder) -> dict:
-    """What can be chosen of a builder, with the defaults; its parameters without one are facts of the data."""
+    """Returns the options of a builder with their defaults; its parameters without a default are facts of the data."""
     return {name: p.default for name, p in inspect.signature(builder).parameters.items() if p.default is not p.empty}
 
 
 def build(package: str, spec: Mapping, *, key: str, **facts):
-    """What the module of `package` that `spec["name"]` names builds: of the rest of the spec, and of the facts that it takes.
+    """Calls `build` of the module `spec["name"]` in `package` with the spec's other options and the facts it takes.
 
-    An option of a fact's name that is not None goes before the fact; `key` is the spec's, for messages.
+    An option that is not None takes precedence over the fact of the same name. `key` is the spec's config key, for
+    error messages.
     """
     options = dict(spec)
     if "name" not in options:
@@ -47,7 +48,7 @@ def build(package: str, spec: Mapping, *, key: str, **facts):
 
 
 def refuse_unknown(given, builder, *, key: str, name: str) -> None:
-    """Raises ValueError where `builder` lacks one of the options: `--config.model.stride: fcn8 has width, norm`."""
+    """Raises ValueError if `builder` lacks an option in `given`: `--config.model.stride: fcn8 has width, norm`."""
     known = inspect.signature(builder).parameters
     if unknown := [option for option in given if option not in known]:
         raise ValueError(

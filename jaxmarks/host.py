@@ -1,4 +1,4 @@
-"""Settings of the process that the command line makes before JAX starts."""
+"""Settings of the process that the command line applies before JAX starts."""
 
 import ctypes
 import os
@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
 
 
 def cache_compiled_steps() -> None:
-    """Lets the second start of a run find its compiled steps; must come before JAX is imported."""
+    """Enables JAX's persistent compilation cache, for later starts of a run; call it before JAX is imported."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxmarks" / "compiled"))
-    # By default what compiles in less than a second is not kept, and a start has dozens of such functions.
+    # By default, functions that compile in less than a second are not cached, and a start has dozens of those.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -1,4 +1,4 @@
-"""From networks and frames to the landmarks of each photograph, and to honest scores: the landmarks' part of `evaluate`."""
+"""Evaluation of landmarks: predictions in the photographs' pixels, their scores, and the files that hold them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,20 +16,20 @@ from jaxmarks.ops import boxes, metrics
 
 # Thresholds of the success rates, in pixels of the photograph.
 THRESHOLDS = (1, 2, 3, 4, 5, 10, 20, 40)
-# Those of the hit rates, in pixels of the frame (fish paper's delta).
+# Thresholds of the hit rates, in pixels of the frame (the fish paper's delta).
 MULTIPLES = (1, 2, 3, 4, 5)
-# Those of the successful detection rates in mm, of the cephalogram challenges.
+# Thresholds of the successful detection rates (SDR) of the cephalogram challenges, in mm.
 MILLIMETRES = (2, 2.5, 3, 4)
-# Those of PCK, shares of the longer side of the box around an image's landmarks.
+# Thresholds of PCK, as shares of the longer side of the box around an image's landmarks.
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 class Predictions(NamedTuple):
     """N images' predicted landmarks beside the true ones, in source pixels, y down.
 
-    `fold` (N,) int64 is the fold whose network predicted the image, -1 for the mean of all. `delta` (N,) is the size of
-    a pixel of the frame in source pixels, `id` (N,) what the landmark file calls an image. Where several
-    datasets are joined, the scores of landmarks that an image's dataset does not have are NaN.
+    `fold` (N,) int64 is the fold whose networks predicted the image, -1 for the mean of all. `delta` (N,) is the size
+    of a pixel of the frame in source pixels, `id` (N,) the image's ID in the landmark file. If several datasets are
+    joined, the scores of landmarks that an image's dataset lacks are NaN.
     """
 
     name: np.ndarray
@@ -45,13 +45,13 @@ class Predictions(NamedTuple):
 
 
 def predict(call, networks, samples: Samples, *, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, K, 2) in source pixels and scores (N, K) of the samples; `call` is a `steps.predictor`."""
+    """Predicts points (N, K, 2) in source pixels and scores (N, K) of the samples; `call` is a `steps.predictor`."""
     points, scores = steps.predict(call, networks, samples.images, batch_size=batch_size)
     return to_source(samples.to_source, points), scores
 
 
 def beside(samples: Samples, points, scores, fold: int) -> Predictions:
-    """The predictions of samples with what is known of them."""
+    """Combines the predictions of samples with their ground truth and metadata."""
     return Predictions(
         name=samples.name,
         fold=np.full(len(samples), fold),
@@ -67,19 +67,19 @@ def beside(samples: Samples, points, scores, fold: int) -> Predictions:
 
 
 def join(parts: list[Predictions]) -> Predictions:
-    """Predictions of several folds as one."""
+    """Concatenates the predictions of several folds."""
     return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def ordered(found: Predictions, names: np.ndarray) -> Predictions:
-    """Predictions in the order of these names, the dataset's."""
+    """Sorts predictions by the order of their images in `names`, those of the dataset."""
     place = {name: n for n, name in reversed(list(enumerate(names.tolist())))}
     order = np.argsort([place[name] for name in found.name.tolist()], kind="stable")
     return Predictions(*(column[order] for column in found))
 
 
 def check(dataset: Dataset, notes: list[dict]) -> None:
-    """Raises ValueError where networks find other landmarks than the dataset has: another number, or of other names."""
+    """Raises ValueError if the number or the names of the landmarks differ between the networks and the dataset."""
     here, facts = dataset.samples.points.shape[1], notes[0]["facts"]
     if here != facts["landmarks"]:
         raise ValueError(f"the data have {here} landmarks, the run's network finds {facts['landmarks']}")
@@ -93,12 +93,12 @@ def check(dataset: Dataset, notes: list[dict]) -> None:
 
 
 def summarise(found: Predictions) -> dict:
-    """The numbers of `summary.json` that follow from predictions; NaN becomes None.
+    """Computes the numbers of `summary.json` that follow from predictions; NaN becomes None.
 
     Raises:
-      FloatingPointError: a visible landmark's prediction is no number.
+      FloatingPointError: the prediction of a visible landmark is not finite.
     """
-    # Of maps that are no numbers decoders make places that are some, and scores that are none.
+    # From maps of NaN, decoders make finite points with scores of NaN.
     lost = (found.visible & ~(np.isfinite(found.points).all(-1) & np.isfinite(found.scores))).any(-1)
     if lost.any():
         raise FloatingPointError(
@@ -117,7 +117,7 @@ def summarise(found: Predictions) -> dict:
         for i, f in enumerate(names)
     ]
     scaled = np.isfinite(measured["mean_mm"])
-    ranked = np.ptp(np.nanmean(found.scores, axis=-1))  # scores that are all alike rank nothing
+    ranked = np.ptp(np.nanmean(found.scores, axis=-1))  # equal scores do not rank images
     rates = lambda name, limits, measured=measured: dict(zip(map(str, limits), measured[name], strict=True))
     spread = jax.tree.map(lambda each: deviation(each[names >= 0]), by_fold)
     summary = {
@@ -150,9 +150,10 @@ def summarise(found: Predictions) -> dict:
 
 @jax.jit
 def measure(points, true, visible, scores, mm_per_px, delta, sides, folds) -> dict:
-    """What `summarise` tells of `Predictions`, in one compiled function.
+    """Computes the metrics that `summarise` reports, in one compiled function.
 
-    `sides` are `extents`, and `folds` (F, N) tells which images are of each fold.
+    The arguments are fields of `Predictions`, the `extents` (`sides`), and `folds` (F, N) bool, which marks each fold's
+    images.
     """
     distances = metrics.distances(points, true, visible)
 
@@ -181,21 +182,21 @@ def measure(points, true, visible, scores, mm_per_px, delta, sides, folds) -> di
 
 
 def extents(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Width and height (N, 2) of the boxes around the visible landmarks; NaN where these lie on one line or point."""
+    """Returns width and height (N, 2) of the boxes around visible landmarks; both NaN unless both are positive."""
     shown = visible[..., None]
     low, high = (f(np.where(shown, points, fill), axis=1) for f, fill in ((np.min, np.inf), (np.max, -np.inf)))
     return np.where((high > low).all(-1, keepdims=True), high - low, np.nan)
 
 
 def to_proofread(found: Predictions, groups: Mapping[str, str] | None = None) -> list[dict]:
-    """The photographs of `report.proofread.landmarks`.
+    """Returns the photographs for the proofreading page (`report.proofread.landmarks`).
 
-    Where landmarks were marked by hand those are put right, beside the network's, from which they lie so many px; where
-    none was, the network's are, the doubt of which is what their score lacks of 1.
+    If any landmark was marked by hand, the page corrects the manual ones and shows the network's beside them; the doubt
+    is their distance in px. Otherwise it corrects the network's, and the doubt is 1 - score.
 
     Args:
-      found: of photographs that lie in one folder.
-      groups: the specimen of each by name, where it is known.
+      found: the predictions for photographs that lie in one folder.
+      groups: the specimen of each photograph by name, where known.
     """
     marked = found.visible.any()
     if marked:
@@ -212,7 +213,7 @@ def to_proofread(found: Predictions, groups: Mapping[str, str] | None = None) ->
 
 
 def deviation(values: np.ndarray) -> np.ndarray:
-    """The standard deviation (...) of F values (F, ...) without those that are NaN; NaN of fewer than two."""
+    """Returns the standard deviation (...) of F values (F, ...), without those not finite; NaN for fewer than two."""
     known = np.isfinite(values)
     count = known.sum(0)
     average = lambda each: np.where(known, each, 0).sum(0) / np.maximum(count, 1)
@@ -220,7 +221,7 @@ def deviation(values: np.ndarray) -> np.ndarray:
 
 
 def by_set(found: Predictions, dataset: Dataset) -> dict[str, Predictions]:
-    """The predictions of each of several datasets that has any, by name, of its images and its landmarks alone."""
+    """Splits predictions by dataset, each with its own images and landmarks; omits datasets without predictions."""
     domain = dict(zip(dataset.samples.name.tolist(), dataset.samples.domain.tolist(), strict=True))
     domains, each = np.array([domain[name] for name in found.name.tolist()]), {}
     for number, name in enumerate(dataset.sets):
@@ -240,7 +241,7 @@ def write(folder: Path, parts: list[Predictions]) -> None:
 
 
 def rows(found: Predictions) -> Iterator[list]:
-    """A row of `predictions.csv` for each landmark."""
+    """Yields a row of `predictions.csv` for each landmark."""
     distances = np.asarray(metrics.distances(found.points, found.true, found.visible))
     for n, name in enumerate(found.name):
         for k in range(found.points.shape[1]):
@@ -253,9 +254,9 @@ def rows(found: Predictions) -> Iterator[list]:
 
 
 def write_tps(path: Path, parts: list[Predictions]) -> None:
-    """The predicted landmarks as tpsDig reads them, y up; names and IDs on one line, without blanks about them.
+    """Writes the predicted landmarks for tpsDig, y up; names and IDs without line breaks and surrounding blanks.
 
-    IDs are those of the landmark file, and numbers from 0 where it has none.
+    IDs are those of the landmark file, or numbers from 0 if it has none.
     """
     line = lambda text: " ".join(str(text).splitlines()).strip()
     name = lambda found, n: line(found.name[n])
@@ -265,7 +266,7 @@ def write_tps(path: Path, parts: list[Predictions]) -> None:
         Annotation(
             image=name(found, n), points=found.points[n], id=line(found.id[n]) if known else str(i),
             mm_per_px=float(found.mm_per_px[n]),
-            # Where both coordinates would be negative TPS reads a missing landmark.
+            # In TPS, two negative coordinates stand for a missing landmark.
             visible=(found.points[n, :, 0] >= 0) | (found.points[n, :, 1] <= found.source_size[n, 0]),
         )
         for i, (found, n) in enumerate(each)

@@ -17,7 +17,7 @@ from jaxmarks import host
 
 
 def default_config(argv: list[str]) -> str:
-    """The config where none is named: of the trained run in --workdir, else the beetles'."""
+    """Returns the default --config: that of the run in --workdir in all modes but train, else configs/beetle.py."""
     found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("workdir", "mode"):
         found.add_argument(f"--{name}", f"-{name}", default="", nargs="?")
@@ -52,10 +52,10 @@ THRESHOLD = flags.DEFINE_float(
     "threshold",
     None,
     "The score from which --mode=predict tells an object; by default what was chosen on validation images.",
-    lower_bound=0.05,  # what scores less is not kept (`detection.FLOOR`)
+    lower_bound=0.05,  # detections with lower scores are not kept (`detection.FLOOR`)
     upper_bound=1.0,
 )
-# The flags that are not for all modes.
+# The modes that take a flag; other flags are for all modes.
 FOR = {
     "out": ("predict", "evaluate", "export"),
     "set": ("predict", "evaluate", "export"),
@@ -66,45 +66,45 @@ FOR = {
     "process": ("train",),
     "coordinator": ("train",),
 }
-# How ml_collections begins to say why a config cannot be had.
+# The start of ml_collections' message about a config that failed to load.
 UNAVAILABLE = "Configuration is not available because of an earlier failure to load: "
-# What a prediction finds, by its key in the summary.
+# What --mode=predict counts: key in the summary -> words on the screen.
 COUNTED = {"landmarks": "landmarks each", "objects": "objects", "volumes": "volumes calibrated"}
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Does what the command line says."""
+    """Runs the mode that the command line names."""
     host.keep_freed_memory()
-    warnings.filterwarnings("ignore", r"Image size .* exceeds limit")  # Pillow's of scans, which users mean to read
-    host.cache_compiled_steps()  # before the config is read, which asks networks for their options
+    warnings.filterwarnings("ignore", r"Image size .* exceeds limit")  # Pillow's about large scans, a normal input
+    host.cache_compiled_steps()  # before the config is read: that imports the networks, and so JAX
     app.run(main, argv=argv, flags_parser=parse)
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Reads the flags: -> what is none. What cannot be read is said in one line, as `main` says what goes wrong."""
+    """Reads the flags and returns the other arguments; exits with a one-line message, as `main` does, if it cannot."""
     try:
         flags.FLAGS.set_default("config", default_config(argv))
         rest = flags.FLAGS(argv)
-        CONFIG.value.to_json()  # where its file could not be read this says so
+        CONFIG.value.to_json()  # raises the error if its file could not be read
         return rest
-    except (flags.Error, OSError) as error:  # what went wrong comes after a colon, or as the last line of a traceback
+    except (flags.Error, OSError) as error:  # the reason follows UNAVAILABLE, or ends a traceback
         said = str(error).strip().splitlines()[-1].strip()
-        if "Traceback" in str(error) and not said.startswith("ValueError: "):  # the config's own mistake
+        if "Traceback" in str(error) and not said.startswith("ValueError: "):  # a bug in the config file
             raise
         refuse(said.removeprefix("ValueError: ").removeprefix(UNAVAILABLE))
-    except (AttributeError, KeyError) as error:  # ml_collections' of a key: its name, and what comes near it
+    except (AttributeError, KeyError) as error:  # ml_collections' about an unknown key: its name, and similar ones
         inner: object = error
         while isinstance(inner, Exception):
             inner = inner.args[0] if inner.args else ""
         key, *near = str(inner).splitlines() or [""]
         word = next((word for word in argv if key.strip("'") in word.partition("=")[0].split(".")), None)
-        if not word:  # the config's own mistake
+        if not word:  # a bug in the config file
             raise
         refuse(f"{word}: the config has no such key. {' '.join(near)}".rstrip())
 
 
 def refuse(what, status: int = 2) -> NoReturn:
-    """Ends with a line that says what is wrong; the status is 2 where the same command would fail again."""
+    """Exits with a one-line error message; status 2 means that the same command would fail again."""
     print(f"jaxmarks: {what}", file=sys.stderr)
     sys.exit(status)
 
@@ -113,7 +113,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; write --config.key=value")
     if "verbosity" not in explicit_flags():
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every step it takes
+        logging.set_verbosity(logging.WARNING)  # Orbax logs its every step
     from jaxmarks import processes
 
     workdir = Path(WORKDIR.value or default_workdir()).absolute()
@@ -128,7 +128,7 @@ def main(argv):
         print(f"jaxmarks: stopped{goes_on}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError) as error:
-        # What a user can mend is said in one line; --verbosity=1 shows the traceback.
+        # Errors that a user can fix take one line; --verbosity=1 shows the traceback.
         together = PROCESSES.value != 1
         if logging.get_verbosity() >= logging.DEBUG or (isinstance(error, RuntimeError) and not together):
             raise
@@ -139,7 +139,7 @@ def main(argv):
 
 
 def check_flags():
-    """Raises ValueError where a flag would have no effect."""
+    """Raises ValueError if a flag would have no effect, or the threshold is NaN."""
     given = explicit_flags()
     for name, modes in FOR.items():
         if name in given and MODE.value not in modes:
@@ -151,14 +151,14 @@ def check_flags():
 
 
 def inputs_of(data) -> list[str]:
-    """The files and folders that a config's `data` names."""
+    """Returns the files and folders that a config's `data` names."""
     each = [data, *(data.get("sets") or {}).values()]
     named = [one.get(key) for one in each for key in ("images", "landmarks", "boxes", "volume") if one.get(key)]
     return [part.strip() for path in named for part in ([path] if Path(path).exists() else path.split(","))]
 
 
 def name_own(data) -> None:
-    """Raises ValueError where the config is for data of one's own and names none: it would train on drawn ones."""
+    """Raises ValueError if the config's variant is `own` but it names no images: it would train on phantoms."""
     path, _, variants = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     if not any(word.partition("=")[0] == "own" for word in variants.split(",")):
         return
@@ -172,12 +172,12 @@ def name_own(data) -> None:
 
 
 def overrides() -> dict:
-    """What --config.KEY=VALUE sets, by KEY."""
+    """Returns the values that --config.KEY=VALUE sets, by KEY."""
     return config_flags.get_override_values(flags.FLAGS["config"])
 
 
 def tell_other(config, workdir: Path) -> None:
-    """Says that a config which is of another network than the run in the workdir has no effect."""
+    """Prints that --config has no effect if its body or head is not that of the run in the workdir."""
     from jaxmarks import runs
 
     mine = runs.settings_of(workdir)
@@ -189,7 +189,7 @@ def tell_other(config, workdir: Path) -> None:
 
 
 def tell_unused(workdir: Path, *used: str) -> None:
-    """Names what the command line sets, and the run in the workdir was trained otherwise with: it has no effect."""
+    """Prints each --config.KEY, except those `used`, that has no effect as the run was trained with another value."""
     from jaxmarks import runs
 
     trained = runs.settings_of(workdir)
@@ -204,12 +204,12 @@ def tell_unused(workdir: Path, *used: str) -> None:
 
 
 def scaled(data) -> tuple[str, ...]:
-    """The key of the scale, where photographs of another one than those of the training can be brought to it."""
+    """Returns the config key by which photographs of another scale are resized to the training's; () unless tiled."""
     return ("data.scale",) if "boxes" in data and data.fit == "tile" else ()
 
 
 def scale_of(data) -> float | None:
-    """The scale that the command line sets for photographs of another one than those of the training, if it does."""
+    """Returns the --config.data.scale given for photographs whose scale differs from the training's, or None."""
     scale = overrides().get("data.scale") if scaled(data) else None
     if scale is not None and not 0.01 <= scale <= 100:
         raise ValueError(f"--config.data.scale={scale}: it is from 0.01 to 100; the run has {data.scale:g}")
@@ -217,12 +217,12 @@ def scale_of(data) -> float | None:
 
 
 def explicit_flags() -> set[str]:
-    """The names of the flags that the command line gives."""
+    """Returns the names of the flags given on the command line."""
     return {name for name in flags.FLAGS if flags.FLAGS[name].present}
 
 
 def default_workdir() -> str:
-    """runs/beetle-smoke for configs/beetle.py:smoke."""
+    """Returns the default run folder: runs/beetle-smoke for configs/beetle.py:smoke."""
     path, _, variants = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     return "/".join(["runs", "-".join([Path(path).stem, *filter(None, variants.replace("=", "-").split(","))])])
 
@@ -255,10 +255,10 @@ def train(config, workdir):
 
 
 def evaluate(config, workdir):
-    """Scores the workdir's network on the data that the flags name, by default those that it was trained on.
+    """Scores the run's networks on the data that the flags name, by default the run's own data.
 
-    Each of the photographs that it was trained on, with these or with other marks, wherever they lie and however they are
-    called, is scored by the fold that held it out.
+    Photographs of the run's own data are scored only by the fold that held them out, even if they were marked anew,
+    moved or renamed.
     """
     from jaxmarks import evaluate as evaluation
     from jaxmarks import report, results, runs, trained
@@ -285,7 +285,7 @@ def evaluate(config, workdir):
 
 
 def tell(problems: list[dict]) -> None:
-    """Prints the first of the problems, and how many more there are: the summary lists all."""
+    """Prints the first five problems and the number of the others; the summary lists all."""
     for each in problems[:5]:
         print(": ".join(filter(None, (each["image"], each["what"]))))
     if len(problems) > 5:
@@ -293,7 +293,7 @@ def tell(problems: list[dict]) -> None:
 
 
 def data_to_score(named, trained, workdir):
-    """The `data` of a run with what the command line names in its place, and whether these are other photographs."""
+    """Returns the run's `data` with the inputs that the command line names, and whether these are other photographs."""
     from jaxmarks.data import loading
 
     shown, marks = "volume" if "volume" in trained else "images", "boxes" if "boxes" in trained else "landmarks"
@@ -315,13 +315,13 @@ def data_to_score(named, trained, workdir):
     if (scale := scale_of(trained)) is not None:
         target.scale = scale
     data = mine if other else trained
-    if given and "keep" in data:  # a folder of the images that it was trained on
+    if given and "keep" in data:  # `keep` is for the images of the training
         data.keep = ""
     return data, other
 
 
 def predict(config, workdir):
-    """Predicts the photographs, or calibrates the scouts, of `--config.data.images`, which need no landmarks."""
+    """Predicts photographs in `--config.data.images`, or calibrates scouts there; neither needs ground truth."""
     from jaxmarks import predict as predictions
     from jaxmarks import results, runs
 
@@ -342,7 +342,7 @@ def predict(config, workdir):
 
 
 def export(config, workdir):
-    """Writes the run as an artefact that needs none of this code, for photographs of `--size`, or its networks as ONNX."""
+    """Exports the run, for photographs of `--size`, to a file that runs without jaxmarks; or its networks as ONNX."""
     from jaxmarks import results, serving
 
     tell_other(config, workdir)
@@ -362,7 +362,7 @@ def export(config, workdir):
 
 
 def describe(config, workdir):
-    """Prints the network of each stage, layer by layer: of the workdir's run where no config is named."""
+    """Prints the network of each stage, layer by layer; without --config, of the run in --workdir."""
     from jaxmarks import runs, tasks
     from jaxmarks.data import fitting
 
@@ -376,7 +376,7 @@ def describe(config, workdir):
 
 
 def say(summary, out):
-    """The result in a few lines."""
+    """Prints the result in a few lines."""
     if "f1" in summary:
         number = lambda key: "-" if summary[key] is None else f"{summary[key]:.3f}"
         print(
@@ -391,7 +391,7 @@ def say(summary, out):
 
 
 def say_landmarks(summary):
-    """The result of a network that finds landmarks."""
+    """Prints the result of a run on landmarks."""
     others = "".join(
         f", {name.replace('_', ' ')} {found['mean_distance_px']:.2f}"
         for name, found in summary["baselines"].items()

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object an epoch, and TensorBoard beside it where asked for."""
+"""The log `metrics.jsonl`, one JSON object per epoch, and TensorBoard events on request."""
 
 import json
 import os
@@ -12,10 +12,10 @@ class MetricsLog:
 
     Args:
       workdir: the run's folder.
-      stage, fold, member: of the network, written into every object.
-      after: the epoch that training goes on from; later lines of this network are dropped.
+      stage, fold, member: those of the network, written into every object.
+      after: the last epoch that is kept; later lines of this network are dropped.
       tensorboard: also write TensorBoard events to `workdir/tensorboard` (extra `jaxmarks[tensorboard]`).
-      quiet: write nothing, as another process does.
+      quiet: write nothing, since another process does.
     """
 
     def __init__(

@@ -31,9 +31,9 @@ def nesterov(learning_rate, momentum) -> optax.GradientTransformation:
 
 
 def per_epoch(start: float, stop: float, *, epochs: int, steps_per_epoch: int, accumulate: int = 1) -> Callable:
-    """A schedule of steps: `linspace(start, stop, epochs)`, one value an epoch, the last one kept after the end.
+    """Returns a schedule over updates: `linspace(start, stop, epochs)`, one value per epoch, then the last value.
 
-    A step takes `accumulate` of the `steps_per_epoch` batches, and has the value of the epoch in which it begins.
+    An update takes `accumulate` of the `steps_per_epoch` batches, and has the value of the epoch in which it begins.
     """
     values = np.linspace(start, stop, epochs).astype(np.float32)
 
@@ -53,9 +53,9 @@ def ramps(
     steps_per_epoch: int = 1,
     accumulate: int = 1,
 ) -> optax.GradientTransformation:
-    """The paper's optimiser: `nesterov` with the rate and the momentum set once an epoch along two linspaces.
+    """Returns the paper's optimiser: `nesterov` with rate and momentum set once per epoch along two linspaces.
 
-    Of `accumulate` see `per_epoch`.
+    For `accumulate` see `per_epoch`.
     """
     length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "accumulate": accumulate}
     return optax.inject_hyperparams(nesterov)(
@@ -64,7 +64,7 @@ def ramps(
 
 
 class PlateauState(NamedTuple):
-    """Of `plateau`: the factor of the updates, the lowest loss so far, the epochs since then, and its two arguments."""
+    """State of `plateau`: the updates' scale, the lowest loss, the epochs since it or a reduction, the arguments."""
 
     scale: jax.Array
     best: jax.Array
@@ -78,7 +78,7 @@ def plateau(factor: float, patience: int) -> optax.GradientTransformation:
 
     def init(params):
         del params
-        # Not of weak type, or what is compiled for the first state would be compiled anew for the next.
+        # Not weakly typed, or a step compiled for the first state would be recompiled for the next.
         return PlateauState(*(jnp.asarray(x, jnp.float32) for x in (1, jnp.inf, 0, factor, patience)))
 
     def update(updates, state, params=None):
@@ -89,7 +89,7 @@ def plateau(factor: float, patience: int) -> optax.GradientTransformation:
 
 
 def observe(opt_state, loss):
-    """The optimiser's state after an epoch whose validation loss was `loss`; one without `plateau` stays as it is."""
+    """Returns the optimiser's state after an epoch with validation loss `loss`; it changes only in `plateau`."""
 
     def see(state):
         if not isinstance(state, PlateauState):
@@ -107,21 +107,21 @@ def observe(opt_state, loss):
 
 
 class AverageState(NamedTuple):
-    """Of `average`: the updates so far, and the parameters' moving average."""
+    """State of `average`: the number of updates so far, and the parameters' moving average."""
 
     step: jax.Array
     params: Any
 
 
 def average(decay: float) -> optax.GradientTransformation:
-    """Keeps the exponential moving average of the parameters, which `averaged` reads; the last part of an optimiser.
+    """Keeps an exponential moving average of the parameters for `averaged`; must be the last part of an optimiser.
 
-    Update t mixes the new parameters in by 1 - min(`decay`, (1 + t) / (10 + t)), so that a short run's average forgets
-    where it began, too.
+    Update t gives the new parameters a weight of 1 - min(`decay`, (1 + t) / (10 + t)), so that even a short run's
+    average forgets the initial parameters.
     """
 
     def init(params):
-        # Copies, for a step that takes its state's memory may be given no array twice.
+        # Copies, since a step that donates its state's buffers must not get the same array twice.
         return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
     def update(updates, state, params=None):
@@ -135,7 +135,7 @@ def average(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(opt_state, params):
-    """The moving average of the parameters where the optimiser keeps one (`average`), else `params`."""
+    """Returns the moving average of the parameters if the optimiser keeps one (`average`), else `params`."""
     return optax.tree_utils.tree_get(opt_state, "AverageState", AverageState(jnp.zeros(()), params)).params
 
 
@@ -147,7 +147,7 @@ def rates(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
         factor of its learning rate.
 
     Raises:
-      ValueError: from the transformation's `init`, where a pattern matches no parameter.
+      ValueError: from the transformation's `init`, if a pattern matches no parameter.
     """
 
     def factor(name):
@@ -168,7 +168,7 @@ def rates(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-# What a spec for `build` may have.
+# The keys that a spec for `build` may have.
 KEYS = (
     "name",
     "learning_rate",
@@ -186,23 +186,23 @@ KEYS = (
 def build(
     spec: Mapping[str, Any], *, epochs: int, steps_per_epoch: int, accumulate: int = 1
 ) -> optax.GradientTransformation:
-    """The optimiser that `spec` describes.
+    """Builds the optimiser that `spec` describes.
 
     Args:
       spec: `name` is `nesterov` (with `learning_rate` and `momentum` as (start, stop), or a number for a constant; the
-        momentum is 0.9 where it is not given), `rmsprop` (with a constant `learning_rate`, as in Keras before 2.11:
-        epsilon is beside the root), or `adam` / `adamw` (with `learning_rate`, the peak of a one-cycle cosine, `warmup`
-        as a share of the steps, by default 0.1, or with a `schedule` that is `constant`; and for adamw `weight_decay`, of
-        all parameters, those of normalisations, too). `clip` bounds the gradient's norm where it is above 0. `plateau`
-        is the number of epochs without a lower validation loss after which the rate is multiplied by `plateau_factor`; 0
-        is never. `rates` are pairs for the function of that name.
+        momentum is 0.9 by default), `rmsprop` (with a constant `learning_rate`; as in Keras before 2.11, epsilon is
+        outside the root), or `adam` / `adamw` (with `learning_rate`, the peak of a one-cycle cosine, and `warmup`, a
+        share of the steps, by default 0.1; or with `schedule` set to `constant`; adamw also with `weight_decay`, which
+        applies to all parameters, including those of normalisations). `clip`, if above 0, bounds the gradient's norm.
+        `plateau` is the number of epochs without a lower validation loss after which the rate is multiplied by
+        `plateau_factor`; 0 is never. `rates` holds the pairs for the function `rates`.
       epochs: the length of the schedules.
       steps_per_epoch: batches in an epoch.
-      accumulate: of how many of them an update is made.
+      accumulate: the number of batches per update.
 
     Raises:
-      ValueError: an unknown name or key, a rate of the wrong form, a weight decay or momentum that the optimiser does not
-        have.
+      ValueError: an unknown name, key or schedule, a missing or malformed rate, or a weight decay or momentum that the
+        optimiser does not have.
     """
     steps = round(epochs * steps_per_epoch / accumulate)
     name = spec["name"]
@@ -247,13 +247,13 @@ def build(
 
 
 def freeze(tx: optax.GradientTransformation, params, pattern: str) -> optax.GradientTransformation:
-    """`tx` for the parameters whose path ("body/block1/conv/kernel") the pattern does not match; the others never change.
+    """Freezes the parameters whose path ("body/block1/conv/kernel") matches `pattern`; `tx` updates the others.
 
-    It matches from the path's start. Normalisations by batches keep their parameters, and take their statistics from the
-    new images.
+    The pattern matches from the path's start. Frozen batch normalisations keep their parameters, but still take their
+    statistics from the new images.
 
     Raises:
-      ValueError: none is frozen, or all are.
+      ValueError: no parameter is frozen, or all are.
     """
     frozen = lambda name: re.match(pattern, name) is not None
     names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -266,12 +266,12 @@ def freeze(tx: optax.GradientTransformation, params, pattern: str) -> optax.Grad
 
 
 def name_of(path) -> str:
-    """The path of a parameter as regular expressions see it: "body/block1/conv/kernel"."""
+    """Returns a parameter's path as regular expressions see it: "body/block1/conv/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def hyperparameters(opt_state) -> dict[str, jax.Array]:
-    """The learning rate and momentum that the last update used (Adam's b1 is its momentum; RMSProp has none, 0)."""
+    """Returns the learning rate and momentum of the last update (for Adam b1; for RMSProp, which has none, 0)."""
     read = lambda key: optax.tree_utils.tree_get(opt_state, key, filtering=_is_hyperparameter)
     rate, momentum, b1 = read("learning_rate"), read("momentum"), read("b1")
     scale = optax.tree_utils.tree_get(opt_state, "PlateauState", PlateauState(*[jnp.ones(())] * 5)).scale

@@ -1,4 +1,4 @@
-"""What computes the same in two ways, by the platform that it is compiled for."""
+"""Chooses between two implementations of the same function by the platform that it is compiled for."""
 
 import contextlib
 import contextvars
@@ -6,15 +6,16 @@ import contextvars
 import jax
 from jax import lax
 
-# For what is traced: this process's device, "any" of several platforms, or "plain" everywhere.
+# The target of tracing: "mine", this process's device; "any" of several platforms; or "plain", one way for all.
 _target: contextvars.ContextVar[str] = contextvars.ContextVar("target", default="mine")
 
 
 @contextlib.contextmanager
 def tracing_for(what: str):
-    """What is traced within is for "any" platform, each with what is fastest there, or "plain", as off the CPU, for all.
+    """Sets the target of the tracing in the block, for artefacts that run on other platforms than this process.
 
-    For artefacts, whose platform is not this process's. "any" is for predictions; it has gradients, but not fast ones.
+    With "any", each platform gets the implementation that is fastest there. It is meant for predictions: gradients
+    work, but are slow. With "plain", all platforms get the implementation for those other than the CPU.
     """
     token = _target.set(what)
     try:
@@ -24,12 +25,12 @@ def tracing_for(what: str):
 
 
 def target() -> str:
-    """What is traced for."""
+    """Returns the target of tracing: "mine", "any" or "plain"."""
     return _target.get()
 
 
 def chosen(on_cpu, elsewhere, *operands):
-    """One of two functions that compute the same, by the platform that is traced for."""
+    """Calls one of two functions that compute the same, by the target of tracing."""
     if target() == "any":
         return lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
     return (on_cpu if target() == "mine" and jax.default_backend() == "cpu" else elsewhere)(*operands)

@@ -1,4 +1,4 @@
-"""A trained run as a function of photographs, and a folder of photographs to files of landmarks."""
+"""Prediction: a trained run as a pure function of photographs, or applied to a folder of them."""
 
 import functools
 import itertools
@@ -18,36 +18,37 @@ from jaxmarks.data.formats.boxes import BoxAnnotation
 from jaxmarks.ops import geometry
 from jaxmarks.ops.frames import placement
 
-# A frame whose sides are multiples of it suits every body.
+# Every body accepts frames whose sides are multiples of this.
 STRIDE = 32
 
 
 def load(workdir: Path, *, fold: int | None = None, set: str = "") -> Callable:
-    """A trained run as a pure function that other JAX code can jit, vmap and differentiate.
+    """Loads a trained run as a pure function that other JAX code can jit, vmap and differentiate.
 
     Args:
       workdir: a run's folder.
-      fold: the networks of that fold alone; None takes all that were trained: their mean, or of detectors what they
-        agree on.
-      set: of a run over several datasets the one whose landmarks are wanted.
+      fold: the fold whose networks predict; None for all that were trained. Several networks predict their mean, or as
+        detectors the objects on which they agree.
+      set: for a run over several datasets, the one whose landmarks are wanted.
 
     Returns:
       images (B, H, W, C) of any size, uint8 or floats from 0 to 1 -> (points (B, K, 2) in the images' pixels, scores
-      (B, K)); of a detector `heads.Detections`, its boxes in the images' pixels, in each image at most the `limit` of
-      its head, for large photographs are not cut into tiles here. It is a `jax.tree_util.Partial` over the variables, so
-      it can be an argument of a jitted function. It raises ValueError for images of another shape or type.
+      (B, K)). A detector returns `heads.Detections`, with boxes in the images' pixels: at most its head's `limit` per
+      image, since large photographs are not cut into tiles here. The function is a `jax.tree_util.Partial` over the
+      variables, so it can be an argument of a jitted function. It raises ValueError for images of another shape or
+      type.
     """
     task, settings, networks, notes = trained.networks_of(workdir, fold=fold, set=set)
     return jax.tree_util.Partial(function(task, settings, notes[0]["facts"]), networks)
 
 
 def function(task, settings, facts: dict) -> Callable:
-    """The pure function (networks, images) that `load` closes over its networks."""
+    """Returns the pure function (networks, images) to which `load` binds the networks."""
     call = finder(settings, facts) if "boxes" in settings.data else marker(task, settings)
 
     def predict(networks, images):
         images = photographs(images)
-        if images.shape[0] == 0:  # a network may divide by their number: it is shown one, and nothing of that is told
+        if images.shape[0] == 0:  # a network may divide by the batch size: it gets one image, whose results are dropped
             one = jnp.zeros((1, *images.shape[1:]), images.dtype)
             return jax.tree.map(lambda found: found[:0], call(networks, one))
         return call(networks, images)
@@ -56,10 +57,10 @@ def function(task, settings, facts: dict) -> Callable:
 
 
 def photographs(images):
-    """Photographs (B, H, W, C), uint8 as they are, other floats as float32.
+    """Returns photographs (B, H, W, C): uint8 unchanged, floats as float32.
 
     Raises:
-      ValueError: images of another shape, without pixels, or whose numbers are neither uint8 nor floats.
+      ValueError: images of another shape, without pixels, or of a type that is neither uint8 nor floating point.
     """
     images = jnp.asarray(images)
     if images.ndim != 4 or 0 in images.shape[1:]:
@@ -72,7 +73,7 @@ def photographs(images):
 
 
 def marker(task, settings) -> Callable:
-    """The pure function (networks, images) of what finds landmarks."""
+    """Returns the pure function (networks, images) of a network that finds landmarks."""
     call = steps.predictor(task)
     size, fit = loading.frame_size(settings.data), settings.data.fit
 
@@ -86,9 +87,10 @@ def marker(task, settings) -> Callable:
 
 
 def finder(settings, facts: dict) -> Callable:
-    """The pure function (networks, images) of a detector, which drops what `detection.predict` drops.
+    """Returns the pure function (networks, images) of a detector; it drops what `detection.predict` drops.
 
-    Where its photographs are at a fixed scale each is one frame here, however large, and nothing has to be joined.
+    If photographs have a fixed scale (`fit` "tile"), each is a single frame here, however large: there are no tiles to
+    merge.
     """
     fit, scale = settings.data.fit, settings.data.scale
 
@@ -118,15 +120,15 @@ def on_folder(
 ) -> dict:
     """Predicts every photograph of a folder and writes predictions (CSV, TPS), overlays and `proofread.html` to `out`.
 
-    Of a detector see `objects_in_folder`, of scouts `calibration.of_folder`.
+    For detectors see `objects_in_folder`, for scouts `calibration.of_folder`.
 
-    While a batch is predicted the next are read and the last are drawn, so that memory stays bounded and all cores are
-    busy. A photograph that cannot be read is listed in `summary.json` under "failures". `set` is the dataset of a run
-    over several that the photographs are like. Of a detector's run `scale` takes the place of `data.scale`, and
-    `threshold` that of what was chosen on its validation images.
+    While a batch is predicted, the next are read and the previous are drawn, so that memory stays bounded and all cores
+    are busy. A photograph that cannot be read is listed in `summary.json` under "failures". For a run over several
+    datasets, `set` names the one that the photographs resemble. For a detector, `scale` replaces `data.scale`, and
+    `threshold` the one chosen on validation images.
 
     Raises:
-      ValueError: no photograph could be read, or a `threshold` for landmarks.
+      ValueError: no photograph could be read, or a `threshold` is given for landmarks.
     """
     task, settings, networks, notes = trained.networks_of(workdir, set=set)
     if "boxes" in settings.data:
@@ -168,18 +170,18 @@ def on_folder(
 
 
 def shrunk(points, photograph, source):
-    """Points (..., 2) in pixels of a photograph's `source` size (h, w) as they lie in the smaller one that is drawn."""
+    """Scales points (..., 2) from pixels of the `source` size (h, w) to those of the smaller `photograph` to draw."""
     return points * np.divide(photograph.shape[1::-1], source[::-1])
 
 
 def draw_all(drawings: Iterable[tuple[str, Callable]], images: Path, problems: list[dict], out: Path) -> None:
-    """Writes all drawings as JPEG in `out`/overlays while the next are made.
+    """Writes all drawings as JPEGs to `out`/overlays while the next are computed.
 
-    A drawing is a photograph's name and the function that writes it to a `path`. Every ten seconds it says how many
-    there are.
+    A drawing is a photograph's name and a function that writes the overlay to its argument `path`. Progress is printed
+    every ten seconds.
 
     Raises:
-      ValueError: there is none, for the `problems` with the folder of `images`; the last drawings stay.
+      ValueError: there is no drawing, because of the `problems` with the folder `images`; earlier overlays are kept.
     """
 
     def draw(one: tuple[str, Callable]):
@@ -201,14 +203,14 @@ def draw_all(drawings: Iterable[tuple[str, Callable]], images: Path, problems: l
 
 
 def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, threshold: float) -> dict:
-    """The objects of every photograph of a folder, as `predictions.csv`, `predictions.json` (COCO) and overlays."""
+    """Detects the objects in a folder's photographs; writes `predictions.csv`, `predictions.json` (COCO), overlays."""
     names, overlap = detection.names_of(notes), detection.overlap_of(notes)
     call, options = steps.predictor(task), {key: settings.data[key] for key in ("fit", "scale", "overlap")}
     annotations: list[BoxAnnotation] = []
     scores: list[np.ndarray] = []
     problems: list[dict] = []
     to_proofread: list[dict] = []
-    least = max(detection.FLOOR, threshold / 4)  # what somebody may want to see who lowers the threshold
+    least = max(detection.FLOOR, threshold / 4)  # for users who lower the threshold on the proofreading page
 
     def drawings():
         size = tuple(settings.data.size)

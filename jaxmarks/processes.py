@@ -1,7 +1,7 @@
-"""Several processes that train one network together: how they find each other, agree, and notice that one is lost.
+"""Several processes that train one network together: they find each other, agree on values, and notice a loss.
 
-One process (the first, `lead`) writes the run's files; all read them, so the workdir lies on a file system that they
-share. Where there is one process everything here does nothing but to hear signals.
+The first process (`lead`) writes the run's files and all read them, so the workdir must lie on a shared file system.
+With a single process there is nothing to coordinate; only the handling of signals has an effect.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from jaxmarks import sidecar
 
 Result = TypeVar("Result")
 
-# Seconds after which a process that shows no sign of life counts as lost.
+# Seconds without a sign of life after which a process counts as lost.
 SILENCE = 20
-# Seconds that a process which failed waits for its sidecar to learn whether another was lost before.
+# Seconds that a process which ends waits for its sidecar to find out whether another process was lost first.
 PATIENCE = SILENCE + 10
 
 
 def join(count: int = 0, *, coordinator: str = "", index: int = -1) -> None:
-    """Makes this one of `count` processes; the arguments left out are taken from SLURM, a TPU pod, Open MPI or Kubernetes.
+    """Joins `count` processes; omitted arguments are taken from SLURM, a TPU pod, Open MPI or Kubernetes.
 
     Args:
-      count: how many there are.
+      count: the number of processes.
       coordinator: address of the first process, HOST:PORT.
-      index: this one's number, from 0.
+      index: the number of this process, from 0.
     """
     if coordinator and not re.fullmatch(r".+:\d+", coordinator):
         raise ValueError(f"--coordinator={coordinator}: give HOST:PORT, of the first process")
@@ -56,7 +56,7 @@ def join(count: int = 0, *, coordinator: str = "", index: int = -1) -> None:
 
 
 def devices_of_node() -> list[int] | None:
-    """All GPUs of a SLURM node with one task, to which JAX would give the first alone; else None, which leaves it to JAX."""
+    """Returns all GPUs of a SLURM node with one task, where JAX takes the first only; else None, JAX's default."""
     if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
         return None
     tasks, gpus = (os.environ.get(f"SLURM_{key}", "") for key in ("STEP_TASKS_PER_NODE", "GPUS_ON_NODE"))
@@ -65,12 +65,12 @@ def devices_of_node() -> list[int] | None:
 
 
 def lead() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this process is the one that writes the run's files."""
     return jax.process_index() == 0
 
 
 def agree(value: Any) -> Any:
-    """The lead's `value`, which JSON can hold, in every process; waits for all of them."""
+    """Returns the lead's `value`, which must be JSON-serialisable, in every process; waits for all of them."""
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -86,7 +86,7 @@ def wait() -> None:
 
 
 def in_turn(function: Callable[[], Result]) -> Result:
-    """What `function` returns, called by the lead first and then by the others, who find what it wrote."""
+    """Calls `function` in the lead first, then in the others, which find what it wrote; returns its result."""
     if not lead():
         wait()
     result = function()
@@ -96,10 +96,10 @@ def in_turn(function: Callable[[], Result]) -> Result:
 
 
 class Watch:
-    """Tells the other processes that this one lives, and ends it where another is lost; a context manager.
+    """Context manager that tells the other processes that this one is alive, and ends this one if another is lost.
 
-    It is a process of its own (`sidecar`), which outlives what may end this one: a kill, or JAX, which aborts when the
-    first process is gone.
+    A separate process (`sidecar`) does this, since it survives what may end this one: a kill, or JAX, which aborts when
+    the first process is gone.
     """
 
     def __init__(self, workdir: Path):
@@ -124,7 +124,7 @@ class Watch:
 
 
 def leave() -> bool:
-    """Ends the work together, once all processes are here; returns whether this one is the lead, which goes on alone."""
+    """Disconnects the processes once all have called this; returns whether this is the lead, which goes on alone."""
     mine = lead()
     if jax.process_count() > 1:
         jax.distributed.shutdown()
@@ -132,32 +132,34 @@ def leave() -> bool:
 
 
 def tell(text: str) -> None:
-    """A line on the screen, from the lead."""
+    """Prints a line, in the lead only."""
     if lead():
         print(text, flush=True)
 
 
 def abandon(text: str, status: int = 1) -> None:
-    """Says `text` and ends this process at once: an orderly end would wait for the others, one of whom may be lost."""
+    """Prints `text` to stderr and exits at once: an orderly exit would wait for other processes, which may be lost."""
     print(text, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)
 
 
 def told_to_stop() -> bool:
-    """Whether this process was told to stop while `heeding`, or one of several was: then all say so at once.
+    """Whether this process, or one of several, has received a stop signal; all then return True at the same call.
 
-    Several call it equally often; JAX takes the signal in processes that have joined.
+    A single process receives it while `heeding`; in joined processes, JAX handles the signal, and all of them must call
+    this equally often.
     """
     return bool(_heard) if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
 @contextlib.contextmanager
 def heeding():
-    """Within it a single process takes the first SIGTERM, as schedulers send it before they kill, and the first Ctrl-C.
+    """Defers the first SIGTERM (sent by schedulers before they kill) or Ctrl-C in the block, for a single process.
 
-    What runs asks `told_to_stop`, and ends in order; one that it did not ask for acts at the end. The second signal acts as
-    outside, as does one that is ignored there, like Ctrl-C by what runs in the background.
+    The code in the block polls `told_to_stop` and ends in order. If it completes all the same, the signal is raised
+    again afterwards. A second signal acts as it would outside the block, and so does one that is ignored there, as
+    Ctrl-C is in background jobs. Outside the main thread, nothing is deferred.
     """
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield
@@ -187,4 +189,4 @@ def heeding():
 
 
 _calls = itertools.count()
-_heard: list[int] = []  # the signal that came while `heeding`
+_heard: list[int] = []  # signals received while `heeding`

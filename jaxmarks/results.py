@@ -1,4 +1,4 @@
-"""Where predict, evaluate and export write: a folder of their own, for one command at a time."""
+"""The folders for the results of predict, evaluate and export: one per mode, locked for one command at a time."""
 
 import contextlib
 import json
@@ -11,18 +11,19 @@ from jaxmarks.data.photographs import MARK
 
 @contextlib.contextmanager
 def folder(mode: str, run: Path, *, named: str = "", inputs: Iterable[str] = ()) -> Iterator[Path]:
-    """The folder for the results of a mode, which take the place of its earlier ones there once all are written.
+    """Yields the folder for a mode's results, which replace the mode's earlier results there once all are written.
 
-    Of these (`MARK` lists them) what is not written anew is deleted, unless somebody changed it meanwhile, and nothing else.
+    The file `MARK` lists the earlier results. Those that are not written again are deleted, unless somebody has changed
+    them since; no other file is.
 
     Args:
       mode: as in --mode.
-      run: the run's folder, which has one for the mode.
-      named: --out, to be taken in its place: new, empty, or with earlier results of this mode.
-      inputs: the files and folders that are read meanwhile.
+      run: the run's folder; by default, results go to its subfolder of the mode's name.
+      named: --out, used instead: a folder that is new, empty, or has earlier results of this mode.
+      inputs: the files and folders that the command reads.
 
     Raises:
-      ValueError: results would take the place of other things.
+      ValueError: results would replace inputs or other files, or another command writes to the folder.
     """
     out = Path(named or run / mode).absolute()
     within = lambda inner, outer: Path(inner).resolve().is_relative_to(Path(outer).resolve())
@@ -46,22 +47,22 @@ def folder(mode: str, run: Path, *, named: str = "", inputs: Iterable[str] = ())
         write_mark(out, mode, listed)
         try:
             yield out
-        finally:  # what an error leaves is no less the mode's own
+        finally:  # also after an error: its partial results are the mode's, too
             now = times(out)
-            # What was there and is not listed is somebody's own, also where it was written meanwhile.
+            # A file that existed before and is not listed belongs to the user, even if it was written meanwhile.
             written = {n: t for n, t in now.items() if t != before.get(n) and (n not in before or n in listed)}
             write_mark(out, mode, listed | written)
         for name, time in listed.items():
             if name not in written and now.get(name) == time:
                 (out / name).unlink()
                 for parent in list(Path(name).parents)[:-1]:
-                    with contextlib.suppress(OSError):  # which may hold other things
+                    with contextlib.suppress(OSError):  # not empty
                         (out / parent).rmdir()
         write_mark(out, mode, written)
 
 
 def marked(out: Path) -> tuple[str, dict[str, int]]:
-    """The mode whose results a folder is for, and the files that it wrote there with their times; of another folder none."""
+    """Reads a folder's `MARK`: the mode whose results it holds, and their times by file; "" and {} without a `MARK`."""
     try:
         text = (out / MARK).read_text()
     except OSError:
@@ -79,7 +80,7 @@ def write_mark(out: Path, mode: str, files: dict[str, int]) -> None:
 
 
 def times(folder: Path) -> dict[str, int]:
-    """When each file of a folder and its subfolders was written last, by its path from there; without what is hidden."""
+    """Maps the relative path of each file below a folder, unless hidden, to its modification time in ns."""
     hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)
     files = [path for path in folder.rglob("*") if path.is_file() and not hidden(path)]
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}

@@ -1,4 +1,4 @@
-"""The config of a trained run without its data: what `main` reads where a mode is given a --workdir and no --config."""
+"""The config of a trained run without its data: the default --config of all modes but train if --workdir is given."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ DATA = ("images", "landmarks", "boxes", "volume", "group_by")
 
 
 def get_config(workdir: str) -> ml_collections.ConfigDict:
-    """The config of the run in a folder, in which the data are to be named anew."""
+    """Returns the config of the run in `workdir` with the keys `DATA` empty, so that the data must be named again."""
     config = runs.config_of(Path(workdir))
     config.data.update({key: "" for key in DATA if key in config.data})
     return ml_collections.ConfigDict(_settable(config.to_dict()))
 
 
 def _settable(value):
-    """What flags can set: JSON's lists as the tuples that they were, and None as what takes any value."""
+    """Makes a value from JSON settable by flags: lists become tuples again, None a placeholder of any type."""
     if value is None:
         return config_dict.placeholder(object)
     if isinstance(value, dict):

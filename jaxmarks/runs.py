@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, its stages and folds, and where the checkpoints of each of its networks lie."""
+"""A run's folder: its lock and config, its stages, folds and networks, and where their checkpoints lie."""
 
 import contextlib
 import fcntl
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxmarks import atomic, checkpoint
 from jaxmarks import config as configs
 
-# What may change while a run is trained, as `config.differences` names it: where data lie, for their names, groups
-# and marks are compared, and what has no effect on the networks.
+# Entries of `config.differences` that may change between two starts of one run: the data's paths, since the data's
+# names, groups, landmarks and boxes are compared instead (`Samples.digest`), and keys without effect on the networks.
 FREE = re.compile(
     r"(stage\.[^.]+\.)?(data\.(sets\.[^.]+\.)?(images|landmarks|boxes|volume|keep)|baselines"
     r"|train\.(checkpoint_seconds|tensorboard)):"
@@ -21,7 +21,7 @@ FREE = re.compile(
 
 
 class Member(NamedTuple):
-    """One of the networks that are trained: the first of a fold, or another of the fold's ensemble."""
+    """One network of a run: a fold, and a number in the fold's ensemble (0 for the first)."""
 
     fold: int
     number: int = 0
@@ -31,30 +31,30 @@ class Member(NamedTuple):
 
     @property
     def seed(self) -> int:
-        """What tells its random numbers from the others'; the first has those of a fold without an ensemble."""
+        """The seed of this network's random numbers; that of a fold's first network is the same without an ensemble."""
         return self.fold + 2**16 * self.number
 
 
 def stages(config) -> list[str]:
-    """The run's stages by name; a pretraining stage is left out where the run starts from another one's network."""
+    """Returns the run's stages by name, without `pretrain` if the run starts from another run's network instead."""
     replaced = bool(config.init_from) and len(config.stages) > 1
     return [name for name in config.stages if not (replaced and name == "pretrain")]
 
 
 def folds(settings) -> list[int]:
-    """The folds that a stage trains: `split.run`, or all where that is empty."""
+    """Returns the folds that a stage trains: `split.run`, or all if that is empty."""
     return list(settings.split.run) or list(range(settings.split.folds))
 
 
 def members(settings, fold: int | None = None) -> list[Member]:
-    """The networks of a fold, which predict together, or of all folds."""
+    """Returns the networks of a fold, which predict as an ensemble, or of all folds that are trained."""
     chosen = folds(settings) if fold is None else [fold]
     return [Member(each, number) for each in chosen for number in range(settings.train.ensemble)]
 
 
 @contextlib.contextmanager
 def locked(folder: Path):
-    """Keeps other commands from writing to a folder while this one does; raises ValueError where one already does."""
+    """Locks a folder against other commands that would write to it; raises ValueError if one already does."""
     folder = atomic.folder(folder)
     with (folder / ".lock").open("w") as lock:
         try:
@@ -69,12 +69,12 @@ def locked(folder: Path):
 
 
 def begun(workdir: Path) -> bool:
-    """Whether a run in the folder has come as far as to train."""
+    """Whether a run in the folder has begun to train."""
     return any((Path(workdir) / name).exists() for name in ("checkpoints", "metrics.jsonl"))
 
 
 def refuse_another(config, workdir: Path) -> None:
-    """Raises ValueError where a run of another config has begun in the workdir, wherever its data lie now."""
+    """Raises ValueError if a run with another config has begun in the workdir; keys that match `FREE` may differ."""
     if not begun(workdir):
         return
     if differences := [d for d in configs.differences(config_of(workdir), config) if not FREE.match(d)]:
@@ -85,23 +85,23 @@ def refuse_another(config, workdir: Path) -> None:
 
 
 def config_of(workdir: Path):
-    """The config of the run in a folder."""
+    """Returns the config of the run in a folder."""
     return configs.load(Path(workdir) / "config.json")
 
 
 def settings_of(workdir: Path):
-    """The settings of the last stage of the run in a folder."""
+    """Returns the settings of the last stage of the run in a folder."""
     config = config_of(workdir)
     return configs.stage(config, stages(config)[-1])
 
 
 def folder_of(workdir: Path, stage: str, member: Member) -> Path:
-    """Where the checkpoints of one network lie: `best`, `last`, and `resume` while it trains."""
+    """Returns the folder of one network's checkpoints: `best`, `last`, and `resume` while it trains."""
     return Path(workdir) / "checkpoints" / stage / f"fold{member}"
 
 
 def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, list[dict]]:
-    """The variables of trained networks, on the device, and the notes saved with them; ValueError where one is damaged."""
+    """Returns trained networks' variables, on the device, and their notes; raises ValueError if one is damaged."""
     folders = [folder_of(workdir, stage, member) / "best" for member in members]
     found = [checkpoint.restore(folder) for folder in folders]
     for folder, (_, note) in zip(folders, found, strict=True):
@@ -111,13 +111,16 @@ def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, lis
 
 
 def seconds(config, workdir: Path) -> float:
-    """How long the networks of a run, of all its stages, were trained."""
+    """Returns the training time of all networks of a run, over all stages, in seconds."""
     folders = [folder_of(workdir, stage, m) for stage in stages(config) for m in members(configs.stage(config, stage))]
     return round(sum((checkpoint.note(folder / "best") or {}).get("seconds", 0.0) for folder in folders), 1)
 
 
 def source_of(config, workdir: Path, earlier: list[str], member: Member) -> Path | None:
-    """The network that one starts from: of the stage before, else of the last that `init_from` has trained, else none."""
+    """Returns the checkpoint that a network starts from, or None.
+
+    It is that of the previous stage (the last of `earlier`), else of the last stage that `init_from` has trained.
+    """
     if earlier:
         return pick(workdir, earlier[-1], member)
     if config.init_from:
@@ -128,14 +131,17 @@ def source_of(config, workdir: Path, earlier: list[str], member: Member) -> Path
 
 
 def trained(workdir: Path, stage: str) -> dict[Member, Path]:
-    """`best` of each of the networks of a stage that are trained."""
+    """Returns the `best` checkpoint of each network of a stage that has been trained."""
     folder = folder_of(workdir, stage, Member(0)).parent
     member = lambda name: Member(*map(int, name.removeprefix("fold").split(".")))
     return {member(path.parent.name): path for path in folder.glob("fold*/best")}
 
 
 def pick(workdir: Path, stage: str, member: Member) -> Path:
-    """`best` of a network of a stage; where it was not trained there of its fold's first, or of the first fold's."""
+    """Returns the `best` checkpoint of a network in a stage.
+
+    If that network was not trained there, takes its fold's first, else the first of the lowest fold.
+    """
     if not (done := trained(workdir, stage)):
         folder = folder_of(workdir, stage, member).parent
         raise FileNotFoundError(f"{folder}: no trained network; let that run end first, or change --config.init_from")

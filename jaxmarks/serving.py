@@ -1,9 +1,9 @@
-"""A trained run as an artefact that runs without this code: `jax.export`'s function and its parameters, or ONNX files.
+"""Exports a trained run to run without this code: as an artefact of `jax.export`, or as ONNX files.
 
-The folder of the first holds `function.bin`, the lowered function for batches of any size; `parameters.npz`, what it takes
-beside the images; and `about.json`. Artefacts are for serving, not for the archive: JAX promises six months of
-compatibility. ONNX files hold the networks alone, from frame to output: what brings photographs into the frame and most
-decoders are beyond the converter (jax2onnx).
+The artefact is a folder with `function.bin`, the lowered function for batches of any size; `parameters.npz`, its other
+argument beside the images; and `about.json`. It is for serving, not for archiving: JAX promises six months of
+compatibility. ONNX files hold the networks alone, from frame to output: the converter (jax2onnx) cannot convert the
+code that brings photographs into the frame, nor most decoders.
 """
 
 import functools
@@ -20,7 +20,7 @@ from jaxmarks import atomic, detection, platforms, predict, runs, tasks, trained
 from jaxmarks.data.fitting import ONCE
 from jaxmarks.data.loading import frame_size
 
-# An artefact made on one of them runs on all.
+# An artefact exported on one of these platforms runs on all of them.
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -33,11 +33,11 @@ def export(
       workdir: a run's folder.
       folder: where the artefact goes.
       size: (H, W) of the photographs that it will take; by default the frame of the data.
-      fold: the networks of that fold alone; None takes all.
-      set: of a run over several datasets the one whose landmarks are wanted.
+      fold: the fold whose networks are exported; None for all.
+      set: for a run over several datasets, the one whose landmarks are wanted.
 
     Returns:
-      What `about.json` says: the size, and the names and shapes of the outputs.
+      The content of `about.json`: among others, the shape of the images, and the names and shapes of the outputs.
     """
     exporting = exporter()
     task, settings, networks, notes = trained.networks_of(workdir, fold=fold, set=set)
@@ -71,22 +71,22 @@ def export(
 
 
 def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: str = "") -> dict:
-    """Writes the networks of a run as `network_FOLD.onnx` (of an ensemble also `network_FOLD.MEMBER.onnx`), and `onnx.json`.
+    """Writes a run's networks as `network_FOLD.onnx` (in ensembles also `network_FOLD.MEMBER.onnx`), and `onnx.json`.
 
-    They take "images" (batch, H, W, 3), float32 RGB from 0 to 255 in the network's frame, and give the points
-    (batch, K, 2) in its pixels and their scores where the head is direct, else what the head's layer gives: heatmaps
-    before their softmax, or a detector's maps. They compute in float32, whatever the run was trained in.
+    Each takes "images" (batch, H, W, 3), float32 RGB from 0 to 255 in the network's frame. A network with a direct head
+    returns points (batch, K, 2) in the frame's pixels and their scores; others return the outputs of the head's layer:
+    heatmaps before their softmax, or a detector's maps. All compute in float32, whatever the run was trained in.
 
     Args:
       workdir, fold, set: as in `export`.
       folder: where the files go.
 
     Returns:
-      What `onnx.json` says: the files, the inputs and outputs with their shapes, the dataset `set` whose they are, the
-      head, and how photographs are fitted into the frame.
+      The content of `onnx.json`: the files, the inputs and outputs with their shapes, the dataset `set` that they are
+      for, the head, how photographs are fitted into the frame, and the second look that the run takes (zoom, pose).
 
     Raises:
-      ValueError: a run of Faster R-CNN, whose proposals the converter cannot write.
+      ValueError: the run is of Faster R-CNN, whose proposals the converter cannot convert.
     """
     try:
         import jax2onnx
@@ -109,7 +109,7 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         outputs = task.apply(variables, task.plain({"images": images / 255})["images"], train=False)
         if decoded:
             return dict(zip(("points", "scores"), task.head.decode(outputs), strict=True))
-        # Learned shapes are of no image: they are parameters of the loss.
+        # Learned shapes depend on no image: they are parameters of the loss.
         return outputs._replace(shapes=None) if hasattr(outputs, "shapes") else outputs
 
     like = jax.eval_shape(function, networks[0], jax.ShapeDtypeStruct((1, *shape), np.float32))
@@ -139,10 +139,10 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
 
 
 def load(folder: Path) -> Callable:
-    """The artefact as a function: images (B, H, W, 3) uint8 of its size -> dict of the outputs that `about.json` names.
+    """Loads an artefact as a function: images (B, H, W, 3) uint8 of its size -> dict of the outputs in `about.json`.
 
     Raises:
-      ValueError: a file of it is damaged.
+      ValueError: one of its files is damaged.
     """
     exporting, path = exporter(), Path(folder) / "function.bin"
     try:
@@ -156,7 +156,7 @@ def load(folder: Path) -> Callable:
 
 
 def exporter():
-    """The module `jax.export`, which needs flatbuffers."""
+    """Returns the module `jax.export`; raises ImportError without flatbuffers, which it needs."""
     try:
         import flatbuffers  # noqa: F401
     except ImportError as error:

@@ -1,10 +1,11 @@
-"""The process beside each of several training processes: it tells the others that its own lives, and names who is lost.
+"""Watchdog beside each of several training processes: reports that its own is alive, and names those that are lost.
 
     python sidecar.py FOLDER SESSION INDEX COUNT SILENCE
 
-Each writes FOLDER/INDEX.json once a second and reads those of the others. What the training process says on its end
-comes through the standard input; that it ends without a word means that it was killed or crashed. Where another process
-is lost this one is told so, and killed if it does not end by itself, as one that waits for the lost one's gradient.
+Each sidecar writes FOLDER/INDEX.json once a second and reads the files of the others. A training process that ends
+writes its state to its sidecar's standard input; if that closes without a message, the process was killed or has
+crashed. When another process is lost, the sidecar prints which one, and kills its own training process if that does
+not end by itself, as when it waits for a gradient from the lost one.
 """
 
 import contextlib
@@ -17,14 +18,14 @@ import sys
 import time
 from pathlib import Path
 
-# Seconds in which the others' words arrive once one of them is lost, and that the training process then has to end.
+# Seconds to wait for the others' states once one is lost, and then for the training process to end by itself.
 SETTLING, GRACE = 2, 5
-# The state of a process that ended without a word.
+# The state of a process that ended without a message.
 KILLED = "was killed or crashed"
 
 
 def main(folder: Path, session: str, index: int, count: int, silence: float) -> int:
-    """Returns 0 when the training process has ended, or 1 when it has been told whom it lost."""
+    """Runs until the training process has ended (returns 0), or until lost processes have been reported (returns 1)."""
     parent, state, beat = os.getppid(), "running", 0
     others = {number: Other() for number in set(range(count)) - {index}}
     ended = noticed = 0.0
@@ -63,13 +64,13 @@ def main(folder: Path, session: str, index: int, count: int, silence: float) -> 
 
 
 class Other:
-    """What is known of another process."""
+    """The latest state of another process, as its sidecar reports it."""
 
     def __init__(self):
         self.entry, self.new = {"state": "running", "host": "unknown", "process": "unknown"}, time.monotonic()
 
     def look(self, path: Path, session: str) -> None:
-        """Takes notice of what it wrote in this session."""
+        """Reads the file of that process, if it is of this session, and notes when it changed."""
         with contextlib.suppress(OSError, json.JSONDecodeError):
             found = json.loads(path.read_text())
             if found["session"] == session and found != self.entry:
@@ -80,9 +81,10 @@ class Other:
         return self.entry["state"] != "running"
 
     def lost(self, state: str, silence: float) -> str:
-        """How it ended before its time, or nothing.
+        """Returns how the process was lost; "" if it was not.
 
-        `state` is one's own: whoever failed alike, or after this one was killed, is not to blame.
+        `state` is that of this sidecar's own process: another that failed in the same way, or failed after this one was
+        killed, is not to blame.
         """
         if not self.ended and time.monotonic() - self.new > silence:
             return f"has shown no sign of life for {silence:g} s"
@@ -92,7 +94,7 @@ class Other:
 
 
 def said(seconds: float) -> bool:
-    """Whether the training process says something, or has ended, within so many seconds."""
+    """Whether the training process writes a message, or ends, within so many seconds."""
     return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 

@@ -1,10 +1,10 @@
 """The pure steps of training and evaluation, and how they run: jit on one device, pmap on several, scan over an epoch.
 
-The data of a run lies on the device whole; a step receives the rows of its batch and gathers them there. Images that do
-not fit are streamed: the data of a step then hold, as "streamed", those of its own rows. A row counts samples times
-versions (`augment.Augmentation.versions`): row // versions is the sample, row % versions its version. A
-negative row ~r is padding, which fills the last batch: it shows row r, so that batch statistics stay those of real
-images, and weighs nothing.
+All data of a run lie on the device; a step receives the row numbers of its batch and gathers the rows there. Images
+that do not fit are streamed: a step's data then hold the images of its rows, as "streamed". Rows number the versions
+(`augment.Augmentation.versions`) of all samples: row // versions is the sample, row % versions its version. A negative
+row ~r is padding that fills the last batch: it shows row r, so that batch statistics remain those of real images, but
+has no weight.
 """
 
 import functools
@@ -25,9 +25,9 @@ from jaxmarks.ops import metrics
 
 @flax.struct.dataclass
 class TrainState:
-    """What training changes: everything that a checkpoint must hold.
+    """Everything that training changes, and a checkpoint must hold.
 
-    `variables` are the network's: {"params": ...}, and {"batch_stats": ...} where it normalises by batches.
+    `variables` are the network's: "params", and "batch_stats" if it has batch normalisation.
     """
 
     step: jax.Array
@@ -36,16 +36,16 @@ class TrainState:
 
 
 class Task(NamedTuple):
-    """The functions a step is made of.
+    """The functions that a step consists of.
 
     Attributes:
-      apply: linen's: (variables, images, train=, rngs=, mutable=) -> outputs.
+      apply: as of a linen module: (variables, images, train=, rngs=, mutable=) -> outputs.
       head: a `heads.Head`.
       augment: (keys (B,), batch) -> batch, for training.
       plain: batch -> batch, for evaluation.
-      versions: how many versions of a sample there are.
-      usual: as `plain`, but of what training shows of the images, where that is another part of them.
-      predict: `predict_step` without its task, where it is another one.
+      versions: the number of versions of a sample.
+      usual: like `plain`, but with the views of the images that training shows, if `plain` shows others.
+      predict: (variables, images) -> predictions; if given, `predict_step` calls it instead of `apply` and `decode`.
     """
 
     apply: Callable
@@ -58,14 +58,14 @@ class Task(NamedTuple):
 
 
 def computing_in(dtype: str, apply: Callable) -> Callable:
-    """A task's `apply` that computes in float32, or whose body computes in bfloat16 with everything else in float32.
+    """Returns a task's `apply` as it is for float32; for bfloat16 only the body computes in bfloat16.
 
-    Images and the body's parameters are cast on their way in, changed statistics on their way out. The head's layer is
-    of float32, for bfloat16 knows a coordinate in 256 to half a pixel alone; so are the loss, the gradient, the
-    optimiser's parameters and the batch statistics.
+    Images and the body's parameters are cast on the way in, outputs and updated statistics on the way out. The head's
+    layer stays in float32, because bfloat16 resolves a coordinate near 256 only to half a pixel; so do the loss, the
+    gradient, the optimiser's parameters and the batch statistics.
 
     Raises:
-      ValueError: another dtype.
+      ValueError: any other dtype.
     """
     if dtype == "float32":
         return apply
@@ -84,7 +84,7 @@ def computing_in(dtype: str, apply: Callable) -> Callable:
 
 
 def create(variables, tx: optax.GradientTransformation) -> TrainState:
-    """A fresh state of a copy of the network's variables, since a step takes its state's memory."""
+    """Returns a fresh state with a copy of the network's variables, since a step donates its state's buffers."""
 
     def fresh(variables):
         copy = jax.tree.map(jnp.copy, variables)
@@ -94,7 +94,7 @@ def create(variables, tx: optax.GradientTransformation) -> TrainState:
 
 
 def gather(data, rows, versions):
-    """The batch of the given rows (B,); "real" and "visible" are False in a padding row, "marked" is what is visible in it."""
+    """Gathers the batch of rows (B,); in padding "real" and "visible" are False, "marked" is as in the row shown."""
     shown = jnp.where(rows < 0, ~rows, rows)
     sample = shown // versions
     batch = {name: array[sample] for name, array in data.items() if name != "streamed"} | {"real": rows >= 0}
@@ -107,15 +107,15 @@ def gather(data, rows, versions):
 
 @jax.jit
 def keys_of(key, numbers):
-    """A key for each of the numbers (N,)."""
+    """Returns a key for each of the numbers (N,), folded into `key`."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
-    """One update on the batch of `rows` (B,): -> (state, (total, count)) whose ratio is the batch's loss, or its terms by name.
+    """Makes one update on the batch of `rows` (B,): -> (state, (total, count)); total / count is the batch's loss.
 
-    Under pmap `axis` is the name of the devices' axis; total, count and the gradient are then of the whole batch. Where
-    `mixup` is above 0 it is the alpha of `mix`.
+    The total may be a dict of the loss's terms by name. Under pmap `axis` is the name of the device axis; total, count
+    and the gradient are then those of the whole batch. `mixup`, if above 0, is the alpha of `mix`.
     """
     add = (lambda tree: lax.psum(tree, axis)) if axis else (lambda tree: tree)
     augment_key, dropout_key, mixup_key = jax.random.split(key, 3)
@@ -135,7 +135,7 @@ def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
 
     (_, (total, count, changed)), grads = jax.value_and_grad(total_loss, has_aux=True)(state.variables["params"])
     total, count, grads = add((total, count, grads))
-    # A batch without one visible landmark has no gradient: nothing to divide by, nothing to learn.
+    # Without a visible landmark count and gradient are 0; max(count, 1) prevents 0 / 0.
     grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.variables["params"])
     variables = changed | {"params": optax.apply_updates(state.variables["params"], updates)}
@@ -143,18 +143,18 @@ def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
 
 
 def mix(images, loss, share):
-    """Images (B, H, W, C) mixed with their neighbours', and the loss of both targets mixed alike (mixup; KNEEL).
+    """Mixes images (B, H, W, C) with their neighbours, and the losses of both targets alike (mixup; KNEEL).
 
-    Rows 0 and 1 are neighbours, 2 and 3, and so on, the last of an odd number its own. Batches are drawn at random, so
-    neighbours are; and devices that share a batch in even parts mix what one device mixes.
+    Rows 0 and 1 are neighbours, 2 and 3, and so on; if B is odd, the last row is its own neighbour. Batches are drawn
+    at random, so the pairs are random; devices that share a batch in even parts mix the same pairs as one device.
 
     Args:
-      images: the batch's.
-      loss: a head's, (outputs, targets) -> (total, count).
-      share: of the image itself, in [0, 1]: drawn from Beta(alpha, alpha) (Zhang et al. 2018).
+      images: those of the batch.
+      loss: a head's (outputs, targets) -> (total, count).
+      share: weight of the image itself, in [0, 1], drawn from Beta(alpha, alpha) (Zhang et al. 2018).
 
     Returns:
-      the images and the loss for the same targets.
+      The mixed images, and the mixed loss, which takes the original targets.
     """
     neighbour = jnp.minimum(jnp.arange(len(images)) ^ 1, len(images) - 1)
     blend = lambda own, other: share * own + (1 - share) * other
@@ -167,18 +167,18 @@ def mix(images, loss, share):
 
 
 def valid_step(variables, data, rows, *, task, prepare):
-    """Total and count, by name, of what is to be told of the batch of `rows`, without dropout: their ratios are means.
+    """Validates on the batch of `rows`, without dropout: -> (total, count) by name; total / count is the mean.
 
     Args:
       variables: the network's.
-      data: with "delta" (N,) beside what a step takes, the size of a pixel of the frame in the photograph's pixels.
+      data: as for `train_step`, with "delta" (N,), the size of a frame pixel in the photograph's pixels.
       rows: (B,).
       task: the task.
       prepare: maps the batch to the network's input.
 
     Returns:
-      "loss", and of landmarks "distance_px", the distance between predicted and true in pixels of the photographs, of
-      those that were stretched as if they had been evenly.
+      "loss", and for landmarks "distance_px", the distance of the prediction from the ground truth in the photograph's
+      pixels; a stretched photograph counts as scaled evenly.
     """
     batch = prepare(gather(data, rows, task.versions))
     outputs = task.apply(variables, batch["images"], train=False)
@@ -191,7 +191,7 @@ def valid_step(variables, data, rows, *, task, prepare):
 
 
 def statistics_step(variables, data, rows, *, task, prepare):
-    """The statistics ("batch_stats") of the batch of `rows` alone under these parameters; `prepare` as in `valid_step`."""
+    """Returns the statistics ("batch_stats") of this batch alone, not a running mean; `prepare` as in `valid_step`."""
     images = prepare(gather(data, rows, task.versions))["images"]
     none = variables | {"batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
     dropout = {"dropout": jax.random.key(0)}
@@ -200,17 +200,17 @@ def statistics_step(variables, data, rows, *, task, prepare):
 
 
 def predict_step(variables, images, *, task):
-    """Images (B, H, W, C) uint8 in their frame -> (points (B, K, 2) in that frame, scores (B, K)), or Detections."""
+    """Predicts (points (B, K, 2), scores (B, K)), or Detections, in the frame of the images (B, H, W, C) uint8."""
     if task.predict is not None:
         return task.predict(variables, images)
     return task.head.decode(task.apply(variables, task.plain({"images": images})["images"], train=False))
 
 
 def predictor(task: Task) -> Callable:
-    """The jitted function (networks, images uint8 in their frame) -> what the task decodes, of all networks together.
+    """Returns the jitted function (networks, images uint8 in their frame) -> the joint prediction of all networks.
 
-    `networks` is a list of variables. The outputs of each are decoded by themselves: the proposals of two, for one, are
-    not the same regions.
+    `networks` is a list of variables. Each network's outputs are decoded before they are joined: the proposals of two
+    networks, for example, are different regions.
     """
 
     def call(networks, images):
@@ -223,7 +223,7 @@ def predictor(task: Task) -> Callable:
 
 
 def predict(call: Callable, networks, images, *, batch_size: int):
-    """What a `predictor` finds in images (N, H, W, C), which may be streamed: arrays on the host."""
+    """Returns a `predictor`'s predictions for images (N, H, W, C), which may be `Records`, as arrays on the host."""
     parts = []
     for rows in batches(np.arange(len(images)), batch_size):
         found = call(networks, jnp.asarray(images[samples_of(rows, 1)]))
@@ -232,16 +232,15 @@ def predict(call: Callable, networks, images, *, batch_size: int):
 
 
 class Runner(NamedTuple):
-    """One way of running the steps.
+    """One way of running the training steps.
 
     Attributes:
-      put: lays a state, or the data, on the devices.
-      get: the state as on one device.
-      run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None, tasks=None) -> (state, found),
-        where `found` are the batches' (total, count), for `summed`: nothing waits for them. `first` is the place of the
-        first batch in the epoch whose `key` it is. `stream` maps an iterable of rows (...) to an iterator of their
-        images (..., H, W, C), which the data then lack. `tasks` (steps,) says of each batch which of several tasks it
-        is for.
+      put: places a state, or the data, on the devices.
+      get: returns the state as on one device.
+      run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None, tasks=None) -> (state,
+        found), where `found` are the batches' (total, count), for `summed`, not waited for. `key` is the epoch's;
+        `first` is the position of the first batch in the epoch. `stream` maps an iterable of rows (...) to an iterator
+        of their images (..., H, W, C), which the data then lack. `tasks` (steps,) holds each batch's task, as an index.
     """
 
     put: Callable
@@ -250,12 +249,12 @@ class Runner(NamedTuple):
 
 
 def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mixup: float = 0.0) -> Runner:
-    """The training steps (`mixup` is theirs) on one device (jit) or on several (pmap), which give the same.
+    """Returns the training steps on one device (jit) or several (pmap), with equal results; `mixup` as in `train_step`.
 
-    They are of one task, or of several that share the state and the data, one of them for each batch.
-    `devices` are those of all processes; where there are several each calls this, and does its own devices' part. On
-    the CPU the steps of an epoch are called one by one, since XLA runs convolutions inside a loop several times slower
-    there, and so are those of streamed images; elsewhere one call scans them where they are of one task.
+    Several `tasks` share the state and the data, and each batch is for one of them. `devices` counts the devices of all
+    processes; if there are several, each process calls this and does the part of its own devices. On the CPU the steps
+    are called one by one, since XLA runs convolutions inside a loop several times slower there; so are steps with
+    streamed images and batches for different tasks. All others are scanned in one call.
     """
 
     axis = DEVICES if devices > 1 else None
@@ -269,13 +268,13 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
         put = get = spread = lambda tree: tree
         lay: Callable = jnp.asarray
     else:
-        lay = np.asarray  # pmap gives each device its part
+        lay = np.asarray  # pmap moves each part to its device
         local = min(jax.local_device_count(), devices)
-        chosen = jax.local_devices()[:local] if jax.process_count() == 1 else None  # of several processes all take part
+        chosen = jax.local_devices()[:local] if jax.process_count() == 1 else None  # several processes use all devices
         on_each = functools.partial(jax.pmap, axis_name=DEVICES, devices=chosen)
         compiled = functools.partial(on_each, in_axes=(0, 0, 0, None), donate_argnums=0)
-        # Laid out by pmap, as the next states will be: `replicate` names the axis otherwise, and the second step would be
-        # compiled anew.
+        # Placed by pmap, like the states that steps return: `replicate` names the axis differently, so that the second
+        # step would be recompiled.
         lay_out = on_each(lambda _, tree: tree, in_axes=(0, None))
         put, get = functools.partial(lay_out, np.zeros(local)), jax_utils.unreplicate
         mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
@@ -305,23 +304,23 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
 
 
 def scanned(stream) -> bool:
-    """Whether a `Runner` makes the steps of one call in a scan, not one by one, where they are of one task."""
+    """Whether a `Runner` scans the steps of one call, if all are for one task, rather than calling them one by one."""
     return jax.default_backend() != "cpu" and stream is None
 
 
 def summed(found: list):
-    """(total, count) of all batches that a `Runner` has run: floats, or dicts of floats."""
+    """Sums the (total, count) of all batches that a `Runner` has run: floats, or dicts of floats."""
     together = lambda *each: float(np.sum(np.concatenate([np.ravel(x) for x in each]), dtype=np.float64))
     return jax.tree.map(together, *jax.device_get(found))
 
 
 def samples_of(rows: np.ndarray, versions: int) -> np.ndarray:
-    """The samples that rows, of any shape, show."""
+    """Returns the samples that rows, of any shape, show."""
     return np.where(rows < 0, ~rows, rows) // versions
 
 
 def batches(rows: np.ndarray, size: int) -> np.ndarray:
-    """Rows (N,) -> (steps, size) int32, the last batch filled with padding that shows its own rows again."""
+    """Splits rows (N,) into batches (steps, size) int32, the last one filled with padding that repeats its own rows."""
     count = -(-len(rows) // size) * size
     padded = np.concatenate([rows, np.zeros(count - len(rows), rows.dtype)]).astype(np.int32).reshape(-1, size)
     if count > len(rows):

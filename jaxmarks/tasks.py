@@ -1,4 +1,4 @@
-"""From a stage's settings to its network, and the task that the steps are made of."""
+"""Builds the network of a stage from its settings, and the task that the steps are made of."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ from jaxmarks.ops import shape
 
 
 def check(config) -> None:
-    """Raises ValueError where a config cannot be trained, as far as that is known before its data are read."""
+    """Raises ValueError if a config cannot be trained, as far as can be checked before its data are read."""
     configs.check(config)
     for name in config.stages:
         settings = configs.stage(config, name)
@@ -30,9 +30,9 @@ def check(config) -> None:
 
 
 def build(settings, facts: dict, flip=None, size=None):
-    """The network (linen module), and the task that the steps need, of a stage's settings and its data's facts.
+    """Builds the network (linen module) and the task for the steps from a stage's settings and its data's facts.
 
-    With a `size` (H, W) the task trains on the frame shown at that size. Of a second look see `second_look`.
+    With a `size` (H, W), the task trains on frames shown at that size. For the second look, see `second_look`.
     """
     head = heads.build(settings.head, size=size or tuple(settings.data.size), **facts)
     network = models.Network(models.build(settings.model), head.layer)
@@ -45,10 +45,10 @@ def build(settings, facts: dict, flip=None, size=None):
 
 
 def second_look(task, data, found):
-    """The task with a second look (`closer`), where a config's `data` have one.
+    """Adds a second look (`closer`) to the task if a config's `data` ask for one.
 
-    Where `data.zoom` is above 1 it is for frames so many times larger, of which the network sees all or a part; where
-    `data.pose` is not "upright", and a shape was `found`, that is turned as it lies.
+    If `data.zoom` is above 1, frames are that many times larger, and the network sees all or a part of them. If
+    `data.pose` is "turned" or "mirrored" and a mean shape was `found`, that part is turned to the pose of the shape.
     """
     size, zoom, mirror = tuple(data.size), data.get("zoom", 1), data.get("pose") == "mirrored"
     if found and data.get("pose") in configs.TURNED_POSES:
@@ -56,14 +56,15 @@ def second_look(task, data, found):
     return closer.looking(task, size, closer.around(size, zoom)) if zoom > 1 else task
 
 
-# Of the frame's sides, about what the first steps of `train.coarse` show.
+# The size, relative to the frame's, of the coarse frames in the first steps (`train.coarse`), before rounding.
 COARSE = 2 / 3
 
 
 def sizes(settings) -> list[tuple[int, int]]:
-    """The sizes (H, W) at which training shows the frame where that is not its own alone.
+    """Returns the sizes (H, W) at which training shows the frame; [] if it shows the frame's own size alone.
 
-    They are one for each batch where `train.sizes` names their heights, or first the smaller, then its own (`train.coarse`).
+    `train.sizes` names their heights, and each batch has one of them. With `train.coarse`, the smaller one comes first,
+    then the frame's own.
     """
     (height, width), heights, coarse = settings.data.size, tuple(settings.train.sizes), settings.train.coarse
     if heights and coarse:
@@ -93,16 +94,20 @@ def sizes(settings) -> list[tuple[int, int]]:
     return shown
 
 
-# Boxes of a class that overlap more are one object that was marked twice.
+# Boxes of one class with a higher IoU are one object that was marked twice.
 TWICE = 0.7
 
 
 def fitted(settings, samples, shown) -> dict:
-    """More facts: of landmarks, where it is asked for, their shape in the samples `shown`; and of all boxes the IoU
-    up to which two are two objects, and their typical sizes for an `anchor_count`.
+    """Returns the facts that are fitted to the data.
 
-    Of 100 objects 99 overlap no other of their class by more, without those marked twice (`TWICE`). It is 0.2 at least, as
-    the boxes that a network finds of objects side by side may overlap, and 0.5 at most.
+    For landmarks, this is their mean shape in the samples `shown`, if it is needed (`shape_of`). For boxes (of all
+    samples), it is "overlap", the IoU up to which two are two objects, and "anchors", their typical sizes, if the head
+    has an `anchor_count`.
+
+    The overlap is the 99th percentile of each object's largest IoU with another of its class, taken as 0 for objects
+    that were marked twice (`TWICE`). It is at least 0.2, since predicted boxes of adjacent objects may overlap, and at
+    most 0.5. A `head.overlap` replaces it.
     """
     known = samples.labels >= 0
     if not known.any():
@@ -120,15 +125,16 @@ def fitted(settings, samples, shown) -> dict:
     return found
 
 
-# Of a shape's size: landmarks that stray farther on average lie anywhere, and say nothing of each other.
+# Landmarks with this mean standard deviation or more, relative to the shape's size, do not predict each other.
 LOOSE = 0.2
 
 
 def shape_of(settings, samples, shown) -> dict:
-    """The fact `shape` of the landmarks of the samples `shown`, which stands as views show it where these are turned.
+    """Returns the fact "shape": the mean and spread of the landmarks in the samples `shown`; {} if there is none.
 
-    There is none where no image shows two of them, where they stray too far (`LOOSE`) and views are upright, and of several
-    datasets.
+    If views are turned, the mean shape has the pose in which they show it. There is no shape for several datasets, if
+    neither turned views nor the head (`leap`) use one, if no image shows two landmarks, or if views are upright and the
+    landmarks stray too far (`LOOSE`).
     """
     pose = settings.data.get("pose")
     if settings.data.get("sets") or not len(shown) or not (pose in configs.TURNED_POSES or settings.head.get("leap")):
@@ -137,7 +143,7 @@ def shape_of(settings, samples, shown) -> dict:
     if pose in configs.TURNED_POSES:
         height, width = settings.data.size
         places = [len(np.unique(p[v], axis=0)) for p, v in zip(points, visible, strict=True)]
-        fullest = np.argmax(places)  # of all images: the shapes of all folds lie alike
+        fullest = np.argmax(places)  # among all images, so that every fold's shape has the same pose
         start = shape.lengthwise(points[fullest], visible[fullest], tall=height > width), visible[fullest]
     fit = jax.jit(functools.partial(shape.procrustes, mirror=pose == "mirrored"))
     mean, spread = fit(points[shown], visible[shown], start=start)
@@ -146,15 +152,16 @@ def shape_of(settings, samples, shown) -> dict:
 
 
 def initial(network, settings, key):
-    """Fresh variables for images of the settings' size."""
+    """Initialises a network's variables for images of the settings' size."""
     images = jnp.zeros((1, *settings.data.size, settings.channels), jnp.float32)
-    # It runs once: full optimisation of the many random generators takes four times as long, for the same numbers.
+    # This runs once: compiling its many random generators with full optimisation takes four times as long, for the same
+    # numbers.
     quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     return jax.jit(network.init, compiler_options=quick)(key, images)
 
 
 def pretrained(settings, source: Path | None):
-    """The variables to start from, another run's or pretrained ones, and their name."""
+    """Returns the variables to start from, another run's (`source`) or pretrained ones, and their name."""
     if source:
         theirs, note = checkpoint.restore(source)
         return theirs, f"{source} (epoch {note['best_epoch']})"
@@ -162,7 +169,14 @@ def pretrained(settings, source: Path | None):
 
 
 def take_over(variables, theirs, about: str, skip: str):
-    """Variables with what fits taken from `theirs`, which `about` names; prints what was not."""
+    """Initialises variables from the matching ones of `theirs`; prints which were adapted, new or unused.
+
+    `about` names `theirs` in messages. Parameters whose path matches the regular expression `skip` from its start stay
+    new.
+
+    Raises:
+      ValueError: nothing matches, or `skip` matches no parameter.
+    """
     params, fate = checkpoint.merge(variables["params"], theirs["params"], skip=skip)
     if skip and not any(name.endswith("(skipped)") for name in fate["new"]):
         raise ValueError(
@@ -181,9 +195,9 @@ def take_over(variables, theirs, about: str, skip: str):
 
 
 def inputs(settings, task):
-    """How a batch becomes the network's input, for validation and for the statistics of batches: functions of batches.
+    """Returns the functions that turn a batch into the network's input for validation, and for batch statistics.
 
-    It is as in training where versions are split at random.
+    If versions are split at random, both augment the batch as training does.
     """
     if settings.split.by == "random" and task.versions > 1:
         of_versions = lambda batch: task.augment(steps.keys_of(jax.random.key(settings.seed), batch["index"]), batch)
@@ -192,7 +206,7 @@ def inputs(settings, task):
 
 
 def rehearse(settings, facts: dict, flip) -> None:
-    """Raises ValueError where a stage cannot be trained on data of these facts, without beginning it."""
+    """Raises ValueError if a stage cannot be trained on data with these facts; traces its networks without training."""
     network, images = untrained(settings, facts, flip)
     for size in sizes(settings):
         untrained(settings, facts, flip, size)
@@ -202,7 +216,10 @@ def rehearse(settings, facts: dict, flip) -> None:
 
 
 def untrained(settings, facts: dict, flip=None, size=None):
-    """A stage's network, with as many anchors as there will be, and images of the settings' size; of `size` see `build`."""
+    """Builds a stage's network, with placeholders for its anchors, and blank images of the settings' size.
+
+    `size` is as in `build`.
+    """
     if "anchor_count" in settings.head:
         facts = facts | {"anchors": [facts["sizes"]] * settings.head.anchor_count}
     network, _ = build(settings, facts, flip, size)
@@ -210,7 +227,7 @@ def untrained(settings, facts: dict, flip=None, size=None):
 
 
 def describe(config, stage: str) -> str:
-    """A table of a stage's network: each layer with its shapes and parameters, and their number."""
+    """Returns a table of a stage's network: each layer with its shapes and parameters, and the number of parameters."""
     settings = configs.stage(config, stage)
     network, images = untrained(settings, known_facts(settings.data))
     table = nn.tabulate(network, jax.random.key(0), console_kwargs={"width": 130, "force_terminal": False})(images)

@@ -1,9 +1,9 @@
 """Training, from top to bottom: stages, folds, epochs.
 
-A run goes through its stages in order (pretrain, then finetune); in each it trains one network a fold, or an ensemble
-of them. A network starts from its like in the stage before. Everything that is random comes from the config's seed, the
-number of fold, member and epoch, and, but for the order of the images, four letters of the stage's name, so that a run
-which was killed ends as one that was left alone.
+A run goes through its stages in order (pretrain, then finetune); in each it trains one network per fold, or an ensemble
+of them. A network starts from its counterpart in the previous stage. All random numbers come from the config's seed,
+the numbers of fold, member and epoch, and, except for the order of the images, four letters of the stage's name, so
+that a run that was killed and resumed ends like one that was not.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ from jaxmarks.data.loading import Dataset, facts, load
 from jaxmarks.feed import Feed
 from jaxmarks.metrics_log import MetricsLog
 
-# From so many training images the statistics of batches are taken that a network is judged and saved with.
+# Maximum number of training images for the batch statistics that a network is validated and saved with.
 SETTLING = 256
-# What is said where a key of `data` follows what is in the photographs.
+# Messages about keys of `data` whose values were chosen from the photographs.
 FOLLOWED = {
     "scale": "photographs come in at {:g} of their size, which suits their objects; --config.data.scale=1 leaves them as"
     " they are",
@@ -52,23 +52,23 @@ FOLLOWED = {
     "pose": "specimens are {} against each other: the network looks at each whole, and then once more, laid as all others"
     " are; --config.data.pose=upright looks at them as they lie",
 }
-# What else these keys follow, which has no effect where they are given.
+# Key of `data` -> the key from which it is derived if it is left open; otherwise the latter has no effect.
 LEADS = {"size": "pixels", "scale": "side"}
-# What a key that is left open says where there is nothing to tell, and what it was before there was such a key.
+# Values of keys left open that need no message; also the values in runs older than these keys.
 USUAL = {"scale": 1.0} | fitting.ONCE
-# After so many steps that are called one by one it is asked whether to stop, and whether a checkpoint is due.
+# Number of steps, called one by one, between checks for a stop signal or a due checkpoint.
 ASKING = 10
 
 
 class Plan(NamedTuple):
-    """What one network is shown.
+    """What one network is trained and validated on, and for how long.
 
     Attributes:
-      train, valid: the rows of training, and of validation as often as each counts.
-      stratum: (N,) of each of the training rows; all strata are shown equally often.
-      some: at most `SETTLING` rows as an epoch of training shows them.
-      devices: how many train together.
-      batch: rows in a batch, on all devices together.
+      train, valid: the rows of training, and of validation, where a row that counts several times is repeated.
+      stratum: (N,) the stratum of each training row; all strata are shown equally often.
+      some: at most `SETTLING` training rows, drawn as for an epoch.
+      devices: the number of devices that train together.
+      batch: rows in a batch, over all devices.
       steps_per_epoch, epochs: the length of the training.
     """
 
@@ -84,30 +84,30 @@ class Plan(NamedTuple):
 
 @dataclasses.dataclass
 class Progress:
-    """How far the training of a network is, as its resume checkpoint has it."""
+    """How far the training of a network has come, as saved in its resume checkpoint."""
 
-    epoch: int = 0  # the last that is done
-    batch: int = 0  # how many batches of the next one are done, and
+    epoch: int = 0  # the last completed one
+    batch: int = 0  # completed batches of the next epoch, and
     sums: list | None = None  # the sums of their (total, count)
     best_valid: float | None = None  # the lowest validation loss so far
     best_epoch: int = 0
     seconds: float = 0.0  # of all epochs
 
     def add(self, batches: int, found) -> None:
-        """Counts batches whose (total, count), or their terms' by name, are `found`."""
+        """Adds batches with the summed (total, count) `found`, where the total may be a dict of terms by name."""
         self.batch += batches
         self.sums = list(found) if self.sums is None else jax.tree.map(operator.add, self.sums, list(found))
 
     def end(self, epoch: int, seconds: float) -> None:
-        """Counts an epoch; `seconds` are of all so far."""
+        """Completes an epoch; `seconds` is the time of all epochs so far."""
         self.epoch, self.batch, self.sums, self.seconds = epoch, 0, None, seconds
 
 
 def train(config, workdir: Path) -> dict[str, Dataset]:
     """Runs every stage of `config` that is not complete in `workdir`; returns the stages' datasets by name.
 
-    What the config leaves open (`data.size`, `data.scale`, `data.zoom`, `data.pose`) is set in it. Where several processes
-    train together (`processes.join`) each calls this.
+    Sets what the config leaves open (`data.size`, `data.scale`, `data.zoom`, `data.pose`) in it. If several processes
+    train together (`processes.join`), each calls this.
     """
     workdir = atomic.folder(workdir)
     with contextlib.ExitStack() as stack:
@@ -117,23 +117,23 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
                 stack.enter_context(runs.locked(workdir))
             except ValueError as error:
                 refused = str(error)
-        if refused := processes.agree(refused):  # all end together
+        if refused := processes.agree(refused):  # so that all processes end
             raise ValueError(refused)
         stack.enter_context(processes.Watch(workdir))
         return run_stages(config, workdir)
 
 
 def run_stages(config, workdir: Path) -> dict[str, Dataset]:
-    """What `train` does in each process."""
+    """Does the work of `train`, in each process."""
     tasks.check(config)
     fill_in(config, workdir)
-    configs.check(config)  # what was filled in need not suit every stage
+    configs.check(config)  # a value that was filled in may not suit every stage
     datasets, names = {}, runs.stages(config)
     last = configs.stage(config, names[-1])
-    baselines.check(last.baselines, objects="boxes" in last.data)  # else a trained run could not be scored
+    baselines.check(last.baselines, objects="boxes" in last.data)  # or scoring would fail after the training
     refuse_other_processes(config)
     runs.refuse_another(config, workdir)
-    for name in names:  # all before the first is trained: hours may lie between them
+    for name in names:  # check all before training the first, which may take hours
         settings = configs.stage(config, name)
         datasets[name] = dataset = processes.in_turn(functools.partial(load, settings.data))
         for problem in dataset.problems:
@@ -147,7 +147,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
         for member in runs.members(settings):
             folder = runs.folder_of(workdir, name, member)
             ended = checkpoint.note(folder / "last")
-            if not ended:  # a network that is trained may be reported where none could be
+            if not ended:  # a trained network may be scored on a machine that could not train it
                 planned(settings, dataset.samples, member)
             refuse_others(ended or checkpoint.note(folder / "resume"), f"{name} fold {member}", dataset.samples)
         if len(names) > 1:
@@ -155,14 +155,14 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
         if name == names[-1]:
             refuse_unscored(settings, dataset.samples)
     if processes.lead():
-        configs.save(config, workdir / "config.json")  # its data may lie elsewhere now
+        configs.save(config, workdir / "config.json")  # the data's paths may have changed
     for number, (name, dataset) in enumerate(datasets.items()):
         settings = configs.stage(config, name)
         for member in runs.members(settings):
             folder = runs.folder_of(workdir, name, member)
             if checkpoint.note(folder / "last"):
                 if processes.lead():
-                    checkpoint.remove(folder / "resume")  # of a run that was killed between the two
+                    checkpoint.remove(folder / "resume")  # left if a kill came after `last` was saved
                 continue
             source = runs.source_of(config, workdir, names[:number], member)
             training = Training(settings, workdir, name, member, dataset, source)
@@ -170,7 +170,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
                 with processes.heeding():
                     training.run()
                     training.finish()
-            except FloatingPointError:  # it diverged: before its first checkpoint another config may take its place
+            except FloatingPointError:  # diverged; with no checkpoint yet, another config may use the workdir
                 if processes.lead() and not (workdir / "checkpoints").exists():
                     training.log.path.unlink(missing_ok=True)
                 raise
@@ -178,12 +178,12 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
 
 
 def fill_in(config, workdir: Path) -> None:
-    """Sets what `data` leaves open: as a run that has begun in the workdir has it, or as the photographs suggest.
+    """Sets the keys that `data` leaves open, from a run that has begun in the workdir or else from the photographs.
 
-    What is not usual is told.
+    Prints a message for values other than `USUAL`.
 
     Raises:
-      ValueError: a run that has begun there was led by another key of `LEADS`.
+      ValueError: an open key derives from another key (`LEADS`), of which that run has another value.
     """
     left = [key for key in ("size", *FOLLOWED) if config.data.get(key) in ((), 0, "")]
     if runs.begun(workdir):
@@ -202,7 +202,7 @@ def fill_in(config, workdir: Path) -> None:
 
 
 def refuse_other_processes(config) -> None:
-    """Raises ValueError where the process that writes has another config."""
+    """Raises ValueError if this process's config differs from that of process 0, which writes the files."""
     theirs = ml_collections.ConfigDict(processes.agree(json.loads(config.to_json())))
     if differences := configs.differences(theirs, config):
         raise ValueError(
@@ -212,9 +212,10 @@ def refuse_other_processes(config) -> None:
 
 
 class Training:
-    """The training of one network: what its epochs are made of, which stays, and what an epoch changes.
+    """The training of one network.
 
-    That is `state`, on the devices; `best`, the variables of the lowest validation loss so far; and `progress`.
+    An epoch changes `state`, on the devices; `best`, the variables with the lowest validation loss so far; and
+    `progress`. The other attributes stay as they are.
     """
 
     def __init__(self, settings, workdir: Path, stage: str, member: runs.Member, dataset: Dataset, source: Path | None):
@@ -244,7 +245,7 @@ class Training:
             processes.tell(
                 f"[{self.name}] batches of {plan.batch}, not {asked}: as many on each of {plan.devices} devices"
             )
-        # The stage's name (four letters of it) is in the key, not its number: it trains alike alone and after another.
+        # The key holds the stage's name (four letters), not its index: a stage trains the same alone or after another.
         key = jax.random.fold_in(jax.random.key(settings.seed), int.from_bytes(stage.encode()[:4], "big") % 2**31)
         self.key = jax.random.fold_in(key, member.seed)
         variables = tasks.initial(network, settings, self.key)
@@ -264,7 +265,7 @@ class Training:
         self.figure = Path(workdir) / "figures" / f"batch_{stage}.png" if drawn else None
 
     def run(self) -> None:
-        """Every epoch that is left."""
+        """Trains the epochs that are left."""
         first, epochs, before = self.progress.epoch, self.plan.epochs, self.progress.seconds
         began = self.saved_at = said_at = time.perf_counter()
         for epoch in range(first + 1, epochs + 1):
@@ -291,7 +292,7 @@ class Training:
         self.log.close()
 
     def show(self, epoch: int) -> dict:
-        """Trains on the batches of an epoch that are left of it: -> its training losses by name."""
+        """Trains on the batches that are left of an epoch; returns the epoch's training losses by name."""
         draw = np.random.default_rng((self.settings.seed, self.member.seed, epoch))
         rows = steps.batches(splits.epoch(self.plan.train, self.plan.stratum, draw), self.plan.batch)
         sizes = self.sizes(epoch, draw)
@@ -305,7 +306,7 @@ class Training:
             )
             self.progress.add(len(rows[here]), steps.summed(found))
             if self.figure and epoch == 1 and not start:
-                # By now the first steps are made, which it would have held up.
+                # Only now, so that it does not delay the first steps.
                 draw_batch(self.figure, self.task, self.feed, self.plan.some[:16], self.key, self.dataset)
             stop = processes.told_to_stop()
             if stop or (self.late() and self.progress.batch < len(rows)):
@@ -318,25 +319,25 @@ class Training:
         return found
 
     def work(self, first: int, last: int) -> float:
-        """How much of the training the epochs after the first are, up to the last, in epochs of frames that are not coarse."""
+        """Returns the work of the epochs from `first` + 1 to `last`, in units of an epoch that is not coarse."""
         return last - first - (1 - tasks.COARSE**2) * (min(last, self.coarse) - min(first, self.coarse))
 
     @property
     def coarse(self) -> float:
-        """How many epochs are coarse (`train.coarse`), the first ones."""
-        return round(self.settings.train.coarse * self.plan.epochs, 9)  # 0.55 * 100 is a little more than 55
+        """The number of coarse epochs (`train.coarse`), which come first."""
+        return round(self.settings.train.coarse * self.plan.epochs, 9)  # in floats 0.55 * 100 is more than 55
 
     def sizes(self, epoch: int, draw: np.random.Generator) -> np.ndarray:
-        """Which of the tasks each batch of an epoch is for: one by chance, or after the coarse ones the last."""
+        """Returns the index of the task of each batch of an epoch: random, or 0 for coarse batches and 1 for others."""
         count = self.plan.steps_per_epoch
-        if not self.coarse:  # each batch by itself, not each epoch: running statistics must be of all sizes
+        if not self.coarse:  # drawn per batch, not per epoch: running statistics must cover all sizes
             return draw.integers(len(self.tasks), size=count)
         return np.where(np.arange((epoch - 1) * count, epoch * count) < self.coarse * count, 0, 1)
 
     def judge(self, epoch: int) -> dict:
-        """Validates the network, tells the optimiser if the epoch was not coarse, and keeps the best.
+        """Validates the network, keeps the best variables and, after the coarse epochs, tells the optimiser the loss.
 
-        Returns the validation's means by name.
+        Returns the validation means by name.
         """
         if not len(self.plan.valid):
             return {"valid/loss": None}
@@ -347,23 +348,23 @@ class Training:
             if self.progress.best_valid is None or loss < self.progress.best_valid:
                 self.progress.best_valid, self.progress.best_epoch = loss, epoch
                 self.best = jax.tree.map(jnp.copy, variables)
-            if epoch > self.coarse:  # before, that it becomes no better says nothing
+            if epoch > self.coarse:  # in coarse epochs, no progress means nothing
                 self.state = self.state.replace(opt_state=optim.observe(self.state.opt_state, loss))
         return found
 
     def refuse_diverged(self, good: bool, what: str) -> None:
-        """Raises FloatingPointError where the training is not `good`."""
+        """Raises FloatingPointError with the message `what` unless `good`."""
         if not good:
             raise FloatingPointError(
                 f"{self.name}, {what}; lower --config.optimizer.learning_rate or set --config.optimizer.clip=1.0"
             )
 
     def here(self) -> steps.TrainState:
-        """The state as on one device."""
+        """Returns the state as on one device."""
         return self.runner.get(self.state)
 
     def idle(self) -> bool:
-        """Whether validation has not become better for as long as the settings wait, coarse epochs not counted."""
+        """Whether the validation loss has not improved for `train.patience` epochs, coarse ones not counted."""
         patience, progress = self.settings.train.patience, self.progress
         waited = progress.epoch - max(progress.best_epoch, self.coarse)
         return bool(patience) and progress.best_valid is not None and waited >= patience
@@ -379,7 +380,7 @@ class Training:
         self.saved_at = time.perf_counter()
 
     def finish(self) -> None:
-        """Saves the best and the last variables."""
+        """Saves the best and the last variables, and removes the resume checkpoint."""
         last, progress = self.settle(self.here()), self.progress
         good = all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(last)))
         self.refuse_diverged(good, "its parameters are no numbers")
@@ -396,9 +397,9 @@ class Training:
 
 
 def refuse_others(note: dict | None, name: str, samples) -> None:
-    """Raises ValueError where the data are not those that the network with this note has been trained on so far.
+    """Raises ValueError if the data are not those that the network with this note has been trained on so far.
 
-    Folds that are split from other images would train on each other's test.
+    Folds split from different images would train on each other's test images.
     """
     if not note or "data" not in note or note["data"]["digest"] == samples.digest:
         return
@@ -416,7 +417,7 @@ def refuse_others(note: dict | None, name: str, samples) -> None:
 
 
 def refuse_unscored(settings, samples) -> None:
-    """Raises ValueError where a stage that is scored holds nothing back for it."""
+    """Raises ValueError if a stage to be scored holds out no image, or a fold holds out none of one of the datasets."""
     each = {fold: splits.of_member(settings, samples, runs.Member(fold), 1) for fold in runs.folds(settings)}
     for fold, split in each.items():
         held = split.test if len(split.test) else split.valid
@@ -435,7 +436,7 @@ def refuse_unscored(settings, samples) -> None:
 
 
 def refuse(settings, dataset: Dataset) -> None:
-    """Raises ValueError where the settings ask for what detectors cannot learn from."""
+    """Raises ValueError if a detector cannot learn from the boxes, or with the settings."""
     mixup = settings.train.mixup
     if dataset.objects and not dataset.classes:
         raise ValueError(
@@ -448,7 +449,7 @@ def refuse(settings, dataset: Dataset) -> None:
 
 
 def planned(settings, samples, member: runs.Member) -> tuple[int, splits.Split, Plan]:
-    """How many versions of a sample there are, and a network's split and plan; raises ValueError where none can be made."""
+    """Returns the number of versions of a sample, and a network's split and plan; ValueError if none is possible."""
     versions = augment.build(settings.augment, channels=settings.channels).versions
     split = splits.of_member(settings, samples, member, versions)
     strata = splits.strata(settings.train.balance, samples, np.unique(split.train // versions))
@@ -456,7 +457,7 @@ def planned(settings, samples, member: runs.Member) -> tuple[int, splits.Split, 
 
 
 def plan_of(settings, split: splits.Split, strata: np.ndarray, member: runs.Member, versions: int) -> Plan:
-    """What a network of this split is shown, where `strata` (N,) are those of all samples."""
+    """Returns the plan of a network with this split; `strata` (N,) are those of all samples."""
     options, draw = settings.train, np.random.default_rng((settings.seed, member.seed))
     waits = {"train.patience": options.patience, "optimizer.plateau": settings.optimizer.get("plateau")}
     for key, value in waits.items():
@@ -465,10 +466,10 @@ def plan_of(settings, split: splits.Split, strata: np.ndarray, member: runs.Memb
     stratum, count = strata[split.train // versions], len(split.train)
     some = splits.epoch(split.train, stratum, draw)[:SETTLING]
     valid = split.valid
-    if options.balance != "object":  # as many tiles without objects as there are: so is the test
+    if options.balance != "object":  # for "object", tiles without objects keep their share, as in the test
         valid = splits.balanced(valid, strata[valid // versions], draw)
     devices = devices_of(options)
-    together = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours that are mixed share a device
+    together = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours in mixup share a device
     batch = -(-min(options.batch_size, count) // together) * together
     steps_per_epoch = -(-count // batch)
     epochs = options.epochs or -(-options.steps // steps_per_epoch)
@@ -478,7 +479,7 @@ def plan_of(settings, split: splits.Split, strata: np.ndarray, member: runs.Memb
 
 
 def devices_of(options) -> int:
-    """How many devices train: all of all processes, or the first of this one's as `train.devices` says."""
+    """Returns the number of devices that train: all of all processes, or `train.devices` of a single process."""
     devices = options.devices or jax.device_count()
     if devices > jax.device_count():
         raise ValueError(f"--config.train.devices={devices}: there are {jax.device_count()}; 0 takes all")
@@ -491,7 +492,7 @@ def devices_of(options) -> int:
 
 
 def optimiser(settings, params, plan: Plan) -> optax.GradientTransformation:
-    """The optimiser of a stage's settings, with what is frozen, averaged and accumulated."""
+    """Builds the optimiser of a stage's settings, with freezing, parameter averaging and gradient accumulation."""
     options = settings.train
     length = {"epochs": plan.epochs, "steps_per_epoch": plan.steps_per_epoch, "accumulate": options.accumulate}
     tx = optim.build(settings.optimizer, **length)
@@ -505,7 +506,10 @@ def optimiser(settings, params, plan: Plan) -> optax.GradientTransformation:
 
 
 def begin(settings, variables, tx, source: Path | None, resume: Path, name: str):
-    """The state, the best variables and the progress that training goes on from, or begins with."""
+    """Returns the state, best variables and progress of the checkpoint `resume` or, without one, of a new training.
+
+    A new training starts from `source`, else from `settings.weights`, else from `variables`.
+    """
     noted = checkpoint.note(resume)
     if not noted:
         if source or settings.weights:
@@ -520,10 +524,10 @@ def begin(settings, variables, tx, source: Path | None, resume: Path, name: str)
 
 
 def judges(settings, task: steps.Task, feed: Feed, plan: Plan):
-    """Two functions: state -> the variables to judge and to save, and those -> the validation's means by name.
+    """Returns two functions: state -> the variables to validate and save, and these -> the validation means by name.
 
-    The variables are the parameters or their moving average, and the statistics of many batches; the running ones hold
-    the last few batches' alone.
+    The variables are the parameters or their moving average, with statistics of many batches, since running statistics
+    cover only the last few.
     """
     to_judge, to_settle = tasks.inputs(settings, task)
     validate = jax.jit(functools.partial(steps.valid_step, task=task, prepare=to_judge))
@@ -544,18 +548,18 @@ def judges(settings, task: steps.Task, feed: Feed, plan: Plan):
 
 
 def save(folder: Path, tree, note: dict) -> None:
-    """A checkpoint, by the process that writes."""
+    """Saves a checkpoint, in the lead process only."""
     if processes.lead():
         checkpoint.save(folder, tree, note)
 
 
 def mean(total, count):
-    """Of the total, or of each term of a dict; None where nothing was counted."""
+    """Divides the total, or each term of a dict, by the count; None if nothing was counted."""
     return jax.tree.map(lambda term: term / count, total) if count else None
 
 
 def entries(split: str, means: dict) -> dict:
-    """Means by name as the log has them: of a dict of terms their sum, and each under its own name."""
+    """Returns means by name as log entries: a dict of terms as their sum, and each term under its own name."""
     found = {}
     for name, value in means.items():
         terms = value if isinstance(value, dict) else {}
@@ -565,7 +569,7 @@ def entries(split: str, means: dict) -> dict:
 
 
 def draw_batch(path: Path, task: steps.Task, feed: Feed, rows, key, dataset: Dataset) -> None:
-    """Draws augmented training images with their points: most mistakes in data are visible at once."""
+    """Draws augmented training images with their landmarks or boxes, where most data errors are visible at once."""
     (data,) = feed.shown(rows[None])
     batch = steps.gather(data, jnp.asarray(rows), task.versions)
     batch = jax.jit(task.augment)(steps.keys_of(key, rows), batch)
@@ -585,7 +589,7 @@ def draw_batch(path: Path, task: steps.Task, feed: Feed, rows, key, dataset: Dat
 
 
 def say(name: str, epoch: int, epochs: int, found: dict, rates: dict, images_per_s: float, left: float) -> None:
-    """One line of progress."""
+    """Prints one line of progress."""
     valid = "" if found["valid/loss"] is None else f" valid {found['valid/loss']:.6f}"
     processes.tell(
         f"[{name}] epoch {epoch}/{epochs} train {found['train/loss']:.6f}{valid} rate {rates['learning_rate']:.2e}"

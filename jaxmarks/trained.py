@@ -1,4 +1,4 @@
-"""A run's trained networks: all of them together, or each fold's beside the images that they did not see."""
+"""A run's trained networks: all together, or fold by fold with the images held out from them."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from jaxmarks.data.samples import Samples, problem
 
 
 class Trained(NamedTuple):
-    """A run's task and settings, and the variables of its networks with what is saved with each."""
+    """A run's task and settings, and the variables and the note of each of its networks."""
 
     task: steps.Task
     settings: ml_collections.ConfigDict
@@ -26,14 +26,14 @@ class Trained(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A fold's networks, and the images (samples) that test them.
+    """A fold's networks and the samples that test them.
 
     Attributes:
-      fold: its number; -1 stands for all of the networks together.
+      fold: its number; -1 stands for all networks together.
       call: their `steps.predictor`.
-      networks, notes: their variables, and what is saved with them.
-      trained, tested: on whom they were trained, and who tests them.
-      caveats: what is to be known of that.
+      networks, notes: their variables, and the notes saved with them.
+      trained, tested: indices of the samples that they were trained on, and of those that test them.
+      caveats: reasons to doubt the scores (`caveats`).
     """
 
     fold: int
@@ -46,7 +46,7 @@ class Held(NamedTuple):
 
 
 def knows(workdir: Path, samples: Samples) -> bool:
-    """Whether some samples are of photographs, or specimens, that a run was split from, or all are called as those."""
+    """Whether any sample shows a photograph or specimen of the run's split, or all have names of photographs in it."""
     stage = runs.stages(runs.config_of(workdir))[-1]
     note = next(filter(None, map(checkpoint.note, runs.trained(workdir, stage).values())), None)
     if note is None:
@@ -56,23 +56,23 @@ def knows(workdir: Path, samples: Samples) -> bool:
 
 
 def part_of(known: dict[str, np.ndarray], *, same: bool = False) -> np.ndarray:
-    """The part (N,) of samples in a split, from what `splits.parts_of` says; "" where they are in none.
+    """Returns the part (N,) of the split in which each sample lies, from `splits.parts_of`; "" for none.
 
-    Their contents tell. Names do, too, in the `same` folder, and where all are called as photographs of the split: they are
-    those, put right since.
+    Samples are matched by content. They are also matched by name if they lie in the `same` folder, or if all have names
+    of photographs in the split: those are the same photographs, edited since.
     """
     content, name = known["content"], known["name"]
     return np.where((content == "") & (same or bool((name != "").all())), name, content)
 
 
 def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Trained:
-    """The networks of a run's last stage: all, or those of a fold.
+    """Loads the networks of a run's last stage: all, or those of a fold.
 
-    Of a run over several datasets they are those of the dataset `set`, as if it had been the only one.
+    For a run over several datasets, they have the head of the dataset `set` alone, as if it had been the only one.
 
     Raises:
-      ValueError: the run has several datasets and `set` is none of them, or it has one and `set` is given; or a note is
-        damaged.
+      ValueError: the run has several datasets and `set` is none of them, or it has one and `set` is given; or a
+        checkpoint is damaged.
     """
     config = runs.config_of(workdir)
     stage = runs.stages(config)[-1]
@@ -89,7 +89,7 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Tra
 
 
 def all_on(workdir: Path, samples: Samples, *, set: str = "") -> Held:
-    """All networks of a run (of its dataset `set`), and samples that they did not see."""
+    """Returns all networks of a run (for its dataset `set`) together, to be tested on samples outside its split."""
     task, settings, networks, notes = networks_of(workdir, set=set)
     everyone = np.arange(len(samples))
     told = caveats.of_images(called(samples, settings, set), notes, samples.name)
@@ -97,8 +97,8 @@ def all_on(workdir: Path, samples: Samples, *, set: str = "") -> Held:
 
 
 def called(samples: Samples, settings, set: str = "") -> Samples:
-    """Samples by the names, and of the specimens, that the training of a run (of its dataset `set`) would give them."""
-    # Of several datasets together the loading has caught them, with the dataset's name.
+    """Returns samples with the names and specimens that a run's training (on its dataset `set`) would give them."""
+    # For several datasets, loading has already applied `group_by` and prefixed the dataset's name.
     pattern = "" if settings.data.get("sets") else settings.data.get("group_by", "")
     caught = [(pattern and folder.caught_in(name, pattern)) or "" for name in samples.name.tolist()]
     within = lambda values: np.array([value and f"{set}/{value}" for value in values.tolist()]) if set else values
@@ -107,15 +107,19 @@ def called(samples: Samples, settings, set: str = "") -> Samples:
 
 
 def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool = True) -> Iterator[Held]:
-    """The folds of a stage; where nothing is held back for a test the validation images take its place.
+    """Yields a stage's folds with the samples that test them: test images, or validation images if there are none.
 
-    Which images are whose is saved with the networks; `same` says that they lie where the run has them. A new image of a
-    specimen that tests a fold tests it, too; what is new beside these follows as the fold -1, of all networks.
+    The networks' notes record which images each fold held out; `same` says that the samples come from the image folder
+    of the training. A new image of a specimen that tests a fold tests it, too. All other new images come last, as fold
+    -1, and test all networks together.
+
+    Raises:
+      ValueError: no sample is held out by a fold, and none is new.
     """
     samples, calls = called(samples, settings), dict[str, Callable]()
     new, learnt = np.ones(len(samples), bool), np.zeros(len(samples), bool)
 
-    def call_of(facts):  # one for all folds, which compiles once, where they know the same
+    def call_of(facts):  # folds with the same facts share a predictor, which compiles once
         key = json.dumps(facts, sort_keys=True)
         if key not in calls:
             calls[key] = steps.predictor(tasks.build(settings, facts)[1])
@@ -137,7 +141,7 @@ def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool =
     if new.any():
         networks, notes = runs.restore(workdir, stage, runs.members(settings))
         what = f"{new.sum()} images are new since the training, this the first: the mean of all networks predicts them"
-        # What is to be known of the networks the folds have told.
+        # The caveats of the networks themselves have come with the folds.
         told = [
             problem(str(samples.name[new][0]), what, "the images"),
             *caveats.of_images(samples, notes, np.where(new, samples.name, "")),

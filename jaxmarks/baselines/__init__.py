@@ -1,4 +1,4 @@
-"""What one would do without a network: predict the mean shape, register images and compare SIFT descriptors, find blobs."""
+"""Baselines without a network: the mean shape, image registration with SIFT descriptors, and blob detection."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ OBJECTS = ("blobs",)
 
 
 def check(names: Sequence[str], *, objects: bool) -> None:
-    """Raises ValueError where one of the names is no baseline, for landmarks or for objects."""
+    """Raises ValueError if one of the names is not a baseline for landmarks, or for objects if `objects` is set."""
     known = OBJECTS if objects else LANDMARKS
     for name in names:
         if name not in known:

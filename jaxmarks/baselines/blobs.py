@@ -1,4 +1,4 @@
-"""Objects as bright or dark spots: Laplacians of Gaussians of the objects' size, the classical detector of small objects."""
+"""Detects objects as bright or dark spots by Laplacians of Gaussians, the classical detector of small objects."""
 
 from typing import NamedTuple
 
@@ -6,26 +6,26 @@ import numpy as np
 import scipy
 import skimage
 
-# What is tried, in terms of the median side of the boxes: a Gaussian spot that looks as wide as its box has a sigma of
-# about a fifth of the side, a disc that fills it answers best at the side / (2 sqrt 2).
+# Ranges of sigma that are tried, in units of the boxes' median side. A Gaussian spot that looks as wide as its box has
+# a sigma of about a fifth of the side; a disc that fills its box responds most at a sigma of the side / (2 sqrt 2).
 RANGES = ((0.12, 0.25), (0.2, 0.3), (0.25, 0.4))
 SIGMAS = 4
-# A response below it is noise for certain (half a spot's contrast, in an image from 0 to 1, is what it can answer).
+# Weaker responses are certainly noise (that of a Gaussian spot is at most half its contrast, in an image from 0 to 1).
 FAINTEST = 0.01
-# A spot counts as found at this IoU, as in `jaxmarks.detection`.
+# IoU from which on a spot counts as a hit, as in `jaxmarks.detection`.
 OVERLAP = 0.4
 
 
 class Spots(NamedTuple):
-    """How the objects of one class are found; sigmas and sizes in pixels.
+    """The fitted detector of one class; sigmas and sizes in pixels.
 
     Attributes:
       label: the class.
       threshold: the response, of an image in [0, 1] to -sigma^2 times the Laplacian of a Gaussian, above which a spot
         is an object.
-      sigmas: (least, largest).
-      size: (width, height) of the box put round each.
-      sign: 1 for spots brighter than what is around them, -1 for darker ones.
+      sigmas: (smallest, largest).
+      size: (width, height) of the box drawn around each spot.
+      sign: 1 for spots brighter than their surroundings, -1 for darker ones.
     """
 
     label: int
@@ -36,12 +36,12 @@ class Spots(NamedTuple):
 
 
 def fit(images: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> tuple[Spots, ...]:
-    """Chooses range of sizes and threshold of each class for the best F1 on the training images.
+    """Chooses for each class the range of sigmas and the threshold with the best F1 on the training images.
 
     Args:
       images: (N, H, W, C) uint8.
       boxes: (N, M, 4) corners in pixels.
-      labels: (N, M) int; -1 is no box.
+      labels: (N, M) int; -1 where there is no box.
 
     Returns:
       One `Spots` for each class that has a box.
@@ -53,16 +53,16 @@ def fit(images: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> tuple[Spot
 def predict(
     parameters: tuple[Spots, ...], images: np.ndarray, *, limit: int = 300
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The spots of each image, the best first, faint ones too: those that score 0.5 are the fitted threshold's.
+    """Returns the spots of each image, the best first, including faint ones: a score of 0.5 is at the fitted threshold.
 
     Args:
-      parameters: of `fit`.
+      parameters: from `fit`.
       images: (N, H, W, C) uint8.
-      limit: how many an image may have.
+      limit: largest number of spots per image.
 
     Returns:
       boxes (N, limit, 4), scores (N, limit) and classes (N, limit) int. A score is response / (response + threshold);
-      0 is no object.
+      0 means no object.
     """
     each = []
     for image in _grey(np.asarray(images)):
@@ -83,7 +83,7 @@ def _grey(images):
 
 
 def _fit(grey, boxes, mine, label):
-    """The `Spots` of the boxes `mine` (N, M) bool."""
+    """Fits the `Spots` of class `label`, whose boxes are those in the mask `mine` (N, M)."""
     size = np.median((boxes[..., 2:] - boxes[..., :2])[mine], axis=0)
     sign, side, best = _sign(grey, boxes, mine), float(size.mean()), (-1.0, None)
     for low, high in RANGES:
@@ -100,7 +100,7 @@ def _fit(grey, boxes, mine, label):
 
 
 def _sign(grey, boxes, mine):
-    """Whether the middles of the boxes are brighter (1) or darker (-1) than their images."""
+    """Returns 1 if the boxes' centres are on average brighter than their images' means, else -1."""
     brighter = []
     for image, true, is_mine in zip(grey, boxes, mine, strict=True):
         centres = ((true[:, :2] + true[:, 2:]) / 2)[is_mine]
@@ -110,7 +110,7 @@ def _sign(grey, boxes, mine):
 
 
 def _spots(image, spots):
-    """Boxes (L, 4) and responses (L,) of the spots of an image (H, W), the strongest first."""
+    """Returns boxes (L, 4) and responses (L,) of the spots in an image (H, W), the strongest first."""
     image = spots.sign * image
     low, high = spots.sigmas
     found = skimage.feature.blob_log(image, low, high, SIGMAS, threshold=FAINTEST)
@@ -127,7 +127,7 @@ def _spots(image, spots):
 
 
 def _hits(found, true):
-    """Which boxes (L, 4), the best first, find one of the true ones (M, 4) that no better one found."""
+    """Marks the boxes (L, 4), the best first, that match a true one (M, 4) which no better box has matched."""
     free, hits = np.ones(len(true), bool), np.zeros(len(found), bool)
     overlap = _iou(found[:, None], true[None])
     for i in range(len(found) if len(true) else 0):
@@ -146,7 +146,7 @@ def _iou(a, b):
 
 
 def _best(responses, hits, total):
-    """The best F1 of a threshold, and that threshold: halfway to the next response below it."""
+    """Returns the best F1 over all thresholds, and its threshold: halfway to the next lower response."""
     order = np.argsort(-responses, kind="stable")
     if not len(order):
         return 0.0, FAINTEST

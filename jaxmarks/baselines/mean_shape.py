@@ -1,16 +1,16 @@
 """The mean training position of each landmark, predicted for every image.
 
-The fish paper's "Mean model", but for two things: that is of the validation images, too, and in pixels of the photographs,
-this in those of the network's frame.
+It differs from the fish paper's "Mean model" in two ways: that one averages over the validation images, too, and in
+pixels of the photographs; this one in those of the network's frame.
 """
 
 import numpy as np
 
 
 def fit(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Mean (K, 2) of points (N, K, 2) over the images in which they are `visible` (N, K).
+    """Returns the mean (K, 2) of points (N, K, 2) over the images in which they are `visible` (N, K).
 
-    A landmark that no image shows lies at the mean of the others; without any visible landmark all are 0.
+    A landmark that is visible in no image is put at the mean of all visible points; if none is visible, all are 0.
     """
     weight = visible[..., None].astype(float)
     count = weight.sum(0)
@@ -19,5 +19,5 @@ def fit(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
 
 
 def predict(mean: np.ndarray, count: int) -> np.ndarray:
-    """The mean (K, 2) for each of `count` images: (count, K, 2)."""
+    """Repeats the mean (K, 2) for each of `count` images: (count, K, 2)."""
     return np.repeat(mean[None], count, axis=0)

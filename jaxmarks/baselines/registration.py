@@ -1,8 +1,8 @@
 """The image-processing method that the beetle paper compares with: segmentation, registration of outlines, SIFT.
 
-The part is segmented in a model image and in a new one, the outlines are brought to coincide (principal axes, then
-iterative closest points), the model's landmarks are carried over, and each is moved within a small neighbourhood to
-where a SIFT descriptor resembles the model's most. It needs a part that stands out from its background.
+The anatomical part is segmented in a model image and in a new one, the two outlines are aligned (principal axes, then
+iterative closest points), the model's landmarks are transferred, and each is moved within a small neighbourhood to
+where the SIFT descriptor resembles the model's most. The part must stand out from its background.
 """
 
 import itertools
@@ -15,20 +15,20 @@ import skimage
 from jaxmarks.baselines import mean_shape
 from jaxmarks.data.samples import Samples
 
-# So many pixels across are fine enough for outlines and descriptors: larger frames are made coarser, to no fewer.
+# Width in px that is fine enough for outlines and descriptors: larger frames are downscaled, but to no less.
 FINE = 320
 
 
 class Model(NamedTuple):
-    """What is carried over to other images.
+    """The model image's data, which are transferred to other images.
 
     Attributes:
-      outline: (M, 2) of the model image, None where it could not be segmented.
-      opening: of the masks, in pixels.
+      outline: (M, 2) of the model image, None if it could not be segmented.
+      opening: how far the masks are opened (morphologically), in pixels.
       points: (K, 2) landmarks.
       descriptors: (K, D) of the landmarks.
-      size: (H, W) of the frame as it is registered.
-      factor: how much coarser that is; all of the above is in its pixels.
+      size: (H, W) of the downscaled frame.
+      factor: by which the frame is downscaled; all of the above is in downscaled pixels.
     """
 
     outline: np.ndarray | None
@@ -40,10 +40,10 @@ class Model(NamedTuple):
 
 
 def fit(samples: Samples, *, candidates: int = 3, judges: int = 10) -> Model:
-    """Takes as model one of the `candidates` images nearest to the mean shape that can be segmented.
+    """Chooses the model among the `candidates` images nearest to the mean shape that can be segmented.
 
-    Each is tried with a little opening of the mask and with one that takes off legs and hairs. The pair with the
-    smallest median error on `judges` training images wins: a model whose outline took in some background registers
+    Each is tried with a small opening of the mask and with one that removes legs and hairs. The image and opening with
+    the smallest median error on `judges` training images win: a model whose outline includes some background registers
     badly everywhere. Landmarks that the model image lacks are taken from the mean shape.
     """
     mean = mean_shape.fit(samples.points, samples.visible)
@@ -66,7 +66,7 @@ def fit(samples: Samples, *, candidates: int = 3, judges: int = 10) -> Model:
 
 
 def model_of(samples: Samples, i: int, mean: np.ndarray, opening: int) -> Model:
-    """The model that sample `i` makes; its outline is None where it cannot be segmented."""
+    """Makes a model of sample `i`; its outline is None if the sample cannot be segmented."""
     factor = factor_of(samples.images)
     image = coarser(samples.images[i], factor)
     points = np.where(samples.visible[i][:, None], samples.points[i], mean) / factor
@@ -74,21 +74,21 @@ def model_of(samples: Samples, i: int, mean: np.ndarray, opening: int) -> Model:
 
 
 def factor_of(images) -> int:
-    """How much coarser images (N, H, W, C) are made."""
+    """Returns the factor by which images (N, H, W, C) are downscaled."""
     return max(1, images.shape[2] // FINE)
 
 
 def coarser(image: np.ndarray, factor: int) -> np.ndarray:
-    """An image (H, W, C) uint8 whose pixels are the means of `factor` x `factor` of it; those left over are left out."""
+    """Downscales an image (H, W, C) uint8 to the means of `factor` x `factor` pixels; incomplete blocks are dropped."""
     height, width = (side - side % factor for side in image.shape[:2])
     means = skimage.transform.downscale_local_mean(image[:height, :width], (factor, factor, 1))
     return means.round().astype(np.uint8)
 
 
 def predict(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Landmarks (N, K, 2) in images (N, H, W, C) uint8 of the model's frame, and whether each was registered (N,).
+    """Returns landmarks (N, K, 2) in images (N, H, W, C) uint8, and whether each image was registered (N,).
 
-    Where the segmentation fails the model's landmarks stay where they are.
+    The images have the size of those in `fit`. Where segmentation fails, the landmarks are the model's, unchanged.
     """
     points, registered = [], []
     for image in images:
@@ -108,7 +108,10 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 
 def outline(image: np.ndarray, opening: int = 1) -> np.ndarray | None:
-    """The border (M, 2) of the part that stands out from the background, or None where nothing does."""
+    """Returns the border (M, 2) of the largest part that stands out from the background, or None if there is none.
+
+    A part of less than 1 % or more than 90 % of the image does not count.
+    """
     smooth = scipy.ndimage.gaussian_filter(grey(image), 1.0)
     if np.ptp(smooth) < 8:
         return None
@@ -128,11 +131,11 @@ def outline(image: np.ndarray, opening: int = 1) -> np.ndarray | None:
 
 
 def register(source: np.ndarray, target: np.ndarray, *, iterations: int = 25, keep: float = 0.8):
-    """The similarity x -> x @ linear.T + shift that lays the outline `source` (M, 2) on `target` (N, 2).
+    """Finds the similarity x -> x @ linear.T + shift that aligns the outline `source` (M, 2) with `target` (N, 2).
 
-    Starts from the principal axes in both of their directions and iterates closest points, of which the nearest share
-    `keep` counts. Photographs of one kind are taken alike, so the start that turns by more than a right angle wins only
-    if it ends much nearer.
+    Starts from the principal axes, in both directions, and runs iterative closest points, of which only the nearest
+    share `keep` counts. The photographs of a dataset are taken in the same pose, so the start that turns by more than a
+    right angle wins only if it ends much nearer.
     """
     tree = scipy.spatial.cKDTree(target)
     best = (np.inf, np.eye(2), np.zeros(2))
@@ -152,13 +155,13 @@ def register(source: np.ndarray, target: np.ndarray, *, iterations: int = 25, ke
 
 
 def principal_angle(points: np.ndarray) -> float:
-    """The direction of the longest axis of points (M, 2), in radians."""
+    """Returns the direction of the longest axis of points (M, 2), in radians."""
     vector = np.linalg.eigh(np.cov(points.T))[1][:, -1]
     return float(np.arctan2(vector[1], vector[0]))
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least-squares similarity (linear (2, 2), shift (2,)) of corresponding points (M, 2) (Umeyama 1991)."""
+    """Fits the least-squares similarity (linear (2, 2), shift (2,)) of corresponding points (M, 2) (Umeyama 1991)."""
     a, b = source - source.mean(0), target - target.mean(0)
     u, spread, vt = np.linalg.svd(b.T @ a)
     sign = np.array([1.0, np.sign(np.linalg.det(u @ vt))])
@@ -167,8 +170,11 @@ def similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def refine(model: Model, image: np.ndarray, linear: np.ndarray, shift: np.ndarray, *, reach: float = 0.025):
-    """The model's landmarks in the image: carried over, then moved within `reach` of the width by their descriptors."""
-    # The image is laid into the model's frame, so that descriptors need neither rotation nor scale of their own.
+    """Transfers the model's landmarks to the image and moves each, within `reach` of the width, to the best descriptor.
+
+    Moves are penalised by their squared length.
+    """
+    # The image is warped into the model's frame, so that descriptors need neither rotation nor scale of their own.
     centres = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in model.size[::-1])), -1) @ linear.T + shift - 0.5
     laid = scipy.ndimage.map_coordinates(grey(image), [centres[..., 1], centres[..., 0]], order=1, mode="nearest")
     radius = max(1, round(reach * model.size[1]))
@@ -181,7 +187,10 @@ def refine(model: Model, image: np.ndarray, linear: np.ndarray, shift: np.ndarra
 
 
 def describe(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """SIFT descriptors (M, 128) at points (M, 2) of an image (H, W): 4x4 cells of 8 orientations, upright, one scale."""
+    """Computes upright single-scale SIFT descriptors (M, 128) at points (M, 2) of an image (H, W).
+
+    They have 4x4 cells of 8 orientations.
+    """
     cell = max(2.0, image.shape[1] / 48)
     smooth = scipy.ndimage.gaussian_filter(image, 1.0)
     dy, dx = np.gradient(smooth)

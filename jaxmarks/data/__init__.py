@@ -1,1 +1,1 @@
-"""Datasets: formats, folders, phantoms, splits, and `loading.load`, which turns a config into Samples. Never JAX."""
+"""Datasets: formats, folders, phantoms, splits, and `loading.load`, which turns a config into Samples; without JAX."""

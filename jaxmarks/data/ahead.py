@@ -1,4 +1,4 @@
-"""Work that runs ahead of who takes its results."""
+"""Prefetching: a threaded map that runs ahead of its consumer."""
 
 import collections
 import os
@@ -13,13 +13,13 @@ Result = TypeVar("Result")
 def ahead(
     function: Callable[[Item], Result], items: Iterable[Item], *, most: int, workers: int | None = None
 ) -> Iterator[Result]:
-    """What `function` makes of each item, in their order, computed by threads before it is asked for.
+    """Yields `function(item)` for each item, in order, computed in threads before the consumer asks for it.
 
     Args:
-      function: called in a thread; what it raises is raised where its result is taken.
-      items: taken in the caller's thread, so they may themselves be ahead of it.
-      most: items that are worked on or wait, which bounds the memory.
-      workers: threads; by default one for each core.
+      function: called in a worker thread; an exception that it raises is raised where its result is consumed.
+      items: iterated in the consumer's thread, so they may themselves come from `ahead`.
+      most: maximum number of items that are in progress or wait to be consumed, which bounds the memory.
+      workers: number of threads; by default one per core.
     """
     waiting: collections.deque = collections.deque()
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:

@@ -1,9 +1,9 @@
 """Scout triples of heads in random poses, cut from one volume with known anatomy, with the exact volume to acquire.
 
-The volume to acquire is the smallest box around the brain whose axes are those of the AC-PC frame: x to the right, across
+The volume to acquire is the smallest box around the brain along the axes of the AC-PC frame: x to the right, normal to
 the mid-sagittal plane, and y from the posterior to the anterior commissure. The landmarks are anatomical fiducials
-(AFIDs, Lau et al. 2019) and the middles of the box's faces; a scout shows each at the foot of its perpendicular on the
-scout's plane. A head is one person's, or drawn from ellipsoids; its poses, sizes, deformations and contrasts are drawn.
+(AFIDs, Lau et al. 2019) and the centres of the box's faces; a scout shows each at its perpendicular projection onto the
+scout's plane. The head is a person's, or drawn from ellipsoids; pose, size, deformation and contrast are random.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxmarks.data.formats import slicer
 from jaxmarks.data.samples import FormatError, Samples
 from jaxmarks.data.slices import PLANES, Scout
 
-# AFIDs by their number in the protocol: on the mid-sagittal plane, and pairs (right, left).
+# AFIDs by their number in the protocol: those on the mid-sagittal plane, and pairs (right, left).
 AC, PC = 1, 2
 MIDLINE = (1, 2, 3, 4, 5, 10, 11, 14, 19, 20)
 PAIRS = ((6, 7), (8, 9), (12, 13), (15, 16), (17, 18), (21, 22), (23, 24), (25, 26), (27, 28), (29, 30), (31, 32))
@@ -26,12 +26,12 @@ NAMES = {
     1: "AC", 2: "PC", 4: "pontomesencephalic junction", 10: "culmen", 15: "right lateral ventricle at AC",
     16: "left lateral ventricle at AC", 19: "genu of corpus callosum", 20: "splenium of corpus callosum",
 }  # fmt: skip
-# The middles of the box's faces, in shares of its sides.
+# The centres of the box's faces, as shares of its sides, from its centre.
 FACES = {
     "right": (0.5, 0, 0), "left": (-0.5, 0, 0), "anterior": (0, 0.5, 0), "posterior": (0, -0.5, 0),
     "superior": (0, 0, 0.5), "inferior": (0, 0, -0.5),
 }  # fmt: skip
-# What is looked for in each plane: AFIDs, and faces. A network gives all of them in this order.
+# The landmarks located in each plane: AFIDs, and faces. A network outputs all of them in this order.
 SOUGHT = {
     "sagittal": ((1, 2, 4, 10, 19, 20), ("superior", "inferior", "anterior", "posterior")),
     "coronal": ((1, 15, 16), ("superior", "inferior", "left", "right")),
@@ -41,27 +41,28 @@ LANDMARKS = tuple(
     (plane, name) for plane, (numbers, faces) in SOUGHT.items() for name in (*(NAMES[n] for n in numbers), *faces)
 )
 PLANE_OF = np.array([PLANES.index(plane) for plane, _ in LANDMARKS])
-# Levels at which the brain's cross-section is a smaller share of its largest do not count: the spinal cord has no end.
+# Levels at which the brain's cross-section is a smaller share of its largest are cut off: the spinal cord has no end.
 CROSS_SECTION = 0.02
-# The distance of AC and PC in adults, mm, with a margin.
+# The range of the distance between AC and PC in adults, mm, with a margin.
 AC_PC = 15.0, 40.0
-# No patient lies in the scanner with the head turned by more degrees: the orientation of the files is wrong.
+# The most degrees that a patient's head is turned in the scanner; beyond it the orientation in the files is wrong.
 TURN_LIMIT = 60.0
-# What lies on the midline is at most so far off its plane, mm, and AC so far from where it usually is, in shares of the box.
+# The largest distance of midline points from their plane, mm; AC's usual position in the box, and the largest deviation
+# from it along an axis, in shares of the box's sides.
 OFF_PLANE, AC_SHARE, AC_OFF = 6.0, (0.0, 0.11, -0.06), 0.15
-# Larger voxels show no commissures, and what is shorter shows no head, mm.
+# The largest voxels that show the commissures, and the shortest volume that shows a head, mm.
 VOXEL, EXTENT = 5.0, 100.0
 
 
 class Person(NamedTuple):
-    """A volume with its anatomy, in millimetres from the middle of its box along the box's axes ("head axes").
+    """A volume with its anatomy, in millimetres from the centre of its box along the box's axes ("head axes").
 
     Attributes:
-      voxels: (I, J, K) float32 in [0, 1].
-      brain: (I, J, K) bool.
-      to_voxel: (3, 4), head axes to voxel indices.
+      voxels: (I, J, K) float32, not negative, the brain's roughly in [0, 1].
+      brain: (I, J, K) bool, the brain's mask.
+      to_voxel: (3, 4), affine from head axes to voxel indices.
       fiducials: (32, 3), AFIDs in order; NaN where one was not marked.
-      surface: (S, 3), the corners of the brain's convex hull.
+      surface: (S, 3), the vertices of the brain's convex hull.
       size: (3,) of the box.
     """
 
@@ -74,13 +75,14 @@ class Person(NamedTuple):
 
 
 class Volumes(NamedTuple):
-    """The truth of T scout triples, and where the landmarks lie in a typical volume.
+    """The ground truth of T scout triples, and the landmarks' positions in a typical volume.
 
     Attributes:
       planes: image name -> the plane (3, 3) of the scout, in RAS mm.
-      names: (T,), of the triples; `planes` has `NAME_sagittal` and so on.
-      centre, rotation, size: (T, 3), (T, 3, 3), (T, 3), RAS mm.
-      template: {"shares": (K, 3), "size": (3,)} as lists, of the head from which they were cut.
+      names: (T,), names of the triples; the keys of `planes` are `NAME_sagittal` and so on.
+      centre, rotation, size: (T, 3), (T, 3, 3), (T, 3), of the volumes to acquire, in RAS mm.
+      template: {"shares": (K, 3), "size": (3,)} as lists, of the head from which the scouts were cut: the landmarks as
+        shares of the box's sides from its centre, and the box's sides in mm.
     """
 
     planes: dict[str, np.ndarray]
@@ -95,10 +97,10 @@ class Volumes(NamedTuple):
 
 
 def read(volume, landmarks) -> Person:
-    """A person from a NIfTI volume and its AFIDs (`formats.slicer`).
+    """Reads a person from a NIfTI volume and its AFIDs (`formats.slicer`).
 
     Raises:
-      FormatError: one of them cannot be read, lacks what is needed, or they do not fit together.
+      FormatError: one of the files cannot be read or lacks something, or they do not fit together.
     """
     voxels, affine, _ = scans.nifti(volume)
     voxels, affine = upright(voxels, affine)
@@ -126,8 +128,8 @@ def read(volume, landmarks) -> Person:
 
 
 def upright(voxels, affine):
-    """A volume and its affine with axes as near to R, A and S as they can be turned, so that its storage does not matter."""
-    import nibabel  # which has read it
+    """Reorders a volume's axes, and its affine, to be as near to R, A and S as possible, however it is stored."""
+    import nibabel  # available, as it has read the volume
 
     order = nibabel.io_orientation(affine)
     stored = nibabel.orientations.inv_ornt_aff(order, voxels.shape)
@@ -135,7 +137,7 @@ def upright(voxels, affine):
 
 
 def fit_in(fiducials, shape, affine, volume, file) -> None:
-    """Makes sure that AFIDs (32, 3) lie in their volume as those of a head do."""
+    """Checks that AFIDs (32, 3) lie in their volume as those of a head do; raises FormatError otherwise."""
     at = (fiducials - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
     for number, place in enumerate(at, 1):
         if ((place < -0.5) | (place > np.array(shape) - 0.5)).any():
@@ -166,11 +168,11 @@ def fit_in(fiducials, shape, affine, volume, file) -> None:
 
 
 def read_fiducials(path) -> np.ndarray:
-    """AFIDs of a file of 3D Slicer's: (32, 3) RAS mm, NaN for those that it does not have.
+    """Reads the AFIDs of a 3D Slicer file: (32, 3) RAS mm, NaN for those that it does not have.
 
     Raises:
-      FormatError: AC, PC or another that is looked for is missing, or as `slicer.read`; a point is labelled otherwise than
-        with a number from 1 to 32, or as another one.
+      FormatError: as `slicer.read`; AC, PC or another required AFID is missing; a label is not a number from 1 to 32,
+        or occurs twice.
     """
     found = np.full((32, 3), np.nan)
     for label, place, where in slicer.read(path):
@@ -187,9 +189,9 @@ def read_fiducials(path) -> np.ndarray:
 
 
 def brain_of(voxels, affine, seed, file) -> np.ndarray:
-    """The brain's voxels of a T1 volume: what is bright, thicker than the dura's bridges to the skull, and around AC.
+    """Segments the brain in a T1 volume: the bright component around AC, without thin bridges of dura to the skull.
 
-    At half the resolution; the threshold is the lowest at which what hangs together is no larger than a brain.
+    Works at about 2 mm; the threshold is the lowest of those tried at which the component has a brain's volume.
     """
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     step = np.maximum(1, np.round(2.0 / sides)).astype(int)
@@ -216,11 +218,11 @@ def brain_of(voxels, affine, seed, file) -> np.ndarray:
 
 
 def axes_of(fiducials) -> np.ndarray:
-    """The AC-PC frame (3, 3) of AFIDs (32, 3) in mm: its columns are the directions of right, front and up.
+    """Returns the AC-PC frame (3, 3) of AFIDs (32, 3) in mm: its columns are the directions right, front and up.
 
-    The first goes along the differences of the pairs and across the points of the midline, by least squares in which the
-    midline counts more, for the halves of a brain are shifted against each other; the second along PC to AC as far as
-    the first allows.
+    The first is fitted by least squares to be parallel to the pairs' differences and normal to the plane of the midline
+    points, which weigh more because the halves of a brain are shifted against each other. The second is the direction
+    from PC to AC, made orthogonal to the first.
     """
     pairs = np.array([fiducials[r - 1] - fiducials[l - 1] for r, l in PAIRS])
     middle = np.array([fiducials[k - 1] for k in MIDLINE])
@@ -237,7 +239,7 @@ def axes_of(fiducials) -> np.ndarray:
 
 
 def build(voxels, brain, affine, fiducials) -> Person:
-    """A person from a volume with its affine (4, 4) and AFIDs in RAS mm: its box is found, and all of it moved there."""
+    """Makes a Person of a volume, its affine (4, 4) and AFIDs in RAS mm: finds the box and converts to head axes."""
     axes = axes_of(fiducials)
     in_axes = lambda mask: (np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]) @ axes
     low, high = np.transpose([limits(values) for values in in_axes(brain).T])
@@ -245,9 +247,9 @@ def build(voxels, brain, affine, fiducials) -> Person:
     points = points[((points >= low) & (points <= high)).all(1)]
     middle = (points.min(0) + points.max(0)) / 2
     points = (points - middle).astype(np.float32)
-    # From the middles of the outermost voxels to their outer faces.
+    # From the centres of the outermost voxels to their outer faces.
     points *= 1 + 0.5 * abs(np.linalg.det(affine[:3, :3])) ** (1 / 3) / np.linalg.norm(points, axis=1, keepdims=True)
-    # What lies deeper is outermost in no pose, and hardly in a smooth deformation.
+    # Points inside the hull are outermost in no pose, and hardly ever after a smooth deformation.
     points = points[scipy.spatial.ConvexHull(points).vertices]
     turn = np.linalg.inv(affine[:3, :3])
     to_voxel = np.concatenate([turn @ axes, (turn @ (axes @ middle - affine[:3, 3]))[:, None]], axis=1)
@@ -255,26 +257,29 @@ def build(voxels, brain, affine, fiducials) -> Person:
 
 
 def limits(values) -> tuple[float, float]:
-    """Between which levels (mm) of the brain's voxels' coordinates (V,) its cross-section is large enough."""
+    """Returns the levels (mm) between which the brain's cross-section is large enough.
+
+    `values` (V,) are the coordinates of its voxels along one axis.
+    """
     counts, levels = np.histogram(values, bins=np.arange(values.min(), values.max() + 2, 2.0))
     enough = np.flatnonzero(counts >= CROSS_SECTION * counts.max())
     return levels[enough[0]], levels[enough[-1] + 1]
 
 
 def template(person: Person) -> dict:
-    """Where the landmarks lie in the head's box, as a `Volumes` has it."""
+    """Returns the landmarks' positions in the head's box, as in `Volumes.template`."""
     shares = landmarks_of(person.fiducials / person.size, {name: np.array(share) for name, share in FACES.items()})
     return {"shares": shares.astype(float).tolist(), "size": person.size.astype(float).tolist()}
 
 
 def landmarks_of(fiducials, faces: dict[str, np.ndarray]) -> np.ndarray:
-    """The landmarks (K, 3) from AFIDs (32, 3) and the middles of the box's faces."""
+    """Returns the landmarks (K, 3) from AFIDs (32, 3) and the centres of the box's faces."""
     places = {name: fiducials[number - 1] for number, name in NAMES.items()} | faces
     return np.array([places[name] for _, name in LANDMARKS])
 
 
 def phantom(*, pixel: float = 2.0) -> Person:
-    """A person drawn from ellipsoids, voxels of `pixel` mm, its fiducials where those of a head are: for trying things out."""
+    """Draws a person from ellipsoids in voxels of `pixel` mm, with fiducials where a head has them, for trials."""
     axes = [np.arange(-extent, extent, pixel) for extent in (100.0, 124.0, 116.0)]
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
     solid = lambda c, r: ((x - c[0]) / r[0]) ** 2 + ((y - c[1]) / r[1]) ** 2 + ((z - c[2]) / r[2]) ** 2 < 1
@@ -297,11 +302,11 @@ def phantom(*, pixel: float = 2.0) -> Person:
     return build(scipy.ndimage.gaussian_filter(voxels.astype(np.float32), 0.6), brain, affine, fiducials)
 
 
-# Random scouts of it
+# Random scouts of a person
 
 
 class Drawn(NamedTuple):
-    """A triple of scouts (by plane), its landmarks (K, 3) in RAS mm, and the volume to acquire."""
+    """A triple of scouts by plane, its landmarks (K, 3) in RAS mm, and the volume to acquire."""
 
     scouts: dict[str, Scout]
     landmarks: np.ndarray
@@ -310,28 +315,28 @@ class Drawn(NamedTuple):
     size: np.ndarray
 
 
-# Control points of the elastic deformation along each axis, and half the width of the cube in which they lie, mm.
+# Control points of the elastic deformation along each axis, and half the side of the cube in which they lie, mm.
 KNOTS, REACH = 5, 150.0
-# Heads differ from each other more than their halves do: the deformation's odd part beside its even one.
+# The deformation's left-right antisymmetric part relative to its symmetric one: heads differ more than their halves do.
 ASYMMETRY = 0.2
 
 
 def turned(rng, most: float) -> np.ndarray:
-    """A rotation (3, 3) by up to `most` degrees either way about each of x, y and z."""
+    """Draws a rotation (3, 3) by up to `most` degrees either way about each of x, y and z."""
     return scipy.spatial.transform.Rotation.from_euler("xyz", rng.uniform(-most, most, 3), degrees=True).as_matrix()
 
 
 def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1.0, pixel=(1.4, 2.2)) -> Drawn:
-    """Scouts of a head that is somebody else's, in a random pose.
+    """Draws scouts of a randomly deformed head in a random pose.
 
     Args:
-      person: whose head it is; voxels and points are moved alike.
-      rng: draws everything.
-      turn: degrees by which the head is turned at most about each axis.
-      tilt: degrees by which each slice is turned at most about each axis.
-      elastic: mm, the deviation of a smooth deformation, nearly the same on both sides; besides it the head's sides grow
-        by 6 % together and by 5 % each.
-      pixel: mm of the scouts' pixels, from and to.
+      person: the head before the deformation, which moves its voxels and points alike.
+      rng: the source of all randomness.
+      turn: the most degrees by which the head is turned about each axis.
+      tilt: the most degrees by which each slice is turned about each axis.
+      elastic: standard deviation, mm, of the control points of a smooth, nearly left-right symmetric deformation;
+        besides, the head is scaled by 6 % as a whole and by 5 % along each axis (standard deviations).
+      pixel: range of the side of the scouts' pixels, mm.
     """
     scale = np.exp(rng.normal(0, 0.06) + rng.normal(0, 0.05, 3))
     pose = turned(rng, turn)
@@ -342,12 +347,12 @@ def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elast
     flow = np.stack([scipy.ndimage.zoom(k, 4, order=3, mode="nearest", grid_mode=True) for k in knots])
 
     def bend(points):
-        """Where the head has what is shown at points (..., 3) in head axes: the points and their displacement."""
+        """Maps points (..., 3) of the deformed head to those of the person that are shown there, both in head axes."""
         at = np.moveaxis((points + REACH) * (4 * KNOTS / (2 * REACH)) - 0.5, -1, 0)
         return points + np.stack([scipy.ndimage.map_coordinates(f, at, order=1, mode="nearest") for f in flow], axis=-1)
 
     def carried(points):
-        """Where points (N, 3) of the head come to lie in RAS mm: the fixed point of p = q + flow(q), then the pose."""
+        """Maps points (N, 3) of the person to RAS mm: inverts `bend` by fixed-point iteration, scales, and poses."""
         found = points
         for _ in range(12):
             found = points - (bend(found) - found)
@@ -363,13 +368,13 @@ def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elast
     look = Look(rng)
     triple = {}
     for name in PLANES:
-        # Where an operator lets the slices cross: about the commissures, each slice beside its place.
+        # An operator lets the slices cross near the commissures; each slice is somewhat off.
         away = np.array([rng.uniform(-8, 8), rng.uniform(-15, 15), rng.uniform(-15, 15)])
         through = centre + pose @ (np.array([0.0, 4.0, 0.0]) + away)
         slant = turned(rng, tilt)
         spacing, count = rng.uniform(*pixel), int(rng.integers(132, 168))
         right, down = (slant @ np.array(v, float) for v in scouts.SHOWN[name])
-        # The middle of the field of view, beside that of the head.
+        # The centre of the field of view, off that of the head.
         middle = through + right * rng.uniform(-12, 12) + down * rng.uniform(-12, 12)
         plane = np.stack([right * spacing, down * spacing, middle - (right + down) * spacing * count / 2], axis=-1)
         y, x = np.mgrid[:count, :count] + 0.5
@@ -380,7 +385,7 @@ def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elast
 
 
 class Look:
-    """How one examination shows tissue: its contrast, shading, noise, where its field ends. Drawn once, for all slices."""
+    """An examination's random appearance, the same for all slices: contrast, shading, noise level, end of the field."""
 
     def __init__(self, rng):
         levels = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3])
@@ -391,14 +396,14 @@ class Look:
         self.slopes = rng.normal(0, 0.25, 3)
         self.bend = rng.normal(0, 0.15, 3)
         self.noise = rng.uniform(0.005, 0.06)
-        self.goes_on = rng.random() < 0.5  # what is below the volume's end is shown as a neck
+        self.goes_on = rng.random() < 0.5  # repeats the volume's border outside it, which below looks like a neck
         self.floor = rng.uniform(-135, -85)
         self.stripped = rng.random() < 0.12
         self.line = rng.random() < 0.15
         self.rng = rng
 
     def __call__(self, person: Person, local):
-        """The slice (H, W) whose pixels show the head at `local` (H, W, 3)."""
+        """Renders the slice (H, W) whose pixels show the person at points `local` (H, W, 3) in head axes."""
         at = np.moveaxis(local @ person.to_voxel[:, :3].T + person.to_voxel[:, 3], -1, 0)
         mode = "nearest" if self.goes_on else "constant"
         image = scipy.ndimage.map_coordinates(person.voxels, at, order=1, mode=mode, output=np.float32)
@@ -416,12 +421,13 @@ class Look:
 
 
 def load(spec) -> tuple[Samples, Volumes, Callable]:
-    """The Samples of a config's `data`: `count` scout triples of the volume it names, or of the phantom.
+    """Draws the Samples of a config's `data`: `count` scout triples of the volume that it names, or of the phantom.
 
-    A triple is a group; a landmark is visible in the images of its own plane alone.
+    A triple is a group; a landmark is visible only in images of its own plane.
 
     Returns:
-      The samples (3 count, named "0017_axial"), the truth, and name -> the scout as a photograph (H, W, 3) uint8.
+      The samples (3 * count, named like "0017_axial"), the ground truth, and a function from a name to the scout as a
+      photograph (H, W, 3) uint8.
     """
     if bool(spec.volume) != bool(spec.landmarks):
         missing = "landmarks" if spec.volume else "volume"
@@ -444,7 +450,7 @@ def load(spec) -> tuple[Samples, Volumes, Callable]:
         image = scouts.cleaned(source.image, np.linalg.norm(source.plane[:, :2], axis=0)[::-1])
         return np.round(255 * image).astype(np.uint8)[..., None].repeat(3, -1)
 
-    # One after the other, for the scouts of all of them at their own resolution would fill the memory.
+    # One triple at a time, because the scouts of all at their own resolution would not fit in memory.
     columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(Samples) if f.default is dataclasses.MISSING}
     planes, truth = {}, []
     for i in range(count):

@@ -1,5 +1,4 @@
-"""What a config's `data` leaves open, as the photographs suggest it: the frame, how a second look is taken, and of objects the
-scale."""
+"""Chooses what a config's `data` leaves open to suit the photographs: frame, second look, and the scale of objects."""
 
 import contextlib
 import math
@@ -12,28 +11,28 @@ from jaxmarks.data.photographs import finder, image_size, some
 from jaxmarks.data.samples import Annotation
 from jaxmarks.ops.frames import FILL, frame
 
-# Of a frame in the photographs' proportions: its sides are multiples of this, for networks halve them.
+# The sides of a frame in the photographs' proportions are multiples of this, because networks halve them.
 STEP = 16
-# So many pixels a frame may have, however few the photographs have.
+# A frame may have this many pixels even where the photographs have fewer.
 FEW = 192 * 256
-# What a config's `data` says of a single look, at the photograph as it lies.
+# The values of a config's `data` for a single look, at the whole photograph without rotation.
 ONCE = {"zoom": 1.0, "pose": "upright"}
-# A second look is up to so many times as closely as the first, in photographs of so many pixels at most, all of which are in
-# memory; and is not worth while below so many times.
+# The second look's largest magnification; the most pixels of a whole frame so magnified, as all frames are held in
+# memory; and the magnification below which a second look is not worth while.
 MOST, LARGE, NEARLY = 4.0, 16 * FEW, 1.2
-# For a second look as specimens lie: of the landmarks' variance what one strays from another, at most; the share of those
-# that are mirrored, at least; and how long the mean of their directions is, at least, where they lie alike.
+# For the pose, from specimens laid over a reference: the largest residual, as a share of the landmarks' variance, at
+# which shapes agree; the smallest share of mirrored specimens that counts; and the smallest length of the mean of the
+# unit vectors of their directions at which they lie alike.
 STRAY, SOME, ALIKE = 0.02, 0.05, 0.9
 
 
 def fill_in(spec) -> None:
-    """Sets what a config's `data` leaves open: of landmarks the `size` (), the `zoom` 0 and the `pose` "", of objects the
-    `scale` 0.
+    """Sets what a config's `data` leaves open: `size` (), `zoom` 0 and `pose` "" of landmarks, `scale` 0 of objects.
 
-    The median photograph has `pixels` in the size, or a little more, but no more than it has itself, or than `FEW` if
-    that is more. Photographs are those that have landmarks, of all `sets`; where none can be read the frame is 4:3. Of the
-    zoom see `zoom`, of the pose `pose`, of the scale `objects.fitting_scale`; where nothing is read or each photograph is
-    brought whole into the frame they are 1 and "upright".
+    The frame has the median proportions of the photographs that have landmarks, of all `sets`, and about `pixels`
+    pixels, but not more than the median photograph, or than `FEW` if that is more. If no photograph can be read it is
+    4:3. `zoom`, `pose` and `objects.fitting_scale` choose the other values, which are 1 and "upright" if no photograph
+    can be read, if there are `sets`, and, for `scale`, if whole photographs are fitted into the frame.
     """
     if "boxes" in spec:
         if not spec.scale:
@@ -41,7 +40,7 @@ def fill_in(spec) -> None:
             spec.scale = objects.fitting_scale(spec.images, spec.boxes, side=spec.side) if own else 1.0
         return
     left = [key for key, value in (("pose", ""), ("zoom", 0)) if spec.get(key) == value]
-    if left and spec.sets:  # each is looked at whole
+    if left and spec.sets:  # of several datasets each photograph is looked at whole
         spec.update({key: ONCE[key] for key in left})
         left = []
     if len(spec.size) and not left:
@@ -49,10 +48,10 @@ def fill_in(spec) -> None:
     found = [one for name in spec.sets or ("",) for one in _annotated(of_set(spec, name))]
     if not len(spec.size):
         height, width = np.transpose([size for _, size in found] or [(3, 4)])
-        tall = np.exp(np.median(np.log(height / width)) / 2)  # the side of a square of one pixel becomes that tall
+        tall = np.exp(np.median(np.log(height / width)) / 2)  # the height of a frame of area 1
         pixels = min(spec.pixels, max(FEW, np.median(height * width))) if found else spec.pixels
         sides = np.sqrt(pixels) * np.array([tall, 1 / tall])
-        spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.15)) for side in sides)  # 194 is 192
+        spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.15)) for side in sides)  # 194 becomes 192
     if "pose" in left:
         spec.pose = pose([annotation for annotation, _ in found])
     if "zoom" in left:
@@ -61,10 +60,10 @@ def fill_in(spec) -> None:
 
 
 def pose(annotations: list[Annotation]) -> str:
-    """How specimens lie: "mirrored" where some are the mirror image of others, "turned" where they lie at any angle.
+    """Returns how specimens lie: "mirrored" if some mirror others, "turned" if they lie at any angle, else "upright".
 
-    Else, or where their shapes have little in common, it is "upright". They are laid over the one, of some that show the
-    most, from which they stray least.
+    Also "upright" where their shapes have little in common. All are laid over one reference: of the nine specimens with
+    the most visible landmarks, the one with the smallest median residual.
     """
     fullest = sorted(annotations, key=lambda one: -one.visible.sum())[:9]
     over = [np.array([fit for one in annotations if (fit := _fit(one, reference))]) for reference in fullest]
@@ -80,9 +79,10 @@ def pose(annotations: list[Annotation]) -> str:
 
 
 def _fit(one: Annotation, reference: Annotation) -> tuple[float, float, bool] | None:
-    """How far a specimen strays from another, laid over it, by which angle, and whether mirrored: as it is it strays too far.
+    """Fits a specimen to `reference` by a similarity; returns the residual, the angle (radians) and whether it mirrors.
 
-    None where they show fewer than three of the same landmarks.
+    The residual is a share of the landmarks' variance. The fit mirrors only if the residual is otherwise above `STRAY`
+    and mirroring more than halves it. None where the two share fewer than three visible landmarks.
     """
     both = one.visible & reference.visible
     if both.sum() < 3:
@@ -95,21 +95,21 @@ def _fit(one: Annotation, reference: Annotation) -> tuple[float, float, bool] | 
 
 
 def zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=False) -> float:
-    """How closely, to two digits, a network must look for the landmarks to fill its view as `views` have it.
+    """Returns the magnification, to two digits, at which landmarks typically take the share `FILL` of the second look.
 
-    It is 1 where they nearly do in the whole photograph, `MOST` at most, and brings out no more pixels than there are, nor
-    than `LARGE`, but for its rounding.
+    It is 1 where they nearly do so in the whole photograph. Otherwise it is at most `MOST`, exceeds neither the median
+    photograph's resolution nor, in pixels of the whole frame, `LARGE`, except by rounding.
 
     Args:
-      found: photographs' landmarks, and their (height, width).
+      found: pairs of a photograph's landmarks and its (height, width).
       size: (H, W) of the network's frame.
-      fit: how photographs lie in it.
-      turned: whether views are turned as specimens lie.
+      fit: how photographs are placed in the frame.
+      turned: whether the second look is rotated as the specimen lies.
     """
     shares, pixels = [], []
     for annotation, source in found:
         points = annotation.points[annotation.visible]
-        if len(points) > 1 and 2 * len(points) >= len(annotation.visible):  # else nobody knows how far they reach
+        if len(points) > 1 and 2 * len(points) >= len(annotation.visible):  # else their extent is unknown
             step = np.diag(np.array(frame(source, size, fit))[:, :2])
             shares.append(max(_extents(points / step, turned=turned, tall=size[0] > size[1]) / size[::-1]))
             pixels.append(max(step))
@@ -120,7 +120,10 @@ def zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=F
 
 
 def _extents(points, *, turned, tall):
-    """The width and height of landmarks (K, 2), `turned` so that the larger is the width, or, `tall`, the height."""
+    """Returns the width and height of landmarks (K, 2).
+
+    If `turned`, their long axis is first rotated to the horizontal, or, if `tall`, to the vertical.
+    """
     if not turned:
         return np.ptp(points, axis=0)
     z = (points - points.mean(0)) @ [1, 1j]
@@ -129,7 +132,7 @@ def _extents(points, *, turned, tall):
 
 
 def _annotated(spec):
-    """The landmarks and (height, width) of some photographs; what is wrong with the others the loading tells."""
+    """Returns landmarks and (height, width) of some photographs, without unreadable ones, which `loading` reports."""
     if not (spec.images and spec.landmarks):
         return []
     find, found = finder(spec.images), []

@@ -1,4 +1,4 @@
-"""A folder of photographs, with a file of landmarks or without, as Samples in a frame."""
+"""Reads a folder of photographs, with or without a landmark file, as Samples in a common frame."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ from jaxmarks.data.photographs import (
 from jaxmarks.data.samples import FormatError, Samples, problem
 from jaxmarks.ops.frames import frame, placement
 
-# What Roboflow makes of the name of each copy of a photograph, beetle.jpg: beetle_jpg.rf.2f6c....jpg.
+# How Roboflow renames each copy of a photograph: beetle.jpg becomes beetle_jpg.rf.2f6c....jpg.
 ROBOFLOW = re.compile(r"_(jpe?g|png|tiff?|bmp|webp)\.rf\.\w+\.\w+$", re.IGNORECASE)
 
 
@@ -44,17 +44,17 @@ def load(
       size: (H, W) of the frame.
       channels: 3 (RGB) or 1 (luminance).
       fit: `pad` keeps the aspect and repeats the edge; `stretch` fills the frame.
-      group_by: regular expression; its first group in a file's name is the specimen. Where it is empty the
-        annotation's own group counts, else each image is a specimen.
-      keep: a folder in which the images are kept as Records, as much as memory does not hold; empty: in memory.
+      group_by: regular expression whose first group captures the specimen in a file's name. If it is empty, the
+        annotation's own group is used, and an image without one is a specimen of its own.
+      keep: folder in which the images are stored as Records, for data that does not fit in memory; empty: in memory.
       curves: as in `formats.read`.
 
     Returns:
-      Samples, the names of the landmarks where the file has them, and the problems (`samples.problem`) for every
+      Samples, the names of the landmarks if the file has them, and the problems (`samples.problem`), among them every
       photograph left out, landmark masked, or photograph without landmarks.
 
     Raises:
-      FormatError: the landmark file is damaged, or no photograph at all can be used.
+      FormatError: the folder is missing, the landmark file is damaged, or no photograph at all can be used.
     """
     images = Path(images)
     problems: list[dict] = []
@@ -75,7 +75,7 @@ def load(
     pixels, read = frames(files, size=size, channels=channels, fit=fit, keep=keep)
     outcomes = dict(zip(files, read, strict=True))
     kept, points, visible, used, unsized = [], [], [], set(), dict[Path, None]()
-    for each in problems:  # what the file names but is unusable is not without landmarks
+    for each in problems:  # a photograph with an unusable annotation is not one without landmarks
         with contextlib.suppress(OSError):
             used.add(find_here(each["image"]))
     for a, file in zip(annotations, places, strict=True):
@@ -123,9 +123,9 @@ def load(
 
 
 def group_of(image: str, known: Mapping[str, str], pattern: str) -> str:
-    """The specimen or scene of an image: what the `pattern` catches in its name, or what is `known` of it, or itself.
+    """Returns an image's specimen or scene: what `pattern` captures in its name, else its `known` group, else its name.
 
-    Roboflow's copies of a photograph are of one.
+    Without a pattern or a known group, all of Roboflow's copies of a photograph get the same group.
     """
     if pattern:
         try:
@@ -142,17 +142,17 @@ def group_of(image: str, known: Mapping[str, str], pattern: str) -> str:
 
 
 def caught_in(image: str, pattern: str) -> str | None:
-    """The first group of a regular expression in an image's file name, or in its whole name; None where it has none."""
+    """Returns what a pattern's first group captures in an image's file name, else in its whole path, else None."""
     found = re.search(pattern, PurePosixPath(image).name) or re.search(pattern, image)
     return found[1] if found and found.groups() else None
 
 
 def frames(files: list[Path], *, size, channels, fit, keep=""):
-    """Photographs in the frame of `size`.
+    """Reads photographs into the frame of `size`.
 
     Returns:
-      The images (N, H, W, C) of those that can be read, an array or, where `keep` names their folder, Records; and of
-      every file its height, width and `content`, or what is wrong with it.
+      The images (N, H, W, C) of the readable files, as an array or, if `keep` names a folder, as Records there; and for
+      every file its (height, width, `content`), or a message that says what is wrong with it.
     """
     read: list = []
 
@@ -173,24 +173,27 @@ def frames(files: list[Path], *, size, channels, fit, keep=""):
         images = list(good())
         return (np.stack(images) if images else np.zeros((0, *size, channels), np.uint8)), read
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = records.fingerprint("4", [size, channels, fit], stats)  # the version of what makes the frames
+    key = records.fingerprint("4", [size, channels, fit], stats)  # "4" is the version of the code that makes the frames
     return records.keep(good(), keep, key=key, notes=read), read
 
 
 def framed(file, *, size, channels, fit) -> tuple[np.ndarray, tuple[int, int]]:
-    """A photograph in the frame of `size`, (H, W, channels) uint8, and its own (height, width). OSError if unreadable."""
+    """Reads a photograph into the frame of `size`: (H, W, channels) uint8, and the photograph's own (height, width).
+
+    Raises OSError if it is unreadable.
+    """
     source = image_size(file)
     _, _, rows, columns = placement(source, size, fit)
-    # Twice the size is enough for the antialiased result that the full decode would give.
+    # Decoding at twice the size is enough for the antialiased result to equal that of a full decode.
     image, extent = reduced(file, at_least=(2 * rows, 2 * columns))
     image = into_frame(image, size, fit, source=source, extent=extent)
     return (image if channels == 3 else np.asarray(Image.fromarray(image).convert("L"))[..., None]), source
 
 
 def into_frame(image: np.ndarray, size, fit, *, source=None, extent=None) -> np.ndarray:
-    """An image (h, w, 3) uint8, antialiased, in the frame of `size`.
+    """Resizes an image (h, w, 3) uint8, antialiased, into the frame of `size`.
 
-    Of a `reduced` decode `source` is the photograph's own size and `extent` what it fills of the image.
+    For a `reduced` decode, `source` is the photograph's own (height, width) and `extent` the part of `image` it fills.
     """
     top, left, rows, columns = placement(source or image.shape[:2], size, fit)
     small = _resized(image, (rows, columns), extent)
@@ -199,7 +202,7 @@ def into_frame(image: np.ndarray, size, fit, *, source=None, extent=None) -> np.
 
 
 def _resized(image, size, extent=None):
-    """An image, or its first `extent` (rows, columns), at `size` (h, w), antialiased."""
+    """Resizes an image, or its first `extent` (rows, columns), to `size` (h, w), antialiased."""
     box = (0, 0, *(extent or image.shape[:2])[::-1])
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, box=box))
 
@@ -220,10 +223,10 @@ def _samples(images, sizes, names, size, fit, points, visible):
 def batches(
     folder, *, size, fit="pad", batch_size=32, longest=1000, problems: list[dict]
 ) -> Iterator[tuple[Samples, list[np.ndarray]]]:
-    """Photographs without landmarks (K = 0), `batch_size` at a time, read ahead of who takes them.
+    """Yields photographs without landmarks (K = 0) in prefetched batches of `batch_size`.
 
-    With the samples come the photographs themselves, (h, w, 3) uint8, scaled down to a longest side of `longest` where
-    theirs is longer. What cannot be read is appended to `problems`.
+    Each batch of samples comes with the photographs themselves, (h, w, 3) uint8, scaled down to a longest side of at
+    most `longest`. Problems, such as unreadable files, are appended to `problems`.
     """
 
     def one(file):
@@ -251,7 +254,7 @@ def batches(
 
 
 def photograph(folder, name: str) -> np.ndarray | None:
-    """The photograph of that name at source resolution, (H, W, 3) uint8, or None where it cannot be read."""
+    """Returns the photograph of that name at source resolution, (H, W, 3) uint8, or None if it cannot be read."""
     try:
         return decode(find(folder, name))
     except OSError:

@@ -1,4 +1,4 @@
-"""From a config's `data` to `Samples`: drawn phantoms, a folder of photographs with a file of landmarks, or several such."""
+"""Loads the dataset of a config's `data` as `Samples`: the user's own files, drawn phantoms, or several of either."""
 
 import contextlib
 import dataclasses
@@ -23,28 +23,28 @@ from jaxmarks.data.samples import DRAWN, FormatError, Samples, concatenate, prob
 
 
 class OneOfSeveral(NamedTuple):
-    """One of several datasets: its first landmark and that after its last, and the disagreement of its annotators."""
+    """One of several joined datasets: the (start, stop) of its landmarks, and its annotators' disagreement."""
 
     columns: tuple[int, int]
     disagreement: float | None
 
 
 class Dataset(NamedTuple):
-    """What a run works on.
+    """A run's data.
 
     Attributes:
       samples: the images and landmarks.
-      problems: what was left out or masked on the way (`samples.problem`).
-      flip: the landmarks' order after a horizontal mirror, or None where mirroring is not allowed; -1 stands for a
-        landmark whose images must not be mirrored, where those of others may.
+      problems: what was left out or masked during loading (`samples.problem`).
+      flip: the landmarks' order after a horizontal mirror, or None where mirroring is not allowed; -1 marks a landmark
+        whose images must not be mirrored, where images of another dataset may be.
       photograph: name -> (H, W, 3) uint8 at source resolution, for figures.
-      objects: of a dataset of boxes the photographs' annotations, in their pixels.
+      objects: for a dataset of boxes, the photographs' annotations in source pixels.
       classes: the names of the boxes' classes.
-      names: what the landmarks are called, where their file says it.
-      volumes: of scout triples the volumes to acquire.
-      disagreement: the mean distance in px between annotators, where there are several.
-      images: the folder of the photographs, from which on they are named, where these are files.
-      sets: where several datasets are joined, each in its domain, the datasets by name in the order of the domains.
+      names: the landmarks' names, if their file has them.
+      volumes: for scout triples, the volumes to acquire (ground truth).
+      disagreement: the mean distance in px between annotators, if there are several.
+      images: the folder of the photographs, to which their names are relative; empty for drawn images.
+      sets: if several datasets are joined, the datasets by name, in the order of their domain indices.
     """
 
     samples: Samples
@@ -61,11 +61,11 @@ class Dataset(NamedTuple):
 
     @property
     def columns(self) -> list[slice]:
-        """Which of the landmarks are those of each domain."""
+        """The slice of the landmarks that belongs to each domain."""
         return [slice(*member.columns) for member in self.sets.values()] or [slice(None)]
 
     def own(self, samples: Samples) -> np.ndarray:
-        """(N, K) bool, the landmarks of each sample's domain."""
+        """Marks the landmarks of each sample's domain, (N, K) bool."""
         found = np.zeros(samples.visible.shape, bool)
         for domain, columns in enumerate(self.columns):
             found[samples.domain == domain, columns] = True
@@ -73,19 +73,19 @@ class Dataset(NamedTuple):
 
 
 def frame_size(spec) -> tuple[int, int]:
-    """Height and width of the frame in which a config's `data` has the images: `zoom` times the network's `size`."""
-    zoom = spec.get("zoom", 1)  # which objects and volumes do not have
+    """Returns the height and width of the samples' frame under a config's `data`: `zoom` times the network's `size`."""
+    zoom = spec.get("zoom", 1)  # configs of objects and volumes have no such key
     height, width = spec.size
     return round(zoom * height), round(zoom * width)
 
 
 def load(spec) -> Dataset:
-    """The dataset of a config's `data`: the user's own files where they are named, what is drawn else.
+    """Loads the dataset of a config's `data`: the user's own files if it names any, else drawn images.
 
-    Copies of a photograph, under other names or in another of several datasets, are of one group.
-    Where `spec.keep` names a folder its images are `records.Records` there.
+    Copies of a photograph, under other names or in another of several datasets, get one group.
+    If `spec.keep` names a folder, the images are `records.Records` there.
     """
-    dataset, keep = _joined(_load(spec)), spec.get("keep")  # which objects and volumes do not have
+    dataset, keep = _joined(_load(spec)), spec.get("keep")  # configs of objects and volumes have no such key
     images = dataset.samples.images
     if keep and isinstance(images, np.ndarray):
         kept = records.keep(images, keep, key=records.fingerprint(list(images.shape), images), notes=[])
@@ -111,7 +111,7 @@ def _load(spec) -> Dataset:
 
 
 def known_facts(spec) -> dict:
-    """The facts (see `facts`) of a dataset, as far as they are known without reading or drawing an image."""
+    """Returns those of a dataset's `facts` that are known without decoding or drawing an image."""
     if spec.get("sets"):
         counts = {name: known_facts(of_set(spec, name))["landmarks"] for name in spec.sets}
         return {"landmarks": sum(counts.values()), "sets": _columns(counts)}
@@ -133,10 +133,11 @@ def known_facts(spec) -> dict:
 
 
 def of_set(spec, name: str):
-    """The `data` of one of the datasets in `spec.sets`; `spec` itself where it has none, and no name is given.
+    """Returns the `data` of the dataset `name` in `spec.sets`; `spec` itself if it has no sets and the name is empty.
 
     Raises:
-      ValueError: the name of no dataset, or a key that a dataset cannot change; it names those that exist.
+      ValueError: there is no dataset of that name, or it sets a key that it cannot change; the message lists the valid
+        ones.
     """
     sets = spec.get("sets") or {}
     if bool(name) != bool(sets) or (name and name not in sets):
@@ -159,17 +160,17 @@ def of_set(spec, name: str):
 
 
 def _columns(counts):
-    """Numbers of landmarks by dataset -> the first landmark of each, and that after its last, all side by side."""
+    """Turns landmark counts by dataset into each dataset's (start, stop), with all landmarks side by side."""
     ends = np.cumsum(list(counts.values())).tolist()
     return {name: (end - count, end) for (name, count), end in zip(counts.items(), ends, strict=True)}
 
 
 def _several(spec):
-    """The datasets of `spec.sets` as one, their landmarks side by side: an image shows those of its own dataset alone."""
+    """Loads the datasets of `spec.sets` as one, landmarks side by side; an image has only its own dataset's visible."""
     if "boxes" in spec or "volume" in spec:
         raise ValueError("--config.data.sets: several datasets have landmarks, neither boxes nor volumes")
     for name in spec.sets:
-        if not name.isidentifier() or name in ("loss", "distance_px"):  # which the log has already
+        if not name.isidentifier() or name in ("loss", "distance_px"):  # names that the log uses already
             raise ValueError(f"--config.data.sets.{name}: another name, of letters, digits and _")
     each = {name: _load(of_set(spec, name)) for name in spec.sets}
     columns = _columns({name: one.samples.points.shape[1] for name, one in each.items()})
@@ -192,7 +193,7 @@ def _several(spec):
         dataset, _, image = name.partition("/")
         return each[dataset].photograph(image)
 
-    # Beside a dataset that may be mirrored one that may not has -1.
+    # A dataset that must not be mirrored gets -1, which matters only if another one may be.
     orders = [
         np.add(one.flip, start) if one.flip else np.full(stop - start, -1)
         for one, (start, stop) in zip(each.values(), columns.values(), strict=True)
@@ -206,7 +207,10 @@ def _several(spec):
 
 
 def _joined(dataset: Dataset) -> Dataset:
-    """The dataset with one group for the copies of a photograph, under other names or in another of several datasets."""
+    """Merges the groups that hold copies of one photograph, under other names or in another of several datasets.
+
+    Copies within a single dataset are also listed as a problem.
+    """
     samples, problems, first = dataset.samples, list(dataset.problems), dict[str, str]()
     pairs = zip(samples.content.tolist(), samples.name.tolist(), strict=True)
     again = {name: first[content] for content, name in pairs if first.setdefault(content, name) != name}
@@ -221,23 +225,23 @@ def _joined(dataset: Dataset) -> Dataset:
 
 
 def _linked(group, content):
-    """Groups (N,), as one those in which there is the same content."""
+    """Merges those groups (N,) that share a content (N,)."""
     _, numbers = np.unique(content, return_inverse=True)
     count, contents = group.max(initial=-1) + 1, numbers.max(initial=-1) + 1
     pairs = np.unique([group, numbers], axis=1)
-    if pairs.shape[1] == contents:  # so it mostly is, and scipy's graphs take 0.3 s to import
+    if pairs.shape[1] == contents:  # the usual case; scipy's graphs take 0.3 s to import
         return group
     graph = scipy.sparse.coo_array((np.ones(len(group)), (group, count + numbers)), [count + contents] * 2)
     return scipy.sparse.csgraph.connected_components(graph, directed=False)[1][group].astype(group.dtype)
 
 
 def _kept(spec, part):
-    """The landmarks of a phantom's part, from 0, that `spec.drop` leaves."""
+    """Returns the indices, from 0, of the landmarks of a phantom's part that `spec.drop` does not remove."""
     return [k for k in range(phantoms.PARTS[part]) if f"{part}/{k + 1}" not in spec.drop]
 
 
 def _flip(spec, part):
-    """The landmarks' order after a mirror of those that are left; None where there is none, or a partner is dropped."""
+    """Returns the kept landmarks' order after a mirror; None if there is none or a kept one's partner is dropped."""
     kept, order = _kept(spec, part), phantoms.FLIP[part]
     if order is None or not {order[k] for k in kept} <= set(kept):
         return None
@@ -264,7 +268,7 @@ def _own(spec):
 
 
 def _objects(spec):
-    """Boxes of the user's own, or drawn dendrites with their spines."""
+    """Loads the user's own boxes, or draws dendrites with their spines."""
     if bool(spec.images) != bool(spec.boxes):
         missing = "boxes" if spec.images else "images"
         raise ValueError(
@@ -294,10 +298,10 @@ def _objects(spec):
 
 
 def facts(dataset: Dataset) -> dict:
-    """What a head needs to know of the data: how many landmarks (of scouts also where, and their names), or which classes
-    and sizes of boxes.
+    """Returns what a head needs to know about the data.
 
-    The typical size is the median over all boxes, those of test images too.
+    For landmarks: their number, their names and joined datasets if there are any, and for scouts the template of their
+    positions. For boxes: their classes and typical size, the median over all boxes including those of test images.
     """
     samples = dataset.samples
     if not dataset.classes:
@@ -315,9 +319,9 @@ def facts(dataset: Dataset) -> dict:
 
 
 def _drawn(part, **options) -> Samples:
-    """`phantoms.load`, kept for the next start in JAXMARKS_CACHE, by default ~/.cache/jaxmarks; empty: not kept.
+    """Returns `phantoms.load`, cached in the folder JAXMARKS_CACHE, by default ~/.cache/jaxmarks; empty: no cache.
 
-    The file's name has a digest of the code that draws, so what another version drew is not taken.
+    The file's name includes a digest of the drawing code, so what another version drew is not used.
     """
     folder = os.environ.get("JAXMARKS_CACHE", str(Path.home() / ".cache" / "jaxmarks"))
     if not folder:
@@ -329,9 +333,9 @@ def _drawn(part, **options) -> Samples:
     try:
         with path.open("rb") as file, np.load(file) as kept:
             return Samples(**kept)
-    except (OSError, ValueError, zipfile.BadZipFile):  # not drawn yet, or cut short
+    except (OSError, ValueError, zipfile.BadZipFile):  # not cached yet, or truncated
         drawn = phantoms.load(part, **options)
-    with contextlib.suppress(OSError):  # a folder that cannot be written to costs time, not the run
+    with contextlib.suppress(OSError):  # an unwritable folder costs time, but must not end the run
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.whole(path, binary=True) as whole:
             np.savez(whole, **vars(drawn))
@@ -339,9 +343,9 @@ def _drawn(part, **options) -> Samples:
 
 
 def _phantoms(spec):
-    """Phantoms of `spec.part`, or of several joined by "+", each without the landmarks that `spec.drop` takes from it.
+    """Draws phantoms of the part `spec.part`, or of several joined by "+", without the landmarks in `spec.drop`.
 
-    They are drawn at the frame's size; their photograph is the drawing at `spec.source_size`.
+    The samples are drawn at the frame's size, their photographs at `spec.source_size`.
     """
     parts = spec.part.split("+")
     unknown = set(parts) - set(phantoms.PARTS)
@@ -381,7 +385,7 @@ def _phantoms(spec):
 
 
 def _as_drawn(samples: Samples, spec) -> Samples:
-    """Drawn samples with what tells them from others of the same names as their `content`: of which volume, and the seed."""
+    """Sets the `content` of drawn samples to what distinguishes equal names: their volume's digest, and the seed."""
     volume = f"{content(spec.volume)}, " if spec.get("volume") else ""
     drawn = np.array([f"{DRAWN}{volume}seed {spec.seed}: {name}" for name in samples.name])
     return dataclasses.replace(samples, content=drawn)

@@ -1,4 +1,4 @@
-"""Photographs with boxes of objects, as Samples: each in the network's frame, or at a fixed scale in tiles of its size."""
+"""Reads photographs with boxes of objects as Samples: whole in the network's frame, or in tiles at a fixed scale."""
 
 import contextlib
 import dataclasses
@@ -34,10 +34,10 @@ from jaxmarks.data.photographs import (
 from jaxmarks.data.samples import FormatError, Samples, problem
 from jaxmarks.ops.frames import placement, tiles
 
-# Sides of objects in pixels of the frame: fewer are hardly found, and those that scales are advised for.
+# Sides of objects in pixels of the frame: smaller ones are hardly found; advised scales bring objects to the larger.
 SMALL, GOOD = 6, 20
-# Photographs keep their scale where it is within this factor of the one that suits their objects, and none is enlarged
-# more than so many times.
+# Photographs keep their scale if it is within the first factor of the one that suits their objects; none is enlarged by
+# more than the second.
 NEARLY, MOST = math.sqrt(2), 4.0
 
 
@@ -48,18 +48,18 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
       images: the folder of photographs.
       boxes: a file that `formats.boxes.read` reads.
       size: (H, W) of the network's frame.
-      fit: `tile` brings every photograph to `scale` times its size and cuts what is larger than the frame into tiles;
-        `pad` and `stretch` bring the whole photograph into one frame.
-      scale: pixels of the frame for one of the photograph, for tiles.
-      overlap: pixels of the frame that neighbouring tiles share.
-      group_by: a regular expression whose first group catches the scene in a file's name, in place of the file's groups.
+      fit: `tile` scales every photograph by `scale` and cuts what is larger than the frame into tiles; `pad` and
+        `stretch` fit the whole photograph into one frame.
+      scale: pixels of the frame per pixel of the photograph, for tiles.
+      overlap: pixels of the frame that neighbouring tiles share at least.
+      group_by: regular expression whose first group captures the scene in a file's name; overrides the file's groups.
 
     Returns:
-      Samples (the tiles of a photograph carry its name and group), the photographs' annotations, the classes' names, and
-      the problems.
+      Samples (the tiles of a photograph carry its name and group), the photographs' annotations, the classes' names,
+      and the problems.
 
     Raises:
-      FormatError: the file is damaged, or no photograph at all can be used.
+      FormatError: the folder is missing, the file is damaged, or no photograph at all can be used.
     """
     images = Path(images)
     problems: list[dict] = []
@@ -109,9 +109,9 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
 
 
 def read(boxes, images, problems: list[dict]) -> list[BoxAnnotation]:
-    """The boxes of a file in the stored pixels, and by the names, of the photographs in the folder `images`, as `load` has them.
+    """Reads a file of boxes for the photographs in the folder `images`, in stored pixels and with names as in `load`.
 
-    What is wrong with a photograph or a box is appended to `problems`.
+    Problems with a photograph or a box are appended to `problems`.
     """
     found = []
     for annotation, file in by_photograph(read_boxes(boxes, problems), Path(images), problems):
@@ -126,10 +126,10 @@ def read(boxes, images, problems: list[dict]) -> list[BoxAnnotation]:
 
 
 def fitting_scale(images, boxes, *, side) -> float:
-    """The scale, to two digits, at which the typical box of a file has a `side` of so many pixels; 1 if it nearly has.
+    """Returns the scale, to two digits, that gives the typical box a side of `side` pixels; 1 if it nearly has that.
 
-    The side of a box is the root of its area, the typical one the median of some photographs of the folder `images`.
-    None is enlarged more than `MOST` times. What is wrong with either the loading tells.
+    A box's side is the square root of its area; the typical side is the median over some photographs of the folder
+    `images`. The scale is at most `MOST`. Problems with the file or the photographs are left to `load` to report.
     """
     find, sides = finder(Path(images)), list[float]()
     for annotation in some(read_boxes(boxes, [])):
@@ -142,7 +142,7 @@ def fitting_scale(images, boxes, *, side) -> float:
 
 
 def unsuited(tiles: Samples, overlap: int, scale: float) -> list[dict]:
-    """Whether most objects are too small to be found in the frame, or too large to lie whole in a tile, as a problem."""
+    """Returns a problem if the typical object is too small to be found in the frame, or so large that tiles cut it."""
     boxes = tiles.boxes[tiles.labels >= 0]
     side = float(np.median(np.sqrt(np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0.01), -1)))) if len(boxes) else GOOD
     cut = len(tiles) > len(set(tiles.name.tolist()))
@@ -150,22 +150,23 @@ def unsuited(tiles: Samples, overlap: int, scale: float) -> list[dict]:
         return []
     what = f"the typical object is {side:{'.1f' if side >= 0.1 else '.1g'}} pixels wide in the network's frame"
     why = "tiles cut it apart" if side > overlap else "hardly to be found"
-    good = min(scale * GOOD / side, 100)  # as `config.LIMITS` has it
+    good = min(scale * GOOD / side, 100)  # the upper limit in `config.LIMITS`
     advice = f"--config.data.scale={good:.2g} makes it {side * good / scale:.2g}"
     return [problem(str(tiles.name[0]), f"{what}, {why}: {advice}", "--config.data.scale")]
 
 
 def note(annotation: BoxAnnotation, what: str, where: str = "") -> dict:
-    """A problem with an image's annotation."""
+    """Returns a problem with an image's annotation."""
     return problem(annotation.image, what, where or annotation.where)
 
 
 def by_photograph(
     annotations: list[BoxAnnotation], images: Path, problems: list[dict]
 ) -> list[tuple[BoxAnnotation, Path]]:
-    """Annotations by the names of their photographs, from the folder on, with their files.
+    """Pairs annotations with their photographs' files, and names each by its photograph's path in the folder.
 
-    What is no photograph of the folder is left out, and what names the same one in two ways is joined; both are named.
+    An annotation without a photograph there is left out, and annotations of the same photograph are merged; both are
+    appended to `problems`.
     """
     find, each = finder(images), dict[Path, list[BoxAnnotation]]()
     for annotation in annotations:
@@ -196,18 +197,19 @@ def by_photograph(
 
 
 def placed(known: dict[tuple, str], annotation: BoxAnnotation) -> dict[tuple, str]:
-    """The place of each box by its corners and class: those that are known, and the others of an annotation after them."""
+    """Maps boxes, by corners and class, to their places in the file: the `known`, then the annotation's new ones."""
     keys = [(*box, label) for box, label in zip(annotation.boxes.tolist(), annotation.classes, strict=True)]
     return known | {key: place for key, place in zip(keys, annotation.places, strict=True) if key not in known}
 
 
 def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnotation, list[dict]]:
-    """The boxes in the stored pixels of their photograph of `size` (h, w), and the problems with them.
+    """Converts boxes to the stored pixels of their photograph of `size` (h, w); returns them and their problems.
 
-    Boxes of an upright photograph that EXIF turns are turned back. A box whose centre lies outside is left out.
+    Boxes marked on the upright view of a photograph that EXIF rotates are rotated back. A box whose centre lies outside
+    the photograph is left out.
 
     Raises:
-      OSError: the file of boxes speaks of a photograph of another size.
+      OSError: the annotation is of a photograph of another size.
     """
     h, w = size
     turn = turn_of(file, annotation.size, size, upright=annotation.upright)
@@ -233,7 +235,7 @@ def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnot
 
 
 def cut(image: np.ndarray, size, *, fit, scale=1.0, overlap=0) -> Iterator[tuple[np.ndarray, np.ndarray, tuple]]:
-    """The frames (H, W, 3) that an image (h, w, 3) uint8 becomes, their maps (2, 3) to its pixels, and its (h, w)."""
+    """Yields the frames (H, W, 3) of an image (h, w, 3) uint8, each with its affine (2, 3) to the image, and (h, w)."""
     source = image.shape[:2]
     top, left, rows, columns = placement(source, size, fit, scale)
     corners = tiles((rows, columns), size, overlap) if fit == "tile" else [(0, 0)]
@@ -247,7 +249,7 @@ def cut(image: np.ndarray, size, *, fit, scale=1.0, overlap=0) -> Iterator[tuple
 
 
 def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tuple]], size, classes) -> Samples:
-    """Tiles (annotation, group, pixels, map, source size) as Samples; a box belongs to the tiles that hold its centre."""
+    """Makes Samples of tiles (annotation, group, pixels, affine, source size); tiles get the boxes centred in them."""
     mine = []
     for annotation, _, _, matrix, _ in parts:
         boxes = (annotation.boxes.reshape(-1, 2, 2) - matrix[:, 2]) / np.diag(matrix)
@@ -277,10 +279,10 @@ def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tu
 def batches(
     folder, *, size, fit, scale, overlap, most=256, longest=2000, problems: list[dict]
 ) -> Iterator[tuple[Samples, list[np.ndarray]]]:
-    """Photographs without boxes, as the Samples of about `most` tiles or 32 photographs, read ahead of who takes them.
+    """Yields photographs without boxes as Samples of about `most` tiles or 32 photographs, prefetched.
 
-    With the samples come the photographs themselves, as `folder.batches` gives them. What cannot be read is appended to
-    `problems`.
+    Each batch of samples comes with the photographs themselves, as in `folder.batches`. Problems, such as unreadable
+    files, are appended to `problems`.
     """
     none: np.ndarray = np.zeros((0, 4))
 

@@ -1,7 +1,7 @@
 """Photographs on disk: found by name, measured, decoded to uint8.
 
-Pixels are taken as they are stored, without EXIF rotation, as tpsDig shows them; what LabelMe and YOLO mark on the
-upright photograph is brought there by who reads it.
+Pixels are taken as they are stored, without EXIF rotation, as tpsDig shows them (but Pillow turns a TIFF by its
+orientation). LabelMe and YOLO mark the upright photograph; their readers convert these marks to stored pixels.
 """
 
 import collections
@@ -23,27 +23,27 @@ from jaxmarks.data.samples import FormatError, problem
 
 Result = TypeVar("Result")
 
-# Files that may have several pages, or colours of 16 bits.
+# Formats that may hold several pages, or 16 bits per channel.
 PAGED = {".tif", ".tiff", ".png", ".gif", ".webp"}
 ENDINGS = {*PAGED, ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".ppm", ".pgm"}
-# Photographs that are not read: telephones' and cameras'.
+# Formats of telephones and cameras that are not read.
 OTHERS = {".heic", ".heif", ".avif", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".raf", ".rw2"}
-# The formats that browsers show, as Pillow calls them.
+# The formats that browsers show, by Pillow's names.
 BROWSERS = {"JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP"}
-# A file that says which mode's results a folder is for, and the files of a run.
+# The file that marks a folder of results (it says which mode wrote them), and the files that mark a run's folder.
 MARK, RUN = ".jaxmarks", {"config.json", "metrics.jsonl"}
 
 
 def files_in(folder, endings) -> list[Path]:
-    """The files of a folder and its subfolders with one of these endings in any case, sorted; without what is hidden.
+    """Returns the sorted files of a folder and its subfolders with one of these endings, in any case; none hidden.
 
-    Links to folders are followed, each folder once. Runs and results among them (`MARK`, `RUN`) are left out.
+    Links to folders are followed, each folder once. Subfolders with results or runs (`MARK`, `RUN`) are skipped.
     """
     found, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         ours = place != os.fspath(folder) and (MARK in names or RUN.issubset(names))
-        if ours or (real := os.path.realpath(place)) in seen:  # a link back, or to what another has led to
+        if ours or (real := os.path.realpath(place)) in seen:  # or a folder that a link has led to before
             folders.clear()
             continue
         seen.add(real)
@@ -53,12 +53,12 @@ def files_in(folder, endings) -> list[Path]:
 
 
 def listing(folder) -> list[Path]:
-    """The image files of a folder and its subfolders, sorted."""
+    """Returns the sorted image files of a folder and its subfolders."""
     return files_in(folder, ENDINGS)
 
 
 def unread(folder: Path) -> list[dict]:
-    """The problem of photographs in a folder whose formats are not read."""
+    """Returns a problem if a folder has photographs in formats that are not read."""
     files = files_in(folder, OTHERS)
     if not files:
         return []
@@ -69,12 +69,12 @@ def unread(folder: Path) -> list[dict]:
 
 
 def finder(folder) -> Callable[[str], Path]:
-    """`find` in one folder for many names, whose listing is made once."""
+    """Returns `find` for one folder as a function of the name, which lists the folder only once for many names."""
     folder = Path(folder)
 
     @functools.cache
     def index():
-        """The files by name and by stem, in small letters, umlauts as one character (a Mac writes two)."""
+        """Indexes the files by name and by stem, lower-case, with umlauts as one character (macOS writes two)."""
         names, stems = collections.defaultdict(list), collections.defaultdict(list)
         for file in listing(folder):
             names[_plain(file.name)].append(file)
@@ -84,12 +84,12 @@ def finder(folder) -> Callable[[str], Path]:
     def find(name):
         if not name:
             raise OSError("the file names no image for these marks (IMAGE= in TPS)")
-        path = PureWindowsPath(name)  # takes both kinds of slash
+        path = PureWindowsPath(name)  # accepts both kinds of slash
         for candidate in (folder / name, folder / path.as_posix()):
             if candidate.is_file():
                 return candidate
         names, stems = index()
-        # What follows the last dot of "A1.2" is no ending: A1.png is another photograph.
+        # The ".2" of "A1.2" is no file ending: A1.png is another photograph.
         stem = path.stem if path.suffix.lower() in ENDINGS else path.name
         for files, key in ((names, path.name), (stems, path.name), (stems, stem)):
             matches = [file for file in files.get(_plain(key), ()) if _may_be(path, file.relative_to(folder))]
@@ -110,39 +110,42 @@ def _plain(name: str) -> str:
 
 
 def _may_be(path: PureWindowsPath, file: Path) -> bool:
-    """Whether a file in a subfolder may be the one of this path: s1/a.png is not s2/a.png."""
-    elsewhere = path.anchor or ".." in path.parts  # on another machine
+    """Whether a file in a subfolder may be the one that a path means: s1/a.png is not s2/a.png."""
+    elsewhere = path.anchor or ".." in path.parts  # a path from another machine
     mine, theirs = _folders(file)[:1], _folders(path)[:1]
     return bool(elsewhere) or not (mine and theirs) or mine == theirs
 
 
 def _shared(path: PureWindowsPath, file: Path) -> tuple[bool, int]:
-    """How near a file is to a path: whether it lies in the same folder, and how many folders above it are called alike."""
+    """Ranks how well a file's folders match a path's: whether all do, and how many do from the innermost outwards."""
     mine, theirs = _folders(file), _folders(path)
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(mine, theirs, strict=False))
     return mine == theirs, len(list(alike))
 
 
 def _folders(path: PurePath) -> list[str]:
-    """The folders of a path, the innermost first, but for `images`, beside which marks lie in a folder of another name."""
+    """Returns a path's folders, innermost first, without `images`: marks lie in a sibling folder of another name."""
     return [name for name in map(_plain, reversed(path.parent.parts)) if name != "images"]
 
 
 def find(folder, name: str) -> Path:
-    """The photograph that an annotation names.
+    """Finds the photograph that an annotation names.
 
-    The path as it is (a Windows path too), then its last part in any case, then the stem with another ending: in the folders
-    that the path names, as far as there are such.
+    Tries the path as it is (also a Windows path), then its last part in any case, then its stem with another ending.
+    Among several matches, it prefers those whose folders agree with the path's.
 
     Raises:
-      OSError: there is none, or there are several in subfolders and nothing tells which is meant.
+      OSError: there is none, or there are several and nothing decides between them.
     """
     return finder(folder)(name)
 
 
 @contextlib.contextmanager
 def opened(path) -> Iterator[Image.Image]:
-    """An image file; whatever Pillow and tifffile raise for a damaged one, here or within, becomes OSError."""
+    """Opens an image file; what Pillow or tifffile raise for a damaged one, here or in the block, becomes OSError.
+
+    MemoryError and ImportError are passed on.
+    """
     try:
         with Image.open(path) as image:
             yield image
@@ -156,25 +159,25 @@ def opened(path) -> Iterator[Image.Image]:
 
 
 def image_size(path) -> tuple[int, int]:
-    """(height, width) in pixels, from the file's header; OSError where it is no image."""
+    """Returns (height, width) in pixels from the file's header; raises OSError if it is no image."""
     with opened(path) as image:
         return image.height, image.width
 
 
 def content(path) -> str:
-    """What tells a file from any other, and a copy of it not: a digest of all that is in it."""
+    """Returns a digest of the file's bytes, equal for copies of a file and different for other files."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
 def some(annotations, most=200):
-    """At most so many of a set's annotations, from all of it: enough to tell what a frame should be like."""
+    """Returns at most `most` of the annotations, spread over all of them: enough to choose a frame by."""
     return annotations[:: -(-len(annotations) // most) or 1]
 
 
-# EXIF's and TIFF's tag of the orientation, and TIFF's of the bits of each channel and of how channels lie: 2 is in planes.
+# Tags: the orientation in EXIF and TIFF; in TIFF, bits per channel and planar configuration (2: one plane per channel).
 ORIENTATION, BITS, PLANAR = 0x0112, 0x0102, 0x011C
-# The orientations: where a point (x, y) of the upright photograph lies in the stored one of (height h, width w).
+# By orientation: from a point (x, y) of the upright photograph to the stored one of (height h, width w).
 EXIF_TURNS = {
     2: lambda x, y, h, w: (w - x, y),
     3: lambda x, y, h, w: (w - x, h - y),
@@ -186,7 +189,7 @@ EXIF_TURNS = {
 }
 
 
-# What turns the pixels (H, W, C) of each upright, as Pillow does with a TIFF's.
+# By orientation: from the stored pixels (H, W, C) to the upright ones, as Pillow turns a TIFF.
 TRANSPOSED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda v: v[:, ::-1],
     3: lambda v: v[::-1, ::-1],
@@ -199,21 +202,21 @@ TRANSPOSED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def orientation(path) -> int:
-    """How EXIF says that a JPEG is to be turned to stand upright, 1 to 8; 1 is as it is stored, and of other files."""
-    with contextlib.suppress(OSError), opened(path) as image:  # of damaged EXIF, too
+    """Returns the EXIF orientation of a JPEG, 1 to 8, by which it is turned upright; 1 (as stored) for other files."""
+    with contextlib.suppress(OSError), opened(path) as image:  # also for damaged EXIF
         turn = image.getexif().get(ORIENTATION, 1) if image.format in ("JPEG", "MPO") else 1
         return turn if turn in EXIF_TURNS else 1
     return 1
 
 
 def turn_of(path, told: tuple[int, int] | None, stored: tuple[int, int], *, upright: bool = False) -> int:
-    """The `orientation` by which an annotation of a photograph differs from its stored pixels; 1 where it does not.
+    """Returns the `orientation` from a photograph's stored pixels to those of its annotation; 1 if they are the same.
 
     Args:
       path: the photograph.
-      told: the (height, width) that the annotation is of, where it says so.
+      told: the (height, width) of the photograph according to the annotation, if it gives it.
       stored: (height, width) as stored.
-      upright: whether the annotator saw it upright whatever the sides.
+      upright: whether the annotator saw the photograph upright, whatever its sides.
 
     Raises:
       OSError: the annotation is of a photograph of another size.
@@ -228,13 +231,19 @@ def turn_of(path, told: tuple[int, int] | None, stored: tuple[int, int], *, upri
 
 
 def unsure(path, told: tuple[int, int] | None, stored: tuple[int, int]) -> bool:
-    """Whether the size that an annotation tells, if any, leaves open if it is of the stored pixels, as in `turn_of`."""
+    """Whether the size that an annotation gives, if any, leaves open whether it refers to stored or upright pixels.
+
+    Arguments as in `turn_of`.
+    """
     turn = orientation(path)
     return turn > 1 and (told is None or turn < 5 or stored[0] == stored[1])
 
 
 def turned(files: Iterable[Path], folder: Path) -> list[dict]:
-    """The problem of those photographs that EXIF turns, whose annotations, if any, do not tell as which they were seen."""
+    """Returns a problem if EXIF rotates some of these photographs: their coordinates are taken as of the stored pixels.
+
+    `files` are photographs whose annotations, if any, do not say whether they refer to the stored or upright pixels.
+    """
     names = [name_of(file, folder) for file in files if orientation(file) > 1]
     if not names:
         return []
@@ -246,25 +255,26 @@ def turned(files: Iterable[Path], folder: Path) -> list[dict]:
 
 
 def name_of(file: Path, folder: Path) -> str:
-    """A photograph's path from the folder on; the whole one where it is not in there."""
+    """Returns a photograph's path relative to the folder, or its whole path if it lies elsewhere."""
     return (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()
 
 
 def decode(path) -> np.ndarray:
-    """The photograph as (H, W, 3) uint8.
+    """Decodes a photograph to (H, W, 3) uint8.
 
-    16-bit and float images are stretched to 0..255 from the values that a thousandth of their pixels is below and above,
-    so that a few saturated ones do not make the rest black. Transparency is dropped, and of a file with several pages
-    the first is taken (`not_decoded` says so). Raises OSError for what is no readable image.
+    16-bit and float images are stretched to 0..255 between their 0.001 and 0.999 quantiles, so that a few saturated
+    pixels do not make the rest black. Transparency is dropped, and only the first of several pages is read
+    (`not_decoded` reports it). Raises OSError for what is no readable image.
     """
     return reduced(path, at_least=None)[0]
 
 
 def not_decoded(path) -> list[str]:
-    """What `decode` does not take of a file as it is: further pages, of colours of 16 bits the lower 8 where it cannot, and
-    the orientation of a TIFF, by which Pillow turns it.
+    """Lists what `decode` drops or changes of a file.
 
-    Nothing of a file that is no readable image, nor of a JPEG, whose further pages are previews.
+    This is further pages, the lower 8 bits of 16-bit colours where it cannot read them, and the orientation of a TIFF,
+    by which Pillow turns it. Empty for a file that is no readable image, and for a JPEG, whose further pages are
+    previews.
     """
     found: list[str] = []
     if Path(path).suffix.lower() in PAGED:
@@ -279,19 +289,19 @@ def not_decoded(path) -> list[str]:
 
 
 def _deep_colour(image: Image.Image) -> bool:
-    """Whether the file has 16 bits for each of several channels, of which Pillow reads the upper 8, or of planes none."""
+    """Whether an image has several channels of 16 bits; Pillow reads their upper 8 bits, or, if in planes, nothing."""
     bits = image.tag_v2.get(BITS, ()) if image.format == "TIFF" else ()  # type: ignore[attr-defined]
     deep = max(bits, default=8) > 8 or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     return deep and len(image.getbands()) > 1
 
 
 def _read_deep(image: Image.Image) -> bool:
-    """Whether tifffile reads it without further packages."""
+    """Whether tifffile reads an image without further packages."""
     return image.format == "TIFF" and image.info.get("compression") in ("raw", "tiff_adobe_deflate", "tiff_deflate")
 
 
 def browsable(path) -> bool:
-    """Whether a browser shows a photograph as `decode` reads it: a format that it knows, 8 bits, and not turned."""
+    """Whether a browser shows a photograph as `decode` reads it: in a format it knows, with 8 bits, and not rotated."""
     with contextlib.suppress(OSError), opened(path) as image:
         plain = image.mode in ("L", "RGB", "RGBA", "P", "1") and not _deep_colour(image)
         return image.format in BROWSERS and plain and image.getexif().get(ORIENTATION, 1) == 1
@@ -299,7 +309,7 @@ def browsable(path) -> bool:
 
 
 def stretched(values: np.ndarray) -> np.ndarray:
-    """Greys or colours as uint8, from the values that a thousandth is below and above; OSError where none is a number."""
+    """Stretches greys or colours between their 0.001 and 0.999 quantiles to uint8; raises OSError if none is finite."""
     known = values[np.isfinite(values)]
     if not len(known):
         raise OSError("no pixel is a finite number")
@@ -309,15 +319,15 @@ def stretched(values: np.ndarray) -> np.ndarray:
 
 
 def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tuple[float, float]]:
-    """`decode`, and the (height, width) in its pixels that the photograph fills.
+    """Decodes like `decode`, perhaps at a reduced size; also returns the (height, width) that the photograph fills.
 
-    A JPEG may come 2, 4 or 8 times smaller, but not below `at_least` (h, w); its last row and column then reach beyond
-    the photograph, where its sides are no multiples of that.
+    A JPEG may come 2, 4 or 8 times smaller, but not below `at_least` (h, w); where its sides are no multiples of that
+    factor, its last row and column reach beyond the photograph.
     """
     with opened(path) as image:
         drafted = image.draft("RGB", (at_least[1], at_least[0])) if at_least else None
         extent = drafted[1][:1:-1] if drafted else image.size[::-1]
-        deep = _deep_colour(image) and _read_deep(image)  # which is forgotten once it is read, as is the orientation
+        deep = _deep_colour(image) and _read_deep(image)  # before `load` discards this and the orientation
         turn = image.getexif().get(ORIENTATION, 1) if deep else 1
         planes = deep and image.tag_v2.get(PLANAR) == 2  # type: ignore[attr-defined]
         image.load()
@@ -336,7 +346,7 @@ def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tupl
 
 
 def shrunk(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """(height, width) with this aspect and a longest side of `longest` pixels, or less where it is shorter already."""
+    """Scales (height, width) down to a longest side of `longest` pixels; a smaller size is not enlarged."""
     share = min(1.0, longest / max(size))
     return max(1, round(share * size[0])), max(1, round(share * size[1]))
 
@@ -344,13 +354,13 @@ def shrunk(size: tuple[int, int], longest: int) -> tuple[int, int]:
 def readable(
     folder: Path, read: Callable[[Path], Result], *, most: int, problems: list[dict]
 ) -> Iterator[tuple[str, Result]]:
-    """The name of each photograph of a folder, from the folder on, and what `read` makes of its file, read ahead.
+    """Yields the name, relative to the folder, and `read(file)` of each readable photograph in a folder, prefetched.
 
     Args:
       folder: the folder.
-      read: called in threads; raises OSError for what is no readable image, which is then appended to `problems`.
-      most: photographs that are read or wait.
-      problems: a list to which what cannot be read is appended (`samples.problem`).
+      read: called in threads; raises OSError for what is no readable image.
+      most: maximum number of photographs in progress or waiting.
+      problems: a list to which unreadable photographs and other problems are appended (`samples.problem`).
 
     Raises:
       FormatError: the folder has no photograph.

@@ -1,6 +1,7 @@
-"""Images on disk as ArrayRecord files, which are read by their number: for data that memory does not hold.
+"""Images on disk in ArrayRecord files with random access, for datasets that do not fit in memory.
 
-The library is imported where a run keeps images; it would take a sixth of the start of all others.
+The array_record library is imported only where a run keeps images on disk: its import would take a sixth of the
+start-up time of every other run.
 """
 
 import copy
@@ -15,15 +16,16 @@ import numpy as np
 from jaxmarks import atomic
 from jaxmarks.data.ahead import ahead
 
-# Bytes of images in a file.
+# Bytes of images after which a new file is begun.
 SHARD = 2**28
 
 
 class Records:
-    """N images (H, W, C) uint8 in the files of a folder; an array in all that `Samples` needs of one.
+    """N images (H, W, C) uint8 in the files of a folder, with as much of an array's interface as `Samples` needs.
 
-    An integer gives an image; slices and arrays of integers or booleans give `Records` again, which read nothing.
-    `np.asarray` reads them all. Where the folder's files are damaged or gone, reading raises an error of array_record.
+    Indexing with an integer returns an image; with a slice or an array of integers or booleans it returns `Records`
+    without reading anything. `np.asarray` reads all images. Where the folder's files are damaged or missing, reading
+    raises an error of array_record.
     """
 
     ndim, dtype = 4, np.dtype(np.uint8)
@@ -49,7 +51,7 @@ class Records:
     def __getitem__(self, rows):
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
             return self.read(np.asarray([rows]))[0]
-        part = copy.copy(self)  # with the same open files
+        part = copy.copy(self)  # shares the open files
         part._chosen = self._chosen[rows]
         return part
 
@@ -57,7 +59,7 @@ class Records:
         return self.read(np.arange(len(self))).astype(dtype or self.dtype, copy=False)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """The images (..., H, W, C) of rows (...)."""
+        """Reads the images (..., H, W, C) of rows (...)."""
         flat = self._chosen[np.ravel(rows)]
         images = np.empty((len(flat), *self._frame), np.uint8)
         for image, data in zip(
@@ -67,18 +69,20 @@ class Records:
         return images.reshape(*np.shape(rows), *self._frame)
 
     def stream(self, parts: Iterable[np.ndarray], *, most: int = 4) -> Iterator[np.ndarray]:
-        """The images of each of the `parts`, rows (...), read before they are asked for, `most` parts at a time."""
+        """Yields the images of each of the `parts`, which are rows (...), prefetching at most `most` parts."""
         return ahead(self.read, parts, most=most, workers=2)
 
 
 def keep(images: Iterable[np.ndarray], folder: Path, *, key: str, notes: list) -> Records:
-    """Images (H, W, C) uint8 as Records; where the folder holds those of this key, `images` are not asked for.
+    """Stores images (H, W, C) uint8 on disk and returns them as Records, or returns those already stored under `key`.
 
     Args:
-      images: one after the other, all of one shape.
-      folder: has a folder for each key. A kill leaves that as one that holds none; of several processes one writes it.
-      key: changes where the images do.
-      notes: what is known of them, for JSON: filled while `images` are read, or else here as it was then.
+      images: an iterable of images of one shape; not iterated if the images are already stored.
+      folder: gets a subfolder for each key. One whose writing was interrupted is written anew; only one of several
+        processes writes it.
+      key: must change whenever the images do.
+      notes: JSON-serialisable facts about the images, filled while `images` is iterated and stored with them; on return
+        the list holds the stored notes.
     """
     home = atomic.folder(Path(folder) / key[:16])
     with (home / "lock").open("w") as lock:
@@ -90,7 +94,7 @@ def keep(images: Iterable[np.ndarray], folder: Path, *, key: str, notes: list) -
 
 
 def write(images: Iterable[np.ndarray], folder: Path, notes: list) -> None:
-    """Writes images (H, W, C) uint8 and what is known of them to a folder, in place of what a kill left there."""
+    """Writes images (H, W, C) uint8 and their notes to a folder, replacing what an interrupted write left there."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     for path in folder.glob("*.array_record"):
@@ -110,7 +114,7 @@ def write(images: Iterable[np.ndarray], folder: Path, notes: list) -> None:
 
 
 def fingerprint(*parts) -> str:
-    """SHA-256 of arrays and of what JSON can hold."""
+    """Returns the SHA-256 of arrays and JSON-serialisable values."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.tobytes() if isinstance(part, np.ndarray) else json.dumps(part).encode())

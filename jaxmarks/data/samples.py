@@ -1,7 +1,9 @@
-"""The two structures that every dataset passes through: `Annotation`, one image's landmarks as a file gives them, and `Samples`, arrays ready for a network.
+"""The two structures that every dataset passes through.
 
-Coordinates are (x, y) with y down, continuous, their origin at the corner of the top-left pixel: the centre of the
-first pixel is (0.5, 0.5), and resizing an image multiplies them.
+`Annotation` holds one image's landmarks as a file gives them; `Samples` holds arrays that are ready for a network.
+
+Coordinates are continuous (x, y), with y down and the origin at the corner of the top-left pixel: the centre of the
+first pixel is (0.5, 0.5), and resizing an image multiplies its coordinates.
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ import numpy as np
 
 
 class FormatError(ValueError):
-    """A file that cannot be read: the message names file, line (or row), the value, and what to do."""
+    """Raised for a file that cannot be read; the message names the file, the line or row, the value, and what to do."""
 
     def __init__(self, path, where, what, remedy):
         super().__init__(f"{path}: {where}: {what}; {remedy}" if where else f"{path}: {what}; {remedy}")
@@ -22,12 +24,12 @@ class FormatError(ValueError):
         return type(self), self.parts
 
 
-# How the content of what is drawn begins.
+# Prefix of the `Samples.content` of drawn (synthetic) images.
 DRAWN = "drawn, "
 
 
 def problem(image: str, what: str, where: str) -> dict[str, str]:
-    """What is wrong with an image, or with what a file says of it, and does not stop the reading: `where` is the place."""
+    """Returns a record of a non-fatal problem with an image or its annotation; `where` names the place to look at."""
     return {"image": image, "what": what, "where": where}
 
 
@@ -35,10 +37,10 @@ def problem(image: str, what: str, where: str) -> dict[str, str]:
 class Annotation:
     """The landmarks of one image in pixels of that image, y down.
 
-    `points` is (K, 2) float64 and `visible` (K,) bool; a landmark that is not visible has no meaning in `points` (it
-    holds 0). `where` is the place in the file ("wings.tps: line 14"), for messages. `size` is the image's (height, width)
-    as the file has it, if it does; `upright` says that the coordinates are those of the image turned as its EXIF tells.
-    `names` are what the file calls the landmarks, if it does.
+    `points` is (K, 2) float64 and `visible` (K,) bool; the point of a landmark that is not visible is a meaningless 0.
+    `where` is the place in the file ("wings.tps: line 14"), for messages. `size` is the image's (height, width) if the
+    file gives it; `upright` means that the coordinates refer to the image after its EXIF rotation. `names` are the
+    landmarks' names if the file gives them.
     """
 
     image: str
@@ -55,24 +57,26 @@ class Annotation:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """N images in a frame, of which a network sees all or a part, with their landmarks; the first axis of each field is N.
+    """N images in a common frame, with their landmarks or boxes; the first axis of each field is N.
+
+    The network sees the whole frame or a part of it.
 
     Attributes:
       images: (N, H, W, C) uint8, an array or `records.Records`.
       points: (N, K, 2) float32, pixels of the frame.
       visible: (N, K) bool.
-      group: (N,) int64; images of one group (a specimen, near-identical frames) are never split.
-      name: (N,) str, the image's file name or the phantom's.
-      to_source: (N, 2, 3) float64, affine from the frame to the photograph's pixels.
-      mm_per_px: (N,) float64, NaN where the scale is unknown.
+      group: (N,) int64; a split by group keeps the images of one group (a specimen, near-identical frames) together.
+      name: (N,) str, the image's path in its folder, or the phantom's name.
+      to_source: (N, 2, 3) float64, affine from pixels of the frame to the photograph's pixels.
+      mm_per_px: (N,) float64, mm per pixel of the photograph; NaN where unknown.
       source_size: (N, 2) int64, height and width of the photograph.
       boxes: (N, M, 4) float32, x0, y0, x1, y1 in pixels of the frame.
       labels: (N, M) int32, the boxes' classes from 0; -1 where there is no box.
-      domain: (N,) int32, which of several datasets the image is of, from 0; 0 throughout where there is one.
-      id: (N,) str, what the landmark file calls the image beside its name (tpsDig's ID); empty where it does not.
-      specimen: (N,) str, what the group is called; empty where it is that of one image, and has no name.
-      content: (N,) str, the same for the same photograph whatever it is called and wherever it lies (`photographs.content`);
-        of what is drawn (`DRAWN`) how; where nothing tells, its name.
+      domain: (N,) int32, index of the dataset that the image comes from, where several are joined; otherwise 0.
+      id: (N,) str, the landmark file's identifier of the image besides its name (tpsDig's ID); empty without one.
+      specimen: (N,) str, the name of the group; empty where an image is a group of its own, without a name.
+      content: (N,) str, equal for copies of a photograph under any name or in any folder (`photographs.content`); for a
+        drawn image `DRAWN` and how it was drawn; by default the name.
     """
 
     images: np.ndarray
@@ -105,17 +109,17 @@ class Samples:
         return len(self.images)
 
     def take(self, rows):
-        """The samples of the given rows (an integer or boolean index)."""
+        """Returns the samples of the given rows (an integer or boolean index)."""
         return Samples(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})
 
     def of(self, domain, columns):
-        """The samples of one domain, with the landmarks of these columns (a slice) alone."""
+        """Returns the samples of one domain, with only the landmarks in `columns` (a slice)."""
         mine = self.take(self.domain == domain)
         return dataclasses.replace(mine, points=mine.points[:, columns], visible=mine.visible[:, columns])
 
     @property
     def digest(self) -> str:
-        """Of everything but the pixels: other images, groups, landmarks or boxes have another."""
+        """SHA-256 of the images' names, the groups, landmarks, boxes and labels; the pixels do not enter."""
         marks = [np.round(np.where(known[..., None], found, 0), 2) for known, found in
                  ((self.visible, self.points), (self.labels >= 0, self.boxes))]  # fmt: skip
         digest = hashlib.sha256("\n".join(self.name.tolist()).encode())
@@ -130,7 +134,7 @@ class Samples:
 
     @property
     def delta(self):
-        """(N,) float64, the size of a pixel of the frame in the photographs' pixels."""
+        """(N,) float64, the side of a pixel of the frame in the photographs' pixels (geometric mean of both axes)."""
         return np.sqrt(np.abs(np.linalg.det(self.to_source[:, :, :2])))
 
 

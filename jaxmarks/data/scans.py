@@ -1,4 +1,4 @@
-"""NIfTI and DICOM files: volumes and stacks of slices, each slice with its plane (`slices.Scout`)."""
+"""Reads NIfTI and DICOM files: volumes and stacks of slices, each slice with its plane (`slices.Scout`)."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,24 +9,24 @@ import numpy as np
 from jaxmarks.data.samples import FormatError
 from jaxmarks.data.slices import PLANES, Scout, lps_to_ras, scout
 
-# A NIfTI file of at most so many slices, and fewer than a third of their width, is a stack of scouts and not a volume.
+# A NIfTI file with at most this many slices, and fewer than a third of its longest side, is a stack of scouts.
 STACK = 40
-# What sform and qform may differ by at the corners of a volume, mm.
+# The largest distance between the sform's and the qform's positions of a volume's corner, mm.
 AGREE = 2.0
 ENDINGS = (".nii.gz", ".nii", ".img")
-# What all slices of an examination have alike.
+# DICOM tags whose values all slices of an examination share.
 ORIGIN = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
 
 
 def stem(file) -> str:
-    """A file's name without its ending, .nii.gz as a whole."""
+    """Returns a file's name without its NIfTI ending; .nii.gz is one ending."""
     name = Path(file).name
     ends = next((end for end in ENDINGS if name.lower().endswith(end)), "")
     return name[: len(name) - len(ends)]
 
 
 def plane_of(file) -> str | None:
-    """The plane that a scout shows by its header; None for a volume, and where that does not say."""
+    """Returns a scout's plane according to its header; None for a volume, or if the header does not say."""
     try:
         if is_nifti(file):
             image = load_nifti(file)
@@ -36,7 +36,7 @@ def plane_of(file) -> str | None:
 
         cosines = pydicom.dcmread(file, stop_before_pixels=True).ImageOrientationPatient
         return PLANES[int(np.abs(np.cross(cosines[:3], cosines[3:])).argmax())]
-    except Exception:  # `read` says what is the matter with it
+    except Exception:  # `scouts.read` reports what is wrong with the file
         return None
 
 
@@ -44,27 +44,27 @@ def plane_of(file) -> str | None:
 
 
 def is_nifti(file) -> bool:
-    """Whether a file is NIfTI, by its ending; of the pair .hdr and .img it is the second."""
+    """Whether a file is NIfTI, judged by its ending; of a pair .hdr and .img only the .img counts."""
     return Path(file).name.lower().endswith(ENDINGS)
 
 
 def load_nifti(file):
-    """A NIfTI file as nibabel has it."""
+    """Opens a NIfTI file with nibabel."""
     try:
         import nibabel
     except ImportError as error:
         raise ImportError(f"{file}: reading NIfTI needs nibabel: pip install 'jaxmarks[nifti]'") from error
     try:
         image = nibabel.load(file)
-    except Exception as error:  # nibabel has several of its own
+    except Exception as error:  # nibabel has several exceptions of its own
         raise FormatError(file, "", f"cannot be read ({error})", "give a NIfTI file") from error
-    if not isinstance(image, nibabel.Nifti1Pair):  # Analyze, which does not tell right from left, or CIFTI's surfaces
+    if not isinstance(image, nibabel.Nifti1Pair):  # Analyze, where left and right are ambiguous, or CIFTI's surfaces
         raise FormatError(file, "", f"a {type(image).__name__}", "give a NIfTI file")
     return image
 
 
 def is_volume(file) -> bool:
-    """Whether a NIfTI file is a volume, and not one scout or a stack of a few, nor a file that `read` will complain of."""
+    """Whether a NIfTI file is a volume, and not a single scout, a stack of a few, or unreadable."""
     try:
         shape = (*load_nifti(file).shape, 1, 1)[:3]
     except FormatError:
@@ -73,13 +73,13 @@ def is_volume(file) -> bool:
 
 
 def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
-    """The voxels (I, J, K) of a NIfTI file, their affine (4, 4), voxel centres to RAS mm, and the code of that space.
+    """Reads a NIfTI file: voxels (I, J, K), the affine (4, 4) from voxel centres to RAS mm, and the code of that space.
 
-    The sform is taken where the header has one, else the qform.
+    Uses the sform if the header has one, else the qform.
 
     Raises:
-      FormatError: neither is there, they contradict each other, the voxels' axes are not at right angles, or the voxels
-        are not grey values.
+      FormatError: the header has neither, they contradict each other, the voxels' axes are not at right angles or not
+        in mm, or the file is not one readable volume of grey values.
     """
     image = load_nifti(file)
     header = image.header
@@ -87,14 +87,14 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
     space = next((code for _, code in forms if code > 0), 0)
     try:
         known = [form() for form, code in forms if code > 0]
-    except Exception as error:  # a quaternion that is none
+    except Exception as error:  # an invalid quaternion
         raise FormatError(file, "", f"its orientation cannot be read ({error})", "mend the header's qform") from error
     if not known:
         raise FormatError(
             file, "", "sform_code and qform_code are both 0: the file does not say how it lies in the patient",
             "convert it from the scanner's DICOM anew, for the orientation must not be guessed",
         )  # fmt: skip
-    if header["xyzt_units"] & 7 not in (0, 2):  # its three lowest bits: unknown, or millimetres
+    if header["xyzt_units"] & 7 not in (0, 2):  # the three lowest bits: 0 is unknown, 2 is millimetres
         raise FormatError(file, "xyzt_units", "its places are not in millimetres", "convert the header to mm")
     affine = known[0]
     sides = np.linalg.norm(affine[:3, :3], axis=0)
@@ -117,7 +117,7 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
         )
     try:
         voxels = np.asarray(image.dataobj, np.float32)
-    except Exception as error:  # cut off
+    except Exception as error:  # a truncated file
         raise FormatError(
             file, "", f"its voxels cannot be read ({error})", "give a whole file of grey values"
         ) from error
@@ -129,7 +129,7 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def cut(voxels, affine, axis: int, index: int, file, notes) -> Scout:
-    """The slice of a volume at a voxel's index along one of its axes."""
+    """Cuts the slice at a voxel index along one axis out of a volume."""
     x, y = (a for a in range(3) if a != axis)
     first = np.full(3, -0.5)
     first[axis] = index
@@ -138,7 +138,10 @@ def cut(voxels, affine, axis: int, index: int, file, notes) -> Scout:
 
 
 def stack(voxels, affine, file, notes) -> Iterator[Scout]:
-    """The middle slice of a NIfTI stack of scouts, or the only one; of an even number the same, however it is stored."""
+    """Yields the middle slice of a NIfTI stack of scouts, or its only one.
+
+    Of an even number of slices it is the same one in whichever direction the stack is stored.
+    """
     axis = int(np.argmin(voxels.shape))
     across = affine[:3, axis]
     backwards = across[np.abs(across).argmax()] < 0
@@ -149,7 +152,7 @@ def stack(voxels, affine, file, notes) -> Iterator[Scout]:
 
 
 def is_dicom(file) -> bool:
-    """Whether a file is DICOM, by its mark."""
+    """Whether a file is DICOM, judged by its magic number."""
     try:
         with Path(file).open("rb") as opened:
             return opened.read(132)[128:] == b"DICM"
@@ -158,16 +161,16 @@ def is_dicom(file) -> bool:
 
 
 def ending(file) -> str:
-    """A file's ending in lower case; a number, as identifiers have them for their last part, is none."""
+    """Returns a file's ending in lower case; "" for a number, as in a name that ends with an identifier (UID)."""
     found = Path(file).suffix.lower()
     return "" if found[1:].isdigit() else found
 
 
 def numbers(read, tag: str, count: int, file, default=None) -> np.ndarray:
-    """The numbers (count,) that a DICOM image has under a tag, or the default where the tag is absent or empty.
+    """Returns the numbers (count,) under a DICOM image's tag, or the default where the tag is absent or empty.
 
     Raises:
-      FormatError: it does not have it and there is no default, or has something else there.
+      FormatError: the tag is absent and there is no default, or its value is not `count` finite numbers.
     """
     remedy = "export it from the scanner anew, for it must not be guessed"
     given = read.get(tag)
@@ -184,10 +187,10 @@ def numbers(read, tag: str, count: int, file, default=None) -> np.ndarray:
 
 
 def dicom(file, notes: list[str]) -> Scout:
-    """One DICOM image; its orientation, in LPS, becomes RAS.
+    """Reads one DICOM image as a Scout, converting its orientation from LPS to RAS.
 
     Raises:
-      FormatError: it is damaged, multi-frame, enhanced, or does not say how it lies in the patient.
+      FormatError: it is damaged, in colour, multi-frame, enhanced, or does not say how it lies in the patient.
     """
     try:
         import pydicom
@@ -196,7 +199,7 @@ def dicom(file, notes: list[str]) -> Scout:
     try:
         read = pydicom.dcmread(file)
         pixels = np.asarray(read.pixel_array, np.float32)
-    except Exception as error:  # pydicom raises what the codecs raise
+    except Exception as error:  # pydicom passes on whatever its codecs raise
         remedy = "give an uncompressed DICOM image, or take the file away"
         raise FormatError(file, "", f"cannot be read ({error})", remedy) from error
     grey = read.get("PhotometricInterpretation")

@@ -1,4 +1,4 @@
-"""Scouts of three planes: found in folders, read as the triple of one examination, and each in the network's frame."""
+"""Three-plane scouts: finds them in folders, reads an examination's triple, brings each into the network's frame."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,20 +12,23 @@ from jaxmarks.data import scans
 from jaxmarks.data.samples import FormatError
 from jaxmarks.data.slices import PLANES, SCANNER, SPACES, Scout, centre, normal, pixels
 
-# How a plane is shown, as radiologists do: where its x axis (right on the screen) and its y axis (down) point in RAS.
+# How radiologists display each plane: the directions in RAS of its x axis (right on the screen) and its y axis (down).
 SHOWN = {
     "sagittal": ((0, -1, 0), (0, 0, -1)),
     "coronal": ((-1, 0, 0), (0, 0, -1)),
     "axial": ((-1, 0, 0), (0, -1, 0)),
 }
-# A head from its crown down to below the cerebellum, and how far down its middle lies, mm.
+# The height of a head from its crown down to below the cerebellum, mm.
 HEAD = 220.0
-# Slices of a plane less than this apart, mm, are one slice twice.
+# Slices of a plane less than this apart, mm, are duplicates.
 APART = 0.5
 
 
 class Framed(NamedTuple):
-    """A scout in the network's frame: `image` (H, W) uint8, `to_source` (2, 3) to its own pixels, `plane` (3, 3) of the frame."""
+    """A scout in the network's frame: `image` (H, W) uint8, the frame's `plane` (3, 3), and `to_source` (2, 3).
+
+    `to_source` is the affine from pixels of the frame to the scout's own pixels.
+    """
 
     image: np.ndarray
     to_source: np.ndarray
@@ -33,7 +36,7 @@ class Framed(NamedTuple):
 
 
 class Examination(NamedTuple):
-    """The `files` of what one folder and those in it show, and the names of their `planes`."""
+    """One examination: its folder, the `files` in it and perhaps in subfolders, and the names of their `planes`."""
 
     folder: Path
     files: list[Path]
@@ -45,15 +48,15 @@ class Examination(NamedTuple):
 
 
 def triples(path) -> Iterator[tuple[str, list[Path]]]:
-    """The scout triples below a path: (name, files).
+    """Yields the scout triples at or below a path, as (name, files).
 
-    A path is a NIfTI volume, or a folder. Of each examination in it (`examinations`) every NIfTI volume is a triple by
-    itself (its own slices), named by its path in the folder; the NIfTI scouts are one together, and so are the DICOM
-    files. A file that is DICOM by its ending, or by those of the DICOM files beside it, is one of them also where it is
-    damaged: `read` complains of it, and no other slice takes its place.
+    The path is a NIfTI volume, or a folder. In each of its examinations (`examinations`) every NIfTI volume is a triple
+    of its own, of slices cut from it, and is named by its path in the folder; all NIfTI scouts together are one triple,
+    and so are all DICOM files. A file counts as DICOM by its ending, or by sharing that of a DICOM file beside it, even
+    if it is damaged: then `read` reports it, and no other slice takes its place.
 
     Raises:
-      FormatError: there is nothing of the kind.
+      FormatError: the path does not exist, or holds no scouts.
     """
     path = Path(path)
     if not path.exists():
@@ -80,21 +83,22 @@ def triples(path) -> Iterator[tuple[str, list[Path]]]:
 
 
 def examinations(folder: Path, *, links: bool = False) -> list[Examination]:
-    """The examinations in a folder and those in it.
+    """Finds the examinations in a folder and its subfolders.
 
-    A folder and those in it are one together where none of these shows more than one plane, as the folders of series do.
-    Else they are one each, for they may be of several patients; what lacks planes is left to `read` to refuse. A folder
-    that may not be read is one, too, with itself for its file.
+    A folder and its subfolders are one examination if the folder's own files do not show all planes and no subfolder
+    shows more than one, as with a folder for each series. Otherwise each is its own, for they may be of several
+    patients; `read` refuses those that lack planes. A folder that cannot be read is an examination with itself as its
+    file.
 
     Args:
       folder: where to look.
-      links: whether links to folders are followed, there alone.
+      links: whether to follow links to folders, directly in this folder only.
     """
     try:
         inside = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "DICOMDIR")
     except OSError:
         return [Examination(folder, [folder], set())]
-    files = [p for p in inside if p.is_file() or not p.exists()]  # or a link to nowhere
+    files = [p for p in inside if p.is_file() or not p.exists()]  # or a broken link
     inner = [each for p in inside if p.is_dir() and (links or not p.is_symlink()) for each in examinations(p)]
     own = Examination(folder, files, planes_of(files))
     if own.whole or any(len(each.planes) > 1 for each in inner):
@@ -106,7 +110,7 @@ def examinations(folder: Path, *, links: bool = False) -> list[Examination]:
 
 
 def planes_of(files: list[Path]) -> set[str]:
-    """The planes that files show by their headers; the rest is not read once all three are there."""
+    """Returns the planes that files show according to their headers; stops reading once all three are found."""
     found: set[str] = set()
     for file in files:
         if plane := scans.plane_of(file):
@@ -117,14 +121,14 @@ def planes_of(files: list[Path]) -> set[str]:
 
 
 def read(files) -> tuple[dict[str, Scout], list[str]]:
-    """The three scouts of a triple, by the name of their plane, and notes on what was mended or passed over on the way.
+    """Reads the three scouts of a triple, by the name of their plane, and notes on what was repaired or left out.
 
-    Which plane a slice is follows from its own affine alone. Of several slices of a plane the middle one is taken; of
-    several DICOM series the one that has all planes.
+    A slice's plane is decided by its own affine alone. Of several slices of a plane the middle one is taken; of several
+    DICOM series the one that shows all planes.
 
     Raises:
-      FormatError: a plane is missing or doubled, a slice is too oblique, an orientation is absent or wrong, too many
-        voxels are no number, the slices are not of one examination, or the three planes do not meet.
+      FormatError: a plane is missing or given twice, a slice is too oblique, an orientation is absent or wrong, too
+        many voxels are non-finite, the slices are not of one examination, or the three planes do not meet.
     """
     files = [Path(file) for file in files]
     notes: list[str] = []
@@ -163,7 +167,10 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
 
 
 def one_series(slices: list[Scout], notes: list[str]) -> list[Scout]:
-    """Those slices whose series has all three planes, or all of them where none has; FormatError where several have."""
+    """Returns the slices of the series that shows all three planes, or all slices if none does.
+
+    Raises FormatError if several do.
+    """
     series = {one.series: [s for s in slices if s.series == one.series] for one in slices}
     whole = [uid for uid, some in series.items() if {s.name for s in some} == set(PLANES)]
     if len(whole) > 1:
@@ -179,7 +186,7 @@ def one_series(slices: list[Scout], notes: list[str]) -> list[Scout]:
 
 
 def belong(slices: list[Scout]) -> None:
-    """Makes sure that the slices are of one patient, and their places in one frame of reference."""
+    """Checks that the slices are of one patient, study and frame of reference; raises FormatError otherwise."""
     first: dict[str, tuple[str, str]] = {}
     for one in slices:
         for tag, value in (*one.origin, ("sform or qform code", str(one.space))):
@@ -191,10 +198,10 @@ def belong(slices: list[Scout]) -> None:
 
 
 def middle(slices: list[Scout]) -> Scout:
-    """The middle one of a stack of slices, by where they lie along the patient's axis.
+    """Returns the middle one of a stack of slices, ordered by position along the patient's axis.
 
     Raises:
-      FormatError: two lie at the same place, or not one behind the other; or there are two, and none is the middle.
+      FormatError: two lie at the same place, or are not of one stack; or there are just two, so none is the middle.
     """
     axis = normal(slices[0].plane)
     axis = axis * np.sign(axis[np.abs(axis).argmax()])
@@ -214,7 +221,7 @@ def middle(slices: list[Scout]) -> Scout:
 
 
 def behind(one: Scout, other: Scout) -> bool:
-    """Whether a slice lies behind another as in a stack: of its shape and direction, moved across the plane alone."""
+    """Whether a slice lies behind another as in a stack: same shape and orientation, moved only along the normal."""
     sides = np.linalg.norm(one.plane[:, :2], axis=0)
     alike = one.image.shape == other.image.shape and np.allclose(
         one.plane[:, :2], other.plane[:, :2], atol=0.02 * min(sides)
@@ -223,7 +230,7 @@ def behind(one: Scout, other: Scout) -> bool:
 
 
 def meet(scouts: dict[str, Scout], where) -> None:
-    """Makes sure that the three planes cross within their images: those of one head do."""
+    """Checks that the three planes meet within their images, as those of one head do; raises FormatError otherwise."""
     normals = np.array([normal(s.plane) for s in scouts.values()])
     point = np.linalg.solve(normals, [n @ s.plane[:, 2] for n, s in zip(normals, scouts.values(), strict=True)])
     for s in scouts.values():
@@ -238,13 +245,13 @@ def meet(scouts: dict[str, Scout], where) -> None:
 
 
 def volume_slices(voxels, affine, file, notes) -> Iterator[Scout]:
-    """The slices of a volume along its three axes through the middle of the head."""
+    """Yields the slices of a volume along its three axes through the middle of the head."""
     where = np.argwhere(head_of(np.nan_to_num(voxels)))
     if not len(where):
         raise FormatError(file, "", "no head in this volume, all of it is dark", "give a volume of a head")
     low, high = np.quantile(where, [0.01, 0.99], axis=0)
     middles = (low + high) / 2
-    # Below the head there may be a neck: the middle is taken between the crown and where the head ends.
+    # Below the head there may be a neck, so the middle lies at most 0.4 HEAD below the crown.
     up = int(np.argmax(np.abs(affine[2, :3])))
     crown = high[up] if affine[2, up] > 0 else low[up]
     reach = 0.4 * HEAD / np.linalg.norm(affine[:3, up]) * (-1 if affine[2, up] > 0 else 1)
@@ -258,23 +265,23 @@ def volume_slices(voxels, affine, file, notes) -> Iterator[Scout]:
 
 
 def head_of(image) -> np.ndarray:
-    """Which pixels of a slice, or voxels of a volume, show the head: what is brighter than a fifth of its bright parts."""
+    """Masks the head in a slice or volume: what, once smoothed, is brighter than a fifth of the 0.98 quantile."""
     smooth = scipy.ndimage.gaussian_filter(np.asarray(image, np.float32), 1.5)
     return smooth > 0.2 * np.quantile(smooth, 0.98)
 
 
 def cleaned(image, sides) -> np.ndarray:
-    """A slice (H, W) as [0, 1], without what the scanner added.
+    """Normalises a slice (H, W) to [0, 1] and removes scanner artefacts.
 
-    Its outermost 2 % of rows and columns, where scanners leave bright lines, become dark. The coil's shading is divided
-    away by the head's brightness averaged over 30 mm (homomorphic unsharp masking; Axel, Costantini and Listerud 1987).
-    What is left lies between its 1st percentile and the head's 99th, whatever units it had.
+    The outermost 2 % of rows and columns, where scanners leave bright lines, are set to 0. The coil's shading is
+    removed by dividing by the head's brightness averaged over 30 mm (homomorphic unsharp masking; Axel, Costantini and
+    Listerud 1987). 0 and 1 are the slice's 1st percentile and the head's 99th, whatever the units.
 
     Args:
       image: (H, W) of numbers.
       sides: (height, width) of a pixel in mm.
     """
-    image = np.array(image, np.float64)  # whose range holds also what has the largest numbers of float32
+    image = np.array(image, np.float64)  # in float32 the differences of large values may overflow
     image -= np.quantile(image, 0.01)
     for axis, length in enumerate(image.shape):
         edge = max(1, round(0.02 * length))
@@ -287,33 +294,33 @@ def cleaned(image, sides) -> np.ndarray:
     average = (image * head).sum() / max(head.sum(), 1)
     even = image / (
         (blur(image * head) + 0.05 * average) / (blur(head) + 0.05) + 1e-6
-    )  # far from the head by its average
+    )  # far from the head, its average
     bright = np.quantile(even[head > 0], 0.99) if head.any() else even.max()
     return np.clip(even / max(float(bright), 1e-6), 0, 1)
 
 
 def framed(source: Scout, size, spacing) -> Framed:
-    """A scout in the network's frame: cleaned, shown as radiologists do, at a fixed scale, the head in the middle.
+    """Brings a scout into the network's frame: cleaned, in radiological orientation, at a fixed scale, head centred.
 
     Args:
-      source: the scout, however it lies.
+      source: the scout, in any orientation.
       size: (H, W) of the frame.
-      spacing: mm of a pixel of the frame, whatever those of the scout are.
+      spacing: mm per pixel of the frame, whatever the scout's own.
 
     Returns:
-      A Framed, whose maps are exact inverses of what was done to the pixels.
+      A Framed, whose maps invert exactly what was done to the pixels.
     """
     steps = source.plane[:, :2]
     sides = np.linalg.norm(steps, axis=0)
     image = cleaned(source.image, sides[::-1])
     units, shown = steps / sides, np.array(SHOWN[source.name], float).T
-    # Which of the image's axes is shown to the right and which downwards, and whether backwards.
+    # Which of the image's axes points right in the frame and which points down, and whether each is reversed.
     agree = units.T @ shown
     order = [0, 1] if abs(agree[0, 0] * agree[1, 1]) >= abs(agree[1, 0] * agree[0, 1]) else [1, 0]
     turn = np.zeros((2, 2))  # frame pixels -> source pixels, without the shift
     for column, axis in enumerate(order):
         turn[axis, column] = np.sign(agree[axis, column]) * spacing / sides[axis]
-    # Where the head lies along the frame's axes, from the image's middle, in the frame's pixels.
+    # The head's position relative to the image's centre, along the frame's axes, in pixels of the frame.
     rows, columns = np.nonzero(head_of(image))
     middle = np.array([source.image.shape[1], source.image.shape[0]]) / 2
     at = (np.stack([columns, rows], -1) + 0.5 - middle) @ np.linalg.inv(turn).T
@@ -324,7 +331,7 @@ def framed(source: Scout, size, spacing) -> Framed:
     shift = middle + turn @ (look - np.array(size[::-1]) / 2)
     to_source = np.concatenate([turn, shift[:, None]], axis=1)
     plane = source.plane @ np.vstack([to_source, [0, 0, 1]])
-    # Smoothed first where the frame is coarser, so that nothing is missed between its pixels.
+    # Smoothed first where the frame is coarser than the scout, to prevent aliasing.
     ratio = spacing / sides[::-1]
     smooth = scipy.ndimage.gaussian_filter(image, 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0)))
     y, x = np.mgrid[: size[0], : size[1]] + 0.5

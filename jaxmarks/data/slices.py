@@ -1,8 +1,9 @@
-"""Slices of a patient and where they lie.
+"""Slices of a patient and their positions in space.
 
-Space is the patient's in millimetres, RAS: x to the right, y to the front, z upwards. DICOM says LPS and is converted
-at the border. A plane is a (3, 3) matrix whose columns are the steps in mm from one pixel to the next along x and
-along y, and where the image's corner, the pixel (0, 0), lies: a continuous pixel (x, y) is at plane @ (x, y, 1).
+Space is the patient's, in millimetres, RAS: x to the right, y to the front, z upwards. DICOM uses LPS, which is
+converted on reading. A plane is a (3, 3) matrix. Its first two columns are the steps in mm from one pixel to the next
+along x and along y; the third is the position of the image's corner, pixel (0, 0). So the continuous pixel (x, y) lies
+at plane @ (x, y, 1).
 """
 
 from pathlib import Path
@@ -13,23 +14,23 @@ import scipy
 
 from jaxmarks.data.samples import FormatError
 
-# A plane's name by the patient's axis that its normal is nearest to.
+# The planes' names, indexed by the patient axis that is nearest to the normal.
 PLANES = ("sagittal", "coronal", "axial")
-# Beyond this angle from its axis a slice is of no plane.
+# A slice whose normal is more degrees than this off its axis is too oblique for any plane.
 OBLIQUE = 35.0
-# More of a slice that is no number cannot be filled.
+# The largest share of non-finite pixels of a slice that is filled.
 HOLES = 0.2
-# Sides of a pixel, mm; others are of no scout, but written in another unit.
+# The range of plausible sides of a scout's pixel, mm; others were written in another unit.
 SIDES = 0.05, 20.0
-# In what space a NIfTI file's places are, by the code of its sform or qform; DICOM's are the scanner's.
+# A NIfTI file's coordinate space, by the code of its sform or qform; DICOM's is the scanner's.
 SCANNER, SPACES = 1, {2: "aligned to another image", 3: "of Talairach's atlas", 4: "of the MNI template"}
 
 
 class Scout(NamedTuple):
-    """One slice: `image` (H, W) float32, its `plane` (3, 3) in RAS mm, the plane's `name`, and the file it is from.
+    """One slice: `image` (H, W) float32, its `plane` (3, 3) in RAS mm, the plane's `name`, and the `file` it is from.
 
-    `origin` has the tags `ORIGIN` of a DICOM file with their values, `series` its SeriesInstanceUID; `space` is the code of
-    the NIfTI file's space.
+    `origin` holds the tags `scans.ORIGIN` of a DICOM file with their values, `series` its SeriesInstanceUID; `space` is
+    the code of a NIfTI file's space.
     """
 
     image: np.ndarray
@@ -42,31 +43,31 @@ class Scout(NamedTuple):
 
 
 def lps_to_ras(vectors):
-    """Vectors (..., 3) from LPS, as DICOM has them, to RAS, or back."""
+    """Converts vectors (..., 3) from LPS, which DICOM uses, to RAS, or back."""
     return np.asarray(vectors, np.float64) * [-1, -1, 1]
 
 
 def pixels(plane, points):
-    """The continuous pixels (..., 2) of a plane (3, 3) at the feet of the perpendiculars of points (..., 3) in mm."""
+    """Projects points (..., 3) in mm perpendicularly onto a plane (3, 3); returns continuous pixels (..., 2)."""
     return (np.asarray(points) - plane[:, 2]) @ np.linalg.pinv(plane[:, :2]).T
 
 
 def normal(plane):
-    """The unit normal (3,) of a plane (3, 3)."""
+    """Returns the unit normal (3,) of a plane (3, 3)."""
     found = np.cross(plane[:, 0], plane[:, 1])
     return found / np.linalg.norm(found)
 
 
 def centre(scout: Scout):
-    """Where the middle of a scout's image lies, (3,) mm."""
+    """Returns the position of the centre of a scout's image, (3,) mm."""
     height, width = scout.image.shape
     return scout.plane @ [width / 2, height / 2, 1]
 
 
 def scout(image, plane, file, notes: list[str]) -> Scout:
-    """A slice (H, W) with its plane, checked: its orientation makes sense and its voxels are numbers.
+    """Makes a Scout of a slice (H, W) and its plane, after checking the orientation and the voxel values.
 
-    Up to a share `HOLES` of them may be none, which become their nearest neighbour's value.
+    Up to a share `HOLES` of the voxels may be non-finite; each of these gets the value of its nearest finite neighbour.
     """
     bad = lambda what, remedy: FormatError(file, "", what, remedy)
     sides, rewrite = np.linalg.norm(plane[:, :2], axis=0), "write the file anew with the scanner's orientation"

@@ -1,4 +1,4 @@
-"""Who is trained on and who is held out: folds by group, and the beetle paper's random split; and how often each is shown."""
+"""Training, validation and test splits: folds by group, and the beetle paper's random split; and balanced sampling."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from jaxmarks.data.samples import DRAWN, Samples
 
 
 class Split(NamedTuple):
-    """Indices of samples; of `of_member` rows (sample x versions + version) of training and validation."""
+    """Sample indices of each part; `of_member` gives `train` and `valid` as rows (sample x versions + version)."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -25,19 +25,20 @@ def by_group(
     member: int = 0,
     kind: np.ndarray | None = None,
 ) -> Split:
-    """The split of one fold, no group being divided.
+    """Returns the split of one fold, without dividing any group.
 
-    The groups are shuffled by the seed and dealt into `folds` parts whose sizes differ by one at most, so that every
-    group is tested in just one fold. `valid` is the share of the remaining groups that is held back for validation.
+    The groups are shuffled by the seed and dealt into `folds` parts whose group counts differ by at most one, so that
+    every group is tested in exactly one fold. `valid` is the share of the remaining groups that is held out for
+    validation.
 
     Args:
       group: (N,) int, the group of each sample.
-      folds: how many parts; 1 tests on nothing.
-      fold: which part is the test, from 0.
+      folds: number of parts; with 1 there is no test set.
+      fold: index of the part that is the test set, from 0.
       valid: share in [0, 1).
-      seed: of the shuffle.
-      member: of an ensemble, whose networks have the same test and each its own validation groups.
-      kind: (N,) int, the same within each group: every part gets its share of each kind.
+      seed: seed of the shuffle.
+      member: index in the fold's ensemble; its members share the test set and differ in their validation groups.
+      kind: (N,) int, constant within each group; the groups of each kind are spread evenly over the parts.
     """
     names = np.unique(group)
     if not 0 <= fold < folds:
@@ -49,7 +50,7 @@ def by_group(
     order = _evenly(np.random.default_rng(seed).permutation(names), kinds)
     test = np.array_split(order, folds)[fold] if folds > 1 else order[:0]
     rest = order[~np.isin(order, test)]
-    # Another order for each fold, or the validation groups would be the same in all of them.
+    # Shuffled anew for each fold, or all folds would have the same validation groups.
     rest = _evenly(np.random.default_rng((seed, fold)).permutation(rest), kinds)
     if not 0 <= valid < 1:
         raise ValueError(f"--config.split.valid={valid}: a share from 0 to below 1")
@@ -60,7 +61,7 @@ def by_group(
 
 
 def _evenly(names: np.ndarray, kinds: dict) -> np.ndarray:
-    """Names in an order in which each kind is spread over the whole; as they are where all are of one."""
+    """Reorders `names` so that each kind is spread evenly over the whole; no change where all are of one kind."""
     kind = np.array([kinds.get(name, 0) for name in names], int)
     place = np.zeros(len(names))
     for value in np.unique(kind):
@@ -70,14 +71,14 @@ def _evenly(names: np.ndarray, kinds: dict) -> np.ndarray:
 
 
 def by_group_in_each(domain: np.ndarray, group: np.ndarray, **options) -> Split:
-    """`by_group` within each domain (N,), so that every domain is in every part of every fold.
+    """Applies `by_group` within each domain (N,), so that every domain is in every part of every fold.
 
-    Where domains share a group all are split together, or one would be trained on what tests another. Then a domain of
-    few groups may have none in a part.
+    Where domains share a group, all domains are split together, as otherwise a group could be trained on in one domain
+    and tested in another. A domain with few groups may then be absent from a part.
     """
     pairs = np.unique(np.stack([domain, group]), axis=1)
     if pairs.shape[1] > len(np.unique(group)):
-        # A group's kind is the domains that have it.
+        # A group's kind is the set of domains that contain it.
         having = {value: tuple(pairs[0, pairs[1] == value]) for value in np.unique(group)}
         number = {domains: n for n, domains in enumerate(sorted(set(having.values())))}
         return by_group(group, kind=np.array([number[having[value]] for value in group]), **options)
@@ -89,9 +90,9 @@ def by_group_in_each(domain: np.ndarray, group: np.ndarray, **options) -> Split:
 
 
 def balanced(rows: np.ndarray, stratum: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Rows (N,) of these strata (N,), and those of the smaller ones again until each has as many as the largest.
+    """Oversamples rows (N,) so that every stratum (N,) has as many rows as the largest.
 
-    A row comes again as often as the others of its stratum, or once more where `draw` says so.
+    Within a stratum the rows' counts differ by at most one; `draw` decides at random which rows get one more.
     """
     each = [rows[stratum == value] for value in np.unique(stratum)]
     most = max(map(len, each), default=0)
@@ -100,12 +101,12 @@ def balanced(rows: np.ndarray, stratum: np.ndarray, draw: np.random.Generator) -
 
 
 def epoch(rows: np.ndarray, stratum: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """As many rows as there are, in random order, that show each of these strata equally often but for chance."""
+    """Draws N of the rows (N,), in random order, such that all strata (N,) are equally frequent in expectation."""
     return draw.permutation(balanced(rows, stratum, draw))[: len(rows)]
 
 
 def random(rows: np.ndarray, *, valid: float, seed: int, member: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (N,) -> (train, valid), drawn over the augmented rows alike, as the beetle paper does.
+    """Splits rows (N,) at random into (train, valid), treating all augmented versions alike, as the beetle paper does.
 
     Versions of one photograph fall on both sides, so the validation loss is optimistic.
     """
@@ -116,19 +117,19 @@ def random(rows: np.ndarray, *, valid: float, seed: int, member: int = 0) -> tup
 
 
 def of_member(settings, samples: Samples, member, versions: int) -> Split:
-    """The split of one network, as `settings.split` says.
+    """Returns the split of one network according to `settings.split`.
 
     Args:
-      settings: of a stage.
-      samples: all of them.
+      settings: the stage's settings.
+      samples: all samples.
       member: the network, by its `fold` and its `number` in the fold's ensemble.
-      versions: of a sample.
+      versions: number of augmented versions of a sample.
 
     Returns:
-      Rows (sample x versions + version) of training and validation, and the samples of the test.
+      Rows (sample x versions + version) for training and validation, and sample indices for the test.
 
     Raises:
-      ValueError: a split that there is not, or that leaves nothing to test.
+      ValueError: an unknown kind of split, impossible settings, or no image left to train on.
     """
     split = settings.split
     if split.by not in ("group", "image", "random"):
@@ -141,10 +142,10 @@ def of_member(settings, samples: Samples, member, versions: int) -> Split:
     if split.by == "random" and split.few:
         raise ValueError(f"--config.split.few={split.few}: a random split has no specimens; set split.by=group")
     group = samples.group
-    if split.by == "image":  # the tiles of a photograph stay together, and so do its copies
+    if split.by == "image":  # keeps together the tiles of a photograph, and its copies
         order = {content: n for n, content in enumerate(dict.fromkeys(samples.content.tolist()))}
         group = np.array([order[content] for content in samples.content.tolist()])
-    # Where validation takes the place of a test, or a few specimens are all there is, an ensemble has the same of them.
+    # An ensemble's members share one split where validation images replace the test set, or `few` limits the training.
     number = 0 if split.folds == 1 or split.few else member.number
     train, valid, test = by_group_in_each(
         samples.domain, group, folds=split.folds, fold=member.fold, valid=split.valid, seed=split.seed, member=number
@@ -168,10 +169,11 @@ def of_member(settings, samples: Samples, member, versions: int) -> Split:
 
 
 def saved(split: Split, settings, samples: Samples, versions: int) -> dict:
-    """What is saved of a network's split: by it `parts_of` knows the images again.
+    """Returns the record of a split that is saved with its network, from which `parts_of` recognises the images.
 
-    Its "images" are their names by part: "train", "valid", "test" and, where `split.few` leaves some, "unused". By name
-    its "contents" are their contents, and its "specimens", but of a split that divides them, those that have a name.
+    "images" lists the image names of each part: "train", "valid", "test" and "unused" (what `split.few` leaves out).
+    "contents" maps names to contents, and "specimens" names to named specimens; "specimens" is empty for a split by
+    image, which may divide them.
     """
     chosen = {"train": split.train // versions, "valid": split.valid // versions, "test": split.test}
     unused = np.setdiff1d(np.arange(len(samples)), np.concatenate(list(chosen.values())))
@@ -182,10 +184,11 @@ def saved(split: Split, settings, samples: Samples, versions: int) -> dict:
 
 
 def parts_of(known: dict, samples: Samples) -> dict[str, np.ndarray]:
-    """In which part of the split that `saved` tells of each of the samples (N,) is; "" where it is in none.
+    """Finds the part of a split, as recorded by `saved`, in which each of the samples (N,) is; "" where it is in none.
 
-    It is told by "content", by "name" (of photographs) and by "specimen", the surest first. What is in "train" and, as
-    versions of it may be, in "valid" is in "train". Of what runs of older versions saved the names alone are known.
+    The result's keys are the criteria, the most reliable first: equal "content", equal "name" (photographs only), and
+    equal "specimen". An image with versions in both "train" and "valid" counts as "train". Runs of older versions of
+    jaxmarks saved only the names.
     """
     images, contents, specimens = known["images"], known.get("contents", {}), known.get("specimens", {})
     named = {name: part for part in ("unused", "test", "valid", "train") for name in images.get(part, ())}
@@ -200,9 +203,10 @@ def parts_of(known: dict, samples: Samples) -> dict[str, np.ndarray]:
 
 
 def strata(balance: str, samples: Samples, shown: np.ndarray) -> np.ndarray:
-    """Of each sample (N,) the stratum that training, which is `shown` some of them, shows as often as any other.
+    """Returns the stratum of each sample (N,); training shows all strata equally often.
 
-    That is its "set", its "group", ("object") with objects or, where these are most, without, or ("image") all one.
+    Strata are, by `balance`: "set", the datasets; "group", the groups; "object", images with and without objects, if
+    most of the training samples `shown` (indices) have none, else a single stratum; "image", a single stratum.
     """
     alike, empty = np.zeros_like(samples.group), np.asarray((samples.labels < 0).all(axis=1), int)
     by_objects = empty if empty[shown].mean() > 0.5 else alike

@@ -1,5 +1,6 @@
-"""Bodies: each file is one architecture with a `build(**options)` that returns a linen module, and the options `TINY`
-of one that trains in a test.
+"""Bodies (backbones): each file with a `build(**options)`, which returns a linen module, is one architecture.
+
+Its `TINY` are the options of a network small enough to train in a test.
 
 A body maps images (B, H, W, C) float32 in [0, 1] to features: a vector (B, F) or a dense map (B, h, w, F).
 """
@@ -14,7 +15,7 @@ from jaxmarks.models import encoders
 
 
 class Network(nn.Module):
-    """A body with a head's output layer on it; the parameters are {"body": ..., "head": ...}."""
+    """A body followed by a head's output layer; the parameters are {"body": ..., "head": ...}."""
 
     body: nn.Module
     head: nn.Module
@@ -24,23 +25,26 @@ class Network(nn.Module):
 
 
 def build(spec: Mapping[str, Any]) -> nn.Module:
-    """The body that `spec["name"]` names, built with the rest of the spec."""
+    """Builds the body named `spec["name"]`, with the rest of the spec as its options."""
     return find.build(__name__, spec, key="model")
 
 
 def read_weights(spec: Mapping[str, Any], source: str, *, channels: int) -> dict:
-    """The variables that the body of `spec` takes from pretrained weights: of its encoder, or of all of it.
+    """Reads the pretrained variables of a body.
+
+    If `spec` has an encoder these are the encoder's, otherwise those that the body's own `read_weights` gives.
 
     Args:
-      spec: the body, as in `build`; its key "encoder" names the encoder, where it has one to choose.
-      source: what `encoders.read_weights` takes; for yolo_tiny Darknet's file.
-      channels: of the images.
+      spec: the body, as in `build`; its key "encoder" is the encoder's spec, for bodies whose encoder can be chosen.
+      source: as for `encoders.read_weights`; for yolo_tiny a Darknet file.
+      channels: number of channels of the images.
 
     Returns:
       {"params": {"body": ...}, "batch_stats": {"body": ...}}.
 
     Raises:
-      ValueError: as `check_weights`, or weights that cannot be read or do not fit.
+      FileNotFoundError: the weights are not here and cannot be fetched.
+      ValueError: as `check_weights`, or the weights cannot be read or do not fit.
     """
     check_weights(spec, source)
     options = dict(spec)
@@ -52,7 +56,7 @@ def read_weights(spec: Mapping[str, Any], source: str, *, channels: int) -> dict
 
 
 def check_weights(spec: Mapping[str, Any], source: str) -> None:
-    """Raises ValueError where neither the body of `spec` nor its encoder takes pretrained weights; it names those that do."""
+    """Raises ValueError if the body of `spec`, or its encoder, has no pretrained weights; it lists those that have."""
     if spec.get("encoder"):
         encoders.check_weights(spec["encoder"], source)
     elif spec["name"] not in (bodies := find.names(__name__, needs="read_weights")):

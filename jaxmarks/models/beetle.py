@@ -27,12 +27,12 @@ class ElementaryBlock(nn.Module):
         x = layers.Conv(
             self.features, self.kernel_size, "VALID", kernel_init=nn.initializers.glorot_uniform(), name="conv"
         )(x)
-        # ReLU and pooling commute, and after it there are four times fewer values.
+        # ReLU and max pooling commute; after pooling there are four times fewer values.
         return layers.Dropout(self.dropout, name="dropout")(nn.relu(layers.max_pool(x)), train=train)
 
 
 class Beetle(nn.Module):
-    """Images (B, H, W, C) in [0, 1] -> features (B, width). Glorot-uniform weights, as the authors' library."""
+    """Images (B, H, W, C) in [0, 1] -> features (B, width). Weights are Glorot-uniform, as in the authors' library."""
 
     width: int = 1000
     dropout: tuple[float, float, float, float] = (0.1, 0.2, 0.3, 0.5)
@@ -53,13 +53,13 @@ class Beetle(nn.Module):
 
 
 def build(*, version=3, width=0, dropout=(), standardise=False):
-    """The paper's network 1, 2 or 3.
+    """Builds the paper's network 1, 2 or 3.
 
     Args:
       version: 1, 2 or 3.
-      width: of the fully connected layers; 0 is the paper's.
-      dropout: four rates, after each block and between the fully connected layers; empty is the paper's.
-      standardise: bring each image and channel to mean 0 and deviation 1 first, which the paper does not.
+      width: units of the fully connected layers; 0 means the paper's.
+      dropout: four rates, after each block and between the fully connected layers; empty means the paper's.
+      standardise: whether to bring each image and channel to mean 0 and deviation 1 first (the paper does not).
     """
     if version not in (1, 2, 3):
         raise ValueError(f"model.version={version}: the paper has networks 1, 2 and 3")

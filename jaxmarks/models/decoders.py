@@ -1,4 +1,4 @@
-"""What the bodies on an encoder share: its maps for images of any size, and the way from its finest one to the frame."""
+"""Steps shared by the bodies on an encoder: encoding images of any size, and turning the finest map into the output."""
 
 import flax.linen as nn
 
@@ -6,21 +6,21 @@ from jaxmarks.models import layers
 
 
 def check_stride(stride):
-    """Raises a ValueError where a body on an encoder cannot have this stride."""
+    """Raises ValueError if a body on an encoder cannot have this output stride."""
     if stride not in (1, 2, 4):
         raise ValueError(f"model.stride={stride}: with an encoder there are 1, 2 and 4")
 
 
 def encode(encoder, images, *, stride, train):
-    """An encoder's maps at strides 2 (4, if that is the output's) to 32, of images (B, H, W, C) continued to 32's multiples."""
+    """Encodes images (B, H, W, C), padded to multiples of 32: maps at strides 2 (4 if the output's is 4) to 32."""
     maps = encoder(layers.pad_to(images, 32), train=train)
     return maps[1:] if stride == 4 else maps
 
 
 class Finish(nn.Module):
-    """The finest map of `encode`'s, decoded, x (B, h, w, F) -> the output (B, ceil(H / stride), ceil(W / stride), F').
+    """Decoded finest map x (B, h, w, F) -> the output (B, ceil(H / stride), ceil(W / stride), F'), without the padding.
 
-    An encoder has no map at stride 1: there a last step up without a skip leads, to half the channels.
+    An encoder has no map at stride 1: to reach it, a last upsampling without a skip connection halves the channels.
     """
 
     stride: int

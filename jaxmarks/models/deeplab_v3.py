@@ -1,4 +1,4 @@
-"""DeepLabV3 (Chen et al. 2017) on any encoder: one of its maps seen at several rates, and bilinear upsampling."""
+"""DeepLabV3 (Chen et al. 2017) on any encoder: one of its maps at several dilation rates, and bilinear upsampling."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -7,15 +7,15 @@ from jaxmarks.models import decoders, encoders, layers
 
 # The options of a network for tests.
 TINY = {"width": 4, "source": 32, "rates": (2,), "encoder": {"name": "plain", "width": 4, "norm": "none"}}
-# The place among an encoder's maps of that at each stride.
+# Stride -> index of the encoder's map at that stride.
 SOURCES = {8: 2, 16: 3, 32: 4}
 
 
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: x (B, h, w, C) -> (B, h, w, features).
 
-    A 1x1 convolution, 3x3 ones at the rates and the mean of the whole map, each to `features` channels, side by side; and
-    a 1x1 convolution over them all.
+    Concatenates a 1x1 convolution, 3x3 convolutions at the dilation rates and a 1x1 convolution of the map's global
+    mean, each with `features` channels; another 1x1 convolution merges them.
     """
 
     features: int
@@ -37,7 +37,7 @@ class ASPP(nn.Module):
 
 
 class DeepLabV3(nn.Module):
-    """Images (B, H, W, C) in [0, 1] -> a map (B, H / stride, W / stride, width)."""
+    """Images (B, H, W, C) in [0, 1] -> a map (B, ceil(H / stride), ceil(W / stride), width)."""
 
     encoder: nn.Module
     width: int = 256
@@ -59,20 +59,20 @@ class DeepLabV3(nn.Module):
 
 
 def build(*, encoder=None, width=256, rates=(6, 12, 18), source=16, stride=4, norm="batch", dropout=0.0):
-    """DeepLabV3: 256 channels, rates 6, 12, 18 and output stride 16, as in the paper.
+    """Builds DeepLabV3; by default with the paper's 256 channels, rates 6, 12 and 18, and the pyramid at stride 16.
 
-    The paper keeps its encoder's last map at stride 16, or 8 with the rates doubled, by dilation of the last stages; here
-    the encoder stays as it is, and its map at that stride is taken: what comes behind it in the encoder has no part. A
-    head's linear layer and bilinear upsampling may change places, so this upsamples its output as the paper does.
+    The paper dilates the encoder's last stages to keep its last map at stride 16, or at 8 with the rates doubled. Here
+    the encoder is unchanged: its map at that stride is used, and its later stages are not. A head's linear layer and
+    bilinear upsampling commute, so upsampling the features is the same as upsampling the output, as in the paper.
 
     Args:
-      encoder: the spec of an encoder, as {"name": "resnet50"}; None is `plain` with its defaults and this `norm`.
+      encoder: the spec of an encoder, as {"name": "resnet50"}; None means `plain` with its defaults and this `norm`.
       width: channels of each of the pyramid's branches and of the output.
-      rates: of the pyramid's 3x3 convolutions.
-      source: the stride of the encoder's map, 8, 16 or 32; landmarks are found the more closely the finer it is.
-      stride: of the output, 1, 2 or 4.
+      rates: dilation rates of the pyramid's 3x3 convolutions.
+      source: stride of the encoder's map: 8, 16 or 32; a finer map locates landmarks more precisely.
+      stride: stride of the output: 1, 2 or 4.
       norm: `batch`, `group` or `none`.
-      dropout: rate behind the pyramid.
+      dropout: rate after the pyramid.
     """
     decoders.check_stride(stride)
     if source not in SOURCES:

@@ -1,4 +1,4 @@
-"""Flat-net (Eslami, Neuschaefer-Rube and Serrurier 2020): no pooling; convolutions at five dilation rates side by side."""
+"""Flat-net (Eslami, Neuschaefer-Rube and Serrurier 2020): no pooling; parallel convolutions at five dilation rates."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -35,20 +35,20 @@ class FlatNet(nn.Module):
 
 
 def build(*, width=32, rates=(1, 2, 3, 4, 5), stride=1, norm="batch"):
-    """Flat-net: layers L1 to L6 of seven; the head's 1x1 convolution is the seventh.
+    """Builds layers L1 to L6 of Flat-net's seven; the seventh is the head's 1x1 convolution.
 
-    L1 and L2 are 9x9 convolutions at each of the dilation rates, L3 lays their maps side by side, L4 is a 5x5 and L5 to L7
-    are 1x1 convolutions. Widths and rates, which the thesis does not give, are those of the authors' own program: `width`,
-    2 `width` a rate, 8, 4 and 2 `width`. The network of the paper is `norm=none` with a heatmap head of `tanh=True`,
-    `loss=l1`, sigma 10 and decoder argmax, in frames of 256x256; for that head see `heads/heatmap.py`.
+    L1 and L2 are 9x9 convolutions at each of the dilation rates, L3 concatenates their maps, L4 is a 5x5 and L5 to L7
+    are 1x1 convolutions. The thesis does not give widths and rates; these are those of the authors' own program:
+    `width` and 2 `width` per rate, then 8, 4 and 2 `width`. The network of the paper is `norm=none` with a heatmap head
+    of `tanh=True`, `loss=l1`, sigma 10 and decoder argmax, in frames of 256x256; for that head see `heads/heatmap.py`.
 
-    A landmark is seen in 16 max(rates) + 5 pixels of the folded map each way, 85 by default: with stride 4 that is 340
-    pixels of the frame, so that folding makes the network cheaper and lets it see more.
+    The receptive field is 16 max(rates) + 5 pixels of the folded map along each axis, 85 by default. With stride 4 that
+    is 340 pixels of the frame, so folding makes the network cheaper and widens its receptive field.
 
     Args:
       width: channels of L1; all others are multiples of it.
       rates: dilation rates of L1 and L2.
-      stride: 1, 2, 4, ...: each square of so many pixels becomes one, of more channels, before L1.
+      stride: a power of two: before L1 each stride x stride square of pixels is folded into one pixel of more channels.
       norm: `batch`, `group` or `none` (as published).
     """
     if stride & (stride - 1) or stride < 1:

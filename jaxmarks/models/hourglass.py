@@ -10,10 +10,10 @@ TINY = {"width": 2, "depth": 1, "norm": "none"}
 
 
 class MultiScale(nn.Module):
-    """The hierarchical multi-scale residual block (Bulat and Tzimiropoulos 2017): x (B, h, w, C) -> (B, h, w, features).
+    """Hierarchical multi-scale residual block (Bulat and Tzimiropoulos 2017): x (B, h, w, C) -> (B, h, w, features).
 
-    Three 3x3 convolutions, one behind the other, to a half, a quarter and a quarter of the channels; their maps side by
-    side are added to the shortcut. As in KNEEL each is followed by its normalisation, and all but the last by ReLU.
+    Three successive 3x3 convolutions have a half, a quarter and a quarter of the channels; their maps are concatenated
+    and added to the shortcut. As in KNEEL each is followed by a normalisation, and all but the last by ReLU.
     """
 
     features: int
@@ -21,7 +21,7 @@ class MultiScale(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train):
-        # Without normalisation the branch begins small: else the variance doubles with each of the many blocks.
+        # Without normalisation the branch starts small: otherwise the variance doubles with each of the many blocks.
         scale = nn.initializers.variance_scaling(0.1 if self.norm == "none" else 2.0, "fan_in", "truncated_normal")
         half, quarter = self.features // 2, self.features // 4
         maps, y = [], x
@@ -35,10 +35,10 @@ class MultiScale(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """One level and, within it, those below: x (B, h, w, C) -> (B, h, w, features), h and w multiples of 2^depth.
+    """One level and, nested in it, those below: x (B, h, w, C) -> (B, h, w, features), h and w multiples of 2^depth.
 
-    Three blocks on the map; on the map at half its size three blocks, the next level (at the last one a block) and a
-    block, brought back to its size and added.
+    The sum of two paths: three blocks at full size; and at half size three blocks, the next level (a block at the last
+    level) and a block, upsampled again.
     """
 
     depth: int
@@ -97,17 +97,17 @@ class HourglassNet(nn.Module):
 
 
 def build(*, width=24, depth=6, stacks=1, norm="batch", dropout=0.25):
-    """KNEEL's network without its last 1x1 convolution to M maps and soft-argmax, which are the head's (`softargmax`).
+    """Builds KNEEL's network without its last 1x1 convolution to M maps and soft-argmax (see the head `softargmax`).
 
-    An entry block to stride 4, the hourglass, and twice dropout and a 1x1 convolution. The frame is continued to a
-    multiple of 4 2^depth pixels, so that every level halves exactly: with the paper's depth 6 to a multiple of 256, which
-    frames of 256x256 fill. A depth of 3 or 4 is enough for smaller ones, and cheaper where they do not fill it.
+    An entry block to stride 4, the hourglass, and twice dropout and a 1x1 convolution. The frame is padded to a
+    multiple of 4 * 2^depth pixels, so that every level halves exactly: with the paper's depth 6 to a multiple of 256,
+    which frames of 256x256 fill. A depth of 3 or 4 is enough for smaller frames, and cheaper where they need padding.
 
     Args:
       width: N, the channels of the first convolution; the hourglass has 4 N, its output 8 N and the features 4 N.
       depth: how often the hourglass halves the map.
-      stacks: hourglasses one after the other, each on what the one before took in plus what it gave out (Newell et al.
-        2016, without their outputs in between); KNEEL has one.
+      stacks: number of successive hourglasses; each takes the previous one's input plus its output (Newell et al. 2016,
+        without their intermediate outputs); KNEEL has one.
       norm: `batch`, `group` or `none`.
       dropout: rate before each of the last two convolutions.
     """

@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
 class Exchange(nn.Module):
     """The exchange unit: each of the first `outputs` branches becomes the sum of all, brought to its size and channels.
 
-    A finer branch comes down by strided 3x3 convolutions, a coarser one by a 1x1 convolution and bilinear upsampling.
+    Finer branches are reduced by strided 3x3 convolutions; coarser ones take a 1x1 convolution and bilinear upsampling.
     """
 
     outputs: int
@@ -37,7 +37,7 @@ class Exchange(nn.Module):
     @nn.compact
     def __call__(self, branches, *, train):
         def bring(x, source, target):
-            """The source's features at the target's size and channels."""
+            """Brings the source's features to the target's size and channels."""
             *_, height, width, features = branches[target].shape
             name = f"from{source}_to{target}"
             for step in range(source + 1, target):
@@ -55,7 +55,7 @@ class Exchange(nn.Module):
 
 
 class HRNet(nn.Module):
-    """Images (B, H, W, C) in [0, 1] -> features of the finest branch (B, H/stride, W/stride, width)."""
+    """Images (B, H, W, C) in [0, 1] -> features of the finest branch (B, ceil(H / stride), ceil(W / stride), width)."""
 
     width: int = 18
     modules: tuple[int, ...] = (1, 1, 3, 2)
@@ -75,7 +75,7 @@ class HRNet(nn.Module):
         branches = [nn.relu(layers.ConvNorm(self.width, norm=self.norm, name="branch0")(x, train=train))]
 
         for stage, modules in enumerate(self.modules[1:], 2):
-            # The new branch begins at half the size of the coarsest one (of stage 1's output, which is wider).
+            # The new branch starts from the coarsest one (in stage 2 from stage 1's wider output), at half its size.
             coarsest = x if stage == 2 else branches[-1]
             new = layers.ConvNorm(self.width * 2 ** (stage - 1), 3, 2, self.norm, name=f"branch{stage - 1}")
             branches.append(nn.relu(new(coarsest, train=train)))
@@ -84,7 +84,7 @@ class HRNet(nn.Module):
                     for i in range(self.blocks):
                         name = f"stage{stage}_{module}_branch{b}_{i}"
                         branches[b] = BasicBlock(self.norm, name=name)(branches[b], train=train)
-                # Of the last exchange the finest branch alone is used.
+                # Only the finest branch of the last exchange is used.
                 outputs = 1 if stage == 4 and module == modules - 1 else stage
                 branches = Exchange(outputs, self.norm, name=f"stage{stage}_{module}_exchange")(branches, train=train)
 
@@ -96,17 +96,17 @@ class HRNet(nn.Module):
 
 
 def build(*, width=18, modules=(1, 1, 3, 2), blocks=4, stride=4, norm="batch"):
-    """HRNet with 6.6 M parameters, the fish paper has 6.5 M.
+    """Builds HRNet, by default with 6.6 M parameters; the fish paper's has 6.5 M.
 
-    The fish paper gives the count alone, and the networks of Sun et al. for poses are larger (W32: 28.5 M). Here it is
+    The fish paper gives only that count, and the pose networks of Sun et al. are larger (W32: 28.5 M). The default is
     width 18, the narrowest they published, with the modules of their "W18-Small-v2", (1, 1, 3, 2); with (1, 1, 4, 3)
-    it has 9.4 M. As theirs for poses it has bottlenecks in stage 1, and the finest branch alone as output. Their stem
-    has 64 channels at any width; here it is 4 `width`.
+    it has 9.4 M. Like their pose networks it has bottlenecks in stage 1, and only the finest branch as output. Their
+    stem has 64 channels at any width; here it has 4 `width`.
 
     Args:
       width: channels of the finest branch; the others have 2, 4 and 8 times as many, and the stem 4 times.
-      modules: of each of the four stages; a module is `blocks` blocks in each branch and an exchange unit.
-      blocks: residual blocks of a branch in each module.
+      modules: number in each of the four stages; a module is `blocks` blocks per branch and an exchange unit.
+      blocks: residual blocks per branch in each module.
       stride: of the output: 4, that of the finest branch, or 2 or 1, reached by bilinear upsampling and a 3x3
         convolution for each factor of 2.
       norm: "batch", "group" or "none".

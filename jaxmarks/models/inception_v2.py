@@ -8,8 +8,8 @@ from jaxmarks.models import layers
 # The options of a network for tests.
 TINY = {"width": 0.125}
 
-# The blocks to the end of stride 16, of which the RPN of the paper's TensorFlow model takes the last one's map. Channels of
-# four branches: 1x1; 1x1 and 3x3; 1x1 and twice 3x3; 1x1 after the pooling. (0 is none; such a block halves the map.)
+# The blocks up to the end of stride 16; the RPN of the paper's TensorFlow model takes the map of the last one. Channels
+# of four branches: 1x1; 1x1 and 3x3; 1x1 and twice 3x3; 1x1 after pooling. (0: none; such a block halves the map.)
 BLOCKS = {
     "mixed3b": (64, (64, 64), (64, 96), 32),
     "mixed3c": (64, (64, 96), (64, 96), 64),
@@ -22,7 +22,7 @@ BLOCKS = {
 
 
 def average_3x3(x):
-    """The mean of each pixel's 3x3 neighbourhood that lies in the map, x (B, h, w, C)."""
+    """Averages over each pixel's 3x3 neighbourhood, at the border over its part inside the map; x (B, h, w, C)."""
 
     def total(x):
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -33,7 +33,11 @@ def average_3x3(x):
 
 
 class Mixed(nn.Module):
-    """Four branches side by side; where the 1x1 has no channels the others take a stride, and the pooling is a maximum."""
+    """Four parallel branches, concatenated.
+
+    If the 1x1 branch has no channels, only the others remain: they take `stride`, and the last is max pooling (at
+    stride 1 the input itself) without a convolution.
+    """
 
     single: int
     double: tuple[int, int]
@@ -87,13 +91,13 @@ class InceptionV2(nn.Module):
 
 
 def build(*, width=1.0, stride=16, norm="batch"):
-    """Inception-v2 up to its block 4e, 4.3 M parameters.
+    """Builds Inception-v2 up to its block 4e, 4.3 M parameters.
 
-    The first layer is Ioffe and Szegedy's plain 7x7 convolution, in place of which the TensorFlow model has a separable one.
-    A halving maximum of 3x3 lies as in PyTorch, evenly around its pixel.
+    The first layer is Ioffe and Szegedy's plain 7x7 convolution, in place of which the TensorFlow model has a separable
+    one. 3x3 max pooling with stride 2 is padded symmetrically, as in PyTorch.
 
     Args:
-      width: factor of all channels.
+      width: factor on the number of channels of every layer.
       stride: 16, or 8: then block 4a does not halve the map, and small objects keep four times the cells.
       norm: `batch`, `group` or `none`.
     """

@@ -1,13 +1,16 @@
-"""Convolution, pooling, normalisation and dropout for every model: the one place that knows how they are lowered.
+"""Convolution, pooling, normalisation and dropout for every model: the only module concerned with how they are lowered.
 
-XLA's convolution is the right choice on an accelerator. On the CPU some shapes run several times slower than the same
-sum as one matmul over concatenated shifted slices, so there `conv` chooses by shape, never by the batch, which may be
-symbolic. XLA's own is fastest where the output is as large as the input, and for predictions of images with short rows
-where these stand side by side. Most often it is the gradient to the kernel that is slow, and then that alone is made of
-matmuls. The gradient of `reduce_window` is slow, too, so pooling is the maximum of slices with a gradient of its own.
-Convolutions in groups, whose gradients XLA computes there up to a hundred times slower, become sums of shifted slices or
-dense convolutions. The results agree to float32 rounding. What has a gradient of its own (`jax.custom_vjp`) cannot be
-differentiated forwards (`jax.jvp`, `jax.hessian`), convolutions on the CPU, pooling nowhere; reverse mode can be repeated.
+On an accelerator XLA's convolution is the right choice. On the CPU it is, for some shapes, several times slower than
+the same sum as one matmul over concatenated shifted slices, so there `conv` chooses by shape; never by the batch size,
+which may be symbolic. XLA's convolution is fastest where the output is as large as the input; and, in prediction, where
+images with short rows are laid side by side. Most often only the gradient with respect to the kernel is slow, and only
+that is then computed by matmuls. The gradient of `reduce_window` is slow, too, so pooling is the maximum of slices, for
+2x2 windows with its own gradient. Grouped convolutions, whose gradients XLA computes up to a hundred times slower on
+the CPU, become sums of shifted slices or dense convolutions. The results agree to float32 rounding.
+
+Operations with their own gradient (`jax.custom_vjp`) cannot be differentiated in forward mode (`jax.jvp`,
+`jax.hessian`): convolutions on the CPU, and 2x2 pooling on every platform unless traced for "plain". Reverse mode can
+be nested.
 """
 
 import functools
@@ -23,16 +26,16 @@ from jax.extend import random
 
 from jaxmarks.platforms import chosen, target
 
-# The name that the steps give to the axis of devices under pmap.
+# Name of the device axis in the steps' pmap.
 DEVICES = "devices"
-# What a step keeps of the running statistics of batches.
+# Decay of the running batch statistics: the share of them that a training step keeps.
 MOMENTUM = 0.9
 
 
 def conv(x, kernel, *, strides=(1, 1), padding="SAME", dilation=1, groups=1):
     """2-D convolution of x (B, H, W, C) with a kernel (h, w, C / groups, F) -> (B, H', W', F).
 
-    With groups the g-th of them, of C / groups input channels, makes the g-th F / groups output channels.
+    Group g maps the g-th C / groups input channels to the g-th F / groups output channels.
     """
     how = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
     return chosen(functools.partial(_conv_on_cpu, **how), functools.partial(_lax_conv, **how), x, kernel)
@@ -60,33 +63,35 @@ def _conv_on_cpu(x, kernel, *, strides, padding, dilation, groups):
 
 
 def _pads(x, size, strides, padding):
-    """What a convolution by kernels of this (h, w) adds before and after rows and columns: ((top, bottom), (left, right))."""
+    """Returns the padding ((top, bottom), (left, right)) of a convolution with kernels of this size (h, w)."""
     pads = lax.padtype_to_pads(x.shape[1:3], size, strides, padding) if isinstance(padding, str) else padding
     return tuple(map(tuple, pads))
 
 
 def _matmul_is_faster(images, kernel):
-    """By forward and both gradients on two cores: maps of few pixels (2x2: 40 times, 4x4: 1.3), 1x1 kernels (1.1-3), and
-    channel counts above 16 that are no multiple of 16 (2); for others `lax.conv` was 1.0-2.2 times faster.
+    """Whether one matmul over shifted slices takes less time than `lax.conv`, forward and both gradients on two cores.
+
+    It does for maps of few pixels (2x2: 40 times less, 4x4: 1.3), 1x1 kernels (1.1-3), and channel counts above 16 that
+    are no multiple of 16 (2); for others `lax.conv` was 1.0-2.2 times faster.
     """
     _, rows, columns, channels = images
     h, w, _, _ = kernel
-    few_patches = h * w * channels <= 512  # they are copied, h w times the size of the map
+    few_patches = h * w * channels <= 512  # the patches are copies, h w times the size of the map
     return rows * columns <= 36 or (h, w) == (1, 1) or (few_patches and channels > 16 and channels % 16 > 0)
 
 
 def _kernel_gradient(images, kernel):
-    """The function that computes the gradient to the kernel, or None where XLA's is as fast, as to few output channels.
+    """Returns the function for the kernel's gradient, or None where XLA's is as fast, as with few output channels.
 
-    GFLOP/s on two cores, XLA's and this one's, for images x rows x columns x input -> output channels. By the CPU time of
-    both, halved, with AVX-512 (forward: 180-390):
+    GFLOP/s on two cores, XLA's -> this one's, for images x rows x columns x input -> output channels. With AVX-512, by
+    half the CPU time of both cores (forward: 180-390):
 
       3x3  32x192x256x1->32     34 -> 103      2x2  32x95x127x32->64  51 -> 125
            4x256x256x3->64      87 -> 177           32x47x63x64->128  47 -> 168
            4x256x256x64->64     87 -> 181      3x3  4x64x64x256->256  165 -> 282
            4x128x128x128->128   42 -> 215           4x32x32x512->512  235 -> 275
 
-    By the clock, with AVX2 (forward: 60-140), where XLA keeps one core alone busy with many of these:
+    With AVX2, by wall-clock time (forward: 60-140); for many of these XLA keeps only one core busy:
 
       3x3  16x96x128x32->32      8 -> 48       3x3  16x24x32x128->64  20 -> 88
            16x48x64x16->32      24 -> 49            16x12x16x256->128 70 -> 114
@@ -106,16 +111,16 @@ def _kernel_gradient(images, kernel):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _conv(gradient, pads, x, kernel):
-    """`lax.conv` with stride 1 whose gradient to the kernel is gradient(padded x, cotangent, kernel's (h, w)), or XLA's."""
+    """Convolves with stride 1; the kernel's gradient is `gradient(padded x, cotangent, (h, w))`, or XLA's if None."""
     del gradient
     return (_side_by_side if _short_rows(x.shape, kernel.shape) else _as_large)(x, kernel, pads)
 
 
 def _as_large(x, kernel, pads):
-    """The convolution by one whose output is as large as its input, which is then padded, or its output cropped.
+    """Convolves with padding `pads` by a same-size convolution, XLA's fastest: pads x before it, or crops its output.
 
-    XLA takes 1.4-2.2 times as long for others: 32x95x127x32->64 by 2x2, valid: 66 ms in place of 36, its gradient to x, 38
-    in place of 28.
+    XLA takes 1.4-2.2 times as long for other paddings: 32x95x127x32->64 by 2x2, valid: 66 ms instead of 36, its
+    gradient with respect to x 38 instead of 28. With at most 4 input channels the padding is left as it is.
     """
     if x.shape[-1] <= 4:
         return _lax_conv(x, kernel, pads)
@@ -126,16 +131,16 @@ def _as_large(x, kernel, pads):
 
 
 def _short_rows(images, kernel):
-    """Whether a row is too short: XLA makes a matmul of each, which then keeps one core busy, not two."""
+    """Whether rows are too short: XLA makes each a matmul, and such small ones keep one core busy, not two."""
     return math.prod(kernel) * images[2] < 4.5e6
 
 
 def _side_by_side(x, kernel, pads):
-    """The convolution of a batch as one of a single wide image, each padded for itself: the same sums.
+    """Convolves a batch as one wide image of its images side by side, each with its own padding: the same sums.
 
-    32x192x256x1->32 by 3x3: 18 ms, side by side 10; 32x95x127x32->64 by 2x2: 31 and 17; 32x47x63x64->128: 31 and 15. The
-    transpositions are free where XLA joins them with what comes before and after. It is for predictions alone: of
-    gradients the kernel's is slower so, and training was not faster.
+    32x192x256x1->32 by 3x3: 18 ms, side by side 10; 32x95x127x32->64 by 2x2: 31 and 17; 32x47x63x64->128: 31 and 15.
+    The transpositions are free where XLA fuses them with the operations before and after. For prediction only: the
+    kernel's gradient is slower this way, and training was not faster.
     """
     same = _same(kernel)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -146,7 +151,7 @@ def _side_by_side(x, kernel, pads):
 
 
 def _same(kernel):
-    """The padding with which the output is as large as the input, as `_pads`."""
+    """Returns the padding, in the form of `_pads`, with which the output is as large as the input."""
     return [((size - 1) // 2, size // 2) for size in kernel.shape[:2]]
 
 
@@ -164,7 +169,7 @@ def _conv_backward(gradient, pads, saved, g):
     if gradient is None:
         return jax.vjp(functools.partial(_lax_conv, padding=pads), x, kernel)[1](g)
     h, w = kernel.shape[:2]
-    # A cotangent is padded so that its convolution with the kernel turned about is as large as x.
+    # The cotangent is padded so that its convolution with the flipped kernel is as large as x.
     turned = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip((h, w), pads, strict=True)]
     to_x = _as_large(g, kernel[::-1, ::-1].swapaxes(2, 3), turned)
     padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pair, 0) for pair in pads), (0, 0, 0)))
@@ -179,13 +184,17 @@ def _patches(x, h, w, rows, columns):
 
 
 def _by_patches(x, g, size):
-    """One matmul of all patches: x (B, H, W, C), g (B, rows, columns, F) -> (h, w, C, F)."""
+    """Computes the kernel's gradient by one matmul of all patches.
+
+    Takes the padded x (B, H, W, C), the cotangent g (B, rows, columns, F) and the kernel's size (h, w); returns the
+    gradient (h, w, C, F).
+    """
     patches = jnp.concatenate(_patches(x, *size, *g.shape[1:3]), axis=-1)
     return _contract("bhwc,bhwf->cf", patches, g).reshape(*size, x.shape[-1], g.shape[-1])
 
 
 def _by_turned_patches(x, g, size):
-    """The same with the channels first, which suits few of them."""
+    """Computes the same as `_by_patches` with the channels first, which is faster if they are few."""
     turned = x.transpose(3, 0, 1, 2)
     (h, w), (rows, columns) = size, g.shape[1:3]
     each = [turned[:, :, i : i + rows, j : j + columns] for i in range(h) for j in range(w)]
@@ -194,7 +203,7 @@ def _by_turned_patches(x, g, size):
 
 
 def _by_rows(x, g, size):
-    """A matmul for each row of the kernel, of the cotangents of all its columns side by side."""
+    """Computes the same by one matmul per kernel row, with g shifted for each of its columns, side by side."""
     (h, w), rows, spare = size, g.shape[1], x.shape[2] - g.shape[2]
     side_by_side = [jnp.pad(g, ((0, 0), (0, 0), (j, spare - j), (0, 0))) for j in range(w)]
     wide = jnp.concatenate(side_by_side, axis=-1)
@@ -203,7 +212,7 @@ def _by_rows(x, g, size):
 
 
 def _by_images(x, g, size):
-    """The same for each image, its channels first."""
+    """Computes the same as `_by_rows` image by image, with the cotangent's channels first."""
     (h, w), rows, spare = size, g.shape[1], x.shape[2] - g.shape[2]
     turned = g.transpose(0, 3, 1, 2)
     side_by_side = [jnp.pad(turned, ((0, 0), (0, 0), (0, 0), (j, spare - j))) for j in range(w)]
@@ -213,7 +222,7 @@ def _by_images(x, g, size):
 
 
 def _contract(formula, x, g):
-    """einsum, summed in float32 at least."""
+    """Computes an einsum that accumulates in float32 at least."""
     return jnp.einsum(formula, x, g, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -227,7 +236,7 @@ def _shifted_matmul(x, kernel, padding):
 
 
 def _shifted_sum(x, kernel, strides, padding, dilation):
-    """A convolution of each channel for itself: on two cores 10-40 times faster than XLA's, its gradients 2-9 times."""
+    """Computes a depthwise convolution: on two cores 10-40 times faster than XLA's, its gradients 2-9 times."""
     h, w = kernel.shape[:2]
     spread = [(n - 1) * dilation + 1 for n in (h, w)]
     x = jnp.pad(x, ((0, 0), *_pads(x, spread, strides, padding), (0, 0)))
@@ -242,9 +251,10 @@ def _shifted_sum(x, kernel, strides, padding, dilation):
 
 
 def _grouped_as_dense(x, kernel, groups, **how):
-    """Several groups together are a dense convolution with zeros in its kernel, of 64 channels, or of an eighth of all.
+    """Computes a grouped convolution as at most eight dense ones, each of several groups, with zeros in its kernel.
 
-    Its gradients are 20-100 times faster than XLA's of groups on two cores; more than eight take long to compile.
+    Each has at least 64 of the input channels, or all of them. On two cores their gradients are 20-100 times faster
+    than XLA's of groups; more than eight dense convolutions take long to compile.
     """
     h, w, into, out = kernel.shape
     blocks = math.gcd(groups, max(1, min(8, x.shape[-1] // 64)))
@@ -258,12 +268,12 @@ def _grouped_as_dense(x, kernel, groups, **how):
 
 
 def max_pool(x):
-    """Maximum over 2x2 windows with stride 2; an odd last row or column is dropped (valid padding).
+    """Takes the maximum over 2x2 windows with stride 2; an odd last row or column is dropped (valid padding).
 
     Equal maxima of a window share its gradient.
 
     Raises:
-      ValueError: a map of one row or column, of which nothing would be left.
+      ValueError: the map has only one row or column, so that nothing would be left of it.
     """
     if min(x.shape[1:3]) < 2:
         raise ValueError(
@@ -283,19 +293,19 @@ def _max_pool(x):
 
 
 def _corners(x):
-    """The four pixels of each 2x2 window, maps (B, h // 2, w // 2, C).
+    """Returns the four pixels of each 2x2 window as four maps (B, h // 2, w // 2, C).
 
-    By slices, not windows: XLA would join those with the convolution before them, which then takes four times longer.
+    By slices, not windows: XLA would fuse windows with the convolution before them, which then takes four times longer.
     """
     h, w = (size // 2 * 2 for size in x.shape[1:3])
     return [x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
 
 
 def _max_pool_backward(x, g):
-    """The gradient that JAX derives, in one pass over x: 2.5 times faster on two cores.
+    """Computes the gradient that JAX would derive, in one pass over x: 2.5 times faster on two cores.
 
-    And without what JAX's can end in: XLA may compute x twice, for the pooling and for its gradient, and round it
-    differently. Then none of a window equals the maximum that was saved, and 0 / 0 is NaN. This one compares x with itself.
+    JAX's can become NaN: XLA may compute x twice, for the pooling and for its gradient, and round it differently. Then
+    no value of a window equals the saved maximum, and the gradient is 0 / 0. Here x is compared with its own maximum.
     """
     b, h, w, c = x.shape
     corners = _corners(x)
@@ -312,9 +322,9 @@ _max_pool.defvjp(lambda x: (_max_pool(x), x), _max_pool_backward)
 
 
 def max_pool_3x3(x):
-    """Maximum over 3x3 windows with stride 2 and one pixel of padding: (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), C).
+    """Max pooling over 3x3 windows, stride 2, one pixel of padding: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), C).
 
-    The maximum of three strided slices along each axis.
+    Computed as the maximum of three strided slices along each axis.
     """
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     x = jnp.maximum(jnp.maximum(x[:, 0:-2:2], x[:, 1:-1:2]), x[:, 2::2])
@@ -322,12 +332,12 @@ def max_pool_3x3(x):
 
 
 def pad_to(x, multiple):
-    """Images (B, H, W, C), their last row and column repeated until H and W are multiples of `multiple`."""
+    """Pads images (B, H, W, C) by repeating their last row and column until H and W are multiples of `multiple`."""
     return extend(x, [side + -side % multiple for side in x.shape[1:3]])
 
 
 def extend(x, size):
-    """Images (B, h, w, C), their last row and column repeated until they are of `size` (H, W)."""
+    """Pads images (B, h, w, C) by repeating their last row and column until they have `size` (H, W)."""
     for axis, side in enumerate(size, 1):
         if missing := side - x.shape[axis]:
             x = jnp.concatenate([x, jnp.repeat(lax.slice_in_dim(x, -1, None, axis=axis), missing, axis)], axis)
@@ -335,14 +345,14 @@ def extend(x, size):
 
 
 def crop(x, size, stride):
-    """The part of a map (B, h, w, C) at this stride that shows the frame of `size` (H, W), without what was padded."""
+    """Crops a map (B, h, w, C) at this stride to the part that shows the frame of `size` (H, W), without padding."""
     return x[:, : -(-size[0] // stride), : -(-size[1] // stride)]
 
 
 def fold(x, stride):
-    """Images (B, H, W, C) -> (B, ceil(H / s), ceil(W / s), C s^2): each square of s x s pixels becomes one pixel.
+    """Space to depth, (B, H, W, C) -> (B, ceil(H / s), ceil(W / s), C s^2): each s x s square becomes one pixel.
 
-    No pixel is lost, and the convolutions run on s^2 times fewer. The last ones are repeated where s does not divide.
+    Nothing is lost, and convolutions run on s^2 times fewer pixels. If s does not divide H or W, the images are padded.
     """
     if stride == 1:
         return x
@@ -354,16 +364,16 @@ def fold(x, stride):
 
 
 def resize(x, size):
-    """Bilinear resizing of x (B, h, w, C) to (B, *size, C), half-pixel exact, without antialiasing.
+    """Resizes x (B, h, w, C) bilinearly to (B, *size, C), with half-pixel centres and without antialiasing.
 
-    `jax.image.resize`, which does the same, takes no batch of unknown size when it is traced for ONNX.
+    `jax.image.resize` does the same, but does not take a batch of unknown size when it is traced for ONNX.
     """
     rows, columns = (jnp.asarray(_between(*sides), x.dtype) for sides in zip(x.shape[1:3], size, strict=True))
     return jnp.einsum("bhwc,Hh,Ww->bHWc", x, rows, columns, precision=lax.Precision.HIGHEST)
 
 
 def _between(old, new):
-    """How much of each of `old` pixels is in each of `new` (new, old) along an axis, by linear interpolation."""
+    """Returns the weights (new, old) of linear interpolation along an axis from `old` to `new` pixels."""
     place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(old)))
 
@@ -406,10 +416,10 @@ class UpConv(nn.Module):
 
 
 class Norm(nn.Module):
-    """Normalisation by its name: "batch", "group" (8 channels a group, at least) or "none".
+    """Normalisation by its name: "batch", "group" (at least 8 channels per group, if there are so many) or "none".
 
-    Batch statistics are those of the whole batch, also where pmap splits it over devices. Groups need no batch and
-    no running statistics, which suits a handful of images.
+    Batch statistics are those of the whole batch, even if pmap splits it over devices. Group normalisation needs no
+    batch and no running statistics, which suits a handful of images.
     """
 
     kind: str = "batch"
@@ -430,7 +440,7 @@ class Norm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution and its normalisation, padded evenly on both sides as in PyTorch, or by `padding`."""
+    """A convolution and its normalisation; padded equally on both sides, as in PyTorch, unless `padding` is given."""
 
     features: int
     size: int = 3
@@ -466,9 +476,9 @@ class DoubleConv(nn.Module):
 
 
 def last_init(norm):
-    """The initialisation of a residual branch's last convolution.
+    """Returns the initialiser of a residual branch's last convolution.
 
-    Without normalisation it is zero, so that each block begins as its shortcut: else the variance doubles with each.
+    Without normalisation it is zero, so that each block starts as its shortcut: else the variance doubles with each.
     """
     return nn.initializers.zeros_init() if norm == "none" else nn.initializers.he_normal()
 
@@ -476,8 +486,8 @@ def last_init(norm):
 class Dropout(nn.Module):
     """Sets a share `rate` of the values to zero in training and scales up the rest.
 
-    The mask of a sample depends on its row in the whole batch alone, so that a batch split over devices by pmap draws
-    the same masks as on one device.
+    Under a given key a sample's mask depends only on its row in the whole batch, so a batch that pmap splits over
+    devices gets the same masks as on one device.
     """
 
     rate: float
@@ -494,9 +504,9 @@ class Dropout(nn.Module):
 
 
 def random_bits(keys, shape):
-    """16 random bits, as uint32 (B, *shape), for each of a row's values: Threefry-2x32 under the row's key.
+    """Draws 16 random bits, as uint32 (B, *shape), for each value of each row, by Threefry-2x32 under the row's key.
 
-    They decide to within 1/65536 of a rate. A block of Threefry has 64 bits and serves four values, with
+    16 bits resolve a dropout rate to 1/65536. A block of Threefry has 64 bits and serves four values; with
     `jax.random.bits` it would serve one.
     """
     count = math.prod(shape)
@@ -510,7 +520,7 @@ def random_bits(keys, shape):
 
 
 def global_rows(batch):
-    """The rows (B,) of this device's part of the batch in the whole batch, counted from 0."""
+    """Returns the indices (B,) in the whole batch of the rows in this device's part of it."""
     rows = jnp.arange(batch)
     return rows + lax.axis_index(DEVICES) * batch if _on_several_devices() else rows
 

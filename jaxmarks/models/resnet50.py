@@ -1,4 +1,4 @@
-"""ResNet50 (He et al. 2016, with the stride in the 3x3 convolution: "v1.5") and, for heatmaps, an upsampling decoder."""
+"""ResNet50 (He et al. 2016, with the stride in the 3x3 convolution: "v1.5") and, for heatmaps, a decoder."""
 
 import math
 
@@ -23,7 +23,7 @@ class ResNet50(nn.Module):
             x = self.encoder(x, train=train)[-1]
             return x.reshape(x.shape[0], math.prod(x.shape[1:]))
         size = x.shape[1:3]
-        # A multiple of 32, so that each upsampling by 2 brings a feature back to its place.
+        # A multiple of 32, so that each upsampling by 2 puts features back in their places.
         x = layers.pad_to(x, 32)
         x = self.encoder(x, train=train)[-1]
         for i, features in enumerate((16, 8, 4, 2, 1), 1):
@@ -34,15 +34,15 @@ class ResNet50(nn.Module):
 
 
 def build(*, width=64, depths=(3, 4, 6, 3), output="map", norm="batch"):
-    """ResNet50 for heatmaps (51 M in the fish paper) or for direct regression (30 M).
+    """Builds ResNet50 for heatmaps (51 M parameters in the fish paper) or for direct regression (30 M).
 
-    The paper says of its decoder that upsampling layers reach the size of the input; here five times bilinear by 2,
-    3x3 convolution, norm and ReLU, with 1024, 512, 256, 128 and 64 channels.
+    The paper says of its decoder only that upsampling layers restore the input's size. Here it is, five times, bilinear
+    upsampling by 2, 3x3 convolution, norm and ReLU, with 1024, 512, 256, 128 and 64 channels.
 
     Args:
       width: channels of the stem; all others are multiples of it.
       depths: bottlenecks of each of the four stages.
-      output: "map", features (B, H, W, width), or "vector", the map at stride 32 flattened.
+      output: "map", features (B, H, W, width), or "vector", the flattened map at stride 32.
       norm: "batch", "group" or "none".
     """
     if output not in ("map", "vector"):
@@ -51,5 +51,5 @@ def build(*, width=64, depths=(3, 4, 6, 3), output="map", norm="batch"):
 
 
 def read_weights(source, *, channels=3, output="map", **options):
-    """The encoder's variables from ImageNet's weights, see `encoders.read_weights`; `output` is of none of them."""
+    """Reads the encoder's variables from ImageNet weights, see `encoders.read_weights`; `output` does not matter."""
     return encoders.in_body(encoders.read_weights({"name": "resnet50", **options}, source, channels=channels))

@@ -1,8 +1,8 @@
-"""SP-CNN's body (the spine paper after Tofighi et al. 2018): five convolutions at full resolution, the head's is the sixth.
+"""SP-CNN's body (the spine paper after Tofighi et al. 2018): five full-resolution convolutions; the head is the sixth.
 
 The paper says of the network only that it has six layers, is fully convolutional, and has no pooling, dropout or
-normalisation. Left open, and chosen here: 64 channels in each layer, ReLU, and kernels of 5x5, with which a pixel of the
-output sees 21x21 of the input, a spine's 15x15 box and what it stands on.
+normalisation. The rest is chosen here: 64 channels in each layer, ReLU, and 5x5 kernels, which give an output pixel a
+receptive field of 21x21 pixels, a spine's 15x15 box and what it stands on.
 """
 
 import flax.linen as nn
@@ -30,13 +30,13 @@ class SPCNN(nn.Module):
 
 
 def build(*, width=64, kernel=5, stride=1, norm="none"):
-    """SP-CNN's features, 0.4 M parameters with the defaults.
+    """Builds SP-CNN's body, 0.4 M parameters with the defaults.
 
     Args:
       width: channels of each convolution.
       kernel: side of each kernel, odd.
-      stride: a power of two, how much coarser than the frame the map is; the paper's is 1.
-      norm: `batch`, `group` or `none`, which is the paper's.
+      stride: stride of the map, a power of two; the paper's is 1.
+      norm: `batch`, `group` or `none` (the paper's).
     """
     if stride & (stride - 1) or stride < 1:
         raise ValueError(f"model.stride={stride}: a power of two")

@@ -1,5 +1,5 @@
-"""U-Net (Ronneberger et al. 2015) with same-size convolutions, on its own encoder or another one, and its encoder alone
-for the direct head (fish paper)."""
+"""U-Net (Ronneberger et al. 2015) with same-size convolutions, on its own encoder or another one; also its encoder
+alone, for the direct head (fish paper)."""
 
 import math
 
@@ -13,7 +13,10 @@ TINY = {"width": 4, "depth": 2}
 
 
 class UNet(nn.Module):
-    """Images (B, H, W, C) -> a map (B, H / stride, W / stride, width), or the encoder's deepest features (B, F)."""
+    """Images (B, H, W, C) -> a map (B, ceil(H / stride), ceil(W / stride), width), or the encoder's deepest map (B, F).
+
+    On another encoder the map at stride 1 has half of `width`.
+    """
 
     width: int = 64
     depth: int = 4
@@ -50,18 +53,18 @@ class UNet(nn.Module):
 
 
 def build(*, width=64, depth=4, stride=1, output="map", norm="batch", dropout=0.0, encoder=None):
-    """U-Net: 31 M parameters with the paper's width and depth.
+    """Builds U-Net: 31 M parameters with the paper's width and depth.
 
     Args:
-      width: channels of the first level, doubled on each.
+      width: channels of the first level, doubled on each further one.
       depth: how often the map is halved.
-      stride: a power of two, how much coarser than the frame the first level, and with it the output, is.
-      output: `map`, or `vector`: the encoder alone, its deepest map as a vector (the paper's direct network).
+      stride: stride of the first level and so of the output, a power of two.
+      output: `map`, or `vector`: the encoder alone, with its deepest map as a vector (the paper's direct network).
       norm: `batch`, `group` or `none`.
       dropout: rate at the bottom.
-      encoder: the spec of an encoder that takes the place of the U-Net's own, as {"name": "resnet50"}; its maps at strides
-        2 to 32 are the levels. At stride 1 a last step up, to half of `width`, has no skip; at stride 4 the map at stride 2
-        has no part. On a laptop take stride 2 or 4.
+      encoder: the spec of an encoder that replaces the U-Net's own, as {"name": "resnet50"}; its maps at strides 2 to
+        32 are the levels. At stride 1 a last upsampling, to half of `width`, has no skip connection; at stride 4 the
+        map at stride 2 is not used. On a laptop choose stride 2 or 4.
     """
     if encoder is not None:
         decoders.check_stride(stride)

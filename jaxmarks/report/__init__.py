@@ -1,4 +1,4 @@
-"""The report of a run: figures and one self-contained page, made from the files in its folder alone."""
+"""The report of a run: figures and one self-contained page, made from the files in its folder and the photographs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,26 +12,27 @@ from jaxmarks.report.pages import embed, page
 
 __all__ = ["contact_sheet", "emptied", "of_classes", "overlay", "page", "proofread", "rectangles", "slices", "write"]
 
-# Those of the reports of both kinds, in `figures/`.
+# Names of all figures in `figures/`, of reports on landmarks and on objects.
 FIGURES = ("loss", "per_landmark", "histogram", "cumulative", "precision_recall", "threshold", "overlays")
 
 
 def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) -> Path:
     """Writes `figures/` and `report.html` for the run in `workdir`.
 
-    What the files lack (a training log, a validation loss, a landmark's truth, baselines) is left out of the page. Of
-    several datasets each has a page of its own in `sets/NAME`, and what is said of single landmarks stands there.
+    The page leaves out what the files lack (a training log, a validation loss, a landmark's ground truth, baselines).
+    With several datasets each has its own page in `sets/NAME`, and the results of single landmarks are only there.
 
     Args:
       workdir: the run's folder with `config.json` and `metrics.jsonl`.
-      photograph: image name -> (H, W, 3) uint8 at source resolution, or None where it is not to be had.
-      out: the folder with `summary.json` and `predictions.csv`, where the report is written too; by default `workdir`.
+      photograph: image name -> (H, W, 3) uint8 at source resolution, or None if it is not available.
+      out: the folder with `summary.json`, `predictions.csv` and, for objects, `objects.csv`, into which the report is
+        written; by default `workdir`.
 
     Returns:
       The path of the page.
 
     Raises:
-      FileNotFoundError: `summary.json` or `predictions.csv` is not there.
+      FileNotFoundError: `summary.json`, `predictions.csv` or, for objects, `objects.csv` is missing.
     """
     workdir = Path(workdir)
     out = Path(out or workdir)
@@ -42,7 +43,7 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
     metrics, folder = tables.read_metrics(workdir / "metrics.jsonl"), out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for name in FIGURES:
-        (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, whose data may have been other
+        (folder / f"{name}.png").unlink(missing_ok=True)  # from an earlier report, perhaps on other data
     if metrics:
         figures.loss(metrics, folder / "loss.png")
     template, about = of_its_kind.draw(out, summary, metrics, photograph)

@@ -7,27 +7,27 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN, SKY, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#6b7280"
 METHODS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 
 
 def emptied(folder: Path) -> None:
-    """Makes a folder of drawings, without those of an earlier time."""
+    """Creates an empty folder for drawings; an existing one is deleted first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
 def overlay(image, predicted, true=None, visible=None, *, path: Path | None = None, longest: int = 1000) -> np.ndarray:
-    """Draws landmarks on a photograph: predicted as orange discs with numbers, true ones as blue rings, joined.
+    """Draws predicted landmarks (numbered orange discs), joined to the true ones (blue rings), on a photograph.
 
     Args:
       image: (H, W), (H, W, 1) or (H, W, 3), uint8 or float in [0, 1].
-      predicted: (K, 2) in its pixels, corner origin; a point that is NaN is left out.
+      predicted: (K, 2) in pixels of the image, with the origin at its corner; points that are NaN are left out.
       true: (K, 2) or None.
-      visible: (K,) bool of the true ones; None means all that are not NaN.
-      path: where to write it, as PNG or JPEG by its ending.
-      longest: what the longest side is scaled down to where it is larger, px.
+      visible: (K,) bool, which of `true` to draw; None means all that are not NaN.
+      path: where to write the drawing, as PNG or JPEG by its ending.
+      longest: largest length of the drawing's longer side, in px; a larger image is scaled down.
 
     Returns:
       The drawing, (H', W', 3) uint8.
@@ -39,7 +39,7 @@ def overlay(image, predicted, true=None, visible=None, *, path: Path | None = No
     if visible is not None:
         true = np.where(np.asarray(visible, bool)[:, None], true, np.nan)
     found, known = (np.isfinite(points).all(-1) for points in (predicted, true))
-    # Light on dark or dark on light: every mark has a rim of the other kind, so it is seen on any photograph.
+    # Light marks have a dark rim and dark ones a light rim, so that they are visible on any photograph.
     for k in np.flatnonzero(found & known):
         for grow, colour in ((2, "black"), (0, "white")):
             draw.line([*predicted[k], *true[k]], fill=colour, width=max(1, round(unit / 2)) + grow)
@@ -61,13 +61,14 @@ def overlay(image, predicted, true=None, visible=None, *, path: Path | None = No
 
 
 def rectangles(image, layers, *, path: Path | None = None, longest: int = 2000) -> np.ndarray:
-    """Draws boxes on a photograph, which is enlarged where it is small; lines and names shrink with the boxes.
+    """Draws boxes on a photograph, enlarging it if it is small; lines and names shrink with the boxes.
 
     Args:
       image: (H, W), (H, W, 1) or (H, W, 3), uint8 or float in [0, 1].
-      layers: (boxes (M, 4) in its pixels, their colour, and M names beside them or none) of each kind, the last on top.
-      path: where to write it, as PNG or JPEG by its ending.
-      longest: what the longest side is scaled down to where it is larger, px.
+      layers: for each kind of box a tuple (boxes (M, 4) in pixels of the image, their colour, M names to write beside
+        them or an empty sequence); the last is on top.
+      path: where to write the drawing, as PNG or JPEG by its ending.
+      longest: largest length of the drawing's longer side, in px; a larger image is scaled down.
 
     Returns:
       The drawing, (H', W', 3) uint8.
@@ -93,10 +94,10 @@ def rectangles(image, layers, *, path: Path | None = None, longest: int = 2000) 
 
 
 def _canvas(image, *, longest: int, least: int = 0):
-    """An image in RGB with its longer side from `least` to `longest` px, and the function from its pixels to Pillow's.
+    """Returns an image in RGB, its longer side scaled to `least`-`longest` px, and the map from its pixels to Pillow's.
 
-    The centre of pixel i is i + 0.5 in continuous coordinates, and i in Pillow's. It walks along lines pixel by pixel:
-    what a network that diverged has far away lies just out of sight.
+    The centre of pixel i is at i + 0.5 in continuous coordinates, and at i in Pillow's. Pillow draws a line pixel by
+    pixel, so points far outside, from a network that diverged, are clipped to one image size beyond the border.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8:
@@ -111,13 +112,16 @@ def _canvas(image, *, longest: int, least: int = 0):
 
 
 def of_classes(boxes, classes, names) -> list[tuple]:
-    """The layers of boxes (M, 4) of classes (M,): each class in its colour, with its name where there are several."""
+    """Makes the layers of `rectangles`, one per class, from boxes (M, 4) of classes (M,).
+
+    Each class has its own colour and, if there are several classes, its name beside the boxes.
+    """
     kinds = [(boxes[classes == c], METHODS[c % len(METHODS)], name) for c, name in enumerate(names)]
     return [(mine, colour, [name] * len(mine) if len(names) > 1 else ()) for mine, colour, name in kinds]
 
 
 def contact_sheet(images, path: Path, *, labels=None, columns: int = 4, width: int = 300, gap: int = 4) -> None:
-    """Puts drawings (H, W, 3) uint8 side by side in cells of one width, in px, with their labels below them."""
+    """Lays out drawings (H, W, 3) uint8 in a grid of cells that are `width` px wide, with their labels below them."""
     cells = [Image.fromarray(image) for image in images]
     cells = [cell.resize((width, max(1, round(width * cell.height / cell.width)))) for cell in cells]
     line = 18 if labels else 0
@@ -134,10 +138,11 @@ def contact_sheet(images, path: Path, *, labels=None, columns: int = 4, width: i
 
 
 def examples(names, photograph: Callable, one: Callable, folder: Path, *, most: int, **layout) -> None:
-    """Draws `most` photographs evenly from the first to the last, each in `folder`/overlays and all on a `contact_sheet`.
+    """Draws up to `most` photographs, evenly from the first to the last.
 
-    `photograph` (name) is (H, W, 3) uint8, or None where it is not to be had. `one` (place among the names, photograph,
-    path) writes its drawing to the path; it returns that for the sheet and a label.
+    Each drawing is in `folder`/overlays, and all are on the `contact_sheet` `folder`/overlays.png.
+    `photograph` (name) returns (H, W, 3) uint8, or None if it is not available. `one` (index into `names`, photograph,
+    path) writes a drawing to the path, and returns a drawing for the sheet and its label.
     """
     emptied(folder / "overlays")
     chosen, shown = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)), []
@@ -151,7 +156,7 @@ def examples(names, photograph: Callable, one: Callable, folder: Path, *, most: 
 
 
 def slices(images, points, outlines, path: Path, *, labels, enlarge: int = 4) -> None:
-    """Draws scouts (H, W) uint8 beside each other with their landmarks (K, 2) and the box's outline (E, 2), each in px."""
+    """Draws scouts (H, W) uint8 side by side, each with its landmarks (K, 2) and the box's outline (E, 2) in px."""
     cells = []
     for image, marks, polygon in zip(images, points, outlines, strict=True):
         large = np.asarray(image)[..., None].repeat(enlarge, 0).repeat(enlarge, 1)

@@ -9,8 +9,8 @@ from jaxmarks.report.drawings import BLUE, GREEN, GREY, METHODS, ORANGE, PURPLE,
 
 
 def axes(rows=1, columns=1, *, size=(7.2, 3.4), **options):
-    """A figure and its axes, an array (rows, columns)."""
-    from matplotlib.figure import Figure  # a third of a second, which a training run needs at its end alone
+    """Creates a figure and its axes, an array (rows, columns)."""
+    from matplotlib.figure import Figure  # takes a third of a second, and a training run needs it only at its end
 
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **options)
@@ -23,7 +23,7 @@ def axes(rows=1, columns=1, *, size=(7.2, 3.4), **options):
 
 
 def loss(metrics: list[dict], path: Path) -> None:
-    """Losses per epoch on a log axis, a column for each stage and a line for each network; below it rate and momentum."""
+    """Plots losses per epoch (log axis), a column per stage, a line per network; below, learning rate and momentum."""
     stages = list(dict.fromkeys(m["stage"] for m in metrics))
     best = tables.best_epochs(metrics)
     figure, grid = axes(2, len(stages), size=(4 + 3.2 * len(stages), 4.6), sharex="col", height_ratios=(3, 1))
@@ -39,7 +39,7 @@ def loss(metrics: list[dict], path: Path) -> None:
                 "alpha": shade,
             }
             for key, colour, text in (("train/loss", GREY, "training"), ("valid/loss", BLUE, "validation")):
-                # A loss of 0 has no place on a log axis.
+                # A log axis cannot show a loss of 0.
                 values = np.where(column(key) > 0, column(key), np.nan)
                 if np.isfinite(values).any():
                     top.plot(epoch, values, color=colour, label=name(text), **style)
@@ -73,7 +73,7 @@ def loss(metrics: list[dict], path: Path) -> None:
 
 
 def histograms(distances: np.ndarray, path: Path) -> None:
-    """The distribution of each landmark's distances (N, K) in px, with its mean and 95th percentile."""
+    """Plots the distribution of each landmark's distances (N, K) in px, with its mean and 95th percentile."""
     count = distances.shape[1]
     columns = min(count, 6)
     rows = -(-count // columns)
@@ -96,7 +96,7 @@ def histograms(distances: np.ndarray, path: Path) -> None:
 
 
 def per_landmark(methods: dict[str, list], path: Path) -> None:
-    """The mean distance of each landmark by several methods, as curves beside each other."""
+    """Plots the mean distance of each landmark in px, one curve per method."""
     figure, grid = axes(size=(7.2, 3.2))
     ax = grid[0, 0]
     for (name, values), colour in zip(methods.items(), METHODS * 9, strict=False):
@@ -111,7 +111,7 @@ def per_landmark(methods: dict[str, list], path: Path) -> None:
 
 
 def cumulative(distances: np.ndarray, path: Path) -> None:
-    """The share of landmarks within each distance."""
+    """Plots the share of landmarks within each distance."""
     figure, grid = axes(size=(7.2, 2.8))
     ax, values = grid[0, 0], np.sort(distances[np.isfinite(distances)])
     if values.size:

@@ -1,4 +1,4 @@
-"""The report of a network that finds landmarks: its errors, and what it found on the photographs."""
+"""The report of a landmark network: its errors, and its predictions on the photographs."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from jaxmarks.report import drawings, figures, tables
 
 
 def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str, dict]:
-    """Draws every figure that the files in `out` have the numbers for: the page's template, and what else it tells."""
+    """Draws every figure for which the files in `out` have data; returns the page's template and more values for it."""
     folder, found = out / "figures", tables.read_predictions(out / "predictions.csv")
     if np.isfinite(found.distances).any():
         methods = {"network": summary} | (summary.get("baselines") or {})
@@ -17,7 +17,7 @@ def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str
             figures.per_landmark({name: curve for name, curve in curves.items() if curve}, folder / "per_landmark.png")
             figures.histograms(found.distances, folder / "histogram.png")
         figures.cumulative(found.distances, folder / "cumulative.png")
-    if "volume" in summary:  # a scout shows the landmarks of its own plane, and the others' predictions mean nothing
+    if "volume" in summary:  # a scout shows only its plane's landmarks: predictions of others are meaningless
         found = found._replace(points=np.where(np.isfinite(found.distances)[..., None], found.points, np.nan))
     overlays(found, photograph, folder)
     best = {key: value for key, value in tables.best_epochs(metrics).items() if key[0] == metrics[-1]["stage"]}
@@ -32,11 +32,11 @@ def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str
 
 
 def overlays(found: tables.Predictions, photograph, folder: Path, *, most: int = 9) -> None:
-    """Draws `most` images evenly from the best over the median to the worst, each by itself and all on one sheet."""
+    """Draws up to `most` images, evenly from the best to the worst, each by itself and all on one sheet."""
     known = np.isfinite(found.distances)
     with_truth = known.any(axis=1)
     means = np.where(known, found.distances, 0).sum(1) / np.maximum(known.sum(1), 1)
-    # Images of which nothing is known can be neither best nor worst: they are drawn only where there are no others.
+    # Images without ground truth can be neither best nor worst: they are drawn only if there are no others.
     order = np.flatnonzero(with_truth if with_truth.any() else ~with_truth)
     order = order[np.argsort(means[order], kind="stable")]
 
@@ -52,6 +52,9 @@ def overlays(found: tables.Predictions, photograph, folder: Path, *, most: int =
 
 
 def success(rates: dict[str, float | None], *, share: float = 0.9) -> tuple[str, float] | None:
-    """The smallest threshold that `share` of the landmarks keep, with its rate, or else the largest; None without any."""
+    """Returns the smallest threshold within which `share` of the landmarks lie, or else the largest, and its rate.
+
+    Returns None if there is no rate.
+    """
     known = [(limit, rate) for limit, rate in rates.items() if rate is not None]
     return next((pair for pair in known if pair[1] >= share), known[-1] if known else None)

@@ -1,4 +1,4 @@
-"""The report of a detector: precision against recall, the threshold, and what it found and missed on the photographs."""
+"""The report of a detector: precision against recall, the threshold, and its hits and misses on the photographs."""
 
 import csv
 from collections.abc import Callable
@@ -11,7 +11,10 @@ from jaxmarks.report import drawings, figures
 
 
 class Boxes(NamedTuple):
-    """Boxes of all images: the image of each, class, corners (D, 4) in px, score, above the threshold, found or hit."""
+    """The D boxes of all images: image, class `name`, `corners` (D, 4) in px, score, and whether `above` the threshold.
+
+    `hit` marks detections that match an object, or objects that were found.
+    """
 
     image: np.ndarray
     name: np.ndarray
@@ -22,7 +25,7 @@ class Boxes(NamedTuple):
 
 
 def read(path: Path) -> Boxes:
-    """The rows of `predictions.csv` or `objects.csv`, whose boxes are true and have no score."""
+    """Reads the boxes of `predictions.csv`, or the true ones of `objects.csv`, which have no score (it is set to 1)."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     column = lambda key, other: np.array([float(row.get(key) or other) for row in rows])
@@ -33,7 +36,7 @@ def read(path: Path) -> Boxes:
 
 
 def draw(out: Path, summary: dict, _, photograph) -> tuple[str, dict]:
-    """Draws every figure that the files in `out` have the numbers for: the page's template, and what else it tells."""
+    """Draws every figure for which the files in `out` have data; returns the page's template and more values for it."""
     folder, found, true = out / "figures", read(out / "predictions.csv"), read(out / "objects.csv")
     if len(found.score) and len(true.image):
         curves(found, len(true.image), summary.get("threshold"), folder)
@@ -42,7 +45,7 @@ def draw(out: Path, summary: dict, _, photograph) -> tuple[str, dict]:
 
 
 def curves(found: Boxes, total: int, threshold: float | None, folder: Path) -> None:
-    """Precision against recall, and both with the F1 against the threshold, and what those in use give."""
+    """Plots precision against recall, and F1, precision and recall by threshold; marks the thresholds in use."""
     order = np.argsort(-found.score, kind="stable")
     right, number = np.cumsum(found.hit[order]), np.arange(1, len(order) + 1)
     precision, recall, f1 = right / number, right / total, 2 * right / (number + total)
@@ -66,9 +69,9 @@ def curves(found: Boxes, total: int, threshold: float | None, folder: Path) -> N
 def overlays(
     found: Boxes, true: Boxes, photograph: Callable[[str], np.ndarray | None], folder: Path, *, most=12
 ) -> None:
-    """Draws `most` images from the fewest to the most mistakes: found objects green, missed blue, false alarms orange.
+    """Draws up to `most` images, evenly from the fewest to the most mistakes.
 
-    Of several classes each box has its own beside it.
+    Found objects are green, missed ones blue and false alarms orange; with several classes, boxes are labelled.
     """
     several = len(np.unique(np.concatenate([true.name, found.name]))) > 1
     layer = lambda of, which, colour: (of.corners[which], colour, of.name[which] if several else ())

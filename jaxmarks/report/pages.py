@@ -1,4 +1,4 @@
-"""Pages from templates."""
+"""HTML pages from Jinja templates."""
 
 import base64
 from pathlib import Path
@@ -7,11 +7,11 @@ import jinja2
 
 
 def page(template: str, **values) -> str:
-    """The HTML page of a template here (`*.html.jinja`), filled with the values."""
+    """Renders a template of this package (`*.html.jinja`) with the values, as an HTML page."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("jaxmarks.report", "."), autoescape=True)
     return environment.get_template(template).render(values)
 
 
 def embed(path: Path) -> str:
-    """A PNG as a data URL."""
+    """Encodes a PNG as a data URL."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

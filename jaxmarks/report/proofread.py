@@ -1,4 +1,4 @@
-"""The page on which landmarks or boxes are looked through, put right by hand, and saved as a file (fish paper)."""
+"""The proof-reading page: landmarks or boxes are checked, corrected by hand and saved as a file (fish paper)."""
 
 import os
 from collections.abc import Iterable
@@ -17,16 +17,16 @@ PAGE, COPIES = "proofread.html", "proofread"
 
 
 def landmarks(out: Path, images: Path, photographs: list[dict], *, names: Iterable[str] = ()) -> Path:
-    """Writes the page for landmarks.
+    """Writes the proof-reading page for landmarks.
 
     Args:
-      out: where to.
+      out: the folder into which the page is written.
       images: the folder of the photographs.
-      photographs: of each its "name" from the folder on, "size" (height, width), "items" (K, 2), its landmarks in its pixels,
-        y down, NaN where one is missing, and the "doubt" (K,) of each, what its score lacks of 1, NaN where it is not known;
-        and, where they are known, "id", "group" and "mm_per_px". Where the items were marked by hand "found" (K, 2) is what
-        the network found, and doubts are how far it is from that, in px.
-      names: those of the landmarks.
+      photographs: a dict for each: "name", its path within the folder; "size" (height, width); "items" (K, 2), its
+        landmarks in its pixels, y down, NaN where one is missing; "doubt" (K,), 1 - score of each landmark, NaN where
+        it is unknown; and, where known, "id", "group" and "mm_per_px". If the items were marked by hand, "found" (K, 2)
+        are the network's landmarks, and "doubt" is the distance between the two in px.
+      names: names of the landmarks.
 
     Returns:
       The path of the page.
@@ -42,15 +42,16 @@ def landmarks(out: Path, images: Path, photographs: list[dict], *, names: Iterab
 def boxes(
     out: Path, images: Path, photographs: list[dict], *, names: Iterable[str], threshold: float, least: float = 0.0
 ) -> Path:
-    """Writes the page for boxes.
+    """Writes the proof-reading page for boxes.
 
     Args:
       out, images: as for `landmarks`.
-      photographs: of each its "name", "size" and "items", lists (x0, y0, x1, y1, class, score) of its boxes, the score None of
-        those that were marked by hand; and, where they are known, "group" and "found", the network's boxes where the items
-        were marked, None of a photograph that it did not predict.
-      names: those of the classes.
-      threshold: the score from which on boxes are shown, until it is changed there, to one of `least` or more.
+      photographs: a dict for each: "name"; "size"; "items", lists (x0, y0, x1, y1, class, score) of its boxes, with
+        None as the score of boxes marked by hand; and, where known, "group". If the items were marked by hand, "found"
+        are the network's boxes, None for a photograph that it did not predict.
+      names: names of the classes.
+      threshold: lowest score at which boxes are shown; it can be changed on the page.
+      least: lowest value to which the threshold can be changed.
 
     Returns:
       The path of the page.
@@ -65,7 +66,7 @@ def boxes(
 
 
 def _write(out, images, photographs: list[dict], kind: str, about: dict, **words: str) -> Path:
-    """The page, which shows photographs where they lie, and in `COPIES` copies of those that a browser would not show."""
+    """Writes the page, which links to the photographs, or to copies (in `COPIES`) if a browser would not show them."""
     out, images = Path(out), Path(images).absolute()
     source = lambda numbered: _source(images / numbered[1]["name"], out, numbered[0])
     sources = ahead(source, enumerate(photographs), most=32)
@@ -77,11 +78,11 @@ def _write(out, images, photographs: list[dict], kind: str, about: dict, **words
 
 
 def _source(file: Path, out: Path, number: int) -> dict:
-    """The address, from `out` on, of a photograph, or of a copy as it is read here where a browser would not show that."""
+    """Returns the URL, relative to `out`, of a photograph, or of a copy if a browser would show it unlike `decode`."""
     if copied := not browsable(file):
         try:
             pixels = decode(file)
-        except OSError:  # it has gone meanwhile: the page will ask for it
+        except OSError:  # it is no longer there: the page will ask for it
             copied = False
         else:
             file = out / COPIES / f"{number:05d}.jpg"
@@ -91,5 +92,5 @@ def _source(file: Path, out: Path, number: int) -> dict:
 
 
 def _points(points) -> list:
-    """Points (K, 2) to a thousandth of a pixel, None for what is missing."""
+    """Rounds points (K, 2) to a thousandth of a pixel; missing ones become None."""
     return [np.round(point, 3).tolist() if np.isfinite(point).all() else None for point in points]

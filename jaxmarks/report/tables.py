@@ -1,4 +1,4 @@
-"""What a run's files say, as arrays and rows: predictions, training metrics, and the tables made of them."""
+"""A run's files as arrays and rows: predictions, training metrics, and the tables made from them."""
 
 import csv
 import json
@@ -9,9 +9,10 @@ import numpy as np
 
 
 class Predictions(NamedTuple):
-    """N images' landmarks from `predictions.csv`: (N, K, 2) px of the photographs, y down; NaN where missing.
+    """Landmarks of N images: `points` and `true` (N, K, 2) and `distances` (N, K).
 
-    Of several datasets K is the largest number of landmarks.
+    They are in px of the photographs, y down; NaN where missing. With several datasets K is the largest number of
+    landmarks.
     """
 
     images: list[str]
@@ -21,7 +22,7 @@ class Predictions(NamedTuple):
 
 
 def read_predictions(path: Path) -> Predictions:
-    """The rows of `predictions.csv`, each image's landmarks one after the other; one of no rows has N = K = 0."""
+    """Reads `predictions.csv`, a row per landmark, those of an image in succession; without rows N = K = 0."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     landmark = np.array([int(row["landmark"]) for row in rows], int) - 1
@@ -37,9 +38,9 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The epochs of a `metrics.jsonl`; lines that are none, as a kill leaves them, are left out.
+    """Reads the epochs in a `metrics.jsonl`; other lines, such as one that a kill cut off, are skipped.
 
-    Each says the "stage" and the "network", its fold and its number in the fold's ensemble.
+    Each epoch has a "stage" and, added here, a "network": (fold, member of the fold's ensemble).
     """
     found = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -53,19 +54,19 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def read_summary(path: Path) -> dict:
-    """A `summary.json`, NaN and infinities as None."""
+    """Reads a `summary.json`, with NaN and infinities as None."""
     return json.loads(path.read_text(), parse_constant=lambda _: None)
 
 
 def of_network(metrics: list[dict], stage: str, network: tuple[int, int], key: str) -> np.ndarray:
-    """A column of the epochs of one network in one stage, NaN where it holds no finite number."""
+    """Returns the column `key` over the epochs of one network in one stage, NaN where it holds no finite number."""
     mine = [m for m in metrics if (m["stage"], m["network"]) == (stage, network)]
     values = np.array([np.nan if m.get(key) is None else m[key] for m in mine], float)
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def best_epochs(metrics: list[dict]) -> dict[tuple[str, tuple[int, int]], tuple[int, float]]:
-    """(stage, network) -> (epoch, loss) where the validation loss is lowest; without one the pair is left out."""
+    """Maps (stage, network) to (epoch, loss) at its lowest validation loss; networks without one are left out."""
     found = {}
     for stage, network in dict.fromkeys((m["stage"], m["network"]) for m in metrics):
         valid = of_network(metrics, stage, network, "valid/loss")
@@ -76,7 +77,14 @@ def best_epochs(metrics: list[dict]) -> dict[tuple[str, tuple[int, int]], tuple[
 
 
 def per_landmark(distances: np.ndarray, shares=None, names=()) -> list[dict]:
-    """Rows of each landmark's number and name, images, mean, median, p95 of distances (N, K), and its three `shares` (K, 3)."""
+    """Returns a row per landmark: its number and name, image count, mean, median and p95 distance, and three shares.
+
+    Args:
+      distances: (N, K).
+      shares: (K, 3) or None: shares of the images below the mean, from there to 10 px, and above
+        (`ops.metrics.shares`).
+      names: of the landmarks; may be empty.
+    """
     table, names = [], names or ("",) * distances.shape[1]
     for k, column in enumerate(distances.T):
         values = column[np.isfinite(column)]
@@ -91,14 +99,14 @@ def per_landmark(distances: np.ndarray, shares=None, names=()) -> list[dict]:
 
 
 def worst(images: list[str], distances: np.ndarray, *, most: int = 20) -> list[dict]:
-    """Rows of image, landmark and distance of distances (N, K), the largest first."""
+    """Returns a row (image, landmark, distance) for each of the `most` largest distances (N, K), the largest first."""
     order = np.argsort(-distances, axis=None, kind="stable")  # NaN last
     places = [divmod(int(n), distances.shape[1]) for n in order[: min(most, np.isfinite(distances).sum())]]
     return [{"image": images[i], "landmark": k + 1, "distance": float(distances[i, k])} for i, k in places]
 
 
 def markdown(rows: list[dict], columns: dict[str, str]) -> str:
-    """A Markdown table of rows for a README: `columns` maps keys to headings; numbers with two decimals, None a dash."""
+    """Formats rows as a Markdown table: `columns` maps keys to headings; floats have two decimals, None is a dash."""
 
     def cell(value):
         if value is None:

@@ -1,4 +1,4 @@
-"""One builder, a config for each public source: photographs and a landmark file that the user downloads by hand.
+"""One builder with a config per public source, whose photographs and landmark file the user downloads by hand.
 
 from jaxmarks.data.datasets import public
 builder = public.PublicLandmarks(config="wings", data_dir="~/tensorflow_datasets")
@@ -22,9 +22,9 @@ from jaxmarks.data.samples import Samples
 
 @dataclasses.dataclass(eq=False)
 class Source(tfds.core.BuilderConfig):
-    """A public source: where its files lie below the manual folder.
+    """A public source: where its files lie below the manual download folder.
 
-    `count` is the number of landmarks, `home` the source's page, `licence` what is stated there.
+    `count` is the number of landmarks, `home` the source's web page, `licence` the licence stated there.
     """
 
     images: str = "images"
@@ -62,7 +62,7 @@ SOURCES = (
 
 
 class PublicLandmarks(tfds.core.GeneratorBasedBuilder):
-    """Photographs with landmarks of a public source, one split "train"; points in source pixels, y down."""
+    """Photographs with landmarks of a public source, in one split "train"; points in source pixels, y down."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = list(SOURCES)
@@ -112,7 +112,7 @@ class PublicLandmarks(tfds.core.GeneratorBasedBuilder):
 
 
 def encode(image: np.ndarray) -> io.BytesIO:
-    """(H, W, 3) uint8 as PNG: without TensorFlow tfds stores images only as encoded bytes."""
+    """Encodes (H, W, 3) uint8 as PNG: without TensorFlow, tfds stores images only as encoded bytes."""
     data = io.BytesIO()
     Image.fromarray(image).save(data, "PNG")
     data.seek(0)
@@ -120,7 +120,7 @@ def encode(image: np.ndarray) -> io.BytesIO:
 
 
 def to_samples(source, *, size: tuple[int, int], fit: str = "pad") -> Samples:
-    """The examples of a data source (`builder.as_data_source(split)`) as Samples at `size` (H, W)."""
+    """Converts the examples of a data source (`builder.as_data_source(split)`) to Samples at `size` (H, W)."""
     examples = [source[i] for i in range(len(source))]
     names: dict[str, int] = {}
     framed = [folder.into_frame(e["image"], size, fit) for e in examples]

@@ -1,7 +1,7 @@
-"""Landmark files, read as lists of `Annotation`: TPS, CSV, COCO keypoints, LabelMe, dlib's XML, DeepLabCut; and written.
+"""Reads landmark files (TPS, CSV, COCO keypoints, LabelMe, dlib's XML, DeepLabCut) and writes the first four formats.
 
-No format is shifted by half a pixel: the numbers are continuous coordinates, y down after reading (a TPS file's y, which
-is up, is taken from the height of its image).
+An `Annotation` holds continuous pixel coordinates, y down; no format is shifted by half a pixel. TPS files count y up,
+so their y is subtracted from the height of the image.
 """
 
 import dataclasses
@@ -23,26 +23,27 @@ KNOWN = (
 
 
 def read(path, images=None, problems: list[dict] | None = None, *, curves: int = 0) -> list[Annotation]:
-    """Reads a file of landmarks, its format told by ending and content.
+    """Reads a file of landmarks; its extension and content determine the format.
 
     Args:
-      path: the file, or a folder of LabelMe or DeepLabCut files; or several, separated by commas, of the same images by
-        different annotators, which give their `consensus`.
-      images: the folder of photographs, whose heights TPS needs; by default for TPS the file's own folder and what is
-        below. An annotation then has the name of the file found there, from the folder on, and the pixels as they are
-        stored: LabelMe's, and of COCO those of an image whose sides are told the other way round, are turned back. A size
-        that leaves open whether an image was seen turned is not told.
-      problems: a list to which what the data can do without is appended (`samples.problem`): a photograph that is missing
-        or cannot be read (its annotation is left out where its size is needed), a NaN (the landmark is missing), an ID or
-        an image given twice, a name that few images have. With None the first of them raises.
-      curves: of a TPS file with CURVES= so many points of each, at equal distances from end to end, follow the landmarks;
-        with 0 they are left out.
+      path: the file, or a folder of LabelMe or DeepLabCut files. Several paths, separated by commas, are taken as
+        different annotators of the same images, and their `consensus` is returned.
+      images: the folder of photographs; TPS needs their heights and by default looks in the file's own folder and its
+        subfolders. Each annotation whose photograph is found there is named by the photograph's path relative to the
+        folder, and its coordinates refer to the stored pixels: an EXIF rotation is undone for LabelMe, and for other
+        formats if the file gives the image's height and width exchanged. If it remains unclear whether the annotator
+        saw the image rotated, `size` is None.
+      problems: a list to which recoverable problems are appended (`samples.problem`): a photograph that is missing or
+        unreadable (its annotation is left out if the image size is needed), a NaN (the landmark is missing), an ID or
+        an image given twice, a landmark name that few images have. With None the first problem raises.
+      curves: number of points, equally spaced from end to end, that are added after the landmarks for each curve of a
+        TPS file with CURVES=; with 0, curves are left out.
 
     Returns:
-      Annotations of one landmark count, in pixels, y down.
+      Annotations with the same number of landmarks each, in pixels, y down.
 
     Raises:
-      FormatError: a file that cannot be read; the message names it, the place and the value.
+      FormatError: a file cannot be read; the message names the file, the place and the value.
     """
     noted: list[dict] = [] if problems is None else problems
     files = [_read(one, images, noted, curves) for one in annotators(path)]
@@ -53,7 +54,7 @@ def read(path, images=None, problems: list[dict] | None = None, *, curves: int =
 
 
 def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotation]:
-    """One annotator's landmarks, as `read` gives them."""
+    """Reads one annotator's landmarks for `read`."""
     if not path.exists():
         raise FormatError(path, "", "no such file", "give the path of a landmark file")
     suffix = path.suffix.lower()
@@ -84,22 +85,22 @@ def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotat
 
 
 def annotators(path) -> list[Path]:
-    """The paths of several annotators' files, separated by commas; one path, commas and all, where it exists."""
+    """Splits comma-separated paths of several annotators' files; an existing path that contains commas is not split."""
     return (
         [Path(path)] if Path(path).exists() else [Path(part.strip()) for part in str(path).split(",") if part.strip()]
     )
 
 
 def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annotation]:
-    """The mean of several annotators' landmarks, image by image.
+    """Averages several annotators' landmarks, image by image.
 
-    A landmark that only some marked is the mean of theirs; a landmark that one who marked the image lacks, and a scale,
-    group or ID of which they say different things, is named in `problems`, as is how many images only some marked. Of
-    scales, groups and IDs the first that is known holds.
+    A landmark is averaged over the annotators who marked it. Scale, group and ID come from the first annotator who
+    gives one. `problems` reports landmarks that only some annotators of an image marked, conflicting scales, groups and
+    IDs, and the number of images that only some annotated.
 
     Raises:
-      FormatError: the annotators mark different numbers of landmarks, or call them otherwise, or one of them marks an image
-        twice.
+      FormatError: the annotators mark different numbers of landmarks or name them differently, or one of them annotates
+        an image twice.
     """
     counts = {len(a.points): a.where for annotations in files for a in annotations}
     if len(counts) > 1:
@@ -139,7 +140,7 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
 
 
 def _told(each: list[Annotation], problems) -> dict:
-    """The scale, group and ID of an image by the first annotator who tells it; those who tell another are named."""
+    """Returns an image's scale, group and ID, each from the first annotator who gives it; reports conflicting ones."""
     told: dict = {}
     for key, unknown in (("mm_per_px", math.isnan), ("group", operator.not_), ("id", operator.not_)):
         known = [(getattr(a, key), a) for a in each if not unknown(getattr(a, key))]
@@ -152,9 +153,12 @@ def _told(each: list[Annotation], problems) -> dict:
 
 
 def disagreement(path, images=None, *, curves: int = 0) -> float | None:
-    """The mean distance in px between two annotators' marks of a landmark, over all pairs; None for one annotator."""
+    """Returns the mean distance (px) between two annotators' marks of a landmark, over all pairs of annotators.
+
+    None if there is one annotator, or no landmark that two of them marked.
+    """
     paths = annotators(path)
-    if len(paths) < 2:  # there is nothing to read again
+    if len(paths) < 2:  # spares reading the file again
         return None
     files = [{a.image: a for a in read(one, images, [], curves=curves)} for one in paths]
     gaps: list[float] = []
@@ -176,18 +180,18 @@ def _read_json(path, problems, images):
 
 
 def _beside_photographs(found, images, problems) -> list[Annotation]:
-    """Annotations by the names and in the stored pixels of their photographs; where none is found, as they are."""
+    """Renames annotations after their photographs and maps them to stored pixels; without a photograph, keeps them."""
     find, kept = finder(images), []
     for a in found:
         try:
             file = find(a.image)
             name = name_of(file, images)
-            if a.size is None and not a.upright:  # then the numbers can be of nothing but the stored pixels
+            if a.size is None and not a.upright:  # without a size they can only refer to the stored pixels
                 kept.append(dataclasses.replace(a, image=name))
                 continue
             stored = image_size(file)
             told = None if not a.upright and unsure(file, a.size, stored) else stored
-        except OSError:  # who needs the photograph will say so
+        except OSError:  # whatever needs the photograph reports that it is missing
             kept.append(a)
             continue
         try:
@@ -238,7 +242,7 @@ def _read_tps(path, images, problems, curves):
 
 
 def _check(path, found, problems):
-    """One landmark count throughout, and not 0; IDs and images that stand twice are named."""
+    """Requires the same number of landmarks, above 0, in all images; reports IDs and images that occur twice."""
     if found and not len(found[0].points):
         raise FormatError(found[0].where or path, "", "no image has a landmark", "digitise the photographs first")
     ids: dict[str, Annotation] = {}
@@ -257,18 +261,18 @@ def _check(path, found, problems):
 
 
 def write(path, annotations: list[Annotation], heights: Mapping[str, int] | None = None) -> None:
-    """Writes annotations in the format of the path's ending: .tps, .csv, .json (COCO), none (a LabelMe folder).
+    """Writes annotations in the format of the path's extension: .tps, .csv, .json (COCO), none (a LabelMe folder).
 
     Args:
-      path: where to.
-      annotations: what.
-      heights: of the images by name, in pixels; TPS counts y up from the lower edge.
+      path: the file or folder to write.
+      annotations: the landmarks to write.
+      heights: image heights in pixels by image name; needed for TPS, which counts y up from the lower edge.
 
-    CSV holds everything but the images' sizes, which COCO and LabelMe have. TPS has no groups, COCO only such IDs as are
-    whole numbers, where all images have one and these differ, and LabelMe neither IDs nor groups nor scales.
+    CSV keeps everything but image sizes and landmark names. TPS keeps neither of these, nor groups. COCO keeps IDs only
+    if all images have one and these are distinct whole numbers. LabelMe keeps no IDs, groups or scales.
 
     Raises:
-      ValueError: another ending, a height that is missing, what a format cannot hold.
+      ValueError: an unknown extension, a missing height, or content that the format cannot hold.
     """
     path = Path(path)
     suffix = path.suffix.lower()

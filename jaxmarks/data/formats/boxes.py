@@ -1,8 +1,8 @@
-"""Boxes of objects: CSV (one row a box) and COCO JSON, read and written; VOC's and dlib's XML, LabelMe and YOLO, read.
+"""Boxes of objects: reads and writes CSV (one row per box) and COCO JSON; reads VOC's and dlib's XML, LabelMe and YOLO.
 
-A `BoxAnnotation` holds continuous pixels, y down, from the corner of the top-left pixel. COCO, LabelMe and dlib have these
-too; CSV and VOC name the first and the last pixel inside a box, CSV counting from 0 and VOC from 1. YOLO has shares of the
-image's sides, which are pixels as soon as the image is known.
+A `BoxAnnotation` holds continuous pixels, y down, from the corner of the top-left pixel. COCO, LabelMe and dlib use the
+same coordinates. CSV and VOC name the first and the last pixel inside a box; CSV counts from 0, VOC from 1. YOLO gives
+fractions of the image's width and height, which become pixels once the image's size is known.
 """
 
 import collections
@@ -24,14 +24,14 @@ from jaxmarks.data.samples import FormatError, problem
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "group")
 CORNERS = COLUMNS[4:8]
 
-# What makes a format's corners continuous: added to xmin, ymin and to xmax, ymax. JSON is COCO's and LabelMe's.
+# Offsets that make a format's corners continuous, added to (xmin, ymin) and to (xmax, ymax). JSON is COCO and LabelMe.
 CSV, JSON, VOC, YOLO, DLIB = (0, 1), (0, 0), (-1, 0), (0, 0), (0, 0)
 KNOWN = (
     ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), .xml (VOC's or dlib's), a folder of VOC .xml, of LabelMe .json or of"
     " YOLO's .txt"
 )
 
-# The class of boxes of a file that tells none.
+# The class of boxes in a CSV without a class column, and of dlib's boxes without a label.
 ONLY = "object"
 
 _SYNONYMS = {"filename": ("image",), "class": ("label",), "group": table.SYNONYMS["group"]}
@@ -41,11 +41,11 @@ _SYNONYMS = {"filename": ("image",), "class": ("label",), "group": table.SYNONYM
 class BoxAnnotation:
     """The objects of one image.
 
-    `boxes` is (M, 4) float64, (x0, y0, x1, y1) with x0 < x1 and y0 < y1 in pixels of that image; a box may reach out of
-    it. `classes` are their M names, `size` the image's (height, width) where the file says it; for messages `where` is
-    the image's place in the file ("boxes.csv: line 14"), and `places` are those of the boxes, where they are known;
-    `upright` says that the boxes are those of the image turned as its EXIF tells, `relative` that they are shares of its
-    width and height.
+    `boxes` is (M, 4) float64, (x0, y0, x1, y1) with x0 < x1 and y0 < y1 in pixels of that image; a box may extend
+    beyond it. `classes` are the M class names, `size` is the image's (height, width) if the file gives it. `where` is
+    the image's place in the file ("boxes.csv: line 14") and `places` are those of the boxes, if known; both are for
+    messages. `upright` means that the boxes refer to the image after its EXIF rotation, `relative` that they are
+    fractions of its width and height.
     """
 
     image: str
@@ -61,7 +61,7 @@ class BoxAnnotation:
 
 @dataclasses.dataclass
 class _Image:
-    """An image as its file has it; `objects` are (xmin, ymin, xmax, ymax), class and place."""
+    """An image in its file's own coordinates; `objects` holds ([xmin, ymin, xmax, ymax], class, place) per box."""
 
     where: str
     size: tuple[int, int] | None
@@ -72,29 +72,31 @@ class _Image:
 
 
 def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
-    """Reads a file of boxes, its format told by its ending.
+    """Reads a file or folder of boxes; the extension and content determine the format.
 
-    A CSV has the columns filename (or image), xmin, ymin, xmax, ymax, in any order, and where it has them class (or label;
-    without it all are of one, `ONLY`), width, height and group; a row with neither class nor corners is an image without
-    objects. COCO is one JSON file, and dlib's XML one whose root is <dataset> (`formats.imglab`), whose boxes without a
-    label are of the class `ONLY`, too. VOC is a folder of XML files, with its subfolders, or one file; where several
-    subfolders have a name the image's begins with the subfolder. So is LabelMe of JSON files, whose objects are the boxes
-    around rectangles, polygons, circles and masks. YOLO is a folder of .txt files of the images' names (`formats.yolo`),
-    where there are neither.
+    - CSV has the columns filename (or image), xmin, ymin, xmax, ymax, in any order, and optionally class (or label),
+      width, height and group. Without a class column all boxes are of the class `ONLY`. A row with neither class nor
+      corners is an image without objects.
+    - COCO is one JSON file.
+    - dlib's XML is one file with the root <dataset> (`formats.imglab`); boxes without a label are of the class `ONLY`.
+    - VOC is one XML file, or a folder of them with its subfolders. An image name that occurs in several subfolders is
+      prefixed with the subfolder.
+    - LabelMe is one JSON file, or a folder of them as for VOC. Objects are the boxes around shapes with an area
+      (`labelme.AREAS`).
+    - YOLO is a folder of .txt files, named like the images (`formats.yolo`), without VOC or LabelMe files in it.
 
     Args:
       path: the file or the folder.
-      problems: a list to which what the data can do without is appended (`samples.problem`):
-        reversed corners (swapped), a box without area, a box that is NaN, a crowd, a box that dlib is to ignore (all left
-        out), a box given twice (kept once), a second group or size of an image (the first one holds), an image that stands
-        twice in COCO, VOC, dlib's XML, LabelMe or YOLO (joined), a shape of LabelMe that has no area. With None the first of
-        them raises.
+      problems: a list to which recoverable problems are appended (`samples.problem`): reversed corners (swapped); a box
+        that has no area or a NaN, is a crowd or is marked `ignore` in dlib's XML (left out); a box given twice (kept
+        once); a second group or size of an image (the first holds); an image that occurs twice in COCO, VOC, dlib's
+        XML, LabelMe or YOLO (boxes joined); a LabelMe shape without an area. With None the first problem raises.
 
     Returns:
       One annotation for each image that the file names, in the file's order.
 
     Raises:
-      FormatError: a file that cannot be read; the message names it, the place and the value.
+      FormatError: a file cannot be read; the message names the file, the place and the value.
     """
     path, found_problems = Path(path), [] if problems is None else problems
     if not path.exists():
@@ -122,7 +124,7 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
 
 
 def _annotation(name, image, shift, problems):
-    """The boxes in continuous pixels; what is no box is named and left out."""
+    """Converts an image's boxes to continuous coordinates; reports invalid boxes and leaves them out."""
     first, last = shift
     boxes: dict[tuple, str] = {}
     for corners, label, where in image.objects:
@@ -132,7 +134,7 @@ def _annotation(name, image, shift, problems):
             continue
         swapped = list(corners)
         for low, high in ((0, 2), (1, 3)):
-            # The same pixel twice is a box of one pixel, so that corners are reversed past the empty box only.
+            # Compared as continuous coordinates: in CSV and VOC equal corners are a box of one pixel, not reversed.
             if corners[high] + last < corners[low] + first:
                 swapped[low], swapped[high] = corners[high], corners[low]
         if swapped != corners:
@@ -164,7 +166,7 @@ def _shown(corners):
 
 
 def _entry(images, name, where, size, group, problems):
-    """The entry of an image, new or known; another group or size than before is named."""
+    """Returns an image's entry, created if new; reports a group or size that differs from the entry's."""
     entry = images.setdefault(name, _Image(where, size, group))
     for key, value in (("group", group), ("size", size)):
         known = getattr(entry, key)
@@ -201,7 +203,7 @@ def _read_csv(path, problems):
 
 
 def _number(where, cell, *, decimal_comma=False):
-    """The number in a cell; NaN where it is missing."""
+    """Returns the number in a cell; NaN if it is missing."""
     if cell.lower() in texts.MISSING:
         return math.nan
     try:
@@ -211,7 +213,7 @@ def _number(where, cell, *, decimal_comma=False):
 
 
 def _size(where, width, height):
-    """(height, width) in pixels, None where neither is given; some tools write 0 for what they do not know."""
+    """Returns (height, width) in pixels, or None if neither is given; some tools write 0 for unknown."""
     if all(math.isnan(side) or side == 0 for side in (width, height)):
         return None
     if not all(side >= 1 and side.is_integer() for side in (width, height)):
@@ -220,12 +222,12 @@ def _size(where, width, height):
 
 
 def _read_folder(path, problems):
-    """The images of a folder of VOC, LabelMe or YOLO files, and what makes their corners continuous."""
+    """Reads the images of a folder of VOC, LabelMe or YOLO files; also returns their format's corner offsets."""
     voc, others = (files_in(path, {ending}) for ending in (".xml", ".json"))
     files = yolo.files_of(path)
     labels = list(filter(yolo.is_label, files))
     if labels:
-        others = [file for file in others if file.name != "notes.json"]  # Label Studio's, of its export
+        others = [file for file in others if file.name != "notes.json"]  # part of Label Studio's YOLO export
     kinds = {"VOC's .xml": len(voc), "LabelMe's .json": len(others), "YOLO's .txt": len(labels)}
     if len(there := [f"{count} of {kind}" for kind, count in kinds.items() if count]) > 1:
         what = f"{' and '.join(there)} in one folder: several annotations of the same images?"
@@ -241,7 +243,7 @@ def _read_folder(path, problems):
 
 
 def _named(path, names: dict[Path, str]) -> dict[Path, str]:
-    """The images that files name; where several subfolders name one, it begins with the subfolder: s1/dorsal.png."""
+    """Returns each file's image name, prefixed with the subfolder if several subfolders have it: s1/dorsal.png."""
     folders: dict[str, set] = collections.defaultdict(set)
     for file, name in names.items():
         folders[name].add(file.parent)
@@ -250,7 +252,7 @@ def _named(path, names: dict[Path, str]) -> dict[Path, str]:
 
 
 def _stands_once(images, name, where, problems):
-    """Names an image that has stood before."""
+    """Reports an image that already has an entry."""
     if name in images:
         what = f"the image stands twice, first in {images[name].where}: joined"
         problems.append(problem(name, what, where))
@@ -372,17 +374,17 @@ def write(
     *,
     classes: Sequence[str] = (),
 ) -> None:
-    """Writes boxes in the format of the path's ending: .csv (corners to 0.001 px) or .json (COCO).
+    """Writes boxes in the format of the path's extension: .csv (corners to 0.001 px) or .json (COCO).
 
     Args:
-      path: where to.
-      annotations: one for each image; those without objects are written, too.
-      scores: (M,) for each annotation: the boxes are then detections, with a column or a key "score", which `read`
-        passes over.
-      classes: COCO's categories, numbered from 1; by default those of the boxes, sorted.
+      path: the file to write.
+      annotations: one per image; images without objects are written, too.
+      scores: (M,) per annotation; the boxes are then detections, with a column or key "score", which `read` ignores.
+      classes: COCO's categories, numbered from 1; by default the boxes' classes, sorted.
 
     Raises:
-      ValueError: another ending; an image that stands twice; an annotation that no file can hold.
+      ValueError: an unknown extension; an image without a name or given twice; a class that is not in `classes`; an
+        annotation that no file can hold.
     """
     path = Path(path)
     writers = {".csv": _write_csv, ".json": _write_coco}

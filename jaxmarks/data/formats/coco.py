@@ -12,12 +12,14 @@ from jaxmarks.data.samples import Annotation, FormatError, problem
 
 
 def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
-    """Reads one specimen an image; `document` is the parsed file.
+    """Reads one specimen per image; `document` is the parsed file.
 
-    An image without keypoints has all landmarks missing, and is a problem. An image's "group", "mm_per_px" are read.
+    An image without visible keypoints has all landmarks missing and is reported in `problems`. The keys "group" and
+    "mm_per_px" of an image are read as well.
 
     Raises:
-      FormatError: no COCO document, keypoints of another length, several specimens on one image; it names the entry.
+      FormatError: not a COCO document, keypoints of the wrong length, or several specimens on one image; the message
+        names the entry.
     """
     images, entries = by_id(path, document, "images"), objects(path, document, "annotations")
     categories = [c for _, c in objects(path, document, "categories")] if "categories" in document else []
@@ -88,10 +90,10 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
 
 
 def write(path, annotations: list[Annotation]) -> None:
-    """Writes one category whose keypoints have their names, or are numbered from 1.
+    """Writes one category whose keypoints have the landmarks' names, or numbers from 1.
 
-    A specimen's box is that of its visible ones. Images have their own IDs where all have one and these are different whole
-    numbers, and numbers from 1 else.
+    A specimen's bbox encloses its visible landmarks. Images keep their IDs if all have one and these are distinct whole
+    numbers; otherwise they are numbered from 1.
     """
     images, entries = [], []
     known = {a.id for a in annotations if re.fullmatch("0|[1-9][0-9]{0,15}", a.id)}
@@ -123,7 +125,7 @@ def write(path, annotations: list[Annotation]) -> None:
 
 
 def objects(path, document, key) -> list[tuple[str, dict]]:
-    """(place, object) of each entry of the list under a key of the document."""
+    """Returns (place, object) for each entry of the list under `key`."""
     found = document.get(key)
     if not isinstance(found, list):
         raise FormatError(path, f"key {key!r}", "no such list", "a COCO file has images and annotations")
@@ -134,7 +136,7 @@ def objects(path, document, key) -> list[tuple[str, dict]]:
 
 
 def by_id(path, document, key) -> dict[int | str, tuple[str, dict]]:
-    """`objects` by their id."""
+    """Returns the `objects` under `key` by their id."""
     found: dict = {}
     for where, entry in objects(path, document, key):
         if not isinstance(entry.get("id"), int | str):

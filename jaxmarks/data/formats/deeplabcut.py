@@ -1,6 +1,6 @@
-"""DeepLabCut's CSV of marked frames: header rows scorer, (individuals,) bodyparts, coords; pixels, y down.
+"""DeepLabCut's CSV of labelled frames: header rows scorer, (individuals,) bodyparts, coords; pixels, y down.
 
-The first cells of a row are the frame's path, labeled-data/VIDEO/img001.png, in one cell or in three.
+A row begins with the frame's path, labeled-data/VIDEO/img001.png, in one cell or split over three.
 """
 
 import itertools
@@ -15,25 +15,25 @@ HEADER = "scorer, bodyparts, coords in the first three rows"
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files CollectedData_*.csv of a folder and its subfolders."""
+    """Returns the files CollectedData*.csv of a folder and its subfolders."""
     return [file for file in files_in(path, {".csv"}) if file.name.startswith("CollectedData")]
 
 
 def read(files: dict[Path, list], problems: list[dict]) -> list[Annotation]:
-    """Reads one animal a frame, of all files together, whose rows are as `text.csv_cells` has them.
+    """Reads the frames of all files, one animal per frame; the rows of a file are those returned by `text.csv_cells`.
 
-    The landmarks are the files' body parts in the order of the first. The frames of a video are one group. Where all are of
-    one video each is a group of its own, and that is a problem: its neighbours look alike.
+    The landmarks are the body parts of all files in the order of first appearance. The frames of a video form one
+    group. If all are of one video, each is its own group; this is reported because neighbouring frames look alike.
 
     Raises:
-      FormatError: a header or a row that is not DeepLabCut's, a cell that is no number, two animals marked on a frame; it
-        names the row.
+      FormatError: a header or row that is not DeepLabCut's, a cell that is not a number, or two animals marked on a
+        frame; the message names the row.
     """
     frames = list(itertools.chain.from_iterable(_read(file, rows, problems) for file, rows in files.items()))
     if not frames:
         raise FormatError(next(iter(files)), "", "a header and no frame", "mark some")
     parts = list(dict.fromkeys(part for *_, marks in frames for part in marks))
-    folder = lambda name: PureWindowsPath(name).parent.as_posix()  # takes both kinds of slash
+    folder = lambda name: PureWindowsPath(name).parent.as_posix()  # accepts \ and /
     several = len({folder(name) for name, *_ in frames}) > 1
     if not several:
         what = f"all {len(frames)} frames are of one video: scores on some of them say little about another one"
@@ -46,7 +46,7 @@ def read(files: dict[Path, list], problems: list[dict]) -> list[Annotation]:
 
 
 def _read(path, rows, problems):
-    """(name, place, {body part: (x, y)}) of each frame, a missing landmark NaN."""
+    """Yields (name, place, {body part: (x, y)}) for each frame; a missing landmark is NaN."""
     width, wide, columns, frames = _columns(path, rows)
     for line, cells in frames:
         if len(cells) != width:
@@ -60,7 +60,7 @@ def _read(path, rows, problems):
             point = _point(where, part, [cells[places[axis]] for axis in "xy"], name, problems)
             if part not in marks or math.isnan(marks[part][0]):
                 marks[part] = point
-            if not math.isnan(point[0]) and animal != "single":  # whose parts are of no animal
+            if not math.isnan(point[0]) and animal != "single":  # DeepLabCut's name for parts of no animal
                 marked[animal] = None
         if len(marked) > 1:
             what = f"two animals, {' and '.join(list(marked)[:2])}"
@@ -69,9 +69,9 @@ def _read(path, rows, problems):
 
 
 def _columns(path, rows):
-    """How many cells a row has, how many of them are the frame's path, the columns, and the rows below the header.
+    """Returns the number of cells per row, how many of them hold the frame's path, the columns, and the rows below.
 
-    The columns are {(animal, body part): {"x": number, "y": number, ...}}; without individuals the animal is "".
+    The columns are {(animal, body part): {"x": cell index, ...}}; without a row "individuals" the animal is "".
     """
     (first, cells), *_ = rows
     if cells[0].lower() != "scorer":

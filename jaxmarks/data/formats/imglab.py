@@ -1,7 +1,7 @@
-"""dlib's XML, as imglab and ml-morph write it: a box for each object, whose parts are landmarks; pixels, y down.
+"""dlib's XML, as written by imglab and ml-morph: a box per object, whose parts are landmarks; pixels, y down.
 
-Parts are continuous coordinates as they stand, like those of all formats; a box holds `width` x `height` pixels from `left`
-and `top` on.
+As in all formats, the parts' coordinates are continuous and taken unchanged. A box covers `width` x `height` pixels
+from (`left`, `top`) on.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxmarks.data.samples import Annotation, FormatError, problem
 
 
 class Photograph(NamedTuple):
-    """One <image>: its name, its (height, width) where it tells it, its boxes with their places, and its own place."""
+    """One <image>: its name, its (height, width) if given, its boxes as (place, element), and its own place."""
 
     name: str
     size: tuple[int, int] | None
@@ -23,10 +23,10 @@ class Photograph(NamedTuple):
 
 
 def photographs(path, root: Element, problems: list[dict]) -> Iterator[Photograph]:
-    """The photographs of a file; boxes that are to be ignored are named in `problems`.
+    """Yields the photographs of a file; boxes marked `ignore` are left out and reported in `problems`.
 
     Raises:
-      FormatError: a root that is no <dataset>, an image without a name.
+      FormatError: the root is not <dataset>, or an image has no name.
     """
     if root.tag != "dataset":
         raise FormatError(path, "", f"<{root.tag}>, not <dataset>", "name a file of imglab")
@@ -47,13 +47,13 @@ def photographs(path, root: Element, problems: list[dict]) -> Iterator[Photograp
 
 
 def read(path, problems: list[dict]) -> list[Annotation]:
-    """Reads the parts of one box an image. An image without any has all landmarks missing, and is a problem.
+    """Reads the parts of one box per image. An image without parts has all landmarks missing, and is reported.
 
-    The landmarks are the names of all parts in natural order; those that are numbered from 0 or 1 have no names.
+    The landmarks are the names of all parts in natural order; if these just count from 0 or 1, `names` is empty.
 
     Raises:
-      FormatError: no file of imglab, a part without a name, twice, or whose place is no number, two boxes with parts on an
-        image; it names the place.
+      FormatError: not a file of imglab; a part without a name, given twice, or with a coordinate that is not a number;
+        two boxes with parts on one image; the message names the place.
     """
     found = []
     for each in photographs(path, text.read_xml(path), problems):
@@ -91,17 +91,17 @@ def _parts(where, box, image, problems) -> dict[str, tuple[float, float]]:
 
 
 def corners(where: str, box: Element) -> list[float]:
-    """x0, y0, x1, y1 of a box.
+    """Returns x0, y0, x1, y1 of a box.
 
     Raises:
-      FormatError: a side or a corner that is missing or no number.
+      FormatError: `left`, `top`, `width` or `height` is missing or not a number.
     """
     left, top, width, height = (_number(where, box, key) for key in ("left", "top", "width", "height"))
     return [left, top, left + width, top + height]
 
 
 def label(box: Element) -> str:
-    """The class of a box; empty where it has none."""
+    """Returns the class of a box; empty if it has none."""
     return (box.findtext("label") or "").strip()
 
 

@@ -1,7 +1,7 @@
-"""LabelMe: one JSON an image, with a point for each landmark, or an area for each object; continuous pixels, y down.
+"""LabelMe: one JSON file per image, with a point per landmark or an area per object; continuous pixels, y down.
 
-The landmarks are the labels of all files in natural order (l1, l2, ..., l10); a label that a file lacks is missing there.
-An object is the box around its shape, of the class that the label names.
+The landmarks are the labels of all files in natural order (l1, l2, ..., l10); if a file lacks a label, that landmark is
+missing there. An object is the box around its shape, and the label is its class.
 """
 
 import collections
@@ -17,18 +17,19 @@ from jaxmarks.data.formats import text
 from jaxmarks.data.photographs import files_in
 from jaxmarks.data.samples import Annotation, FormatError, problem
 
-# Shapes with an area. All but a circle, which has its centre and a point on it, lie in the box around their points.
+# Shape types with an area. A shape's box is that of its points, except for a circle: its points are centre and rim.
 AREAS = ("rectangle", "polygon", "circle", "mask", "rotation")
 
 
 def read(path, problems: list[dict], images=None) -> list[Annotation]:
-    """Reads a folder of LabelMe files, or one file. A landmark that is NaN or marked twice is missing, and a problem.
+    """Reads a folder of LabelMe files, or one file. A landmark that is NaN or marked twice is missing, and is reported.
 
-    A file names its image from its own folder on. Where that is in `images`, the folder of photographs, or a subfolder of
-    `images` has the place that the file has in `path`, the annotation has the image's name from `images` on.
+    A file gives its image's path relative to its own folder. If the image is found there and that is inside `images`
+    (the folder of photographs, by default `path`), or is found in `images` at the same relative place that the file has
+    in `path`, the annotation's name is the path relative to `images`.
 
     Raises:
-      FormatError: a file that is no JSON or no LabelMe, a point that is no pair of numbers.
+      FormatError: a file that is not JSON or not LabelMe, a point that is not a pair of numbers.
     """
     path = Path(path)
     files = files_of(path)
@@ -57,11 +58,11 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
 
 
 def areas(file: Path, problems: list[dict]):
-    """The objects of one LabelMe file.
+    """Reads the objects of one LabelMe file; shapes without an area are reported in `problems`.
 
     Returns:
-      The name of its image as the file has it, the image's (height, width) where it is told, and the objects, each
-      ([x0, y0, x1, y1], class, place). Points and lines are named in `problems`.
+      The image's name as given in the file, the image's (height, width) if given, and the objects, each
+      ([x0, y0, x1, y1], class, place).
 
     Raises:
       FormatError: as `read`.
@@ -91,7 +92,7 @@ def _points(file, problems, images, place):
 
 
 def files_of(path: Path) -> list[Path]:
-    """The LabelMe files of a folder and its subfolders, or the one that the path names; FormatError where there is none."""
+    """Returns the LabelMe files of a folder and its subfolders, or the file `path`; FormatError if there is none."""
     files = files_in(path, {".json"}) if path.is_dir() else [path]
     if not files:
         raise FormatError(path, "", "no .json in this folder", "name a folder of LabelMe files")
@@ -108,7 +109,7 @@ def _document(file):
 
 
 def _shapes(file, document, kinds, image, problems):
-    """(place, label, kind, points (N, 2)) of each shape of these kinds; others are named in `problems`."""
+    """Yields (place, label, kind, points (N, 2)) for each shape of these `kinds`; reports the others in `problems`."""
     others: collections.Counter = collections.Counter()
     for i, shape in enumerate(document["shapes"]):
         where = f"shapes[{i}]"
@@ -134,8 +135,8 @@ def _shapes(file, document, kinds, image, problems):
 
 
 def _found(name, file, place, images) -> str:
-    """The name of a file's image, from the folder `images` on where it lies beside the file or at its `place` in there."""
-    folder, path = Path(os.path.abspath(images)), PureWindowsPath(name)  # takes both kinds of slash
+    """Returns the image's path from `images` on if it is there, beside the file or at `place`; else `_image_name`."""
+    folder, path = Path(os.path.abspath(images)), PureWindowsPath(name)  # accepts \ and /
     beside = Path(os.path.abspath(file.parent / path.as_posix()))
     for candidate in (beside, folder / place / _image_name(name)):
         if name and not path.anchor and candidate.is_relative_to(folder) and os.path.isfile(candidate):
@@ -144,20 +145,20 @@ def _found(name, file, place, images) -> str:
 
 
 def _image_name(name):
-    """The path of an image as the annotator's machine had it: its last part where it leads out of the folder."""
-    path = PureWindowsPath(name)  # takes both kinds of slash
+    """Returns the image path given by the annotator's machine; only its last part if it leads out of the folder."""
+    path = PureWindowsPath(name)  # accepts \ and /
     return path.name if path.anchor or ".." in path.parts or not name else path.as_posix()
 
 
 def write(folder, annotations: list[Annotation]) -> None:
-    """Writes one file an annotation, its landmarks labelled by their names, or l1, l2, ...
+    """Writes one file per annotation, with the landmarks labelled by their names, or l1, l2, ...
 
-    A file has the name of its image; a further annotation of that name has _2, _3, ... after it. LabelMe shows a
-    photograph as its EXIF orientation turns it. `read` tells by the size of an annotation that its pixels are the stored
-    ones where a quarter turn exchanges the sides; coordinates of another turn or mirror should be those of what is shown.
+    A file is named after its image; further annotations of the same name get _2, _3, ... appended. LabelMe displays a
+    photograph after its EXIF rotation. For a quarter turn, which exchanges the sides, `read` recognises coordinates of
+    the stored pixels by the annotation's size. For any other turn or mirror, pass coordinates of the displayed image.
 
     Raises:
-      ValueError: a landmark that no image shows, which LabelMe cannot hold.
+      ValueError: a landmark is visible in no image, which LabelMe cannot represent.
     """
     shown = np.any([a.visible for a in annotations], axis=0) if annotations else np.ones(0, bool)
     if not shown.all():

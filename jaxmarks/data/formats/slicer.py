@@ -10,13 +10,12 @@ from jaxmarks.data import slices
 from jaxmarks.data.formats import text
 from jaxmarks.data.samples import FormatError
 
-# In an .fcsv a point's label is the twelfth column, and in Slicer 5 columns after the fourteenth begin with how it was placed:
-# 2 where it was.
+# Columns of an .fcsv, from 0: the label; and the position status, which Slicer 5 adds, with its value for "placed".
 LABEL, PLACED = 11, (14, "2")
 
 
 class Point(NamedTuple):
-    """A point: its label, its place (3,) in RAS mm, and where in the file it stands."""
+    """A point: its label, its position `place` (3,) in RAS mm, and its location `where` in the file."""
 
     label: str
     place: np.ndarray
@@ -24,10 +23,11 @@ class Point(NamedTuple):
 
 
 def read(path) -> list[Point]:
-    """The points of a file, in its order.
+    """Reads the points of a file, in file order.
 
     Raises:
-      FormatError: it cannot be read, a point of it is damaged or was not placed, or the coordinate system is not said.
+      FormatError: the file is malformed, a point is damaged or was not placed, or no coordinate system is given.
+      OSError: a .json file cannot be opened; for an .fcsv this is a FormatError.
     """
     path, points = Path(path), []
     for label, place, system, placed, where in (_markups if path.suffix.lower() == ".json" else _fcsv)(path):

@@ -1,10 +1,10 @@
-"""CSV: one row an image (image,x1,y1,x2,y2,...) or one row a landmark (image,landmark,x,y); pixels, y down.
+"""CSV: one row per image (image,x1,y1,x2,y2,...) or one row per landmark (image,landmark,x,y); pixels, y down.
 
-The header tells which. Without a column that tells the landmark (landmark, or label beside image) an image's rows are its
-landmarks in their order, as in ImageJ's results (Label,X,Y); where most images have the same cells of another column in
-different orders that is an error. Fields are separated by comma, semicolon or tab; with the latter two, decimals may be
-commas. Empty, NA and nan are missing. The columns group (or specimen), mm_per_px and id are read where they are there,
-others are not.
+The header determines the layout. Without a column that names the landmark (landmark, or label beside image), an image's
+rows are its landmarks in order, as in ImageJ's results (Label,X,Y); it is an error if most images have the same cells
+in some other column, but in different orders. Fields are separated by comma, semicolon or tab; with the latter two,
+decimals may be commas. Cells that are empty, NA or nan are missing (`text.MISSING`). The columns group (or specimen,
+individual), mm_per_px and id are read if present; all others are ignored.
 """
 
 import collections
@@ -20,22 +20,22 @@ from jaxmarks import atomic
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.samples import Annotation, FormatError, problem
 
-# What else a column may be called, where it is not called so.
+# Alternative names of a column, used if no column has the name itself.
 SYNONYMS = {"image": ("filename", "file"), "group": ("specimen", "individual")}
-# In landmarks' tables; ImageJ's label is the image, another's the landmark.
+# For landmark tables. A column label is the image if no other column is, as in ImageJ, else the landmark.
 _SYNONYMS = SYNONYMS | {"image": (*SYNONYMS["image"], "label"), "landmark": ("label",)}
-# What ImageJ writes after an image's name: the name of a region, or of a slice.
+# What ImageJ appends to an image's file name: a colon and the name of a region or slice.
 REGION = re.compile(r"(\.\w{3,4}):(.*)$")
 BEHIND = "what follows the image's name"
 
 
 def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation]:
-    """Reads any of the layouts from what `texts.csv_cells` has read.
+    """Reads any of the layouts from `cells`, the result of `texts.csv_cells`.
 
-    A landmark written as nan, or with one coordinate alone, is missing, and a problem.
+    A landmark written as nan, or with only one coordinate, is missing and is reported in `problems`.
 
     Raises:
-      FormatError: no such header, a cell that is no number, a landmark given twice; it names the row.
+      FormatError: an unsuitable header, a cell that is not a number, a landmark given twice; the message names the row.
     """
     (line, names), rows, decimal_comma = texts.csv_rows(path, cells, _SYNONYMS)
     if "image" not in names:
@@ -48,7 +48,7 @@ def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation
         raise FormatError(path, f"line {nameless}", "no image name", "write the photograph's file name")
     once = len({row["image"] for _, row in entries}) == len(entries)
     layout = _wide
-    if {"x", "y"} <= set(names) and not ({"x1", "y1"} <= set(names) and once):  # else x and y are another point
+    if {"x", "y"} <= set(names) and not ({"x1", "y1"} <= set(names) and once):  # else x, y are a further point
         layout = _long if "landmark" in names else _in_order
     return layout(path, names, entries, functools.partial(_number, path, decimal_comma=decimal_comma), problems)
 
@@ -107,7 +107,7 @@ def _in_order(path, names, entries, number_of, problems):
         rows.append((number, row | {"image": image, "landmark": str(len(rows) + 1), BEHIND: behind}))
     (first, some), *others = by_image.items()
     for image, rows in others:
-        if len(rows) != len(some):  # which of them is missing nobody knows
+        if len(rows) != len(some):  # it is unknown which landmark is missing
             what = f"{image} has {len(rows)} rows, and {first} {len(some)}"
             raise FormatError(
                 path, f"line {rows[0][0]}", what, "add a column landmark, or a row of NA where one is missing"
@@ -118,9 +118,10 @@ def _in_order(path, names, entries, number_of, problems):
 
 
 def _refuse_another_order(path, column: str, images: list[list[tuple[int, str]]]):
-    """Raises FormatError where a column, as (line, cell) of each image's rows, seems to tell landmarks that change places.
+    """Raises FormatError if a column seems to name the landmarks and their order changes between images.
 
-    It does where most images have the same cells, each once, and one of them in another order than the first.
+    That is so if most images have the same cells, each once, and one of these has them in another order than the first.
+    `images` holds the column as (line, cell) for each image's rows.
     """
     cells = [[cell.lower() for _, cell in rows] for rows in images]
     ((names, having),) = collections.Counter(map(frozenset, cells)).most_common(1)
@@ -138,7 +139,7 @@ def _refuse_another_order(path, column: str, images: list[list[tuple[int, str]]]
 
 
 def _common(path, rows) -> dict[str, str]:
-    """What the rows of one image say of it together: where several say something it has to be the same."""
+    """Merges the image-wide fields of an image's rows; raises if they differ, except that differing IDs are dropped."""
     common: dict[str, str] = {}
     for number, row in rows:
         for name in ("image", "group", "mm_per_px", "id"):
@@ -146,7 +147,7 @@ def _common(path, rows) -> dict[str, str]:
             if cell.lower() in texts.MISSING:
                 continue
             if common.setdefault(name, cell) != cell and name == "id":
-                common[name] = ""  # of rows, not of the image
+                common[name] = ""  # IDs of the rows, not of the image
             elif common[name] != cell:
                 what = f"{name} {cell} of {row['image']}, in a row before it {common[name]}"
                 raise FormatError(path, f"line {number}", what, "write one for each image")
@@ -195,10 +196,12 @@ def _number(path, line, cell, *, decimal_comma):
 
 
 def write(path, annotations: list[Annotation], *, layout: str = "wide") -> None:
-    """Writes annotations, `wide` or `long`; numbers in the shortest form that reads back the same, missing as NA.
+    """Writes annotations in the layout `wide` (a row per image) or `long` (a row per landmark).
+
+    Numbers are written in the shortest form that reads back the same, missing ones as NA.
 
     Raises:
-      ValueError: images with different numbers of landmarks, another layout.
+      ValueError: images with different numbers of landmarks, or an unknown layout.
     """
     if other := next((a for a in annotations if len(a.points) != len(annotations[0].points)), None):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The text of a file of landmarks or boxes, and the rows and numbers in it, whatever program and country they come from."""
+"""Parses text files of landmarks or boxes: encodings, CSV dialects, number formats, JSON and XML of many programs."""
 
 import collections
 import csv
@@ -14,17 +14,17 @@ import numpy as np
 
 from jaxmarks.data.samples import FormatError, problem
 
-# What stands for a missing value in a cell, in lower case.
+# Cells that mean a missing value, in lower case.
 MISSING = {"", "na", "nan", "n/a", "null", "none"}
 
 
 def read(path, kind: str) -> str:
-    """The text of a file in UTF-8 or UTF-16 (which needs its byte-order mark), else as Windows writes Western languages.
+    """Decodes a text file: UTF-8, UTF-16 (recognised by its byte-order mark), else cp1252 or Latin-1.
 
     Raises:
-      FormatError: the file holds binary data; the message asks for a file of `kind`.
+      FormatError: the file holds binary data (the message asks for a file of `kind`), or damaged UTF-16.
     """
-    data = Path(path).read_bytes().rstrip(b"\x1a")  # which ends the files of DOS
+    data = Path(path).read_bytes().rstrip(b"\x1a")  # DOS's end-of-file character
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings = ["utf-16"]
     elif b"\0" in data:
@@ -40,28 +40,30 @@ def read(path, kind: str) -> str:
 
 
 def natural(label: str) -> list:
-    """What labels are sorted by, so that l2 comes before l10."""
+    """Returns a sort key that puts l2 before l10."""
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", label) if p]
 
 
 def number(word: str) -> float:
-    """A number as files hold it; ValueError for anything else, and for "1_0", which Python alone reads as 10."""
+    """Parses a number; raises ValueError for anything else, also for "1_0", which only Python reads as 10."""
     if "_" in word:
         raise ValueError(word)
     return float(word)
 
 
 def csv_cells(path, header: str) -> tuple[list[tuple[int, list[str]]], str]:
-    """(line, stripped cells) of each row of a CSV that is not blank, and what separates its cells.
+    """Returns (line, stripped cells) of each non-blank row of a CSV, and its delimiter.
 
-    They are separated by comma, semicolon or tab: by what the header has most of, or what a line "sep=;" before it says.
+    The delimiter is the comma, semicolon or tab that is most frequent in the header, or the one given by a line "sep=;"
+    above it.
 
     Raises:
-      FormatError: an empty file, which should begin with `header`, or a quote left open; it names the line.
+      FormatError: the file is empty (the message shows the expected `header`), or a quote is left open; the message
+        names the line.
     """
     text, rows, line = read(path, "CSV"), [], 1
     told = re.match(r"\s*sep=([;\t,])[;\t,]*\s*(\r\n|\r|\n)", text, re.IGNORECASE)
-    if told:  # Excel's
+    if told:  # written by Excel
         line += len(told[0].splitlines())
         text = text[told.end() :]
     head = next((each for each in text.splitlines() if each.strip()), "")
@@ -77,7 +79,7 @@ def csv_cells(path, header: str) -> tuple[list[tuple[int, list[str]]], str]:
         raise FormatError(path, f"line {line}", f"no CSV: {error}", "look for a quote left open") from None
     if not rows:
         raise FormatError(path, "line 1", "the file is empty", f"its first row is {header}")
-    try:  # a quote left open takes all that follows into its cell, which only a strict reader tells
+    try:  # an open quote swallows the rest of the file into its cell; only a strict reader reports it
         collections.deque(read_with(strict=True), maxlen=0)
     except csv.Error as error:
         if "end of data" in str(error):
@@ -88,18 +90,19 @@ def csv_cells(path, header: str) -> tuple[list[tuple[int, list[str]]], str]:
 
 
 def csv_rows(path, table: tuple[list, str], synonyms: Mapping[str, tuple[str, ...]]):
-    """The header and rows of a CSV that `csv_cells` has read.
+    """Splits the output `table` of `csv_cells` into the header and the rows.
 
     Returns:
-      (line, names) of the header, in lower case, and by `synonyms`, in their order, where no column is called so; (line,
-      cells) of each row; and whether decimals may be commas: not between commas, and not where a coordinate has a point.
+      (line, names) of the header: in lower case, and a column that no header cell names is taken from the first of its
+      `synonyms` that occurs; (line, cells) of each row; and whether decimals may be commas: not if the delimiter is a
+      comma, nor if any coordinate has a decimal point.
 
     Raises:
-      FormatError: a column that stands twice, a row of another length than the header.
+      FormatError: a column name occurs twice, or a row's length differs from the header's.
     """
     ((first, cells), *rows), delimiter = table
     names = [name.lower() for name in cells]
-    for name, others in synonyms.items():  # a synonym counts where no column bears the name itself
+    for name, others in synonyms.items():  # a synonym counts only if no column has the name itself
         other = next((other for other in others if other in names), None)
         if name not in names and other:
             names[names.index(other)] = name
@@ -115,12 +118,12 @@ def csv_rows(path, table: tuple[list, str], synonyms: Mapping[str, tuple[str, ..
 
 
 def of_another_length(path, line: int, cells: list[str], width: int) -> FormatError:
-    """The error of a row that has not as many cells as the header, `width`."""
+    """Returns the error for a row whose length differs from the header's, `width` cells."""
     return FormatError(path, f"line {line}", f"{len(cells)} cells where the header has {width}", "mend the row")
 
 
 def told(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of landmarks; those that are numbers alone, from 0 or 1 on, as 1, 2, ... or l1, l2, ..., are none."""
+    """Returns the landmark names as a tuple; empty if they only count from 0 or 1, as in 1, 2, ... or l1, l2, ..."""
     names = tuple(map(str, names))
     bare = [name.removeprefix("l") for name in names]
     counts = [[*range(first, first + len(bare))] for first in (0, 1)]
@@ -128,7 +131,10 @@ def told(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def slips(labels: Iterable[str], images: list[tuple[str, str, Any]], problems: list[dict]) -> None:
-    """Names in `problems` the labels that few of the images (name, place, labels) have: one of four, or less than a tenth."""
+    """Reports labels that are probably misspelt: those in one of at least four images, or in less than a tenth of them.
+
+    `images` holds (name, place, labels) of each image.
+    """
     for label in labels:
         having = [(image, where) for image, where, mine in images if label in mine]
         if having and (10 * len(having) < len(images) or (len(having) == 1 and len(images) > 3)):
@@ -137,17 +143,17 @@ def slips(labels: Iterable[str], images: list[tuple[str, str, Any]], problems: l
 
 
 def laid_out(marks: Mapping[str, tuple[float, float]], labels: Iterable[str]) -> dict[str, Any]:
-    """The `points` and `visible` of an `Annotation` from marks by label, NaN or absent where one is missing."""
+    """Returns the `points` and `visible` of an `Annotation` from marks by label; NaN or absent marks are missing."""
     rows = np.array([marks.get(label, (np.nan, np.nan)) for label in labels], float)
     visible = np.isfinite(rows).all(1)
     return {"points": np.where(visible[:, None], rows, 0.0), "visible": visible}
 
 
 def read_json(path):
-    """The document of a JSON file.
+    """Parses a JSON file.
 
     Raises:
-      FormatError: it is no text, or no JSON; it names the line.
+      FormatError: the file is not text or not JSON; the message names the line.
     """
     try:
         return json.loads(read(path, "JSON"))
@@ -158,13 +164,13 @@ def read_json(path):
 
 
 def read_xml(path) -> ElementTree.Element:
-    """The root of an XML file.
+    """Parses an XML file and returns its root.
 
     Raises:
-      FormatError: it is no text, no XML, or has a DOCTYPE.
+      FormatError: the file is not text, not XML, or has a DOCTYPE.
     """
     document = read(path, "XML")
-    # Entities are declared in a DOCTYPE alone, and a few of them, one in the other, fill any memory.
+    # Only a DOCTYPE can declare entities, and a few nested ones expand until memory is full.
     if "<!DOCTYPE" in document:
         raise FormatError(path, "", "a DOCTYPE", "files of annotations have none: take it out")
     try:
@@ -174,7 +180,7 @@ def read_xml(path) -> ElementTree.Element:
 
 
 def sides(entry: dict, height: str, width: str) -> tuple[int, int] | None:
-    """(height, width) of an image, where the entry has whole numbers under both keys; 0 stands for what is not known."""
+    """Returns an image's (height, width), or None unless the entry has whole numbers above 0 under both keys."""
     rows, columns = (
         int(side) if isinstance(side, int | float) and side == side // 1 else 0
         for side in map(entry.get, (height, width))

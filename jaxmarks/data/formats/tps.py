@@ -1,9 +1,9 @@
-"""TPS, the format of tpsDig and of most morphometric programs: read, written, and turned between y up and y down.
+"""TPS, the format of tpsDig and most morphometric programs: reader, writer, and conversion between y up and y down.
 
-A record is `LM=K` (or `LM3=K`), K lines of coordinates, and `KEY=value` lines; `CURVES=n` is followed by n times
-`POINTS=m` and m lines. Read are also: any case and spaces about "=", Windows and old Macintosh line ends, a byte-order
-mark, Latin-1, exponents, comma decimals, tabs, blank lines. A missing landmark is a pair of NA or nan, or a pair in
-which both are negative; on a curve negative pairs are points like any other. A key that is not known stays in `extra`.
+A record is `LM=K` (or `LM3=K`), K lines of coordinates, and `KEY=value` lines; `CURVES=n` is followed by n blocks of
+`POINTS=m` and m lines. The reader also accepts any case, spaces around "=", Windows and old Macintosh line ends, a
+byte-order mark, Latin-1, exponents, comma decimals, tabs and blank lines. A landmark is missing if both coordinates are
+NA or nan, or if both are negative; on a curve, negative pairs are ordinary points. Unknown keys are kept in `extra`.
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ class Specimen:
       image, id, comment: text, "" where absent.
       scale: length of a pixel in the file's unit (usually mm), None where absent.
       curves: a list of (m, 2) arrays, NaN where a point is missing.
-      outlines: likewise, of OUTLINES.
+      outlines: the same for OUTLINES.
       extra: other KEY=value lines, in order.
-      line: where the record begins, from 1.
+      line: line number of the record's start, from 1.
     """
 
     points: np.ndarray
@@ -55,13 +55,13 @@ def read(path) -> list[Specimen]:
     """Reads the records of a TPS file.
 
     Raises:
-      FormatError: the file is no TPS file or damaged; it names the line and the value.
+      FormatError: the file is not TPS or is damaged; the message names the line and the value.
     """
     return loads(texts.read(path, "TPS"), path)
 
 
 def loads(text: str, path="<text>") -> list[Specimen]:
-    """Reads records from text; `path` is for messages."""
+    """Reads records from text; `path` is used in messages only."""
     lines = [
         (n, line) for n, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1) if line.strip()
     ]
@@ -143,8 +143,8 @@ def _scale(path, number, value):
 
 
 def _rows(path, lines, at, count, dimensions, head, head_line):
-    """`count` lines of coordinates from `lines[at]` on -> (count, dimensions) float64, NaN where missing."""
-    room = min(count, len(lines) - at + 1)  # a count beyond the file is an error below, and no reason to allocate it
+    """Parses `count` lines of coordinates from `lines[at]` on into (count, dimensions) float64, NaN if missing."""
+    room = min(count, len(lines) - at + 1)  # a count beyond the end of the file is an error below, so not allocated
     rows = np.full((room, dimensions), np.nan)
     for k in range(count):
         if at + k == len(lines) or _KEY.match(lines[at + k][1]):
@@ -152,7 +152,7 @@ def _rows(path, lines, at, count, dimensions, head, head_line):
             what = f"{head} in line {head_line} announces {count} rows, and there are {k}"
             raise FormatError(path, f"line {number}", what, "add the missing rows (NA NA for a landmark not seen)")
         number, line = lines[at + k]
-        # "12,5 33,1" has decimal commas; "12.5, 33.1" and "10 ,20" separate by them.
+        # "12,5 33,1" has decimal commas; in "12.5, 33.1" and "10 ,20" commas are separators.
         decimals = re.search(r"\s", line.strip()) and "." not in line and not re.search(r"\s,|,\s", line.strip())
         words = line.replace(",", ".").split() if decimals else None
         words = words if words and len(words) == dimensions else re.split(r"[\s,;]+", line.strip().strip(",;"))
@@ -177,19 +177,19 @@ def _rows(path, lines, at, count, dimensions, head, head_line):
 
 
 def resample(curve: np.ndarray, count: int) -> np.ndarray:
-    """Points (count, 2) at equal distances along the curve through points (M, 2), from its first to its last."""
+    """Returns `count` points (count, 2) equally spaced along the polyline through points (M, 2), ends included."""
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(curve, axis=0).T))])
     at = np.linspace(0.0, along[-1], count)
     return np.stack([np.interp(at, along, column) for column in curve.T], axis=-1)
 
 
 def with_curves(specimens: list[Specimen], count: int, path="", problems: list[dict] | None = None) -> list[Specimen]:
-    """Records whose landmarks are followed by `count` points of each curve (`resample`), as semilandmarks often are.
+    """Appends `count` points of each curve (`resample`) to the records' landmarks, the usual place of semilandmarks.
 
     Args:
-      specimens: of which those that have curves have as many; those without any lack their points.
-      count: at least 2, since the ends are among them.
-      path: for messages.
+      specimens: records that have the same number of curves, or none; those without curves have the points missing.
+      count: points per curve, at least 2, since both ends are among them.
+      path: used in messages.
       problems: a list to which curves that are taken as missing are appended (`samples.problem`).
 
     Raises:
@@ -206,7 +206,7 @@ def with_curves(specimens: list[Specimen], count: int, path="", problems: list[d
             raise FormatError(path, f"line {s.line}", what, remedy)
     found = []
     for s in specimens:
-        if not (curved and (s.curves or len(s.points))):  # nothing is digitised yet
+        if not (curved and (s.curves or len(s.points))):  # no curves in the file, or an empty record
             found.append(s)
             continue
         points, visible = [s.points], [s.visible]
@@ -227,17 +227,18 @@ def with_curves(specimens: list[Specimen], count: int, path="", problems: list[d
 def write(path, specimens: list[Specimen]) -> None:
     """Writes records; numbers in the shortest form that reads back as the same float64.
 
-    Missing landmarks, and what is not finite, are written as NA NA.
+    Missing landmarks and points that are not finite are written as NA NA.
 
     Raises:
-      ValueError: what TPS cannot hold: a landmark with two negative coordinates, which would read as missing, a scale that
-        is no length, a key of `extra` that the format has itself, a text that begins or ends with blanks or breaks the line.
+      ValueError: content that TPS cannot hold: a landmark with two negative coordinates (it would read as missing), a
+        scale that is not a length, a key in `extra` that the format itself uses, a text with a line break or with
+        blanks at its ends.
     """
     atomic.write(path, dumps(specimens))
 
 
 def dumps(specimens: list[Specimen]) -> str:
-    """The text of a TPS file; raises as `write` does."""
+    """Returns records as the text of a TPS file; raises as `write` does."""
     lines = []
     for s in specimens:
         columns = s.points if s.depth is None else np.column_stack([s.points, s.depth])
@@ -279,13 +280,13 @@ def _number(value):
     return repr(float(value)).removesuffix(".0")
 
 
-# Back conversion to y up is rounded to so many decimals: height - (height - y) then is y again, to the digit, for every
-# y with at most that many, though the difference of two floats is not.
+# Decimals to which y is rounded in the conversion back to y up. In floats height - (height - y) may differ from y;
+# rounded, it equals y exactly for every y with at most this many decimals.
 _DECIMALS = 9
 
 
 def to_annotations(specimens: list[Specimen], heights: list[float], path="") -> list[Annotation]:
-    """Records -> annotations, y down: y = height - y_tps, `heights` being those of the images in pixels."""
+    """Converts records to annotations, y down: y = height - y_tps, with `heights` of the images in pixels."""
     return [
         Annotation(
             image=s.image,
@@ -300,7 +301,7 @@ def to_annotations(specimens: list[Specimen], heights: list[float], path="") -> 
 
 
 def from_annotations(annotations: list[Annotation], heights: list[float]) -> list[Specimen]:
-    """Annotations, y down -> records, y up; exact for coordinates of up to nine decimals."""
+    """Converts annotations, y down, to records, y up; exact for coordinates of up to nine decimals."""
     return [
         Specimen(
             points=np.where(

@@ -1,8 +1,8 @@
-"""YOLO's labels: a .txt for each photograph, a line for each object, in shares of the upright photograph's sides.
+"""YOLO labels: a .txt file per photograph, a line per object, in fractions of the upright photograph's sides.
 
-A line is `class x y width height`, x and y those of the box's centre, or `class x1 y1 x2 y2 ...`, the corners of an
-outline, whose box is the one around it. Where data.yaml has a `kpt_shape`, keypoints follow the box, which are left out. A
-file without lines is a photograph without objects.
+A line is `class x y width height`, with x and y of the box's centre, or `class x1 y1 x2 y2 ...`, the corners of an
+outline, which is read as its bounding box. If data.yaml has a `kpt_shape`, keypoints follow the box; they are ignored.
+A file without lines is a photograph without objects.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from jaxmarks.data.formats import text
 from jaxmarks.data.photographs import ENDINGS, files_in
 from jaxmarks.data.samples import FormatError
 
-# Where programs write the classes' names: a name a line, or `names` of a YAML file.
+# Files with the class names: one name per line, or the key `names` of a YAML file.
 LISTS, YAML = ("classes.txt", "obj.names", "_darknet.labels"), ("data.yaml", "data.yml")
-# Lists of photographs, by the splits whose they are.
+# Files that list the photographs of a split.
 SPLITS = ("train.txt", "val.txt", "valid.txt", "test.txt", "trainval.txt")
-# By how much shares may be below 0 or above 1, for rounding's sake.
+# By how much fractions may lie below 0 or above 1, to allow for rounding.
 SLACK = 0.01
 
 
 class Classes(NamedTuple):
-    """The names of the classes by their numbers, the file that tells them, and how many numbers of keypoints follow a box."""
+    """The class names by number, the file that defines them, and how many keypoint values follow a box."""
 
     names: dict[int, str]
     file: Path
@@ -36,7 +36,7 @@ class Classes(NamedTuple):
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The labels' files in a folder and its subfolders: the .txt that are neither README nor lists of names or photographs."""
+    """Returns the label files of a folder and its subfolders: all .txt but README and lists of names or photographs."""
 
     def other(file):
         name = file.name.lower()
@@ -46,7 +46,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def is_label(file: Path) -> bool:
-    """Whether the first line of a file is that of an object."""
+    """Whether the first line of a file that is not blank describes an object."""
     try:
         first = next(filter(str.strip, _lines(file)), "")
         return len([text.number(word) for word in first.split()]) >= 5
@@ -55,16 +55,18 @@ def is_label(file: Path) -> bool:
 
 
 def photograph_of(file: Path, root: Path) -> str:
-    """The photograph of a labels' file by its path from the `root` on, without `labels`, as beside images/, and its ending."""
+    """Returns a label file's photograph: its path relative to `root` without the extension and any folder labels/."""
     path = file.relative_to(root).with_suffix("")
     return "/".join([*(part for part in path.parts[:-1] if part.lower() != "labels"), path.name])
 
 
 def classes(folder: Path, root: Path) -> Classes:
-    """What is told of the labels in a folder, `root` or one below it: in there or in a folder above, as far as two above `root`.
+    """Finds the class names for the labels in `folder`, which is `root` or a folder below it.
+
+    Looks in `folder` and the folders above it, up to two levels above `root`.
 
     Raises:
-      FormatError: nothing tells the classes' names, a file that is damaged, or two that tell different ones.
+      FormatError: no file defines class names, a file is damaged, or two files define different names.
     """
     folder, root = (Path(os.path.abspath(path)) for path in (folder, root))
     last = [root, *root.parents][:3][-1]
@@ -82,7 +84,7 @@ def classes(folder: Path, root: Path) -> Classes:
 
 
 def _told_in(place):
-    """The `Classes` of each file of a folder that tells them."""
+    """Returns the `Classes` of each file in a folder that defines class names."""
     with contextlib.suppress(PermissionError):
         files = sorted(file for file in place.iterdir() if file.name.lower() in (*LISTS, *YAML) and file.is_file())
         return [(_of_yaml if file.suffix.lower() in (".yaml", ".yml") else _of_list)(file) for file in files]
@@ -90,7 +92,7 @@ def _told_in(place):
 
 
 def _lines(file):
-    """The lines of a text file; those that str.splitlines finds break names in Latin-1, too."""
+    """Returns the lines of a text file; str.splitlines would also split within names in Latin-1."""
     return re.split(r"\r\n|\r|\n", text.read(file, "text"))
 
 
@@ -113,7 +115,7 @@ def _of_list(file):
 
 def _of_yaml(file):
     try:
-        found = yaml.load(text.read(file, "YAML"), yaml.BaseLoader)  # words as they are written: "no" is a name
+        found = yaml.load(text.read(file, "YAML"), yaml.BaseLoader)  # keeps words as written: "no" is a name
     except (yaml.YAMLError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f"line {mark.line + 1}" if mark else ""
@@ -140,14 +142,14 @@ def _of_yaml(file):
 
 
 def boxes(file: Path, known: Classes) -> list[tuple[list[float], str, str]]:
-    """(x0, y0, x1, y1) in shares of the photograph, class and place of each object of a file.
+    """Returns ([x0, y0, x1, y1] in fractions of the photograph's sides, class, place) for each object of a file.
 
     Args:
       file: the labels of one photograph.
-      known: what is told of them.
+      known: the classes that they use.
 
     Raises:
-      FormatError: a line of another form, or of a class that has no name.
+      FormatError: a malformed line, or a class without a name.
     """
     found = []
     for n, line in enumerate(_lines(file), 1):
@@ -185,7 +187,7 @@ def boxes(file: Path, known: Classes) -> list[tuple[list[float], str, str]]:
 
 
 def _class(word):
-    """The number of a class, which some programs write as 0.0; None where it is none."""
+    """Parses a class number, which some programs write as 0.0; None if the word is not one."""
     try:
         value = text.number(word)
     except ValueError:

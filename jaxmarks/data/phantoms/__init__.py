@@ -1,8 +1,8 @@
 """Beetles drawn by code: five parts of 293 specimens at any resolution, with landmarks exact to a fraction of a pixel.
 
-A specimen has one genome (form, colour, gloss) for all of its parts, and each part is photographed on its own. Parts,
-landmark counts and the landmarks' order are those of the beetle data of Le et al. The landmarks are points of the very
-curves that are drawn, mapped as the drawing is: the truth owes nothing to an annotator.
+All parts of a specimen share one genome (form, colour, gloss), and each part is photographed separately. Parts,
+landmark counts and landmark order are those of the beetle data of Le et al. The landmarks are points of the very curves
+that are drawn and are mapped like the drawing, so the ground truth depends on no annotator.
 """
 
 import functools
@@ -21,10 +21,10 @@ class _Part(NamedTuple):
     """A part of a beetle.
 
     Attributes:
-      landmarks: how many it has.
-      draw: what draws it.
-      millimetres: per frame unit (1/256 of the frame's width): ground beetles of about 15 mm.
-      flip: the landmarks' order after a horizontal mirror; a mirrored mandible is no mandible of its side.
+      landmarks: number of landmarks.
+      draw: the function that draws the part.
+      millimetres: mm per frame unit (1/256 of the frame's width), for ground beetles of about 15 mm.
+      flip: landmark order after mirroring horizontally; None for a mandible: its mirror image is one of the other side.
     """
 
     landmarks: int
@@ -33,7 +33,7 @@ class _Part(NamedTuple):
     flip: tuple[int, ...] | None = None
 
 
-# A new part comes last: a part's place is in its seeds.
+# Add new parts at the end: a part's index is part of its random seeds.
 _PARTS = {
     "left_mandible": _Part(16, functools.partial(mandible.draw, part="left_mandible"), 0.018),
     "right_mandible": _Part(18, functools.partial(mandible.draw, part="right_mandible"), 0.018),
@@ -41,7 +41,7 @@ _PARTS = {
     "elytra": _Part(11, elytra.draw, 0.07, elytra.FLIP),
     "head": _Part(10, head.draw, 0.03, head.FLIP),
 }
-# The parts' landmark counts, and their landmarks' orders after a mirror.
+# For each part: the number of landmarks, and the landmark order after mirroring.
 PARTS = {name: part.landmarks for name, part in _PARTS.items()}
 FLIP = {name: part.flip for name, part in _PARTS.items()}
 
@@ -49,16 +49,16 @@ FLIP = {name: part.flip for name, part in _PARTS.items()}
 def draw(part, specimen, *, size=(192, 256), seed=0, share=1.0, turn=0.0):
     """Draws one part of one specimen.
 
-    The same part, specimen and seed are the same beetle in the same scene at every resolution; the sensor's noise alone
-    belongs to the pixels.
+    The same part, specimen and seed give the same beetle in the same scene at every resolution; only the sensor noise
+    is drawn per pixel.
 
     Args:
       part: a key of `PARTS`.
-      specimen: its number, from 0; `load` uses those below `SPECIMENS`.
+      specimen: its number, from 0; by default `load` uses those below `SPECIMENS`.
       size: height and width in pixels; the subject fits the largest centred 4:3 frame.
-      seed: another seed is another collection.
-      share: less than 1: the frame takes that share of its largest width and height, and lies anywhere in the image.
-      turn: degrees by up to which the subject is turned either way, beside the 15 that it always may be.
+      seed: each seed gives another collection.
+      share: if less than 1, the frame has this share of its largest width and height, and lies anywhere in the image.
+      turn: largest rotation of the subject in degrees, either way, on top of the up to 15 that it always has.
 
     Returns:
       image: (H, W, 3) uint8, sRGB-like.
@@ -94,8 +94,8 @@ def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3, share=1.
     Args:
       part: a key of `PARTS`.
       size: height and width of the images in pixels.
-      seed: another seed is another collection.
-      count: how many specimens.
+      seed: each seed gives another collection.
+      count: number of specimens.
       channels: 3, or 1 for luminance (0.299 R + 0.587 G + 0.114 B, rounded).
       share, turn: as in `draw`.
 
@@ -126,6 +126,6 @@ def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3, share=1.
 
 
 def luminance(image):
-    """(H, W, 3) uint8 RGB -> (H, W, 1) uint8 luminance after ITU-R BT.601, rounded."""
+    """Converts (H, W, 3) uint8 RGB to (H, W, 1) uint8 luminance as in ITU-R BT.601, rounded."""
     weighted = image @ np.array([0.299, 0.587, 0.114], np.float32)
     return np.round(weighted).astype(np.uint8)[..., None]

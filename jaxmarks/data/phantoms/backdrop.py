@@ -20,7 +20,7 @@ def card(canvas, rng):
 
 
 def litter(canvas, rng):
-    """Puts around the specimen what lies around on benches; each thing now and then."""
+    """Paints fibres and, in most images, squared paper, a label or a scale bar around the specimen."""
     side = 1 if rng.random() < 0.5 else -1
     thing = rng.random()
     if thing < 0.30:
@@ -34,7 +34,7 @@ def litter(canvas, rng):
 
 
 def squared_paper(canvas, rng, side):
-    """Millimetre paper along the left or right border, slightly turned."""
+    """Paints millimetre paper along the left or right border, slightly rotated."""
     where, across, down = border(canvas, side, rng.uniform(70, 92), rng.normal(0, 0.02))
     mesh = rng.uniform(9, 15)
     paper, ink = rng.uniform(0.7, 1.1) * np.array([0.62, 0.66, 0.70]), (0.30, 0.20, 0.09)
@@ -48,7 +48,7 @@ def squared_paper(canvas, rng, side):
 
 
 def label(canvas, rng, side):
-    """The edge of a printed label in a corner."""
+    """Paints the edge of a printed label in a corner."""
     where, across, down = border(canvas, side, rng.uniform(84, 104), rng.normal(0, 0.12))
     down = down - np.float32(rng.uniform(-30, 40))
     inside = np.minimum(across, down)
@@ -63,7 +63,10 @@ def label(canvas, rng, side):
 
 
 def border(canvas, side, start, turn):
-    """The window that a sheet covers along the left (-1) or right (+1) border, and the sheet's own axes there."""
+    """Returns a sheet's window along the left (-1) or right (+1) border, and the sheet's coordinates in it.
+
+    The coordinates are `across`, which grows from 0 at the sheet's edge towards the border, and `down`.
+    """
     reach = start - 100 * abs(turn) - 8
     far = 1000 / canvas.share
     ends = sorted([side * reach, side * far])
@@ -73,7 +76,7 @@ def border(canvas, side, start, turn):
 
 
 def scale_bar(canvas, rng):
-    """A ruler's ticks in a lower corner."""
+    """Paints a ruler's ticks near the lower border."""
     x, y, gap = rng.uniform(-118, 30), rng.uniform(82, 90), rng.uniform(6, 9)
     ink = (0.03, 0.03, 0.035)
     stroke(canvas, (x, y), (x + 10 * gap, y), (0.5, 0.5), ink, round_light=0)
@@ -83,7 +86,7 @@ def scale_bar(canvas, rng):
 
 
 def fibre(canvas, rng):
-    """A hair or a paper fibre, anywhere."""
+    """Paints a hair or a paper fibre at a random place."""
     start = anywhere(canvas, rng)
     stop = start + rng.normal(0, 16, 2)
     shade = rng.choice([0.05, 0.15, 0.9])
@@ -95,7 +98,7 @@ def fibre(canvas, rng):
 
 
 def dust(canvas, rng, count):
-    """Specks and crumbs, on the specimen too."""
+    """Paints `count` specks and crumbs, on the specimen too."""
     for place in anywhere(canvas, rng, count):
         radius = np.exp(rng.normal(-0.6, 0.5))
         colour = np.array([0.5, 0.46, 0.4]) * np.exp(rng.normal(-0.6, 0.9))
@@ -105,7 +108,7 @@ def dust(canvas, rng, count):
 
 
 def tissue(canvas, where, inside, colour, ragged):
-    """Pale membrane or muscle: a soft-edged patch whose rim is torn by the grain."""
+    """Paints membrane or muscle: a soft-edged patch whose outline the grain makes ragged."""
     grain = canvas.grain[(slice(None), *where)]
     lit = 1 + 0.25 * grain[1]
     lay(canvas, where, ramp(inside + ragged * grain[0], 2.5), [c * lit for c in colour])

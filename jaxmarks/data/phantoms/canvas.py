@@ -1,7 +1,7 @@
-"""Painting in linear light: antialiased surfaces and strokes, the light on them, and the camera at the end.
+"""Painting in linear light: antialiased surfaces and strokes, their lighting, and finally the camera.
 
-Lengths are frame units (see `shapes`). Every random number is a property of the scene, not of a pixel, so that one
-scene looks the same at every resolution; the sensor's noise alone is drawn per pixel.
+Lengths are in frame units (see `shapes`). All random numbers belong to the scene and not to its pixels, so a scene
+looks the same at every resolution; only the sensor noise is drawn per pixel.
 """
 
 import functools
@@ -15,12 +15,13 @@ FRAME = (256, 192)  # width and height in frame units
 
 
 class Canvas(NamedTuple):
-    """A picture in the making.
+    """A picture that is being painted.
 
-    `light` is (3, H, W) float32 linear light; `x` (1, W) and `y` (H, 1) are the pixel centres in frame units, whose
-    origin lies at `centre` (2,) in pixels; `middle` (2,) is the picture's own in frame units, and `share` what the frame
-    takes of it. `pixel` is a pixel's width, `edge` the width over which an outline fades (pixel and defocus together);
-    `sun` is the unit vector to the main lamp; `grain` (2, H, W) is the fine relief of every surface.
+    `light` is (3, H, W) float32 linear light. `x` (1, W) and `y` (H, 1) are the pixel centres in frame units, whose
+    origin lies at `centre` (2,) in pixels. `middle` (2,) is the picture's centre in frame units. `share` is the frame's
+    size relative to the largest that fits. `pixel` is a pixel's width in frame units, `edge` the width over which an
+    outline fades (pixel and defocus together), `sun` the unit vector to the main lamp, and `grain` (2, H, W) the fine
+    relief of every surface.
     """
 
     light: np.ndarray
@@ -36,7 +37,7 @@ class Canvas(NamedTuple):
 
 
 class Skin(NamedTuple):
-    """A cuticle: linear RGB seen from above and at a slant, strength and exponent of its highlight, relief."""
+    """A cuticle: linear RGB seen from above and at a slant, strength and exponent of its highlight, its relief."""
 
     top: np.ndarray
     slant: np.ndarray
@@ -46,10 +47,9 @@ class Skin(NamedTuple):
 
 
 def blank(size, rng, *, share=1.0, place=(0.5, 0.5)):
-    """An empty canvas of (height, width) pixels with its lamp, focus and grain.
+    """Returns an empty canvas of (height, width) pixels with a random lamp, focus and grain.
 
-    The frame takes a `share` of the largest that fits, and its centre lies at the `place`, (x, y) as shares of the width
-    and height.
+    The frame is `share` times the largest that fits, its centre at `place`, (x, y) as fractions of width and height.
     """
     height, width = size
     scale = share * min(width / FRAME[0], height / FRAME[1])
@@ -66,13 +66,13 @@ def blank(size, rng, *, share=1.0, place=(0.5, 0.5)):
 
 
 def anywhere(canvas, rng, count=None):
-    """Places in the picture, (2,) or (count, 2) in frame units."""
+    """Returns random places in the picture, (2,) or (count, 2) in frame units."""
     half = np.array(FRAME) / 2
     return canvas.middle + rng.uniform(-half, half, None if count is None else (count, 2)) / canvas.share
 
 
 def noise(rng, size, cells):
-    """Smooth value noise over the frame, about N(0, 1/2): `cells` random values across, blended between. (H, W)."""
+    """Returns smooth value noise (H, W), standard deviation about 1/2: `cells` random values across, interpolated."""
     rows = cells * 3 // 4
     values = rng.standard_normal((rows + 2, cells + 2), dtype=np.float32)
     return blend(size[0], rows) @ values @ blend(size[1], cells).T
@@ -80,7 +80,7 @@ def noise(rng, size, cells):
 
 @functools.lru_cache(maxsize=32)
 def blend(pixels, cells):
-    """(pixels, cells + 2) weights of a quadratic B-spline: pixel centres from values on a coarser line."""
+    """Returns (pixels, cells + 2) weights of a quadratic B-spline, from values on a coarse line to pixel centres."""
     position = (np.arange(pixels) + 0.5) / pixels * cells + 0.5
     distance = np.abs(position[:, None] - np.arange(cells + 2))
     weights = np.where(distance < 0.5, 0.75 - distance**2, 0.5 * np.maximum(1.5 - distance, 0) ** 2)
@@ -88,20 +88,20 @@ def blend(pixels, cells):
 
 
 def ramp(inside, edge):
-    """Coverage of a pixel whose centre lies `inside` units within an edge of the given width: 0.5 on the edge."""
+    """Returns the coverage of a pixel whose centre lies `inside` units within an edge that wide: 0.5 on the edge."""
     step = np.clip(0.5 + inside * np.float32(0.6 / edge), 0, 1)
     return step * step * (3 - 2 * step)
 
 
 def window(canvas, low, high):
-    """The slices (rows, columns) of the pixels between two corners given in frame units; may be empty."""
+    """Returns the slices (rows, columns) of the pixels between two corners in frame units; may be empty."""
     columns = np.searchsorted(canvas.x[0], [low[0], high[0]])
     rows = np.searchsorted(canvas.y[:, 0], [low[1], high[1]])
     return slice(*rows), slice(*columns)
 
 
 def around(canvas, pose, box, pad=3.0):
-    """The window of a box ((u0, v0), (u1, v1)) of a part's axes."""
+    """Returns the window around a box ((u0, v0), (u1, v1)) in a part's axes, with a margin of `pad` frame units."""
     (u0, v0), (u1, v1) = box
     corners = shapes.to_frame(pose, [[u0, v0], [u1, v0], [u0, v1], [u1, v1]])
     return window(canvas, corners.min(0) - pad, corners.max(0) + pad)
@@ -115,16 +115,16 @@ def lay(canvas, where, cover, colour):
 
 
 def shade(canvas, where, pose, nx, ny, skin, dim=1.0):
-    """Light on a cuticle.
+    """Returns the light that a cuticle reflects.
 
     Args:
       nx, ny: slopes of the surface in the part's axes (components of its normal, each within about +-1).
-      dim: factor on the diffuse light (grooves, patterns).
+      dim: factor on the diffuse light and the highlights (grooves, patterns).
 
     Returns:
       Three arrays of linear light.
     """
-    # The lamps are turned into the part's axes: one small vector instead of every pixel's normal.
+    # Rotates the lamp's vector into the part's axes; rotating every pixel's normal would cost more.
     turn = pose.matrix.T / pose.scale
     sun = np.append(turn @ canvas.sun[:2], canvas.sun[2]).astype(np.float32)
     grain = canvas.grain[(slice(None), *where)] * np.float32(skin.relief)
@@ -150,7 +150,7 @@ def shade(canvas, where, pose, nx, ny, skin, dim=1.0):
 
 
 def stroke(canvas, start, stop, radii, colour, *, bow=0.0, beads=0, round_light=0.6, cover=1.0):
-    """A tapered, bowed thread in frame units: hair, leg segment, antenna, pin.
+    """Paints a tapered, bowed thread in frame units: hair, leg segment, antenna, pin.
 
     Args:
       start, stop: (2,) ends of its axis.
@@ -193,7 +193,7 @@ def stroke(canvas, start, stop, radii, colour, *, bow=0.0, beads=0, round_light=
 
 
 def shadow(canvas, pose, box, distance, depth, reach):
-    """The soft shadow of a surface `reach` above the ground: `distance(u, v)` is its signed distance."""
+    """Paints the soft shadow of a surface `reach` above the ground, whose signed distance is `distance(u, v)`."""
     shift = -canvas.sun[:2] * reach
     where = around(canvas, pose, box, pad=3 * reach)
     u, v = shapes.to_part(pose, canvas.x[:, where[1]] - shift[0], canvas.y[where[0]] - shift[1])
@@ -203,7 +203,7 @@ def shadow(canvas, pose, box, distance, depth, reach):
 
 
 def develop(canvas, rng):
-    """The camera: vignetting, white balance, exposure, tone curve and sensor noise. Returns (H, W, 3) uint8."""
+    """Applies the camera: vignetting, white balance, exposure, tone curve, sensor noise. Returns (H, W, 3) uint8."""
     light = canvas.light
     centre = (canvas.middle + rng.normal(0, 12, 2)).astype(np.float32)
     far = 160 / canvas.share
@@ -215,7 +215,7 @@ def develop(canvas, rng):
     light *= balance.astype(np.float32)[:, None, None]
     np.maximum(light, 0, out=light)
     light /= 0.75 + 0.32 * light  # highlights roll off instead of clipping
-    np.sqrt(light, out=light)  # the tone curve; it also makes photon noise even
+    np.sqrt(light, out=light)  # the tone curve; it also makes photon noise independent of brightness
     light += np.float32(read) * rng.standard_normal(light.shape, dtype=np.float32)
     light *= 255
     light += 0.5

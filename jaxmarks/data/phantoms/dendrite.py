@@ -1,7 +1,7 @@
 """A dendrite and its spines under a two-photon microscope, drawn in pixels with the exact box of every spine.
 
-What is drawn is modelled on the images of Smirnov et al. (2018), at 15.36 px per micrometre: a bright shaft, dim heads on
-necks that often cannot be seen, shot noise, and the black margins that registration leaves. The truth is the very
+The drawings are modelled on the images of Smirnov et al. (2018), at 15.36 px per micrometre: a bright shaft, dim heads
+on necks that are often invisible, shot noise, and the black margins left by registration. The ground truth is the very
 centre at which a head is drawn.
 """
 
@@ -9,24 +9,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-# In the order of their labels. A spine's and a stub's box is a square of fixed side round its centre (px); a
-# filopodium's is the bounding box of its thread from the shaft's edge on, and 4 px round it.
+# In the order of their labels. The box of a spine or stub is a square of fixed side (px) around its centre; that of a
+# filopodium is the bounding box of its thread from the shaft's edge on, extended by `RIM` px on all sides.
 CLASSES = ("spine", "filopodium", "stub")
 SIDES = {"spine": 15.0, "stub": 11.0}
 RIM = 4.0
 
-MOST = 8  # spines in an image
-_COUNTS = np.array([3, 20, 26, 22, 15, 9, 2.5, 2.5]) / 100  # shares of 1, ..., 8 spines
+MOST = 8  # most objects in an image
+_COUNTS = np.array([3, 20, 26, 22, 15, 9, 2.5, 2.5]) / 100  # probabilities of 1, ..., 8 objects
 _SHARES = {1: (1.0,), 2: (0.65, 0.35), 3: (0.5, 0.25, 0.25)}
-_APART = 11.0  # least distance of two objects, px
+_APART = 11.0  # least distance between two objects, px
 _LEAST = 64
 
 
 class Shaft(NamedTuple):
-    """A thick bright thread: in its own axes, u along it and v across, its axis is v = course(u).
+    """A thick bright thread around the axis v = course(u), in coordinates u along it and v across it.
 
-    `turn` (2, 2) has the unit vectors of u and v as its columns, `middle` (2,) is the place of the origin in pixels;
-    `waves` are rows of (height, wave number, phase), `radius` (px) is the half-width at half of the light.
+    `turn` (2, 2) has the unit vectors of u and v as its columns; `middle` (2,) is the origin in pixels; `waves` are
+    rows of (amplitude, wave number, phase); `radius` (px) is the half-width at half maximum.
     """
 
     turn: np.ndarray
@@ -36,19 +36,19 @@ class Shaft(NamedTuple):
 
 
 def draw(index, *, size=(144, 160), seed=0, classes=1):
-    """Draws one image of a dendrite with 1 to 8 spines.
+    """Draws one image of a dendrite with 1 to 8 objects.
 
     Args:
       index: the image's number, from 0.
-      size: height and width in pixels, each at least 64; another size is another scene, not a scaled one.
-      seed: another seed is another collection.
-      classes: how many of `CLASSES` there are: spines alone, and filopodia, and stubs.
+      size: height and width in pixels, each at least 64; another size gives another scene, not a scaled one.
+      seed: each seed gives another collection.
+      classes: how many of `CLASSES` occur: 1 for spines only, 2 adds filopodia, 3 adds stubs.
 
     Returns:
-      image: (H, W, 3) uint8, the three channels alike.
-      boxes: (M, 4) float64, (x0, y0, x1, y1) in pixels, y down, from the corner of the top-left pixel; they may reach
-        out of the image.
-      labels: (M,) int64, places in `CLASSES`.
+      image: (H, W, 3) uint8, three equal channels.
+      boxes: (M, 4) float64, (x0, y0, x1, y1) in pixels, y down, from the corner of the top-left pixel; they may extend
+        beyond the image.
+      labels: (M,) int64, indices into `CLASSES`.
 
     Raises:
       ValueError: a negative index, a size below 64 x 64, or classes not among 1, 2 and 3.
@@ -74,14 +74,14 @@ def draw(index, *, size=(144, 160), seed=0, classes=1):
 
 
 def margins(size, rng):
-    """The part of the image that registration left: (x0, y0, x1, y1) whole pixels."""
+    """Returns the part of the image that registration does not leave black: (x0, y0, x1, y1) in whole pixels."""
     (height, width), black = size, rng.random(4) ** 2 / 9
     low_x, low_y, high_x, high_y = (black * [width, height, width, height]).astype(int)
     return np.array([low_x, low_y, width - high_x, height - high_y])
 
 
 def lay_out(frame, rng):
-    """A shaft through the middle of the frame, in any direction, slightly wavy."""
+    """Returns a slightly wavy shaft through about the middle of the frame, in any direction."""
     angle = rng.uniform(0, np.pi)
     along = np.array([np.cos(angle), np.sin(angle)])
     turn = np.stack([along, [-along[1], along[0]]], 1)
@@ -92,29 +92,29 @@ def lay_out(frame, rng):
 
 
 def course(shaft, u):
-    """The axis's v and its slope at u (any shape); it passes through the origin."""
+    """Returns the axis's v and its slope at u (any shape); the axis passes through the origin."""
     v = sum(height * (np.sin(number * u + phase) - np.sin(phase)) for height, number, phase in shaft.waves)
     return v, sum(height * number * np.cos(number * u + phase) for height, number, phase in shaft.waves)
 
 
 def on_shaft(shaft, u):
-    """Points of the axis (..., 2) in pixels and the unit normals (..., 2) there."""
+    """Returns the points (..., 2) of the axis in pixels and the unit normals (..., 2) there."""
     v, slope = course(shaft, u)
     normal = np.stack([-slope, np.ones_like(slope)], -1) / np.sqrt(1 + slope**2)[..., None]
     return np.stack([u, v], -1) @ shaft.turn.T + shaft.middle, normal @ shaft.turn.T
 
 
 def place(shaft, frame, classes, rng, *, tries=60):
-    """Chooses the objects, at least one, from `tries` random ones.
+    """Chooses the objects, at least one, from `tries` random candidates.
 
     Returns:
       labels: (M,) int64.
-      ends: (M, 2, 2) root, at the shaft's edge, and tip, the centre of the head.
+      ends: (M, 2, 2), the root, at the shaft's edge, and the tip, the centre of the head.
     """
     reach = np.hypot(*(frame[2:] - frame[:2])) / 2
     u, sides = rng.uniform(-reach, reach, tries), rng.choice([-1, 1], tries)
     labels = rng.choice(classes, tries, p=_SHARES[classes])
-    # The last one lies inside even the smallest frame: a spine beside its middle, on the side that faces it.
+    # The last candidate lies inside even the smallest frame: a spine at the shaft's middle, facing the frame's centre.
     offset = (shaft.middle - (frame[:2] + frame[2:]) / 2) @ shaft.turn[:, 1]
     u[-1], sides[-1], labels[-1] = 0, -1 if offset > 0 else 1, 0
     shortest, longest = np.array([(5, 14), (13, 20), (1, 2.5)])[labels].T  # from the shaft's edge to the tip, px
@@ -134,21 +134,21 @@ def place(shaft, frame, classes, rng, *, tries=60):
 
 
 def apart(one, other):
-    """The least distance of two objects' outer halves, from five points of each."""
+    """Returns the least distance between the outer halves of two objects, from five points of each."""
     outer = np.linspace(0.5, 1, 5)[:, None]
     points = [end[0] + outer * (end[1] - end[0]) for end in (one, other)]
     return np.sqrt(((points[0][:, None] - points[1]) ** 2).sum(-1)).min()
 
 
 def box(name, root, tip):
-    """The box (4,) of an object between its root at the shaft's edge and its tip."""
+    """Returns the box (4,) of an object from its root at the shaft's edge and its tip."""
     if name == "filopodium":
         return np.concatenate([np.minimum(root, tip) - RIM, np.maximum(root, tip) + RIM])
     return np.concatenate([tip - SIDES[name] / 2, tip + SIDES[name] / 2])
 
 
 def grid(size):
-    """The pixels' centres, x (1, W) and y (H, 1)."""
+    """Returns the pixel centres, x (1, W) and y (H, 1)."""
     return (np.arange(size[1], dtype=np.float32) + 0.5)[None], (np.arange(size[0], dtype=np.float32) + 0.5)[:, None]
 
 
@@ -158,7 +158,7 @@ def paint_shaft(light, shaft, brightness, rng):
     x, y = x - np.float32(shaft.middle[0]), y - np.float32(shaft.middle[1])
     (ux, vx), (uy, vy) = shaft.turn.astype(np.float32)
     u, v = ux * x + uy * y, vx * x + vy * y
-    # What depends on u alone is tabulated.
+    # Quantities that depend on u alone are tabulated.
     reach = float(np.abs(u).max())
     table = np.linspace(-reach, reach, 256, dtype=np.float32)
     centre, slope = course(shaft, table)
@@ -193,7 +193,7 @@ def thread(light, start, stop, sigma, brightness):
 
 
 def around(light, one, other, pad):
-    """The rows, columns and pixel centres of the window round two points."""
+    """Returns the rows, columns and pixel centres of the window around two points."""
     low = np.maximum(np.floor(np.minimum(one, other) - pad), 0).astype(int)
     high = np.maximum(np.ceil(np.maximum(one, other) + pad), low).astype(int)
     rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
@@ -202,7 +202,7 @@ def around(light, one, other, pad):
 
 
 def paint_object(light, name, root, tip, rng):
-    """Adds an object of a class; the brightness is a share of the shaft's."""
+    """Adds an object of the class `name`; its brightness is a fraction of the shaft's."""
     angle = np.arctan2(*(tip - root)[::-1])
     if name == "spine":
         brightness = rng.uniform(0.25, 0.95)
@@ -215,7 +215,7 @@ def paint_object(light, name, root, tip, rng):
 
 
 def clutter(light, shaft, tips, frame, rng):
-    """Adds what is no spine: another dendrite at the rim, wide blobs out of focus, and specks smaller than any head."""
+    """Adds distractors: another dendrite at the rim, wide out-of-focus blobs, and specks smaller than any head."""
     if rng.random() < 0.3:
         side = shaft.turn[:, 1] * rng.choice([-1, 1]) * rng.uniform(0.5, 0.65) * np.hypot(*(frame[2:] - frame[:2]))
         away = shaft._replace(middle=shaft.middle + side, radius=rng.uniform(4, 9))
@@ -228,10 +228,10 @@ def clutter(light, shaft, tips, frame, rng):
 
 
 def develop(light, frame, rng):
-    """The detector: black level, gain, photon noise and the end of the scale, on the registered part alone."""
+    """Applies the detector: black level, gain, photon noise and saturation, on the registered part only."""
     x0, y0, x1, y1 = frame
     exposure = rng.choice([150, 500], p=[0.85, 0.15]) * np.exp(rng.normal(0, 0.35))  # some are overexposed
-    gain = rng.uniform(0.8, 1.8)  # grey values a photon
+    gain = rng.uniform(0.8, 1.8)  # grey values per photon
     photons = rng.poisson((light[y0:y1, x0:x1] * exposure + rng.uniform(0, 2)) / gain)
     image = np.zeros(light.shape, np.uint8)
     image[y0:y1, x0:x1] = np.minimum(photons * gain, 255)

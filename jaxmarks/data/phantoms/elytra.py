@@ -7,7 +7,7 @@ from jaxmarks.data.phantoms import limbs, pronotum, shapes, surface
 
 FLIP = (0, 2, 1, 10, 9, 8, 7, 6, 5, 4, 3)
 BASE, APEX = -56.0, 60.0
-SINUS = 0.885  # place along the elytra of the notch before the apex
+SINUS = 0.885  # relative position along the elytra of the notch before the apex
 
 
 def draw(canvas, genome, pose, rng):
@@ -49,7 +49,7 @@ def draw(canvas, genome, pose, rng):
 
 
 def both(width, apex, form, uneven):
-    """The outline of the two closed elytra."""
+    """Returns the outline of the two closed elytra."""
     taper, flat = 0.04 * form[1], 0.03 * form[2]
     line = shapes.curve([0, 0.05, 0.3, 0.6, 0.8, 1], [0.79, 0.86, 0.97 - flat, 1.04 + taper, 1.04 + taper / 2, 1.0])
 
@@ -63,7 +63,7 @@ def both(width, apex, form, uneven):
 
 
 def striate(genome, rng):
-    """The relief of striae and punctures on two vaulted elytra, with the suture between."""
+    """Returns the relief of two vaulted elytra with striae, punctures and the suture between them."""
     count, depth = genome.striae, rng.uniform(0.15, 0.5)
     pits, spacing = rng.uniform(0, 0.7) * (rng.random() < 0.6), rng.uniform(2.6, 3.6)
 
@@ -86,7 +86,7 @@ def striate(genome, rng):
 
 
 def abdomen(canvas, pose, genome, width, apex):
-    """The tip of the abdomen that looks out behind the elytra."""
+    """Paints the tip of the abdomen, which shows behind the elytra."""
 
     def half(v):
         return 0.62 * width * np.sqrt(np.maximum(1 - ((v - apex + 18) / 24) ** 2, 0))
@@ -97,7 +97,7 @@ def abdomen(canvas, pose, genome, width, apex):
 
 
 def waist(canvas, pose, rng, genome):
-    """The neck of the mesothorax and the hind part of the pronotum; returns the right and left neck points (u, v)."""
+    """Paints the mesothorax's neck and the pronotum's hind part; returns the right and left neck points (u, v)."""
     half, top = 8.6 + 0.5 * genome.form[6], BASE - 4.6 - 0.4 * genome.form[4]
     skin = genome.skin._replace(relief=2.5 * genome.skin.relief, gloss=0.5 * genome.skin.gloss)
     shape = shapes.twofold(BASE - 20, BASE + 4, lambda v: np.full_like(v, half))
@@ -118,7 +118,7 @@ def waist(canvas, pose, rng, genome):
 
 
 def triangle(canvas, pose, corners, skin):
-    """The scutellum: base corners right and left, tip between."""
+    """Paints the scutellum; `corners` are the right base corner, the tip and the left base corner."""
     right, tip, left = corners
     where = cv.around(canvas, pose, ((left[0] - 2, left[1] - 3), (right[0] + 2, tip[1] + 2)))
     u, v = shapes.to_part(pose, canvas.x[:, where[1]], canvas.y[where[0]])

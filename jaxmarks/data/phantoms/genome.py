@@ -1,4 +1,4 @@
-"""What a specimen is made of, drawn from its number: form, colour and gloss, the same in all of its parts."""
+"""A specimen's random genome, seeded with its number: form, colour and gloss, the same in all of its parts."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxmarks.data.phantoms import canvas, shapes
 
-# Linear RGB of the cuticle seen from above and at a slant (the iridescent ones change), with its share of the fauna.
+# Linear RGB of the cuticle seen from above and at a slant (different if iridescent), and the livery's probability.
 LIVERIES = (
     ("black", (0.012, 0.012, 0.014), (0.020, 0.018, 0.016), 0.22),
     ("piceous", (0.040, 0.020, 0.012), (0.060, 0.026, 0.012), 0.16),
@@ -20,11 +20,11 @@ LIVERIES = (
 
 
 class Genome(NamedTuple):
-    """One specimen.
+    """The genome of one specimen.
 
-    `form` holds eight shape modes of about N(0, 1) within +-2 (0: slenderness, 1: taper, 2: roundness; the others are
-    free to the parts), `uneven` eight small left-right differences of about N(0, 1); `skin` is the cuticle and `limb`
-    the linear RGB of legs and antennae; `striae` is the count of grooves on an elytron.
+    `form` holds eight shape modes (0: slenderness, 1: taper, 2: roundness; each part gives the others its own meaning),
+    `uneven` eight left-right asymmetries; both are about N(0, 1), clipped to +-2. `skin` is the cuticle, `limb` the
+    linear RGB of legs and antennae, `striae` the number of grooves on an elytron.
     """
 
     form: list[float]
@@ -36,7 +36,7 @@ class Genome(NamedTuple):
 
 
 def genome(specimen, seed):
-    """The genome of a specimen, `(specimen, seed)` decide it alone."""
+    """Returns the genome of a specimen; it depends on `(specimen, seed)` only."""
     rng = np.random.default_rng([seed, specimen])
     form, uneven = np.clip(rng.standard_normal((2, 8)), -2, 2).tolist()
     name, top, slant, _ = LIVERIES[rng.choice(len(LIVERIES), p=[share for *_, share in LIVERIES])]
@@ -49,7 +49,7 @@ def genome(specimen, seed):
 
 
 def pose(rng, mirror=1):
-    """How a part lies under the camera: turned up to 15 degrees, moved up to 8 % of the frame, scaled by up to 15 %."""
+    """Draws a random pose: rotated by up to 15 degrees, shifted by up to 8 % of the frame, scaled by up to 15 %."""
     angle = np.deg2rad(15) * rng.triangular(-1, 0, 1)
     scale = 1 + 0.15 * rng.triangular(-1, 0, 1)
     shift = 0.08 * np.array(canvas.FRAME) * rng.uniform(-1, 1, 2)

@@ -1,4 +1,4 @@
-"""The head from above, drawn out of the pronotum: 10 landmarks."""
+"""The head from above, extended from the pronotum: 10 landmarks."""
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def draw(canvas, genome, pose, rng):
 
 
 def capsule(width, form, uneven, clypeus, neck):
-    """The outline of the head from the clypeus to where it enters the pronotum."""
+    """Returns the outline of the head from the clypeus to where it enters the pronotum."""
     knots = [clypeus - 6, clypeus, -14, 2, 18, neck, neck + 20]
     line = shapes.curve(
         knots, width * np.array([21, 23 + 0.6 * form[1], 37, 39.5 + form[2], 39, 41 + 1.2 * form[7], 40])
@@ -64,7 +64,7 @@ def capsule(width, form, uneven, clypeus, neck):
 
 
 def upper_lip(width, form, clypeus, labrum):
-    """The outline of the labrum."""
+    """Returns the outline of the labrum."""
     knots = [labrum - 4, labrum, labrum + 9, clypeus + 8]
     return shapes.twofold(
         knots[0], knots[-1], shapes.curve(knots, width * np.array([14, 15.5, 16.5 + 0.5 * form[2], 15]))
@@ -72,7 +72,7 @@ def upper_lip(width, form, clypeus, labrum):
 
 
 def front_of(rng, clypeus, neck):
-    """The relief of the frons: two furrows, the clypeal suture, scattered punctures by way of the grain."""
+    """Returns the relief of the frons: two furrows and the clypeal suture; the skin's grain serves as punctures."""
     depth, place = rng.uniform(0.3, 0.9), rng.uniform(0.38, 0.5)
 
     def relief(across, v):
@@ -89,7 +89,7 @@ def front_of(rng, clypeus, neck):
 
 
 def mandible(canvas, pose, genome, rng, side, clypeus, width):
-    """A closed mandible beside the labrum: two bowed strokes to a tip across the middle."""
+    """Paints a closed mandible beside the labrum: two bowed strokes, with the tip beyond the midline."""
     base, elbow = np.array([side * 18.5 * width, clypeus + 4]), np.array([side * 17 * width, clypeus - 24])
     tip = np.array([-side * rng.uniform(0, 6), clypeus - rng.uniform(36, 42)])
     colour = 0.5 * genome.limb + 0.12 * genome.skin.top
@@ -99,7 +99,7 @@ def mandible(canvas, pose, genome, rng, side, clypeus, width):
 
 
 def collar(canvas, pose, genome, rng, shape, neck):
-    """The pronotum; its front edge passes exact through the head's margins at v = neck."""
+    """Paints the pronotum, whose front edge passes exactly through the head's margins at v = neck."""
     half = float(np.sqrt(shapes.lookup(shape, np.float64(neck))[1]))
     centre = shapes.margin(shape, neck, 0)[0]
     flare, bay = rng.uniform(0.10, 0.3), rng.uniform(5, 9)

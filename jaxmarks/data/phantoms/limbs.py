@@ -1,4 +1,4 @@
-"""Legs, antennae, setae and the pin: strokes in a part's axes."""
+"""Legs, antennae, setae and the pin, painted as strokes."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from jaxmarks.data.phantoms.canvas import stroke
 
 
 def leg(canvas, pose, rng, genome, coxa, side, forward):
-    """A leg from its coxa (u, v) outwards: femur, tibia with spurs, tarsus; `forward` +1 bends it to the front."""
+    """Paints a leg outwards from its coxa (u, v): femur, tibia, tarsus; `forward` is +1 if it bends to the front."""
     girth = 1 + 0.12 * genome.form[6]
     lean = rng.normal(-0.35 * forward, 0.18)
     knee = coxa + 34 * np.array([side * np.cos(lean), np.sin(lean)])
@@ -25,14 +25,14 @@ def leg(canvas, pose, rng, genome, coxa, side, forward):
 
 
 def legs(canvas, pose, rng, genome, coxae):
-    """Pairs of legs at the given right coxae and their mirror images."""
+    """Paints pairs of legs at the given right coxae and their mirror images."""
     for u, v in coxae:
         for side in (-1, 1):
             leg(canvas, pose, rng, genome, np.array([side * abs(u), v]), side, 1 if v < -20 else -1)
 
 
 def antenna(canvas, pose, rng, genome, root, side):
-    """A beaded antenna from its root (u, v): a scape and two arcs of flagellum."""
+    """Paints a beaded antenna from its root (u, v): a scape and two arcs of flagellum."""
     turn = rng.uniform(-1.2, -0.5)
     place = np.asarray(root, float)
     for length, beads, radii in ((11, 1, (2.4, 2.2)), (30, 5, (1.9, 1.7)), (34, 6, (1.7, 1.2))):
@@ -43,12 +43,12 @@ def antenna(canvas, pose, rng, genome, root, side):
 
 
 def seta(canvas, pose, root, tip, bow=1.0):
-    """A stiff bristle, dark, tapering to nothing."""
+    """Paints a stiff, dark bristle that tapers to nothing."""
     stroke(canvas, *shapes.to_frame(pose, [root, tip]), (0.45, 0.1), (0.06, 0.04, 0.03), bow=bow, round_light=0)
 
 
 def pin(canvas, place, rng):
-    """An insect pin seen almost from above: its shaft leans to the border, its head shines."""
+    """Paints an insect pin seen almost from above, with a leaning shaft and a shiny head; `place` is in frame units."""
     lean = place + rng.normal(0, 7, 2) + np.array([0, -4])
     stroke(canvas, place, lean, (0.9, 1.0), (0.25, 0.25, 0.27), round_light=0.9)
     stroke(canvas, lean, lean + 0.05, (3.1, 3.1), (0.42, 0.40, 0.36), round_light=0.9)

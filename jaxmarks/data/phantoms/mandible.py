@@ -1,6 +1,6 @@
-"""A dissected mandible on a card: 16 landmarks on the left one, 18 on the right, which bears a second large tooth.
+"""A dissected mandible on a card: 16 landmarks on the left one, 18 on the right one, which has a second large tooth.
 
-Both are drawn in the left one's axes, its cutting (inner) margin to the right; the pose mirrors the right one.
+Both are drawn in the left one's axes, with the cutting (inner) margin to the right; the pose mirrors the right one.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxmarks.data.phantoms import backdrop, limbs, shapes, surface
 from jaxmarks.data.phantoms import canvas as cv
 
 TIP = -58.0
-# Places (v) of the corners on the cutting margin, notch and tooth in turn, and how far they stand out.
+# Positions (v) of the corners on the cutting margin, alternately notch and tooth, and how far they stand out.
 TEETH = {
     "left_mandible": ((1, 5, 11, 18, 22, 26, 30, 34), (-1.5, 4.5, -0.5, 3.0, -0.8, 2.6, -0.8, 2.8)),
     "right_mandible": ((-8, -4, 1, 6, 18, 22, 25, 29, 32, 36), (-1.2, 4.5, -0.3, 4.2, -1.0, 2.6, -0.8, 2.6, -0.8, 2.8)),
@@ -19,8 +19,8 @@ TEETH = {
 def draw(canvas, genome, pose, rng, part):
     """Paints a mandible and returns its landmarks (16 or 18, 2) in frame units.
 
-    In turn: the tip; along the cutting margin notch and tooth by turns; its basal corner; the groove in the base; the
-    condyle's lower and outer corner; the notch beside it; the ridge; the scrobe's bristle on the outer margin.
+    In order: the tip; alternating notches and teeth along the cutting margin; its basal corner; the groove in the base;
+    the condyle's lower and outer corners; the notch beside it; the ridge; the scrobe's bristle on the outer margin.
     """
     form, uneven = genome.form, genome.uneven
     places, heights = TEETH[part]
@@ -48,7 +48,7 @@ def draw(canvas, genome, pose, rng, part):
 
 
 def blade(form, uneven, places, heights, outer_v):
-    """The outline of a mandible with the given corners on the cutting margin."""
+    """Returns the outline of a mandible with the given corners on the cutting margin."""
     girth, hook = 1 + 0.07 * form[0], 4.0 * form[1]
     lower, outer, notch, ridge, scrobe = outer_v
     inner = shapes.curve([TIP, -48, -24, 0, 45, 62], girth * np.array([17, 12.5, 12 + form[2], 18, 27, 26]))
@@ -66,7 +66,7 @@ def blade(form, uneven, places, heights, outer_v):
         return hook * (1 - t) ** 2 + 0.8 * uneven[2] * (t - 0.5)
 
     def blunt(v):
-        # A tip is worn round: at an infinitely thin one no drawing would show the landmark.
+        # Rounds the tip as if worn: if it were infinitely thin, the landmark would be invisible.
         return 0.7 * np.sqrt(1 - np.exp(np.minimum(TIP - v, 0) / 1.5))
 
     return shapes.outline(
@@ -78,14 +78,14 @@ def blade(form, uneven, places, heights, outer_v):
 
 
 def chitin(genome, rng):
-    """The hard, dark cuticle of a mandible, reddish where it is thin."""
+    """Returns the hard, dark cuticle of a mandible, reddish at a slant."""
     top = 0.22 * genome.skin.top + np.array([0.020, 0.011, 0.008]) * np.exp(rng.normal(0, 0.4))
     slant = top + np.array([0.05, 0.016, 0.006]) * np.exp(rng.normal(0, 0.5))
     return genome.skin._replace(top=top, slant=slant, gloss=rng.uniform(0.3, 1.0), relief=rng.uniform(0.015, 0.06))
 
 
 def paint(canvas, pose, whole, core, hind, skin, rng):
-    """The blade: a ridge along the back, a trough before it, scratches towards the tip."""
+    """Paints the blade: a ridge along the back, scratches on the inner half, a reddish glow where it is thin."""
     ridge, depth = rng.uniform(-0.45, -0.25), rng.uniform(0.4, 0.9)
     scratch, pitch = rng.uniform(0, 0.09), rng.uniform(0.6, 1.0)
     box = ((-45, TIP - 2), (38, 62))
@@ -99,7 +99,7 @@ def paint(canvas, pose, whole, core, hind, skin, rng):
     where = cv.around(canvas, pose, box)
     u, v = shapes.to_part(pose, canvas.x[:, where[1]], canvas.y[where[0]])
     inside = distance(u, v) * np.float32(pose.scale)
-    # The relief follows the blade without its teeth, which would else comb the whole surface.
+    # The relief follows the blade without its teeth; with them, ridges would run across the whole surface.
     across = np.clip(shapes.signed_distance(core, u, v)[1], -0.94, 0.94)
     low = np.clip((v - TIP) / 100, 0, 1)
     line = (across - ridge - 0.25 * (low - 0.5)) / 0.07
@@ -115,7 +115,7 @@ def paint(canvas, pose, whole, core, hind, skin, rng):
 
 
 def flesh(canvas, pose, rng, whole):
-    """Membrane and torn muscle at the base, under the blade."""
+    """Paints membrane and torn muscle at the base, under the blade."""
     tint = np.array([0.42, 0.26, 0.13]) * np.exp(rng.normal(0, 0.3))
     for place, v, size in ((0.75, 52, 13), (0.2, 58, 8), (-0.4, 57, 7)):
         centre = shapes.margin(whole, v, place) + rng.normal(0, 2.5, 2)

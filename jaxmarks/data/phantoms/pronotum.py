@@ -44,7 +44,7 @@ def draw(canvas, genome, pose, rng):
 
 
 def shield(width, length, form, uneven):
-    """The outline between the side margins, which run on beyond the front and hind edges."""
+    """Returns the outline between the side margins, which extend beyond the front and hind edges."""
     knots = np.array([FRONT - 12, FRONT, -22, 4, 28, HIND + 6]) * length
     front, bulge, waist, foot = (
         0.66 + 0.02 * form[1],
@@ -57,7 +57,7 @@ def shield(width, length, form, uneven):
 
 
 def disc(rng, front, hind):
-    """The relief of the disc: reflexed side margins, median line, basal pits, transverse wrinkles."""
+    """Returns the relief of the disc: reflexed side margins, median line, basal pits, transverse wrinkles."""
     groove, pit, wrinkle = rng.uniform(0.3, 0.8), rng.uniform(0.3, 0.8), rng.uniform(0, 0.12)
     place, wave = rng.uniform(0.5, 0.62), rng.uniform(0.5, 0.8)
 
@@ -79,7 +79,7 @@ def disc(rng, front, hind):
 
 
 def behind(canvas, pose, genome, width, end):
-    """The elytra's shoulders, reaching out of the frame behind the pronotum."""
+    """Paints the elytra's shoulders behind the pronotum, extending beyond the frame."""
     top = end + 7.5
 
     half = shapes.curve(top + np.array([-8, 2, 14, 80, 140]), width * np.array([0.84, 0.92, 1.08, 1.3, 1.3]))
@@ -103,7 +103,7 @@ def behind(canvas, pose, genome, width, end):
 
 
 def ahead(canvas, pose, genome, width, front, rng):
-    """The hind part of the head, with its eyes, before the pronotum."""
+    """Paints the hind part of the head, with its eyes, in front of the pronotum."""
     half = 0.56 * width
     for side in (-1, 1):
         limbs.antenna(canvas, pose, rng, genome, (side * 0.9 * half, front - 34), side)

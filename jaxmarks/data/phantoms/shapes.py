@@ -1,7 +1,7 @@
-"""The geometry of the phantoms: outlines given by a left and a right margin, and the pose that puts them in the frame.
+"""Geometry of the phantoms: outlines given by a left and a right margin, and the pose that places them in the frame.
 
 Everything is in *frame units*: 1/256 of the width of a 4:3 frame, the origin at the frame's centre, y down. A part has
-its own axes (u to its right, v towards its hind end); `Pose` maps them to the frame. Landmarks are read from the very
+its own axes (u to its right, v towards its hind end); `Pose` maps them to the frame. Landmarks are taken from the very
 curves that are drawn (`margin`), so they are exact at any resolution.
 """
 
@@ -14,7 +14,7 @@ SAMPLES = 4096  # nodes of an outline's table: a step of about 0.03 frame units
 
 
 class Pose(NamedTuple):
-    """A similarity of the plane, `frame = matrix @ part + shift`, mirrored where `mirror` is -1."""
+    """A similarity transform of the plane, `frame = matrix @ part + shift`, mirrored along u if `mirror` is -1."""
 
     angle: float
     scale: float
@@ -23,16 +23,16 @@ class Pose(NamedTuple):
 
     @property
     def matrix(self):
-        """(2, 2) linear part."""
+        """The (2, 2) linear part."""
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         return self.scale * np.array([[cos, -sin], [sin, cos]]) @ np.diag([self.mirror, 1])
 
 
 class Outline(NamedTuple):
-    """The region (u - centre(v))^2 < half2(v), its two functions tabulated at `SAMPLES` even steps from `start`.
+    """The region (u - centre(v))^2 < half2(v), both functions tabulated at `SAMPLES` points in steps from `start` on.
 
-    The squared half-width, not the half-width, is interpolated: it is smooth through a rounded end, where the margins'
-    slopes are infinite.
+    The squared half-width is interpolated instead of the half-width because it is smooth through a rounded end, where
+    the margins' slopes are infinite.
     """
 
     start: float
@@ -42,14 +42,14 @@ class Outline(NamedTuple):
 
 
 def outline(start, stop, left, right):
-    """Tabulates the region between two margins, functions from v (n,) to u (n,) with left <= right, for v in a range."""
+    """Tabulates the region between two margins, functions v (n,) -> u (n,) with left <= right, from start to stop."""
     v = np.linspace(start, stop, SAMPLES)
     left, right = left(v), right(v)
     return Outline(float(start), float(stop - start) / (SAMPLES - 1), (left + right) / 2, ((right - left) / 2) ** 2)
 
 
 def twofold(start, stop, half, *, uneven=0.0, lean=0.0):
-    """Tabulates a region of two nearly equal sides.
+    """Tabulates a nearly symmetric region.
 
     Args:
       start, stop: range of v.
@@ -63,18 +63,18 @@ def twofold(start, stop, half, *, uneven=0.0, lean=0.0):
 
 
 def curve(knots, values):
-    """The smooth curve through the knots that adds no extremum between them (PCHIP)."""
+    """Returns the smooth curve through the knots that adds no extremum between them (PCHIP)."""
     return scipy.interpolate.PchipInterpolator(knots, values)
 
 
 def margin(shape, v, side):
-    """The exact point of an outline's margin at height v: side -1 left, +1 right, between them inside. Returns (2,)."""
+    """Returns the exact point (2,) of an outline at height v: side -1 is the left margin, +1 the right, 0 midway."""
     centre, half2, _, _ = lookup(shape, np.float64(v))
     return np.array([centre + side * np.sqrt(max(half2, 0.0)), v])
 
 
 def lookup(shape, v):
-    """Centre and squared half-width at v, and their slopes; both run on linearly beyond the table's ends."""
+    """Returns centre and squared half-width at v, and their slopes; beyond the table's ends both continue linearly."""
     position = (v - shape.start) / shape.step
     cell = np.clip(position, 0, SAMPLES - 2).astype(np.int32)
     offset = position - cell.astype(v.dtype)
@@ -88,7 +88,7 @@ def lookup(shape, v):
 
 
 def signed_distance(shape, u, v):
-    """Distance to the outline, negative inside, and the place across it.
+    """Returns the signed distance to the outline, negative inside, and the position across it.
 
     Returns:
       distance: f / |grad f| of the implicit form, exact to first order at the outline.

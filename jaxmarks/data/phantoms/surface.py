@@ -1,4 +1,4 @@
-"""A sclerite: a domed plate bounded by an outline and, across it, by a front and a hind edge."""
+"""Sclerites: domed plates bounded by an outline at the sides and by a front and a hind edge across it."""
 
 import numpy as np
 
@@ -11,10 +11,10 @@ def plate(canvas, pose, shape, box, skin, *, front=None, hind=None, relief=None,
 
     Args:
       shape: its `Outline`.
-      box: ((u0, v0), (u1, v1)) around it in the part's axes.
-      front, hind: functions (across, off) giving the v where the plate begins and ends, by the place across (-1 left
-        margin ... +1 right margin) or by the offset from the centre line; without them the outline's own ends.
-      relief: function (across, v) -> (nx, ny, dim), the surface's slopes and a factor on its diffuse light.
+      box: a box around it, ((u0, v0), (u1, v1)) in the part's axes.
+      front, hind: functions (across, off) -> v at which the plate begins and ends; `across` is the position between the
+        margins (-1 left ... +1 right), `off` the offset from the centre line. With None, the outline's own ends.
+      relief: function (across, v) -> (nx, ny, dim): the surface's slopes and a factor on its light (`cv.shade`).
       cast: depth and reach of the shadow.
     """
 
@@ -33,24 +33,24 @@ def plate(canvas, pose, shape, box, skin, *, front=None, hind=None, relief=None,
     inside, across = distance(u, v)
     inside *= np.float32(pose.scale)
     nx, ny, dim = relief(np.clip(across, -1, 1), v) if relief else dome(np.clip(across, -1, 1))
-    # The rim turns down and lies in its own shade.
+    # The rim bends down and shades itself.
     rim = 0.45 + 0.55 * cv.ramp(-inside - 1.2, 3.0)
     colours = cv.shade(canvas, where, pose, nx, ny, skin, dim * rim)
     cv.lay(canvas, where, cv.ramp(-inside, canvas.edge), colours)
 
 
 def vault(across):
-    """The sideways slope of a rounded plate."""
+    """Returns the sideways slope of a rounded plate."""
     return 0.94 * across * (0.55 + 0.45 * np.abs(across))
 
 
 def dome(across):
-    """The relief of a plain rounded plate."""
+    """Returns the relief of a plain rounded plate."""
     return vault(across), np.float32(0), np.float32(1)
 
 
 def lens(shape, start, stop, side, bulge):
-    """A compound eye: it meets the outline's margin exactly at v = start and v = stop and stands out by `bulge`."""
+    """Returns a compound eye's outline: meets `shape`'s margin exactly at v = start and stop, protrudes by `bulge`."""
     middle, half = (start + stop) / 2, (stop - start) / 2
 
     def edge(sign):
@@ -65,12 +65,12 @@ def lens(shape, start, stop, side, bulge):
 
 
 def corner(shape, side, edge):
-    """The exact point where a margin (side -1 or +1, or a place between) meets an edge that is given by `across`."""
+    """Returns the exact point where a margin (side -1 or +1, or a position between) meets an edge set by `across`."""
     return shapes.margin(shape, float(edge(np.float64(side), None)), side)
 
 
 def steps(places, heights):
-    """An edge of straight pieces by the place across, exact at its corners."""
+    """Returns a piecewise linear edge as a function of the position across, exact at its corners."""
 
     def edge(across, _):
         return np.interp(across, places, heights).astype(across.dtype)
@@ -79,11 +79,11 @@ def steps(places, heights):
 
 
 def bent(places, heights):
-    """A smooth edge through knots by the place across (PCHIP)."""
+    """Returns a smooth edge through knots (PCHIP) as a function of the position across."""
     line = shapes.curve(places, heights)
 
     def edge(across, _):
-        # Looked up between close nodes: evaluating the polynomial at every pixel costs more than the rest of a plate.
+        # Interpolated between close nodes: the polynomial itself, at every pixel, costs more than the rest of a plate.
         nodes = np.linspace(places[0], places[-1], 513)
         return np.interp(across, nodes, line(nodes)).astype(across.dtype)
 

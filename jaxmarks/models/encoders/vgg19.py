@@ -10,7 +10,7 @@ CLASSIFIER = vgg16.CLASSIFIER
 
 
 def build(*, width=64, norm="none"):
-    """VGG19's convolutions, 20.0 M parameters.
+    """Builds VGG19's convolutions, 20.0 M parameters.
 
     Args:
       width: channels of the first block; all others are multiples of it.

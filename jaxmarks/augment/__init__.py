@@ -1,9 +1,9 @@
-"""Augmentation on the device: pure functions of a batch and of one key a sample.
+"""Augmentation on the device: pure functions of a batch and one key per sample.
 
 A batch has "images" (B, H, W, C) uint8, "points" (B, K, 2) in pixels of their frame, "visible" (B, K), "version" (B,)
-and "index" (B,); what comes out has float32 images in [0, 1] of the channels that the network takes, and everything
-else that was in it. The random numbers of a sample come from its own key, so they depend neither on what else is in
-the batch nor on how many devices share it.
+and "index" (B,), and for objects "boxes" (B, M, 4) and "labels" (B, M). The result has float32 images in [0, 1] with
+the channels that the network takes; entries that an augmentation does not change are passed on. The random numbers of a
+sample come from its own key, so they depend neither on the rest of the batch nor on how many devices share it.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from jaxmarks.augment import colour, modern, paper
 
 
 class Augmentation(NamedTuple):
-    """How many versions a sample has, and `apply(keys (B,), batch) -> batch`."""
+    """The number of versions of each sample, and `apply(keys (B,), batch) -> batch`."""
 
     versions: int
     apply: Callable
@@ -28,18 +28,19 @@ def build(
     flip: tuple[int, ...] | None = None,
     size: tuple[int, int] | None = None,
 ) -> Augmentation:
-    """The augmentation that `spec` describes: a "name" (none, paper_x7, modern) and that one's options.
+    """Builds the augmentation that `spec` describes by a "name" (none, paper_x7, modern) and options.
 
     Args:
-      spec: the name and the options. Those that another augmentation has are passed over, so that `augment.name` alone
-        switches from one to another.
-      channels: what the network takes, 1 (luminance) or 3.
-      flip: the landmarks' order after a horizontal mirror, or None where images must not be mirrored. -1 stands for a
-        landmark that has no place in a mirrored image: one that shows it is not mirrored.
-      size: (H, W) of what comes out, the whole frame shown larger or smaller (modern alone); None: that of what goes in.
+      spec: the name and the options. Options of other augmentations are ignored, so that changing `augment.name` alone
+        switches between them.
+      channels: the number that the network takes, 1 (luminance) or 3.
+      flip: the landmarks' order after horizontal mirroring, or None if images must not be mirrored. -1 marks a landmark
+        without a counterpart in a mirrored image; images in which it is visible are not mirrored.
+      size: (H, W) of the output, to which the whole frame is resized (modern only); None: the input's size.
 
     Raises:
-      ValueError: an unknown name or option (the message lists those that exist), or a `flip` that no mirror makes.
+      ValueError: an unknown name or option (the message lists those that exist), a `flip` that is not its own inverse,
+        other channels than 1 or 3, or a `size` for an augmentation that cannot resize.
     """
     name, chosen = _named(spec)
     facts: dict[str, Any] = {"channels": channels, "flip": flip, "size": size}
@@ -62,13 +63,13 @@ def build(
 
 
 def options(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The strengths, and what else can be chosen, of the augmentation that `spec` names, with the defaults."""
+    """Returns the options (strengths and others) of the augmentation that `spec` names, with their defaults."""
     _, chosen = _named(spec)
     return {key: default for key, default in find.options(chosen.build).items() if key not in ("flip", "size")}
 
 
 def plain(batch, *, channels: int):
-    """The batch as it is, its images float32 in [0, 1] of `channels` channels: for evaluation."""
+    """Returns the batch without augmentation, with float32 images in [0, 1] of `channels` channels: for evaluation."""
     return batch | {"images": colour.to_channels(colour.to_float(batch["images"]), channels)}
 
 

@@ -1,6 +1,6 @@
-"""Colour: pure functions of one float image (H, W, C) in [0, 1], key first.
+"""Colour augmentation: pure functions of a key and one float image (H, W, C) in [0, 1].
 
-They do not clip, but for `gamma`: a chain of them clips once, at its end.
+They do not clip, except `gamma`: a chain of them is clipped once, at its end.
 """
 
 import math
@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 from jaxmarks.ops import filters
 
-# ITU-R BT.601: the shares of red, green and blue in the luminance.
+# ITU-R BT.601: the weights of red, green and blue in the luminance.
 LUMINANCE = (0.299, 0.587, 0.114)
-# The normal distribution as 1,024 values that are equally likely, of variance 0.999: ten random bits choose one.
+# The normal distribution as 1,024 equally likely values, of variance 0.999: ten random bits select one.
 NORMAL = [statistics.NormalDist().inv_cdf((i + 0.5) / 1024) for i in range(1024)]
 
 
 def to_float(images):
-    """uint8 (..., C) -> float32 in [0, 1]; float images pass."""
+    """Converts uint8 images (..., C) to float32 in [0, 1]; returns float images unchanged."""
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
     if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -27,12 +27,12 @@ def to_float(images):
 
 
 def mix(images, weights):
-    """Images (..., 3) -> (..., 1): the sum of the channels with three weights, in full precision on every device."""
+    """Sums the channels of images (..., 3) with three weights, in full precision on every device: (..., 1)."""
     return sum(images[..., c : c + 1] * weights[c] for c in range(3))
 
 
 def to_channels(images, channels):
-    """Images (..., C) with C of 1 or 3 -> (..., channels): luminance, or grey repeated."""
+    """Converts images (..., C) with C of 1 or 3 to (..., channels): luminance, or the grey channel repeated."""
     if images.shape[-1] == channels:
         return images
     if {images.shape[-1], channels} != {1, 3}:
@@ -41,12 +41,12 @@ def to_channels(images, channels):
 
 
 def brightness(key, image, *, strength):
-    """Adds one number of U[-strength, strength]."""
+    """Adds one number drawn from U[-strength, strength]."""
     return image + jax.random.uniform(key, (), minval=-strength, maxval=strength)
 
 
 def contrast(key, image, *, strength):
-    """Scales the distance to the image's mean by a factor of U[1 - strength, 1 + strength]."""
+    """Scales the deviation from the image's mean by a factor drawn from U[1 - strength, 1 + strength]."""
     mean = image.mean()
     return (image - mean) * jax.random.uniform(key, (), minval=1 - strength, maxval=1 + strength) + mean
 
@@ -54,25 +54,25 @@ def contrast(key, image, *, strength):
 def gamma(key, image, *, strength):
     """Raises the image, clipped to [0, 1], to the power of 2 ** U[-strength, strength]."""
     power = 2 ** jax.random.uniform(key, (), minval=-strength, maxval=strength)
-    # A quarter of the time of `**` on a CPU; away from 0, where the logarithm has no gradient.
+    # Takes a quarter of the time of `**` on a CPU. Clipped above 0, where the logarithm has no finite gradient.
     return jnp.exp(power * jnp.log(jnp.clip(image, 1e-8, 1)))
 
 
 def channel(key, image, *, strength):
-    """Scales each channel by its own factor of U[1 - strength, 1 + strength]."""
+    """Scales each channel by its own factor drawn from U[1 - strength, 1 + strength]."""
     return image * jax.random.uniform(key, image.shape[-1:], minval=1 - strength, maxval=1 + strength)
 
 
 def noise(key, image, *, strength):
-    """Adds Gaussian noise whose standard deviation is drawn from U[0, strength], another number to each value."""
+    """Adds Gaussian noise, independent for each value, with a standard deviation drawn from U[0, strength]."""
     sigma_key, noise_key = jax.random.split(key)
     return image + jax.random.uniform(sigma_key) * strength * normal(noise_key, image.shape)
 
 
 def normal(key, shape):
-    """Numbers of `shape` from the normal distribution, each one of the 1,024 of `NORMAL`.
+    """Draws numbers of `shape` from the normal distribution, as one of the 1,024 values of `NORMAL` each.
 
-    Each random word gives three of them, so that an image takes a tenth of the time of `jax.random.normal` on a CPU.
+    Each random 32-bit word gives three numbers, so an image takes a tenth of the time of `jax.random.normal` on a CPU.
     """
     count = math.prod(shape)
     words = jax.random.bits(key, (-(-count // 3),), jnp.uint32)
@@ -83,7 +83,7 @@ def normal(key, shape):
 def blur(key, image, *, strength):
     """Blurs with a Gaussian whose sigma in pixels is drawn from U[0, strength]; the edge is repeated.
 
-    The kernel is cut at three times the largest sigma, a Python number.
+    The kernel is truncated at three times `strength`, which is a Python number and so gives it a static size.
     """
     sigma = jnp.maximum(jax.random.uniform(key) * strength, 1e-3)
     radius = max(1, round(3 * strength))
@@ -92,7 +92,7 @@ def blur(key, image, *, strength):
 
 
 def cutout(key, image, *, strength):
-    """Fills one box, each side up to the share `strength` of the image's, with the mean of each channel."""
+    """Fills one box, whose sides are up to the share `strength` of the image's, with each channel's mean."""
     h, w = image.shape[:2]
     side, centre = jax.random.uniform(key, (2, 2))
     covers = lambda at, axis: jnp.abs(at - centre[axis]) < side[axis] * strength / 2

@@ -1,4 +1,4 @@
-"""The modern set: one affine map a sample, mirror and elastic deformation in a single resampling, then colour."""
+"""The modern augmentation: affine map, mirroring and elastic deformation in a single resampling, and colour."""
 
 import functools
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxmarks.augment import colour, spatial
 from jaxmarks.ops import geometry
 
-# What moves with the pixels of a sample.
+# Batch entries that are transformed together with the pixels.
 MARKS = ("points", "visible", "boxes", "labels")
 
 
@@ -33,23 +33,24 @@ def build(
     noise: float = 0.02,
     cutout: float = 0.0,
 ):
-    """`apply(keys, batch)`; each strength is that of the function of its name, and 0 leaves that out.
+    """Builds `apply(keys, batch)`; each strength is that of the function with its name, and 0 turns it off.
 
-    Landmarks that leave the frame become invisible, and objects whose centre leaves it are left out. A box becomes the
-    upright one around its corners: turned by no multiple of 90 degrees it is larger than the object.
+    Landmarks that leave the frame become invisible; objects whose centre leaves it get label -1. A box becomes the
+    axis-aligned box around its transformed corners, which is larger than the object unless it is rotated by a multiple
+    of 90 degrees.
 
     Args:
-      channels: what comes out.
+      channels: channels of the output.
       flip: the landmarks' order in a mirrored sample; None: no sample is mirrored.
-      size: (H, W) at which the frame is shown; None: its own.
-      rotation, shear: degrees either way.
-      scale, aspect: the size and the aspect ratio change by up to this share.
-      translation: a share of the frame.
-      quarter_turns: each sample is turned by 0, 90, 180 or 270 degrees first.
-      mirror: probability.
-      elastic, blur: pixels of what comes out.
+      size: (H, W) to which the frame is resized; None: its own.
+      rotation, shear: the largest angle, in degrees either way.
+      scale, aspect: the largest relative change of size and aspect ratio.
+      translation: the largest shift, as a share of the frame's width and height.
+      quarter_turns: whether each sample is first rotated by 0, 90, 180 or 270 degrees.
+      mirror: probability of mirroring.
+      elastic, blur: in pixels of the output.
       brightness, contrast, gamma, channel, noise: as in `colour`.
-      cutout: a share of the frame.
+      cutout: as a share of the frame.
     """
     tints = [(colour.channel, channel)] if channel else []
     tones = [
@@ -66,7 +67,7 @@ def build(
     ]
 
     def place(key, points, visible, boxes, labels, frame):
-        """One sample: where its pixels come from (H, W, 2), and its points and boxes with what of them is seen."""
+        """Returns one sample's sampling positions (H, W, 2), points, visible, boxes and labels."""
         affine_key, mirror_key, elastic_key = jax.random.split(key, 3)
         visible = visible != 0
         matrix = spatial.random_affine(
@@ -110,7 +111,7 @@ def build(
         place_keys, tint_keys, tone_keys = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
         source, *new = jax.vmap(lambda *sample: place(*sample, frame))(place_keys, *(marks[name] for name in MARKS))
         moved = dict(zip(MARKS, new, strict=True))
-        # Colour by channel comes before grey, and grey before resampling, which is then of one channel.
+        # Channel-wise colour before conversion to grey, and that before resampling, which then has one channel.
         images = colour.to_channels(paint(tints, tint_keys, colour.to_float(batch["images"])), channels)
         images = paint(tones, tone_keys, geometry.sample(images, source))
         kinds = {"visible": jnp.bool_, "labels": jnp.int32}

@@ -1,4 +1,4 @@
-"""The beetle paper's seven versions of a photograph (its section on data augmentation)."""
+"""The beetle paper's augmentation: seven versions of each photograph (its section on data augmentation)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,15 @@ VERSIONS = 7
 
 
 def build(*, channels: int, maximum: int = 50, seed: int = 0):
-    """`apply(keys, batch)` that makes the version which the batch's "version" (B,) in 0..6 names.
+    """Builds `apply(keys, batch)`, which produces the version of each sample given by "version" (B,), 0..6.
 
-    0..2: an integer of U[1, maximum], the same in every epoch, added to one colour channel and capped at 255; 3..5: one
-    channel as grey; 6: the photograph. The constant follows from `seed`, the sample's "index" and the version; the keys
-    are not used. 0..2 and 6 are turned into luminance, since the paper's networks take one channel.
+    0..2: one colour channel plus an integer from U[1, maximum], capped at 255; 3..5: one channel as grey; 6: the
+    photograph. The integer is the same in every epoch: it depends on `seed`, the sample's "index" and the version, and
+    the keys are not used. 0..2 and 6 are converted to luminance, since the paper's networks take one channel.
 
     Raises:
-      ValueError: here where `channels` is not 1, and from `apply` where the images are not (B, H, W, 3) uint8.
+      ValueError: if `channels` is not 1 or `maximum` below 1; and from `apply` if the images are not (B, H, W, 3)
+        uint8.
     """
     if channels != 1:
         raise ValueError(f"augment paper_x7 makes grey images: set --config.channels=1, not {channels}")
@@ -43,5 +44,5 @@ def build(*, channels: int, maximum: int = 50, seed: int = 0):
 
 
 def constant_key(seed, index, version):
-    """The key from which the constant of a sample's version is drawn, the same in every epoch."""
+    """Returns the random key of the constant of a sample's version, the same in every epoch."""
     return jax.random.fold_in(jax.random.key(seed), index * VERSIONS + version)

@@ -1,10 +1,10 @@
 """Heads: each file has a `build(size=(H, W), **facts, **options)` that returns a `Head`.
 
-Facts are what the data say: `landmarks`, their number, and `shape`, how they lie to each other; or of objects `classes`,
-their number, `sizes`, the median width and height of their boxes, `anchors`, typical ones, and `overlap`, the IoU up to
-which two boxes are two objects. A head takes those that its `build` names; an option of the same name that is not None
-goes before the fact. Of several datasets `sets` says which of the landmarks are whose, and each has a head of its own
-(`several`).
+Facts are properties of the data. For landmarks: `landmarks`, their number, and `shape`, their mean shape and its
+spread. For objects: `classes`, the number of classes; `sizes`, the median width and height of the boxes; `anchors`,
+typical widths and heights; and `overlap`, the IoU up to which two boxes count as two objects. A head receives the facts
+that its `build` names as parameters; an option of the same name that is not None overrides the fact. With several
+datasets the fact `sets` gives each dataset's range of landmarks, and each dataset has its own head (`several`).
 """
 
 import functools
@@ -20,27 +20,27 @@ from jax import lax
 from jaxmarks import find
 from jaxmarks.ops import boxes as box_ops
 
-# The IoU up to which two boxes are two objects, where no data say it.
+# The IoU up to which two boxes count as two objects, where it is not estimated from the data.
 OVERLAP = 0.4
 
 
 def average(found):
-    """The mean of what T networks find, arrays (B, T, ...)."""
+    """Averages the decoded arrays (B, T, ...) of T networks."""
     return jax.tree.map(lambda each: jnp.mean(each, axis=1), found)
 
 
 class Head(NamedTuple):
-    """The last layer and four pure functions.
+    """A network's last layer and four pure functions.
 
     Attributes:
       layer: linen module, features -> outputs.
       targets: batch with "points" (B, K, 2) in pixels of the network's frame and "visible" (B, K), or "boxes" (B, M, 4)
-        and "labels" (B, M), and "real" (B,), False for padding -> targets, which say what of them counts.
-      loss: (outputs, targets) -> (total, count); the loss is total / count, so that parts of a batch add. The total may be
-        a dict of weighted terms by name, whose sum it is: each has its own line in the log.
+        and "labels" (B, M), and "real" (B,), False for padding -> targets, including masks of what counts in the loss.
+      loss: (outputs, targets) -> (total, count); the loss is total / count, so totals and counts of parts of a batch
+        add up. The total may be a dict of named, weighted terms, which are summed and logged separately.
       decode: outputs -> (points (B, K, 2) in pixels of the network's frame, scores (B, K)), or `Detections`.
-      join: what T networks decode, arrays (B, T, ...) -> that of all together: of landmarks the mean, of objects those on
-        which they agree.
+      join: decoded arrays (B, T, ...) of T networks -> the ensemble's: the mean for landmarks, merged detections for
+        objects.
     """
 
     layer: nn.Module
@@ -51,7 +51,7 @@ class Head(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """L objects of each image, the best first: corners in pixels of the network's frame; a score of 0 is no object."""
+    """L detections per image, best first: box corners in pixels of the network's frame; a score of 0 is padding."""
 
     boxes: jax.Array  # (B, L, 4)
     scores: jax.Array  # (B, L)
@@ -59,7 +59,7 @@ class Detections(NamedTuple):
 
 
 def build(spec: Mapping[str, Any], *, size: tuple[int, int], **facts) -> Head:
-    """The head that `spec["name"]` names for frames of `size` (H, W) and data of these facts."""
+    """Builds the head `spec["name"]` for frames of `size` (H, W), with the spec's options and the data's facts."""
     if sets := facts.pop("sets", None):
         one = lambda landmarks: build(spec, size=size, **facts | {"landmarks": landmarks})
         return find.module(__name__, "several", needs="join").join(sets, one)
@@ -67,41 +67,41 @@ def build(spec: Mapping[str, Any], *, size: tuple[int, int], **facts) -> Head:
 
 
 def objects(batch):
-    """The targets of the heads that find objects: boxes (B, M, 4), 0 where there is none, labels (B, M), and "real" (B,)."""
+    """Returns the targets of object heads: boxes (B, M, 4), 0 for padding, labels (B, M), and "real" (B,)."""
     boxes, labels = batch["boxes"], batch["labels"]
     return jnp.where(labels[..., None] >= 0, boxes, 0), labels, batch["real"]
 
 
 def visible_points(batch):
-    """The targets of the heads that find landmarks: points (B, K, 2), 0 where not visible, and visible (B, K).
+    """Returns the targets of landmark heads: points (B, K, 2), 0 where not visible, and visible (B, K).
 
-    What is missing may be no number, and a loss that leaves it out would still have no number for a gradient.
+    Missing points may be NaN, and a loss that only masks its result would still have a NaN gradient.
     """
     points, visible = batch["points"], batch["visible"] != 0
     return jnp.where(visible[..., None], points, 0), visible
 
 
 def with_none(boxes, labels):
-    """Boxes (B, M, 4) and labels (B, M) with one more that is no object, so that images without any have an index, too."""
+    """Appends a padding box to boxes (B, M, 4) and labels (B, M), so that indexing works in images without objects."""
     return jnp.pad(boxes, ((0, 0), (0, 1), (0, 0))), jnp.pad(labels, ((0, 0), (0, 1)), constant_values=-1)
 
 
 def need_map(features) -> None:
-    """Refuses features that are no map."""
+    """Raises ValueError unless the features are a map (B, h, w, F)."""
     if features.ndim != 4:
         raise ValueError("this head takes a map of features: set --config.model.output=map")
 
 
 def stride_of(maps, size):
-    """How much coarser maps (B, h, w, K) are than the frame of `size`: the power of two that its sides were divided by.
+    """Returns the stride of maps (B, h, w, K) relative to the frame of `size` (H, W), a power of two.
 
-    A frame of less than twice that is too small to tell.
+    It is ambiguous for frames smaller than twice the stride.
     """
     return 2 ** math.ceil(math.log2(max(size[0] / maps.shape[1], size[1] / maps.shape[2])))
 
 
 def agreement(overlap: float | None) -> Callable:
-    """The `join` of heads that find objects: boxes of two networks that overlap more (by default `OVERLAP`) are one object."""
+    """Returns the `join` of object heads: boxes with a larger IoU than this (default `OVERLAP`) are one object."""
     overlap = OVERLAP if overlap is None else overlap
 
     def join(found: Detections) -> Detections:
@@ -111,18 +111,20 @@ def agreement(overlap: float | None) -> Callable:
 
 
 def candidates(limit: int, each: int, count: int) -> int:
-    """How many of `count` boxes, the best, are looked at for `limit` objects: `each` for one, but not few in all.
+    """Returns how many of `count` boxes, those with the best scores, are kept as candidates for `limit` objects.
 
-    Before non-maximum suppression several may be of one object.
+    That is `each` per object, for at least 300 objects: an object may have several boxes before non-maximum
+    suppression.
     """
     return min(each * max(limit, 300), count)
 
 
 def suppressed(boxes, scores, classes, *, limit: int, overlap: float | None, vote: bool = False) -> Detections:
-    """One image's detections of N candidates (N, 4), (N,), (N,): at most `limit`, by non-maximum suppression.
+    """Reduces N candidates of one image, (N, 4), (N,), (N,), to at most `limit` detections by non-maximum suppression.
 
-    `overlap` is `OVERLAP` by default. With a `vote` the boxes that give way have a say in where the one that stays is:
-    where each was trained to be right, not where only that at a peak was.
+    `overlap` is the IoU up to which two boxes count as two objects, by default `OVERLAP`. With `vote` a remaining box
+    is averaged with those that it suppressed (`ops.boxes.vote`); this suits heads that train every box to be accurate,
+    not only the one at a peak.
     """
     overlap = OVERLAP if overlap is None else overlap
     some, place = lax.top_k(scores, candidates(limit, 4, len(scores)))

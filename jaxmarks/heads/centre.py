@@ -1,8 +1,8 @@
-"""Centre heatmaps: an unknown number of objects as the peaks of one map for each class (Zhou et al. 2019, CenterNet).
+"""Centre heatmaps: detects objects as the peaks of one map per class (Zhou et al. 2019, CenterNet).
 
-The maps are those of the landmark heads, drawn by `ops.heatmaps` at the centre of each object's pixel; beside them the
-network gives the rest of a pixel that leads to the centre, and the size of the box. Two peaks on one object, which a
-neighbourhood of 3x3 leaves, go by non-maximum suppression.
+The target maps are Gaussians as in the landmark heads (`ops.heatmaps`), drawn at the middle of the pixel in which an
+object's centre lies. The network also predicts the centre's offset from that pixel's corner and the size of the box.
+Where the 3x3 peak test leaves two peaks on one object, non-maximum suppression removes one.
 """
 
 import functools
@@ -19,29 +19,29 @@ from jaxmarks.ops import geometry, heatmaps
 
 
 class CentreMaps(nn.Module):
-    """Features (B, h, w, F) -> (B, h, w, C + 4): logits of the classes, offset (x, y), logarithm of width and height."""
+    """Features (B, h, w, F) -> (B, h, w, C + 4): class logits, offset (x, y), log width and log height."""
 
     classes: int
 
     @nn.compact
     def __call__(self, features):
         need_map(features)
-        # Begins with a score of 0.1 everywhere, so that the many pixels of the background do not swamp the first steps.
+        # The bias makes initial scores about 0.1, so that the many background pixels do not dominate the first steps.
         logits = nn.Dense(self.classes, bias_init=nn.initializers.constant(-math.log(9)), name="classes")(features)
         return jnp.concatenate([logits, nn.Dense(4, name="boxes")(features)], axis=-1)
 
 
 def build(*, classes, sizes, size, sigma=3.0, overlap=None, limit=300, size_weight=1.0):
-    """The centre head.
+    """Builds the centre head.
 
     Args:
-      classes: their number C.
-      sizes: (width, height) of a typical box in pixels of the frame, from which the network's sizes depart.
+      classes: the number of classes C.
+      sizes: (width, height) of a typical box in pixels of the frame; the network predicts sizes as log ratios to it.
       size: (H, W) of the frame.
-      sigma: of the peaks, in pixels of the frame.
-      overlap: IoU up to which two boxes are two objects; by default what the data's objects show.
-      limit: how many objects an image may have.
-      size_weight: of the size's loss beside that of the class and the offset.
+      sigma: standard deviation of the target peaks, in pixels of the frame.
+      overlap: IoU up to which two boxes count as two objects; by default the fact, estimated from the data.
+      limit: the maximum number of objects in an image.
+      size_weight: weight of the size loss; the class and offset losses have weight 1.
     """
     typical = jnp.asarray(sizes, jnp.float32)
 
@@ -84,7 +84,7 @@ def build(*, classes, sizes, size, sigma=3.0, overlap=None, limit=300, size_weig
 
 
 def focal(logits, target, *, alpha=2.0, beta=4.0):
-    """CenterNet's focal loss of each pixel: -(1 - p)^a log p where the target is 1, -(1 - t)^b p^a log(1 - p) elsewhere."""
+    """Returns CenterNet's focal loss per pixel: -(1 - p)^a log p where target t = 1, else -(1 - t)^b p^a log(1 - p)."""
     p = jax.nn.sigmoid(logits)
     positive = -((1 - p) ** alpha) * jax.nn.log_sigmoid(logits)
     negative = -((1 - target) ** beta) * p**alpha * jax.nn.log_sigmoid(-logits)
@@ -92,9 +92,9 @@ def focal(logits, target, *, alpha=2.0, beta=4.0):
 
 
 def is_peak(maps):
-    """Whether no pixel of its 3x3 neighbourhood is larger, for each of maps (B, h, w, C); of equal ones the first is a peak.
+    """Whether each pixel of maps (B, h, w, C) is the first maximum of its 3x3 neighbourhood.
 
-    Better asked of logits than of their sigmoids, which XLA may compute twice and round differently.
+    Pass logits, not their sigmoids, which XLA may compute twice and round differently.
     """
     around = nn.max_pool(maps, (3, 3), padding="SAME")
     low = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)

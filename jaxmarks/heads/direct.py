@@ -1,4 +1,4 @@
-"""Direct regression: a linear layer gives the coordinates of the landmarks, normalised (beetle paper, fish paper)."""
+"""Direct regression: a linear layer predicts normalised landmark coordinates (beetle paper, fish paper)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,18 +21,19 @@ class Coordinates(nn.Module):
 
 
 def build(*, landmarks, size, loss="mse", interval="symmetric"):
-    """The direct head.
+    """Builds the direct head.
 
-    A regressed coordinate carries no confidence of its own: its score is 1. One outside the frame is wrong, for landmarks
-    lie inside: it is put on the border, which is nearer to wherever the landmark is, and scores 0.
+    Regression gives no confidence, so the score of a landmark is 1. A prediction outside the frame must be wrong, since
+    landmarks lie inside: it is moved to the nearest point of the border, which reduces its error, and scores 0.
 
     Args:
       landmarks: K.
       size: (H, W) of the frame.
-      loss: the name of a penalty in `ops.losses`, of normalised coordinates, as "wing" or with options of its own
-        "wing:width=0.1,epsilon=0.02": the widths, which are given for [-1, 1], are twice as many pixels in [0, 1].
-      interval: what a frame's width and height are scaled to: `symmetric`, [-1, 1] (beetle paper), or `unit`, [0, 1]
-        (fish paper).
+      loss: the name of a penalty in `ops.losses`, optionally with options: "wing" or "wing:width=0.1,epsilon=0.02". It
+        is applied to normalised coordinates; the default widths are meant for [-1, 1] and span twice as many pixels
+        with [0, 1].
+      interval: the range of normalised coordinates: `symmetric`, [-1, 1] (beetle paper), or `unit`, [0, 1] (fish
+        paper).
     """
     penalty = losses.named(loss)
     if interval not in ("symmetric", "unit"):

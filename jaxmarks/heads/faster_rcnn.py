@@ -1,8 +1,9 @@
-"""Faster R-CNN (Ren et al. 2015; the spine paper): a network proposes regions, a second stage says what they show.
+"""Faster R-CNN (Ren et al. 2015; the spine paper): a network proposes regions, a second stage classifies them.
 
-The region proposal network (RPN) gives each anchor of each cell a score and offsets; the best of the boxes that result,
-without their doubles, are the proposals. RoIAlign cuts each out of the same features, and two dense layers give it a class,
-or the background, and a better box. The proposals are the RPN's alone, in training too: Ren et al. add the truth to them.
+The region proposal network (RPN) predicts a score and box offsets for each anchor of each cell; the best of these boxes
+that remain after non-maximum suppression are the proposals. RoIAlign extracts each proposal from the same features, and
+two dense layers classify it, as an object or background, and refine its box. In training, too, all proposals come from
+the RPN; Ren et al. add the ground-truth boxes.
 """
 
 import math
@@ -17,21 +18,21 @@ from jaxmarks.heads import Head, agreement, need_map, objects, stride_of, suppre
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import geometry, losses
 
-# Which losses count: all; or those of one stage, for training in alternating phases.
+# Which losses are trained: all, or those of one stage, for alternating training.
 PHASES = ("joint", "rpn", "detector")
-# Of the offsets in both stages: small differences of boxes become numbers of the size of 1.
+# Weights of the box offsets in both stages; they scale small differences between boxes to order 1.
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-# Of the layers that give numbers with a meaning (Ren et al., section 3.1.3).
+# Initialiser of the output layers (Ren et al., section 3.1.3).
 SMALL = nn.initializers.normal(0.01)
 
 
 class Outputs(NamedTuple):
-    """What both stages say of A anchors in each cell and of P proposals; D is 1, or C where each class has its box."""
+    """Outputs of both stages for A anchors per cell and P proposals; D is 1, or C with one box per class."""
 
-    logits: jax.Array  # (B, h, w, A) of an object
+    logits: jax.Array  # (B, h, w, A) of being an object
     offsets: jax.Array  # (B, h, w, A, 4) from the anchors
-    proposals: jax.Array  # (B, P, 4) corners in pixels of the frame, the best first; one without area is none
-    classes: jax.Array  # (B, P, 1 + C) logits: the background, then the classes
+    proposals: jax.Array  # (B, P, 4) corners in pixels of the frame, best first; zero area is padding
+    classes: jax.Array  # (B, P, 1 + C) logits: background, then the classes
     boxes: jax.Array  # (B, P, D, 4) offsets from the proposals
 
 
@@ -50,7 +51,7 @@ class RegionProposals(nn.Module):
 
 
 class Regions(nn.Module):
-    """What RoIAlign cut out (B, P, r, r, F) -> logits (B, P, 1 + C) and offsets (B, P, D, 4)."""
+    """RoIAlign's features (B, P, r, r, F) -> logits (B, P, 1 + C) and offsets (B, P, D, 4)."""
 
     classes: int
     boxes: int
@@ -97,17 +98,17 @@ class FasterRCNN(nn.Module):
 
 
 def propose(scores, boxes, *, count, candidates, overlap):
-    """The best boxes of an image without those that overlap a better one.
+    """Returns an image's proposals: its best boxes, without those that overlap a better one.
 
     Args:
       scores: (N,), of any range.
-      boxes: (..., 4), N in all; one without area is never proposed.
-      count: P, static, how many are proposed at most.
-      candidates: how many of the best are looked at, static.
-      overlap: IoU up to which two boxes are two proposals.
+      boxes: (..., 4), N in total; boxes of zero area are never proposed.
+      count: P, the maximum number of proposals, static.
+      candidates: how many of the best boxes enter the suppression, static.
+      overlap: IoU up to which both of two boxes are kept.
 
     Returns:
-      (P, 4) by falling score, 0 where there are no more.
+      (P, 4) by descending score, padded with 0.
     """
     boxes = boxes.reshape(-1, 4)
     scores, place = lax.top_k(jnp.where(box_ops.area(boxes) > 0, scores, -jnp.inf), min(candidates, len(boxes)))
@@ -117,19 +118,19 @@ def propose(scores, boxes, *, count, candidates, overlap):
 
 
 def sampling_weights(labels, *, count, share):
-    """The probability with which each anchor or proposal would be drawn (Ren et al. 2015, section 3.1.3).
+    """Returns each anchor's or proposal's probability of being sampled (Ren et al. 2015, section 3.1.3).
 
-    They draw `count` at random for each step, up to a `share` of them positive; where there are fewer, negatives take
-    their place. Weighted by these probabilities all of them give that draw's mean loss: the same training without its
-    noise, and without a key.
+    Ren et al. sample `count` of them at random in each step, at most a `share` of them positive; if there are fewer
+    positives, negatives take their place. Weighting all of them by these probabilities gives the expectation of the
+    sampled loss: the same training without the sampling noise and without a random key.
 
     Args:
       labels: (N,) int: 1 positive, 0 negative, -1 ignored.
-      count: how many would be drawn.
-      share: of positives at most.
+      count: the number to sample.
+      share: the largest share of positives.
 
     Returns:
-      (N,), whose sum is the number that would be drawn.
+      (N,), which sums to the number that would be sampled.
     """
     positive, negative = labels == 1, labels == 0
     positives = jnp.minimum(positive.sum(), int(count * share))
@@ -158,37 +159,38 @@ def build(
     overlap=None,
     limit=300,
 ):
-    """The Faster R-CNN head, for maps of stride 4 to 16.
+    """Builds the Faster R-CNN head, for maps of stride 4 to 16.
 
-    The loss of an image is that of its anchors and that of its proposals; each is the mean over the weights of
-    `sampling_weights` of the cross-entropy and, of positives, alpha times the smooth L1 of the offsets (section 3.1).
-    Anchors are positive from an IoU of 0.7 on, or as the best of an object, and negative below 0.3; proposals are
-    positive from 0.5 on. An anchor that crosses the border counts. The proposals are constants of the second stage.
-    Objects are those whose centre lies in the frame, and of them what the frame shows, for so proposals are cut, too.
+    An image's loss is the sum of its anchors' loss and its proposals' loss. Each is a mean weighted by
+    `sampling_weights` of the cross-entropy plus, for positives, alpha times the smooth L1 loss of the offsets (section
+    3.1). Anchors are positive from an IoU of 0.7 or as the best anchor of an object, and negative below 0.3; proposals
+    are positive from 0.5, else negative. Anchors that cross the border are used. The second stage passes no gradient to
+    the proposals. Ground-truth objects are those whose centre lies in the frame, clipped to it like the proposals.
 
-    Ren et al.'s four phases (section 3.2, "4-step alternating training") are four stages of a run, each from the one
+    Ren et al.'s "4-step alternating training" (section 3.2) is a run of four stages, each of which continues the one
     before: phase "rpn"; "detector" with head/rpn frozen; "rpn" with body and head/roi frozen; "detector" with body and
-    head/rpn frozen. Here phase 2 goes on with the body of phase 1, where theirs begins again from ImageNet's, and its
-    proposals follow that body as it changes, where theirs are those of phase 1: they get worse the faster it learns.
+    head/rpn frozen. Two things differ in step 2. It continues with the body of step 1, where theirs restarts from
+    ImageNet weights; and its proposals change with that body, where theirs are fixed, so the faster the body learns the
+    worse they get.
 
     Args:
-      classes: their number C.
-      sizes: (width, height) of a typical box in pixels of the frame: the square of its area is the anchor of scale 1.
+      classes: the number of classes C.
+      sizes: (width, height) of a typical box in pixels of the frame; the anchor of scale 1 has its area.
       size: (H, W) of the frame.
-      scales: of the anchors' sides.
-      ratios: of the anchors' height to their width; the spine paper has squares alone.
-      proposals: their number P.
-      candidates: of how many boxes they are chosen.
-      proposal_overlap: up to this IoU two boxes are two proposals.
+      scales: factors of the anchors' sides.
+      ratios: height / width of the anchors; the spine paper uses only squares.
+      proposals: the number of proposals P.
+      candidates: how many of the best boxes the proposals are chosen from.
+      proposal_overlap: IoU up to which both of two boxes are proposed.
       pool: bins of RoIAlign along each side.
       hidden: channels of the RPN's convolution and of the second stage's layers.
-      class_agnostic: whether the second stage gives a proposal one box, or one for each class.
-      phase: which losses count: `joint`, all; `rpn` or `detector`, those of one stage.
-      alpha: weight of the boxes' loss beside that of the classes.
-      anchor_samples: over how many anchors the first loss is the mean, positives at most half of them.
-      proposal_samples: the same of proposals, positives at most a quarter.
-      overlap: IoU up to which two boxes are two objects; by default what the data's objects show.
-      limit: how many objects an image may have.
+      class_agnostic: whether the second stage predicts one box per proposal instead of one per class.
+      phase: which losses are trained: `joint`, all; `rpn` or `detector`, those of one stage.
+      alpha: weight of the box loss relative to the classification loss.
+      anchor_samples: `count` of `sampling_weights` for anchors, at most half of them positive.
+      proposal_samples: the same for proposals, at most a quarter of them positive.
+      overlap: IoU up to which two boxes count as two objects; by default the fact, estimated from the data.
+      limit: the maximum number of objects in an image.
     """
     if phase not in PHASES:
         raise ValueError(f"head.phase={phase!r}: there are {', '.join(PHASES)}")

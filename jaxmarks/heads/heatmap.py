@@ -1,4 +1,4 @@
-"""Heatmap regression: one map for each landmark, drawn as a Gaussian or an exponential in training (fish paper)."""
+"""Heatmap regression: one map per landmark, whose target is a Gaussian or an exponential (fish paper)."""
 
 import functools
 import math
@@ -13,19 +13,19 @@ from jaxmarks.ops import decode as decoders
 from jaxmarks.ops import heatmaps, losses, names
 from jaxmarks.ops import shape as shapes
 
-# The target by name: how it is drawn, and the sum over its pixels in terms of its sigma.
+# Targets by name: the drawing function, and the sum over the pixels as a function of sigma.
 TARGETS = {
     "gaussian": (heatmaps.gaussian, lambda sigma: 2 * math.pi * sigma**2),
     "exponential": (heatmaps.exponential, lambda sigma: (4 * sigma / math.log(2)) ** 2),
 }
-# Losses that compare distributions: the network's outputs are logits of a softmax over the map.
+# Losses that compare distributions: the network's outputs are logits of a softmax over the map's pixels.
 DISTRIBUTIONS = ("cross_entropy", "jensen_shannon")
-# The share of its height that a peak must have elsewhere to be taken for the one that leapt.
+# A replacement peak (`leap`) must be at least this share as high as the peak that it replaces.
 FAINT = 0.2
 
 
 class Maps(nn.Module):
-    """Features (B, h, w, F) -> a map for each landmark (B, h, w, K), by a 1x1 convolution."""
+    """Features (B, h, w, F) -> one map per landmark (B, h, w, K), by a 1x1 convolution."""
 
     landmarks: int
     tanh: bool = False
@@ -49,23 +49,23 @@ def build(
     leap=0.0,
     shape=None,
 ):
-    """The heatmap head.
+    """Builds the heatmap head.
 
-    The maps may be coarser than the frame by a power of two, which follows from the body's features.
+    The maps may be coarser than the frame by a power of two, which is inferred from the size of the body's features.
 
     Args:
       landmarks: K.
       size: (H, W) of the frame.
       target: `gaussian` or `exponential`.
-      sigma: of the target, in pixels of the network's frame.
-      loss: the name of a loss of heatmaps in `ops.losses`, without its prefix, as "weighted_mse" or with options of its own
+      sigma: width of the target, in pixels of the network's frame.
+      loss: the name of a heatmap loss in `ops.losses` without its prefix, optionally with options: "weighted_mse" or
         "weighted_mse:weight=50".
-      decoder: the name of a function in `ops.decode`, alike.
-      tanh: whether the maps go through tanh, as Flat-net's do; not with a loss of distributions, whose logits it binds.
-      leap: standard deviations of the `shape` beyond which a landmark is not where its map says, but where its map is
-        highest near the place that the others give it, if that is at least `FAINT` of its height; 0: it is where its map
-        says.
-      shape: what `ops.shape.procrustes` finds in the training images; of fewer than four landmarks it tells nothing.
+      decoder: the name of a function in `ops.decode`, in the same form.
+      tanh: whether to apply tanh to the maps, as in Flat-net; not with a loss of distributions, whose logits it bounds.
+      leap: how many standard deviations of the `shape` a landmark may lie from where the other landmarks predict it.
+        Farther out it is moved to the highest peak of its map near that prediction, if the peak is at least `FAINT`
+        times as high as the original one. 0 turns this off.
+      shape: (mean, spread) from `ops.shape.procrustes` over the training images; ignored for fewer than four landmarks.
     """
     if target not in TARGETS:
         raise ValueError(f"head.target={target!r}: there are {', '.join(TARGETS)}")
@@ -75,7 +75,7 @@ def build(
     draw, mass = TARGETS[target]
     penalty = losses.named(loss, prefix="heatmap_")
     found = decoders.named(decoder)
-    follows = names.plain(decoder) == "local_soft_argmax" and "window=" not in decoder  # the target's width
+    follows = names.plain(decoder) == "local_soft_argmax" and "window=" not in decoder  # sigma sets the window
     whole = shape and leap > 0 and landmarks >= 4
 
     def masked(outputs, targets):
@@ -86,7 +86,7 @@ def build(
 
     def decode(outputs):
         step = stride_of(outputs, size)
-        if distribution:  # scaled to what they were trained towards, so that scores are alike for all losses
+        if distribution:  # scaled to the target's sum, so that scores are comparable between losses
             outputs = jax.nn.softmax(outputs, axis=(1, 2)) * mass(sigma / step)
         finder = functools.partial(found, window=max(1.0, sigma / step)) if follows else found
         points, scores = finder(outputs)
@@ -95,12 +95,12 @@ def build(
         return points * step, scores
 
     def consistent(maps, points, scores, finder, step):
-        """The points and scores with those anew that lie too far from where the others put them."""
+        """Returns points and scores, with points too far from where the others predict them decoded again."""
         mean, spread = map(jnp.asarray, shape)
         there, deviation = jax.vmap(lambda each: shapes.expected(each, mean, spread))(lax.stop_gradient(points))
-        deviation = jnp.maximum(deviation, 1 / step)  # a pixel of the frame
+        deviation = jnp.maximum(deviation, 1 / step)  # at least a pixel of the frame
         strays = jnp.sum((points - there) ** 2, -1) / deviation**2
-        fits = jnp.median(strays, -1, keepdims=True) <= shapes.SURE**2  # not, for one, where the specimen is mirrored
+        fits = jnp.median(strays, -1, keepdims=True) <= shapes.SURE**2  # False for example for a mirrored specimen
         leapt = fits & (strays > leap**2)
 
         def again():
@@ -108,7 +108,7 @@ def build(
                 jnp.where(leapt[..., None], there, points), maps.shape[1:3], 2 * deviation[:, None]
             )
             peak, _ = decoders.argmax(jnp.maximum(maps, 0) * near)
-            # The map itself around the peak: its product with what is near lies between the two.
+            # Decodes the map itself around the peak: the maximum of its product with `near` is shifted towards `there`.
             others, heights = finder(jnp.where(around(peak, maps.shape[1:3], 3 * max(1.0, sigma / step)), maps, 0))
             better = leapt & (heights >= FAINT * scores)
             return jnp.where(better[..., None], others, points), jnp.where(better, heights, scores)
@@ -119,7 +119,7 @@ def build(
 
 
 def around(points, shape, radius):
-    """(B, H, W, K) bool, the pixels of a map of `shape` at most `radius` from points (B, K, 2) along both axes."""
+    """Marks (B, H, W, K) the pixels of a map of `shape` (H, W) within `radius` of points (B, K, 2) along both axes."""
     rows, columns = (jnp.arange(side) + 0.5 for side in shape)
     down = jnp.abs(rows[:, None] - points[:, None, :, 1]) <= radius
     across = jnp.abs(columns[:, None] - points[:, None, :, 0]) <= radius

@@ -1,7 +1,7 @@
-"""One head for each of several datasets on one body, the landmarks of all of them side by side.
+"""Several datasets on one body: one head per dataset, with the landmarks of all datasets concatenated.
 
-A batch holds images of any of the datasets, and shows of each image the landmarks of its own dataset alone. So every
-head learns from its own images, the body from all; nothing needs to know which dataset an image is of.
+A batch mixes images of all datasets; in each image only the landmarks of its own dataset are visible. So each head
+learns from its own dataset's images and the body from all, without a label of the dataset.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from jaxmarks.heads import Head
 
 
 class Beside(nn.Module):
-    """Features -> the outputs of each layer by its name, which is also that of its parameters."""
+    """Features -> a dict of each layer's outputs by name; the parameters have the same names."""
 
     layers: Mapping[str, nn.Module]
 
@@ -23,14 +23,14 @@ class Beside(nn.Module):
 
 
 def join(sets: Mapping[str, tuple[int, int]], one: Callable[[int], Head]) -> Head:
-    """A head of the K landmarks of several datasets, made of one for each.
+    """Combines one head per dataset into a head for the K landmarks of all datasets.
 
-    Its loss is the mean over the visible landmarks of all datasets; its terms are the datasets' parts of that sum, by
-    name (where a head names terms itself, by "dataset/term").
+    The loss is the mean over the visible landmarks of all datasets. Its terms are each dataset's part of the sum, named
+    after the dataset, or "dataset/term" where a dataset's head names its own terms.
 
     Args:
-      sets: the first landmark of each dataset, and that after its last, of K.
-      one: the number of a dataset's landmarks -> its head, of landmarks, whose losses count alike.
+      sets: the range (start, stop) of each dataset's landmarks among the K.
+      one: builds a landmark head from a dataset's number of landmarks. The counts of all heads must have the same unit.
     """
     each = {name: one(stop - start) for name, (start, stop) in sets.items()}
 

@@ -1,37 +1,40 @@
-"""Shape priors: a centre map whose peaks are rewarded where the image's edges look like an object (SP-CNN).
+"""Shape priors: centre maps whose peaks are rewarded where the image's edges look like an object (SP-CNN).
 
-The printed loss (the spine paper, equation 3, after Tofighi et al. 2018) is
+The loss as printed (the spine paper, equation 3, after Tofighi et al. 2018) is
 
     MSE(y, target) - weight R,    R = sum_i || (maxpool_p(y) . edges(x)) * S_i ||^2
 
-with y above a threshold in R, and the target a dot at each centre. The paper's network came to predict nothing, and
-`form="printed"` does the same, for three reasons that are in the formula. (Numbers: drawn dendrites of 96x96, four rings
-of norm 1.)
+where R uses only values of y above a threshold, and the target is a dot at each centre. The paper's network ended up
+predicting nothing, and so does `form="printed"`, for three reasons that follow from the formula. (Numbers: drawn
+dendrites of 96x96, four rings of norm 1.)
 
-1. R sleeps. What lies below the threshold has no part in R and no gradient from it, so a network that begins with small
-   outputs is trained by the MSE alone, whatever the weight. Fitted to dots, the best y is the probability that the centre
-   lies in that very pixel, which is a few percent: no y reaches the threshold. And an empty map has a MSE of 9e-5
-   already: there is almost nothing to gain. This is the paper's "singleton loss value".
-2. R awake has no bound. It is as quadratic as the MSE, with the opposite sign, and a sum where the MSE is a mean: for the
-   perfect map R is 480, so that from a weight of 2e-7 on, larger outputs are always better, and the loss falls without
-   end (threshold 0, or targets wide enough to be learned). Well below that weight R changes nothing. No weight helps.
-3. R praises quantity: it only grows with y, wherever there are edges, most of all along the shaft.
+1. R is never active. Values below the threshold contribute neither to R nor to its gradient, so a network whose initial
+   outputs are small is trained by the MSE alone, whatever the weight. With dots as the target, the optimal y is the
+   probability that the centre lies in exactly that pixel, a few percent: no y reaches the threshold. And an empty map
+   already has an MSE of 9e-5, so there is almost nothing to gain. This is the paper's "singleton loss value".
+2. Once active, R is unbounded. Like the MSE it is quadratic in y, but with the opposite sign, and it is a sum where the
+   MSE is a mean. For the perfect map R is 480, so from a weight of 2e-7 on larger outputs always lower the loss,
+   without limit (threshold 0, or targets wide enough to be learned). Well below that weight R has no effect. No weight
+   works.
+3. R rewards quantity: it grows with y wherever there are edges, most of all along the dendrite's shaft.
 
 `form="bounded"`, the default, is the smallest change that trains:
 
-- y is a sigmoid, in R too, where it needs no threshold: R wakes at once and cannot grow without end;
-- R is the share of what it would be if y were 1 everywhere, times the number of objects; and the error is a sum for each
-  object, its unit the sum of squares of a peak. Both are then numbers of order 1 an object;
-- targets are Gaussians, and their pixels weigh `positive` times more: with plain MSE a network without normalisation
-  stays at the empty map on drawn dendrites (held-out F1 0.00 without, 0.93 and 0.95 with it, in two short runs).
+- y is a sigmoid, in R too, where no threshold is needed: R is active from the start and bounded;
+- R is divided by its value for y = 1 everywhere and multiplied by the number of objects; the squared error is summed
+  over the pixels and divided by the sum of squares of one peak. Both are then of order 1 per object;
+- targets are Gaussians, and their pixels have up to `1 + positive` times the weight in the error. With a plain MSE a
+  network without normalisation stays at the empty map on drawn dendrites (held-out F1 0.00; with this weight 0.93 and
+  0.95 in two short runs).
 
-The third reason remains in small: at a weight of 0.1 a peak in a wrong place costs 7 times (one pixel) to 30 times (a
-Gaussian) what R pays for it. Whether R is of use is another question: those two runs reached 0.93 and 0.95 without it.
+To a small extent the third problem remains: at a weight of 0.1 a peak in a wrong place costs 7 times (one pixel) to 30
+times (a Gaussian) what it gains from R. Whether R helps at all is another question: those two runs reached 0.93 and
+0.95 without it.
 
-Shapes that are learned maximise their share of R: they become filters that answer to the edges near the peaks more than
-to the others. They are positive (softplus), as rings are: else edges could cancel each other in R for a y of 1
-everywhere, and gaps in y would pay without a bound. R depends on the autocorrelation of a shape alone: a shape and its
-reflection through the centre are one.
+Learned shapes maximise their share of R: they become filters that respond more to edges near the peaks than to others.
+They are positive (softplus), as rings are: otherwise edges could cancel each other in R for y = 1 everywhere, and gaps
+in y would be rewarded without limit. R depends only on a shape's autocorrelation, so a shape and its point reflection
+give the same R.
 """
 
 import functools
@@ -49,23 +52,23 @@ from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import edges, geometry, heatmaps
 
 FORMS = ("bounded", "printed")
-# Sigma of a mark of one pixel.
+# Sigma, in pixels, of a target that is a single dot.
 DOT = 0.3
-# A value that counts as none, so that quotients and logarithms stay finite.
+# Added to values or used as their lower limit, so that quotients and logarithms stay finite.
 TINY = 1e-6
 
 
 class Outputs(NamedTuple):
-    """Maps (B, h, w, C), and the shapes (S, n, n) that are learned with them, or None."""
+    """Maps (B, h, w, C), and the learned shapes (S, n, n) before softplus, or None."""
 
     maps: jax.Array
     shapes: Any
 
 
 class ShapeMaps(nn.Module):
-    """Features (B, h, w, F) -> `Outputs`: a map for each class by a 1x1 convolution, and `learned` shapes of `extent`.
+    """Features (B, h, w, F) -> `Outputs`: a map per class by a 1x1 convolution, and `learned` (a number) shapes.
 
-    That is in pixels of the frame of `size`, the shapes' own in the map's.
+    `extent` is the shapes' side in pixels of the frame of `size`; the shapes themselves are in pixels of the map.
     """
 
     classes: int
@@ -106,28 +109,28 @@ def build(
     overlap=None,
     limit=300,
 ):
-    """The shape-prior head.
+    """Builds the shape-prior head.
 
     Args:
-      classes: their number C.
-      sizes: (width, height) of a typical box in pixels of the frame: every detection's.
+      classes: the number of classes C.
+      sizes: (width, height) of a typical box in pixels of the frame; every detection has this size.
       size: (H, W) of the frame.
       form: `bounded`, or `printed`, which does not train (see above).
-      weight: of R.
-      positive: how much more the pixel of a peak weighs in the error than the background (bounded form).
+      weight: weight of R.
+      positive: additional weight of a peak's pixels in the error; the background has weight 1 (bounded form).
       shapes: `rings`, ellipses from half of the typical box to all of it; `learned`; or an array (S, n, n) in pixels of
-        the map, of which only the form counts, not the brightness.
-      count: how many rings or learned shapes.
-      sigma: of the target's peaks in pixels of the frame; by default 3, and in the printed form a dot.
-      threshold: of the outputs in R (printed form).
-      window: p of the max-pooling in pixels of the map, odd; by default the side of the typical box.
-      smooth: sigma of the bilateral filter before the edges, pixels; 0 for none.
-      contrast: its sigma of grey values, which are from 0 to 1.
-      edge_sigma: Canny's, pixels.
+        the map, which is normalised.
+      count: the number of rings or learned shapes.
+      sigma: standard deviation of the target's peaks in pixels of the frame; by default 3, in the printed form `DOT`.
+      threshold: outputs up to this value are left out of R (printed form).
+      window: p, the window of the max-pooling in pixels of the map, odd; by default the typical box's longer side.
+      smooth: spatial sigma of the bilateral filter before edge detection, in pixels; 0 turns the filter off.
+      contrast: sigma of that filter in grey values, which range from 0 to 1.
+      edge_sigma: sigma of Canny's Gaussian, in pixels.
       low, high: Canny's thresholds (`ops.edges.canny`).
-      floor: what scores less is no detection.
-      overlap: IoU up to which two boxes are two objects; by default what the data's objects show.
-      limit: how many objects an image may have.
+      floor: the score that a detection must exceed.
+      overlap: IoU up to which two boxes count as two objects; by default the fact, estimated from the data.
+      limit: the maximum number of objects in an image.
     """
     if form not in FORMS:
         raise ValueError(f"head.form={form!r}: there are {', '.join(FORMS)}")
@@ -148,7 +151,7 @@ def build(
         return jax.nn.sigmoid(outputs.maps) if bounded else outputs.maps
 
     def targets(batch):
-        """Boxes, labels, "real", and the edges (B, H, W) of batch["images"] (B, H, W, C), float in [0, 1]."""
+        """Returns boxes, labels, "real", and the edges (B, H, W) of batch["images"] (B, H, W, C), floats in [0, 1]."""
         grey = batch["images"].mean(-1)
         calm = edges.bilateral(grey, sigma_space=smooth, sigma_colour=contrast) if smooth else grey
         return *objects(batch), edges.canny(calm, sigma=edge_sigma, low=low, high=high)
@@ -161,13 +164,13 @@ def build(
         target = draw(boxes, labels, classes, y.shape[1:3], step, sigma)
         error = (y - target) ** 2
         contours = coarser(contours.astype(y.dtype), step)
-        any_class = jnp.max(y, axis=-1)  # the shapes are those of an object of any class
+        any_class = jnp.max(y, axis=-1)  # the shapes are shared by all classes
         reach = odd(across / step) if window is None else window
         energy = lambda centres: regulariser(centres, contours, prior(outputs, step), window=reach).sum(-1)
         if bounded:
             error = jnp.sum((1 + positive * target) * error, axis=(1, 2, 3)) / (math.pi * (sigma / step) ** 2)
             most = energy(jnp.ones_like(any_class))
-            share = energy(any_class) / jnp.maximum(most, TINY)  # an image without edges has none of either
+            share = energy(any_class) / jnp.maximum(most, TINY)  # both are 0 for an image without edges
             number = jnp.sum(labels >= 0, axis=1)
             total = error - weight * number * share
             return jnp.sum(total * real), jnp.sum(number * real).astype(y.dtype)
@@ -196,52 +199,52 @@ def build(
 
 
 def regulariser(y, contours, shapes, *, window):
-    """||(maxpool_p(y) . edges(x)) * S_i||^2 of each image and shape (the spine paper, equation 3, before its sum).
+    """Returns ||(maxpool_p(y) . edges(x)) * S_i||^2 per image and shape (the spine paper, equation 3, before the sum).
 
     Args:
-      y: (B, h, w) evidence of a centre.
+      y: (B, h, w) evidence of an object's centre.
       contours: (B, h, w) edges of the image, 0 or 1.
-      shapes: (S, n, n), brought to norm 1, for else a learned one would grow without end.
-      window: p, pixels, odd.
+      shapes: (S, n, n); normalised to norm 1, since learned ones would grow without limit otherwise.
+      window: p, in pixels of the map, odd.
 
     Returns:
       (B, S).
     """
     near = max_pool(y[..., None], window) * contours[..., None]
     shapes = (shapes / jnp.sqrt(jnp.sum(shapes**2, axis=(1, 2), keepdims=True) + TINY)).astype(near.dtype)
-    kernels = jnp.moveaxis(shapes[:, ::-1, ::-1], 0, -1)[:, :, None]  # flipped: lax correlates
+    kernels = jnp.moveaxis(shapes[:, ::-1, ::-1], 0, -1)[:, :, None]  # flipped, since lax computes a correlation
     match = lax.conv_general_dilated(near, kernels, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return jnp.sum(match**2, axis=(1, 2))
 
 
 def rings(extent, count):
-    """`count` ellipses one pixel thick, from half of `extent` (w, h) to all of it: (count, n, n), pixels of the map."""
+    """Draws `count` ellipses one map pixel thick, from half of `extent` (w, h) to all of it: (count, n, n)."""
     reach = odd(max(extent)) // 2 + 1
     at = jnp.arange(-reach, reach + 1)
-    radius = jnp.hypot(at[None, :] / (extent[0] / 2), at[:, None] / (extent[1] / 2))  # 1 on the box's ellipse
-    thick = 2 / min(extent)  # a pixel, in that unit
+    radius = jnp.hypot(at[None, :] / (extent[0] / 2), at[:, None] / (extent[1] / 2))  # 1 on the inscribed ellipse
+    thick = 2 / min(extent)  # one pixel in units of `radius`
     return jnp.maximum(0, 1 - jnp.abs(radius - jnp.linspace(0.5, 1, count)[:, None, None]) / thick)
 
 
 def draw(boxes, labels, classes, shape, step, sigma):
-    """The target maps (B, h, w, C): of each class the largest of its objects' Gaussians, exact at sub-pixel centres."""
+    """Draws the targets (B, h, w, C): per class the maximum of its objects' Gaussians, at exact sub-pixel centres."""
     centres = box_ops.to_centres(boxes)[..., :2]
     return heatmaps.largest_of_class(heatmaps.gaussian(centres / step, shape, sigma / step), labels, classes)
 
 
 def coarser(maps, step):
-    """The largest value of each square of `step` pixels: (B, H, W) -> (B, ceil(H / step), ceil(W / step))."""
+    """Max-pools over squares of `step` pixels: (B, H, W) -> (B, ceil(H / step), ceil(W / step))."""
     b, h, w = maps.shape
     padded = jnp.pad(maps, ((0, 0), (0, -h % step), (0, -w % step)))
     return padded.reshape(b, -(-h // step), step, -(-w // step), step).max((2, 4))
 
 
 def max_pool(maps, window):
-    """The largest value within an odd window round each pixel, stride 1: (B, h, w, C) -> the same shape."""
+    """Max-pools over an odd window around each pixel with stride 1: (B, h, w, C) -> the same shape."""
     for axis in (1, 2):
         pads = [(window // 2, window // 2) if a == axis else (0, 0) for a in range(4)]
         maps, span = jnp.pad(maps, pads, constant_values=-jnp.inf), 1
-        while span < window:  # what a pixel knows doubles each time
+        while span < window:  # doubles the span of pixels that each maximum covers
             step = min(span, window - span)
             left = maps.shape[axis] - step
             maps = jnp.maximum(*(lax.slice_in_dim(maps, i, i + left, axis=axis) for i in (0, step)))
@@ -250,9 +253,10 @@ def max_pool(maps, window):
 
 
 def vertex(maps):
-    """From each pixel to the vertex of the parabolas through its logarithm and its neighbours', in x and in y.
+    """Returns the offset (x, y) from each pixel to the vertex of the parabolas through the log map there.
 
-    Exact where the map is a Gaussian; half a pixel at most. (B, h, w, C) -> (B, h, w, C, 2).
+    Each parabola goes through a pixel and its two neighbours along one axis. Exact for a Gaussian map; limited to half
+    a pixel. (B, h, w, C) -> (B, h, w, C, 2).
     """
     log = jnp.log(jnp.maximum(maps, TINY))
     padded = jnp.pad(log, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
@@ -268,5 +272,5 @@ def vertex(maps):
 
 
 def odd(length):
-    """The odd number of pixels nearest to a length."""
+    """Returns the odd number of pixels nearest to a length."""
     return 2 * math.floor(length / 2) + 1

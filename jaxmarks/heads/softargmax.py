@@ -1,8 +1,8 @@
-"""Soft-argmax regression: the expected position under the softmax of each map, trained as a coordinate.
+"""Soft-argmax regression: the expected position under the softmax of each map, trained with a coordinate loss.
 
-From the map to the point nothing is cut off or rounded, so the loss of the coordinates reaches the network through the
-map (Luvizon et al. 2019, KNEEL's hourglass). The divergence of the map from a Gaussian at the landmark can be added, which
-keeps maps to one narrow peak (DSNT, Nibali et al. 2018).
+The step from map to point is differentiable, so the coordinate loss trains the map (Luvizon et al. 2019, KNEEL's
+hourglass). Adding the divergence between the map and a Gaussian at the landmark keeps maps to one narrow peak (DSNT,
+Nibali et al. 2018).
 """
 
 import jax
@@ -15,15 +15,15 @@ from jaxmarks.ops import geometry, losses, names
 
 
 def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
-    """The soft-argmax head.
+    """Builds the soft-argmax head.
 
     Args:
       landmarks: K.
       size: (H, W) of the frame.
-      loss: the name of a penalty in `ops.losses`, of coordinates normalised to [-1, 1], as "wing" or with options of its own
-        "wing:width=0.1,epsilon=0.02".
-      divergence: weight of the Jensen-Shannon divergence between the map and a Gaussian; 0 is none.
-      sigma: of that Gaussian, in pixels of the frame. A map that is one has a score of 1.
+      loss: the name of a penalty in `ops.losses`, optionally with options: "wing" or "wing:width=0.1,epsilon=0.02". It
+        is applied to coordinates normalised to [-1, 1].
+      divergence: weight of the Jensen-Shannon divergence between the map and a Gaussian; 0 turns it off.
+      sigma: standard deviation of that Gaussian, in pixels of the frame. A map equal to it has a score of 1.
     """
     penalty = losses.named(loss)
     draw, mass = TARGETS["gaussian"]

@@ -1,4 +1,4 @@
-"""YOLOv2's grid of anchors (Redmon and Farhadi 2017; the spine paper): each cell proposes a box for each anchor."""
+"""YOLOv2's grid of anchors (Redmon and Farhadi 2017; the spine paper): each cell predicts one box per anchor."""
 
 import functools
 
@@ -12,7 +12,7 @@ from jaxmarks.ops import boxes as box_ops
 
 
 class Grid(nn.Module):
-    """Features (B, h, w, F) -> (B, h, w, A, 5 + C): tx, ty, tw, th, the logit of an object, and of each class."""
+    """Features (B, h, w, F) -> (B, h, w, A, 5 + C): tx, ty, tw, th, the object logit, and the class logits."""
 
     anchors: int
     classes: int
@@ -37,22 +37,22 @@ def build(
     overlap=None,
     limit=300,
 ):
-    """The YOLO head.
+    """Builds the YOLO head.
 
-    The loss is that of YOLOv2 but for the classes, which have a cross-entropy, not squared errors; small boxes weigh no
-    more than others, and no first images hold all boxes to their anchors.
+    The loss differs from YOLOv2's in three ways: classes have a cross-entropy instead of squared errors, small boxes
+    have no higher weight, and there is no initial phase that pulls all boxes to their anchors.
 
     Args:
-      classes: their number C.
-      anchors: (A, 2) widths and heights in pixels of the frame.
+      classes: the number of classes C.
+      anchors: (A, 2) widths and heights of the anchors, in pixels of the frame.
       size: (H, W) of the frame.
-      anchor_count: how many anchors are found among the boxes' sizes (by `train`).
-      coordinates: weight of the boxes' loss.
-      with_object: weight of the confidence where an object belongs.
-      without_object: the same elsewhere.
-      ignore: a box that overlaps an object more than this, but is not its own, is not held to be wrong.
-      overlap: IoU up to which two boxes are two objects; by default what the data's objects show.
-      limit: how many objects an image may have.
+      anchor_count: how many anchors `tasks.fitted` clusters from the boxes' sizes; not used here.
+      coordinates: weight of the box loss.
+      with_object: weight of the confidence loss of anchors that are matched to an object.
+      without_object: the same of all other anchors.
+      ignore: IoU with an object from which an unmatched box has no confidence loss.
+      overlap: IoU up to which two boxes count as two objects; by default the fact, estimated from the data.
+      limit: the maximum number of objects in an image.
     """
     del anchor_count
     anchors = jnp.asarray(anchors, jnp.float32)

@@ -1,8 +1,8 @@
-"""Boxes for detectors: overlap, suppression, encodings, anchors, RoIAlign, tiles, and the scores of detections.
+"""Boxes for detectors: overlap, suppression, encodings, anchors, RoIAlign, tiles, and detection metrics.
 
 A box is (x0, y0, x1, y1) in continuous pixels, y down, (0, 0) the corner of the top-left pixel, so its width is
-x1 - x0. A size of one box is (w, h); a size of a frame or a grid is (H, W), as in an array's shape. Sets of boxes are
-padded to a static shape, with a `valid` mask (N,) bool. A degenerate box (no width, no height, or reversed) has no area
+x1 - x0. The size of a box is (w, h); the size of a frame or a grid is (H, W), as in an array's shape. Sets of boxes are
+padded to a static shape, with a `valid` mask (N,) bool. A degenerate box (zero or negative width or height) has area 0
 and overlaps nothing.
 """
 
@@ -16,13 +16,13 @@ from jax import lax
 from jaxmarks import platforms
 from jaxmarks.ops import metrics
 from jaxmarks.ops.floats import single
-from jaxmarks.ops.frames import tiles as tiles  # where those of a large image lie
+from jaxmarks.ops.frames import tiles as tiles  # re-exported: positions of the tiles of a large image
 
-# Widths and heights below it count as it in quotients and logarithms, so that padding stays finite.
+# Lower limit of widths and heights in quotients and logarithms, so that padding stays finite.
 SMALLEST = 1e-6
-# The largest log-scale that a decoder believes, a factor of 62.5: an untrained network's exp() must not overflow.
+# Upper limit of decoded log scales, a factor of 62.5: exp() of an untrained network's output must not overflow.
 LARGEST_SCALE = math.log(1000 / 16)
-# The IoU thresholds over which COCO averages.
+# COCO averages over these IoU thresholds.
 COCO_THRESHOLDS = tuple((50 + 5 * i) / 100 for i in range(10))
 
 
@@ -30,45 +30,45 @@ COCO_THRESHOLDS = tuple((50 + 5 * i) / 100 for i in range(10))
 
 
 def area(boxes):
-    """(...,) areas of boxes (..., 4), in square pixels."""
+    """Returns the areas (...,) of boxes (..., 4), in square pixels."""
     boxes = single(boxes)
     return jnp.prod(jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
 
 
 def to_centres(boxes):
-    """Corners (..., 4) -> (centre x, centre y, width, height) (..., 4)."""
+    """Converts corners (..., 4) to (centre x, centre y, width, height) (..., 4)."""
     boxes = single(boxes)
     low, high = boxes[..., :2], boxes[..., 2:]
     return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
 
 
 def to_corners(centred):
-    """(centre x, centre y, width, height) (..., 4) -> corners (..., 4): the inverse of `to_centres`."""
+    """Converts (centre x, centre y, width, height) (..., 4) to corners (..., 4): the inverse of `to_centres`."""
     centred = single(centred)
     centre, half = centred[..., :2], centred[..., 2:] / 2
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 
 
 def clip(boxes, size):
-    """Cuts boxes (..., 4) at the border of a frame (H, W); one that lies outside keeps no area."""
+    """Clips boxes (..., 4) to a frame (H, W); a box outside it gets area 0."""
     height, width = size
     return jnp.clip(single(boxes), 0, jnp.array([width, height, width, height]))
 
 
 def iou(a, b):
-    """Intersection over union of every a (..., N, 4) with every b (..., M, 4) -> (..., N, M), in [0, 1]."""
+    """Returns the intersection over union of each a (..., N, 4) with each b (..., M, 4): (..., N, M), in [0, 1]."""
     a, b = single(a), single(b)
     return _iou(a[..., :, None, :], b[..., None, :, :])
 
 
 def centre_distance(a, b):
-    """Euclidean distance of the centres of every a (..., N, 4) and every b (..., M, 4) -> (..., N, M), in pixels."""
+    """Returns the distance in pixels between the centres of each a (..., N, 4) and each b (..., M, 4): (..., N, M)."""
     centre = lambda boxes: to_centres(boxes)[..., :2]
     return metrics.distances(centre(a)[..., :, None, :], centre(b)[..., None, :, :])
 
 
 def crowding(boxes, classes, valid):
-    """How close objects come to each other: the largest IoU of each box with another of its class.
+    """Returns each box's largest IoU with another box of its class: how closely objects crowd.
 
     Args:
       boxes: (N, 4).
@@ -92,9 +92,9 @@ def _intersection(a, b):
 
 
 def _iou(a, b):
-    """IoU of boxes (..., 4) with boxes (..., 4), broadcast."""
+    """Returns the elementwise IoU of boxes (..., 4) and boxes (..., 4), broadcast."""
     shared = _intersection(a, b)
-    # Not only the quotient but its denominator is guarded: else the gradient of two empty boxes would be NaN.
+    # The denominator is guarded as well as the quotient: otherwise the gradient of two empty boxes would be NaN.
     return jnp.where(shared > 0, shared / jnp.where(shared > 0, area(a) + area(b) - shared, 1), 0)
 
 
@@ -102,18 +102,18 @@ def _iou(a, b):
 
 
 def nms(boxes, scores, *, limit, iou=0.5, classes=None, valid=None):
-    """Greedy non-maximum suppression: the best box stays, all that overlap it more than `iou` go, and so on.
+    """Performs greedy non-maximum suppression: keeps the best box, removes those that overlap it, and repeats.
 
     Args:
       boxes: (N, 4).
-      scores: (N,), of any range; equal ones rank by their index, and one that is not a number counts as not valid.
-      limit: K, static, how many boxes stay at most.
-      iou: overlap up to which a box stays beside a better one.
+      scores: (N,), of any range; ties rank by index, and NaN counts as not valid.
+      limit: K, static, the maximum number of boxes to keep.
+      iou: a box is removed if its IoU with a better one is larger.
       classes: (N,) int; boxes of different classes do not suppress each other.
       valid: (N,) bool; all by default.
 
     Returns:
-      indices (K,) int32 by falling score and kept (K,) bool; an index that is not kept is 0.
+      indices (K,) int32 by descending score, and kept (K,) bool; indices that are not kept are 0.
     """
     if not len(boxes):
         return jnp.zeros(limit, jnp.int32), jnp.zeros(limit, bool)
@@ -123,7 +123,7 @@ def nms(boxes, scores, *, limit, iou=0.5, classes=None, valid=None):
 
 
 def _one_by_one(boxes, scores, classes, valid, *, limit, iou):
-    """`nms` on a CPU, which is done with the best box before it looks at the next."""
+    """Implements `nms` for CPUs: one kept box after another, best first."""
     indices, scores = _suppress(
         boxes, scores, classes, valid, limit, lambda left, o: jnp.where(o > iou, -jnp.inf, left)
     )
@@ -131,12 +131,13 @@ def _one_by_one(boxes, scores, classes, valid, *, limit, iou):
 
 
 def _at_once(boxes, scores, classes, valid, *, limit, iou):
-    """`nms` where a step costs more than its arithmetic: all boxes are judged together, until nothing changes.
+    """Implements `nms` for accelerators, where a step costs more than its arithmetic: updates all boxes at once.
 
-    A box stays where no better one that stays overlaps it. The best is right from the first round on, the next best that
-    it has a say in from the second, and so on: chains of boxes are short, so a few rounds do for a thousand.
+    A box is kept if no better kept box overlaps it; this is evaluated until nothing changes. The best box is final from
+    the first round, the boxes that depend only on it from the second, and so on. Such chains are short, so a few rounds
+    suffice for a thousand boxes.
     """
-    usable = (True if valid is None else valid) & (scores > -jnp.inf)  # which what is no number is not
+    usable = (True if valid is None else valid) & (scores > -jnp.inf)  # False for NaN
     order = jnp.argsort(jnp.where(usable, -scores, jnp.inf)).astype(jnp.int32)
     ranked, usable, rank = boxes[order], usable[order], jnp.arange(len(boxes))
     covers = (_iou(ranked[:, None], ranked) > iou) & (rank[:, None] < rank)
@@ -151,21 +152,21 @@ def _at_once(boxes, scores, classes, valid, *, limit, iou):
 
 
 def soft_nms(boxes, scores, *, limit, method="gaussian", sigma=0.5, iou=0.3, floor=0.001, classes=None, valid=None):
-    """Soft-NMS (Bodla et al. 2017): what overlaps a better box is not removed, its score decays.
+    """Performs soft-NMS (Bodla et al. 2017): a box that overlaps a better one is not removed, but its score decays.
 
     Args:
       boxes: (N, 4).
       scores: (N,), not negative.
-      limit: K, static, how many boxes stay at most.
-      method: "gaussian", a factor exp(-IoU^2 / sigma); or "linear", 1 - IoU for overlaps above `iou`.
-      sigma: of the Gaussian, in IoU^2.
-      iou: overlap up to which the linear method leaves a score alone.
-      floor: a score that falls below it is removed.
-      classes: (N,) int; boxes of different classes do not touch each other.
+      limit: K, static, the maximum number of boxes to keep.
+      method: scores are multiplied by exp(-IoU^2 / sigma), "gaussian", or by 1 - IoU for an IoU above `iou`, "linear".
+      sigma: scale of the Gaussian, in IoU^2.
+      iou: IoU up to which the linear method leaves a score unchanged.
+      floor: boxes whose score falls below this are removed.
+      classes: (N,) int; boxes of different classes do not affect each other.
       valid: (N,) bool; all by default.
 
     Returns:
-      indices (K,) int32 and decayed scores (K,), falling; where no box is left, both are 0.
+      indices (K,) int32 and decayed scores (K,), descending; both are 0 where no box is left.
 
     Raises:
       ValueError: an unknown method.
@@ -175,7 +176,7 @@ def soft_nms(boxes, scores, *, limit, method="gaussian", sigma=0.5, iou=0.3, flo
 
     def decay(left, overlap):
         factor = jnp.exp(-(overlap**2) / sigma) if method == "gaussian" else jnp.where(overlap > iou, 1 - overlap, 1)
-        alive = left >= floor  # not only the product is guarded: what is gone is -inf, which has no gradient
+        alive = left >= floor  # guarded twice: removed boxes are -inf, with a NaN gradient
         return jnp.where(alive, jnp.where(alive, left, 0) * factor, -jnp.inf)
 
     indices, decayed = _suppress(boxes, scores, classes, valid, limit, decay)
@@ -184,10 +185,10 @@ def soft_nms(boxes, scores, *, limit, method="gaussian", sigma=0.5, iou=0.3, flo
 
 
 def _suppress(boxes, scores, classes, valid, limit, decay):
-    """Takes the best box `limit` times, each time giving the others the scores decay(scores, IoU with it).
+    """Takes the best box `limit` times, each time replacing the scores by decay(scores, IoU with that box).
 
-    A row of overlaps a time, so that N^2 of them never lie in memory. Returns indices (K,) and scores (K,), 0 and -inf
-    where nothing is left.
+    Computes one row of IoUs at a time, so that N^2 of them never lie in memory. Returns indices (K,) and scores (K,), 0
+    and -inf where nothing is left.
     """
     if not len(boxes):
         return jnp.zeros(limit, jnp.int32), jnp.full(limit, -jnp.inf)
@@ -206,19 +207,20 @@ def _suppress(boxes, scores, classes, valid, limit, decay):
 
 
 def vote(winners, boxes, weights, *, iou):
-    """Box voting (Gidaris & Komodakis 2015, section 4): each winner becomes the mean of the boxes on its object.
+    """Replaces each winner by the mean of the boxes on its object: box voting (Gidaris & Komodakis 2015, section 4).
 
-    What a detector says of one object from several anchors, proposals or cells errs in part each for itself. A box votes
-    for the winner that it overlaps most alone: those of an object would draw one that touches it to them.
+    The boxes that a detector predicts for one object from several anchors, proposals or cells have partly independent
+    errors, which averaging reduces. A box votes only for the winner that it overlaps most; otherwise the boxes of one
+    object would pull the winner of a touching object towards them.
 
     Args:
-      winners: (K, 4), what suppression left.
-      boxes: (N, 4), what there was before it.
+      winners: (K, 4), the boxes that suppression kept.
+      boxes: (N, 4), the boxes before suppression.
       weights: (K, N), not negative; usually a box's score, 0 for another class or a winner that is padding.
-      iou: a box is on a winner's object where it overlaps the winner more.
+      iou: a box votes for a winner only if their IoU is larger.
 
     Returns:
-      (K, 4); a winner that no box of any weight overlaps stays as it is. A box without weight may be no number.
+      (K, 4); a winner without votes is unchanged. A box whose weights are all 0 may be NaN.
     """
     winners, boxes, weights = single(winners), single(boxes), single(weights)
     overlap = jnp.where(weights > 0, _iou(winners[:, None], boxes), 0)
@@ -233,19 +235,19 @@ def vote(winners, boxes, weights, *, iou):
 
 
 def agreed(boxes, scores, classes, *, iou):
-    """The detections of several networks in one image as one list, each with its mean score over the networks.
+    """Merges the detections of several networks in one image into one list with scores averaged over the networks.
 
-    Of detections that overlap the best stays; a network gives it the score of its own best detection there, or 0. Its
-    place is where all of them `vote` it to be.
+    Of overlapping detections the best is kept. Each network contributes the score of its own best detection that
+    overlaps it, or 0, and the box is the `vote` of all of them.
 
     Args:
-      boxes: (T, N, 4) of T networks.
-      scores: (T, N), not negative; 0 is no detection, as is what is no number.
-      classes: (T, N) int; different classes are different objects.
-      iou: overlap of two detections that are one object.
+      boxes: (T, N, 4), of T networks.
+      scores: (T, N), not negative; 0 and NaN are padding.
+      classes: (T, N) int; detections of different classes are different objects.
+      iou: two detections with a larger IoU are one object.
 
     Returns:
-      boxes (N, 4), scores (N,) falling and classes (N,).
+      boxes (N, 4), scores (N,), descending, and classes (N,).
     """
     boxes, scores, classes = map(jnp.asarray, (boxes, scores, classes))
     scores = jnp.where(scores > 0, scores, 0)
@@ -253,7 +255,7 @@ def agreed(boxes, scores, classes, *, iou):
     chosen, kept = nms(flat, scores.ravel(), limit=count, iou=iou, classes=labels, valid=scores.ravel() > 0)
     alike = labels[chosen][:, None] == labels
     same = alike & (_iou(flat[chosen][:, None], flat) > iou)
-    own = jnp.arange(flat.shape[0]) == chosen[:, None]  # of a box without area too
+    own = jnp.arange(flat.shape[0]) == chosen[:, None]  # True even for a box without area
     each = jnp.where(same | own, scores.ravel(), 0).reshape(count, *scores.shape).max(-1, initial=0)
     mean = jnp.where(kept, each.mean(-1), 0)
     order = jnp.argsort(-mean)
@@ -265,11 +267,11 @@ def agreed(boxes, scores, classes, *, iou):
 
 
 def anchor_grid(size, stride, sizes):
-    """Anchors of a grid (h, w): every size at the centre of every cell -> (h, w, A, 4), in pixels of the image.
+    """Returns the anchors (h, w, A, 4) of a grid, in pixels of the image: every size at the centre of every cell.
 
     Args:
       size: (h, w) of the grid, static.
-      stride: pixels of the image from cell to cell.
+      stride: pixels of the image per cell.
       sizes: (A, 2) widths and heights in pixels of the image.
     """
     centres = (_cells(size) + 0.5) * stride
@@ -279,10 +281,10 @@ def anchor_grid(size, stride, sizes):
 
 
 def rcnn_encode(boxes, anchors, *, weights=(1.0, 1.0, 1.0, 1.0)):
-    """Boxes (..., 4) seen from anchors (..., 4) -> (dx, dy, log dw, log dh) (..., 4): R-CNN's targets.
+    """Encodes boxes (..., 4) relative to anchors (..., 4) as R-CNN's targets (dx, dy, log dw, log dh) (..., 4).
 
     dx = (x - xa) / wa and log dw = log(w / wa) (Girshick et al. 2014, appendix C; Ren et al. 2015, eq. 2), each times
-    its weight. Weights (10, 10, 5, 5) are the usual ones of the second stage, whose offsets are small.
+    its weight. The second stage, whose offsets are small, usually has weights (10, 10, 5, 5).
     """
     box, anchor = to_centres(boxes), to_centres(anchors)
     sizes, unit = jnp.maximum(box[..., 2:], SMALLEST), jnp.maximum(anchor[..., 2:], SMALLEST)
@@ -291,7 +293,7 @@ def rcnn_encode(boxes, anchors, *, weights=(1.0, 1.0, 1.0, 1.0)):
 
 
 def rcnn_decode(offsets, anchors, *, weights=(1.0, 1.0, 1.0, 1.0)):
-    """Offsets (..., 4) from anchors (..., 4) -> boxes (..., 4): the inverse of `rcnn_encode` up to `LARGEST_SCALE`."""
+    """Decodes offsets (..., 4) from anchors (..., 4) to boxes (..., 4): inverts `rcnn_encode` up to `LARGEST_SCALE`."""
     offsets, anchor = single(offsets), to_centres(anchors)
     offsets = offsets / jnp.asarray(weights, offsets.dtype)
     unit = jnp.maximum(anchor[..., 2:], SMALLEST)
@@ -300,15 +302,15 @@ def rcnn_decode(offsets, anchors, *, weights=(1.0, 1.0, 1.0, 1.0)):
 
 
 def yolo_decode(raw, anchors, *, stride):
-    """A grid's raw outputs -> boxes in pixels of the image (YOLOv2, Redmon & Farhadi 2017, section 2).
+    """Decodes a grid's raw outputs to boxes in pixels of the image (YOLOv2, Redmon & Farhadi 2017, section 2).
 
-    The centre is the cell's corner plus sigmoid(tx, ty) of a cell, so it never leaves its cell; the size is the
-    anchor's times exp(tw, th).
+    The centre is the cell's corner plus sigmoid(tx, ty) in cells, so it stays in its cell; the size is the anchor's
+    times exp(tw, th), limited by `LARGEST_SCALE`.
 
     Args:
       raw: (..., h, w, A, 4) of (tx, ty, tw, th).
       anchors: (A, 2) widths and heights in pixels of the image.
-      stride: pixels of the image from cell to cell.
+      stride: pixels of the image per cell.
 
     Returns:
       (..., h, w, A, 4).
@@ -319,22 +321,22 @@ def yolo_decode(raw, anchors, *, stride):
 
 
 def yolo_encode(boxes, valid, anchors, *, size, stride):
-    """Truth -> the targets of a grid (h, w): each box belongs to the cell of its centre and the anchor of its shape.
+    """Returns a grid's targets for ground-truth boxes: a box is assigned to its centre's cell and best-fitting anchor.
 
-    The anchor is the one with the best IoU when both share a centre. Of several boxes in a cell that have the same the
-    leftmost gets it, and the others the best of those that are left, so that a cell holds as many objects as there are
-    anchors (YOLOv2 keeps one of them). Boxes with no area or with their centre outside the frame belong nowhere.
+    That is the anchor with the best IoU when both share a centre. If several boxes in a cell fit the same anchor best,
+    the leftmost gets it and the others get the best free anchor, so that a cell holds as many objects as anchors
+    (YOLOv2 keeps one). Boxes without area or with their centre outside the frame are not assigned.
 
     Args:
       boxes: (N, 4) in pixels of the image.
       valid: (N,) bool.
       anchors: (A, 2) widths and heights in pixels of the image.
       size: (h, w) of the grid, static.
-      stride: pixels of the image from cell to cell.
+      stride: pixels of the image per cell.
 
     Returns:
-      targets (h, w, A, 4) of (sigmoid(tx), sigmoid(ty), tw, th), 0 where no box belongs; and matched (h, w, A) int32,
-      the index of the box, -1 where none belongs.
+      targets (h, w, A, 4) of (sigmoid(tx), sigmoid(ty), tw, th), 0 where no box is assigned; and matched (h, w, A)
+      int32, the index of the assigned box, -1 for none.
     """
     anchors, count, columns_rows = jnp.asarray(anchors), len(boxes), jnp.array(size[::-1])
     centred = to_centres(boxes)
@@ -345,12 +347,12 @@ def yolo_encode(boxes, valid, anchors, *, size, stride):
     fit = _shape_iou(centred[:, 2:], anchors)
     from_left = jnp.argsort(position[:, 0])
     place = jnp.zeros(count, jnp.int32).at[from_left].set(jnp.arange(count, dtype=jnp.int32))
-    taken = jnp.full((*size, len(anchors)), count, jnp.int32)  # by which of the boxes from the left
+    taken = jnp.full((*size, len(anchors)), count, jnp.int32)  # rank from the left of the assigned box; free: `count`
     for _ in range(len(anchors)):
         free = taken[row, column] == count
         best = jnp.argmax(jnp.where(free, fit, -1), axis=-1)
         wanting &= free.any(-1)
-        # The smallest place wins, whatever the order in which a device scatters; a row beyond the grid is dropped.
+        # The leftmost box wins in whatever order the device scatters; a row beyond the grid is dropped.
         taken = taken.at[jnp.where(wanting, row, size[0]), column, best].min(place, mode="drop")
         wanting &= taken[row, column, best] != place
     matched = jnp.append(from_left.astype(jnp.int32), -1)[taken]
@@ -360,25 +362,25 @@ def yolo_encode(boxes, valid, anchors, *, size, stride):
 
 
 def kmeans_anchors(sizes, key, *, count, restarts=8, iterations=50):
-    """Anchors for a data set: k-means of its boxes' sizes under the distance 1 - IoU (YOLOv2, section 2).
+    """Computes a data set's anchors by k-means of its box sizes under the distance 1 - IoU (YOLOv2, section 2).
 
-    The first centres are drawn in proportion to their distance from those before (k-means++ takes the square of it).
+    Initial centres are drawn with probability proportional to their distance from those before (k-means++ squares it).
 
     Args:
-      sizes: (N, 2) widths and heights of the truth, in pixels of the network's frame.
-      key: decides the first centres; the result is a function of it.
-      count: A, static.
-      restarts: static, from how many draws the best result is taken.
-      iterations: static; mostly it comes to rest sooner.
+      sizes: (N, 2) widths and heights of the ground-truth boxes, in pixels of the network's frame.
+      key: random key of the initial centres, which determines the result.
+      count: A, the number of anchors, static.
+      restarts: number of random initialisations, of which the best result is returned; static.
+      iterations: of k-means, static; it usually converges sooner.
 
     Returns:
-      anchors (A, 2), by area; and the mean over the boxes of the IoU with their best anchor.
+      anchors (A, 2), by ascending area; and the boxes' mean IoU with their best anchor.
     """
     sizes = jnp.asarray(sizes, jnp.float32)
 
     def draw(centres, row_key):
         row, key = row_key
-        distance = 1 - _shape_iou(sizes, centres).max(-1) + SMALLEST  # 1 from the centres that are still (0, 0)
+        distance = 1 - _shape_iou(sizes, centres).max(-1) + SMALLEST  # 1 from unset centres, which are (0, 0)
         return centres.at[row].set(sizes[jax.random.categorical(key, jnp.log(distance))]), None
 
     def refine(centres, _):
@@ -399,12 +401,12 @@ def kmeans_anchors(sizes, key, *, count, restarts=8, iterations=50):
 
 
 def _cells(size):
-    """(h, w, 1, 2) column and row of the cells of a grid, ready to broadcast over anchors."""
+    """Returns column and row of the cells of a grid (h, w): (h, w, 1, 2), to broadcast over anchors."""
     return jnp.stack(jnp.meshgrid(jnp.arange(size[1]), jnp.arange(size[0])), axis=-1)[:, :, None].astype(jnp.float32)
 
 
 def _shape_iou(a, b):
-    """IoU of sizes (N, 2) and (M, 2) as boxes that share a corner -> (N, M)."""
+    """Returns the IoU (N, M) of sizes (N, 2) and (M, 2), as boxes that share a corner."""
     return iou(_join(jnp.zeros_like(a), a), _join(jnp.zeros_like(b), b))
 
 
@@ -412,23 +414,23 @@ def _shape_iou(a, b):
 
 
 def match(anchors, truth, valid, *, positive=0.7, negative=0.3, force=True):
-    """Which anchor answers for which truth (Ren et al. 2015, section 3.1.2).
+    """Assigns each anchor to a ground-truth box, as positive, negative or ignored (Ren et al. 2015, section 3.1.2).
 
-    An anchor is positive from an IoU of `positive` on, negative below `negative`, and ignored between. Each truth's best
-    anchor is positive too, however little they overlap, if they do, and belongs to that truth: of several truths with
-    the same best anchor to the one that it overlaps most. Proposals are matched the same way, without that last rule.
+    An anchor is positive from an IoU of `positive`, negative below `negative`, and ignored between. The best anchor of
+    each ground-truth box is also positive, however small their IoU if it is not 0, and assigned to that box; if it is
+    the best of several boxes, to the one that it overlaps most. Proposals are matched without this last rule.
 
     Args:
-      anchors: (N, 4), N > 0; equal anchors rank by their index.
+      anchors: (N, 4), N > 0; of equally good anchors the first is the best.
       truth: (M, 4).
       valid: (M,) bool.
       positive: IoU.
       negative: IoU.
-      force: static, whether each truth's best anchor is positive.
+      force: whether each ground-truth box's best anchor is positive, static.
 
     Returns:
-      index (N,) int32 of the truth (of no meaning where the label is not 1), and label (N,) int32: 1 positive,
-      0 negative, -1 ignored.
+      index (N,) int32 of the ground-truth box (meaningless unless the label is 1), and label (N,) int32: 1 positive, 0
+      negative, -1 ignored.
     """
     if not len(truth):
         return jnp.zeros(len(anchors), jnp.int32), jnp.zeros(len(anchors), jnp.int32)
@@ -442,16 +444,16 @@ def match(anchors, truth, valid, *, positive=0.7, negative=0.3, force=True):
 
 
 def roi_align(features, boxes, *, size=(7, 7), sampling=2):
-    """RoIAlign (He et al. 2017, section 3): the mean of bilinear samples in each bin of each box.
+    """Performs RoIAlign (He et al. 2017, section 3): averages bilinear samples in each bin of each box.
 
-    As torchvision's `roi_align(aligned=True)`: up to a pixel beyond the outermost centres the edge is repeated, further
-    out there is 0. Samples, interpolation and mean act on x and y apart, so all of it is a product with one matrix an
-    axis: on a CPU half the time of gathers, gradient included, for 300 boxes of a map 28 x 28 x 512. Its cost grows with
-    the map, that of gathers would not.
+    Equals torchvision's `roi_align(aligned=True)`: up to one pixel beyond the outermost pixel centres the edge is
+    repeated; farther out samples are 0. Sampling, interpolation and averaging are separable in x and y, so the result
+    is a product with one matrix per axis. On a CPU this takes half the time of gathers, gradient included, for 300
+    boxes on a map of 28 x 28 x 512; unlike theirs, its cost grows with the map.
 
     Args:
       features: (H, W, C).
-      boxes: (N, 4) in pixels of the features: those of the image over the stride.
+      boxes: (N, 4) in pixels of the features: image coordinates divided by the stride.
       size: (h, w) bins, static.
       sampling: samples per bin and axis, static.
 
@@ -465,39 +467,40 @@ def roi_align(features, boxes, *, size=(7, 7), sampling=2):
 
 
 def _bin_weights(low, high, bins, sampling, length):
-    """(N, bins, length) weight of each pixel of an axis in each bin of the stretches low..high (N,)."""
+    """Returns the weights (N, bins, length) of an axis's pixels in the bins of the intervals low..high (N,)."""
     share = (jnp.arange(bins * sampling) + 0.5) / (bins * sampling)
-    at = low[:, None] + (high - low)[:, None] * share - 0.5  # the first pixel's centre is at 0
+    at = low[:, None] + (high - low)[:, None] * share - 0.5  # shifted so that the first pixel's centre is 0
     near = jnp.clip(at, 0, length - 1)[..., None]
     weights = jnp.maximum(1 - jnp.abs(near - jnp.arange(length)), 0)
     weights = jnp.where(((at >= -1) & (at <= length))[..., None], weights, 0)
     return weights.reshape(-1, bins, sampling, length).mean(2)
 
 
-# Scores of detections
+# Detection metrics
 
 
 def pair_detections(boxes, scores, valid, truth, truth_valid, *, iou=None, within=None):
-    """Which truth each detection finds, by COCO's rule: the best score first takes the best truth that is still free.
+    """Matches detections to ground truth by COCO's rule: best score first, each takes the nearest box still free.
 
-    Of truths that are equally near that is the last.
+    Of equally near boxes it takes the last.
 
-    A detection counts at an IoU of at least `iou`, or with its centre at most `within` pixels from the truth's. They are
-    the spine paper's two definitions: IoU 0.4, and the "golden distance" of 6 px (its "minimum distance between a
-    successful prediction and a ground truth label", which can only be the maximum). What scores less never takes a truth
-    from what scores more, so the pairs above a score threshold are those that the detections above it make alone.
+    A detection can match at an IoU of at least `iou`, or with centres at most `within` pixels apart. These are the
+    spine paper's two definitions: IoU 0.4, and the "golden distance" of 6 px (its "minimum distance between a
+    successful prediction and a ground truth label", which can only mean the maximum). A lower-scoring detection never
+    takes a box from a higher-scoring one, so discarding detections below a score threshold does not change the other
+    matches.
 
     Args:
       boxes: (..., N, 4) detections; leading axes are images.
-      scores: (..., N); equal ones rank by their index, and one that is not a number counts as not valid.
+      scores: (..., N); ties rank by index, and NaN counts as not valid.
       valid: (..., N) bool.
       truth: (..., M, 4).
       truth_valid: (..., M) bool.
-      iou: the least IoU; give it or `within`.
+      iou: the smallest IoU; give it or `within`.
       within: the largest distance of the centres, in pixels.
 
     Returns:
-      (..., N) int32, the index of the truth, -1 for a false positive and where `valid` is False.
+      (..., N) int32, the index of the matched ground-truth box, -1 for a false positive and where `valid` is False.
 
     Raises:
       ValueError: not exactly one of `iou` and `within` is given.
@@ -514,7 +517,7 @@ def pair_detections(boxes, scores, valid, truth, truth_valid, *, iou=None, withi
 
 
 def _pair(nearness, scores, valid, truth_valid, least):
-    """Greedy pairs (..., N) from nearness (..., N, M) of at least `least`."""
+    """Matches greedily: the index (..., N) for nearness (..., N, M), where it is at least `least`, else -1."""
     scores, valid = single(scores), valid & ~jnp.isnan(scores)
     if 0 in nearness.shape:
         return jnp.full(scores.shape, -1, jnp.int32)
@@ -522,7 +525,7 @@ def _pair(nearness, scores, valid, truth_valid, least):
     def one(nearness, scores, valid, free):
         def step(free, row):
             candidates = jnp.where(free, nearness[row], -jnp.inf)
-            best = len(free) - 1 - jnp.argmax(candidates[::-1]).astype(jnp.int32)  # of equally near ones the last
+            best = len(free) - 1 - jnp.argmax(candidates[::-1]).astype(jnp.int32)  # the last of equally near ones
             hit = valid[row] & (candidates[best] >= jnp.asarray(least, nearness.dtype))
             return free & ~(hit & (jnp.arange(len(free)) == best)), jnp.where(hit, best, -1)
 
@@ -534,17 +537,17 @@ def _pair(nearness, scores, valid, truth_valid, least):
 
 
 def precision_recall(hits, scores, valid, total, *, threshold=0.0):
-    """Precision, recall and F1 of the detections of a data set that score at least `threshold`.
+    """Returns precision, recall and F1 of a data set's detections with a score of at least `threshold`.
 
     Args:
-      hits: (...) bool, which detections found a truth: `pair_detections(...) >= 0`.
+      hits: (...) bool, which detections are matched: `pair_detections(...) >= 0`.
       scores: (...).
       valid: (...) bool.
-      total: the number of truths in the data set.
+      total: the number of ground-truth boxes in the data set.
       threshold: score.
 
     Returns:
-      a dict of precision (NaN where nothing is detected), recall (NaN without truth) and f1 (NaN where both are).
+      a dict of precision (NaN without detections), recall (NaN without ground truth) and f1 (NaN where both are NaN).
     """
     used = valid & (scores >= threshold)
     found, detected = jnp.sum(hits & used), jnp.sum(used)
@@ -557,16 +560,16 @@ def precision_recall(hits, scores, valid, total, *, threshold=0.0):
 
 
 def precision_recall_curve(hits, scores, valid, total):
-    """Precision and recall as the threshold falls past each detection of a data set, best score first.
+    """Returns the precision-recall curve: one point per detection of a data set, best score first.
 
     Args:
-      hits: (...) bool, D in all; equal scores rank in this order, each a point of its own as in COCO and VOC.
+      hits: (...) bool, which of D detections are matched; ties rank in this order, each a point as in COCO and VOC.
       scores: (...).
       valid: (...) bool.
-      total: the number of truths in the data set.
+      total: the number of ground-truth boxes in the data set.
 
     Returns:
-      precision (D,), recall (D,) and scores (D,); NaN at the end in place of detections that are not valid.
+      precision (D,), recall (D,) and scores (D,); detections that are not valid are NaN at the end.
     """
     found, scores = _ranked(hits, scores, valid)
     known = scores > -jnp.inf
@@ -576,18 +579,18 @@ def precision_recall_curve(hits, scores, valid, total):
 
 
 def average_precision(hits, scores, valid, total, *, rule="coco"):
-    """The mean over recall of the best precision that is reached at that recall or a higher one.
+    """Returns the average precision: the mean over recalls of the best precision at that recall or a higher one.
 
     Args:
-      hits: (...) bool, which detections of a data set found a truth.
+      hits: (...) bool, which detections of a data set are matched.
       scores: (...).
       valid: (...) bool.
-      total: the number of truths in the data set.
-      rule: "coco", the mean at the recalls 0, 0.01, ... 1; or "voc", the area under the curve (VOC since 2010).
+      total: the number of ground-truth boxes in the data set.
+      rule: "coco", the mean over the recalls 0, 0.01, ... 1; or "voc", the area under the curve (VOC since 2010).
 
     Returns:
-      a scalar, NaN without truth. Recalls are compared as integers: pycocotools, whose 0.35 is 0.35000000000000003,
-      skips a recall of exactly 35/100 and so may differ by a hundredth of a step of the curve.
+      a scalar, NaN without ground truth. Recalls are compared as integers. pycocotools, whose 0.35 is
+      0.35000000000000003, misses a recall of exactly 35/100 and so may differ by a hundredth of a step of the curve.
 
     Raises:
       ValueError: an unknown rule.
@@ -595,7 +598,7 @@ def average_precision(hits, scores, valid, total, *, rule="coco"):
     if rule not in ("coco", "voc"):
         raise ValueError(f"rule={rule!r}: give 'coco' or 'voc'")
     found, _ = _ranked(hits, scores, valid)
-    # Detections that are not valid come last and find nothing, so they are never the best.
+    # Detections that are not valid come last and are not matched, so their precision is never the best.
     best = lax.cummax(found / (jnp.arange(len(found)) + 1), reverse=True)
     if rule == "coco":
         reached = jnp.searchsorted(100 * found, jnp.arange(101) * total)
@@ -618,7 +621,7 @@ def mean_average_precision(
     thresholds=COCO_THRESHOLDS,
     rule="coco",
 ):
-    """Average precision of each class at each IoU threshold over a data set of padded images, and their mean.
+    """Returns the average precision per class and IoU threshold over a data set of padded images, and the mean.
 
     Args:
       boxes: (B, N, 4) detections.
@@ -628,15 +631,15 @@ def mean_average_precision(
       truth_valid: (B, M) bool.
       classes: (B, N) int in 0..count-1; all 0 by default.
       truth_classes: (B, M) int; all 0 by default.
-      count: the number of classes C, static; 1 where no classes are given.
+      count: the number of classes C, static; 1 if no classes are given.
       thresholds: T IoU thresholds.
-      rule: of `average_precision`.
+      rule: as in `average_precision`.
 
     Returns:
-      a dict of AP (T, C), NaN for a class without truth, and its mean mAP, which leaves such classes out.
+      a dict of AP (T, C), NaN for a class without ground truth, and its mean mAP, which leaves such classes out.
 
     Raises:
-      ValueError: classes without their number.
+      ValueError: classes are given without `count`.
     """
     if count is None and not (classes is None and truth_classes is None):
         raise ValueError("classes need count, their number: those from there on would not be looked at")
@@ -656,15 +659,15 @@ def mean_average_precision(
 
 
 def keypoint_average_precision(similarities, scores, *, thresholds=COCO_THRESHOLDS):
-    """Average precision of landmarks, one object an image, and its mean over thresholds (COCO's AP of keypoints).
+    """Returns COCO's keypoint AP for one object per image: per threshold and averaged over thresholds.
 
     Args:
-      similarities: (N,) each image's `metrics.oks`; where it is NaN the image is left out.
-      scores: (N,) the confidence of each image's landmarks, which ranks them.
-      thresholds: of the similarity from which an image's landmarks are right.
+      similarities: (N,) each image's `metrics.oks`; an image with NaN is left out.
+      scores: (N,) the confidence of each image's landmarks, by which images are ranked.
+      thresholds: (T,) an image's landmarks are correct if their similarity is at least this.
 
     Returns:
-      a dict of "mAP", and "AP" (T,) at each threshold.
+      a dict of "AP" (T,), per threshold, and its mean "mAP".
     """
     similarities = single(similarities)
     known = ~jnp.isnan(similarities)
@@ -674,7 +677,7 @@ def keypoint_average_precision(similarities, scores, *, thresholds=COCO_THRESHOL
 
 
 def _ranked(hits, scores, valid):
-    """By falling score: how many truths are found so far (D,) int32, and the scores (D,), -inf where not valid."""
+    """Returns by descending score: the number of matches so far (D,) int32; the scores (D,), -inf where not valid."""
     scores, valid = single(scores), valid & ~jnp.isnan(scores)
     scores = jnp.where(valid, scores, -jnp.inf).ravel()
     order = jnp.argsort(-scores)

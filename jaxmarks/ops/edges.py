@@ -1,6 +1,6 @@
-"""Smoothing that keeps edges, and edges: the bilateral filter and Canny's detector, for grey images of any batch shape.
+"""Edge-preserving smoothing and edge detection: the bilateral filter and Canny's detector, for batches of grey images.
 
-Beyond its border an image continues with its outermost pixels.
+Images are padded by repeating their outermost pixels.
 """
 
 import math
@@ -13,18 +13,18 @@ from jaxmarks.ops.floats import single
 
 
 def bilateral(image, *, sigma_space, sigma_colour):
-    """The mean of each pixel's neighbours, the nearer and the more alike the heavier (Tomasi and Manduchi 1998).
+    """Applies the bilateral filter: a mean weighted by spatial and grey-value similarity (Tomasi and Manduchi 1998).
 
-    A weight is exp(-d^2 / (2 sigma_space^2)) exp(-c^2 / (2 sigma_colour^2)), d the distance and c the difference of the
-    grey values, within a square of 3 sigma_space to each side.
+    The weights are exp(-d^2 / (2 sigma_space^2)) exp(-c^2 / (2 sigma_colour^2)), with distance d and grey-value
+    difference c, within a square of 3 sigma_space to each side.
 
     Args:
       image: (..., H, W).
-      sigma_space: pixels.
+      sigma_space: in pixels.
       sigma_colour: in the image's own grey values.
 
     Returns:
-      (..., H, W), within the range of the image.
+      (..., H, W), within the image's range of values.
     """
     image, radius = single(image), math.ceil(3 * sigma_space)
     side = 2 * radius + 1
@@ -38,23 +38,23 @@ def bilateral(image, *, sigma_space, sigma_colour):
         weight = jnp.exp(-0.5 * (far + ((other - image) / sigma_colour) ** 2))
         return sums[0] + weight * other, sums[1] + weight
 
-    # A loop, for written out it would be thousands of operations to compile.
+    # A loop, since unrolled it would be thousands of operations to compile.
     total, weights = lax.fori_loop(0, side**2, add, (jnp.zeros_like(image), jnp.zeros_like(image)))
     return total / weights
 
 
 def canny(image, *, sigma, low, high):
-    """Edges one pixel wide (Canny 1986), those of `skimage.feature.canny` with its mode "nearest".
+    """Detects edges one pixel wide (Canny 1986), like `skimage.feature.canny` with mode "nearest".
 
-    The image is smoothed by a Gaussian; where the gradient is largest along its own direction, by linear interpolation
-    between the neighbours, lies an edge, if it is at least `low` there and joined (8 neighbours) to one of at least
-    `high`. The outermost pixels have none.
+    The image is smoothed by a Gaussian. A pixel is an edge if its gradient is maximal along the gradient's direction
+    (with linear interpolation between neighbours), at least `low`, and connected (8 neighbours) to an edge pixel with
+    at least `high`. The outermost pixels are never edges.
 
     Args:
       image: (..., H, W) float.
-      sigma: of the Gaussian, pixels.
-      low: the least length of the gradient by Sobel's kernels, which give 8 for a slope of 1 a pixel.
-      high: that of at least one pixel of each edge.
+      sigma: standard deviation of the Gaussian, in pixels.
+      low: minimum gradient magnitude, with Sobel kernels, which give 8 for a slope of 1 per pixel.
+      high: minimum gradient magnitude of at least one pixel of each edge.
 
     Returns:
       (..., H, W) bool.
@@ -69,12 +69,12 @@ def canny(image, *, sigma, low, high):
     at = lambda down, across: padded[..., 1 + down : 1 + down + height, 1 + across : 1 + across + width]
 
     steep = jnp.abs(gy) > jnp.abs(gx)
-    alike = (gy > 0) == (gx > 0)  # y is down: the gradient points along the diagonal from the top left
+    alike = (gy > 0) == (gx > 0)  # y is down: the gradient lies along the diagonal from the top left
     larger, smaller = jnp.maximum(jnp.abs(gx), jnp.abs(gy)), jnp.minimum(jnp.abs(gx), jnp.abs(gy))
     share = smaller / jnp.where(larger > 0, larger, 1)
 
     def ahead(sign):
-        """The length one step along the gradient: between the next pixel of the row or column and the diagonal one."""
+        """Interpolates the magnitude one step along the gradient, between the straight and the diagonal neighbour."""
         straight = jnp.where(steep, at(sign, 0), jnp.where(alike, at(0, sign), at(0, -sign)))
         diagonal = jnp.where(alike, at(sign, sign), at(sign, -sign))
         return share * diagonal + (1 - share) * straight
@@ -86,7 +86,7 @@ def canny(image, *, sigma, low, high):
 
 
 def hysteresis(strong, weak):
-    """The pixels of `weak` (..., H, W) bool that a path of such pixels joins to one of `strong` (..., H, W) bool."""
+    """Keeps the pixels of `weak` that are connected within it to one of `strong`; both are (..., H, W) bool."""
 
     def grow(state):
         count, _, now = state
@@ -94,13 +94,13 @@ def hysteresis(strong, weak):
 
     def unfinished(state):
         count, before, now = state
-        return (count < weak.shape[-2] * weak.shape[-1]) & (before != now).any()  # no path is longer
+        return (count < weak.shape[-2] * weak.shape[-1]) & (before != now).any()  # no path is longer than this
 
     return lax.while_loop(unfinished, grow, (0, jnp.zeros_like(weak), strong & weak))[2]
 
 
 def _dilate(mask):
-    """What touches the mask (..., H, W) bool, corners included, and the mask."""
+    """Dilates the mask (..., H, W) bool by one pixel, diagonals included."""
     for axis in (-2, -1):
         side = mask.shape[axis]
         padded = jnp.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 1) if axis == a else (0, 0) for a in (-2, -1)])
@@ -110,7 +110,7 @@ def _dilate(mask):
 
 
 def _sobel(image):
-    """The gradient down and across by Sobel's kernels, unscaled: each (..., H, W)."""
+    """Returns the vertical and horizontal gradients by unscaled Sobel kernels, each (..., H, W)."""
     p = _pad(image, 1)
     along_x = p[..., :, :-2] + 2 * p[..., :, 1:-1] + p[..., :, 2:]
     along_y = p[..., :-2, :] + 2 * p[..., 1:-1, :] + p[..., 2:, :]

@@ -1,4 +1,4 @@
-"""Filters that act on each axis apart."""
+"""Separable filters."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ def separable(images, weights, axes, *, mode):
 
     Args:
       images: an array.
-      weights: an odd number of them, the middle one that of the pixel itself; a sequence or an array.
+      weights: a sequence or array of odd length; the middle weight is that of the pixel itself.
       axes: integers.
-      mode: what lies beyond the border, as `jnp.pad` names it.
+      mode: the padding mode at the border, as in `jnp.pad`.
 
     Returns:
-      an array of the images' shape.
+      an array of the same shape.
     """
     radius = len(weights) // 2
     for axis in axes:
@@ -29,6 +29,6 @@ def separable(images, weights, axes, *, mode):
 
 
 def gaussian_weights(sigma: float, radius: int) -> Sequence[float]:
-    """The 2 radius + 1 weights of a Gaussian of `sigma` pixels, whose sum is 1."""
+    """Returns the 2 radius + 1 weights, with sum 1, of a Gaussian of `sigma` pixels."""
     weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
     return [weight / sum(weights) for weight in weights]

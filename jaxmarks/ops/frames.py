@@ -1,18 +1,18 @@
-"""Where a photograph lies in a network's frame. Plain Python, so that data can be placed without JAX."""
+"""The placement of a photograph in a network's frame. Plain Python, so that data code need not import JAX."""
 
-# The share of a close view's width or height, whichever is more, that the landmarks take (`views.close`).
+# The landmarks' box fills this share of a view's width or height, whichever share is larger (`views.close`, `posed`).
 FILL = 0.8
 
 
 def placement(source_size, size, fit, scale=None):
-    """(top, left, rows, columns), in whole pixels of the frame, that the photograph fills.
+    """Returns the area (top, left, rows, columns) that the photograph fills, in whole pixels of the frame.
 
     Args:
       source_size: (h, w) of the photograph.
       size: (H, W) of the frame.
-      fit: `pad` keeps the aspect and centres; `stretch` fills the frame; `tile` brings it to the `scale`, and centres it
+      fit: `pad` keeps the aspect ratio and centres; `stretch` fills the frame; `tile` resizes by `scale`, and centres
         along an axis on which the frame is larger.
-      scale: pixels of the frame in one of the photograph.
+      scale: frame pixels per pixel of the photograph.
     """
     if fit == "stretch":
         return 0, 0, *size
@@ -25,9 +25,9 @@ def placement(source_size, size, fit, scale=None):
 
 
 def frame(source_size, size, fit, scale=None):
-    """The map from a frame of `size` (H, W) to the photograph of `source_size` (h, w) in it: nested tuples (2, 3).
+    """Returns the affine map (2, 3), as nested tuples, from a frame of `size` (H, W) to its photograph's pixels.
 
-    The photograph fills a whole number of the frame's pixels, so each axis has its own scale.
+    The photograph, of `source_size` (h, w), fills a whole number of the frame's pixels, so each axis has its own scale.
     """
     top, left, rows, columns = placement(source_size, size, fit, scale)
     sx, sy = source_size[1] / columns, source_size[0] / rows
@@ -35,18 +35,18 @@ def frame(source_size, size, fit, scale=None):
 
 
 def tiles(size, tile, overlap):
-    """Where tiles must lie to cover an image: a list of (top, left), row by row.
+    """Returns the positions of tiles that cover an image: a list of (top, left), row by row.
 
-    They are spread evenly, so that neighbours share at least `overlap` pixels and none leaves an image that is larger.
-    An object no larger than the overlap lies whole in some tile.
+    They are evenly spaced; neighbours share at least `overlap` pixels, and no tile extends beyond an image that is
+    larger than the tile. An object no larger than the overlap lies completely in at least one tile.
 
     Args:
       size: (H, W) of the image.
       tile: (h, w).
-      overlap: pixels.
+      overlap: in pixels.
 
     Raises:
-      ValueError: the overlap is negative or leaves no step.
+      ValueError: the overlap is negative or not smaller than the tile.
     """
     if not 0 <= overlap < min(tile):
         raise ValueError(f"overlap={overlap}: give 0 to {min(tile) - 1} pixels for tiles of {tile}")

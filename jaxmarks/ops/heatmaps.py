@@ -1,7 +1,7 @@
-"""Target heatmaps of landmarks, drawn where they are needed: pure functions of points, exact at sub-pixel positions.
+"""Target heatmaps of landmarks, drawn on the fly: pure functions of points, exact at sub-pixel positions.
 
 A map's pixel i has its centre at i + 0.5, and a landmark's map has amplitude 1 at the landmark. Both kinds are products
-of a function of x and one of y, so drawing costs H + W exponentials a landmark and one multiplication a pixel.
+of a function of x and one of y, so drawing costs H + W exponentials per landmark and one multiplication per pixel.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jaxmarks.ops.floats import single
 
 
 def gaussian(points, shape, sigma):
-    """exp(-((x - mx)^2 + (y - my)^2) / (2 sigma^2)) (fish paper, Section 4.3).
+    """Draws Gaussians exp(-((x - mx)^2 + (y - my)^2) / (2 sigma^2)) (fish paper, Section 4.3).
 
     Args:
       points: (..., K, 2) landmarks (x, y) in pixels of the map.
@@ -25,18 +25,18 @@ def gaussian(points, shape, sigma):
 
 
 def exponential(points, shape, sigma):
-    """exp(-(log 2 / (2 sigma)) (|x - mx| + |y - my|)) (fish paper, Section 4.3): half at 2 sigma along an axis.
+    """Draws exponentials exp(-(log 2 / (2 sigma)) (|x - mx| + |y - my|)) (fish paper, Section 4.3).
 
-    Arguments and result are those of `gaussian`.
+    They fall to one half at 2 sigma along an axis. Arguments and result are those of `gaussian`.
     """
     return _outer(points, shape, lambda d: jnp.exp(-jnp.log(2) / (2 * sigma) * jnp.abs(d)))
 
 
 def _outer(points, shape, profile):
-    """profile(x - mx) profile(y - my) at the pixels of a map of `shape` (H, W).
+    """Evaluates profile(x - mx) profile(y - my) at the pixels of a map of `shape` (H, W).
 
-    Points of NumPy's are the pixels in which they lie and the rest: of a coordinate of 200 in double precision a number in
-    single keeps 1e-5, two of them 1e-8.
+    NumPy points are split into a whole pixel and the remainder: one float32 number stores a double-precision coordinate
+    of 200 to 1e-5, two store it to 1e-8.
     """
     points = points if hasattr(points, "dtype") else jnp.asarray(points)
     inside = jnp.zeros_like(points) if isinstance(points, jax.Array) else points % 1
@@ -48,9 +48,9 @@ def _outer(points, shape, profile):
 
 
 def largest_of_class(maps, labels, classes):
-    """The largest value of each class's objects: maps (B, H, W, M) of M objects with labels (B, M) -> (B, H, W, classes).
+    """Takes each class's maximum over objects: maps (B, H, W, M) of M objects, labels (B, M) -> (B, H, W, classes).
 
-    A label below 0 is no object; a class without objects is 0. Class by class, for a map of each object in each class
+    A label below 0 is padding; a class without objects is 0. Computed class by class, since a map per object and class
     would not fit in memory.
     """
     mine = jax.nn.one_hot(labels, classes, dtype=maps.dtype)

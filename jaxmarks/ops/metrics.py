@@ -1,6 +1,6 @@
-"""Distances between predicted and true landmarks, and what is made of them. Missing landmarks are left out everywhere.
+"""Distances between predicted and true landmarks, and metrics from them. Missing landmarks are always left out.
 
-Points are (..., K, 2), distances (..., K) in the points' unit with NaN where a landmark is missing.
+Points are (..., K, 2), distances (..., K) in the points' unit, NaN where a landmark is missing.
 """
 
 import functools
@@ -12,21 +12,21 @@ from jaxmarks.ops.floats import root, single
 
 
 def distances(predicted, true, visible=None):
-    """Euclidean distances (..., K); NaN where `visible` (..., K) is False, infinite where it is True but no number predicted.
+    """Returns Euclidean distances (..., K): NaN where `visible` (..., K) is False, infinite for visible NaN points.
 
-    Without `visible` what is no number has no distance.
+    Without `visible`, NaN points have NaN distances.
     """
     predicted, true = single(predicted), single(true)
     if visible is None:
         return root(jnp.sum((predicted - true) ** 2, axis=-1))
     visible = jnp.asarray(visible)
-    # Not only the result is guarded: what is missing may be no number, and would have none for a gradient.
+    # The input is guarded as well as the result: missing points may be NaN, and would make the gradient NaN.
     found = root(jnp.sum(jnp.where(visible[..., None], predicted - true, 0) ** 2, axis=-1))
     return jnp.where(visible, jnp.where(jnp.isnan(found), jnp.inf, found), jnp.nan)
 
 
 def mean(values, axis=None, *, known=None):
-    """The mean of what is `known`, by default of what is not NaN; NaN where nothing is."""
+    """Returns the mean of the `known` values, by default those that are not NaN; NaN if there are none."""
     values = single(values)
     known = ~jnp.isnan(values) if known is None else known
     count = jnp.sum(known, axis)
@@ -34,20 +34,20 @@ def mean(values, axis=None, *, known=None):
 
 
 def per_landmark(distances):
-    """The mean of each landmark (K,) over all images of distances (..., K)."""
+    """Returns each landmark's mean (K,) over all images of distances (..., K)."""
     return mean(distances, tuple(range(jnp.ndim(distances) - 1)))
 
 
 def summarise(distances):
-    """A dict of mean, median, p95, std, max and count of the visible landmarks' distances."""
-    values = jnp.append(single(distances), jnp.nan)  # of no distances at all there are quantiles, too
+    """Returns a dict of mean, median, p95, std, max and count of the visible landmarks' distances."""
+    values = jnp.append(single(distances), jnp.nan)  # so that there are quantiles without any distances, too
     known = ~jnp.isnan(values)
     levels = jnp.array([0.5, 0.95, 1.0])
     between = jnp.nanquantile(values, levels)
-    # Interpolation gives an infinite neighbour a weight of 0, which is no number.
+    # Interpolation may multiply an infinite neighbour by a weight of 0, which is NaN.
     quantiles = jnp.where(jnp.isnan(between), jnp.nanquantile(values, levels, method="higher"), between)
     average, (median, p95, largest) = mean(values), quantiles
-    # Not only the result is guarded, here and below: what is no number has none for a gradient.
+    # Inputs are guarded as well as results, here and below: the gradient of a NaN is NaN.
     offset = jnp.where(known, values, average) - average
     return {
         "mean": average,
@@ -60,12 +60,11 @@ def summarise(distances):
 
 
 def correlations(predicted, true, visible=None):
-    """r2, explained variance and Pearson's correlation between predicted and true coordinates (..., K, 2).
+    """Returns r2, explained variance and Pearson's correlation of predicted and true coordinates (..., K, 2).
 
-    All coordinates are pooled, x and y of every landmark and image: of the ways to average them this is the one that
-    comes near the beetle paper's Table 2 (0.9952, 0.9951, 0.9974 on pronota from scratch) from its authors' published
-    predictions, which give 0.9966, 0.9966, 0.9984 without the landmark that the published file has wrong. A pair of which
-    one is NaN is left out.
+    All coordinates are pooled, x and y of every landmark and image. Of the possible averages this one comes closest to
+    the beetle paper's Table 2 (0.9952, 0.9951, 0.9974 on pronota from scratch): its authors' published predictions give
+    0.9966, 0.9966, 0.9984, without the landmark that is wrong in the published file. Pairs with a NaN are left out.
     """
     predicted, true = single(predicted), single(true)
     known = ~(jnp.isnan(predicted) | jnp.isnan(true))
@@ -73,7 +72,7 @@ def correlations(predicted, true, visible=None):
         known &= (jnp.asarray(visible) != 0)[..., None]
     p, t = (jnp.where(known, a, 0) for a in (predicted, true))
     of_known = functools.partial(mean, known=known)
-    # Centred first: coordinates of thousands of pixels would lose their small differences in float32 squares.
+    # Centred first: float32 squares of coordinates in the thousands would lose small differences.
     a, b, error = (v - of_known(v) for v in (p, t, t - p))
     spread = of_known(b**2)
     return {
@@ -84,7 +83,7 @@ def correlations(predicted, true, visible=None):
 
 
 def shares(distances, limit=10.0):
-    """(K, 3) shares of images under the landmark's mean distance, from it to `limit`, and above (beetle paper)."""
+    """Returns the shares (K, 3) of images below a landmark's mean distance, up to `limit`, and above (beetle paper)."""
     *images, landmarks = jnp.shape(distances)
     values = jnp.reshape(jnp.asarray(distances), (math.prod(images), landmarks))
     known, average = ~jnp.isnan(values), per_landmark(values)
@@ -95,34 +94,35 @@ def shares(distances, limit=10.0):
 
 
 def success_rates(distances, thresholds):
-    """(T,) the share of visible landmarks within each threshold, also called successful detection rate (SDR)."""
+    """Returns the share (T,) of visible landmarks within each threshold: the successful detection rate (SDR)."""
     values = jnp.ravel(single(distances))
     return jnp.sum(values[None] <= jnp.asarray(thresholds, values.dtype)[:, None], 1) / jnp.sum(~jnp.isnan(values))
 
 
 def pck(distances, reference, fractions):
-    """(T,) the share of visible landmarks within each fraction of their image's reference length (PCK).
+    """Returns the share (T,) of visible landmarks within each fraction of their image's reference length (PCK).
 
     Args:
       distances: (..., K), NaN where a landmark is missing.
       reference: (...,) the length, in the distances' unit: the longer side of the object's box (Yang and Ramanan 2013),
-        the head's length (PCKh). An image whose length is NaN is left out.
+        or the head's length (PCKh). Images with NaN are left out.
       fractions: (T,).
     """
     return success_rates(distances / jnp.asarray(reference)[..., None], fractions)
 
 
 def oks(distances, extent, sigmas=0.05):
-    """Object keypoint similarity (...,): the mean over visible landmarks of exp(-d^2 / (2 s_i^2 s^2)) (thesis, metrics).
+    """Returns object keypoint similarities (...,): the mean exp(-d^2 / (2 s_i^2 s^2)) of landmarks (thesis, metrics).
 
     Args:
-      distances: (..., K), NaN where a landmark is missing.
+      distances: (..., K), NaN where a landmark is missing and left out.
       extent: (...,) s, the object's size in the distances' unit: the root of its area.
-      sigmas: s_i, a number or (K,): how far an annotator strays, as a share of the extent. COCO takes twice the standard
-        deviation of its annotators for it (`kpt_oks_sigmas` in pycocotools, there 0.025 for eyes and 0.107 for hips).
+      sigmas: s_i, a number or (K,): annotation uncertainty as a fraction of the extent. COCO uses twice the standard
+        deviation of its annotators (`kpt_oks_sigmas` in pycocotools, which is 0.025 for eyes and 0.107 for hips).
 
     Returns:
-      in [0, 1]; NaN where no landmark is visible or the extent is NaN. `boxes.keypoint_average_precision` makes mAP of it.
+      in [0, 1]; NaN where no landmark is visible or the extent is NaN. `boxes.keypoint_average_precision` computes mAP
+      from it.
     """
     known = ~jnp.isnan(distances)
     share = jnp.where(known, distances, 0) / (jnp.asarray(extent)[..., None] * jnp.asarray(sigmas))

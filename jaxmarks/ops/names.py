@@ -1,4 +1,4 @@
-"""Functions by their names, with options of theirs after a colon: "wing:width=0.1,epsilon=0.02". Plain Python."""
+"""Looks up functions by name, with options after a colon: "wing:width=0.1,epsilon=0.02". Plain Python."""
 
 import functools
 import inspect
@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable
 
 
 def function(text: str, known: Iterable[Callable], *, key: str, prefix: str = "") -> Callable:
-    """One of the functions `known`, whose names may have a `prefix` that the text leaves out.
+    """Returns the function among `known` that the text names, with the text's options bound.
 
     Args:
-      text: the name, and options as numbers, which are the function's own keyword arguments.
-      known: those that there are.
-      key: what the text is the value of, for messages.
-      prefix: of the functions' names.
+      text: the name and the options: numeric values of the function's keyword-only arguments.
+      known: the functions to choose from.
+      key: the config key of the text, for error messages.
+      prefix: prefix of the functions' names that the text omits.
 
     Raises:
-      ValueError: another name, an option that the function does not have, or one that is no number above 0.
+      ValueError: an unknown name, an option that the function does not have, or a value that is not a number above 0.
     """
     name, _, options = text.partition(":")
     each = {one.__name__.removeprefix(prefix): one for one in known}
@@ -38,5 +38,5 @@ def function(text: str, known: Iterable[Callable], *, key: str, prefix: str = ""
 
 
 def plain(text: str) -> str:
-    """The name alone."""
+    """Returns the name without the options."""
     return text.partition(":")[0]

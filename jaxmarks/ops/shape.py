@@ -1,6 +1,6 @@
-"""The shape of landmarks: what they have in common over specimens, and where most of an image's put each of them.
+"""Landmark shape: the mean shape of specimens, and where most of an image's landmarks predict each of them.
 
-Points (x, y) are complex numbers here, in which a similarity (turn, scale, shift) is z -> a z + t.
+Points (x, y) are represented as complex numbers, so a similarity (rotation, scale, translation) is z -> a z + t.
 """
 
 import jax.numpy as jnp
@@ -9,27 +9,28 @@ from jax import lax
 from jaxmarks.ops import geometry
 from jaxmarks.ops.floats import single
 
-# Pairs of landmarks that are tried as those that are right.
+# Maximum number of landmark pairs from which a candidate similarity is computed.
 PAIRS = 300
-# Standard deviations beyond which a landmark counts less among those that say where the others are.
+# Standard deviations beyond which a landmark has little weight in predicting the others.
 SURE = 3.0
 
 
 def procrustes(points, visible, *, start=None, mirror=False, rounds=20):
-    """The mean shape of specimens and how far each landmark strays from it: generalised Procrustes analysis (Gower 1975).
+    """Fits the mean shape and each landmark's spread around it by generalised Procrustes analysis (Gower 1975).
 
     Args:
       points: (N, K, 2), N at least 1.
-      visible: (N, K); specimens with fewer than two landmarks have no part in it.
-      start: points (K, 2) and visible (K,) of a specimen as which the mean is to lie, two of its landmarks at least; None:
-        it lies as one that has the most.
-      mirror: whether a specimen may be the mirror image of others: each is laid over the mean as it fits better.
-      rounds: how often specimens are laid over their mean.
+      visible: (N, K); specimens with fewer than two visible landmarks are ignored.
+      start: points (K, 2) and visible (K,), at least two, of the specimen whose orientation the mean takes. None: the
+        first specimen with the most visible landmarks.
+      mirror: whether specimens may be mirror images of each other: each is aligned mirrored if that fits better.
+      rounds: how often the specimens are aligned with their mean.
 
     Returns:
-      The mean (K, 2), with its centroid at 0 and a root mean square of 1 from there, and of each landmark (K,) the
-      standard deviation along an axis in that unit, 0.001 at least; its square is half that of all, since few specimens
-      tell it badly. A landmark that no specimen shows lies at the centroid, as do all where no specimen shows two places.
+      The mean (K, 2), with centroid 0 and a root mean square distance of 1 from it; and each landmark's standard
+      deviation (K,) along an axis in that unit, at least 0.001. A landmark's variance is averaged with the variance of
+      all landmarks, since few specimens estimate it badly. A landmark that is visible in no specimen lies at the
+      centroid, as do all landmarks if no specimen shows two distinct points.
     """
     visible = jnp.asarray(visible) != 0
     weight = single(visible)
@@ -40,7 +41,7 @@ def procrustes(points, visible, *, start=None, mirror=False, rounds=20):
         return a[:, None] * z + t[:, None]
 
     def laid(mean, known):
-        """The specimens laid over the mean, and what of them counts."""
+        """Returns the specimens aligned with the mean, and their landmarks' weights."""
         shared = weight * known
         each = over(z, mean, shared)
         if mirror:
@@ -73,7 +74,7 @@ def _pairs(z):
 
 
 def _normalised(z, known):
-    """Landmarks (K,) about the centroid of those that are known, of root mean square 1 from there, 0 of others; and known."""
+    """Centres the known landmarks (K,), scales them to root mean square 1, sets others to 0; also returns `known`."""
     count = jnp.maximum(known.sum(), 1)
     z = jnp.where(known, z - jnp.where(known, z, 0).sum() / count, 0)
     size = jnp.sqrt((abs(z) ** 2).sum() / count)
@@ -81,47 +82,51 @@ def _normalised(z, known):
 
 
 def lengthwise(points, visible, *, tall=False):
-    """Points (K, 2) about 0, turned so that those that are visible (K,) spread most along the x axis, or, `tall`, the y axis."""
+    """Normalises points (K, 2) so that the visible ones (K,) spread most along the x axis or, if `tall`, the y axis.
+
+    The visible points get centroid 0 and a root mean square distance of 1 from it; the others are 0.
+    """
     z, _ = _normalised(_complex(single(points)), visible)
     turn = jnp.exp(-0.5j * jnp.angle((z**2).sum()))
     return _pairs(z * turn * (1j if tall else 1))
 
 
 def similarity(z, onto, weight):
-    """The similarity (a, t) that brings points (..., K) nearest to `onto` in the sense of weighted least squares."""
+    """Fits the similarity (a, t) that maps points z (..., K) to `onto` by weighted least squares."""
     total = jnp.maximum(weight.sum(-1), 1e-12)
     centre, target = (weight * z).sum(-1) / total, (weight * onto).sum(-1) / total
     moved = z - centre[..., None]
     turned = (weight * (onto - target[..., None]) * moved.conj()).sum(-1)
-    a = turned / jnp.maximum((weight * abs(moved) ** 2).sum(-1), 1e-12)  # points that are one are not turned
+    a = turned / jnp.maximum((weight * abs(moved) ** 2).sum(-1), 1e-12)  # coincident points have no rotation
     return a, target - a * centre
 
 
 def expected(points, mean, spread):
-    """Where most of an image's landmarks put each of them.
+    """Predicts each of an image's landmarks from where most of them lie.
 
     Args:
-      points: (K, 2), at least 4.
-      mean, spread: (K, 2) and (K,), of `procrustes`.
+      points: (K, 2), K at least 4.
+      mean, spread: (K, 2) and (K,), from `procrustes`.
 
     Returns:
-      Points (K, 2), and the standard deviation of each there (K,).
+      The predicted points (K, 2), and the standard deviation (K,) of each in the image.
     """
     matrix = laid(points, jnp.ones(len(points), bool), mean, spread)
     return geometry.affine(matrix, mean), geometry.scale(matrix) * spread
 
 
 def laid(points, visible, mean, spread, *, mirror=False):
-    """The similarity that lays the mean shape over most of an image's landmarks.
+    """Fits the similarity that maps the mean shape to most of an image's landmarks, tolerating outliers.
 
-    Of the similarities through two landmarks (of more than `PAIRS` pairs some of the farther ones) the one counts from
-    which the median landmark strays least (Rousseeuw 1984), so that nearly half of them may be anywhere; then all
-    landmarks lay the shape over themselves, those beyond `SURE` standard deviations hardly.
+    Least median of squares (Rousseeuw 1984): of the similarities through pairs of landmarks (if there are more than
+    `PAIRS` pairs, some of those far apart) it takes the one with the smallest median residual, so nearly half of the
+    landmarks may be arbitrarily wrong. A reweighted least-squares fit to all landmarks follows, in which those beyond
+    `SURE` standard deviations have little weight.
 
     Args:
-      points, visible: (K, 2) and (K,); what is not visible has no part in it. There are two at least.
-      mean, spread: (K, 2) and (K,), of `procrustes`.
-      mirror: whether the image may show the mirror image of the mean; it does where that fits better.
+      points, visible: (K, 2) and (K,); landmarks that are not visible are ignored. At least two are visible.
+      mean, spread: (K, 2) and (K,), from `procrustes`.
+      mirror: whether the image may show a mirrored specimen; it is fitted mirrored if that fits better.
 
     Returns:
       the map (2, 3) from the mean to the image.
@@ -136,14 +141,14 @@ def laid(points, visible, mean, spread, *, mirror=False):
 
 
 def _laid(z, visible, shape, spread):
-    """The similarity (a, t) of `laid`, and how far the landmarks are from where it puts them: that is to be small."""
+    """Returns the similarity (a, t) of `laid`, and the robust loss of its fit to the visible landmarks."""
     i, j = jnp.triu_indices(len(shape), 1)
     farther = jnp.argsort(-abs(shape[i] - shape[j]))[: max(PAIRS, (len(i) + 1) // 2)]
     some = farther[:: -(-len(farther) // PAIRS)]
     i, j = i[some], j[some]
 
     def strays(a, t):
-        """How many standard deviations each landmark is from where similarities put it."""
+        """Returns each landmark's distance, in standard deviations, from where the similarities map the mean."""
         unit = jnp.maximum(abs(a)[..., None] * spread, 1e-6)
         return abs(a[..., None] * shape + t[..., None] - z) / unit
 
@@ -152,7 +157,7 @@ def _laid(z, visible, shape, spread):
     t = z[i] - a * shape[i]
     median, seen = jnp.nanmedian(jnp.where(visible, strays(a, t), jnp.nan), axis=-1), visible[i] & visible[j]
     best = jnp.argmin(jnp.where(seen, median, jnp.inf))
-    # Of many landmarks a few may be visible of which no pair is tried.
+    # If only a few of many landmarks are visible, none of their pairs may be tried: start from the fit to all.
     first = [
         jnp.where(seen.any(), pair[best], whole)
         for pair, whole in zip((a, t), similarity(shape, z, visible), strict=True)
@@ -167,5 +172,5 @@ def _laid(z, visible, shape, spread):
 
 
 def _matrix(a, t, side):
-    """The map (2, 3) z -> a z + t, or with a `side` of -1 of the mirror image of z."""
+    """Returns the map (2, 3) z -> a z + t, which with a `side` of -1 first mirrors z (conjugation)."""
     return jnp.array([[a.real, -side * a.imag, t.real], [a.imag, side * a.real, t.imag]])

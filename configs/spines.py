@@ -26,8 +26,8 @@ LIGHT = {
     "gamma": 0.0, "noise": 0.0,
 }  # fmt: skip
 # The paper's augmentation; for Faster R-CNN the paper only mentions mirroring.
-PAPERS = LIGHT | {"quarter_turns": True, "channel": 0.0}
-MIRRORED = PAPERS | {"quarter_turns": False, "brightness": 0.0, "contrast": 0.0}
+PAPER_AUGMENT = LIGHT | {"quarter_turns": True, "channel": 0.0}
+MIRRORED = PAPER_AUGMENT | {"quarter_turns": False, "brightness": 0.0, "contrast": 0.0}
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
@@ -63,7 +63,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         config.split.by, config.split.folds, config.split.run = "image", 10, (0,)
         config.augment.update(LIGHT)
     if "paper" in chosen:
-        config.augment.update(PAPERS)
+        config.augment.update(PAPER_AUGMENT)
         papers(config)
     if "smoke" in chosen:
         smoke(config)
@@ -103,7 +103,7 @@ def sp_cnn(config):
     config.train.steps = 300
 
 
-def papers_yolo(config):
+def paper_yolo(config):
     """Sets up YOLOv2-tiny at 416x416 with all channels.
 
     --config.weights=yolov2-tiny-voc.weights --config.channels=3 starts from Darknet's weights. Weight decay is
@@ -115,7 +115,7 @@ def papers_yolo(config):
     config.train.steps, config.train.sizes = 10_000, (320, 352, 384, 416, 448, 480, 512)
 
 
-def papers_faster_rcnn(config):
+def paper_faster_rcnn(config):
     """Sets up Inception-v2 at 448x448 in four phases.
 
     The learning rate is the paper's, which is meant for a network pretrained on COCO; none is available here.
@@ -135,7 +135,7 @@ def papers_faster_rcnn(config):
     config.stages, config.stage = tuple(phases), phases
 
 
-def papers_sp_cnn(config):
+def paper_sp_cnn(config):
     """Sets up full resolution, no normalisation, and the loss as printed, with which it learns to predict nothing."""
     config.model = {"name": "sp_cnn", "width": 64, "kernel": 5, "stride": 1, "norm": "none"}
     config.head = {"name": "shape_prior", "form": "printed"}
@@ -155,7 +155,7 @@ def smoke(config):
 # The laptop's and the paper's settings of each detector; the paper has no centre heatmap, which keeps the laptop's.
 DETECTORS = {
     "centre": (centre, centre),
-    "yolo": (yolo, papers_yolo),
-    "faster_rcnn": (faster_rcnn, papers_faster_rcnn),
-    "sp_cnn": (sp_cnn, papers_sp_cnn),
+    "yolo": (yolo, paper_yolo),
+    "faster_rcnn": (faster_rcnn, paper_faster_rcnn),
+    "sp_cnn": (sp_cnn, paper_sp_cnn),
 }

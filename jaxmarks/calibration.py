@@ -25,13 +25,13 @@ SCOUT_AGREES = 0.5
 # scores more by over OTHER_WAY.
 UNLIKE, OTHER_WAY = 0.4, 0.1
 # Default factors for the standard deviations of centre, axes and size that follow from the landmarks' residuals.
-TOLD = (1.0, 1.0, 1.0)
+DEFAULT_SPREAD = (1.0, 1.0, 1.0)
 # The median of the absolute values of a standard normal variable.
 MEDIAN = 0.6745
 
 
 @jax.jit
-def fit(points, scores, planes, template, spread=TOLD):
+def fit(points, scores, planes, template, spread=DEFAULT_SPREAD):
     """Fits the volume of one scout triple.
 
     Args:
@@ -54,10 +54,10 @@ def fit(points, scores, planes, template, spread=TOLD):
     return found._replace(covariance=found.covariance * wider * wider[:, None]), space
 
 
-def doubts(found: calibrate.Calibration) -> list[str]:
+def refusal_reasons(found: calibrate.Calibration) -> list[str]:
     """Returns the reasons why the volume of one triple must not be used; [] if it may."""
     why = []
-    deviation = told(found)
+    deviation = standard_deviations(found)
     agree, seen = found.residuals < calibrate.TUKEY * calibrate.TOLERANCE / 2, np.isfinite(found.residuals)
     turned = float(calibrate.angle_between(jnp.eye(3), found.rotation))
     if found.undetermined:
@@ -79,7 +79,7 @@ def doubts(found: calibrate.Calibration) -> list[str]:
     return why
 
 
-def disoriented(scores) -> list[str]:
+def orientation_problems(scores) -> list[str]:
     """Returns which scouts do not look as their header's orientation says; [] if all do.
 
     A wrong header raises no error, but the network recognises an upright head. It cannot distinguish right from left: a
@@ -101,7 +101,7 @@ def disoriented(scores) -> list[str]:
     return why
 
 
-def fit_triples(names, points, scores, volumes: Volumes, template: dict, spread=TOLD):
+def fit_triples(names, points, scores, volumes: Volumes, template: dict, spread=DEFAULT_SPREAD):
     """Fits the volumes of triples with known ground truth.
 
     Args:
@@ -131,7 +131,7 @@ def fit_triples(names, points, scores, volumes: Volumes, template: dict, spread=
         np.asarray(calibrate.rotation_vector(turned)),
         found.size - volumes.size[triples],
     ]
-    return np.array(triples), found, [doubts(one) for one in each], np.concatenate(errors, axis=-1)
+    return np.array(triples), found, [refusal_reasons(one) for one in each], np.concatenate(errors, axis=-1)
 
 
 def triples_of(names, volumes: Volumes) -> list[int]:
@@ -140,7 +140,7 @@ def triples_of(names, volumes: Volumes) -> list[int]:
     return [t for t, name in enumerate(volumes.names) if all(f"{name}_{plane}" in known for plane in PLANES)]
 
 
-def told(found: calibrate.Calibration) -> np.ndarray:
+def standard_deviations(found: calibrate.Calibration) -> np.ndarray:
     """Returns the standard deviations (..., 9) of calibrations, from their covariance."""
     return np.sqrt(np.maximum(np.diagonal(found.covariance, axis1=-2, axis2=-1), 1e-12))
 
@@ -150,24 +150,24 @@ def choose_spread(names, points, scores, volumes: Volumes, template: dict) -> li
 
     The landmarks of one image have errors in common, which residuals do not show. The factors bring half of the errors
     below 0.67 standard deviations, as in a normal distribution, and are at least 1. Without usable triples they are
-    `TOLD`. The arguments are those of `fit_triples`.
+    `DEFAULT_SPREAD`. The arguments are those of `fit_triples`.
     """
     if not triples_of(names, volumes):
-        return list(TOLD)
+        return list(DEFAULT_SPREAD)
     _, found, refused, errors = fit_triples(names, points, scores, volumes, template)
     good = np.array([not why for why in refused])
     if not good.any():
-        return list(TOLD)
-    ratios = np.abs(errors / told(found))[good].reshape(-1, 3, 3)
+        return list(DEFAULT_SPREAD)
+    ratios = np.abs(errors / standard_deviations(found))[good].reshape(-1, 3, 3)
     return np.maximum(np.median(ratios, axis=(0, 2)) / MEDIAN, 1).round(3).tolist()
 
 
 def spread_of(notes: list[dict]) -> np.ndarray:
     """Returns the spread (3,) of several networks together, the mean of those in their notes."""
-    return np.mean([note.get("spread", TOLD) for note in notes], axis=0)
+    return np.mean([note.get("spread", DEFAULT_SPREAD) for note in notes], axis=0)
 
 
-def score(names, points, scores, volumes: Volumes, template: dict, out: Path, spread=TOLD) -> dict:
+def score(names, points, scores, volumes: Volumes, template: dict, out: Path, spread=DEFAULT_SPREAD) -> dict:
     """Scores the volumes of held-out triples, and writes `volumes.csv` to the folder `out`.
 
     The other arguments are those of `fit_triples`.
@@ -192,7 +192,7 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path, sp
     ]
     atomic.write_csv(Path(out) / "volumes.csv", [["triple", *columns, "refused"], *rows])
     good = np.array([not why for why in refused], bool)
-    below = (np.abs(errors) < told(found))[good].reshape(-1, 3, 3)
+    below = (np.abs(errors) < standard_deviations(found))[good].reshape(-1, 3, 3)
     within = below.mean((0, 2)).tolist() if good.any() else [None] * 3
     quantile = lambda values, q: float(np.quantile(values[good], q)) if good.any() else None
     return {
@@ -265,11 +265,11 @@ def of_triple(calibrator: Calibrator, three: dict[str, slices.Scout], out: Path)
     seen = np.stack([f.image for f in framed])[..., None]
     every = np.stack([np.rot90(image, k, (1, 2)) for image in (seen, seen[:, :, ::-1]) for k in range(4)])
     points, scores = calibrator.find(every.reshape(-1, *seen.shape[1:]))
-    why = disoriented(np.reshape(scores, (8, 3, -1)))
+    why = orientation_problems(np.reshape(scores, (8, 3, -1)))
     pixels, scores = np.asarray(points[:3]), np.asarray(scores[:3])
     planes = np.stack([f.plane for f in framed]).astype(np.float32)
     found, space = jax.tree.map(np.asarray, fit(pixels, scores, planes, calibrator.template, calibrator.spread))
-    why, deviation = why + doubts(found), told(found)
+    why, deviation = why + refusal_reasons(found), standard_deviations(found)
     if not why:
         write_box(out / "box.nii.gz", found, space=three[PLANES[0]].space)
     own = [pixels[n, PLANE_OF == n] for n in range(3)]

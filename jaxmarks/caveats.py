@@ -9,7 +9,7 @@ from jaxmarks.data import splits
 from jaxmarks.data.samples import problem
 
 # The caveat about images that networks may have been trained on, by kind of evidence, the strongest first.
-LEARNT = {
+LEAKAGE = {
     "content": "were trained on ({}): the score flatters",
     "name": "have the names of images that were trained on ({}): if they are those, the score flatters",
     "specimen": "are of specimens that others which were trained on are called as ({}): the score may flatter",
@@ -28,7 +28,7 @@ def of_training(settings, dataset, member, data: dict, source: Path | None, earl
       settings: the settings of its stage.
       dataset: the dataset that it is trained on.
       member: which network it is.
-      data: its split, as saved (`splits.saved`).
+      data: its split, as saved (`splits.split_record`).
       source: the checkpoint that it starts from, if any.
       earlier: the splits of that checkpoint and of those before it, from `seen`.
     """
@@ -81,24 +81,24 @@ def of_test(fold: int, images: dict[str, list[str]]) -> list[dict]:
     return [caveat(fold, "no image is held back for a test: it is scored on those that chose its best epoch")]
 
 
-def of_images(samples, notes: list[dict], names: np.ndarray) -> list[dict]:
+def of_leakage(samples, notes: list[dict], names: np.ndarray) -> list[dict]:
     """Returns caveats about data leakage: samples to score that networks may have learnt from, or from their specimens.
 
     This includes what networks learnt in earlier stages, and in runs from which they start. The samples must have the
-    names that training would give them (`trained.called`). The caveats show `names` (N,) instead, and leave out samples
+    names that training would give them (`trained.with_training_names`). The caveats show `names` (N,) instead, and leave out samples
     whose entry there is empty.
     """
     known = [data for note in notes for data in (note["data"], *before(note))]
     found = []
-    for key, mine in learnt(samples, known, ("train", "valid")).items():
+    for key, mine in leaked(samples, known, ("train", "valid")).items():
         if again := set(names[mine].tolist()) - {""}:
             found.append(
-                problem(min(again), f"{len(again)} images {LEARNT[key].format(first(again))}", "the training images")
+                problem(min(again), f"{len(again)} images {LEAKAGE[key].format(first(again))}", "the training images")
             )
     return found
 
 
-def of_names(names) -> list[dict]:
+def of_name_matches(names) -> list[dict]:
     """Returns a caveat about images (`names`) matched to those of the run by name alone, since their files differ."""
     if not (again := set(names.tolist())):
         return []
@@ -106,11 +106,11 @@ def of_names(names) -> list[dict]:
     return [problem(min(again), f"{what}, saved anew; rename them where they are not", "the images")]
 
 
-def learnt(samples, known: list[dict], parts: tuple[str, ...]) -> dict[str, np.ndarray]:
+def leaked(samples, known: list[dict], parts: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Marks samples (N,) that lie in `parts` of any split in `known`, each under the strongest evidence for it."""
-    each = [splits.parts_of(one, samples) for one in known]
+    each = [splits.match_parts(one, samples) for one in known]
     found, told = {}, np.zeros(len(samples), bool)
-    for key in LEARNT:
+    for key in LEAKAGE:
         mine = np.any([np.isin(one[key], parts) for one in each], axis=0) if each else told
         found[key], told = mine & ~told, mine | told
     return found
@@ -148,7 +148,7 @@ def seen_before(member, samples, data: dict, source: Path | None, earlier: list[
     found = []
     for part, held, others in (("test", test, ("train", "valid")), ("validation", valid & ~trained, ("train",))):
         so = "the score may flatter" if part == scored else "its best epoch may be another"
-        theirs = learnt(samples, earlier, others)
+        theirs = leaked(samples, earlier, others)
         for key, what in AGAIN.items():
             if again := set(samples.name[theirs[key] & held].tolist()):
                 what = f"{len(again)} of its {part} images ({first(again)}) {what}, {so}"

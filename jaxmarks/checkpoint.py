@@ -129,7 +129,7 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
             new.append(f"{name} (skipped)")
         elif name not in theirs:
             new.append(f"{name} (not in the source)")
-        elif (pixels := folded(theirs[name].shape, mine.shape)) is not None:
+        elif (pixels := stacked_pixels(theirs[name].shape, mine.shape)) is not None:
             h, w, before, features = theirs[name].shape
             now = mine.shape[2] // pixels
             adapted[name] = f"{name} (from {before // pixels} to {now} channels)"
@@ -148,7 +148,7 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
     return merged, {"loaded": loaded, "adapted": list(adapted.values()), "new": new, "unused": unused}
 
 
-def folded(one: tuple, other: tuple) -> int | None:
+def stacked_pixels(one: tuple, other: tuple) -> int | None:
     """Returns how many pixels a first convolution has stacked in its input (space to depth), from two kernels' shapes.
 
     Kernels are (h, w, pixels x channels, features). None unless one has 1 channel, the other 3, and all else is equal.

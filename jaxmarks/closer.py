@@ -36,7 +36,7 @@ class Look(NamedTuple):
     mirror: bool = False
 
 
-def around(size: tuple[int, int], zoom: float) -> Look:
+def upright_views(size: tuple[int, int], zoom: float) -> Look:
     """Returns the second look with upright views of `size` (H, W), in frames `zoom` times as high and wide.
 
     A view magnifies the whole frame up to 2 `zoom` times: an unusually small specimen is shown with enlarged pixels.
@@ -44,18 +44,18 @@ def around(size: tuple[int, int], zoom: float) -> Look:
     return Look(functools.partial(views.close, size=size, most=2 * zoom))
 
 
-def laid(size: tuple[int, int], zoom: float, *, mean, spread, mirror: bool) -> Look:
+def posed_views(size: tuple[int, int], zoom: float, *, mean, spread, mirror: bool) -> Look:
     """Returns the second look with views of `size` (H, W) in which each specimen has the pose of the mean shape.
 
     Args:
-      size, zoom: as in `around`.
+      size, zoom: as in `upright_views`.
       mean, spread: (K, 2) and (K,), from `shape.procrustes`.
       mirror: whether a specimen may be the mirror image of others.
     """
     mean, spread = jnp.asarray(mean), jnp.asarray(spread)
 
     def near(points, visible, frame):
-        lies = jax.vmap(lambda *one: shape.laid(*one, mean, spread, mirror=mirror))(points, visible)
+        lies = jax.vmap(lambda *one: shape.fit_pose(*one, mean, spread, mirror=mirror))(points, visible)
         # Too few landmarks, or coinciding ones, determine no pose: these frames are shown whole.
         known = (visible.sum(-1) > (2 if mirror else 1)) & (geometry.scale(lies) > 1e-3)
         posed = views.posed(jnp.where(known[:, None, None], lies, jnp.eye(2, 3)), mean, size, least=0.5, most=2 * zoom)
@@ -64,13 +64,13 @@ def laid(size: tuple[int, int], zoom: float, *, mean, spread, mirror: bool) -> L
     return Look(near, turned=True, mirror=mirror)
 
 
-def looking(task: steps.Task, size: tuple[int, int], second: Look) -> steps.Task:
+def with_second_look(task: steps.Task, size: tuple[int, int], second: Look) -> steps.Task:
     """Adds a second look to a task; it then takes whole frames, with points in their pixels.
 
     Args:
       task: the task of a network that looks once.
       size: (H, W) that the network takes; frames are of that size or larger.
-      second: the second look, from `around` or `laid`. With `laid`, images that training shows whole are turned (and
+      second: the second look, from `upright_views` or `posed_views`. With `posed_views`, images that training shows whole are turned (and
         mirrored, if specimens may be) at random.
     """
     near, turned, mirror = second
@@ -94,7 +94,7 @@ def looking(task: steps.Task, size: tuple[int, int], second: Look) -> steps.Task
     def shown(batch, view):
         """Returns the batch as these views show it to the network."""
         return batch | {
-            "images": views.look(batch["images"], view, size, turned=turned),
+            "images": views.resample(batch["images"], view, size, turned=turned),
             "points": geometry.affine(geometry.invert(view), batch["points"]),
             "delta": batch["delta"] * geometry.scale(view),
         }
@@ -115,14 +115,14 @@ def looking(task: steps.Task, size: tuple[int, int], second: Look) -> steps.Task
     def plain(batch):
         return task.plain(shown(batch, part(batch)))
 
-    def usual(batch):
+    def training_views(batch):
         return task.plain(shown(batch, some(steps.keys_of(jax.random.key(0), batch["index"]), batch)))
 
     def predict(variables, images):
         frame = images.shape[1:3]
 
         def find(view, *, turned):
-            points, scores = steps.predict_step(variables, views.look(images, view, size, turned=turned), task=task)
+            points, scores = steps.predict_step(variables, views.resample(images, view, size, turned=turned), task=task)
             there = geometry.affine(view, points)
             return jnp.clip(there, 0, jnp.array(frame[::-1])), scores  # a turned view may leave the frame
 
@@ -134,4 +134,4 @@ def looking(task: steps.Task, size: tuple[int, int], second: Look) -> steps.Task
         seen = geometry.inside(geometry.affine(geometry.invert(view), points), size)
         return jnp.where(seen[..., None], closer, points), jnp.where(seen, sure, scores)
 
-    return task._replace(augment=augment, plain=plain, usual=usual, predict=predict)
+    return task._replace(augment=augment, plain=plain, training_views=training_views, predict=predict)

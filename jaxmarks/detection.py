@@ -17,12 +17,12 @@ from jaxmarks.ops import metrics
 # A detection is a hit from this IoU on, or within this distance of the centres, in px of the photograph (spine paper).
 OVERLAP, GOLDEN_DISTANCE = 0.4, 6.0
 # A box cut off at a tile's border is dropped if a box of another tile covers more than this share of it.
-PIECE = 0.4
+CUT_COVERAGE = 0.4
 # Thresholds count as equally good, on the few objects of validation images, if their F1 is below the best F1 by at most
 # this share of it, or of its distance from 1 if that is smaller.
-FLAT = 0.2
+F1_TOLERANCE = 0.2
 # The threshold if none can be chosen; the scores of the blob baseline are scaled to it.
-EVEN = 0.5
+DEFAULT_THRESHOLD = 0.5
 # Detections with lower scores are dropped.
 FLOOR = 0.05
 
@@ -100,7 +100,7 @@ def merged(boxes, scores, classes, cut, *, overlap):
 
     Whole boxes rank before those that their tile's border may have `cut` off (T, N), each kind by falling score. A box
     is dropped if a better-ranked box of its class in another tile scores at least half as much and overlaps it: a whole
-    box by an IoU above `overlap`, a cut one by more than `PIECE` of its own area. Boxes of one tile do not suppress
+    box by an IoU above `overlap`, a cut one by more than `CUT_COVERAGE` of its own area. Boxes of one tile do not suppress
     each other: the head has done that.
     """
     order = np.flatnonzero(scores > 0)
@@ -114,7 +114,7 @@ def merged(boxes, scores, classes, cut, *, overlap):
         better = better[(classes[better] == classes[i]) & (2 * scores[better] >= scores[i])]
         low, high = np.maximum(boxes[better, :2], boxes[i, :2]), np.minimum(boxes[better, 2:], boxes[i, 2:])
         shared = np.prod(np.maximum(high - low, 0), axis=-1)
-        most = PIECE * areas[i] if cut[i] else overlap * (areas[i] + areas[better] - shared)
+        most = CUT_COVERAGE * areas[i] if cut[i] else overlap * (areas[i] + areas[better] - shared)
         if not (shared > most).any():
             of_tile[mine].append(i)
             kept.append(i)
@@ -138,7 +138,7 @@ def names_of(notes: list[dict]) -> tuple[str, ...]:
     return tuple(notes[0]["facts"]["names"])
 
 
-def renamed(names: tuple[str, ...], classes: tuple[str, ...]) -> list[dict]:
+def class_name_problems(names: tuple[str, ...], classes: tuple[str, ...]) -> list[dict]:
     """Returns a problem if the data's `classes` are not among the `names` of the networks' classes.
 
     If data and networks have one class each, they are taken for the same; the problem says so.
@@ -158,8 +158,8 @@ def renamed(names: tuple[str, ...], classes: tuple[str, ...]) -> list[dict]:
     )
 
 
-def numbers(names: Sequence[str], known: tuple[str, ...]) -> list[int]:
-    """Returns the index of each name in the classes `known`, -1 if absent; a single class has any name (`renamed`)."""
+def class_indices(names: Sequence[str], known: tuple[str, ...]) -> list[int]:
+    """Returns the index of each name in the classes `known`, -1 if absent; a single class has any name (`class_name_problems`)."""
     return [0 if len(known) == 1 else known.index(name) if name in known else -1 for name in names]
 
 
@@ -181,14 +181,14 @@ def timed(call, networks, samples: Samples, *, overlap: float) -> tuple[Found, f
     return found, 1000 * (time.perf_counter() - started) / len(found.name)
 
 
-def beside(found: Found, truth: Mapping, known: tuple[str, ...], fold: int) -> Objects:
+def with_truth(found: Found, truth: Mapping, known: tuple[str, ...], fold: int) -> Objects:
     """Combines detections with the annotations `truth` (by image name), labelled by index in the classes `known`."""
     mine = [truth[name] for name in found.name]
     most = max((len(a.classes) for a in mine), default=0)
     true, labels = np.zeros((len(mine), most, 4)), np.full((len(mine), most), -1)
     for n, annotation in enumerate(mine):
         true[n, : len(annotation.classes)] = annotation.boxes
-        labels[n, : len(annotation.classes)] = numbers(annotation.classes, known)
+        labels[n, : len(annotation.classes)] = class_indices(annotation.classes, known)
     return Objects(found.name, np.full(len(mine), fold), *found[1:], true, labels)
 
 
@@ -231,7 +231,7 @@ def hits(found: Objects, *, golden: bool = False) -> np.ndarray:
     return pairs(found, golden=golden) >= 0
 
 
-def reach(found: Objects, threshold) -> np.ndarray:
+def recalled(found: Objects, threshold) -> np.ndarray:
     """Returns (N, M) bool, which true objects are found by a detection that scores at least the threshold (N,)."""
     result, paired = np.zeros(found.labels.shape, bool), pairs(found)
     n, k = np.nonzero((paired >= 0) & (found.scores >= threshold[:, None]))
@@ -240,7 +240,7 @@ def reach(found: Objects, threshold) -> np.ndarray:
 
 
 def best_threshold(found: Objects) -> float:
-    """Returns the middle of the thresholds whose F1 at `OVERLAP` is the best or nearly so (`FLAT`); 0.5 without a hit.
+    """Returns the middle of the thresholds whose F1 at `OVERLAP` is the best or nearly so (`F1_TOLERANCE`); 0.5 without a hit.
 
     Where exactly the best lies on a flat maximum is chance.
     """
@@ -252,9 +252,9 @@ def best_threshold(found: Objects) -> float:
     some = lasts & (scores > 0)
     scores, f1 = scores[some], f1[some]
     if not len(f1) or f1.max() <= 0:
-        return EVEN
+        return DEFAULT_THRESHOLD
     at, best = int(np.argmax(f1)), f1.max()
-    worse = np.flatnonzero(f1 < best - FLAT * min(best, 1 - best))
+    worse = np.flatnonzero(f1 < best - F1_TOLERANCE * min(best, 1 - best))
     first = max(worse[worse < at], default=-1) + 1
     end = min(worse[worse > at], default=len(scores))  # the first after the flat maximum
     return float((scores[first] + (scores[end] if end < len(scores) else 0.0)) / 2)
@@ -289,7 +289,7 @@ def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
     }
 
 
-def unfound(by_class: Mapping[str, dict]) -> list[dict]:
+def undetected_class_problems(by_class: Mapping[str, dict]) -> list[dict]:
     """Returns a problem for each class that has objects but no detection above the threshold."""
     return [
         problem(
@@ -326,7 +326,7 @@ def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> 
     """Writes all detections to `predictions.csv` and all true objects to `objects.csv`, each marked as a hit or not."""
     limit = np.broadcast_to(threshold, (len(found.name),))
     right = hits(found)
-    reached, corners = reach(found, limit), lambda box: [f"{v:.2f}" for v in box]
+    reached, corners = recalled(found, limit), lambda box: [f"{v:.2f}" for v in box]
     rows = [
         [found.name[n], classes[found.labels[n, k]], *corners(found.true[n, k]), int(reached[n, k]), found.fold[n]]
         for n, k in np.argwhere(found.labels >= 0)
@@ -354,7 +354,7 @@ def to_proofread(
     photographs = []
     for a in annotations:
         corners = np.round(a.boxes, 3).tolist()
-        items = [[*box, c, None] for box, c in zip(corners, numbers(a.classes, classes), strict=True)]
+        items = [[*box, c, None] for box, c in zip(corners, class_indices(a.classes, classes), strict=True)]
         mine = detections(found, place[a.image], limits[a.image]) if a.image in place else None
         photographs.append({"name": a.image, "size": sizes[a.image], "items": items, "found": mine, "group": a.group})
     return photographs
@@ -370,4 +370,4 @@ def detections(found: Found | Objects, n: int, least: float) -> list[list]:
 def choose_threshold(call, networks, samples: Samples, dataset, *, overlap: float) -> float:
     """Returns the `best_threshold` on samples of the dataset, its validation images; the rest is as in `predict`."""
     found = predict(call, networks, samples, overlap=overlap)
-    return best_threshold(beside(found, {a.image: a for a in dataset.objects}, dataset.classes, 0))
+    return best_threshold(with_truth(found, {a.image: a for a in dataset.objects}, dataset.classes, 0))

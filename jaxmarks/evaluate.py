@@ -14,7 +14,9 @@ from jaxmarks.data.samples import Samples, to_source
 from jaxmarks.trained import Held
 
 
-def choose(call: Callable, variables, note: dict, dataset: Dataset, held: np.ndarray, shown: np.ndarray) -> dict:
+def choose_on_validation(
+    call: Callable, variables, note: dict, dataset: Dataset, held: np.ndarray, shown: np.ndarray
+) -> dict:
     """Chooses parameters of a trained network on its validation images; returns them for its note.
 
     A detector gets its score threshold, chosen on the training images if no validation image shows an object. A network
@@ -52,7 +54,7 @@ def of_run(config, workdir: Path, dataset: Dataset, *, out: Path | None = None, 
     return score(folds, settings.baselines, dataset, Path(out or workdir), **about)
 
 
-def of_others(workdir: Path, dataset: Dataset, out: Path, *, set: str = "") -> dict:
+def of_new_data(workdir: Path, dataset: Dataset, out: Path, *, set: str = "") -> dict:
     """Scores all networks of a run together on a dataset outside its split; writes files as `of_run` does.
 
     For a run over several datasets, `set` names the one whose landmarks these are.
@@ -81,13 +83,13 @@ def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dat
     for held in folds:
         landmarks.check(dataset, held.notes)
         rest, mine, shown = samples.take(held.trained), samples.take(held.tested), own[held.tested]
-        tell(held, mine)
+        print_progress(held, mine)
         points, scores = landmarks.predict(held.call, held.networks, mine)
-        parts["network"].append(landmarks.beside(mine, points, np.where(shown, scores, np.nan), held.fold))
+        parts["network"].append(landmarks.with_truth(mine, points, np.where(shown, scores, np.nan), held.fold))
         fitted = not len(np.setdiff1d(mine.domain, rest.domain))  # every domain tested has training images
         for name in others if fitted else ():
             points = baseline(name, rest, mine, dataset.columns)
-            parts[name].append(landmarks.beside(mine, points, np.where(shown, 1.0, np.nan), held.fold))
+            parts[name].append(landmarks.with_truth(mine, points, np.where(shown, 1.0, np.nan), held.fold))
         problems += held.caveats
         spread[held.fold] = calibration.spread_of(held.notes)
     complete = [name for name, part in parts.items() if len(part) == len(parts["network"])]
@@ -114,7 +116,7 @@ def to_proofread(found: landmarks.Predictions, samples: Samples, dataset: Datase
     rest = samples.take(~np.isin(samples.name, found.name))
     groups = dict(zip(samples.name.tolist(), samples.specimen.tolist(), strict=True))
     unknown = np.full(rest.points.shape, np.nan)
-    every = landmarks.join([found, landmarks.beside(rest, unknown, unknown[..., 0], -1)])
+    every = landmarks.join([found, landmarks.with_truth(rest, unknown, unknown[..., 0], -1)])
     photographs = landmarks.to_proofread(landmarks.ordered(every, samples.name), groups)
     report.proofread.landmarks(out, Path(dataset.images), photographs, names=dataset.names)
 
@@ -149,7 +151,7 @@ def baseline(name: str, rest: Samples, tested: Samples, columns: list[slice]) ->
     points = np.zeros_like(tested.source_points)
     for domain in np.unique(tested.domain):
         landmarks_of_it = columns[domain]
-        known, mine = rest.of(domain, landmarks_of_it), tested.of(domain, landmarks_of_it)
+        known, mine = rest.select_domain(domain, landmarks_of_it), tested.select_domain(domain, landmarks_of_it)
         if name == "mean_shape":
             framed = mean_shape.predict(mean_shape.fit(known.points, known.visible), len(mine))
         else:
@@ -166,17 +168,17 @@ def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Datas
     for held in folds:
         classes = detection.names_of(held.notes)
         rest, mine = samples.take(held.trained), samples.take(held.tested)
-        told = detection.renamed(classes, dataset.classes)
-        tell(held, mine)
+        told = detection.class_name_problems(classes, dataset.classes)
+        print_progress(held, mine)
         overlap = detection.overlap_of(held.notes)
         seen, each_took = detection.timed(held.call, held.networks, mine, overlap=overlap)
-        parts["network"].append(detection.beside(seen, truth, classes, held.fold))
+        parts["network"].append(detection.with_truth(seen, truth, classes, held.fold))
         thresholds += [detection.threshold_of(held.notes)] * len(seen.name)
         milliseconds += [each_took] * len(seen.name)
         for name in others if len(rest) else ():
-            seen = spotted(rest, mine)
-            seen = seen._replace(classes=np.array(detection.numbers(dataset.classes, classes))[seen.classes])
-            parts[name].append(detection.beside(seen, truth, classes, held.fold))
+            seen = blob_detections(rest, mine)
+            seen = seen._replace(classes=np.array(detection.class_indices(dataset.classes, classes))[seen.classes])
+            parts[name].append(detection.with_truth(seen, truth, classes, held.fold))
         problems += held.caveats
     complete = [name for name, part in parts.items() if len(part) == len(parts["network"])]
     methods = {name: detection.join(parts[name]) for name in complete}
@@ -188,8 +190,10 @@ def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Datas
         report.proofread.boxes(out, Path(dataset.images), photographs, names=classes, threshold=float(threshold.mean()))
     summary = detection.by_fold(found, threshold, classes)
     return summary | {
-        "baselines": {name: detection.summarise(each, detection.EVEN, classes) for name, each in methods.items()},
-        "failures": problems + told + detection.unfound(summary["by_class"]),
+        "baselines": {
+            name: detection.summarise(each, detection.DEFAULT_THRESHOLD, classes) for name, each in methods.items()
+        },
+        "failures": problems + told + detection.undetected_class_problems(summary["by_class"]),
         "parameters": parameters(held),
         "ms_per_image": np.mean(milliseconds),
         "unscored": unscored(samples, found.name),
@@ -201,14 +205,14 @@ def unscored(samples: Samples, scored) -> int:
     return len(np.setdiff1d(samples.name, scored))
 
 
-def spotted(rest: Samples, tested: Samples) -> detection.Found:
+def blob_detections(rest: Samples, tested: Samples) -> detection.Found:
     """Detects objects of the tested photographs as blobs, with a detector fitted on at most 300 tiles of `rest`."""
     some = rest.take(np.random.default_rng(0).permutation(len(rest))[:300])
     spots = blobs.fit(np.asarray(some.images), some.boxes, some.labels)
     return detection.predict(blobs.predict, spots, tested)
 
 
-def tell(held: Held, tested: Samples) -> None:
+def print_progress(held: Held, tested: Samples) -> None:
     """Prints how many images are being scored, and for which fold."""
     of_fold = f" of fold {held.fold}" if held.fold >= 0 else ""
     print(f"scoring {len(np.unique(tested.name))} images{of_fold}", flush=True)

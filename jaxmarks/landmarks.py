@@ -50,7 +50,7 @@ def predict(call, networks, samples: Samples, *, batch_size: int = 32) -> tuple[
     return to_source(samples.to_source, points), scores
 
 
-def beside(samples: Samples, points, scores, fold: int) -> Predictions:
+def with_truth(samples: Samples, points, scores, fold: int) -> Predictions:
     """Combines the predictions of samples with their ground truth and metadata."""
     return Predictions(
         name=samples.name,

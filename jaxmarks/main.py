@@ -56,7 +56,7 @@ THRESHOLD = flags.DEFINE_float(
     upper_bound=1.0,
 )
 # The modes that take a flag; other flags are for all modes.
-FOR = {
+MODES_OF_FLAG = {
     "out": ("predict", "evaluate", "export"),
     "set": ("predict", "evaluate", "export"),
     "threshold": ("predict",),
@@ -141,7 +141,7 @@ def main(argv):
 def check_flags():
     """Raises ValueError if a flag would have no effect, or the threshold is NaN."""
     given = explicit_flags()
-    for name, modes in FOR.items():
+    for name, modes in MODES_OF_FLAG.items():
         if name in given and MODE.value not in modes:
             raise ValueError(f"--{name}: it is for --mode={' and '.join(modes)}, not for --mode={MODE.value}")
     if THRESHOLD.value is not None and math.isnan(THRESHOLD.value):
@@ -157,7 +157,7 @@ def inputs_of(data) -> list[str]:
     return [part.strip() for path in named for part in ([path] if Path(path).exists() else path.split(","))]
 
 
-def name_own(data) -> None:
+def refuse_unnamed_data(data) -> None:
     """Raises ValueError if the config's variant is `own` but it names no images: it would train on phantoms."""
     path, _, variants = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     if not any(word.partition("=")[0] == "own" for word in variants.split(",")):
@@ -176,7 +176,7 @@ def overrides() -> dict:
     return config_flags.get_override_values(flags.FLAGS["config"])
 
 
-def tell_other(config, workdir: Path) -> None:
+def warn_other_config(config, workdir: Path) -> None:
     """Prints that --config has no effect if its body or head is not that of the run in the workdir."""
     from jaxmarks import runs
 
@@ -188,7 +188,7 @@ def tell_other(config, workdir: Path) -> None:
             )
 
 
-def tell_unused(workdir: Path, *used: str) -> None:
+def warn_unused(workdir: Path, *used: str) -> None:
     """Prints each --config.KEY, except those `used`, that has no effect as the run was trained with another value."""
     from jaxmarks import runs
 
@@ -203,14 +203,14 @@ def tell_unused(workdir: Path, *used: str) -> None:
             print(f"--config.{key} has no effect: --mode={MODE.value} takes what the run was trained with, {own}")
 
 
-def scaled(data) -> tuple[str, ...]:
+def scale_keys(data) -> tuple[str, ...]:
     """Returns the config key by which photographs of another scale are resized to the training's; () unless tiled."""
     return ("data.scale",) if "boxes" in data and data.fit == "tile" else ()
 
 
-def scale_of(data) -> float | None:
+def given_scale(data) -> float | None:
     """Returns the --config.data.scale given for photographs whose scale differs from the training's, or None."""
-    scale = overrides().get("data.scale") if scaled(data) else None
+    scale = overrides().get("data.scale") if scale_keys(data) else None
     if scale is not None and not 0.01 <= scale <= 100:
         raise ValueError(f"--config.data.scale={scale}: it is from 0.01 to 100; the run has {data.scale:g}")
     return scale
@@ -232,7 +232,7 @@ def train(config, workdir):
     from jaxmarks import evaluate, processes, report, runs
     from jaxmarks import train as training
 
-    name_own(config.data)
+    refuse_unnamed_data(config.data)
     if config.train.epochs and overrides().get("train.steps"):
         raise ValueError(
             f"--config.train.steps={config.train.steps} has no effect beside {config.train.epochs} epochs: give"
@@ -251,7 +251,7 @@ def train(config, workdir):
         command = shlex.join(["python", "-m", "jaxmarks.main", *sys.argv[1:]])
         summary = evaluate.of_run(config, workdir, dataset, command=command)
         report.write(workdir, dataset.photograph)
-    say(summary, workdir)
+    print_summary(summary, workdir)
 
 
 def evaluate(config, workdir):
@@ -264,10 +264,10 @@ def evaluate(config, workdir):
     from jaxmarks import report, results, runs, trained
     from jaxmarks.data import loading
 
-    tell_other(config, workdir)
+    warn_other_config(config, workdir)
     data, other = data_to_score(config.data, runs.settings_of(workdir).data, workdir)
     dataset = loading.load(data)
-    own = not other or (not SET.value and trained.knows(workdir, dataset.samples))
+    own = not other or (not SET.value and trained.is_from_split_of(workdir, dataset.samples))
     if other and own:
         print(
             "it was split from some of these, or of their specimens: each is scored by the networks that did not see them"
@@ -278,13 +278,13 @@ def evaluate(config, workdir):
             if left := summary["unscored"]:
                 print(f"{left} of them are not among those that it holds back: not scored")
         else:
-            summary = evaluation.of_others(workdir, dataset, out, set=SET.value)
+            summary = evaluation.of_new_data(workdir, dataset, out, set=SET.value)
         report.write(workdir, dataset.photograph, out=out)
-    tell(summary["failures"])
-    say(summary, out)
+    print_problems(summary["failures"])
+    print_summary(summary, out)
 
 
-def tell(problems: list[dict]) -> None:
+def print_problems(problems: list[dict]) -> None:
     """Prints the first five problems and the number of the others; the summary lists all."""
     for each in problems[:5]:
         print(": ".join(filter(None, (each["image"], each["what"]))))
@@ -297,7 +297,7 @@ def data_to_score(named, trained, workdir):
     from jaxmarks.data import loading
 
     shown, marks = "volume" if "volume" in trained else "images", "boxes" if "boxes" in trained else "landmarks"
-    tell_unused(workdir, f"data.{shown}", f"data.{marks}", "data.group_by", *scaled(trained))
+    warn_unused(workdir, f"data.{shown}", f"data.{marks}", "data.group_by", *scale_keys(trained))
     given = {key: named.get(key) for key in (shown, marks, "group_by") if named.get(key)}
     if SET.value and not given:
         raise ValueError(
@@ -312,7 +312,7 @@ def data_to_score(named, trained, workdir):
         mine.group_by = ""
     target = trained.sets[SET.value] if SET.value and not other else mine
     target.update({key: value for key, value in given.items() if key in mine})
-    if (scale := scale_of(trained)) is not None:
+    if (scale := given_scale(trained)) is not None:
         target.scale = scale
     data = mine if other else trained
     if given and "keep" in data:  # `keep` is for the images of the training
@@ -325,13 +325,13 @@ def predict(config, workdir):
     from jaxmarks import predict as predictions
     from jaxmarks import results, runs
 
-    tell_other(config, workdir)
+    warn_other_config(config, workdir)
     if not config.data.images:
         raise ValueError("--mode=predict needs a folder of photographs or scouts: --config.data.images=DIR")
     data = runs.settings_of(workdir).data
-    tell_unused(workdir, "data.images", *scaled(data))
+    warn_unused(workdir, "data.images", *scale_keys(data))
     with results.folder("predict", workdir, named=OUT.value, inputs=[config.data.images]) as out:
-        chosen = {"scale": scale_of(data), "threshold": THRESHOLD.value}
+        chosen = {"scale": given_scale(data), "threshold": THRESHOLD.value}
         summary = predictions.on_folder(workdir, config.data.images, out, set=SET.value, **chosen)
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
     print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {out}")
@@ -345,7 +345,7 @@ def export(config, workdir):
     """Exports the run, for photographs of `--size`, to a file that runs without jaxmarks; or its networks as ONNX."""
     from jaxmarks import results, serving
 
-    tell_other(config, workdir)
+    warn_other_config(config, workdir)
     if FORMAT.value == "onnx":
         if SIZE.value:
             raise ValueError(f"--size={','.join(SIZE.value)}: ONNX networks take the frame as it is; leave it out")
@@ -367,7 +367,7 @@ def describe(config, workdir):
     from jaxmarks.data import fitting
 
     if "workdir" in explicit_flags() and "config" not in explicit_flags():
-        tell_unused(workdir)
+        warn_unused(workdir)
         config = runs.config_of(workdir)
     tasks.check(config)
     fitting.fill_in(config.data)
@@ -375,7 +375,7 @@ def describe(config, workdir):
         print(tasks.describe(config, stage))
 
 
-def say(summary, out):
+def print_summary(summary, out):
     """Prints the result in a few lines."""
     if "f1" in summary:
         number = lambda key: "-" if summary[key] is None else f"{summary[key]:.3f}"
@@ -384,13 +384,13 @@ def say(summary, out):
             f" by centres, mAP@0.5 {number('map50')}: {summary['objects']} objects in {summary['images']} images"
         )
     else:
-        say_landmarks(summary)
+        print_landmark_summary(summary)
     if summary["failures"]:
         print(f"{len(summary['failures'])} problems with the data, listed in {out / 'summary.json'}")
     print(out / "report.html")
 
 
-def say_landmarks(summary):
+def print_landmark_summary(summary):
     """Prints the result of a run on landmarks."""
     others = "".join(
         f", {name.replace('_', ' ')} {found['mean_distance_px']:.2f}"

@@ -44,7 +44,7 @@ def load(workdir: Path, *, fold: int | None = None, set: str = "") -> Callable:
 
 def function(task, settings, facts: dict) -> Callable:
     """Returns the pure function (networks, images) to which `load` binds the networks."""
-    call = finder(settings, facts) if "boxes" in settings.data else marker(task, settings)
+    call = detector_predictor(settings, facts) if "boxes" in settings.data else landmark_predictor(task, settings)
 
     def predict(networks, images):
         images = photographs(images)
@@ -72,7 +72,7 @@ def photographs(images):
     return images.astype(jnp.float32)
 
 
-def marker(task, settings) -> Callable:
+def landmark_predictor(task, settings) -> Callable:
     """Returns the pure function (networks, images) of a network that finds landmarks."""
     call = steps.predictor(task)
     size, fit = loading.frame_size(settings.data), settings.data.fit
@@ -86,7 +86,7 @@ def marker(task, settings) -> Callable:
     return predict
 
 
-def finder(settings, facts: dict) -> Callable:
+def detector_predictor(settings, facts: dict) -> Callable:
     """Returns the pure function (networks, images) of a detector; it drops what `detection.predict` drops.
 
     If photographs have a fixed scale (`fit` "tile"), each is a single frame here, however large: there are no tiles to
@@ -152,7 +152,7 @@ def on_folder(
         for samples, photographs in folders.batches(images, size=size, fit=fit, problems=problems):
             points, scores = landmarks.predict(call, networks, samples)
             unknown = np.zeros(points.shape[:2], bool)
-            known = landmarks.beside(samples, points, scores, -1)
+            known = landmarks.with_truth(samples, points, scores, -1)
             parts.append(known._replace(true=np.zeros_like(points), visible=unknown))
             for name, photograph, shape, source in zip(
                 samples.name, photographs, points, samples.source_size, strict=True
@@ -194,7 +194,7 @@ def draw_all(drawings: Iterable[tuple[str, Callable]], images: Path, problems: l
     if not (first := list(itertools.islice(drawings, 1))):
         raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
     drawings = itertools.chain(first, drawings)
-    report.emptied(Path(out) / "overlays")
+    report.make_empty(Path(out) / "overlays")
     said = time.perf_counter()
     for count, _ in enumerate(ahead(draw, drawings, most=32), 1):
         if time.perf_counter() - said > 10:
@@ -226,7 +226,7 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, 
                 items = detection.detections(found, n, least)
                 to_proofread.append({"name": str(name), "size": source, "items": items})
                 corners = shrunk(boxes.reshape(-1, 2, 2), photograph, source)
-                layers = report.of_classes(corners.reshape(-1, 4), classes, names)
+                layers = report.class_layers(corners.reshape(-1, 4), classes, names)
                 yield name, functools.partial(report.rectangles, photograph, layers)
 
     draw_all(drawings(), images, problems, out)

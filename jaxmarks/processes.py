@@ -144,20 +144,20 @@ def abandon(text: str, status: int = 1) -> None:
     os._exit(status)
 
 
-def told_to_stop() -> bool:
+def stop_requested() -> bool:
     """Whether this process, or one of several, has received a stop signal; all then return True at the same call.
 
-    A single process receives it while `heeding`; in joined processes, JAX handles the signal, and all of them must call
+    A single process receives it while `deferring_signals`; in joined processes, JAX handles the signal, and all of them must call
     this equally often.
     """
     return bool(_heard) if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
 @contextlib.contextmanager
-def heeding():
+def deferring_signals():
     """Defers the first SIGTERM (sent by schedulers before they kill) or Ctrl-C in the block, for a single process.
 
-    The code in the block polls `told_to_stop` and ends in order. If it completes all the same, the signal is raised
+    The code in the block polls `stop_requested` and ends in order. If it completes all the same, the signal is raised
     again afterwards. A second signal acts as it would outside the block, and so does one that is ignored there, as
     Ctrl-C is in background jobs. Outside the main thread, nothing is deferred.
     """
@@ -189,4 +189,4 @@ def heeding():
 
 
 _calls = itertools.count()
-_heard: list[int] = []  # signals received while `heeding`
+_heard: list[int] = []  # signals received while `deferring_signals`

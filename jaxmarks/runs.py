@@ -14,7 +14,7 @@ from jaxmarks import config as configs
 
 # Entries of `config.differences` that may change between two starts of one run: the data's paths, since the data's
 # names, groups, landmarks and boxes are compared instead (`Samples.digest`), and keys without effect on the networks.
-FREE = re.compile(
+MAY_CHANGE = re.compile(
     r"(stage\.[^.]+\.)?(data\.(sets\.[^.]+\.)?(images|landmarks|boxes|volume|keep)|baselines"
     r"|train\.(checkpoint_seconds|tensorboard)):"
 )
@@ -74,10 +74,10 @@ def begun(workdir: Path) -> bool:
 
 
 def refuse_another(config, workdir: Path) -> None:
-    """Raises ValueError if a run with another config has begun in the workdir; keys that match `FREE` may differ."""
+    """Raises ValueError if a run with another config has begun in the workdir; keys that match `MAY_CHANGE` may differ."""
     if not begun(workdir):
         return
-    if differences := [d for d in configs.differences(config_of(workdir), config) if not FREE.match(d)]:
+    if differences := [d for d in configs.differences(config_of(workdir), config) if not MAY_CHANGE.match(d)]:
         raise ValueError(
             f"{workdir} holds a run of another config (there / here): {'; '.join(differences)}. Name another"
             " --workdir, or delete this one"

@@ -17,7 +17,7 @@ import jax.export
 import numpy as np
 
 from jaxmarks import atomic, detection, platforms, predict, runs, tasks, trained
-from jaxmarks.data.fitting import ONCE
+from jaxmarks.data.fitting import SINGLE_LOOK
 from jaxmarks.data.loading import frame_size
 
 # An artefact exported on one of these platforms runs on all of them.
@@ -97,9 +97,9 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         raise ValueError(
             f"{workdir}: ONNX cannot hold Faster R-CNN, whose proposals are beyond the converter; use --format=jax"
         )
-    looks = {key: settings.data.get(key, value) for key, value in ONCE.items()}
+    looks = {key: settings.data.get(key, value) for key, value in SINGLE_LOOK.items()}
     settings.train.dtype = "float32"
-    settings.data.update({key: value for key, value in ONCE.items() if key in settings.data})
+    settings.data.update({key: value for key, value in SINGLE_LOOK.items() if key in settings.data})
     _, task = tasks.build(settings, notes[0]["facts"])
     shape, decoded = (*settings.data.size, 3), settings.head.name == "direct"
     folder = Path(folder)

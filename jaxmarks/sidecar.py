@@ -51,7 +51,7 @@ def main(folder: Path, session: str, index: int, count: int, silence: float) -> 
                     " Start the same command again: the run goes on from its last checkpoint",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
-            if state == "running" and not said(GRACE):
+            if state == "running" and not message_waiting(GRACE):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(parent, signal.SIGKILL)
             return 1
@@ -59,7 +59,7 @@ def main(folder: Path, session: str, index: int, count: int, silence: float) -> 
             return 0
         if state != "running":
             time.sleep(0.5)
-        elif said(1):
+        elif message_waiting(1):
             state, ended = sys.stdin.readline().strip() or KILLED, now
 
 
@@ -93,7 +93,7 @@ class Other:
         return "" if self.entry["state"] in blameless or failed_after else self.entry["state"]
 
 
-def said(seconds: float) -> bool:
+def message_waiting(seconds: float) -> bool:
     """Whether the training process writes a message, or ends, within so many seconds."""
     return bool(select.select([sys.stdin], [], [], seconds)[0])
 

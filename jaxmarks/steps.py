@@ -19,7 +19,7 @@ import optax
 from flax import jax_utils
 from jax import lax
 
-from jaxmarks.models.layers import DEVICES, MOMENTUM
+from jaxmarks.models.layers import DEVICE_AXIS, MOMENTUM
 from jaxmarks.ops import metrics
 
 
@@ -44,7 +44,7 @@ class Task(NamedTuple):
       augment: (keys (B,), batch) -> batch, for training.
       plain: batch -> batch, for evaluation.
       versions: the number of versions of a sample.
-      usual: like `plain`, but with the views of the images that training shows, if `plain` shows others.
+      training_views: like `plain`, but with the views of the images that training shows, if `plain` shows others.
       predict: (variables, images) -> predictions; if given, `predict_step` calls it instead of `apply` and `decode`.
     """
 
@@ -53,7 +53,7 @@ class Task(NamedTuple):
     augment: Callable
     plain: Callable
     versions: int = 1
-    usual: Callable | None = None
+    training_views: Callable | None = None
     predict: Callable | None = None
 
 
@@ -237,10 +237,10 @@ class Runner(NamedTuple):
     Attributes:
       put: places a state, or the data, on the devices.
       get: returns the state as on one device.
-      run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None, tasks=None) -> (state,
+      run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None, task_index=None) -> (state,
         found), where `found` are the batches' (total, count), for `summed`, not waited for. `key` is the epoch's;
         `first` is the position of the first batch in the epoch. `stream` maps an iterable of rows (...) to an iterator
-        of their images (..., H, W, C), which the data then lack. `tasks` (steps,) holds each batch's task, as an index.
+        of their images (..., H, W, C), which the data then lack. `task_index` (steps,) holds the index of each batch's task.
     """
 
     put: Callable
@@ -257,7 +257,7 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
     streamed images and batches for different tasks. All others are scanned in one call.
     """
 
-    axis = DEVICES if devices > 1 else None
+    axis = DEVICE_AXIS if devices > 1 else None
     each_step = [functools.partial(train_step, task=task, tx=tx, mixup=mixup, axis=axis) for task in tasks]
 
     def scan(step, state, data, rows, keys):
@@ -271,7 +271,7 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
         lay = np.asarray  # pmap moves each part to its device
         local = min(jax.local_device_count(), devices)
         chosen = jax.local_devices()[:local] if jax.process_count() == 1 else None  # several processes use all devices
-        on_each = functools.partial(jax.pmap, axis_name=DEVICES, devices=chosen)
+        on_each = functools.partial(jax.pmap, axis_name=DEVICE_AXIS, devices=chosen)
         compiled = functools.partial(on_each, in_axes=(0, 0, 0, None), donate_argnums=0)
         # Placed by pmap, like the states that steps return: `replicate` names the axis differently, so that the second
         # step would be recompiled.
@@ -283,16 +283,16 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
     one_by_one = [compiled(step) for step in each_step]
     all_at_once = [compiled(functools.partial(scan, step)) for step in each_step]
 
-    def run(state, data, rows, key, first=0, stream=None, tasks=None):
+    def run(state, data, rows, key, first=0, stream=None, task_index=None):
         keys = keys_of(key, np.arange(first, first + len(rows)))
-        tasks = np.zeros(len(rows), int) if tasks is None else tasks
-        if scanned(stream) and len(set(tasks.tolist())) == 1:
-            state, each = all_at_once[tasks[0]](state, data, spread(rows), keys)
+        task_index = np.zeros(len(rows), int) if task_index is None else task_index
+        if scanned(stream) and len(set(task_index.tolist())) == 1:
+            state, each = all_at_once[task_index[0]](state, data, spread(rows), keys)
             return state, [get(each)]
         found: list = []
         parts = [spread(batch) for batch in rows]
         images = stream(parts) if stream else None
-        for number, batch, batch_key in zip(tasks, parts, keys, strict=True):
+        for number, batch, batch_key in zip(task_index, parts, keys, strict=True):
             shown = data | {"streamed": lay(next(images))} if images else data
             state, each = one_by_one[number](state, shown, batch, batch_key)
             if images and len(found) > 1:

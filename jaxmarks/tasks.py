@@ -52,8 +52,10 @@ def second_look(task, data, found):
     """
     size, zoom, mirror = tuple(data.size), data.get("zoom", 1), data.get("pose") == "mirrored"
     if found and data.get("pose") in configs.TURNED_POSES:
-        return closer.looking(task, size, closer.laid(size, zoom, mean=found[0], spread=found[1], mirror=mirror))
-    return closer.looking(task, size, closer.around(size, zoom)) if zoom > 1 else task
+        return closer.with_second_look(
+            task, size, closer.posed_views(size, zoom, mean=found[0], spread=found[1], mirror=mirror)
+        )
+    return closer.with_second_look(task, size, closer.upright_views(size, zoom)) if zoom > 1 else task
 
 
 # The size, relative to the frame's, of the coarse frames in the first steps (`train.coarse`), before rounding.
@@ -98,7 +100,7 @@ def sizes(settings) -> list[tuple[int, int]]:
 TWICE = 0.7
 
 
-def fitted(settings, samples, shown) -> dict:
+def fitted_facts(settings, samples, shown) -> dict:
     """Returns the facts that are fitted to the data.
 
     For landmarks, this is their mean shape in the samples `shown`, if it is needed (`shape_of`). For boxes (of all
@@ -144,7 +146,7 @@ def shape_of(settings, samples, shown) -> dict:
         height, width = settings.data.size
         places = [len(np.unique(p[v], axis=0)) for p, v in zip(points, visible, strict=True)]
         fullest = np.argmax(places)  # among all images, so that every fold's shape has the same pose
-        start = shape.lengthwise(points[fullest], visible[fullest], tall=height > width), visible[fullest]
+        start = shape.align_principal_axis(points[fullest], visible[fullest], tall=height > width), visible[fullest]
     fit = jax.jit(functools.partial(shape.procrustes, mirror=pose == "mirrored"))
     mean, spread = fit(points[shown], visible[shown], start=start)
     loose = pose not in configs.TURNED_POSES and spread.mean() >= LOOSE
@@ -168,7 +170,7 @@ def pretrained(settings, source: Path | None):
     return models.read_weights(settings.model, settings.weights, channels=settings.channels), settings.weights
 
 
-def take_over(variables, theirs, about: str, skip: str):
+def initialise_from(variables, theirs, about: str, skip: str):
     """Initialises variables from the matching ones of `theirs`; prints which were adapted, new or unused.
 
     `about` names `theirs` in messages. Parameters whose path matches the regular expression `skip` from its start stay
@@ -202,10 +204,10 @@ def inputs(settings, task):
     if settings.split.by == "random" and task.versions > 1:
         of_versions = lambda batch: task.augment(steps.keys_of(jax.random.key(settings.seed), batch["index"]), batch)
         return of_versions, of_versions
-    return task.plain, task.usual or task.plain
+    return task.plain, task.training_views or task.plain
 
 
-def rehearse(settings, facts: dict, flip) -> None:
+def check_trainable(settings, facts: dict, flip) -> None:
     """Raises ValueError if a stage cannot be trained on data with these facts; traces its networks without training."""
     network, images = untrained(settings, facts, flip)
     for size in sizes(settings):

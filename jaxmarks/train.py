@@ -44,7 +44,7 @@ from jaxmarks.metrics_log import MetricsLog
 # Maximum number of training images for the batch statistics that a network is validated and saved with.
 SETTLING = 256
 # Messages about keys of `data` whose values were chosen from the photographs.
-FOLLOWED = {
+CHOICE_MESSAGES = {
     "scale": "photographs come in at {:g} of their size, which suits their objects; --config.data.scale=1 leaves them as"
     " they are",
     "zoom": "landmarks take a small part of the photographs: the network looks at each whole, and then {:g} times as"
@@ -53,9 +53,9 @@ FOLLOWED = {
     " are; --config.data.pose=upright looks at them as they lie",
 }
 # Key of `data` -> the key from which it is derived if it is left open; otherwise the latter has no effect.
-LEADS = {"size": "pixels", "scale": "side"}
+DERIVED_FROM = {"size": "pixels", "scale": "side"}
 # Values of keys left open that need no message; also the values in runs older than these keys.
-USUAL = {"scale": 1.0} | fitting.ONCE
+SILENT_DEFAULTS = {"scale": 1.0} | fitting.SINGLE_LOOK
 # Number of steps, called one by one, between checks for a stop signal or a due checkpoint.
 ASKING = 10
 
@@ -66,7 +66,7 @@ class Plan(NamedTuple):
     Attributes:
       train, valid: the rows of training, and of validation, where a row that counts several times is repeated.
       stratum: (N,) the stratum of each training row; all strata are shown equally often.
-      some: at most `SETTLING` training rows, drawn as for an epoch.
+      statistics_rows: at most `SETTLING` training rows, drawn as for an epoch.
       devices: the number of devices that train together.
       batch: rows in a batch, over all devices.
       steps_per_epoch, epochs: the length of the training.
@@ -75,7 +75,7 @@ class Plan(NamedTuple):
     train: np.ndarray
     valid: np.ndarray
     stratum: np.ndarray
-    some: np.ndarray
+    statistics_rows: np.ndarray
     devices: int
     batch: int
     steps_per_epoch: int
@@ -143,7 +143,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
             raise ValueError(
                 f"[{name}] process {jax.process_index()} reads other data than process 0: let all see the same"
             )
-        refuse(settings, dataset)
+        refuse_unlearnable(settings, dataset)
         for member in runs.members(settings):
             folder = runs.folder_of(workdir, name, member)
             ended = checkpoint.note(folder / "last")
@@ -151,7 +151,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
                 planned(settings, dataset.samples, member)
             refuse_others(ended or checkpoint.note(folder / "resume"), f"{name} fold {member}", dataset.samples)
         if len(names) > 1:
-            tasks.rehearse(settings, facts(dataset), dataset.flip)
+            tasks.check_trainable(settings, facts(dataset), dataset.flip)
         if name == names[-1]:
             refuse_unscored(settings, dataset.samples)
     if processes.lead():
@@ -167,7 +167,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
             source = runs.source_of(config, workdir, names[:number], member)
             training = Training(settings, workdir, name, member, dataset, source)
             try:
-                with processes.heeding():
+                with processes.deferring_signals():
                     training.run()
                     training.finish()
             except FloatingPointError:  # diverged; with no checkpoint yet, another config may use the workdir
@@ -180,15 +180,15 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
 def fill_in(config, workdir: Path) -> None:
     """Sets the keys that `data` leaves open, from a run that has begun in the workdir or else from the photographs.
 
-    Prints a message for values other than `USUAL`.
+    Prints a message for values other than `SILENT_DEFAULTS`.
 
     Raises:
-      ValueError: an open key derives from another key (`LEADS`), of which that run has another value.
+      ValueError: an open key derives from another key (`DERIVED_FROM`), of which that run has another value.
     """
-    left = [key for key in ("size", *FOLLOWED) if config.data.get(key) in ((), 0, "")]
+    left = [key for key in ("size", *CHOICE_MESSAGES) if config.data.get(key) in ((), 0, "")]
     if runs.begun(workdir):
-        theirs = USUAL | runs.config_of(workdir).data.to_dict()
-        for key, by in LEADS.items():
+        theirs = SILENT_DEFAULTS | runs.config_of(workdir).data.to_dict()
+        for key, by in DERIVED_FROM.items():
             if key in left and theirs.get(by, config.data[by]) != config.data[by]:
                 raise ValueError(
                     f"{workdir} holds a run of --config.data.{by}={theirs[by]}, not {config.data[by]}. Name another"
@@ -196,9 +196,9 @@ def fill_in(config, workdir: Path) -> None:
                 )
         config.data.update({key: tuple(theirs[key]) if key == "size" else theirs[key] for key in left if key in theirs})
     fitting.fill_in(config.data)
-    for key in set(left) & set(FOLLOWED):
-        if (value := config.data[key]) != USUAL[key]:
-            processes.tell(FOLLOWED[key].format(value))
+    for key in set(left) & set(CHOICE_MESSAGES):
+        if (value := config.data[key]) != SILENT_DEFAULTS[key]:
+            processes.tell(CHOICE_MESSAGES[key].format(value))
 
 
 def refuse_other_processes(config) -> None:
@@ -224,9 +224,9 @@ class Training:
         samples = dataset.samples
         versions, self.split, self.plan = planned(settings, samples, member)
         plan, shown = self.plan, np.unique(self.split.train // versions)
-        known = facts(dataset) | tasks.fitted(settings, samples, shown)
+        known = facts(dataset) | tasks.fitted_facts(settings, samples, shown)
         network, self.task = tasks.build(settings, known, dataset.flip)
-        self.data: dict = {"digest": samples.digest} | splits.saved(self.split, settings, samples, versions)
+        self.data: dict = {"digest": samples.digest} | splits.split_record(self.split, settings, samples, versions)
         earlier = caveats.seen(source)
         found = caveats.of_training(settings, dataset, member, self.data, source, earlier)
         if settings.data.get("pose") in configs.TURNED_POSES and "shape" not in known:
@@ -258,7 +258,7 @@ class Training:
 
         self.feed = Feed(samples, versions=versions, batch=plan.batch)
         self.on_device = self.runner.put(self.feed.data)
-        self.settle, self.score = judges(settings, self.task, self.feed, plan)
+        self.settle, self.score = validation_functions(settings, self.task, self.feed, plan)
         quiet, tensorboard = not processes.lead(), settings.train.tensorboard
         self.log = MetricsLog(workdir, stage, *member, after=self.progress.epoch, tensorboard=tensorboard, quiet=quiet)
         drawn = member == runs.members(settings)[0] and processes.lead()
@@ -270,10 +270,10 @@ class Training:
         began = self.saved_at = said_at = time.perf_counter()
         for epoch in range(first + 1, epochs + 1):
             started = time.perf_counter()
-            found = self.show(epoch)
+            found = self.train_epoch(epoch)
             trained = time.perf_counter()
-            rates = {rate: float(value) for rate, value in optim.hyperparameters(self.here().opt_state).items()}
-            found |= self.judge(epoch)
+            rates = {rate: float(value) for rate, value in optim.hyperparameters(self.unreplicated().opt_state).items()}
+            found |= self.validate(epoch)
             now = time.perf_counter()
             self.progress.end(epoch, before + now - began)
             images, seconds = len(self.plan.train), round(self.progress.seconds, 1)
@@ -283,34 +283,34 @@ class Training:
             if now - said_at > 5 or epoch in (1, epochs):
                 done, rest = self.work(first, epoch), self.work(epoch, epochs)
                 said_at, left = now, (now - began) / done * rest
-                say(self.name, epoch, epochs, found, rates, images / (now - started), left)
-            if self.idle():
+                print_progress(self.name, epoch, epochs, found, rates, images / (now - started), left)
+            if self.out_of_patience():
                 processes.tell(f"[{self.name}] no better since epoch {self.progress.best_epoch}: stopped")
                 break
-            if self.late() and epoch < epochs:
-                self.keep()
+            if self.checkpoint_due() and epoch < epochs:
+                self.save_resume()
         self.log.close()
 
-    def show(self, epoch: int) -> dict:
+    def train_epoch(self, epoch: int) -> dict:
         """Trains on the batches that are left of an epoch; returns the epoch's training losses by name."""
         draw = np.random.default_rng((self.settings.seed, self.member.seed, epoch))
         rows = steps.batches(splits.epoch(self.plan.train, self.plan.stratum, draw), self.plan.batch)
-        sizes = self.sizes(epoch, draw)
+        task_index = self.task_of_batch(epoch, draw)
         key = jax.random.fold_in(self.key, epoch)
         most = self.settings.train.span if steps.scanned(self.feed.stream) else min(self.settings.train.span, ASKING)
         while self.progress.batch < len(rows):
             start = self.progress.batch
             here = slice(start, start + most)
             self.state, found = self.runner.run(
-                self.state, self.on_device, rows[here], key, start, self.feed.stream, sizes[here]
+                self.state, self.on_device, rows[here], key, start, self.feed.stream, task_index[here]
             )
             self.progress.add(len(rows[here]), steps.summed(found))
             if self.figure and epoch == 1 and not start:
                 # Only now, so that it does not delay the first steps.
-                draw_batch(self.figure, self.task, self.feed, self.plan.some[:16], self.key, self.dataset)
-            stop = processes.told_to_stop()
-            if stop or (self.late() and self.progress.batch < len(rows)):
-                self.keep()
+                draw_batch(self.figure, self.task, self.feed, self.plan.statistics_rows[:16], self.key, self.dataset)
+            stop = processes.stop_requested()
+            if stop or (self.checkpoint_due() and self.progress.batch < len(rows)):
+                self.save_resume()
             if stop:
                 raise InterruptedError(f"{self.name}, epoch {epoch}: told to stop, and saved; the same command goes on")
         found = entries("train", {"loss": mean(*self.progress.sums) or 0.0})
@@ -327,21 +327,21 @@ class Training:
         """The number of coarse epochs (`train.coarse`), which come first."""
         return round(self.settings.train.coarse * self.plan.epochs, 9)  # in floats 0.55 * 100 is more than 55
 
-    def sizes(self, epoch: int, draw: np.random.Generator) -> np.ndarray:
+    def task_of_batch(self, epoch: int, draw: np.random.Generator) -> np.ndarray:
         """Returns the index of the task of each batch of an epoch: random, or 0 for coarse batches and 1 for others."""
         count = self.plan.steps_per_epoch
         if not self.coarse:  # drawn per batch, not per epoch: running statistics must cover all sizes
             return draw.integers(len(self.tasks), size=count)
         return np.where(np.arange((epoch - 1) * count, epoch * count) < self.coarse * count, 0, 1)
 
-    def judge(self, epoch: int) -> dict:
+    def validate(self, epoch: int) -> dict:
         """Validates the network, keeps the best variables and, after the coarse epochs, tells the optimiser the loss.
 
         Returns the validation means by name.
         """
         if not len(self.plan.valid):
             return {"valid/loss": None}
-        variables = self.settle(self.here())
+        variables = self.settle(self.unreplicated())
         found = {"valid/loss": None} | self.score(variables)
         loss = found["valid/loss"]
         if loss is not None and np.isfinite(loss):
@@ -359,36 +359,36 @@ class Training:
                 f"{self.name}, {what}; lower --config.optimizer.learning_rate or set --config.optimizer.clip=1.0"
             )
 
-    def here(self) -> steps.TrainState:
+    def unreplicated(self) -> steps.TrainState:
         """Returns the state as on one device."""
         return self.runner.get(self.state)
 
-    def idle(self) -> bool:
+    def out_of_patience(self) -> bool:
         """Whether the validation loss has not improved for `train.patience` epochs, coarse ones not counted."""
         patience, progress = self.settings.train.patience, self.progress
         waited = progress.epoch - max(progress.best_epoch, self.coarse)
         return bool(patience) and progress.best_valid is not None and waited >= patience
 
-    def late(self) -> bool:
+    def checkpoint_due(self) -> bool:
         """Whether a resume checkpoint is due."""
         return time.perf_counter() - self.saved_at > self.settings.train.checkpoint_seconds
 
-    def keep(self) -> None:
+    def save_resume(self) -> None:
         """Writes the resume checkpoint."""
         note = dataclasses.asdict(self.progress) | {"data": self.data}
-        save(self.folder / "resume", {"state": self.here(), "best": self.best}, note)
+        save(self.folder / "resume", {"state": self.unreplicated(), "best": self.best}, note)
         self.saved_at = time.perf_counter()
 
     def finish(self) -> None:
         """Saves the best and the last variables, and removes the resume checkpoint."""
-        last, progress = self.settle(self.here()), self.progress
+        last, progress = self.settle(self.unreplicated()), self.progress
         good = all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(last)))
         self.refuse_diverged(good, "its parameters are no numbers")
         if progress.best_valid is None:
             self.best, progress.best_epoch = last, progress.epoch
         about = self.about | {key: getattr(progress, key) for key in ("epoch", "best_valid", "best_epoch", "seconds")}
         held, shown = (np.unique(rows // self.task.versions) for rows in (self.split.valid, self.split.train))
-        about |= evaluate.choose(steps.predictor(self.task), self.best, about, self.dataset, held, shown)
+        about |= evaluate.choose_on_validation(steps.predictor(self.task), self.best, about, self.dataset, held, shown)
         save(self.folder / "best", self.best, about)
         save(self.folder / "last", last, about)
         if processes.lead():
@@ -418,7 +418,7 @@ def refuse_others(note: dict | None, name: str, samples) -> None:
 
 def refuse_unscored(settings, samples) -> None:
     """Raises ValueError if a stage to be scored holds out no image, or a fold holds out none of one of the datasets."""
-    each = {fold: splits.of_member(settings, samples, runs.Member(fold), 1) for fold in runs.folds(settings)}
+    each = {fold: splits.member_split(settings, samples, runs.Member(fold), 1) for fold in runs.folds(settings)}
     for fold, split in each.items():
         held = split.test if len(split.test) else split.valid
         lacking = np.setdiff1d(samples.domain, samples.domain[held])
@@ -435,7 +435,7 @@ def refuse_unscored(settings, samples) -> None:
         )
 
 
-def refuse(settings, dataset: Dataset) -> None:
+def refuse_unlearnable(settings, dataset: Dataset) -> None:
     """Raises ValueError if a detector cannot learn from the boxes, or with the settings."""
     mixup = settings.train.mixup
     if dataset.objects and not dataset.classes:
@@ -451,7 +451,7 @@ def refuse(settings, dataset: Dataset) -> None:
 def planned(settings, samples, member: runs.Member) -> tuple[int, splits.Split, Plan]:
     """Returns the number of versions of a sample, and a network's split and plan; ValueError if none is possible."""
     versions = augment.build(settings.augment, channels=settings.channels).versions
-    split = splits.of_member(settings, samples, member, versions)
+    split = splits.member_split(settings, samples, member, versions)
     strata = splits.strata(settings.train.balance, samples, np.unique(split.train // versions))
     return versions, split, plan_of(settings, split, strata, member, versions)
 
@@ -464,7 +464,7 @@ def plan_of(settings, split: splits.Split, strata: np.ndarray, member: runs.Memb
         if value and not len(split.valid):
             raise ValueError(f"--config.{key}={value} needs validation images: raise --config.split.valid")
     stratum, count = strata[split.train // versions], len(split.train)
-    some = splits.epoch(split.train, stratum, draw)[:SETTLING]
+    statistics_rows = splits.epoch(split.train, stratum, draw)[:SETTLING]
     valid = split.valid
     if options.balance != "object":  # for "object", tiles without objects keep their share, as in the test
         valid = splits.balanced(valid, strata[valid // versions], draw)
@@ -475,7 +475,7 @@ def plan_of(settings, split: splits.Split, strata: np.ndarray, member: runs.Memb
     epochs = options.epochs or -(-options.steps // steps_per_epoch)
     if epochs * steps_per_epoch < options.accumulate:
         raise ValueError(f"--config.train.accumulate={options.accumulate}: {epochs * steps_per_epoch} batches are all")
-    return Plan(split.train, valid, stratum, some, devices, batch, steps_per_epoch, epochs)
+    return Plan(split.train, valid, stratum, statistics_rows, devices, batch, steps_per_epoch, epochs)
 
 
 def devices_of(options) -> int:
@@ -514,7 +514,7 @@ def begin(settings, variables, tx, source: Path | None, resume: Path, name: str)
     if not noted:
         if source or settings.weights:
             theirs, about = tasks.pretrained(settings, source)
-            variables = tasks.take_over(variables, theirs, about, settings.init_skip)
+            variables = tasks.initialise_from(variables, theirs, about, settings.init_skip)
         return steps.create(variables, tx), variables, Progress()
     saved, _ = checkpoint.restore(resume, {"state": steps.create(variables, tx), "best": variables})
     progress = Progress(**{f.name: noted[f.name] for f in dataclasses.fields(Progress) if f.name in noted})
@@ -523,7 +523,7 @@ def begin(settings, variables, tx, source: Path | None, resume: Path, name: str)
     return *(jax.tree.map(jnp.asarray, saved[key]) for key in ("state", "best")), progress
 
 
-def judges(settings, task: steps.Task, feed: Feed, plan: Plan):
+def validation_functions(settings, task: steps.Task, feed: Feed, plan: Plan):
     """Returns two functions: state -> the variables to validate and save, and these -> the validation means by name.
 
     The variables are the parameters or their moving average, with statistics of many batches, since running statistics
@@ -537,7 +537,7 @@ def judges(settings, task: steps.Task, feed: Feed, plan: Plan):
         variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}
         if "batch_stats" not in variables:
             return variables
-        return variables | {"batch_stats": feed.mean(measure, variables, plan.some)}
+        return variables | {"batch_stats": feed.mean(measure, variables, plan.statistics_rows)}
 
     def score(variables):
         found = feed.each(validate, variables, plan.valid)
@@ -577,7 +577,7 @@ def draw_batch(path: Path, task: steps.Task, feed: Feed, rows, key, dataset: Dat
     images = batch["images"].repeat(4, 1).repeat(4, 2)
     if dataset.objects:
         drawn = [
-            report.rectangles(image, report.of_classes(4 * boxes, labels, dataset.classes))
+            report.rectangles(image, report.class_layers(4 * boxes, labels, dataset.classes))
             for image, boxes, labels in zip(images, batch["boxes"], batch["labels"], strict=True)
         ]
     else:
@@ -588,7 +588,9 @@ def draw_batch(path: Path, task: steps.Task, feed: Feed, rows, key, dataset: Dat
     report.contact_sheet(drawn, path)
 
 
-def say(name: str, epoch: int, epochs: int, found: dict, rates: dict, images_per_s: float, left: float) -> None:
+def print_progress(
+    name: str, epoch: int, epochs: int, found: dict, rates: dict, images_per_s: float, left: float
+) -> None:
     """Prints one line of progress."""
     valid = "" if found["valid/loss"] is None else f" valid {found['valid/loss']:.6f}"
     processes.tell(

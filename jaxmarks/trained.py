@@ -45,18 +45,18 @@ class Held(NamedTuple):
     caveats: list[dict]
 
 
-def knows(workdir: Path, samples: Samples) -> bool:
+def is_from_split_of(workdir: Path, samples: Samples) -> bool:
     """Whether any sample shows a photograph or specimen of the run's split, or all have names of photographs in it."""
     stage = runs.stages(runs.config_of(workdir))[-1]
     note = next(filter(None, map(checkpoint.note, runs.trained(workdir, stage).values())), None)
     if note is None:
         return False
-    known = splits.parts_of(note["data"], samples)
+    known = splits.match_parts(note["data"], samples)
     return bool(((part_of(known) != "") | (known["specimen"] != "")).any())
 
 
 def part_of(known: dict[str, np.ndarray], *, same: bool = False) -> np.ndarray:
-    """Returns the part (N,) of the split in which each sample lies, from `splits.parts_of`; "" for none.
+    """Returns the part (N,) of the split in which each sample lies, from `splits.match_parts`; "" for none.
 
     Samples are matched by content. They are also matched by name if they lie in the `same` folder, or if all have names
     of photographs in the split: those are the same photographs, edited since.
@@ -92,11 +92,11 @@ def all_on(workdir: Path, samples: Samples, *, set: str = "") -> Held:
     """Returns all networks of a run (for its dataset `set`) together, to be tested on samples outside its split."""
     task, settings, networks, notes = networks_of(workdir, set=set)
     everyone = np.arange(len(samples))
-    told = caveats.of_images(called(samples, settings, set), notes, samples.name)
+    told = caveats.of_leakage(with_training_names(samples, settings, set), notes, samples.name)
     return Held(-1, steps.predictor(task), networks, notes, everyone[:0], everyone, told)
 
 
-def called(samples: Samples, settings, set: str = "") -> Samples:
+def with_training_names(samples: Samples, settings, set: str = "") -> Samples:
     """Returns samples with the names and specimens that a run's training (on its dataset `set`) would give them."""
     # For several datasets, loading has already applied `group_by` and prefixed the dataset's name.
     pattern = "" if settings.data.get("sets") else settings.data.get("group_by", "")
@@ -116,7 +116,7 @@ def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool =
     Raises:
       ValueError: no sample is held out by a fold, and none is new.
     """
-    samples, calls = called(samples, settings), dict[str, Callable]()
+    samples, calls = with_training_names(samples, settings), dict[str, Callable]()
     new, learnt = np.ones(len(samples), bool), np.zeros(len(samples), bool)
 
     def call_of(facts):  # folds with the same facts share a predictor, which compiles once
@@ -128,14 +128,14 @@ def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool =
     for fold in runs.folds(settings):
         networks, notes = runs.restore(workdir, stage, runs.members(settings, fold))
         data = notes[0]["data"]
-        known = splits.parts_of(data, samples)
+        known = splits.match_parts(data, samples)
         part = part_of(known, same=same)
         tested = np.where(part != "", part, known["specimen"]) == ("test" if data["images"]["test"] else "valid")
         new, learnt = new & (part == "") & ~tested, learnt | (part == "train")
         if tested.any():
             told = caveats.of_notes(notes) + caveats.of_test(fold, data["images"])
             if "contents" in data:
-                told += caveats.of_names(samples.name[tested & (part != "") & (known["content"] == "")])
+                told += caveats.of_name_matches(samples.name[tested & (part != "") & (known["content"] == "")])
             trained, tests = np.flatnonzero(part == "train"), np.flatnonzero(tested)
             yield Held(fold, call_of(notes[0]["facts"]), networks, notes, trained, tests, told)
     if new.any():
@@ -144,7 +144,7 @@ def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool =
         # The caveats of the networks themselves have come with the folds.
         told = [
             problem(str(samples.name[new][0]), what, "the images"),
-            *caveats.of_images(samples, notes, np.where(new, samples.name, "")),
+            *caveats.of_leakage(samples, notes, np.where(new, samples.name, "")),
         ]
         yield Held(-1, call_of(notes[0]["facts"]), networks, notes, np.flatnonzero(learnt), np.flatnonzero(new), told)
     elif not calls:

@@ -42,18 +42,18 @@ import ml_collections
 import numpy as np
 from absl import flags
 from experiments import (
+    check_keys,
     default_workdir,
     end_with_children,
-    given,
     hardware,
-    known,
     load,
     make,
     merge,
+    parse_overrides,
     paths,
     resolve,
+    run_to_end,
     slug,
-    start,
     tail,
 )
 
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
     `launch(arguments, log, environment)` returns an exit status, `device()` a name; tests replace both.
     """
     ending = threading.Event()
-    launch, device = launch or functools.partial(start, stop=ending.is_set), device or hardware
+    launch, device = launch or functools.partial(run_to_end, stop=ending.is_set), device or hardware
     command = sys.argv if arguments is None else ["launch/ablate.py", *arguments]
     options, common = parse(arguments)
     try:
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
         sys.exit(f"ablate: {error}")
     started = time.perf_counter()
     results = finished(runs, grid["metrics"])
-    mine = shared(runs, *options.share)
+    mine = runs_of_part(runs, *options.share)
     todo = [run for run in mine if run.folder not in results]
     print(f"{len(mine)} runs, {len(mine) - len(todo)} of them complete: {options.workdir}", flush=True)
     about = {
@@ -120,11 +120,11 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / options.jobs:.3f}")
     others = [run for run in runs if run not in mine]
 
-    def tell():
+    def update_tables():
         results.update(finished(others, grid["metrics"]))
         write(options.workdir, runs, results, about | {"elapsed": time.perf_counter() - started})
 
-    tell()
+    update_tables()
     with ThreadPoolExecutor(options.jobs) as pool:
         futures: dict = {}
         for run in todo:
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
                 results[run.folder] = result
                 said = f"failed: {result.strip()}" if isinstance(result, str) else shown(result, grid["metrics"][0])
                 print(f"[{number}/{len(todo)}] {name(run)}, seed {run.seed}: {said}", flush=True)
-                tell()
+                update_tables()
         except BaseException:
             ending.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -165,14 +165,14 @@ def parse(arguments):
     options.share = tuple(map(int, match.groups())) if match else (0, 0)
     if options.share[0] >= options.share[1]:
         parser.error("--share is I/N with I from 0 to N - 1, as 0/8")
-    return options, given(parser, rest)
+    return options, parse_overrides(parser, rest)
 
 
 def load_grid(text: str) -> dict:
     """Returns the grid of FILE.py[:variant] with defaults filled in; its title is the docstring's first line."""
     found, title = load(text, "get_grid")
     grid = {"overrides": {}, "seeds": (0,), "metrics": ("mean_distance_px",)} | found
-    known("key of a grid", grid, GRID_KEYS)
+    check_keys("key of a grid", grid, GRID_KEYS)
     if not grid.get("cells") or not grid.get("config"):
         raise ValueError(f"{text}: the grid has no {'config' if grid.get('cells') else 'cells'}")
     for key in ("seeds", "metrics"):
@@ -180,7 +180,7 @@ def load_grid(text: str) -> dict:
             raise ValueError(f"{text}: {key}={grid[key]!r}; give a list or tuple, as ({grid[key]!r},)")
         grid[key] = tuple(grid[key])
     for cell in grid["cells"]:
-        known("key of a cell", cell, CELL_KEYS)
+        check_keys("key of a cell", cell, CELL_KEYS)
         if "row" not in cell:
             raise ValueError(f"{text}: the cell {cell} has no row")
     return grid | {"title": title}
@@ -233,7 +233,7 @@ def name(run: Run) -> str:
     return " / ".join(filter(None, [run.row, run.column]))
 
 
-def shared(runs: list[Run], part: int, parts: int) -> list[Run]:
+def runs_of_part(runs: list[Run], part: int, parts: int) -> list[Run]:
     """Returns the runs of one part; runs that start from one another are in the same part."""
     family: dict[Path, int] = {}
     for run in runs:
@@ -398,7 +398,7 @@ def caption(runs: list[Run], results: dict, metric: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def data(runs: list[Run], results: dict) -> str:
+def describe_data(runs: list[Run], results: dict) -> str:
     """Describes the images and landmarks that cells are scored on, per column (or row) where they differ."""
     found: dict = {}
     for run in runs:
@@ -459,7 +459,7 @@ def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
         "command": about["command"],
         "notes": [
             f"{len(summaries)} of {len(runs)} runs complete.",
-            f"{data(runs, results)}." if summaries else "",
+            f"{describe_data(runs, results)}." if summaries else "",
             f"{about['device']}; {duration(seconds)} of training in all runs, {duration(about['elapsed'])}"
             " since this command was started.",
         ],

@@ -366,7 +366,11 @@ def start(options) -> Iterator[dict]:
         for _ in range(1 if options.quick else max(1, options.repeats // 2)):
             with tempfile.TemporaryDirectory() as folder:
                 for where in (first, later):
-                    where.append(until("first step", [*words, f"--workdir={folder}/{len(later)}-{len(first)}"], folder))
+                    where.append(
+                        seconds_until_output(
+                            "first step", [*words, f"--workdir={folder}/{len(later)}-{len(first)}"], folder
+                        )
+                    )
         yield {"what": f"first step, configs/{name}.py", "first": spread(first), "later": spread(later)}
     for statement in ("import jaxmarks", "import jax", "import jaxmarks.predict"):
         taken = []
@@ -377,7 +381,7 @@ def start(options) -> Iterator[dict]:
         yield {"what": statement, "later": spread(taken)}
 
 
-def until(said: str, words: list[str], cache: str) -> float:
+def seconds_until_output(said: str, words: list[str], cache: str) -> float:
     """Returns the seconds until a run with these arguments, and its caches in the folder `cache`, prints `said`.
 
     Waits for the run to end. Raises RuntimeError if it ends without printing `said`.

@@ -74,7 +74,7 @@ def make(folder: Path, flag: str) -> None:
         raise ValueError(f"{flag}={folder}: a file is in the way; name another folder") from None
 
 
-def given(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, str]:
+def parse_overrides(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, str]:
     """Parses the left-over `words`: `--config.train.steps=300` becomes {"train.steps": "300"}; others are refused."""
     common = {}
     for word in words:
@@ -85,7 +85,7 @@ def given(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, str]:
     return common
 
 
-def known(what: str, given, allowed) -> None:
+def check_keys(what: str, given, allowed) -> None:
     """Raises ValueError if a key of `given` is not in `allowed`; the message names the nearest that are."""
     for key in given:
         if key not in allowed:
@@ -127,10 +127,10 @@ def merge(keys: set[str], *layers: dict[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
-            known("key of this config", [key], keys)
+            check_keys("key of this config", [key], keys)
             inside = next((k for k in merged if key.startswith(f"{k}.") and isinstance(merged[k], dict)), None)
             if inside:
-                merged[inside] = changed(merged[inside], key.removeprefix(f"{inside}.").split("."), value)
+                merged[inside] = with_value(merged[inside], key.removeprefix(f"{inside}.").split("."), value)
             else:
                 merged = {k: v for k, v in merged.items() if not f"{k}.".startswith(f"{key}.")} | {key: value}
             if isinstance(value, dict):
@@ -138,7 +138,7 @@ def merge(keys: set[str], *layers: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def changed(section: dict, path: list[str], value) -> dict:
+def with_value(section: dict, path: list[str], value) -> dict:
     """Returns the section with the value at the path; a string is parsed as a Python literal where it is one."""
     if isinstance(value, str):
         try:
@@ -146,7 +146,7 @@ def changed(section: dict, path: list[str], value) -> dict:
         except (SyntaxError, ValueError):
             pass
     first, *rest = path
-    return section | {first: changed(section[first], rest, value) if rest else value}
+    return section | {first: with_value(section[first], rest, value) if rest else value}
 
 
 def slug(label: str) -> str:
@@ -159,7 +159,7 @@ def end_with_children() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-def start(arguments: list[str], log: Path, environment: dict[str, str], *, stop=lambda: False) -> int:
+def run_to_end(arguments: list[str], log: Path, environment: dict[str, str], *, stop=lambda: False) -> int:
     """Runs jaxmarks.main in a subprocess; returns its exit status.
 
     If `stop()` returns True, or an exception is raised in this thread, the run gets SIGTERM, upon which it saves a

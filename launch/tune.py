@@ -40,16 +40,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from absl import flags
 from experiments import (
+    check_keys,
     default_workdir,
     end_with_children,
-    given,
-    known,
     load,
     make,
     merge,
+    parse_overrides,
     paths,
     resolve,
-    start,
+    run_to_end,
     tail,
 )
 
@@ -78,13 +78,13 @@ class MetricError(Exception):
     """The runs do not log the metric, so that every trial would fail."""
 
 
-def main(arguments: list[str] | None = None, *, launch=start) -> int:
+def main(arguments: list[str] | None = None, *, launch=run_to_end) -> int:
     """Searches the space that the command line names; returns 1 if no trial completed, else 0.
 
     `launch(arguments, log, environment, stop=)` returns an exit status; tests replace it.
     """
     options, common = parse(arguments)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # `tell` reports failed trials
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # `print_trial` reports failed trials
     # Which features are experimental in Optuna does not concern the user of a search.
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", module="optuna")
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None, *, launch=start) -> int:
     objective = lambda trial: run(trial, space, options.workdir, common, launch)
     while len(done(study)) < options.trials:
         try:
-            study.optimize(objective, n_trials=1, catch=(RunError,), callbacks=[tell])
+            study.optimize(objective, n_trials=1, catch=(RunError,), callbacks=[print_trial])
         except MetricError as error:
             sys.exit(f"tune: {error}")
         write(study, space, options.workdir, common)
@@ -121,14 +121,14 @@ def parse(arguments):
     parser.add_argument("--storage", help="Optuna's, as a URL; by default an SQLite file in the workdir")
     options, rest = parser.parse_known_args(arguments)
     options.workdir = options.workdir or default_workdir(options.space)
-    return options, given(parser, rest)
+    return options, parse_overrides(parser, rest)
 
 
 def load_space(text: str) -> dict:
     """Returns the space of FILE.py[:variant] with defaults filled in; its title is the docstring's first line."""
     found, title = load(text, "get_space")
     space = {"overrides": {}, "metric": "valid/distance_px", "warmup": 5} | found
-    known("key of a space", space, SPACE_KEYS)
+    check_keys("key of a space", space, SPACE_KEYS)
     for key in ("config", "space"):
         if not space.get(key):
             raise ValueError(f"{text}: the space of get_space has no {key}")
@@ -230,7 +230,7 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
 
     def stop():
         """Reports the first network's new epochs, asks the pruner while it trains, and returns whether to stop."""
-        networks = of_stage(metrics, stage)
+        networks = epochs_by_network(metrics, stage)
         for epoch in next(iter(networks.values()), []):
             if epoch["epoch"] not in reported and epoch.get(space["metric"]) is not None:
                 reported.add(epoch["epoch"])
@@ -249,8 +249,8 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
     trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))
     if status and stopped:
         raise optuna.TrialPruned
-    networks = of_stage(metrics, stage)
-    value = scored(networks, space["metric"])
+    networks = epochs_by_network(metrics, stage)
+    value = trial_value(networks, space["metric"])
     if status or value is None:
         there = {key for epochs in networks.values() for epoch in epochs for key in epoch}
         why = f"exit status {status}" if status else f"no number for {space['metric']}"
@@ -275,7 +275,7 @@ def suggest(trial: optuna.Trial, key: str, kind: str, *choices):
     return getattr(trial, f"suggest_{kind}")(key, low, high, log=bool(log))
 
 
-def of_stage(metrics: Path, stage: str) -> dict[tuple[int, int], list[dict]]:
+def epochs_by_network(metrics: Path, stage: str) -> dict[tuple[int, int], list[dict]]:
     """Returns the epochs that a run logged in one stage, by network (fold, ensemble member)."""
     networks: dict[tuple[int, int], list[dict]] = {}
     for line in tables.read_metrics(metrics):
@@ -284,7 +284,7 @@ def of_stage(metrics: Path, stage: str) -> dict[tuple[int, int], list[dict]]:
     return networks
 
 
-def scored(networks: dict[tuple[int, int], list[dict]], metric: str) -> float | None:
+def trial_value(networks: dict[tuple[int, int], list[dict]], metric: str) -> float | None:
     """Returns the metric at the lowest validation loss, averaged over networks; None if any has no finite number."""
 
     def loss(line):
@@ -296,7 +296,7 @@ def scored(networks: dict[tuple[int, int], list[dict]], metric: str) -> float | 
     return value if math.isfinite(value) else None
 
 
-def tell(study: optuna.Study, trial) -> None:
+def print_trial(study: optuna.Study, trial) -> None:
     """Prints one line about a trial that has ended."""
     best = best_first(done(study))
     how = {"COMPLETE": lambda: f"{trial.value:.4f}", "PRUNED": lambda: "stopped early"}

@@ -53,7 +53,7 @@ def test_the_response_of_a_gaussian_is_half_its_contrast():
     spot = 200 * np.exp(-((x - 20.5) ** 2 + (y - 18.5) ** 2) / (2 * 3.0**2))
     image = np.uint8(np.round(spot))[None, ..., None]
     for threshold in (0.1, 0.4):
-        parameters = (blobs.Spots(2, threshold, (3.0, 3.0), (10.0, 8.0), 1),)
+        parameters = (blobs.SpotDetector(2, threshold, (3.0, 3.0), (10.0, 8.0), 1),)
         boxes, scores, classes = blobs.predict(parameters, image)
         response = 200 / 255 / 2
         np.testing.assert_allclose(scores[0, 0], response / (response + threshold), rtol=0.01)

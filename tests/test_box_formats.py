@@ -69,7 +69,7 @@ def test_images_without_objects_and_boxes_out_of_the_frame(tmp_path):
 def test_a_table_without_classes_or_sizes(tmp_path):
     header = "image,xmin,ymin,xmax,ymax\n"
     a, b = read(tmp_path, "a.csv", header + "a.png,3,5,17,9\nb.png,,,,\n")
-    assert (a.classes, b.classes) == ((boxes.ONLY,), ()) and a.size is None and b.boxes.shape == (0, 4)
+    assert (a.classes, b.classes) == ((boxes.DEFAULT_CLASS,), ()) and a.size is None and b.boxes.shape == (0, 4)
     # Some programs write 0 for a size that they do not know.
     for name, content in (
         ("b.csv", HEADER + "a.png,0,0,spine,1,1,2,2,\n"),

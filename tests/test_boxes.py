@@ -871,7 +871,7 @@ def cases():
     yield "clip", partial(bx.clip, size=(9, 12)), (boxes,)
     yield "nms", partial(bx.nms, limit=8), (boxes, scores)
     yield "soft_nms", partial(bx.soft_nms, limit=8), (boxes, scores)
-    yield "agreed", partial(bx.agreed, iou=0.3), (boxes[None], scores[None], labels[None])
+    yield "agreed", partial(bx.merge_networks, iou=0.3), (boxes[None], scores[None], labels[None])
     yield "rcnn_encode", bx.rcnn_encode, (boxes, other)
     yield "rcnn_decode", bx.rcnn_decode, (scores[:, None] * boxes / 9, other)
     yield "yolo_decode", partial(bx.yolo_decode, anchors=anchors, stride=8), (raw,)

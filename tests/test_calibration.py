@@ -57,7 +57,7 @@ def network(drawn, spoil=lambda points: points):
     return find
 
 
-def run(drawn, folder, out, spoil=lambda points: points, spread=calibration.TOLD):
+def run(drawn, folder, out, spoil=lambda points: points, spread=calibration.DEFAULT_SPREAD):
     one, template = drawn
     return calibration.of_folder(
         calibration.Calibrator(network(one, spoil), (64, 64), 4.0, template, spread), folder, out
@@ -188,7 +188,7 @@ def test_a_head_upside_down_is_an_orientation_that_is_wrong(drawn):
     planes = np.stack([half_turn @ s.plane for s in one.scouts.values()]).astype(np.float32)
     points = np.array([slices.pixels(s.plane, one.landmarks) for s in one.scouts.values()], np.float32)
     found, _ = calibration.fit(points, np.ones((3, COUNT), np.float32), planes, template)
-    why = calibration.doubts(jax.tree.map(np.asarray, found))
+    why = calibration.refusal_reasons(jax.tree.map(np.asarray, found))
     assert len(why) == 1 and "check the files' orientation" in why[0]
 
 
@@ -213,22 +213,22 @@ def test_an_uncertain_centre_or_orientation_is_refused(variances, why):
         contradicts=np.bool_(False),
         undetermined=np.bool_(False),
     )
-    assert calibration.doubts(found) == why
+    assert calibration.refusal_reasons(found) == why
 
 
 @pytest.mark.parametrize(("turn", "plane"), [(1, 0), (2, 1), (3, 2), (4, 0), (4, 2), (6, 1)])
 def test_a_scout_that_looks_better_turned_has_a_wrong_orientation(turn, plane):
     scores = np.full((8, 3, COUNT), 0.5)
     scores[0] = 0.8
-    assert calibration.disoriented(scores) == []
+    assert calibration.orientation_problems(scores) == []
     scores[turn, plane] = 0.95
-    found = calibration.disoriented(scores)
+    found = calibration.orientation_problems(scores)
     if turn == 4 and plane == 2:  # a mirrored axial scout is an axial scout
         assert not found
     else:
         assert len(found) == 1 and f"the {slices.PLANES[plane]} scout looks turned" in found[0]
     scores[:, plane] = 0.2
-    assert f"{slices.PLANES[plane]} scout does not look like one" in calibration.disoriented(scores)[0]
+    assert f"{slices.PLANES[plane]} scout does not look like one" in calibration.orientation_problems(scores)[0]
 
 
 def test_scores_of_known_volumes(drawn, tmp_path):
@@ -268,7 +268,8 @@ def test_uncertainty_is_told_as_large_as_errors_are(drawn, tmp_path):
     spread = calibration.choose_spread(*noisy(drawn, 60, 0))
     assert 2 < spread[0] < 8 and spread[1:] == [1, 1]  # images that are moved move the centre alone
     plain, right = (
-        calibration.score(*noisy(drawn, 60, 1), tmp_path, s)["within_told"] for s in (calibration.TOLD, spread)
+        calibration.score(*noisy(drawn, 60, 1), tmp_path, s)["within_told"]
+        for s in (calibration.DEFAULT_SPREAD, spread)
     )
     assert plain["centre"] < 0.4 and abs(right["centre"] - 0.68) < 0.12
     assert plain["angles"] == right["angles"] > 0.68 and plain["size"] == right["size"] > 0.68
@@ -289,7 +290,7 @@ def test_a_refused_triple_has_no_part_in_the_scores(drawn, tmp_path):
             [summary[f"{of}_{name}"] for of in ("median", "worst_5_percent")], expected, atol=1e-4
         )
     _, found, _, errors = calibration.fit_triples(names, points, *others)
-    below = (np.abs(errors) < calibration.told(found))[1:].reshape(19, 3, 3)
+    below = (np.abs(errors) < calibration.standard_deviations(found))[1:].reshape(19, 3, 3)
     np.testing.assert_allclose(list(summary["within_told"].values()), below.mean((0, 2)), rtol=1e-6)
 
 
@@ -316,7 +317,7 @@ def test_the_uncertainty_of_a_prediction_has_the_spread_of_its_networks(drawn, t
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.3, (3, COUNT, 2)).astype(np.float32)
     told = []
-    for spread in (calibration.TOLD, calibration.spread_of([{"spread": [1, 2, 3]}, {"spread": [3, 4, 5]}])):
+    for spread in (calibration.DEFAULT_SPREAD, calibration.spread_of([{"spread": [1, 2, 3]}, {"spread": [3, 4, 5]}])):
         run(drawn, write(tmp_path / "patient", drawn[0].scouts), tmp_path / "out", lambda p: p + noise, spread)
         told.append(json.loads((tmp_path / "out" / "patient" / "calibration.json").read_text())["uncertainty"])
     for kind, factor in (("centre_mm", 2), ("angles_degrees", 3), ("size_mm", 4)):

@@ -104,6 +104,6 @@ def test_arrays_of_other_shapes_dtypes_or_names_are_others():
 
 def test_kernels_that_differ_otherwise_are_not_adapted():
     assert [
-        checkpoint.folded((3, 3, 1, 8), other)
+        checkpoint.stacked_pixels((3, 3, 1, 8), other)
         for other in ((3, 3, 3, 8), (5, 5, 3, 8), (3, 5, 3, 8), (3, 3, 3, 9), (3, 3, 2, 8), (3, 3, 1, 8))
     ] == [1] + 5 * [None]

@@ -39,13 +39,13 @@ def task_of(landmarks=3, decoder="local_soft_argmax"):
 
 
 def closely(task):
-    return closer.looking(task, SIZE, closer.around(SIZE, ZOOM))
+    return closer.with_second_look(task, SIZE, closer.upright_views(SIZE, ZOOM))
 
 
 def laid(task, mean, mirror=False):
     """The task with a second look at which specimens lie as the mean shape."""
-    return closer.looking(
-        task, SIZE, closer.laid(SIZE, ZOOM, mean=mean, spread=np.full(len(mean), 0.02), mirror=mirror)
+    return closer.with_second_look(
+        task, SIZE, closer.posed_views(SIZE, ZOOM, mean=mean, spread=np.full(len(mean), 0.02), mirror=mirror)
     )
 
 
@@ -87,7 +87,9 @@ def test_what_an_image_does_not_show_does_not_widen_the_view():
 
     steps.predict_step(None, images, task=closely(task._replace(plain=plain)))
     three = views.close(points, np.array([[True, True, True, False]]), FRAME, SIZE, most=2 * ZOOM)
-    np.testing.assert_allclose(np.asarray(seen[1], float), np.asarray(views.look(images, three, SIZE), float), atol=12)
+    np.testing.assert_allclose(
+        np.asarray(seen[1], float), np.asarray(views.resample(images, three, SIZE), float), atol=12
+    )
 
 
 def test_a_faint_landmark_beyond_the_second_look_stays_where_the_first_found_it():
@@ -104,7 +106,7 @@ def test_a_row_that_fills_a_batch_is_seen_as_the_one_it_repeats():
     data = {key: jnp.asarray(value) for key, value in batch_of(3).items() if key != "index"}
     task = closely(task_of())
     rows = np.array([0, 1, 2, ~0, ~1, ~2])
-    for prepare in (task.plain, task.usual):
+    for prepare in (task.plain, task.training_views):
         seen = prepare(steps.gather(data, rows, 1))
         np.testing.assert_array_equal(seen["images"][:3], seen["images"][3:])
         assert seen["visible"][:3].all() and not seen["visible"][3:].any()
@@ -114,15 +116,20 @@ def test_views_move_images_points_and_the_size_of_a_pixel_alike():
     batch = batch_of(12)
     task = closely(task_of())
     keys = jax.vmap(jax.random.key)(np.arange(12))
-    for seen in (task.plain(batch), task.usual(batch), task.augment(keys, batch), jax.jit(task.augment)(keys, batch)):
+    for seen in (
+        task.plain(batch),
+        task.training_views(batch),
+        task.augment(keys, batch),
+        jax.jit(task.augment)(keys, batch),
+    ):
         assert seen["images"].shape == (12, *SIZE, 3)
         found, _ = task.head.decode(seen["images"])
         np.testing.assert_allclose(found, seen["points"], atol=0.2)
         for n in range(12):  # distances in pixels of the photograph stay what they are
             before, after = (np.ptp(points[n], axis=0) for points in (batch["points"], np.asarray(seen["points"])))
             np.testing.assert_allclose(after * seen["delta"][n], 3 * before, rtol=1e-3)
-    assert tasks.inputs(fish(""), task) == (task.plain, task.usual)
-    sizes = np.asarray(task.usual(batch)["delta"])
+    assert tasks.inputs(fish(""), task) == (task.plain, task.training_views)
+    sizes = np.asarray(task.training_views(batch)["delta"])
     whole = np.isclose(sizes, 12.0)
     assert 0 < whole.sum() < 7 and (sizes[~whole] < 6).all() and (np.asarray(task.plain(batch)["delta"]) < 6).all()
 
@@ -132,9 +139,9 @@ def test_a_second_look_has_a_nearest_and_a_farthest():
     mean = np.array([[0.0, 0.0], [10.0, 0.0], [4.0, 6.0]], np.float32)
     tiny, huge = 100 + mean / 50, 100 + 80 * mean
     points, visible = np.stack([tiny, huge]).astype(np.float32), np.ones((2, 3), bool)
-    lying = closer.laid(SIZE, ZOOM, mean=mean, spread=np.full(3, 0.02), mirror=False)
+    lying = closer.posed_views(SIZE, ZOOM, mean=mean, spread=np.full(3, 0.02), mirror=False)
     np.testing.assert_allclose(geometry.scale(lying.near(points, visible, frame=FRAME)), [0.5, 2 * ZOOM], rtol=1e-5)
-    upright = closer.around(SIZE, ZOOM).near(points, visible, frame=FRAME)
+    upright = closer.upright_views(SIZE, ZOOM).near(points, visible, frame=FRAME)
     np.testing.assert_allclose(geometry.scale(upright), [0.5, ZOOM], rtol=1e-5)  # the whole is all there is
 
 

@@ -33,7 +33,7 @@ def test_the_papers_protocol():
     assert runs.folds(config) == list(range(9))
     # Nine rounds over 293 specimens leave 260 or 261 to train on; 260 x 7 = 1,820 rows, 60 % of them 1,092.
     samples = type("Samples", (), {"group": np.arange(293), "domain": np.zeros(293, int)})
-    rows, valid, test = splits.of_member(config, samples, runs.Member(0), 7)
+    rows, valid, test = splits.member_split(config, samples, runs.Member(0), 7)
     assert (len(rows), len(valid), len(test)) == (1092, 728, 33)
 
 
@@ -41,10 +41,10 @@ def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is(
     config = get_config("")
     config.split.folds, config.split.valid = 5, 0.2
     samples = type("Samples", (), {"group": np.arange(60) // 3, "domain": np.zeros(60, int)})
-    everything, found = splits.of_member(config, samples, runs.Member(0), 1), []
+    everything, found = splits.member_split(config, samples, runs.Member(0), 1), []
     config.split.few = 4
     for config.seed in (0, 1):
-        split = splits.of_member(config, samples, runs.Member(0), 1)
+        split = splits.member_split(config, samples, runs.Member(0), 1)
         groups, counts = np.unique(samples.group[split[0]], return_counts=True)
         assert len(groups) == 4 and set(counts) == {3}  # whole specimens
         assert set(split[0]) < set(everything[0])
@@ -54,7 +54,7 @@ def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is(
     assert found[0] != found[1]
     config.split.by = "random"
     with pytest.raises(ValueError, match=r"split\.few=4: a random split"):
-        splits.of_member(config, samples, runs.Member(0), 1)
+        splits.member_split(config, samples, runs.Member(0), 1)
 
 
 def test_the_side_is_not_compared_which_the_scale_has_followed():

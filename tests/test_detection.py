@@ -110,9 +110,9 @@ def test_objects_of_an_image_of_any_size_are_found_once(size):
     assert names.tolist() == ["a.png"]
     whole = found[0][scores[0] > 0]
     # Squares that a tile's border cuts are seen in part there and whole elsewhere.
-    result = detection.beside(result, {"a.png": annotation}, ("s",), 0)
+    result = detection.with_truth(result, {"a.png": annotation}, ("s",), 0)
     assert len(whole) == len(boxes)
-    assert detection.reach(result, np.array([0.0])).all()
+    assert detection.recalled(result, np.array([0.0])).all()
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -132,7 +132,9 @@ def test_pieces_at_the_borders_of_two_tiles_give_way(turned):
 def test_networks_are_decoded_each_by_itself():
     # What two networks say of their own proposals cannot be averaged: the mean of these boxes is where nothing is.
     decoded = lambda variables, images, train: Detections(*(jnp.asarray(v)[None] for v in variables))
-    head = heads.Head(layer=None, targets=None, loss=None, decode=lambda outputs: outputs, join=heads.agreement(0.4))
+    head = heads.Head(
+        layer=None, targets=None, loss=None, decode=lambda outputs: outputs, join=heads.detection_merger(0.4)
+    )
     task = steps.Task(decoded, head, augment=None, plain=lambda batch: batch)
     near = [[[0.0, 0, 10, 10]], [0.9], [0]]
     far = [[[50.0, 50, 60, 60]], [0.8], [0]]
@@ -194,7 +196,7 @@ def test_scores_by_hand():
     lower = detection.summarise(found, 0.25, ("s",))
     np.testing.assert_allclose([lower["f1"], lower["f1_golden"]], [4 / 8, 6 / 8])
     assert detection.summarise(found, 0.0, ("s",))["detections"] == 4  # what scores 0 is none at any threshold
-    assert detection.reach(found, np.array([0.35, 0.35])).tolist() == [[True, True, False], [False, False, False]]
+    assert detection.recalled(found, np.array([0.35, 0.35])).tolist() == [[True, True, False], [False, False, False]]
     # F1 with one, two, three and four detections: 2/5, 2/6, 4/7, 4/8. The last is less than a fifth of 3/7 below the
     # one before, and as good: the middle of 0.4 and 0.
     np.testing.assert_allclose(detection.best_threshold(found), 0.2)
@@ -320,7 +322,9 @@ def test_one_fold_with_objects_has_no_deviation():
 
 def test_a_class_that_is_nowhere_found_is_named():
     counts = {"p": (2, 1), "q": (3, 0), "r": (0, 0), "s": (0, 2)}
-    (told,) = detection.unfound({name: {"objects": n, "detections": m} for name, (n, m) in counts.items()})
+    (told,) = detection.undetected_class_problems(
+        {name: {"objects": n, "detections": m} for name, (n, m) in counts.items()}
+    )
     assert told["what"].startswith("of 3 objects of class q none scores above the threshold")
 
 
@@ -362,7 +366,7 @@ def test_the_threshold_where_nothing_is_found_and_of_several_networks():
 def test_objects_of_a_class_that_the_run_does_not_know_are_none():
     found = detection.Found(np.array(["a"]), np.zeros((1, 1, 4)), np.zeros((1, 1)), np.zeros((1, 1), int))
     annotation = BoxAnnotation("a", np.array([[0, 0, 9, 9], [20, 0, 29, 9]], float), ("q", "unknown"))
-    assert detection.beside(found, {"a": annotation}, ("p", "q"), 0).labels.tolist() == [[1, -1]]
+    assert detection.with_truth(found, {"a": annotation}, ("p", "q"), 0).labels.tolist() == [[1, -1]]
 
 
 # The heads.
@@ -558,12 +562,12 @@ def crowd(pairs):
 )
 def test_how_close_two_objects_come_is_learnt_from_the_data(pairs, overlap):
     config = get_config("yolo")
-    found = tasks.fitted(config, crowd(pairs), ())
+    found = tasks.fitted_facts(config, crowd(pairs), ())
     np.testing.assert_allclose(found["overlap"], overlap, rtol=1e-6)
     assert len(found["anchors"]) == 3
-    assert "anchors" not in tasks.fitted(get_config("centre"), crowd(pairs), ())
+    assert "anchors" not in tasks.fitted_facts(get_config("centre"), crowd(pairs), ())
     config.head.overlap = 0.6  # chosen, for a tile and for what its neighbours find
-    assert detection.overlap_of([{"facts": tasks.fitted(config, crowd(pairs), ())}]) == 0.6
+    assert detection.overlap_of([{"facts": tasks.fitted_facts(config, crowd(pairs), ())}]) == 0.6
 
 
 def test_an_overlap_that_is_chosen_goes_before_that_of_the_data():
@@ -663,7 +667,7 @@ def test_a_detector_from_files_to_report_and_back(data, squares_found, tmp_path,
     mine = np.asarray(pure.boxes[0, : len(alike)])
     # The two networks disagree by a pixel or two, and rounding decides whose box is shown.
     np.testing.assert_allclose(mine[np.lexsort(np.round(mine / 5).T)], alike[order], atol=3)
-    again = evaluate.of_others(run, dataset, tmp_path / "again")
+    again = evaluate.of_new_data(run, dataset, tmp_path / "again")
     assert again["f1"] > 0.8
     # Without a config, on photographs of twice the scale; and one alone, whose drawing is then the only one.
     more = tmp_path / "more"
@@ -695,19 +699,19 @@ def scored(run, images, boxes, out):
     """The summary of a run on other data, as --mode=evaluate loads them."""
     data = runs.settings_of(run).data
     data.update({"images": str(images), "boxes": str(boxes)})
-    return evaluate.of_others(run, loading.load(data), out)
+    return evaluate.of_new_data(run, loading.load(data), out)
 
 
 def test_one_class_is_found_whatever_it_is_called(data, squares_found, tmp_path):
     run, dataset = squares_found
-    expected = evaluate.of_others(run, dataset, tmp_path / "same")
+    expected = evaluate.of_new_data(run, dataset, tmp_path / "same")
     head, *rows = (data / "boxes.csv").read_text().splitlines()
     called = [row.replace(",square,", ",Spine,") for row in rows]
     (tmp_path / "called.csv").write_text("\n".join([head, *called]))
     without = [",".join(cell for i, cell in enumerate(row.split(",")) if i != 3) for row in (head, *rows)]
     assert "class" not in without[0]
     (tmp_path / "without.csv").write_text("\n".join(without))
-    for name, label in (("called", "Spine"), ("without", box_files.ONLY)):
+    for name, label in (("called", "Spine"), ("without", box_files.DEFAULT_CLASS)):
         summary = scored(run, data, tmp_path / f"{name}.csv", tmp_path / name)
         assert (summary["f1"], summary["map50"], summary["objects"]) == (expected["f1"], expected["map50"], 26)
         (told,) = [each["what"] for each in summary["failures"] if each not in expected["failures"]]
@@ -816,7 +820,7 @@ def test_the_papers_split_divides_groups_but_no_photograph(data):
     )
     samples = loading.load(config.data).samples
     assert len(samples) > 14  # tiles
-    parts = [samples.take(rows) for rows in splits.of_member(config, samples, runs.Member(0), 1)]
+    parts = [samples.take(rows) for rows in splits.member_split(config, samples, runs.Member(0), 1)]
     assert [len(np.unique(part.name)) for part in parts] == [10, 1, 3]
     assert not set(parts[0].name) & set(parts[2].name)
     assert set(parts[0].group) & set(parts[2].group)  # the other frame of a group has been seen
@@ -1047,7 +1051,7 @@ def test_a_threshold_is_chosen_where_there_are_objects(data, monkeypatch):
         detection, "choose_threshold", lambda call, networks, samples, data, overlap: asked.append(samples)
     )
     for held in (others[:2], empty):
-        evaluate.choose(None, None, {"facts": {}}, dataset, held, others[2:5])
+        evaluate.choose_on_validation(None, None, {"facts": {}}, dataset, held, others[2:5])
     assert [s.name.tolist() for s in asked] == [
         dataset.samples.name[rows].tolist() for rows in (others[:2], others[2:5])
     ]
@@ -1100,10 +1104,10 @@ def test_other_photographs_have_a_scale_above_0(monkeypatch):
     data = get_config().data
     for said, found in (({}, None), ({"data.scale": 0.5}, 0.5)):
         monkeypatch.setattr(main, "overrides", lambda said=said: said)
-        assert main.scale_of(data) == found
+        assert main.given_scale(data) == found
     monkeypatch.setattr(main, "overrides", lambda: {"data.scale": 0.0})
     with pytest.raises(ValueError, match=r"data\.scale=0.0: it is from 0.01 to 100; the run has 1"):
-        main.scale_of(data)
+        main.given_scale(data)
 
 
 def drawn(folder, side, count=6, size=(400, 400)):

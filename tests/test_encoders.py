@@ -365,7 +365,7 @@ def test_a_body_takes_its_encoder(given, capsys, spec):
     theirs = models.read_weights(spec, "imagenet", channels=1)
     body = jax.eval_shape(models.build(spec).init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
     body = jax.tree.map(lambda x: jnp.full(x.shape, -1.0), body)
-    taken = tasks.take_over({kind: {"body": tree} for kind, tree in body.items()}, theirs, "imagenet", "")
+    taken = tasks.initialise_from({kind: {"body": tree} for kind, tree in body.items()}, theirs, "imagenet", "")
     assert set(body) == set(taken)
     jax.tree.map(np.testing.assert_array_equal, taken, {kind: theirs[kind] for kind in taken})
     assert "unused" not in capsys.readouterr().out

@@ -41,7 +41,7 @@ def test_the_fold_is_tested_by_the_mean_of_its_networks(two, tmp_path):
     workdir, config, dataset = two
     evaluate.of_run(config, workdir, dataset, out=tmp_path)
     found = tables.read_predictions(tmp_path / "predictions.csv")
-    _, _, test = splits.of_member(config, dataset.samples, runs.Member(0), 1)
+    _, _, test = splits.member_split(config, dataset.samples, runs.Member(0), 1)
     tested = dataset.samples.take(test)
     _, task = tasks.build(config, {"landmarks": 8})
     networks, _ = runs.restore(workdir, "train", runs.members(config, 0))
@@ -58,7 +58,7 @@ def splits_of(two, **changes):
     _, config, dataset = two
     config = config.copy_and_resolve_references()
     config.split.update(changes)
-    return [splits.of_member(config, dataset.samples, member, 1) for member in runs.members(config, 0)]
+    return [splits.member_split(config, dataset.samples, member, 1) for member in runs.members(config, 0)]
 
 
 def test_the_few_specimens_are_the_same_for_all(two):

@@ -72,16 +72,16 @@ def run(config, tmp_path):
 def test_the_shape_is_that_of_training_images(photographs, tmp_path):
     config = small(photographs, tmp_path, slice(0, 0), **{"head.leap": 6.0})
     samples, shown = loading.load(config.data).samples, np.arange(5)
-    found = tasks.fitted(config, samples, shown)["shape"]
+    found = tasks.fitted_facts(config, samples, shown)["shape"]
     expected = shape.procrustes(samples.points[:5], samples.visible[:5])
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    assert tasks.fitted(small(photographs, tmp_path, slice(0, 0), **{"head.leap": 0.0}), samples, shown) == {}
+    assert tasks.fitted_facts(small(photographs, tmp_path, slice(0, 0), **{"head.leap": 0.0}), samples, shown) == {}
     anywhere = np.random.default_rng(0).uniform(0, 32, samples.points.shape).astype(np.float32)
-    assert tasks.fitted(config, dataclasses.replace(samples, points=anywhere), shown) == {}
-    assert tasks.fitted(config, samples, shown[:0]) == {}
+    assert tasks.fitted_facts(config, dataclasses.replace(samples, points=anywhere), shown) == {}
+    assert tasks.fitted_facts(config, samples, shown[:0]) == {}
     config.data.sets = {"a": {}, "b": {}}
-    assert tasks.fitted(config, samples, shown) == {}
+    assert tasks.fitted_facts(config, samples, shown) == {}
 
 
 @pytest.mark.parametrize("hidden", [slice(5, 6), slice(0, 8)], ids=["one landmark", "all"])
@@ -390,4 +390,4 @@ def test_slips_of_a_later_stage_are_told_before_the_first_is_trained(slip, messa
     config = get_config("smoke")
     config.stages, config.stage = ("train", "finetune"), {"finetune": slip}
     with pytest.raises(ValueError, match=message):
-        tasks.rehearse(configs.stage(config, "finetune"), {"landmarks": 8}, None)
+        tasks.check_trainable(configs.stage(config, "finetune"), {"landmarks": 8}, None)

@@ -9,16 +9,16 @@ import pytest
 
 from jaxmarks import augment, heads, optim
 from jaxmarks.ops import boxes, calibrate, decode, edges, geometry, heatmaps, losses, metrics
-from jaxmarks.ops.floats import root, single
+from jaxmarks.ops.floats import at_least_float32, root
 
 NARROW = (np.float16, jnp.bfloat16, np.int16, np.uint16, np.int32)
 SUBPIXEL = (decode.local_soft_argmax, decode.dark, decode.quadratic)
 
 
 def test_single_widens_and_keeps():
-    assert {single(np.ones(2, dtype)).dtype for dtype in NARROW} == {jnp.dtype("float32")}
+    assert {at_least_float32(np.ones(2, dtype)).dtype for dtype in NARROW} == {jnp.dtype("float32")}
     with jax.enable_x64(True):
-        assert single(np.ones(2)).dtype == "float64"
+        assert at_least_float32(np.ones(2)).dtype == "float64"
 
 
 def test_root_has_no_gradient_at_zero_and_keeps_what_is_no_number():
@@ -92,12 +92,12 @@ def test_no_maps_decode_to_no_points(decoder, shape):
 def test_nothing_has_a_summary_and_agrees():
     found = metrics.summarise(np.zeros((0, 3)))
     assert int(found.pop("count")) == 0 and all(np.isnan(value) for value in found.values())
-    agreed = jax.jit(functools.partial(boxes.agreed, iou=0.5))(
+    agreed = jax.jit(functools.partial(boxes.merge_networks, iou=0.5))(
         np.zeros((2, 0, 4)), np.zeros((2, 0)), np.zeros((2, 0), int)
     )
     assert [part.shape for part in agreed] == [(0, 4), (0,), (0,)]
     # NumPy's boxes may be closed over.
-    one = jax.jit(lambda s: boxes.agreed(np.ones((1, 2, 4)), s, np.zeros((1, 2), int), iou=0.5))
+    one = jax.jit(lambda s: boxes.merge_networks(np.ones((1, 2, 4)), s, np.zeros((1, 2), int), iou=0.5))
     assert one(jnp.ones((1, 2)))[1].tolist() == [1, 1]
 
 

@@ -443,7 +443,7 @@ def test_what_runs_ahead_keeps_order_and_bounds_and_raises_where_it_is_taken():
 
 def test_some_annotations_are_no_more_than_asked_for_and_from_all_of_them():
     for count in (0, 1, 199, 200, 201, 399, 400, 401, 1000):
-        found = photographs.some(list(range(count)))
+        found = photographs.subsample(list(range(count)))
         assert len(found) <= 200 and len(found) >= min(count, 100)
         assert not count or (found[0] == 0 and found[-1] >= count - max(1, count / 100))
 

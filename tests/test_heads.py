@@ -333,7 +333,7 @@ def test_folding_keeps_every_pixel_in_its_place():
     from jaxmarks.models import layers
 
     x = np.arange(5 * 6 * 2).reshape(1, 5, 6, 2)
-    folded = np.asarray(layers.fold(jnp.asarray(x), 2))
+    folded = np.asarray(layers.space_to_depth(jnp.asarray(x), 2))
     assert folded.shape == (1, 3, 3, 8)
     np.testing.assert_array_equal(folded[0, 1, 2], x[0, 2:4, 4:6].reshape(-1))
     np.testing.assert_array_equal(folded[0, 2, 0], np.concatenate([x[0, 4, 0:2].ravel(), x[0, 4, 0:2].ravel()]))

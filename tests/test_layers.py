@@ -59,7 +59,7 @@ def test_conv_and_its_gradients_are_those_of_lax(size, channels, kernel, padding
 # What the gradient to the kernel is made of: turned patches, patches, a matmul for each row of the kernel, and for each
 # image; and XLA's own.
 LARGE = {
-    "_by_turned_patches": ((8, 9, 3), (3, 3, 3, 5), "SAME"),
+    "_by_patches_channels_first": ((8, 9, 3), (3, 3, 3, 5), "SAME"),
     "_by_patches": ((9, 8, 16), (2, 3, 16, 8), ((1, 0), (0, 2))),
     "_by_rows": ((20, 21, 32), (3, 3, 32, 64), "VALID"),
     "_by_images": ((40, 41, 16), (3, 3, 16, 34), ((0, 1), (1, 2))),
@@ -102,7 +102,7 @@ def test_short_rows_are_laid_side_by_side():
     assert layers._short_rows(size, kernel) and not layers._short_rows((1, 256, 256, 64), (3, 3, 64, 64))
     x, w = normal(np.random.default_rng(0), size), normal(np.random.default_rng(1), kernel)
     expected = reference(x, w, pads)
-    for way in (layers._side_by_side, layers._as_large):
+    for way in (layers._side_by_side, layers._conv_same_size):
         np.testing.assert_allclose(way(x, w, pads), expected, rtol=1e-5, atol=1e-4)
     wide = jax.make_jaxpr(lambda x, w: layers.conv(x, w, padding=pads))(x, w)
     assert "f32[1,14,20,8]" in str(wide)  # two images of 9 columns and one of padding
@@ -247,7 +247,7 @@ def test_dropout_keeps_the_share_and_the_mean():
 
 def test_dropout_is_the_same_on_two_devices_as_on_one():
     x, key = jnp.ones((4, 100)), jax.random.key(3)
-    split = jax.pmap(lambda x, key: dropped(x, 0.5, key), layers.DEVICES, in_axes=(0, None))
+    split = jax.pmap(lambda x, key: dropped(x, 0.5, key), layers.DEVICE_AXIS, in_axes=(0, None))
     np.testing.assert_array_equal(split(x.reshape(2, 2, 100), key).reshape(4, 100), dropped(x, 0.5, key))
     assert (dropped(x, 0.5, key)[0] != dropped(x, 0.5, key)[1]).any()
 

@@ -127,4 +127,4 @@ def test_unknown_names_list_those_that_exist():
         heads.build({"name": "driect"}, landmarks=2, size=(8, 8))
     with pytest.raises(ValueError, match="1, 2 and 3"):
         models.build({"name": "beetle", "version": 4})
-    assert layers.DEVICES
+    assert layers.DEVICE_AXIS

@@ -30,7 +30,7 @@ def test_a_run_leaves_its_scores_and_calibrates_scouts(tmp_path):
     page = report.write(run, dataset.photograph).read_text()
     assert "2 triples of scouts, of which" in page and f"{summary['volume']['median_iou'] or 0:.3f}" in page
     assert summary["volume"]["triples"] == 2 and len((run / "volumes.csv").read_text().splitlines()) == 3
-    again = evaluate.of_others(run, dataset, tmp_path / "again")
+    again = evaluate.of_new_data(run, dataset, tmp_path / "again")
     assert again["volume"]["triples"] == 6 and json.loads((tmp_path / "again" / "summary.json").read_text())["volume"]
     for one in brains.draw(brains.phantom(pixel=4.0), np.random.default_rng(0)).scouts.values():
         affine = np.eye(4)

@@ -311,7 +311,7 @@ def test_signed_distance_of_a_circle(radius, theta, ratio, shift):
 
 
 def test_margin_and_edges_of_a_box():
-    box = shapes.twofold(-10, 10, lambda v: np.full_like(v, 4.0), lean=0.1)
+    box = shapes.symmetric_outline(-10, 10, lambda v: np.full_like(v, 4.0), lean=0.1)
     np.testing.assert_allclose(shapes.margin(box, 5.0, 1), [4.5, 5.0])
     np.testing.assert_allclose(shapes.margin(box, -5.0, -1), [-4.5, -5.0])
     edge = surface.steps([-1, 0, 1], [2.0, 0.0, 6.0])

@@ -23,7 +23,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "fish.py"
 def kept(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "SHARD", 7 * 6 * 4 * 3)  # seven images in a file
     images = np.random.default_rng(0).integers(0, 256, (23, 6, 4, 3), np.uint8)
-    return images, records.keep(iter(images), tmp_path / "kept", key="k", notes=[])
+    return images, records.cache_images(iter(images), tmp_path / "kept", key="k", notes=[])
 
 
 def test_records_are_read_as_the_array_is(kept):
@@ -44,9 +44,9 @@ def test_images_are_made_again_only_under_another_key(kept):
     images, found = kept
     notes: list = ["of now"]
     folder = found.folder.parent
-    again = records.keep((pytest.fail("made again") for _ in range(1)), folder, key="k", notes=notes)
+    again = records.cache_images((pytest.fail("made again") for _ in range(1)), folder, key="k", notes=notes)
     assert notes == [] and len(again) == 23
-    fewer = records.keep(iter(images[:2]), folder, key="other", notes=notes)
+    fewer = records.cache_images(iter(images[:2]), folder, key="other", notes=notes)
     np.testing.assert_array_equal(fewer, images[:2])
     assert len(list(fewer.folder.glob("*.array_record"))) == 1
     np.testing.assert_array_equal(again, images)  # read for the first time
@@ -56,8 +56,8 @@ def test_images_are_made_again_only_under_another_key(kept):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        records.keep(cut_short(), folder, key="third", notes=[])
-    np.testing.assert_array_equal(records.keep(iter(images[:3]), folder, key="third", notes=[]), images[:3])
+        records.cache_images(cut_short(), folder, key="third", notes=[])
+    np.testing.assert_array_equal(records.cache_images(iter(images[:3]), folder, key="third", notes=[]), images[:3])
 
 
 def test_two_that_keep_the_same_images_write_them_once(tmp_path):
@@ -71,9 +71,9 @@ def test_two_that_keep_the_same_images_write_them_once(tmp_path):
             yield image
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(records.keep, slowly(), tmp_path, key="k", notes=[])
+        first = pool.submit(records.cache_images, slowly(), tmp_path, key="k", notes=[])
         assert began.wait(10)
-        second = records.keep((pytest.fail("written twice") for _ in range(1)), tmp_path, key="k", notes=[])
+        second = records.cache_images((pytest.fail("written twice") for _ in range(1)), tmp_path, key="k", notes=[])
         np.testing.assert_array_equal(second, images)
         np.testing.assert_array_equal(first.result(), images)
 

@@ -146,11 +146,11 @@ def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class_and_with_it
     boxes, classes = np.array([[100.5, 50.5, 300.5, 250.5], [400.5, 300.5, 700.5, 500.5]]), np.array([1, 0])
     colours = [(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)]
     edges = lambda drawn, colour: np.argwhere((drawn == colour).all(-1))[:, ::-1]
-    one = report.rectangles(image, report.of_classes(boxes, classes * 0, ("a",)), path=tmp_path / "o.png")
+    one = report.rectangles(image, report.class_layers(boxes, classes * 0, ("a",)), path=tmp_path / "o.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), one)
     assert [edges(one, colours[0]).min(0).tolist(), edges(one, colours[0]).max(0).tolist()] == [[100, 50], [700, 500]]
     assert not (one == 255).all(-1).any()
-    drawn = report.rectangles(image, report.of_classes(boxes, classes, ("a", "b")))
+    drawn = report.rectangles(image, report.class_layers(boxes, classes, ("a", "b")))
     for c, colour in enumerate(colours):  # the name stands over its box
         x0, y0, x1, y1 = boxes[classes == c][0] - 0.5
         rim = edges(drawn, colour)
@@ -159,7 +159,7 @@ def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class_and_with_it
         near = white[(white[:, 1] < y0) & (white[:, 1] > y0 - 25)]
         assert len(near) > 5 and x0 <= near[:, 0].min() and near[:, 0].max() < x0 + 25
     # A padded label of -1 is no box; small images grow; a network that diverged is drawn in no time.
-    assert not (report.rectangles(image, report.of_classes(boxes, classes * 0 - 1, ("a",))) != 128).any()
+    assert not (report.rectangles(image, report.class_layers(boxes, classes * 0 - 1, ("a",))) != 128).any()
     assert report.rectangles(np.zeros((20, 40, 1)), []).shape == (200, 400, 3)
     small = report.rectangles(np.zeros((3000, 4000, 1)), [([[2001, 1001, 2025, 1025]], "#ffffff", [])])
     assert small.shape == (1500, 2000, 3)
@@ -206,9 +206,9 @@ def test_rows_of_landmarks_by_hand():
 
 
 def test_the_distance_within_which_most_landmarks_lie():
-    assert landmarks.success({"1": 0.2, "2": 0.9, "4": 1.0}) == ("2", 0.9)
-    assert landmarks.success({"1": 0.2, "2": None, "4": 0.5, "8": 0.6}) == ("8", 0.6)
-    assert landmarks.success({"1": None}) is landmarks.success({}) is None
+    assert landmarks.threshold_reached_by({"1": 0.2, "2": 0.9, "4": 1.0}) == ("2", 0.9)
+    assert landmarks.threshold_reached_by({"1": 0.2, "2": None, "4": 0.5, "8": 0.6}) == ("8", 0.6)
+    assert landmarks.threshold_reached_by({"1": None}) is landmarks.threshold_reached_by({}) is None
 
 
 def test_overlays_go_from_the_best_over_the_median_to_the_worst(tmp_path):

@@ -24,7 +24,7 @@ from jaxmarks import caveats, checkpoint, evaluate, formats, phantoms, processes
 from jaxmarks import config as configs
 from jaxmarks.data import loading, photographs, splits
 from jaxmarks.data.samples import Annotation, Samples
-from jaxmarks.trained import called, part_of
+from jaxmarks.trained import part_of, with_training_names
 
 ROOT = Path(__file__).parent.parent
 get_config = runpy.run_path(str(ROOT / "configs" / "fish.py"))["get_config"]
@@ -137,7 +137,7 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_images_alone(trained,
     folder, annotations = trained
     config = config_of(folder)
     config.train.checkpoint_seconds = 0
-    monkeypatch.setattr(train.processes, "told_to_stop", lambda: (tmp_path / "checkpoints" / "train").exists())
+    monkeypatch.setattr(train.processes, "stop_requested", lambda: (tmp_path / "checkpoints" / "train").exists())
     with pytest.raises(InterruptedError):
         train.train(config, tmp_path)
     monkeypatch.undo()
@@ -332,7 +332,7 @@ def test_a_signal_ends_a_training_in_order(trained, tmp_path, monkeypatch):
         return judge(self, epoch)
 
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr(train.Training, "judge", signalled)
+    monkeypatch.setattr(train.Training, "validate", signalled)
     with pytest.raises(InterruptedError, match="fold 0, epoch 2: told to stop, and saved"):
         train.train(config, tmp_path)
     monkeypatch.undo()
@@ -367,7 +367,7 @@ def test_a_signal_that_is_not_asked_for_acts_when_the_network_is_saved(trained, 
             os.kill(os.getpid(), signal.SIGINT)
         return judge(self, epoch)
 
-    monkeypatch.setattr(train.Training, "judge", signalled)
+    monkeypatch.setattr(train.Training, "validate", signalled)
     with pytest.raises(KeyboardInterrupt):
         train.train(config_of(trained[0]), tmp_path)
     folders = [runs.folder_of(tmp_path, "train", runs.Member(fold)) for fold in range(2)]
@@ -376,18 +376,18 @@ def test_a_signal_that_is_not_asked_for_acts_when_the_network_is_saved(trained, 
 
 def test_the_second_signal_acts_at_once(interrupts):
     interrupts(signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt), processes.heeding():
+    with pytest.raises(KeyboardInterrupt), processes.deferring_signals():
         os.kill(os.getpid(), signal.SIGINT)
-        assert processes.told_to_stop()
+        assert processes.stop_requested()
         os.kill(os.getpid(), signal.SIGINT)
-    assert not processes.told_to_stop()
+    assert not processes.stop_requested()
 
 
 def test_a_signal_that_is_ignored_stays_so(interrupts):
     interrupts(signal.SIG_IGN)
-    with processes.heeding():
+    with processes.deferring_signals():
         os.kill(os.getpid(), signal.SIGINT)
-        assert not processes.told_to_stop()
+        assert not processes.stop_requested()
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
@@ -403,7 +403,7 @@ def test_splits_that_leave_nothing_are_refused_before_the_training(trained, chan
     config = config_of(trained[0])
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
-        splits.of_member(config, loading.load(config.data).samples, runs.Member(0), 1)
+        splits.member_split(config, loading.load(config.data).samples, runs.Member(0), 1)
 
 
 def test_what_is_scored_holds_something_back(trained, tmp_path):
@@ -448,27 +448,31 @@ def test_images_that_are_scored_again_are_known_by_content_name_and_specimen():
         ("x.png", "1", ""), ("a.png", "9", "M1"), ("c.png", "8", ""), ("d.png", "4", "M2"), ("n.png", "5", "M1"), ("e.png", "6", "")
     )  # fmt: skip
     settings = ml_collections.ConfigDict({"data": {"group_by": ""}})
-    found = caveats.of_images(known := called(samples, settings, "set"), [{"data": KNOWN}], samples.name)
+    found = caveats.of_leakage(known := with_training_names(samples, settings, "set"), [{"data": KNOWN}], samples.name)
     assert [each["what"].split(":")[0] for each in found] == [
         "1 images were trained on (x.png)",
         "2 images have the names of images that were trained on (a.png, c.png)",
         "1 images are of specimens that others which were trained on are called as (n.png)",
     ]
-    assert splits.parts_of(KNOWN, known)["specimen"].tolist() == ["", "train", "", "test", "train", ""]
-    (by_content,) = caveats.of_images(called(samples, settings), [{"data": KNOWN}], samples.name)
+    assert splits.match_parts(KNOWN, known)["specimen"].tolist() == ["", "train", "", "test", "train", ""]
+    (by_content,) = caveats.of_leakage(with_training_names(samples, settings), [{"data": KNOWN}], samples.name)
     assert by_content["image"] == "x.png"
-    assert caveats.of_images(called(samples, settings), [{"data": KNOWN}], np.full(len(samples), "")) == []
+    assert (
+        caveats.of_leakage(with_training_names(samples, settings), [{"data": KNOWN}], np.full(len(samples), "")) == []
+    )
     # What earlier stages and runs have learnt, too; older versions did not save it so.
     for note, images in (
         ({"data": KNOWN | {"images": {}}, "before": [KNOWN]}, ["x.png"]), ({"data": KNOWN | {"images": {}}, "before": {"": {}}}, [])
     ):  # fmt: skip
-        assert [each["image"] for each in caveats.of_images(called(samples, settings), [note], samples.name)] == images
+        assert [
+            each["image"] for each in caveats.of_leakage(with_training_names(samples, settings), [note], samples.name)
+        ] == images
     # In training a pattern goes before the file's own groups.
-    caught = called(samples, ml_collections.ConfigDict({"data": {"group_by": r"^([an])\."}}))
+    caught = with_training_names(samples, ml_collections.ConfigDict({"data": {"group_by": r"^([an])\."}}))
     assert caught.specimen.tolist() == ["", "a", "", "M2", "n", ""]
     # Of several datasets together the loading has caught them, with the dataset's name.
     several = ml_collections.ConfigDict({"data": {"group_by": r"^([an])\.", "sets": {"one": {}}}})
-    assert called(samples, several).specimen.tolist() == samples.specimen.tolist()
+    assert with_training_names(samples, several).specimen.tolist() == samples.specimen.tolist()
 
 
 def test_parts_are_known_by_content_first_and_training_counts_where_versions_are_in_both():
@@ -476,7 +480,7 @@ def test_parts_are_known_by_content_first_and_training_counts_where_versions_are
         "images": {"train": ["a", "b"], "valid": ["a", "c"], "test": ["d"]},
         "contents": {"a": "1", "b": "2", "c": "3", "d": "drawn, 4"},
     }
-    found = splits.parts_of(known, samples_of(("a", "1", ""), ("b", "3", ""), ("x", "2", ""), ("d", "9", "")))
+    found = splits.match_parts(known, samples_of(("a", "1", ""), ("b", "3", ""), ("x", "2", ""), ("d", "9", "")))
     assert found["content"].tolist() == ["train", "valid", "train", ""] and not found["specimen"].any()
     assert found["name"].tolist() == ["train", "train", "", ""]  # a drawn image's name tells nothing
     assert part_of(found).tolist() == ["train", "valid", "train", ""]
@@ -528,7 +532,7 @@ def test_copies_of_a_photograph_are_of_one_group(trained, tmp_path):
         config = config_of(tmp_path)
         config.split.by = by
         for fold in range(2):
-            split = splits.of_member(config, dataset.samples, runs.Member(fold), 1)
+            split = splits.member_split(config, dataset.samples, runs.Member(fold), 1)
             assert all({3, 10} <= {*part} or not {3, 10} & {*part} for part in split)
 
 

@@ -92,7 +92,7 @@ def test_mirrored_specimens_have_the_shape_of_the_others():
 def test_the_mean_lies_as_the_specimen_that_it_starts_from():
     points, visible = specimens(30, np.full(8, 0.02)), np.ones((30, 8), bool)
     for tall in (False, True):
-        start = shape.lengthwise(points[3], visible[3], tall=tall)
+        start = shape.align_principal_axis(points[3], visible[3], tall=tall)
         covariance = np.cov(np.asarray(start).T)
         assert (covariance[1, 1] > covariance[0, 0]) == tall
         np.testing.assert_allclose(covariance[0, 1], 0, atol=1e-5)  # along its principal axes
@@ -104,7 +104,7 @@ def test_the_mean_lies_as_the_specimen_that_it_starts_from():
 @pytest.mark.parametrize("mirror", [False, True])
 def test_the_mean_is_laid_over_what_is_visible_whatever_some_say(mirror):
     draw = np.random.default_rng(0)
-    lay = jax.jit(lambda points, visible: shape.laid(points, visible, MEAN, SPREAD, mirror=mirror))
+    lay = jax.jit(lambda points, visible: shape.fit_pose(points, visible, MEAN, SPREAD, mirror=mirror))
     for n in range(40):
         side = -1 if mirror and n % 2 else 1
         angle, size, shift = draw.uniform(-3, 3), draw.uniform(20, 80), draw.uniform(0, 200, 2)
@@ -123,7 +123,7 @@ def test_the_mean_is_laid_over_what_is_visible_whatever_some_say(mirror):
 def test_a_few_visible_landmarks_of_many_lay_the_mean_over_them(landmarks, seen):
     draw = np.random.default_rng(0)
     mean, spread = draw.normal(size=(landmarks, 2)), np.full(landmarks, 0.02)
-    lay = jax.jit(lambda points, visible: shape.laid(points, visible, mean, spread))
+    lay = jax.jit(lambda points, visible: shape.fit_pose(points, visible, mean, spread))
     for _ in range(30):
         angle, size, visible = draw.uniform(-3, 3), draw.uniform(20, 80), draw.permutation(landmarks) < seen
         turn = size * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -259,5 +259,5 @@ def test_landmarks_that_stray_less_say_more_where_the_others_are():
     mean = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [0, -1.2], [1.2, 0], [0, 1.2], [-1.2, 0]])
     spread = np.repeat([0.01, 0.2], 4)
     points = 50 * (mean + np.repeat([[0, 0], [0.2, 0.1]], 4, axis=0)) + [90, 70]
-    lies = shape.laid(points, np.ones(8, bool), mean, spread)
+    lies = shape.fit_pose(points, np.ones(8, bool), mean, spread)
     np.testing.assert_allclose(lies, [[50, 0, 90], [0, 50, 70]], atol=0.1)

@@ -92,7 +92,7 @@ def test_few_of_each_domain_are_few_also_where_they_share_groups():
     for by in ("group", "image"):
         settings = SimpleNamespace(split=SimpleNamespace(**options | {"by": by}), seed=0)
         for fold in range(5):
-            split = splits.of_member(settings, samples, SimpleNamespace(fold=fold, number=0), 1)
+            split = splits.member_split(settings, samples, SimpleNamespace(fold=fold, number=0), 1)
             assert np.bincount(domain[split.train]).tolist() == [2, 2]
             assert not set(group[split.train]) & set(group[split.test])
 
@@ -112,7 +112,7 @@ class Photographs(SimpleNamespace):
 def member_split(photographs, *, fold=0, number=0, versions=7, **changes):
     options = {"by": "group", "folds": 5, "run": (), "valid": 0.25, "few": 0, "seed": 0}
     settings = SimpleNamespace(split=SimpleNamespace(**options | changes), seed=0)
-    return splits.of_member(settings, photographs, SimpleNamespace(fold=fold, number=number), versions)
+    return splits.member_split(settings, photographs, SimpleNamespace(fold=fold, number=number), versions)
 
 
 def test_validation_shows_the_last_version_alone_which_is_the_photograph():
@@ -145,7 +145,7 @@ def test_random_rows_differ_between_folds_and_between_the_networks_of_one():
 
 def test_every_photograph_is_named_in_one_part():
     photographs, by_group = Photographs(12), SimpleNamespace(split=SimpleNamespace(by="group"))
-    saved = splits.saved(member_split(photographs, folds=3), by_group, photographs, 7)
+    saved = splits.split_record(member_split(photographs, folds=3), by_group, photographs, 7)
     found = saved["images"]
     assert sorted(found["train"] + found["valid"] + found["test"]) == sorted(photographs.name)
     assert [len(found[part]) for part in ("train", "valid", "test", "unused")] == [6, 2, 4, 0]
@@ -168,4 +168,6 @@ def test_what_is_saved_of_a_split_by_image_has_no_specimens():
         ("group", {"0.png": "m1", "1.png": "m1", "2.png": "m2", "3.png": "m2", "5.png": "m3"}),
     ):
         settings = SimpleNamespace(split=SimpleNamespace(by=by))
-        assert splits.saved(member_split(photographs, folds=3), settings, photographs, 7)["specimens"] == specimens
+        assert (
+            splits.split_record(member_split(photographs, folds=3), settings, photographs, 7)["specimens"] == specimens
+        )

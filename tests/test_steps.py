@@ -97,7 +97,7 @@ def test_a_task_for_each_batch_scanned_or_not(numbers, monkeypatch):
 
     def losses(*tasks, numbers):
         run = steps.runner(*tasks, tx=tx)
-        return steps.summed(run.run(steps.create(variables, tx), data, rows, key, tasks=np.array(numbers))[1])
+        return steps.summed(run.run(steps.create(variables, tx), data, rows, key, task_index=np.array(numbers))[1])
 
     one = losses(task, others, numbers=numbers)
     alone = losses(others, numbers=(0, 0, 0))

@@ -288,7 +288,7 @@ def test_every_dataset_is_in_every_part_of_every_fold():
     config.split.update(folds=3, valid=0.25)
     samples = SimpleNamespace(domain=domain, group=group)
     for fold in range(3):
-        parts = splits.of_member(config, samples, runs.Member(fold), 1)
+        parts = splits.member_split(config, samples, runs.Member(fold), 1)
         np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(52))
         assert len(set.union(*(set(group[rows]) for rows in parts))) == sum(len(set(group[rows])) for rows in parts)
         assert [(domain[rows] == 1).sum() for rows in parts] == [6, 2, 4]
@@ -300,7 +300,7 @@ def test_every_dataset_is_in_every_part_of_every_fold():
             np.testing.assert_array_equal(np.flatnonzero(domain == 0)[mine], rows[domain[rows] == 0])
     assert sorted(tested) == list(range(52))
     config.split.few = 3
-    few = splits.of_member(config, samples, runs.Member(0), 1)[0]
+    few = splits.member_split(config, samples, runs.Member(0), 1)[0]
     assert [len(set(group[few[domain[few] == d]])) for d in (0, 1)] == [3, 3]
 
 
@@ -360,7 +360,7 @@ def test_each_dataset_is_scored_as_if_it_were_alone(universal):
 def test_what_is_said_of_the_networks_is_said_of_each_dataset(universal, tmp_path):
     _, _, dataset, _ = universal
     samples = dataset.samples
-    found = landmarks.beside(samples, samples.source_points, samples.visible * 1.0, -1)
+    found = landmarks.with_truth(samples, samples.source_points, samples.visible * 1.0, -1)
     said = [{"image": image, "what": "something"} for image in ("", "head/", "pronotum/a.png")]
     parts = evaluate.score_sets({"network": found}, said, dataset, tmp_path)
     assert parts["head"]["failures"] == said[:2]
@@ -375,7 +375,9 @@ def test_a_dataset_that_nothing_is_tested_of_needs_no_baseline(universal, tmp_pa
     heads, pronota = np.flatnonzero(samples.domain == 0), np.flatnonzero(samples.domain == 1)
     found = evaluate.baseline(method, samples.take(heads[:3]), samples.take(heads[3:]), dataset.columns)
     assert found[:, dataset.columns[0]].any() and not found[:, dataset.columns[1]].any()
-    predicted = landmarks.beside(samples.take(pronota), samples.source_points[pronota], np.ones((len(pronota), 18)), -1)
+    predicted = landmarks.with_truth(
+        samples.take(pronota), samples.source_points[pronota], np.ones((len(pronota), 18)), -1
+    )
     assert list(evaluate.score_sets({"network": predicted}, [], dataset, tmp_path)) == ["pronotum"]
 
 
@@ -401,7 +403,7 @@ def test_the_log_has_the_terms_of_each_dataset(universal):
 
 def test_a_prediction_needs_the_dataset_that_photographs_are_like(universal, tmp_path, monkeypatch):
     workdir, _, dataset, _ = universal
-    head = dataset.samples.of(0, slice(0, 10))
+    head = dataset.samples.select_domain(0, slice(0, 10))
     points, scores = predict.load(workdir, set="head")(head.images)
     assert (points.shape, scores.shape) == ((6, 10, 2), (6, 10))
     tested = rows_of(workdir / "sets" / "head" / "predictions.csv")

@@ -62,7 +62,7 @@ def test_a_look_is_pillows_resized_box(box, dtype):
     x0, y0, x1, y1 = box
     view = jnp.array([[[(x1 - x0) / 30, 0, x0], [0, (y1 - y0) / 20, y0]]])
     expected = np.asarray(Image.fromarray(image).resize((30, 20), Image.Resampling.BILINEAR, box=box))
-    look = functools.partial(views.look, size=size)
+    look = functools.partial(views.resample, size=size)
     for function in (look, jax.jit(look)):
         found = function(jnp.asarray(image[None].astype(dtype)), view)
         assert found.dtype == dtype and found.shape == (1, 20, 30, 3)
@@ -74,7 +74,7 @@ def test_a_landmark_is_where_its_pixels_are():
     points = RNG.uniform((60, 50), (260, 190), (4, 3, 2)).astype(np.float32)
     near = views.close(points, np.ones((4, 3), bool), frame, size, most=8)
     maps = heatmaps.gaussian(points, frame, sigma=8.0)
-    found, _ = local_soft_argmax(views.look(maps, near, size), window=3)
+    found, _ = local_soft_argmax(views.resample(maps, near, size), window=3)
     np.testing.assert_allclose(found, geometry.affine(geometry.invert(near), points), atol=0.06)
     np.testing.assert_allclose(geometry.affine(near, found), points, atol=0.2)
 
@@ -83,7 +83,7 @@ def test_a_look_has_gradients():
     view = jnp.array([[[0.8, 0.0, 1.3], [0.0, 1.7, 0.4]]])
     image = jnp.asarray(RNG.random((1, 12, 14, 1)), jnp.float32)
     weights = jnp.asarray(RNG.random((1, 6, 7, 1)), jnp.float32)
-    value = lambda image: jnp.sum(weights * views.look(image, view, (6, 7)))
+    value = lambda image: jnp.sum(weights * views.resample(image, view, (6, 7)))
     gradient = np.asarray(jax.grad(value)(image))
     step = jnp.zeros_like(image).at[0, 4, 5, 0].set(0.5)
     np.testing.assert_allclose((value(image + step) - value(image - step)), gradient[0, 4, 5, 0], atol=1e-4)
@@ -110,7 +110,7 @@ def test_a_turned_look_shows_what_lies_there_and_the_edge_beyond_it():
     images = np.broadcast_to(value(x, y)[None, ..., None], (12, *frame, 1)).astype(np.float32)
     at = np.asarray(geometry.affine(view, jnp.broadcast_to(geometry.pixel_centres(size).reshape(-1, 2), (12, 3072, 2))))
     expected = value(*np.clip(at, 0.5, np.array(frame[::-1]) - 0.5).transpose(2, 0, 1)).reshape(12, *size, 1)
-    look = functools.partial(views.look, size=size, turned=True)
+    look = functools.partial(views.resample, size=size, turned=True)
     for function in (look, jax.jit(look)):
         found = np.asarray(function(images, view))
         np.testing.assert_allclose(found, expected, atol=6)  # the antialiasing smooths the border's pixels
@@ -122,7 +122,7 @@ def test_a_turned_look_shows_what_lies_there_and_the_edge_beyond_it():
 def test_an_upright_view_is_the_same_where_others_are_turned():
     images = RNG.integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
     whole = jnp.broadcast_to(views.whole((96, 128), (24, 32)), (2, 2, 3))
-    one, other = (np.asarray(views.look(images, whole, (24, 32), turned=turned), int) for turned in (False, True))
+    one, other = (np.asarray(views.resample(images, whole, (24, 32), turned=turned), int) for turned in (False, True))
     np.testing.assert_allclose(one[:, 1:-1, 1:-1], other[:, 1:-1, 1:-1], atol=1)
 
 

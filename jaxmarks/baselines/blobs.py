@@ -16,7 +16,7 @@ FAINTEST = 0.01
 OVERLAP = 0.4
 
 
-class Spots(NamedTuple):
+class SpotDetector(NamedTuple):
     """The fitted detector of one class; sigmas and sizes in pixels.
 
     Attributes:
@@ -35,7 +35,7 @@ class Spots(NamedTuple):
     sign: int
 
 
-def fit(images: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> tuple[Spots, ...]:
+def fit(images: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> tuple[SpotDetector, ...]:
     """Chooses for each class the range of sigmas and the threshold with the best F1 on the training images.
 
     Args:
@@ -44,14 +44,14 @@ def fit(images: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> tuple[Spot
       labels: (N, M) int; -1 where there is no box.
 
     Returns:
-      One `Spots` for each class that has a box.
+      One `SpotDetector` for each class that has a box.
     """
     grey = _grey(images)
     return tuple(_fit(grey, boxes, labels == label, int(label)) for label in np.unique(labels[labels >= 0]))
 
 
 def predict(
-    parameters: tuple[Spots, ...], images: np.ndarray, *, limit: int = 300
+    parameters: tuple[SpotDetector, ...], images: np.ndarray, *, limit: int = 300
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the spots of each image, the best first, including faint ones: a score of 0.5 is at the fitted threshold.
 
@@ -83,11 +83,11 @@ def _grey(images):
 
 
 def _fit(grey, boxes, mine, label):
-    """Fits the `Spots` of class `label`, whose boxes are those in the mask `mine` (N, M)."""
+    """Fits the `SpotDetector` of class `label`, whose boxes are those in the mask `mine` (N, M)."""
     size = np.median((boxes[..., 2:] - boxes[..., :2])[mine], axis=0)
     sign, side, best = _sign(grey, boxes, mine), float(size.mean()), (-1.0, None)
     for low, high in RANGES:
-        spots = Spots(label, FAINTEST, (low * side, high * side), tuple(size.tolist()), sign)
+        spots = SpotDetector(label, FAINTEST, (low * side, high * side), tuple(size.tolist()), sign)
         responses, hits = [], []
         for image, true, is_mine in zip(grey, boxes, mine, strict=True):
             found, response = _spots(image, spots)

@@ -51,7 +51,7 @@ def fit(samples: Samples, *, candidates: int = 3, judges: int = 10) -> Model:
     rank = np.where(samples.visible, distance, 0).sum(1) / np.maximum(samples.visible.sum(1), 1)
     order = np.argsort(rank + 1e6 * (~samples.visible).sum(1), kind="stable")  # complete images first
     usable: list[Model] = []
-    for opening in sorted({1, max(1, samples.images.shape[2] // factor_of(samples.images) // 64)}):
+    for opening in sorted({1, max(1, samples.images.shape[2] // downscale_factor(samples.images) // 64)}):
         models = (model_of(samples, i, mean, opening) for i in order)
         usable += itertools.islice((m for m in models if m.outline is not None), candidates)
     if not usable:
@@ -67,18 +67,18 @@ def fit(samples: Samples, *, candidates: int = 3, judges: int = 10) -> Model:
 
 def model_of(samples: Samples, i: int, mean: np.ndarray, opening: int) -> Model:
     """Makes a model of sample `i`; its outline is None if the sample cannot be segmented."""
-    factor = factor_of(samples.images)
-    image = coarser(samples.images[i], factor)
+    factor = downscale_factor(samples.images)
+    image = downscale(samples.images[i], factor)
     points = np.where(samples.visible[i][:, None], samples.points[i], mean) / factor
     return Model(outline(image, opening), opening, points, describe(grey(image), points), image.shape[:2], factor)
 
 
-def factor_of(images) -> int:
+def downscale_factor(images) -> int:
     """Returns the factor by which images (N, H, W, C) are downscaled."""
     return max(1, images.shape[2] // FINE)
 
 
-def coarser(image: np.ndarray, factor: int) -> np.ndarray:
+def downscale(image: np.ndarray, factor: int) -> np.ndarray:
     """Downscales an image (H, W, C) uint8 to the means of `factor` x `factor` pixels; incomplete blocks are dropped."""
     height, width = (side - side % factor for side in image.shape[:2])
     means = skimage.transform.downscale_local_mean(image[:height, :width], (factor, factor, 1))
@@ -92,7 +92,7 @@ def predict(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     points, registered = [], []
     for image in images:
-        image = coarser(image, model.factor)
+        image = downscale(image, model.factor)
         edge = outline(image, model.opening)
         registered.append(model.outline is not None and edge is not None)
         if model.outline is None or edge is None:

@@ -103,7 +103,7 @@ def read(volume, landmarks) -> Person:
       FormatError: one of the files cannot be read or lacks something, or they do not fit together.
     """
     voxels, affine, _ = scans.nifti(volume)
-    voxels, affine = upright(voxels, affine)
+    voxels, affine = reorient_to_ras(voxels, affine)
     fiducials = read_fiducials(landmarks)
     whole = "give a T1-weighted volume of a whole head"
     sides = np.linalg.norm(affine[:3, :3], axis=0)
@@ -113,7 +113,7 @@ def read(volume, landmarks) -> Person:
         raise FormatError(volume, "", f"{(~np.isfinite(voxels)).sum()} voxels are no number", "set them to 0")
     if voxels.max() <= 0:
         raise FormatError(volume, "", f"no voxel is above {voxels.max():g}", whole)
-    fit_in(fiducials, voxels.shape, affine, volume, landmarks)
+    check_fiducials(fiducials, voxels.shape, affine, volume, landmarks)
     voxels = np.clip(voxels, 0, None)
     seed = np.linalg.inv(affine) @ [*fiducials[AC - 1], 1]
     brain = brain_of(voxels, affine, seed[:3], volume)
@@ -127,7 +127,7 @@ def read(volume, landmarks) -> Person:
     return person
 
 
-def upright(voxels, affine):
+def reorient_to_ras(voxels, affine):
     """Reorders a volume's axes, and its affine, to be as near to R, A and S as possible, however it is stored."""
     import nibabel  # available, as it has read the volume
 
@@ -136,7 +136,7 @@ def upright(voxels, affine):
     return nibabel.apply_orientation(voxels, order), affine @ stored
 
 
-def fit_in(fiducials, shape, affine, volume, file) -> None:
+def check_fiducials(fiducials, shape, affine, volume, file) -> None:
     """Checks that AFIDs (32, 3) lie in their volume as those of a head do; raises FormatError otherwise."""
     at = (fiducials - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
     for number, place in enumerate(at, 1):
@@ -305,7 +305,7 @@ def phantom(*, pixel: float = 2.0) -> Person:
 # Random scouts of a person
 
 
-class Drawn(NamedTuple):
+class SyntheticTriple(NamedTuple):
     """A triple of scouts by plane, its landmarks (K, 3) in RAS mm, and the volume to acquire."""
 
     scouts: dict[str, Scout]
@@ -321,12 +321,14 @@ KNOTS, REACH = 5, 150.0
 ASYMMETRY = 0.2
 
 
-def turned(rng, most: float) -> np.ndarray:
+def random_rotation(rng, most: float) -> np.ndarray:
     """Draws a rotation (3, 3) by up to `most` degrees either way about each of x, y and z."""
     return scipy.spatial.transform.Rotation.from_euler("xyz", rng.uniform(-most, most, 3), degrees=True).as_matrix()
 
 
-def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1.0, pixel=(1.4, 2.2)) -> Drawn:
+def draw(
+    person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elastic=1.0, pixel=(1.4, 2.2)
+) -> SyntheticTriple:
     """Draws scouts of a randomly deformed head in a random pose.
 
     Args:
@@ -339,7 +341,7 @@ def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elast
       pixel: range of the side of the scouts' pixels, mm.
     """
     scale = np.exp(rng.normal(0, 0.06) + rng.normal(0, 0.05, 3))
-    pose = turned(rng, turn)
+    pose = random_rotation(rng, turn)
     shift = rng.uniform(-25, 25, 3)
     knots = rng.normal(0, elastic, (3, KNOTS, KNOTS, KNOTS)).astype(np.float32)
     mirrored = np.array([-1, 1, 1], np.float32)[:, None, None, None] * knots[:, ::-1]
@@ -365,13 +367,13 @@ def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elast
     faces = {name: centre + axes @ (np.array(share) * size) for name, share in FACES.items()}
     landmarks = landmarks_of(fiducials, faces)
 
-    look = Look(rng)
+    look = Appearance(rng)
     triple = {}
     for name in PLANES:
         # An operator lets the slices cross near the commissures; each slice is somewhat off.
         away = np.array([rng.uniform(-8, 8), rng.uniform(-15, 15), rng.uniform(-15, 15)])
         through = centre + pose @ (np.array([0.0, 4.0, 0.0]) + away)
-        slant = turned(rng, tilt)
+        slant = random_rotation(rng, tilt)
         spacing, count = rng.uniform(*pixel), int(rng.integers(132, 168))
         right, down = (slant @ np.array(v, float) for v in scouts.SHOWN[name])
         # The centre of the field of view, off that of the head.
@@ -381,10 +383,10 @@ def draw(person: Person, rng: np.random.Generator, *, turn=20.0, tilt=8.0, elast
         space = np.stack([x, y, np.ones_like(x)], -1) @ plane.T
         local = bend((space - shift) @ pose / scale)
         triple[name] = Scout(look(person, local), plane, name, f"a drawn {name} scout")
-    return Drawn(triple, landmarks, centre, axes, size)
+    return SyntheticTriple(triple, landmarks, centre, axes, size)
 
 
-class Look:
+class Appearance:
     """An examination's random appearance, the same for all slices: contrast, shading, noise level, end of the field."""
 
     def __init__(self, rng):

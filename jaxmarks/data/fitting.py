@@ -7,30 +7,30 @@ import numpy as np
 
 from jaxmarks.data import formats, objects
 from jaxmarks.data.loading import of_set
-from jaxmarks.data.photographs import finder, image_size, some
+from jaxmarks.data.photographs import finder, image_size, subsample
 from jaxmarks.data.samples import Annotation
 from jaxmarks.ops.frames import FILL, frame
 
 # The sides of a frame in the photographs' proportions are multiples of this, because networks halve them.
 STEP = 16
 # A frame may have this many pixels even where the photographs have fewer.
-FEW = 192 * 256
+MIN_PIXEL_BUDGET = 192 * 256
 # The values of a config's `data` for a single look, at the whole photograph without rotation.
-ONCE = {"zoom": 1.0, "pose": "upright"}
+SINGLE_LOOK = {"zoom": 1.0, "pose": "upright"}
 # The second look's largest magnification; the most pixels of a whole frame so magnified, as all frames are held in
 # memory; and the magnification below which a second look is not worth while.
-MOST, LARGE, NEARLY = 4.0, 16 * FEW, 1.2
+MAX_ZOOM, MAX_FRAME_PIXELS, MIN_ZOOM = 4.0, 16 * MIN_PIXEL_BUDGET, 1.2
 # For the pose, from specimens laid over a reference: the largest residual, as a share of the landmarks' variance, at
 # which shapes agree; the smallest share of mirrored specimens that counts; and the smallest length of the mean of the
 # unit vectors of their directions at which they lie alike.
-STRAY, SOME, ALIKE = 0.02, 0.05, 0.9
+MAX_RESIDUAL, MIN_MIRRORED_SHARE, MIN_ALIGNMENT = 0.02, 0.05, 0.9
 
 
 def fill_in(spec) -> None:
     """Sets what a config's `data` leaves open: `size` (), `zoom` 0 and `pose` "" of landmarks, `scale` 0 of objects.
 
     The frame has the median proportions of the photographs that have landmarks, of all `sets`, and about `pixels`
-    pixels, but not more than the median photograph, or than `FEW` if that is more. If no photograph can be read it is
+    pixels, but not more than the median photograph, or than `MIN_PIXEL_BUDGET` if that is more. If no photograph can be read it is
     4:3. `zoom`, `pose` and `objects.fitting_scale` choose the other values, which are 1 and "upright" if no photograph
     can be read, if there are `sets`, and, for `scale`, if whole photographs are fitted into the frame.
     """
@@ -41,7 +41,7 @@ def fill_in(spec) -> None:
         return
     left = [key for key, value in (("pose", ""), ("zoom", 0)) if spec.get(key) == value]
     if left and spec.sets:  # of several datasets each photograph is looked at whole
-        spec.update({key: ONCE[key] for key in left})
+        spec.update({key: SINGLE_LOOK[key] for key in left})
         left = []
     if len(spec.size) and not left:
         return
@@ -49,13 +49,13 @@ def fill_in(spec) -> None:
     if not len(spec.size):
         height, width = np.transpose([size for _, size in found] or [(3, 4)])
         tall = np.exp(np.median(np.log(height / width)) / 2)  # the height of a frame of area 1
-        pixels = min(spec.pixels, max(FEW, np.median(height * width))) if found else spec.pixels
+        pixels = min(spec.pixels, max(MIN_PIXEL_BUDGET, np.median(height * width))) if found else spec.pixels
         sides = np.sqrt(pixels) * np.array([tall, 1 / tall])
         spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.15)) for side in sides)  # 194 becomes 192
     if "pose" in left:
         spec.pose = pose([annotation for annotation, _ in found])
     if "zoom" in left:
-        turned = spec.pose != ONCE["pose"]
+        turned = spec.pose != SINGLE_LOOK["pose"]
         spec.zoom = zoom(found, tuple(spec.size), spec.fit, turned=turned)
 
 
@@ -71,17 +71,17 @@ def pose(annotations: list[Annotation]) -> str:
     if not over:
         return "upright"
     strays, angles, mirrored = min(over, key=lambda fits: np.median(fits[:, 0])).T
-    if np.median(strays) > STRAY:
+    if np.median(strays) > MAX_RESIDUAL:
         return "upright"
-    if SOME <= np.mean(mirrored) <= 1 - SOME:
+    if MIN_MIRRORED_SHARE <= np.mean(mirrored) <= 1 - MIN_MIRRORED_SHARE:
         return "mirrored"
-    return "turned" if abs(np.exp(1j * angles).mean()) < ALIKE else "upright"
+    return "turned" if abs(np.exp(1j * angles).mean()) < MIN_ALIGNMENT else "upright"
 
 
 def _fit(one: Annotation, reference: Annotation) -> tuple[float, float, bool] | None:
     """Fits a specimen to `reference` by a similarity; returns the residual, the angle (radians) and whether it mirrors.
 
-    The residual is a share of the landmarks' variance. The fit mirrors only if the residual is otherwise above `STRAY`
+    The residual is a share of the landmarks' variance. The fit mirrors only if the residual is otherwise above `MAX_RESIDUAL`
     and mirroring more than halves it. None where the two share fewer than three visible landmarks.
     """
     both = one.visible & reference.visible
@@ -90,15 +90,15 @@ def _fit(one: Annotation, reference: Annotation) -> tuple[float, float, bool] | 
     z, onto = (each - each.mean() for each in np.array([one.points[both], reference.points[both]]) @ [1, 1j])
     fits = np.array([np.vdot(z, onto), np.vdot(z.conj(), onto)])
     away = 1 - abs(fits) ** 2 / max(np.vdot(z, z).real * np.vdot(onto, onto).real, 1e-12)
-    mirrored = int(away[0] > STRAY and away[1] < away[0] / 2)
+    mirrored = int(away[0] > MAX_RESIDUAL and away[1] < away[0] / 2)
     return away[mirrored], np.angle(fits[mirrored]), bool(mirrored)
 
 
 def zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=False) -> float:
     """Returns the magnification, to two digits, at which landmarks typically take the share `FILL` of the second look.
 
-    It is 1 where they nearly do so in the whole photograph. Otherwise it is at most `MOST`, exceeds neither the median
-    photograph's resolution nor, in pixels of the whole frame, `LARGE`, except by rounding.
+    It is 1 where they nearly do so in the whole photograph. Otherwise it is at most `MAX_ZOOM`, exceeds neither the median
+    photograph's resolution nor, in pixels of the whole frame, `MAX_FRAME_PIXELS`, except by rounding.
 
     Args:
       found: pairs of a photograph's landmarks and its (height, width).
@@ -115,8 +115,8 @@ def zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=F
             pixels.append(max(step))
     if not shares or not (share := np.median(shares)) > 0:
         return 1.0
-    closer = min(FILL / share, float(np.median(pixels)), MOST, math.sqrt(LARGE / math.prod(size)))
-    return 1.0 if closer < NEARLY else float(f"{closer:.2g}")
+    closer = min(FILL / share, float(np.median(pixels)), MAX_ZOOM, math.sqrt(MAX_FRAME_PIXELS / math.prod(size)))
+    return 1.0 if closer < MIN_ZOOM else float(f"{closer:.2g}")
 
 
 def _extents(points, *, turned, tall):
@@ -136,7 +136,7 @@ def _annotated(spec):
     if not (spec.images and spec.landmarks):
         return []
     find, found = finder(spec.images), []
-    for annotation in some(formats.read(spec.landmarks, spec.images, [], curves=spec.curves)):
+    for annotation in subsample(formats.read(spec.landmarks, spec.images, [], curves=spec.curves)):
         with contextlib.suppress(OSError):
             found.append((annotation, image_size(find(annotation.image))))
     return found

@@ -14,6 +14,7 @@ from jaxmarks.data.ahead import ahead
 from jaxmarks.data.photographs import (
     content,
     decode,
+    exif_rotation_problems,
     find,
     finder,
     image_size,
@@ -23,8 +24,7 @@ from jaxmarks.data.photographs import (
     readable,
     reduced,
     shrunk,
-    turned,
-    unread,
+    unsupported_format_problems,
 )
 from jaxmarks.data.samples import FormatError, Samples, problem
 from jaxmarks.ops.frames import frame, placement
@@ -97,7 +97,7 @@ def load(
             unsized[file] = None
         visible.append(a.visible & ~outside)
         points.append(np.where(visible[-1][:, None], (a.points - matrix[:, 2]) / (matrix[0, 0], matrix[1, 1]), 0))
-    problems += unread(images)
+    problems += unsupported_format_problems(images)
     if not kept:
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3]) or "the landmark file names none"
         raise FormatError(landmarks, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
@@ -105,7 +105,7 @@ def load(
     if others:
         what = f"{len(others)} photographs have no landmarks: {', '.join(name_of(p, images) for p in others[:5])}"
         problems.append(problem(name_of(others[0], images), what, str(landmarks)))
-    problems += turned(unsized, images)
+    problems += exif_rotation_problems(unsized, images)
     annotated, sources, contents = zip(*kept, strict=True)
     names = [a.image for a in annotated]
     samples = _samples(pixels, sources, names, size, fit, np.stack(points), np.stack(visible))
@@ -174,7 +174,7 @@ def frames(files: list[Path], *, size, channels, fit, keep=""):
         return (np.stack(images) if images else np.zeros((0, *size, channels), np.uint8)), read
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = records.fingerprint("4", [size, channels, fit], stats)  # "4" is the version of the code that makes the frames
-    return records.keep(good(), keep, key=key, notes=read), read
+    return records.cache_images(good(), keep, key=key, notes=read), read
 
 
 def framed(file, *, size, channels, fit) -> tuple[np.ndarray, tuple[int, int]]:

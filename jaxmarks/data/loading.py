@@ -22,7 +22,7 @@ from jaxmarks.data.photographs import content
 from jaxmarks.data.samples import DRAWN, FormatError, Samples, concatenate, problem
 
 
-class OneOfSeveral(NamedTuple):
+class JoinedSet(NamedTuple):
     """One of several joined datasets: the (start, stop) of its landmarks, and its annotators' disagreement."""
 
     columns: tuple[int, int]
@@ -57,7 +57,7 @@ class Dataset(NamedTuple):
     names: tuple[str, ...] = ()
     volumes: Volumes | None = None
     images: str = ""
-    sets: dict[str, OneOfSeveral] = {}  # noqa: RUF012  # never changed
+    sets: dict[str, JoinedSet] = {}  # noqa: RUF012  # never changed
 
     @property
     def columns(self) -> list[slice]:
@@ -85,17 +85,17 @@ def load(spec) -> Dataset:
     Copies of a photograph, under other names or in another of several datasets, get one group.
     If `spec.keep` names a folder, the images are `records.Records` there.
     """
-    dataset, keep = _joined(_load(spec)), spec.get("keep")  # configs of objects and volumes have no such key
+    dataset, keep = _merge_copies(_load(spec)), spec.get("keep")  # configs of objects and volumes have no such key
     images = dataset.samples.images
     if keep and isinstance(images, np.ndarray):
-        kept = records.keep(images, keep, key=records.fingerprint(list(images.shape), images), notes=[])
+        kept = records.cache_images(images, keep, key=records.fingerprint(list(images.shape), images), notes=[])
         dataset = dataset._replace(samples=dataclasses.replace(dataset.samples, images=kept))  # type: ignore[arg-type]
     return dataset
 
 
 def _load(spec) -> Dataset:
     if spec.get("sets"):
-        return _several(spec)
+        return _load_sets(spec)
     if "boxes" in spec:
         return _objects(spec)
     if "volume" in spec:
@@ -165,7 +165,7 @@ def _columns(counts):
     return {name: (end - count, end) for (name, count), end in zip(counts.items(), ends, strict=True)}
 
 
-def _several(spec):
+def _load_sets(spec):
     """Loads the datasets of `spec.sets` as one, landmarks side by side; an image has only its own dataset's visible."""
     if "boxes" in spec or "volume" in spec:
         raise ValueError("--config.data.sets: several datasets have landmarks, neither boxes nor volumes")
@@ -199,14 +199,14 @@ def _several(spec):
         for one, (start, stop) in zip(each.values(), columns.values(), strict=True)
     ]
     flip = tuple(np.concatenate(orders).tolist()) if any(one.flip for one in each.values()) else None
-    sets = {name: OneOfSeveral(columns[name], one.disagreement) for name, one in each.items()}
+    sets = {name: JoinedSet(columns[name], one.disagreement) for name, one in each.items()}
     samples = concatenate(parts)
     _, group = np.unique(np.stack([samples.domain, samples.group]), axis=1, return_inverse=True)
     samples = dataclasses.replace(samples, group=group.reshape(-1))
     return Dataset(samples, problems, flip, photograph, sets=sets)
 
 
-def _joined(dataset: Dataset) -> Dataset:
+def _merge_copies(dataset: Dataset) -> Dataset:
     """Merges the groups that hold copies of one photograph, under other names or in another of several datasets.
 
     Copies within a single dataset are also listed as a problem.
@@ -220,11 +220,11 @@ def _joined(dataset: Dataset) -> Dataset:
             f"{len(again)} photographs are copies of others, this the first, of {of}: each in the group of its original"
         )
         problems.append(problem(image, what, dataset.images))
-    samples = dataclasses.replace(samples, group=_linked(samples.group, samples.content))
+    samples = dataclasses.replace(samples, group=_link_groups(samples.group, samples.content))
     return dataset._replace(samples=samples, problems=problems)
 
 
-def _linked(group, content):
+def _link_groups(group, content):
     """Merges those groups (N,) that share a content (N,)."""
     _, numbers = np.unique(content, return_inverse=True)
     count, contents = group.max(initial=-1) + 1, numbers.max(initial=-1) + 1

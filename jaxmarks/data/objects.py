@@ -18,6 +18,7 @@ from jaxmarks.data.photographs import (
     EXIF_TURNS,
     content,
     decode,
+    exif_rotation_problems,
     finder,
     image_size,
     listing,
@@ -25,10 +26,9 @@ from jaxmarks.data.photographs import (
     not_decoded,
     readable,
     shrunk,
-    some,
+    subsample,
     turn_of,
-    turned,
-    unread,
+    unsupported_format_problems,
     unsure,
 )
 from jaxmarks.data.samples import FormatError, Samples, problem
@@ -38,7 +38,7 @@ from jaxmarks.ops.frames import placement, tiles
 SMALL, GOOD = 6, 20
 # Photographs keep their scale if it is within the first factor of the one that suits their objects; none is enlarged by
 # more than the second.
-NEARLY, MOST = math.sqrt(2), 4.0
+SCALE_TOLERANCE, MAX_SCALE = math.sqrt(2), 4.0
 
 
 def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by=""):
@@ -98,14 +98,14 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         first = min(unused).relative_to(images).as_posix()
         what = f"{len(unused)} photographs of the folder are not in the file of boxes, this the first: not used"
         problems.append(problem(first, what, str(boxes)))
-    problems += unread(images)
+    problems += unsupported_format_problems(images)
     if not kept:
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3])
         raise FormatError(boxes, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
-    problems += turned(unsized, images)
+    problems += exif_rotation_problems(unsized, images)
     told_of_each = {"content": np.array(contents), "specimen": np.array(scenes)}
     loaded = dataclasses.replace(samples(parts, size, classes), **told_of_each)
-    return loaded, kept, classes, problems + (unsuited(loaded, overlap, scale) if fit == "tile" else [])
+    return loaded, kept, classes, problems + (object_size_problems(loaded, overlap, scale) if fit == "tile" else [])
 
 
 def read(boxes, images, problems: list[dict]) -> list[BoxAnnotation]:
@@ -129,19 +129,19 @@ def fitting_scale(images, boxes, *, side) -> float:
     """Returns the scale, to two digits, that gives the typical box a side of `side` pixels; 1 if it nearly has that.
 
     A box's side is the square root of its area; the typical side is the median over some photographs of the folder
-    `images`. The scale is at most `MOST`. Problems with the file or the photographs are left to `load` to report.
+    `images`. The scale is at most `MAX_SCALE`. Problems with the file or the photographs are left to `load` to report.
     """
     find, sides = finder(Path(images)), list[float]()
-    for annotation in some(read_boxes(boxes, [])):
+    for annotation in subsample(read_boxes(boxes, [])):
         with contextlib.suppress(OSError):
             file = find(annotation.image)
             whole = math.prod(image_size(file)) if annotation.relative else 1
             sides += np.sqrt(whole * np.prod(annotation.boxes[:, 2:] - annotation.boxes[:, :2], axis=-1)).tolist()
     scale = side / np.median([s for s in sides if s > 0] or [side])
-    return 1.0 if max(scale, 1 / scale) <= NEARLY else float(f"{min(scale, MOST):.2g}")
+    return 1.0 if max(scale, 1 / scale) <= SCALE_TOLERANCE else float(f"{min(scale, MAX_SCALE):.2g}")
 
 
-def unsuited(tiles: Samples, overlap: int, scale: float) -> list[dict]:
+def object_size_problems(tiles: Samples, overlap: int, scale: float) -> list[dict]:
     """Returns a problem if the typical object is too small to be found in the frame, or so large that tiles cut it."""
     boxes = tiles.boxes[tiles.labels >= 0]
     side = float(np.median(np.sqrt(np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0.01), -1)))) if len(boxes) else GOOD
@@ -186,7 +186,7 @@ def by_photograph(
                 if mine and theirs and mine != theirs:
                     problems.append(note(other, f"{key} {theirs}, and {mine} in {first.where}: the latter holds"))
                 first = dataclasses.replace(first, **{key: mine or theirs})
-            once = placed(placed({}, first), other)
+            once = merge_box_places(merge_box_places({}, first), other)
             if again := len(first.classes) + len(other.classes) - len(once):
                 problems.append(note(other, f"{again} boxes again: kept once"))
             boxes = np.array([key[:4] for key in once], np.float64).reshape(-1, 4)
@@ -196,7 +196,7 @@ def by_photograph(
     return found
 
 
-def placed(known: dict[tuple, str], annotation: BoxAnnotation) -> dict[tuple, str]:
+def merge_box_places(known: dict[tuple, str], annotation: BoxAnnotation) -> dict[tuple, str]:
     """Maps boxes, by corners and class, to their places in the file: the `known`, then the annotation's new ones."""
     keys = [(*box, label) for box, label in zip(annotation.boxes.tolist(), annotation.classes, strict=True)]
     return known | {key: place for key, place in zip(keys, annotation.places, strict=True) if key not in known}

@@ -57,7 +57,7 @@ def listing(folder) -> list[Path]:
     return files_in(folder, ENDINGS)
 
 
-def unread(folder: Path) -> list[dict]:
+def unsupported_format_problems(folder: Path) -> list[dict]:
     """Returns a problem if a folder has photographs in formats that are not read."""
     files = files_in(folder, OTHERS)
     if not files:
@@ -170,7 +170,7 @@ def content(path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
-def some(annotations, most=200):
+def subsample(annotations, most=200):
     """Returns at most `most` of the annotations, spread over all of them: enough to choose a frame by."""
     return annotations[:: -(-len(annotations) // most) or 1]
 
@@ -239,7 +239,7 @@ def unsure(path, told: tuple[int, int] | None, stored: tuple[int, int]) -> bool:
     return turn > 1 and (told is None or turn < 5 or stored[0] == stored[1])
 
 
-def turned(files: Iterable[Path], folder: Path) -> list[dict]:
+def exif_rotation_problems(files: Iterable[Path], folder: Path) -> list[dict]:
     """Returns a problem if EXIF rotates some of these photographs: their coordinates are taken as of the stored pixels.
 
     `files` are photographs whose annotations, if any, do not say whether they refer to the stored or upright pixels.
@@ -370,7 +370,9 @@ def readable(
     if not folder.is_dir():
         raise FormatError(folder, "", "no such folder", "give the folder of photographs with --config.data.images")
     if not (files := listing(folder)):
-        what = "; ".join(["no photograph in this folder", *(each["what"] for each in unread(folder))])
+        what = "; ".join(
+            ["no photograph in this folder", *(each["what"] for each in unsupported_format_problems(folder))]
+        )
         raise FormatError(folder, "", what, "give one with --config.data.images")
 
     def attempt(file):
@@ -388,4 +390,4 @@ def readable(
             problems += [problem(name, what, str(file)) for what in not_decoded(file)]
             good.append(file)
             yield name, result
-    problems += turned(good, folder) + unread(folder)
+    problems += exif_rotation_problems(good, folder) + unsupported_format_problems(folder)

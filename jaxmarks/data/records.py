@@ -73,7 +73,7 @@ class Records:
         return ahead(self.read, parts, most=most, workers=2)
 
 
-def keep(images: Iterable[np.ndarray], folder: Path, *, key: str, notes: list) -> Records:
+def cache_images(images: Iterable[np.ndarray], folder: Path, *, key: str, notes: list) -> Records:
     """Stores images (H, W, C) uint8 on disk and returns them as Records, or returns those already stored under `key`.
 
     Args:

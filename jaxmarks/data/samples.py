@@ -112,7 +112,7 @@ class Samples:
         """Returns the samples of the given rows (an integer or boolean index)."""
         return Samples(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})
 
-    def of(self, domain, columns):
+    def select_domain(self, domain, columns):
         """Returns the samples of one domain, with only the landmarks in `columns` (a slice)."""
         mine = self.take(self.domain == domain)
         return dataclasses.replace(mine, points=mine.points[:, columns], visible=mine.visible[:, columns])

@@ -141,7 +141,7 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
         cuts = volume_slices if len(files) == 1 and scans.is_volume(file) else scans.stack
         slices += [one._replace(space=space) for one in cuts(voxels, affine, file, notes)]
     slices = one_series(slices, notes)
-    belong(slices)
+    check_same_examination(slices)
     if len(folders := {Path(one.file).parent for one in slices}) > 1:
         notes.append(
             f"slices of several folders taken for one examination: {', '.join(sorted(f.name for f in folders))}"
@@ -162,7 +162,7 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
             f"give one slice of each plane, or a volume (a file of at most {scans.STACK} slices is a stack of scouts)",
         )  # fmt: skip
     scouts = {name: middle(group) for name, group in groups.items()}
-    meet(scouts, files[0].parent)
+    check_planes_intersect(scouts, files[0].parent)
     return scouts, notes
 
 
@@ -185,7 +185,7 @@ def one_series(slices: list[Scout], notes: list[str]) -> list[Scout]:
     return series[whole[0]]
 
 
-def belong(slices: list[Scout]) -> None:
+def check_same_examination(slices: list[Scout]) -> None:
     """Checks that the slices are of one patient, study and frame of reference; raises FormatError otherwise."""
     first: dict[str, tuple[str, str]] = {}
     for one in slices:
@@ -229,7 +229,7 @@ def behind(one: Scout, other: Scout) -> bool:
     return bool(alike and np.abs(pixels(one.plane, other.plane[:, 2])).max() < 1)
 
 
-def meet(scouts: dict[str, Scout], where) -> None:
+def check_planes_intersect(scouts: dict[str, Scout], where) -> None:
     """Checks that the three planes meet within their images, as those of one head do; raises FormatError otherwise."""
     normals = np.array([normal(s.plane) for s in scouts.values()])
     point = np.linalg.solve(normals, [n @ s.plane[:, 2] for n, s in zip(normals, scouts.values(), strict=True)])

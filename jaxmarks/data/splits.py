@@ -8,7 +8,7 @@ from jaxmarks.data.samples import DRAWN, Samples
 
 
 class Split(NamedTuple):
-    """Sample indices of each part; `of_member` gives `train` and `valid` as rows (sample x versions + version)."""
+    """Sample indices of each part; `member_split` gives `train` and `valid` as rows (sample x versions + version)."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -116,7 +116,7 @@ def random(rows: np.ndarray, *, valid: float, seed: int, member: int = 0) -> tup
     return order[held:], order[:held]
 
 
-def of_member(settings, samples: Samples, member, versions: int) -> Split:
+def member_split(settings, samples: Samples, member, versions: int) -> Split:
     """Returns the split of one network according to `settings.split`.
 
     Args:
@@ -168,8 +168,8 @@ def of_member(settings, samples: Samples, member, versions: int) -> Split:
     return Split(*random(every, valid=split.valid, seed=split.seed + member.fold, member=number), test)
 
 
-def saved(split: Split, settings, samples: Samples, versions: int) -> dict:
-    """Returns the record of a split that is saved with its network, from which `parts_of` recognises the images.
+def split_record(split: Split, settings, samples: Samples, versions: int) -> dict:
+    """Returns the record of a split that is saved with its network, from which `match_parts` recognises the images.
 
     "images" lists the image names of each part: "train", "valid", "test" and "unused" (what `split.few` leaves out).
     "contents" maps names to contents, and "specimens" names to named specimens; "specimens" is empty for a split by
@@ -183,8 +183,8 @@ def saved(split: Split, settings, samples: Samples, versions: int) -> dict:
     return {"images": images, "contents": by_name(samples.content.tolist()), "specimens": specimens}
 
 
-def parts_of(known: dict, samples: Samples) -> dict[str, np.ndarray]:
-    """Finds the part of a split, as recorded by `saved`, in which each of the samples (N,) is; "" where it is in none.
+def match_parts(known: dict, samples: Samples) -> dict[str, np.ndarray]:
+    """Finds the part of a split, as recorded by `split_record`, in which each of the samples (N,) is; "" where it is in none.
 
     The result's keys are the criteria, the most reliable first: equal "content", equal "name" (photographs only), and
     equal "specimen". An image with versions in both "train" and "valid" counts as "train". Runs of older versions of

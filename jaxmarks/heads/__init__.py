@@ -81,7 +81,7 @@ def visible_points(batch):
     return jnp.where(visible[..., None], points, 0), visible
 
 
-def with_none(boxes, labels):
+def with_padding_box(boxes, labels):
     """Appends a padding box to boxes (B, M, 4) and labels (B, M), so that indexing works in images without objects."""
     return jnp.pad(boxes, ((0, 0), (0, 1), (0, 0))), jnp.pad(labels, ((0, 0), (0, 1)), constant_values=-1)
 
@@ -100,17 +100,17 @@ def stride_of(maps, size):
     return 2 ** math.ceil(math.log2(max(size[0] / maps.shape[1], size[1] / maps.shape[2])))
 
 
-def agreement(overlap: float | None) -> Callable:
+def detection_merger(overlap: float | None) -> Callable:
     """Returns the `join` of object heads: boxes with a larger IoU than this (default `OVERLAP`) are one object."""
     overlap = OVERLAP if overlap is None else overlap
 
     def join(found: Detections) -> Detections:
-        return Detections(*jax.vmap(functools.partial(box_ops.agreed, iou=overlap))(*found))
+        return Detections(*jax.vmap(functools.partial(box_ops.merge_networks, iou=overlap))(*found))
 
     return join
 
 
-def candidates(limit: int, each: int, count: int) -> int:
+def candidate_count(limit: int, each: int, count: int) -> int:
     """Returns how many of `count` boxes, those with the best scores, are kept as candidates for `limit` objects.
 
     That is `each` per object, for at least 300 objects: an object may have several boxes before non-maximum
@@ -127,7 +127,7 @@ def suppressed(boxes, scores, classes, *, limit: int, overlap: float | None, vot
     not only the one at a peak.
     """
     overlap = OVERLAP if overlap is None else overlap
-    some, place = lax.top_k(scores, candidates(limit, 4, len(scores)))
+    some, place = lax.top_k(scores, candidate_count(limit, 4, len(scores)))
     boxes, classes = boxes[place], classes[place].astype(jnp.int32)
     chosen, kept = box_ops.nms(boxes, some, limit=min(limit, len(place)), iou=overlap, classes=classes)
     placed = boxes[chosen]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, agreement, candidates, need_map, objects, stride_of, suppressed
+from jaxmarks.heads import Head, candidate_count, detection_merger, need_map, objects, stride_of, suppressed
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import geometry, heatmaps
 
@@ -47,13 +47,13 @@ def build(*, classes, sizes, size, sigma=3.0, overlap=None, limit=300, size_weig
 
     def loss(outputs, targets):
         boxes, labels, real = targets
-        step = stride_of(outputs, size)
+        stride = stride_of(outputs, size)
         shape = outputs.shape[1:3]
         centred = box_ops.to_centres(boxes)
         here = real[:, None] & (labels >= 0) & geometry.inside(centred[..., :2], size)
-        centre = centred[..., :2] / step
+        centre = centred[..., :2] / stride
         column, row = (jnp.clip(jnp.floor(centre[..., i]).astype(jnp.int32), 0, shape[1 - i] - 1) for i in (0, 1))
-        drawn = heatmaps.gaussian(jnp.stack([column, row], -1) + 0.5, shape, sigma / step)
+        drawn = heatmaps.gaussian(jnp.stack([column, row], -1) + 0.5, shape, sigma / stride)
         target = heatmaps.largest_of_class(drawn, jnp.where(here, labels, -1), classes)
         logits = outputs[..., :classes]
         total = jnp.sum(focal(logits, target) * real[:, None, None, None])
@@ -67,20 +67,20 @@ def build(*, classes, sizes, size, sigma=3.0, overlap=None, limit=300, size_weig
         return total, jnp.sum(here.astype(outputs.dtype))
 
     def decode(outputs):
-        step = stride_of(outputs, size)
+        stride = stride_of(outputs, size)
         logits = outputs[..., :classes]
         b, _, width, _ = logits.shape
         peaks = jnp.where(is_peak(logits), jax.nn.sigmoid(logits), 0).reshape(b, -1)
-        top, place = lax.top_k(peaks, candidates(limit, 1, peaks.shape[1]))
+        top, place = lax.top_k(peaks, candidate_count(limit, 1, peaks.shape[1]))
         pixel, label = place // classes, place % classes
         found = jnp.take_along_axis(outputs[..., classes:].reshape(b, -1, 4), pixel[..., None], axis=1)
         corner = jnp.stack([pixel % width, pixel // width], axis=-1)
-        centre = (corner + found[..., :2]) * step
+        centre = (corner + found[..., :2]) * stride
         extent = typical * jnp.exp(jnp.clip(found[..., 2:], -3.0, 3.0))
         boxes = box_ops.to_corners(jnp.concatenate([centre, extent], axis=-1))
         return jax.vmap(functools.partial(suppressed, limit=limit, overlap=overlap))(boxes, top, label)
 
-    return Head(CentreMaps(classes), objects, loss, decode, agreement(overlap))
+    return Head(CentreMaps(classes), objects, loss, decode, detection_merger(overlap))
 
 
 def focal(logits, target, *, alpha=2.0, beta=4.0):

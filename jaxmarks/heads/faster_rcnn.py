@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, agreement, need_map, objects, stride_of, suppressed, with_none
+from jaxmarks.heads import Head, detection_merger, need_map, objects, stride_of, suppressed, with_padding_box
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import geometry, losses
 
@@ -229,7 +229,7 @@ def build(
             box = losses.smooth_l1(residual, beta=1.0).sum(-1)
             return jnp.sum(weights * (entropy + jnp.where(label == 1, alpha * box, 0))) / jnp.maximum(weights.sum(), 1)
 
-        truth, labels = with_none(truth, labels)
+        truth, labels = with_padding_box(truth, labels)
         counted = {"joint": (of_anchors, of_proposals), "rpn": (of_anchors,), "detector": (of_proposals,)}[phase]
         each = sum(jax.vmap(stage)(outputs, truth, labels) for stage in counted)
         return jnp.sum(jnp.where(real, each, 0)), jnp.sum(real.astype(each.dtype))
@@ -244,4 +244,4 @@ def build(
 
         return jax.vmap(one)(outputs.proposals, outputs.classes, outputs.boxes)
 
-    return Head(layer, objects, loss, decode, agreement(overlap))
+    return Head(layer, objects, loss, decode, detection_merger(overlap))

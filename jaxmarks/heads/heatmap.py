@@ -69,36 +69,36 @@ def build(
     """
     if target not in TARGETS:
         raise ValueError(f"head.target={target!r}: there are {', '.join(TARGETS)}")
-    distribution = names.plain(loss) in DISTRIBUTIONS
+    distribution = names.base_name(loss) in DISTRIBUTIONS
     if tanh and distribution:
         raise ValueError(f"head.tanh=True: not with head.loss={loss}, for which maps must be free to rise")
     draw, mass = TARGETS[target]
     penalty = losses.named(loss, prefix="heatmap_")
     found = decoders.named(decoder)
-    follows = names.plain(decoder) == "local_soft_argmax" and "window=" not in decoder  # sigma sets the window
+    follows = names.base_name(decoder) == "local_soft_argmax" and "window=" not in decoder  # sigma sets the window
     whole = shape and leap > 0 and landmarks >= 4
 
     def masked(outputs, targets):
         points, visible = targets
-        step = stride_of(outputs, size)
-        each = penalty(outputs, draw(points / step, outputs.shape[1:3], sigma / step))
+        stride = stride_of(outputs, size)
+        each = penalty(outputs, draw(points / stride, outputs.shape[1:3], sigma / stride))
         return jnp.sum(jnp.where(visible, each, 0)), jnp.sum(visible.astype(outputs.dtype))
 
     def decode(outputs):
-        step = stride_of(outputs, size)
+        stride = stride_of(outputs, size)
         if distribution:  # scaled to the target's sum, so that scores are comparable between losses
-            outputs = jax.nn.softmax(outputs, axis=(1, 2)) * mass(sigma / step)
-        finder = functools.partial(found, window=max(1.0, sigma / step)) if follows else found
+            outputs = jax.nn.softmax(outputs, axis=(1, 2)) * mass(sigma / stride)
+        finder = functools.partial(found, window=max(1.0, sigma / stride)) if follows else found
         points, scores = finder(outputs)
         if whole:
-            points, scores = consistent(outputs, points, scores, finder, step)
-        return points * step, scores
+            points, scores = consistent(outputs, points, scores, finder, stride)
+        return points * stride, scores
 
-    def consistent(maps, points, scores, finder, step):
+    def consistent(maps, points, scores, finder, stride):
         """Returns points and scores, with points too far from where the others predict them decoded again."""
         mean, spread = map(jnp.asarray, shape)
         there, deviation = jax.vmap(lambda each: shapes.expected(each, mean, spread))(lax.stop_gradient(points))
-        deviation = jnp.maximum(deviation, 1 / step)  # at least a pixel of the frame
+        deviation = jnp.maximum(deviation, 1 / stride)  # at least a pixel of the frame
         strays = jnp.sum((points - there) ** 2, -1) / deviation**2
         fits = jnp.median(strays, -1, keepdims=True) <= shapes.SURE**2  # False for example for a mirrored specimen
         leapt = fits & (strays > leap**2)
@@ -109,7 +109,7 @@ def build(
             )
             peak, _ = decoders.argmax(jnp.maximum(maps, 0) * near)
             # Decodes the map itself around the peak: the maximum of its product with `near` is shifted towards `there`.
-            others, heights = finder(jnp.where(around(peak, maps.shape[1:3], 3 * max(1.0, sigma / step)), maps, 0))
+            others, heights = finder(jnp.where(around(peak, maps.shape[1:3], 3 * max(1.0, sigma / stride)), maps, 0))
             better = leapt & (heights >= FAINT * scores)
             return jnp.where(better[..., None], others, points), jnp.where(better, heights, scores)
 

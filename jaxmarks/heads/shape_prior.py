@@ -46,7 +46,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, agreement, candidates, need_map, objects, stride_of, suppressed
+from jaxmarks.heads import Head, candidate_count, detection_merger, need_map, objects, stride_of, suppressed
 from jaxmarks.heads.centre import is_peak
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import edges, geometry, heatmaps
@@ -142,10 +142,10 @@ def build(
     width, height = (float(side) for side in sizes)
     across = max(width, height)
 
-    def prior(outputs, step):
+    def prior(outputs, stride):
         if learned:
             return jax.nn.softplus(outputs.shapes)
-        return rings((width / step, height / step), count) if isinstance(shapes, str) else jnp.asarray(shapes)
+        return rings((width / stride, height / stride), count) if isinstance(shapes, str) else jnp.asarray(shapes)
 
     def evidence(outputs):
         return jax.nn.sigmoid(outputs.maps) if bounded else outputs.maps
@@ -159,16 +159,16 @@ def build(
     def loss(outputs, targets):
         boxes, labels, real, contours = targets
         labels = jnp.where(geometry.inside(box_ops.to_centres(boxes)[..., :2], size), labels, -1)
-        step = stride_of(outputs.maps, size)
+        stride = stride_of(outputs.maps, size)
         y = evidence(outputs)
-        target = draw(boxes, labels, classes, y.shape[1:3], step, sigma)
+        target = draw(boxes, labels, classes, y.shape[1:3], stride, sigma)
         error = (y - target) ** 2
-        contours = coarser(contours.astype(y.dtype), step)
+        contours = coarser(contours.astype(y.dtype), stride)
         any_class = jnp.max(y, axis=-1)  # the shapes are shared by all classes
-        reach = odd(across / step) if window is None else window
-        energy = lambda centres: regulariser(centres, contours, prior(outputs, step), window=reach).sum(-1)
+        reach = odd(across / stride) if window is None else window
+        energy = lambda centres: regulariser(centres, contours, prior(outputs, stride), window=reach).sum(-1)
         if bounded:
-            error = jnp.sum((1 + positive * target) * error, axis=(1, 2, 3)) / (math.pi * (sigma / step) ** 2)
+            error = jnp.sum((1 + positive * target) * error, axis=(1, 2, 3)) / (math.pi * (sigma / stride) ** 2)
             most = energy(jnp.ones_like(any_class))
             share = energy(any_class) / jnp.maximum(most, TINY)  # both are 0 for an image without edges
             number = jnp.sum(labels >= 0, axis=1)
@@ -179,15 +179,15 @@ def build(
         return jnp.sum(total * real), jnp.sum(real.astype(y.dtype))
 
     def decode(outputs):
-        step = stride_of(outputs.maps, size)
+        stride = stride_of(outputs.maps, size)
         y = jnp.clip(evidence(outputs), 0, 1)
         b, _, w, _ = y.shape
         peaks = jnp.where(is_peak(outputs.maps) & (y > floor), y, 0).reshape(b, -1)
-        scores, place = lax.top_k(peaks, candidates(limit, 2, peaks.shape[1]))
+        scores, place = lax.top_k(peaks, candidate_count(limit, 2, peaks.shape[1]))
         pixel, label = place // classes, place % classes
         corner = jnp.stack([pixel % w, pixel // w], axis=-1)
         shift = jnp.take_along_axis(vertex(y).reshape(b, -1, 2), place[..., None], axis=1)
-        centre = (corner + 0.5 + shift) * step
+        centre = (corner + 0.5 + shift) * stride
         extent = jnp.broadcast_to(jnp.array([width, height], y.dtype), centre.shape)
         boxes = box_ops.to_corners(jnp.concatenate([centre, extent], axis=-1))
 
@@ -195,7 +195,7 @@ def build(
 
     bias = -math.log(9) if bounded else 0.0
     layer = ShapeMaps(classes, bias, count if learned else 0, across, tuple(size))
-    return Head(layer, targets, loss, decode, agreement(overlap))
+    return Head(layer, targets, loss, decode, detection_merger(overlap))
 
 
 def regulariser(y, contours, shapes, *, window):
@@ -226,17 +226,17 @@ def rings(extent, count):
     return jnp.maximum(0, 1 - jnp.abs(radius - jnp.linspace(0.5, 1, count)[:, None, None]) / thick)
 
 
-def draw(boxes, labels, classes, shape, step, sigma):
+def draw(boxes, labels, classes, shape, stride, sigma):
     """Draws the targets (B, h, w, C): per class the maximum of its objects' Gaussians, at exact sub-pixel centres."""
     centres = box_ops.to_centres(boxes)[..., :2]
-    return heatmaps.largest_of_class(heatmaps.gaussian(centres / step, shape, sigma / step), labels, classes)
+    return heatmaps.largest_of_class(heatmaps.gaussian(centres / stride, shape, sigma / stride), labels, classes)
 
 
-def coarser(maps, step):
-    """Max-pools over squares of `step` pixels: (B, H, W) -> (B, ceil(H / step), ceil(W / step))."""
+def coarser(maps, stride):
+    """Max-pools over squares of `stride` pixels: (B, H, W) -> (B, ceil(H / stride), ceil(W / stride))."""
     b, h, w = maps.shape
-    padded = jnp.pad(maps, ((0, 0), (0, -h % step), (0, -w % step)))
-    return padded.reshape(b, -(-h // step), step, -(-w // step), step).max((2, 4))
+    padded = jnp.pad(maps, ((0, 0), (0, -h % stride), (0, -w % stride)))
+    return padded.reshape(b, -(-h // stride), stride, -(-w // stride), stride).max((2, 4))
 
 
 def max_pool(maps, window):

@@ -29,17 +29,17 @@ def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
     draw, mass = TARGETS["gaussian"]
 
     def expected(outputs):
-        probabilities, step = jax.nn.softmax(outputs, axis=(1, 2)), stride_of(outputs, size)
+        probabilities, stride = jax.nn.softmax(outputs, axis=(1, 2)), stride_of(outputs, size)
         points, peaks = decoders.soft_argmax(probabilities, temperature=1.0)
-        return points * step, peaks * mass(sigma / step)
+        return points * stride, peaks * mass(sigma / stride)
 
     def masked(outputs, targets):
         points, visible = targets
         residual = geometry.normalise(expected(outputs)[0], size) - geometry.normalise(points, size)
-        terms = {names.plain(loss): penalty(residual).mean(-1)}
+        terms = {names.base_name(loss): penalty(residual).mean(-1)}
         if divergence:
-            step = stride_of(outputs, size)
-            target = draw(points / step, outputs.shape[1:3], sigma / step)
+            stride = stride_of(outputs, size)
+            target = draw(points / stride, outputs.shape[1:3], sigma / stride)
             terms[f"{divergence:g} divergence"] = divergence * losses.heatmap_jensen_shannon(outputs, target)
         totals = {name: jnp.sum(jnp.where(visible, each, 0)) for name, each in terms.items()}
         return totals, jnp.sum(visible.astype(outputs.dtype))

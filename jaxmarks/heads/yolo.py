@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.heads import Head, agreement, need_map, objects, stride_of, suppressed, with_none
+from jaxmarks.heads import Head, detection_merger, need_map, objects, stride_of, suppressed, with_padding_box
 from jaxmarks.ops import boxes as box_ops
 
 
@@ -46,7 +46,7 @@ def build(
       classes: the number of classes C.
       anchors: (A, 2) widths and heights of the anchors, in pixels of the frame.
       size: (H, W) of the frame.
-      anchor_count: how many anchors `tasks.fitted` clusters from the boxes' sizes; not used here.
+      anchor_count: how many anchors `tasks.fitted_facts` clusters from the boxes' sizes; not used here.
       coordinates: weight of the box loss.
       with_object: weight of the confidence loss of anchors that are matched to an object.
       without_object: the same of all other anchors.
@@ -58,13 +58,13 @@ def build(
     anchors = jnp.asarray(anchors, jnp.float32)
 
     def loss(outputs, targets):
-        (boxes, labels), real = with_none(*targets[:2]), targets[2]
-        step, grid = stride_of(outputs, size), outputs.shape[1:3]
+        (boxes, labels), real = with_padding_box(*targets[:2]), targets[2]
+        stride, grid = stride_of(outputs, size), outputs.shape[1:3]
         wanted, matched = jax.vmap(
-            lambda b, v: box_ops.yolo_encode(b, v, anchors, size=grid, stride=step)
+            lambda b, v: box_ops.yolo_encode(b, v, anchors, size=grid, stride=stride)
         )(boxes, labels >= 0)  # fmt: skip
         mine = (matched >= 0).astype(outputs.dtype)
-        proposed = box_ops.yolo_decode(outputs[..., :4], anchors, stride=step)
+        proposed = box_ops.yolo_decode(outputs[..., :4], anchors, stride=stride)
         flat = proposed.reshape(len(boxes), -1, 4)
         overlaps = jnp.where((labels >= 0)[:, None], box_ops.iou(flat, boxes), 0)  # (B, h w A, M)
         best = jnp.max(overlaps, axis=-1, initial=0.0).reshape(mine.shape)
@@ -89,4 +89,4 @@ def build(
         one = functools.partial(suppressed, limit=limit, overlap=overlap, vote=True)
         return jax.vmap(one)(boxes.reshape(outputs.shape[0], -1, 4), scores.max(-1), scores.argmax(-1))
 
-    return Head(Grid(len(anchors), classes), objects, loss, decode, agreement(overlap))
+    return Head(Grid(len(anchors), classes), objects, loss, decode, detection_merger(overlap))

@@ -17,7 +17,7 @@ def encode(encoder, images, *, stride, train):
     return maps[1:] if stride == 4 else maps
 
 
-class Finish(nn.Module):
+class OutputStage(nn.Module):
     """Decoded finest map x (B, h, w, F) -> the output (B, ceil(H / stride), ceil(W / stride), F'), without the padding.
 
     An encoder has no map at stride 1: to reach it, a last upsampling without a skip connection halves the channels.

@@ -23,7 +23,7 @@ class FlatNet(nn.Module):
             conv = layers.ConvNorm(features, size, norm=self.norm, dilation=rate, name=name)
             return nn.relu(conv(x, train=train))
 
-        x = layers.fold(x, self.stride)
+        x = layers.space_to_depth(x, self.stride)
         views = []
         for rate in self.rates:
             view = block(x, self.width, f"L1_{rate}", 9, rate)

@@ -27,7 +27,7 @@ from jax.extend import random
 from jaxmarks.platforms import chosen, target
 
 # Name of the device axis in the steps' pmap.
-DEVICES = "devices"
+DEVICE_AXIS = "devices"
 # Decay of the running batch statistics: the share of them that a training step keeps.
 MOMENTUM = 0.9
 
@@ -101,7 +101,7 @@ def _kernel_gradient(images, kernel):
     _, rows, columns, channels = images
     h, w, _, features = kernel
     if channels <= 4:
-        return _by_turned_patches
+        return _by_patches_channels_first
     if h * w * channels <= 512 and (h % 2 == 0 or w % 2 == 0):
         return _by_patches
     if channels >= 16 and features >= 32:
@@ -113,10 +113,10 @@ def _kernel_gradient(images, kernel):
 def _conv(gradient, pads, x, kernel):
     """Convolves with stride 1; the kernel's gradient is `gradient(padded x, cotangent, (h, w))`, or XLA's if None."""
     del gradient
-    return (_side_by_side if _short_rows(x.shape, kernel.shape) else _as_large)(x, kernel, pads)
+    return (_side_by_side if _short_rows(x.shape, kernel.shape) else _conv_same_size)(x, kernel, pads)
 
 
-def _as_large(x, kernel, pads):
+def _conv_same_size(x, kernel, pads):
     """Convolves with padding `pads` by a same-size convolution, XLA's fastest: pads x before it, or crops its output.
 
     XLA takes 1.4-2.2 times as long for other paddings: 32x95x127x32->64 by 2x2, valid: 66 ms instead of 36, its
@@ -161,7 +161,7 @@ def _cropped(y, less):
 
 
 def _conv_forward(gradient, pads, x, kernel):
-    return (_as_large if gradient else _lax_conv)(x, kernel, pads), (x, kernel)
+    return (_conv_same_size if gradient else _lax_conv)(x, kernel, pads), (x, kernel)
 
 
 def _conv_backward(gradient, pads, saved, g):
@@ -171,7 +171,7 @@ def _conv_backward(gradient, pads, saved, g):
     h, w = kernel.shape[:2]
     # The cotangent is padded so that its convolution with the flipped kernel is as large as x.
     turned = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip((h, w), pads, strict=True)]
-    to_x = _as_large(g, kernel[::-1, ::-1].swapaxes(2, 3), turned)
+    to_x = _conv_same_size(g, kernel[::-1, ::-1].swapaxes(2, 3), turned)
     padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pair, 0) for pair in pads), (0, 0, 0)))
     return to_x, gradient(padded, g, (h, w)).astype(kernel.dtype)
 
@@ -193,7 +193,7 @@ def _by_patches(x, g, size):
     return _contract("bhwc,bhwf->cf", patches, g).reshape(*size, x.shape[-1], g.shape[-1])
 
 
-def _by_turned_patches(x, g, size):
+def _by_patches_channels_first(x, g, size):
     """Computes the same as `_by_patches` with the channels first, which is faster if they are few."""
     turned = x.transpose(3, 0, 1, 2)
     (h, w), (rows, columns) = size, g.shape[1:3]
@@ -349,7 +349,7 @@ def crop(x, size, stride):
     return x[:, : -(-size[0] // stride), : -(-size[1] // stride)]
 
 
-def fold(x, stride):
+def space_to_depth(x, stride):
     """Space to depth, (B, H, W, C) -> (B, ceil(H / s), ceil(W / s), C s^2): each s x s square becomes one pixel.
 
     Nothing is lost, and convolutions run on s^2 times fewer pixels. If s does not divide H or W, the images are padded.
@@ -368,11 +368,13 @@ def resize(x, size):
 
     `jax.image.resize` does the same, but does not take a batch of unknown size when it is traced for ONNX.
     """
-    rows, columns = (jnp.asarray(_between(*sides), x.dtype) for sides in zip(x.shape[1:3], size, strict=True))
+    rows, columns = (
+        jnp.asarray(_interpolation_weights(*sides), x.dtype) for sides in zip(x.shape[1:3], size, strict=True)
+    )
     return jnp.einsum("bhwc,Hh,Ww->bHWc", x, rows, columns, precision=lax.Precision.HIGHEST)
 
 
-def _between(old, new):
+def _interpolation_weights(old, new):
     """Returns the weights (new, old) of linear interpolation along an axis from `old` to `new` pixels."""
     place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(old)))
@@ -430,7 +432,7 @@ class Norm(nn.Module):
         if self.kind == "batch":
             return nn.BatchNorm(
                 use_running_average=not train, momentum=MOMENTUM, epsilon=self.epsilon, name="batch",
-                axis_name=DEVICES if _on_several_devices() else None,
+                axis_name=DEVICE_AXIS if _on_several_devices() else None,
             )(x)  # fmt: skip
         if self.kind == "group":
             return nn.GroupNorm(math.gcd(x.shape[-1], max(1, x.shape[-1] // 8)), epsilon=self.epsilon, name="group")(x)
@@ -522,13 +524,13 @@ def random_bits(keys, shape):
 def global_rows(batch):
     """Returns the indices (B,) in the whole batch of the rows in this device's part of it."""
     rows = jnp.arange(batch)
-    return rows + lax.axis_index(DEVICES) * batch if _on_several_devices() else rows
+    return rows + lax.axis_index(DEVICE_AXIS) * batch if _on_several_devices() else rows
 
 
 def _on_several_devices():
     """Whether this is traced under the steps' pmap."""
     try:
-        lax.axis_index(DEVICES)
+        lax.axis_index(DEVICE_AXIS)
     except NameError:  # no such axis
         return False
     return True

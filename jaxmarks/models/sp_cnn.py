@@ -23,7 +23,7 @@ class SPCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        x = layers.fold(x, self.stride)
+        x = layers.space_to_depth(x, self.stride)
         for i in range(1, 6):
             x = nn.relu(layers.ConvNorm(self.width, self.kernel, norm=self.norm, name=f"conv{i}")(x, train=train))
         return x

@@ -30,7 +30,7 @@ class UNet(nn.Module):
     def __call__(self, x, *, train=False):
         size = x.shape[1:3]
         if self.encoder is None:
-            x = layers.fold(x, self.stride)
+            x = layers.space_to_depth(x, self.stride)
             skips = []
             for level in range(self.depth):
                 x = layers.DoubleConv(self.width * 2**level, self.norm, name=f"down{level}")(x, train=train)
@@ -48,7 +48,7 @@ class UNet(nn.Module):
             x = jnp.concatenate([skip, x], axis=-1)
             x = layers.DoubleConv(self.width * 2**level, self.norm, name=f"merge{level}")(x, train=train)
         if self.encoder is not None:
-            x = decoders.Finish(self.stride, self.norm, name="finish")(x, size, train=train)
+            x = decoders.OutputStage(self.stride, self.norm, name="finish")(x, size, train=train)
         return x
 
 

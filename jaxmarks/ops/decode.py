@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmarks.ops import filters, names
-from jaxmarks.ops.floats import root, single
+from jaxmarks.ops.floats import at_least_float32, root
 
 # Values up to this count as 0. Adding it keeps logarithms and quotients finite.
 TINY = 1e-12
@@ -26,7 +26,7 @@ TINY = 1e-12
 
 def argmax(maps):
     """Returns the centre of the pixel with the largest value, the first of them in row-major order."""
-    maps = single(maps)
+    maps = at_least_float32(maps)
     height, width, count = maps.shape[-3:]
     flat = maps.reshape(*maps.shape[:-3], height * width, count)
     index = jnp.argmax(flat, axis=-2)
@@ -47,7 +47,7 @@ def soft_argmax(maps, *, temperature=0.25):
       maps: (..., H, W, K).
       temperature: above 0; in the limit of 0 the result is that of `argmax`.
     """
-    maps = single(maps)
+    maps = at_least_float32(maps)
     _, scores = argmax(maps)
     evidence = jnp.where(scores[..., None, None, :] > 0, _evidence(maps, scores), 1)  # an empty map is uniform
     # A root has no finite gradient at 0. Tiny values get weight 0, since many of them would add up.
@@ -68,7 +68,7 @@ def local_soft_argmax(maps, *, window=2.0, iterations=4):
       window: the window's standard deviation in pixels: about that of the peak, or less if peaks are close together.
       iterations: number of moves of the window.
     """
-    maps = single(maps)
+    maps = at_least_float32(maps)
     points, scores = argmax(maps)
     radius = math.ceil(3 * window) + 1
     patch, x, y = _patch(_evidence(maps, scores), points, radius)
@@ -101,7 +101,7 @@ def dark(maps, *, sigma=1.0):
       maps: (..., H, W, K).
       sigma: standard deviation of the smoothing, in pixels.
     """
-    maps = single(maps)
+    maps = at_least_float32(maps)
     weights = filters.gaussian_weights(sigma, math.ceil(3 * sigma))
     smooth = filters.separable(jnp.maximum(maps, 0), weights, (-3, -2), mode="constant")
     points, _ = argmax(smooth)
@@ -128,7 +128,7 @@ def quadratic(maps, *, radius=3, iterations=4):
       radius: in pixels.
       iterations: number of fits, each with the Gaussian around the last estimate.
     """
-    maps = single(maps)
+    maps = at_least_float32(maps)
     peaks, scores = argmax(maps)
     patch, x, y = _patch(_evidence(maps, scores), peaks, radius)
     flat = lambda grid: grid.reshape(*grid.shape[:-2], math.prod(grid.shape[-2:]))
@@ -156,7 +156,7 @@ def spread(maps, points):
     It complements the score as a measure of confidence: where the network is certain the map is narrow; two peaks or a
     haze over the whole frame give a wide one.
     """
-    maps = single(maps)
+    maps = at_least_float32(maps)
     _, scores = argmax(maps)
     weights = _evidence(maps, scores)
     x, y = _centres(maps)
@@ -166,8 +166,8 @@ def spread(maps, points):
 
 
 def named(text):
-    """Returns the decoder for a name with options, such as "soft_argmax:temperature=0.5" (see `names.function`)."""
-    return names.function(text, (argmax, soft_argmax, local_soft_argmax, dark, quadratic), key="head.decoder")
+    """Returns the decoder for a name with options, such as "soft_argmax:temperature=0.5" (see `names.resolve`)."""
+    return names.resolve(text, (argmax, soft_argmax, local_soft_argmax, dark, quadratic), key="head.decoder")
 
 
 def _evidence(maps, peaks):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmarks.ops import filters
-from jaxmarks.ops.floats import single
+from jaxmarks.ops.floats import at_least_float32
 
 
 def bilateral(image, *, sigma_space, sigma_colour):
@@ -26,7 +26,7 @@ def bilateral(image, *, sigma_space, sigma_colour):
     Returns:
       (..., H, W), within the image's range of values.
     """
-    image, radius = single(image), math.ceil(3 * sigma_space)
+    image, radius = at_least_float32(image), math.ceil(3 * sigma_space)
     side = 2 * radius + 1
     padded = _pad(image, radius)
 
@@ -59,7 +59,7 @@ def canny(image, *, sigma, low, high):
     Returns:
       (..., H, W) bool.
     """
-    image = single(image)
+    image = at_least_float32(image)
     height, width = image.shape[-2:]
     weights = filters.gaussian_weights(sigma, int(4 * sigma + 0.5))
     smooth = filters.separable(image, weights, (-2, -1), mode="edge")

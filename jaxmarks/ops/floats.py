@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 
-def single(x):
+def at_least_float32(x):
     """Promotes to float32 at least: bfloat16 has no half pixels beyond 128, and squares of integers overflow."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -11,14 +11,14 @@ error of up to a pixel at a coordinate of 500; and on a CPU the sums fuse with t
 import jax
 import jax.numpy as jnp
 
-from jaxmarks.ops.floats import single
+from jaxmarks.ops.floats import at_least_float32
 from jaxmarks.ops.frames import frame as frame  # re-exported: the point map of `to_frame`, frame to photograph
 from jaxmarks.ops.frames import placement
 
 
 def affine(matrix, points):
     """Maps points (..., K, 2) by the matrix (..., 2, 3) with the same leading axes."""
-    points = single(points)
+    points = at_least_float32(points)
     matrix = jnp.asarray(matrix, points.dtype)
     a, b, c = (matrix[..., None, :, column] for column in range(3))
     return a * points[..., :1] + b * points[..., 1:] + c
@@ -68,14 +68,14 @@ def similarity(angle, scale, translation, centre, *, shear=0.0, aspect=1.0):
 
 def normalise(points, size):
     """Normalises pixels (..., 2) of a frame (H, W) to [-1, 1]: x' = (x - W/2) / (W/2), y likewise (beetle paper)."""
-    points = single(points)
+    points = at_least_float32(points)
     half = jnp.array([size[1], size[0]], points.dtype) / 2
     return (points - half) / half
 
 
 def denormalise(points, size):
     """Maps points (..., 2) in [-1, 1] to pixels of a frame (H, W): the inverse of `normalise`."""
-    points = single(points)
+    points = at_least_float32(points)
     half = jnp.array([size[1], size[0]], points.dtype) / 2
     return points * half + half
 
@@ -88,7 +88,7 @@ def pixel_centres(size):
 
 def inside(points, size):
     """Whether each of the points (..., K, 2) lies in a frame (H, W), border included: (..., K) bool."""
-    points = single(points)
+    points = at_least_float32(points)
     return ((points >= 0) & (points <= jnp.array([size[1], size[0]], points.dtype))).all(-1)
 
 
@@ -101,7 +101,7 @@ def sample(images, points):
     into one integer and 3.4 or more with them stacked in one row.
     """
     b, h, w, c = images.shape
-    points = single(points)
+    points = at_least_float32(points)
     x = jnp.clip(points[..., 0] - 0.5, 0, w - 1)
     y = jnp.clip(points[..., 1] - 0.5, 0, h - 1)
     # The second clip brings NaN into bounds, which the gathers do not check.

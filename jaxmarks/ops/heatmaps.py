@@ -7,7 +7,7 @@ of a function of x and one of y, so drawing costs H + W exponentials per landmar
 import jax
 import jax.numpy as jnp
 
-from jaxmarks.ops.floats import single
+from jaxmarks.ops.floats import at_least_float32
 
 
 def gaussian(points, shape, sigma):
@@ -40,7 +40,7 @@ def _outer(points, shape, profile):
     """
     points = points if hasattr(points, "dtype") else jnp.asarray(points)
     inside = jnp.zeros_like(points) if isinstance(points, jax.Array) else points % 1
-    pixel, inside = single(points - inside), single(inside)
+    pixel, inside = at_least_float32(points - inside), at_least_float32(inside)
     height, width = (jnp.arange(side, dtype=pixel.dtype) + 0.5 for side in shape)
     off = lambda centres, axis: centres[:, None] - pixel[..., None, :, axis] - inside[..., None, :, axis]
     across, down = profile(off(width, 0)), profile(off(height, 1))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmarks.ops import names
-from jaxmarks.ops.floats import single
+from jaxmarks.ops.floats import at_least_float32
 
 
 def mse(residual):
@@ -43,23 +43,23 @@ def soft_wing(residual, *, inner=0.016, outer=0.16, epsilon=0.004):
 
 def heatmap_mse(maps, targets):
     """Returns the mean squared error of each map: two arrays (..., H, W, K) -> (..., K)."""
-    return jnp.mean((single(maps) - targets) ** 2, axis=(-3, -2))
+    return jnp.mean((at_least_float32(maps) - targets) ** 2, axis=(-3, -2))
 
 
 def heatmap_l1(maps, targets):
     """Returns each map's mean absolute error (Flat-net, Eslami et al. 2020); mostly-0 targets favour predicting 0."""
-    return jnp.mean(jnp.abs(single(maps) - targets), axis=(-3, -2))
+    return jnp.mean(jnp.abs(at_least_float32(maps) - targets), axis=(-3, -2))
 
 
 def heatmap_weighted_mse(maps, targets, *, weight=20.0):
     """Returns the mean of (1 + weight t) (f - t)^2, so that the landmark's few pixels count against the background."""
-    targets = single(targets)
+    targets = at_least_float32(targets)
     return jnp.mean((1 + weight * targets) * (maps - targets) ** 2, axis=(-3, -2))
 
 
 def heatmap_adaptive_wing(maps, targets, *, alpha=2.1, omega=14.0, epsilon=1.0, theta=0.5):
     """Returns each map's mean adaptive wing loss (Wang et al. 2019): sharp where the target is 1, smooth where 0."""
-    targets = single(targets)
+    targets = at_least_float32(targets)
     size, power = jnp.abs(maps - targets), alpha - targets
     ratio = theta / epsilon
     slope = omega * power * ratio ** (power - 1) / (epsilon * (1 + ratio**power))
@@ -88,19 +88,19 @@ def _log_softmax(logits):
     NaN stays NaN, so that training stops. jnp.maximum would not keep it: compiled for the CPU by JAX 0.12, it may
     return -1e30.
     """
-    found = jax.nn.log_softmax(single(logits), axis=(-3, -2))
+    found = jax.nn.log_softmax(at_least_float32(logits), axis=(-3, -2))
     return jnp.where(found < -1e30, -1e30, found)
 
 
 def _distribution(targets):
-    targets = single(targets)
+    targets = at_least_float32(targets)
     return targets / (targets.sum((-3, -2), keepdims=True) + 1e-12)
 
 
 def named(text, *, prefix=""):
     """Returns the penalty, or with the prefix "heatmap_" the heatmap loss, for a name with options: "wing:width=0.1".
 
-    See `names.function`.
+    See `names.resolve`.
     """
     penalties = (mse, l1, smooth_l1, wing, soft_wing)
     of_heatmaps = (
@@ -111,4 +111,4 @@ def named(text, *, prefix=""):
         heatmap_cross_entropy,
         heatmap_jensen_shannon,
     )
-    return names.function(text, of_heatmaps if prefix else penalties, key="head.loss", prefix=prefix)
+    return names.resolve(text, of_heatmaps if prefix else penalties, key="head.loss", prefix=prefix)

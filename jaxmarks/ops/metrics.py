@@ -8,7 +8,7 @@ import math
 
 import jax.numpy as jnp
 
-from jaxmarks.ops.floats import root, single
+from jaxmarks.ops.floats import at_least_float32, root
 
 
 def distances(predicted, true, visible=None):
@@ -16,7 +16,7 @@ def distances(predicted, true, visible=None):
 
     Without `visible`, NaN points have NaN distances.
     """
-    predicted, true = single(predicted), single(true)
+    predicted, true = at_least_float32(predicted), at_least_float32(true)
     if visible is None:
         return root(jnp.sum((predicted - true) ** 2, axis=-1))
     visible = jnp.asarray(visible)
@@ -27,7 +27,7 @@ def distances(predicted, true, visible=None):
 
 def mean(values, axis=None, *, known=None):
     """Returns the mean of the `known` values, by default those that are not NaN; NaN if there are none."""
-    values = single(values)
+    values = at_least_float32(values)
     known = ~jnp.isnan(values) if known is None else known
     count = jnp.sum(known, axis)
     return jnp.where(count > 0, jnp.sum(jnp.where(known, values, 0), axis) / jnp.maximum(count, 1), jnp.nan)
@@ -40,7 +40,7 @@ def per_landmark(distances):
 
 def summarise(distances):
     """Returns a dict of mean, median, p95, std, max and count of the visible landmarks' distances."""
-    values = jnp.append(single(distances), jnp.nan)  # so that there are quantiles without any distances, too
+    values = jnp.append(at_least_float32(distances), jnp.nan)  # so that there are quantiles without any distances, too
     known = ~jnp.isnan(values)
     levels = jnp.array([0.5, 0.95, 1.0])
     between = jnp.nanquantile(values, levels)
@@ -66,7 +66,7 @@ def correlations(predicted, true, visible=None):
     the beetle paper's Table 2 (0.9952, 0.9951, 0.9974 on pronota from scratch): its authors' published predictions give
     0.9966, 0.9966, 0.9984, without the landmark that is wrong in the published file. Pairs with a NaN are left out.
     """
-    predicted, true = single(predicted), single(true)
+    predicted, true = at_least_float32(predicted), at_least_float32(true)
     known = ~(jnp.isnan(predicted) | jnp.isnan(true))
     if visible is not None:
         known &= (jnp.asarray(visible) != 0)[..., None]
@@ -95,7 +95,7 @@ def shares(distances, limit=10.0):
 
 def success_rates(distances, thresholds):
     """Returns the share (T,) of visible landmarks within each threshold: the successful detection rate (SDR)."""
-    values = jnp.ravel(single(distances))
+    values = jnp.ravel(at_least_float32(distances))
     return jnp.sum(values[None] <= jnp.asarray(thresholds, values.dtype)[:, None], 1) / jnp.sum(~jnp.isnan(values))
 
 

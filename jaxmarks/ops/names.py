@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 
-def function(text: str, known: Iterable[Callable], *, key: str, prefix: str = "") -> Callable:
+def resolve(text: str, known: Iterable[Callable], *, key: str, prefix: str = "") -> Callable:
     """Returns the function among `known` that the text names, with the text's options bound.
 
     Args:
@@ -37,6 +37,6 @@ def function(text: str, known: Iterable[Callable], *, key: str, prefix: str = ""
     return functools.partial(each[name], **given) if given else each[name]
 
 
-def plain(text: str) -> str:
+def base_name(text: str) -> str:
     """Returns the name without the options."""
     return text.partition(":")[0]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmarks.ops import geometry
-from jaxmarks.ops.floats import single
+from jaxmarks.ops.floats import at_least_float32
 
 # Maximum number of landmark pairs from which a candidate similarity is computed.
 PAIRS = 300
@@ -33,8 +33,8 @@ def procrustes(points, visible, *, start=None, mirror=False, rounds=20):
       centroid, as do all landmarks if no specimen shows two distinct points.
     """
     visible = jnp.asarray(visible) != 0
-    weight = single(visible)
-    z = jnp.where(visible, _complex(single(points)), 0)
+    weight = at_least_float32(visible)
+    z = jnp.where(visible, _complex(at_least_float32(points)), 0)
 
     def over(z, mean, shared):
         a, t = similarity(z, mean, shared)
@@ -56,7 +56,7 @@ def procrustes(points, visible, *, start=None, mirror=False, rounds=20):
         return _normalised((counts * each).sum(0) / jnp.maximum(count, 1), count > 0)
 
     fullest = jnp.argmax(weight.sum(1))
-    first, known = (z[fullest], visible[fullest]) if start is None else (_complex(single(start[0])), start[1])
+    first, known = (z[fullest], visible[fullest]) if start is None else (_complex(at_least_float32(start[0])), start[1])
     mean, known = lax.fori_loop(0, rounds, again, _normalised(first, known))
     each, counts = laid(mean, known)
     away = counts * abs(each - mean) ** 2 / 2
@@ -81,12 +81,12 @@ def _normalised(z, known):
     return z / jnp.where(size > 0, size, 1), known
 
 
-def lengthwise(points, visible, *, tall=False):
+def align_principal_axis(points, visible, *, tall=False):
     """Normalises points (K, 2) so that the visible ones (K,) spread most along the x axis or, if `tall`, the y axis.
 
     The visible points get centroid 0 and a root mean square distance of 1 from it; the others are 0.
     """
-    z, _ = _normalised(_complex(single(points)), visible)
+    z, _ = _normalised(_complex(at_least_float32(points)), visible)
     turn = jnp.exp(-0.5j * jnp.angle((z**2).sum()))
     return _pairs(z * turn * (1j if tall else 1))
 
@@ -111,11 +111,11 @@ def expected(points, mean, spread):
     Returns:
       The predicted points (K, 2), and the standard deviation (K,) of each in the image.
     """
-    matrix = laid(points, jnp.ones(len(points), bool), mean, spread)
+    matrix = fit_pose(points, jnp.ones(len(points), bool), mean, spread)
     return geometry.affine(matrix, mean), geometry.scale(matrix) * spread
 
 
-def laid(points, visible, mean, spread, *, mirror=False):
+def fit_pose(points, visible, mean, spread, *, mirror=False):
     """Fits the similarity that maps the mean shape to most of an image's landmarks, tolerating outliers.
 
     Least median of squares (Rousseeuw 1984): of the similarities through pairs of landmarks (if there are more than
@@ -131,8 +131,8 @@ def laid(points, visible, mean, spread, *, mirror=False):
     Returns:
       the map (2, 3) from the mean to the image.
     """
-    z = jnp.where(visible, _complex(single(points)), 0)
-    shape = _complex(single(mean))
+    z = jnp.where(visible, _complex(at_least_float32(points)), 0)
+    shape = _complex(at_least_float32(mean))
     a, t, away = _laid(z, visible, shape, spread)
     if not mirror:
         return _matrix(a, t, 1.0)
@@ -141,7 +141,7 @@ def laid(points, visible, mean, spread, *, mirror=False):
 
 
 def _laid(z, visible, shape, spread):
-    """Returns the similarity (a, t) of `laid`, and the robust loss of its fit to the visible landmarks."""
+    """Returns the similarity (a, t) of `fit_pose`, and the robust loss of its fit to the visible landmarks."""
     i, j = jnp.triu_indices(len(shape), 1)
     farther = jnp.argsort(-abs(shape[i] - shape[j]))[: max(PAIRS, (len(i) + 1) // 2)]
     some = farther[:: -(-len(farther) // PAIRS)]

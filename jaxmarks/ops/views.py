@@ -42,7 +42,7 @@ def posed(lies, mean, size, *, least, most):
     The mean's bounding box fills the share `FILL` of a view's width or height, whichever share is larger.
 
     Args:
-      lies: (B, 2, 3), the maps from the mean shape to each frame (`shape.laid`), possibly mirroring.
+      lies: (B, 2, 3), the maps from the mean shape to each frame (`shape.fit_pose`), possibly mirroring.
       mean: (K, 2).
       least, most: the smallest and largest scale of a view, in frame pixels per view pixel.
     """
@@ -57,7 +57,7 @@ def _window(start, step):
     return step[..., None] * jnp.eye(2, 3) + start[..., None] * jnp.array([0.0, 0.0, 1.0])
 
 
-def look(images, views, size, *, turned=False):
+def resample(images, views, size, *, turned=False):
     """Resamples frames (B, H, W, C) through `views` (B, 2, 3), antialiased: (B, h, w, C) of the same dtype.
 
     The view of the whole frame equals `geometry.resize`. Integer images are rounded.

@@ -7,10 +7,20 @@ import numpy as np
 
 from jaxmarks import atomic
 from jaxmarks.report import figures, landmarks, objects, proofread, tables
-from jaxmarks.report.drawings import contact_sheet, emptied, of_classes, overlay, rectangles, slices
+from jaxmarks.report.drawings import class_layers, contact_sheet, make_empty, overlay, rectangles, slices
 from jaxmarks.report.pages import embed, page
 
-__all__ = ["contact_sheet", "emptied", "of_classes", "overlay", "page", "proofread", "rectangles", "slices", "write"]
+__all__ = [
+    "class_layers",
+    "contact_sheet",
+    "make_empty",
+    "overlay",
+    "page",
+    "proofread",
+    "rectangles",
+    "slices",
+    "write",
+]
 
 # Names of all figures in `figures/`, of reports on landmarks and on objects.
 FIGURES = ("loss", "per_landmark", "histogram", "cumulative", "precision_recall", "threshold", "overlays")

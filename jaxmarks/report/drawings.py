@@ -12,7 +12,7 @@ BLUE, ORANGE, GREEN, SKY, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4
 METHODS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 
 
-def emptied(folder: Path) -> None:
+def make_empty(folder: Path) -> None:
     """Creates an empty folder for drawings; an existing one is deleted first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -111,7 +111,7 @@ def _canvas(image, *, longest: int, least: int = 0):
     return Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).convert("RGB").resize(size), place
 
 
-def of_classes(boxes, classes, names) -> list[tuple]:
+def class_layers(boxes, classes, names) -> list[tuple]:
     """Makes the layers of `rectangles`, one per class, from boxes (M, 4) of classes (M,).
 
     Each class has its own colour and, if there are several classes, its name beside the boxes.
@@ -137,14 +137,14 @@ def contact_sheet(images, path: Path, *, labels=None, columns: int = 4, width: i
     sheet.save(path)
 
 
-def examples(names, photograph: Callable, one: Callable, folder: Path, *, most: int, **layout) -> None:
+def draw_examples(names, photograph: Callable, one: Callable, folder: Path, *, most: int, **layout) -> None:
     """Draws up to `most` photographs, evenly from the first to the last.
 
     Each drawing is in `folder`/overlays, and all are on the `contact_sheet` `folder`/overlays.png.
     `photograph` (name) returns (H, W, 3) uint8, or None if it is not available. `one` (index into `names`, photograph,
     path) writes a drawing to the path, and returns a drawing for the sheet and its label.
     """
-    emptied(folder / "overlays")
+    make_empty(folder / "overlays")
     chosen, shown = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)), []
     for rank, place in enumerate(chosen, 1):
         name = str(names[place])

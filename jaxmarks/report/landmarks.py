@@ -24,7 +24,7 @@ def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str
     several = "sets" in summary
     rows = [] if several else tables.per_landmark(found.distances, summary.get("shares"), summary.get("names"))
     return "landmarks.html.jinja", {
-        "success": success(summary.get("success_rates") or {}),
+        "success": threshold_reached_by(summary.get("success_rates") or {}),
         "landmarks": rows,
         "best": {fold: [value for (_, (f, _)), value in best.items() if f == fold] for _, (fold, _) in best},
         "worst": tables.worst(found.images, found.distances),
@@ -48,10 +48,10 @@ def overlays(found: tables.Predictions, photograph, folder: Path, *, most: int =
         return drawings.overlay(image, *marks, longest=400), label
 
     names = [found.images[i] for i in order]
-    drawings.examples(names, photograph, one, folder, most=most, columns=3, width=400)
+    drawings.draw_examples(names, photograph, one, folder, most=most, columns=3, width=400)
 
 
-def success(rates: dict[str, float | None], *, share: float = 0.9) -> tuple[str, float] | None:
+def threshold_reached_by(rates: dict[str, float | None], *, share: float = 0.9) -> tuple[str, float] | None:
     """Returns the smallest threshold within which `share` of the landmarks lie, or else the largest, and its rate.
 
     Returns None if there is no rate.

@@ -92,4 +92,4 @@ def overlays(
         drawings.rectangles(image, layers, path=path)
         return drawings.rectangles(image, layers, longest=400), label
 
-    drawings.examples(order, photograph, one, folder, most=most, columns=4, width=300)
+    drawings.draw_examples(order, photograph, one, folder, most=most, columns=4, width=300)

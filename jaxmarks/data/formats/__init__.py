@@ -134,12 +134,14 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
             problems.append(problem(name, what, each[0].where))
         points = points / np.maximum(visible.sum(0), 1)[:, None]
         found.append(
-            dataclasses.replace(each[0], points=points, visible=seen, names=landmarks, **_told(each, problems))
+            dataclasses.replace(
+                each[0], points=points, visible=seen, names=landmarks, **_first_known_metadata(each, problems)
+            )
         )
     return found
 
 
-def _told(each: list[Annotation], problems) -> dict:
+def _first_known_metadata(each: list[Annotation], problems) -> dict:
     """Returns an image's scale, group and ID, each from the first annotator who gives it; reports conflicting ones."""
     told: dict = {}
     for key, unknown in (("mm_per_px", math.isnan), ("group", operator.not_), ("id", operator.not_)):

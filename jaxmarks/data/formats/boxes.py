@@ -25,14 +25,14 @@ COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax
 CORNERS = COLUMNS[4:8]
 
 # Offsets that make a format's corners continuous, added to (xmin, ymin) and to (xmax, ymax). JSON is COCO and LabelMe.
-CSV, JSON, VOC, YOLO, DLIB = (0, 1), (0, 0), (-1, 0), (0, 0), (0, 0)
+CSV_OFFSETS, JSON_OFFSETS, VOC_OFFSETS, YOLO_OFFSETS, DLIB_OFFSETS = (0, 1), (0, 0), (-1, 0), (0, 0), (0, 0)
 KNOWN = (
     ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), .xml (VOC's or dlib's), a folder of VOC .xml, of LabelMe .json or of"
     " YOLO's .txt"
 )
 
 # The class of boxes in a CSV without a class column, and of dlib's boxes without a label.
-ONLY = "object"
+DEFAULT_CLASS = "object"
 
 _SYNONYMS = {"filename": ("image",), "class": ("label",), "group": table.SYNONYMS["group"]}
 
@@ -75,10 +75,10 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     """Reads a file or folder of boxes; the extension and content determine the format.
 
     - CSV has the columns filename (or image), xmin, ymin, xmax, ymax, in any order, and optionally class (or label),
-      width, height and group. Without a class column all boxes are of the class `ONLY`. A row with neither class nor
+      width, height and group. Without a class column all boxes are of the class `DEFAULT_CLASS`. A row with neither class nor
       corners is an image without objects.
     - COCO is one JSON file.
-    - dlib's XML is one file with the root <dataset> (`formats.imglab`); boxes without a label are of the class `ONLY`.
+    - dlib's XML is one file with the root <dataset> (`formats.imglab`); boxes without a label are of the class `DEFAULT_CLASS`.
     - VOC is one XML file, or a folder of them with its subfolders. An image name that occurs in several subfolders is
       prefixed with the subfolder.
     - LabelMe is one JSON file, or a folder of them as for VOC. Objects are the boxes around shapes with an area
@@ -105,13 +105,13 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     if path.is_dir():
         images, shift = _read_folder(path, found_problems)
     elif suffix == ".xml" and (root := texts.read_xml(path)).tag == "dataset":
-        images, shift = _read_dlib(path, root, found_problems), DLIB
+        images, shift = _read_dlib(path, root, found_problems), DLIB_OFFSETS
     elif suffix == ".xml":
-        images, shift = _read_voc(path, {path: root}, found_problems), VOC
+        images, shift = _read_voc(path, {path: root}, found_problems), VOC_OFFSETS
     elif suffix in (".csv", ".tsv", ".txt"):
-        images, shift = _read_csv(path, found_problems), CSV
+        images, shift = _read_csv(path, found_problems), CSV_OFFSETS
     elif suffix == ".json":
-        images, shift = _read_json(path, found_problems), JSON
+        images, shift = _read_json(path, found_problems), JSON_OFFSETS
     else:
         raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"known are {KNOWN}")
     if not images:
@@ -193,7 +193,7 @@ def _read_csv(path, problems):
         size = _size(where, number("width"), number("height"))
         group = row.get("group", "")
         entry = _entry(images, row["filename"], where, size, "" if group.lower() in texts.MISSING else group, problems)
-        corners, label = [number(name) for name in CORNERS], row.get("class", ONLY)
+        corners, label = [number(name) for name in CORNERS], row.get("class", DEFAULT_CLASS)
         if row.get("class", "").lower() in texts.MISSING and all(map(math.isnan, corners)):
             continue
         if not label:
@@ -233,13 +233,13 @@ def _read_folder(path, problems):
         what = f"{' and '.join(there)} in one folder: several annotations of the same images?"
         raise FormatError(path, "", what, "keep one of them")
     if voc:
-        return _read_voc(path, {file: texts.read_xml(file) for file in voc}, problems), VOC
+        return _read_voc(path, {file: texts.read_xml(file) for file in voc}, problems), VOC_OFFSETS
     if others:
-        return _read_labelme(path, others, problems), JSON
+        return _read_labelme(path, others, problems), JSON_OFFSETS
     if not files:
         what, advice = "no .xml, no .json and no .txt in this folder", "name a folder of VOC, LabelMe or YOLO files"
         raise FormatError(path, "", what, advice)
-    return _read_yolo(path, files, problems), YOLO
+    return _read_yolo(path, files, problems), YOLO_OFFSETS
 
 
 def _named(path, names: dict[Path, str]) -> dict[Path, str]:
@@ -251,7 +251,7 @@ def _named(path, names: dict[Path, str]) -> dict[Path, str]:
     return {f: (f.parent.relative_to(path) / name).as_posix() if several(name) else name for f, name in names.items()}
 
 
-def _stands_once(images, name, where, problems):
+def _report_duplicate_image(images, name, where, problems):
     """Reports an image that already has an entry."""
     if name in images:
         what = f"the image stands twice, first in {images[name].where}: joined"
@@ -269,7 +269,7 @@ def _read_labelme(path, files, problems):
     read = {file: labelme.areas(file, problems) for file in files}
     names, images = _named(path, {file: name for file, (name, *_) in read.items()}), dict[str, _Image]()
     for file, (_, size, objects) in read.items():
-        _stands_once(images, names[file], str(file), problems)
+        _report_duplicate_image(images, names[file], str(file), problems)
         entry = _entry(images, names[file], str(file), size, "", problems)
         entry.upright = True
         entry.objects += objects
@@ -280,7 +280,7 @@ def _read_yolo(path, files, problems):
     classes, images = functools.cache(yolo.classes), dict[str, _Image]()
     for file in files:
         name = yolo.photograph_of(file, path)
-        _stands_once(images, name, str(file), problems)
+        _report_duplicate_image(images, name, str(file), problems)
         entry = _entry(images, name, str(file), None, "", problems)
         entry.relative = entry.upright = True
         entry.objects += yolo.boxes(file, classes(file.parent, path))
@@ -297,7 +297,7 @@ def _read_coco(path, document, problems):
         name = image.get("file_name")
         if not isinstance(name, str) or not name:
             raise FormatError(where, "", "no file_name", "write the photograph's name")
-        _stands_once(images, name, where, problems)
+        _report_duplicate_image(images, name, where, problems)
         sides = [image.get("width"), image.get("height")]
         known = [_json_number(where, math.nan if side is None else side) for side in sides]
         group = "" if image.get("group") is None else str(image["group"])
@@ -343,7 +343,7 @@ def _read_voc(path, roots, problems):
     images: dict[str, _Image] = {}
     for file, root in roots.items():
         name = named[file]
-        _stands_once(images, name, str(file), problems)
+        _report_duplicate_image(images, name, str(file), problems)
         sides = [_number(file, cell(root, f"size/{side}")) for side in ("width", "height")]
         entry = _entry(images, name, str(file), _size(file, *sides), "", problems)
         for i, element in enumerate(root.findall("object")):
@@ -361,9 +361,11 @@ def _read_voc(path, roots, problems):
 def _read_dlib(path, root, problems):
     images: dict[str, _Image] = {}
     for each in imglab.photographs(path, root, problems):
-        _stands_once(images, each.name, each.where, problems)
+        _report_duplicate_image(images, each.name, each.where, problems)
         entry = _entry(images, each.name, each.where, each.size, "", problems)
-        entry.objects += [(imglab.corners(where, box), imglab.label(box) or ONLY, where) for where, box in each.boxes]
+        entry.objects += [
+            (imglab.corners(where, box), imglab.label(box) or DEFAULT_CLASS, where) for where, box in each.boxes
+        ]
     return images
 
 

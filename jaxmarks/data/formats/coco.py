@@ -82,8 +82,8 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
                 id=str(image.get("id", "")),
                 group="" if image.get("group") is None else str(image["group"]),
                 where=where,
-                size=text.sides(image, "height", "width"),
-                names=text.told(names or ()),
+                size=text.image_size_of(image, "height", "width"),
+                names=text.informative_names(names or ()),
             )
         )
     return found

@@ -40,18 +40,24 @@ def read(files: dict[Path, list], problems: list[dict]) -> list[Annotation]:
         problems.append(problem(frames[0][0], what, frames[0][1]))
     group = lambda name: folder(name) if several else ""
     return [
-        Annotation(image=name, **text.laid_out(marks, parts), group=group(name), where=where, names=text.told(parts))
+        Annotation(
+            image=name,
+            **text.points_and_visible(marks, parts),
+            group=group(name),
+            where=where,
+            names=text.informative_names(parts),
+        )
         for name, where, marks in frames
     ]
 
 
 def _read(path, rows, problems):
     """Yields (name, place, {body part: (x, y)}) for each frame; a missing landmark is NaN."""
-    width, wide, columns, frames = _columns(path, rows)
+    width, path_cells, columns, frames = _columns(path, rows)
     for line, cells in frames:
         if len(cells) != width:
             raise text.of_another_length(path, line, cells, width)
-        name, where = "/".join(cell for cell in cells[:wide] if cell), f"{path}: line {line}"
+        name, where = "/".join(cell for cell in cells[:path_cells] if cell), f"{path}: line {line}"
         if not name:
             raise FormatError(where, "", "no frame", "write its path")
         marks: dict[str, tuple[float, float]] = {}
@@ -87,17 +93,17 @@ def _columns(path, rows):
     if absent:
         raise FormatError(path, "line 1", f"no row {absent!r}", f"DeepLabCut has {HEADER}")
     coords = [cell.lower() for cell in header["coords"]]
-    wide = next((n for n, cell in enumerate(coords) if cell == "x"), width)
+    path_cells = next((n for n, cell in enumerate(coords) if cell == "x"), width)
     animals = header.get("individuals", [""] * width)
     columns: dict[tuple[str, str], dict[str, int]] = {}
-    for n in range(wide, width):
+    for n in range(path_cells, width):
         columns.setdefault((animals[n], header["bodyparts"][n]), {})[coords[n]] = n
     if not columns:
         raise FormatError(path, "", "no column x in the row 'coords'", f"DeepLabCut has {HEADER}")
     for (animal, part), places in columns.items():
         if not {"x", "y"} <= set(places):
             raise FormatError(path, "", f"{f'{animal} {part}'.strip()} has no x, or no y", "write both columns")
-    return width, wide, columns, below
+    return width, path_cells, columns, below
 
 
 def _point(where, part, cells, name, problems) -> tuple[float, float]:

@@ -67,10 +67,12 @@ def read(path, problems: list[dict]) -> list[Annotation]:
     labels = sorted({label for _, parts in found for label in parts}, key=text.natural)
     if not labels:
         raise FormatError(path, "", "no <part> in any box", "mark landmarks as parts of a box")
-    text.slips(labels, [(each.name, each.where, parts) for each, parts in found], problems)
-    names = text.told(labels)
+    text.report_rare_labels(labels, [(each.name, each.where, parts) for each, parts in found], problems)
+    names = text.informative_names(labels)
     return [
-        Annotation(image=each.name, **text.laid_out(parts, labels), where=each.where, size=each.size, names=names)
+        Annotation(
+            image=each.name, **text.points_and_visible(parts, labels), where=each.where, size=each.size, names=names
+        )
         for each, parts in found
     ]
 

@@ -39,7 +39,9 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
     labels = sorted({label for *_, points in read for label in points}, key=text.natural)
     if not labels:
         raise FormatError(path, "", "no point shape in any file", "mark landmarks as points")
-    text.slips(labels, [(image or file.stem, str(file), points) for file, image, _, points in read], problems)
+    text.report_rare_labels(
+        labels, [(image or file.stem, str(file), points) for file, image, _, points in read], problems
+    )
     found = []
     for file, image, size, points in read:
         if not points:
@@ -47,11 +49,11 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
         found.append(
             Annotation(
                 image=image or file.stem,
-                **text.laid_out(points, labels),
+                **text.points_and_visible(points, labels),
                 where=str(file),
                 size=size,
                 upright=True,
-                names=text.told(labels),
+                names=text.informative_names(labels),
             )
         )
     return found
@@ -75,12 +77,12 @@ def areas(file: Path, problems: list[dict]):
             centre, radius = points[0], np.linalg.norm(points[1] - points[0])
             points = np.stack([centre - radius, centre + radius])
         objects.append(([*points.min(0).tolist(), *points.max(0).tolist()], label, f"{file}: {where}"))
-    return image, text.sides(document, "imageHeight", "imageWidth"), objects
+    return image, text.image_size_of(document, "imageHeight", "imageWidth"), objects
 
 
 def _points(file, problems, images, place):
     document, points = _document(file), dict[str, tuple[float, float]]()
-    image = _found(str(document.get("imagePath") or ""), file, place, images)
+    image = _relative_image_path(str(document.get("imagePath") or ""), file, place, images)
     for where, label, _, point in _shapes(file, document, ("point",), image, problems):
         if len(point) > 1:
             raise FormatError(file, where, f"{point.tolist()} is not one point", "write [[x, y]]")
@@ -88,7 +90,7 @@ def _points(file, problems, images, place):
         if not np.isfinite(points[label]).all():
             why = "is NaN" if not np.isfinite(point).all() else "is marked twice"
             problems.append(problem(image, f"{label} {why}: taken as missing", f"{file}: {where}"))
-    return image, text.sides(document, "imageHeight", "imageWidth"), points
+    return image, text.image_size_of(document, "imageHeight", "imageWidth"), points
 
 
 def files_of(path: Path) -> list[Path]:
@@ -134,7 +136,7 @@ def _shapes(file, document, kinds, image, problems):
         problems.append(problem(image, f"shapes that are no {wanted} ({named}): not used", str(file)))
 
 
-def _found(name, file, place, images) -> str:
+def _relative_image_path(name, file, place, images) -> str:
     """Returns the image's path from `images` on if it is there, beside the file or at `place`; else `_image_name`."""
     folder, path = Path(os.path.abspath(images)), PureWindowsPath(name)  # accepts \ and /
     beside = Path(os.path.abspath(file.parent / path.as_posix()))

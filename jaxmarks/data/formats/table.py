@@ -26,7 +26,7 @@ SYNONYMS = {"image": ("filename", "file"), "group": ("specimen", "individual")}
 _SYNONYMS = SYNONYMS | {"image": (*SYNONYMS["image"], "label"), "landmark": ("label",)}
 # What ImageJ appends to an image's file name: a colon and the name of a region or slice.
 REGION = re.compile(r"(\.\w{3,4}):(.*)$")
-BEHIND = "what follows the image's name"
+REGION_COLUMN = "what follows the image's name"
 
 
 def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation]:
@@ -94,8 +94,8 @@ def _long(path, names, entries, number_of, problems):
         having.append((image, f"{path}: line {rows[0][0]}", given))
         cells = [given.get(label, ("", "", rows[0][0])) for label in order]
         found.append(_annotation(path, rows[0][0], _common(path, rows), cells, number_of, problems))
-    texts.slips(order, having, problems)
-    return found if numbered else [dataclasses.replace(a, names=texts.told(order)) for a in found]
+    texts.report_rare_labels(order, having, problems)
+    return found if numbered else [dataclasses.replace(a, names=texts.informative_names(order)) for a in found]
 
 
 def _in_order(path, names, entries, number_of, problems):
@@ -104,7 +104,7 @@ def _in_order(path, names, entries, number_of, problems):
         region = REGION.search(row["image"])
         image, behind = (row["image"][: region.end(1)], region[2]) if region else (row["image"], "")
         rows = by_image.setdefault(image, [])
-        rows.append((number, row | {"image": image, "landmark": str(len(rows) + 1), BEHIND: behind}))
+        rows.append((number, row | {"image": image, "landmark": str(len(rows) + 1), REGION_COLUMN: behind}))
     (first, some), *others = by_image.items()
     for image, rows in others:
         if len(rows) != len(some):  # it is unknown which landmark is missing
@@ -112,7 +112,7 @@ def _in_order(path, names, entries, number_of, problems):
             raise FormatError(
                 path, f"line {rows[0][0]}", what, "add a column landmark, or a row of NA where one is missing"
             )
-    for column in [name for name in names if name not in ("image", "x", "y")] + [BEHIND]:
+    for column in [name for name in names if name not in ("image", "x", "y")] + [REGION_COLUMN]:
         _refuse_another_order(path, column, [[(n, row[column]) for n, row in rows] for rows in by_image.values()])
     return _long(path, names, list(itertools.chain.from_iterable(by_image.values())), number_of, problems)
 

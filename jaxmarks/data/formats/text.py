@@ -122,7 +122,7 @@ def of_another_length(path, line: int, cells: list[str], width: int) -> FormatEr
     return FormatError(path, f"line {line}", f"{len(cells)} cells where the header has {width}", "mend the row")
 
 
-def told(names: Iterable[str]) -> tuple[str, ...]:
+def informative_names(names: Iterable[str]) -> tuple[str, ...]:
     """Returns the landmark names as a tuple; empty if they only count from 0 or 1, as in 1, 2, ... or l1, l2, ..."""
     names = tuple(map(str, names))
     bare = [name.removeprefix("l") for name in names]
@@ -130,7 +130,7 @@ def told(names: Iterable[str]) -> tuple[str, ...]:
     return () if all(map(str.isdecimal, bare)) and [*map(int, bare)] in counts else names
 
 
-def slips(labels: Iterable[str], images: list[tuple[str, str, Any]], problems: list[dict]) -> None:
+def report_rare_labels(labels: Iterable[str], images: list[tuple[str, str, Any]], problems: list[dict]) -> None:
     """Reports labels that are probably misspelt: those in one of at least four images, or in less than a tenth of them.
 
     `images` holds (name, place, labels) of each image.
@@ -142,7 +142,7 @@ def slips(labels: Iterable[str], images: list[tuple[str, str, Any]], problems: l
             problems.append(problem(having[0][0], what, having[0][1]))
 
 
-def laid_out(marks: Mapping[str, tuple[float, float]], labels: Iterable[str]) -> dict[str, Any]:
+def points_and_visible(marks: Mapping[str, tuple[float, float]], labels: Iterable[str]) -> dict[str, Any]:
     """Returns the `points` and `visible` of an `Annotation` from marks by label; NaN or absent marks are missing."""
     rows = np.array([marks.get(label, (np.nan, np.nan)) for label in labels], float)
     visible = np.isfinite(rows).all(1)
@@ -179,7 +179,7 @@ def read_xml(path) -> ElementTree.Element:
         raise FormatError(path, f"line {error.position[0]}", f"no XML: {error}", "mend it") from None
 
 
-def sides(entry: dict, height: str, width: str) -> tuple[int, int] | None:
+def image_size_of(entry: dict, height: str, width: str) -> tuple[int, int] | None:
     """Returns an image's (height, width), or None unless the entry has whole numbers above 0 under both keys."""
     rows, columns = (
         int(side) if isinstance(side, int | float) and side == side // 1 else 0

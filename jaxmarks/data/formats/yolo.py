@@ -71,7 +71,7 @@ def classes(folder: Path, root: Path) -> Classes:
     folder, root = (Path(os.path.abspath(path)) for path in (folder, root))
     last = [root, *root.parents][:3][-1]
     places = [place for place in (folder, *folder.parents) if place.is_relative_to(last)]
-    found = [one for place in places for one in _told_in(place)]
+    found = [one for place in places for one in _classes_files_in(place)]
     if not found:
         what = f"no {', '.join((*LISTS, *YAML))} there or above says what YOLO's classes are called"
         raise FormatError(
@@ -83,7 +83,7 @@ def classes(folder: Path, root: Path) -> Classes:
     return found[0]._replace(keypoints=max(one.keypoints for one in found))
 
 
-def _told_in(place):
+def _classes_files_in(place):
     """Returns the `Classes` of each file in a folder that defines class names."""
     with contextlib.suppress(PermissionError):
         files = sorted(file for file in place.iterdir() if file.name.lower() in (*LISTS, *YAML) and file.is_file())

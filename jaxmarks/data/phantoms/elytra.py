@@ -18,7 +18,7 @@ def draw(canvas, genome, pose, rng):
     """
     form, uneven = genome.form, genome.uneven
     width, apex, split = 37 * (1 + 0.07 * form[0]), APEX * (1 + 0.035 * form[3]), 3.4 + 0.4 * form[5]
-    shape = both(width, apex, form, uneven)
+    shape = elytra_outline(width, apex, form, uneven)
     shoulder = BASE + 2.5 + 0.8 * form[4]
     front = surface.steps(
         [-1, -0.7, -0.2, 0.2, 0.7, 1],
@@ -48,7 +48,7 @@ def draw(canvas, genome, pose, rng):
     return shapes.to_frame(pose, [*base, *end, surface.corner(shape, -1, front), scutellum[2]])
 
 
-def both(width, apex, form, uneven):
+def elytra_outline(width, apex, form, uneven):
     """Returns the outline of the two closed elytra."""
     taper, flat = 0.04 * form[1], 0.03 * form[2]
     line = shapes.curve([0, 0.05, 0.3, 0.6, 0.8, 1], [0.79, 0.86, 0.97 - flat, 1.04 + taper, 1.04 + taper / 2, 1.0])
@@ -59,7 +59,7 @@ def both(width, apex, form, uneven):
         notch = 2.2 * np.maximum(1 - np.abs(t - SINUS) / 0.035, 0)
         return (width * line(t) - notch) * cap
 
-    return shapes.twofold(BASE - 8, apex, half, uneven=0.008 * uneven[0], lean=0.012 * uneven[1])
+    return shapes.symmetric_outline(BASE - 8, apex, half, uneven=0.008 * uneven[0], lean=0.012 * uneven[1])
 
 
 def striate(genome, rng):
@@ -91,7 +91,7 @@ def abdomen(canvas, pose, genome, width, apex):
     def half(v):
         return 0.62 * width * np.sqrt(np.maximum(1 - ((v - apex + 18) / 24) ** 2, 0))
 
-    shape = shapes.twofold(apex - 42, apex + 6, half)
+    shape = shapes.symmetric_outline(apex - 42, apex + 6, half)
     skin = genome.skin._replace(top=0.5 * genome.limb, slant=0.5 * genome.limb, gloss=0.4 * genome.skin.gloss)
     surface.plate(canvas, pose, shape, ((-0.65 * width, apex - 25), (0.65 * width, apex + 7)), skin)
 
@@ -100,10 +100,12 @@ def waist(canvas, pose, rng, genome):
     """Paints the mesothorax's neck and the pronotum's hind part; returns the right and left neck points (u, v)."""
     half, top = 8.6 + 0.5 * genome.form[6], BASE - 4.6 - 0.4 * genome.form[4]
     skin = genome.skin._replace(relief=2.5 * genome.skin.relief, gloss=0.5 * genome.skin.gloss)
-    shape = shapes.twofold(BASE - 20, BASE + 4, lambda v: np.full_like(v, half))
+    shape = shapes.symmetric_outline(BASE - 20, BASE + 4, lambda v: np.full_like(v, half))
     surface.plate(canvas, pose, shape, ((-12, BASE - 12), (12, BASE + 4)), skin, cast=(0.3, 2.0))
     width = 30 * (1 + 0.06 * genome.form[0])
-    shape = shapes.twofold(-150, top + 6, shapes.curve([-150, -90, top], [0.90 * width, 1.16 * width, 1.02 * width]))
+    shape = shapes.symmetric_outline(
+        -150, top + 6, shapes.curve([-150, -90, top], [0.90 * width, 1.16 * width, 1.02 * width])
+    )
 
     disc = pronotum.disc(rng, top - 80, top)
 

@@ -60,13 +60,13 @@ def capsule(width, form, uneven, clypeus, neck):
     line = shapes.curve(
         knots, width * np.array([21, 23 + 0.6 * form[1], 37, 39.5 + form[2], 39, 41 + 1.2 * form[7], 40])
     )
-    return shapes.twofold(knots[0], knots[-1], line, uneven=0.01 * uneven[2], lean=0.014 * uneven[3])
+    return shapes.symmetric_outline(knots[0], knots[-1], line, uneven=0.01 * uneven[2], lean=0.014 * uneven[3])
 
 
 def upper_lip(width, form, clypeus, labrum):
     """Returns the outline of the labrum."""
     knots = [labrum - 4, labrum, labrum + 9, clypeus + 8]
-    return shapes.twofold(
+    return shapes.symmetric_outline(
         knots[0], knots[-1], shapes.curve(knots, width * np.array([14, 15.5, 16.5 + 0.5 * form[2], 15]))
     )
 

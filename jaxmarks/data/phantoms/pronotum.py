@@ -30,8 +30,8 @@ def draw(canvas, genome, pose, rng):
     )
 
     limbs.legs(canvas, pose, rng, genome, [(0.85 * width, -8)])
-    behind(canvas, pose, genome, width, end)
-    ahead(canvas, pose, genome, width, level[1], rng)
+    paint_elytra(canvas, pose, genome, width, end)
+    paint_head(canvas, pose, genome, width, level[1], rng)
     box = ((-1.12 * width, FRONT * length - 12), (1.12 * width, HIND * length + 6))
     relief = disc(rng, level[1], end)
     surface.plate(canvas, pose, shape, box, genome.skin, front=front, hind=hind, relief=relief)
@@ -53,7 +53,7 @@ def shield(width, length, form, uneven):
         0.97 - 0.05 * form[7],
     )
     half = shapes.curve(knots, width * np.array([0.60, front, 0.90, bulge, waist, foot]))
-    return shapes.twofold(knots[0], knots[-1], half, uneven=0.01 * uneven[0], lean=0.016 * uneven[1])
+    return shapes.symmetric_outline(knots[0], knots[-1], half, uneven=0.01 * uneven[0], lean=0.016 * uneven[1])
 
 
 def disc(rng, front, hind):
@@ -78,12 +78,12 @@ def disc(rng, front, hind):
     return relief
 
 
-def behind(canvas, pose, genome, width, end):
+def paint_elytra(canvas, pose, genome, width, end):
     """Paints the elytra's shoulders behind the pronotum, extending beyond the frame."""
     top = end + 7.5
 
     half = shapes.curve(top + np.array([-8, 2, 14, 80, 140]), width * np.array([0.84, 0.92, 1.08, 1.3, 1.3]))
-    shape = shapes.twofold(top - 8, top + 140, half)
+    shape = shapes.symmetric_outline(top - 8, top + 140, half)
     front = surface.bent([-1, -0.7, 0, 0.7, 1], [top + 3, top - 1, top, top - 1, top + 3])
     count = genome.striae
 
@@ -94,7 +94,7 @@ def behind(canvas, pose, genome, width, end):
         suture = np.exp(-((place / 0.015) ** 2))
         return nx, -0.6 * np.clip((top + 8 - v) / 10, 0, 1), (0.8 - 0.2 * np.cos(phase)) * (1 - 0.7 * suture)
 
-    waist = shapes.twofold(end - 8, top + 8, lambda v: np.full_like(v, 0.66 * width))
+    waist = shapes.symmetric_outline(end - 8, top + 8, lambda v: np.full_like(v, 0.66 * width))
     dull = genome.skin._replace(top=0.3 * genome.limb, slant=0.3 * genome.limb, gloss=0.05)
     surface.plate(canvas, pose, waist, ((-0.7 * width, end - 8), (0.7 * width, top + 6)), dull)
     surface.plate(
@@ -102,13 +102,13 @@ def behind(canvas, pose, genome, width, end):
     )
 
 
-def ahead(canvas, pose, genome, width, front, rng):
+def paint_head(canvas, pose, genome, width, front, rng):
     """Paints the hind part of the head, with its eyes, in front of the pronotum."""
     half = 0.56 * width
     for side in (-1, 1):
         limbs.antenna(canvas, pose, rng, genome, (side * 0.9 * half, front - 34), side)
     line = shapes.curve(front + np.array([-62, -58, -46, -30, 8]), half * np.array([0, 0.36, 0.7, 0.94, 1.0]))
-    shape = shapes.twofold(front - 62, front + 8, line)
+    shape = shapes.symmetric_outline(front - 62, front + 8, line)
     for side in (-1, 1):
         eye = surface.lens(shape, front - 32, front - 12, side, 5.5)
         glassy = genome.skin._replace(top=np.full(3, 0.02), slant=np.full(3, 0.03), gloss=0.8, polish=60.0, relief=0.02)

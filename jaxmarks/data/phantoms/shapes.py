@@ -48,7 +48,7 @@ def outline(start, stop, left, right):
     return Outline(float(start), float(stop - start) / (SAMPLES - 1), (left + right) / 2, ((right - left) / 2) ** 2)
 
 
-def twofold(start, stop, half, *, uneven=0.0, lean=0.0):
+def symmetric_outline(start, stop, half, *, uneven=0.0, lean=0.0):
     """Tabulates a nearly symmetric region.
 
     Args:

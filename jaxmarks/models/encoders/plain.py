@@ -16,7 +16,7 @@ class Plain(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        x, maps = layers.fold(images, 2), []
+        x, maps = layers.space_to_depth(images, 2), []
         for level in range(5):
             x = layers.max_pool(x) if level else x
             x = layers.DoubleConv(self.width * 2**level, self.norm, name=f"down{level}")(x, train=train)

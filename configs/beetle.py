@@ -30,7 +30,9 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         options={"part": PARTS, "network": ("1", "2", "3")},
     )
     if "own" in chosen and "pretrain" in chosen:
-        raise ValueError("config variants own, pretrain: pretraining is on drawn beetles; take own, finetune")
+        raise ValueError(
+            "config variants own, pretrain: pretraining uses drawn beetles, not your photographs; choose own, finetune"
+        )
     config = base()
     config.data.part = chosen.get("part", "pronotum")
     config.model.version = int(chosen.get("network", 3))

@@ -82,7 +82,7 @@ def model(net, *, small, direct):
     if small and net == "hrnet":
         options |= {"modules": (1, 1, 1, 1), "blocks": 2}
     if direct and net not in ("unet", "resnet50"):
-        raise ValueError(f"config variant net={net}: target=direct goes with net=unet and net=resnet50")
+        raise ValueError(f"config variant net={net}: target=direct needs net=unet or net=resnet50")
     if direct:
         options |= {"output": "vector"}
     return options

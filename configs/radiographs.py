@@ -35,7 +35,9 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     chosen = configs.variants(text, flags=("smoke", "own", "thesis"), options={"network": NETWORKS, "encoder": ()})
     network, encoder = chosen.get("network", "unet"), chosen.get("encoder")
     if encoder and network in WITHOUT_ENCODER:
-        raise ValueError(f"config variant encoder={encoder}: network={network} has none to choose")
+        raise ValueError(
+            f"config variant encoder={encoder}: network={network} has no replaceable encoder; omit one of the two"
+        )
     config = configs.base()
     config.data.size = (192, 256)
     config.train.batch_size, config.train.steps = 16, 400

@@ -35,7 +35,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     chosen = configs.variants(text, flags=(*DETECTORS, "own", "random", "paper", "smoke"))
     detectors = [name for name in DETECTORS if name in chosen]
     if len(detectors) > 1:
-        raise ValueError(f"config variants {', '.join(detectors)}: choose one detector")
+        raise ValueError(f"config variants {', '.join(detectors)}: choose only one detector")
     detector = detectors[0] if detectors else "centre"
     config = configs.base()
     config.data = {

@@ -44,7 +44,10 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         config.data.size, config.head.sigma = (192, 256), 3.0
         names = chosen["own"].split("+")
         if wrong := [name for name in names if not name.isidentifier()]:
-            raise ValueError(f"config variant own={chosen['own']}: {wrong[0]!r}; a name has letters, digits and _")
+            raise ValueError(
+                f"config variant own={chosen['own']}: {wrong[0]!r} is not a valid dataset name; use letters, digits and _, and"
+                " begin with no digit"
+            )
         config.data.sets = {name: dict(OWN) for name in names}
         config.split.run, config.split.valid = (), 0.0
     if "smoke" in chosen:

@@ -61,9 +61,9 @@ def refusal_reasons(found: calibrate.Calibration) -> list[str]:
     agree, seen = found.residuals < calibrate.TUKEY * calibrate.TOLERANCE / 2, np.isfinite(found.residuals)
     turned = float(calibrate.angle_between(jnp.eye(3), found.rotation))
     if found.undetermined:
-        why.append("too few landmarks were found, or they lie so that the volume does not follow from them")
+        why.append("too few landmarks were found, or they lie where they do not determine the volume")
     elif deviation[:3].max() > CENTRE_LIMIT or deviation[3:6].max() > ANGLE_LIMIT:
-        why.append(f"uncertain by {deviation[:3].max():.1f} mm and {deviation[3:6].max():.1f} degrees")
+        why.append(f"the volume is uncertain by {deviation[:3].max():.1f} mm and {deviation[3:6].max():.1f} degrees")
     if found.contradicts:
         size = " x ".join(f"{side:.0f}" for side in found.size)
         why.append(f"the landmarks contradict each other: {agree.sum()} of {seen.sum()} agree on a volume of {size} mm")
@@ -95,7 +95,7 @@ def orientation_problems(scores) -> list[str]:
         if plane != "sagittal":
             each = np.delete(each, 4)
         if each[0] < UNLIKE:
-            why.append(f"the {plane} scout does not look like one: its landmarks score {each[0]:.2f}")
+            why.append(f"the {plane} scout does not look like one: the mean score of its landmarks is {each[0]:.2f}")
         elif each.max() > each[0] + OTHER_WAY:
             why.append(f"the {plane} scout looks turned or mirrored: check its file's orientation")
     return why
@@ -177,7 +177,7 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path, sp
       percentiles (of the IoU the 5th), and the shares of errors within one standard deviation ("within_told").
     """
     if not triples_of(names, volumes):
-        raise ValueError("of no head are all three scouts held back together: set --config.split.by=group")
+        raise ValueError("no head has all three scouts held out together: set --config.split.by=group")
     triples, found, refused, errors = fit_triples(names, points, scores, volumes, template, spread)
     truth = [jnp.asarray(array[triples], jnp.float32) for array in (volumes.centre, volumes.rotation, volumes.size)]
     columns = {
@@ -229,7 +229,7 @@ def of_folder(calibrator: Calibrator, images: Path, out: Path) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     for name, files in scouts.triples(images):
         if name in names:
-            why = [f"other scouts are named {name}, too: rename these"]
+            why = [f"another triple of scouts is named {name}, too: rename this one"]
         else:
             names.add(name)
             try:

@@ -10,14 +10,15 @@ from jaxmarks.data.samples import problem
 
 # The caveat about images that networks may have been trained on, by kind of evidence, the strongest first.
 LEAKAGE = {
-    "content": "were trained on ({}): the score flatters",
-    "name": "have the names of images that were trained on ({}): if they are those, the score flatters",
-    "specimen": "are of specimens that others which were trained on are called as ({}): the score may flatter",
+    "content": "are among the training and validation images ({}): the score is too optimistic",
+    "name": "have the names of training or validation images ({}): if they are the same, the score is too optimistic",
+    "specimen": "show specimens named like those of training or validation images ({}): the score may be too"
+    " optimistic",
 }
 # The caveat about images that an earlier network, from which training started, may have been trained on.
 AGAIN = {
-    "content": "have been learnt from before",
-    "name": "are called as images that have been learnt from before, and if they are those",
+    "content": "were used in earlier training:",
+    "name": "have the names of images used in earlier training; if they are the same,",
 }
 
 
@@ -48,18 +49,21 @@ def of_objects(settings, dataset, member, trained, held) -> list[dict]:
     samples, what = dataset.samples, []
     if not held.any():
         what.append(
-            "no image is held back for validation: the threshold is chosen on training images; raise --config.split.valid"
+            "no image is held out for validation: the threshold is chosen on training images;"
+            " raise --config.split.valid"
         )
     elif not (samples.labels[held] >= 0).any():
         what.append(
-            "no validation image shows an object: the threshold is chosen on training images; raise --config.split.valid"
+            "no validation image shows an object: the threshold is chosen on training images;"
+            " raise --config.split.valid"
         )
     taught = np.unique(samples.labels[trained])
     if missing := [name for number, name in enumerate(dataset.classes) if number not in taught]:
-        what.append(f"no training image shows an object of class {', '.join(missing)}: none is ever found")
+        what.append(f"no training image shows an object of class {', '.join(missing)}: the network cannot find any")
     if settings.channels == 1 and coloured(samples.images[np.flatnonzero(trained)[:16]]):
         what.append(
-            "the images are coloured, the network sees their luminance: --config.channels=3 shows it the colours"
+            "the images are coloured, but the network sees only their luminance: --config.channels=3 gives"
+            " it the colours"
         )
     return [caveat(member, each) for each in what]
 
@@ -78,15 +82,19 @@ def of_test(fold: int, images: dict[str, list[str]]) -> list[dict]:
     """Returns a caveat if the fold has no test images, so that it is scored on its validation images."""
     if images["test"]:
         return []
-    return [caveat(fold, "no image is held back for a test: it is scored on those that chose its best epoch")]
+    return [
+        caveat(
+            fold, "no image is held out for testing: it is scored on the validation images, which chose its best epoch"
+        )
+    ]
 
 
 def of_leakage(samples, notes: list[dict], names: np.ndarray) -> list[dict]:
     """Returns caveats about data leakage: samples to score that networks may have learnt from, or from their specimens.
 
     This includes what networks learnt in earlier stages, and in runs from which they start. The samples must have the
-    names that training would give them (`trained.with_training_names`). The caveats show `names` (N,) instead, and leave out samples
-    whose entry there is empty.
+    names that training would give them (`trained.with_training_names`). The caveats show `names` (N,) instead, and
+    leave out samples whose entry there is empty.
     """
     known = [data for note in notes for data in (note["data"], *before(note))]
     found = []
@@ -102,8 +110,11 @@ def of_name_matches(names) -> list[dict]:
     """Returns a caveat about images (`names`) matched to those of the run by name alone, since their files differ."""
     if not (again := set(names.tolist())):
         return []
-    what = f"{len(again)} images are called as images of the training, whose files were others ({first(again)}): taken for those"
-    return [problem(min(again), f"{what}, saved anew; rename them where they are not", "the images")]
+    what = (
+        f"{len(again)} images have the names of images of the run but different file contents ({first(again)}): treated"
+        " as those images saved again; rename them if they are different photographs"
+    )
+    return [problem(min(again), what, "the images")]
 
 
 def leaked(samples, known: list[dict], parts: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -147,11 +158,11 @@ def seen_before(member, samples, data: dict, source: Path | None, earlier: list[
     scored = "test" if images["test"] else "validation"
     found = []
     for part, held, others in (("test", test, ("train", "valid")), ("validation", valid & ~trained, ("train",))):
-        so = "the score may flatter" if part == scored else "its best epoch may be another"
+        so = "the score may be too optimistic" if part == scored else "its best epoch may be badly chosen"
         theirs = leaked(samples, earlier, others)
         for key, what in AGAIN.items():
             if again := set(samples.name[theirs[key] & held].tolist()):
-                what = f"{len(again)} of its {part} images ({first(again)}) {what}, {so}"
+                what = f"{len(again)} of its {part} images ({first(again)}) {what} {so}"
                 found.append(caveat(member, f"it starts from {source.parent if source else ''}, and {what}"))
     return found
 

@@ -67,11 +67,13 @@ def note(folder: Path) -> dict | None:
     try:
         found = json.loads(path.read_text())
         if "sha256" not in found:
-            raise ValueError("it lacks sha256")
+            raise ValueError("the key 'sha256' is missing")
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: it is damaged ({error}); copy the run anew, or delete {folder}") from None
+        raise ValueError(
+            f"{path}: the file is damaged ({error}); copy the run's folder again, or delete {folder}"
+        ) from None
     return found
 
 
@@ -91,17 +93,20 @@ def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
         if like is None:
             about = checkpointer.metadata(folder / "arrays").item_metadata  # None if a file is missing
             if about is None:
-                raise ValueError(f"{folder}: its arrays are incomplete; copy the run anew")
+                raise ValueError(f"{folder}: files of its arrays are missing; copy the run's folder again")
             like = dict(about.tree)
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         try:
             tree = checkpointer.restore(folder / "arrays", target)
         except (OSError, ValueError) as error:
             what = str(error).strip().partition("\n")[0]
-            raise ValueError(f"{folder}: its arrays cannot be read ({what}); copy the run anew, or delete it") from None
+            raise ValueError(
+                f"{folder}: its arrays cannot be read ({what}); copy the run's folder again, or delete this one"
+            ) from None
     if fingerprint(tree) != written["sha256"]:
         raise ValueError(
-            f"{folder}: the arrays are not those that were saved (SHA-256 differs); delete it or restore it"
+            f"{folder}: its arrays are not those that were saved (SHA-256 differs); copy the run's"
+            " folder again, or delete this one"
         )
     return tree, written
 

@@ -70,8 +70,8 @@ def with_second_look(task: steps.Task, size: tuple[int, int], second: Look) -> s
     Args:
       task: the task of a network that looks once.
       size: (H, W) that the network takes; frames are of that size or larger.
-      second: the second look, from `upright_views` or `posed_views`. With `posed_views`, images that training shows whole are turned (and
-        mirrored, if specimens may be) at random.
+      second: the second look, from `upright_views` or `posed_views`. With `posed_views`, images that training shows
+        whole are turned (and mirrored, if specimens may be) at random.
     """
     near, turned, mirror = second
 

@@ -54,11 +54,11 @@ def variants(text: str | None, *, flags: tuple[str, ...], options: dict[str, tup
             found[key] = True
         elif given and key in options:
             if options[key] and value not in options[key]:
-                raise ValueError(f"config variant {word!r}: {key} is one of {', '.join(options[key])}")
+                raise ValueError(f"config variant {word!r}: {key} must be one of {', '.join(options[key])}")
             found[key] = value
         else:
             known = [*flags, *(f"{name}=..." for name in options)]
-            raise ValueError(f"unknown config variant {word!r}: there are {', '.join(known)}")
+            raise ValueError(f"unknown config variant {word!r}: choose from {', '.join(known)}")
     return found
 
 
@@ -99,7 +99,8 @@ def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.Config
     changes = ml_collections.ConfigDict(json.loads(config.to_json()))["stage"].get(name, {})
     if not hasattr(changes, "items"):
         raise ValueError(
-            f"config.stage.{name}={changes}: give the keys that it changes, as {{'train': {{'steps': 100}}}}"
+            f"config.stage.{name}={changes}: give the keys that the stage changes, such as"
+            " {'train': {'steps': 100}}"
         )
     for path, value in _leaves(changes):
         target = settings
@@ -119,22 +120,28 @@ def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.Config
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError, naming the key, if a config is invalid whatever its data are."""
     if not config.stages or len(set(config.stages)) < len(config.stages):
-        raise ValueError(f"--config.stages={tuple(config.stages)}: name at least one stage, and each once")
+        raise ValueError(f"--config.stages={tuple(config.stages)}: name at least one stage, and none twice")
     for name in config.stages:
         settings, own = stage(config, name), {".".join(path) for path, _ in _leaves(config.stage.get(name) or {})}
         said = lambda key, own=own, name=name: f"--config.stage.{name}.{key}" if key in own else f"--config.{key}"
         for section in ("model", "head", "optimizer", "augment"):
             if "name" not in settings[section]:
                 raise ValueError(
-                    f"{said(section)}={settings[section].to_dict()}: it lacks a 'name'; give the whole section"
+                    f"{said(section)}={settings[section].to_dict()}: the key 'name' is missing; give the whole section"
                 )
         _check_numbers(settings, said)
         _check_patterns(settings, said)
     start, weights, skip = config.init_from, config.weights, config.init_skip
     if start and weights:
-        raise ValueError(f"--config.init_from={start} --config.weights={weights}: a network starts from one of them")
+        raise ValueError(
+            f"--config.init_from={start} --config.weights={weights}: a network can start from only one of"
+            " them; leave the other empty"
+        )
     if skip and len(config.stages) == 1 and not (start or weights):
-        raise ValueError(f"--config.init_skip={skip}: the network starts from no other that it could leave out")
+        raise ValueError(
+            f"--config.init_skip={skip}: it has no effect without --config.init_from or --config.weights;"
+            " leave it empty"
+        )
 
 
 def _check_numbers(settings, said):
@@ -145,39 +152,48 @@ def _check_numbers(settings, said):
             low, high = limits
             if not (isinstance(value, int | float | np.number) and low <= value <= high):
                 allowed = f"at least {low}" if high == MANY else f"from {low} to {high}"
-                raise ValueError(f"{said(key)}={given}: it is {allowed}")
+                raise ValueError(f"{said(key)}={given}: it must be {allowed}")
     if settings.model.get("width") == 0 and options(settings, "model")["width"]:
-        raise ValueError(f"{said('model.width')}=0: it is at least 1")
+        raise ValueError(f"{said('model.width')}=0: it must be at least 1")
     size, key = tuple(settings.data.size), said("data.size")
     follows = not size and "pixels" in settings.data and key == "--config.data.size"  # the photographs; not in a stage
     if not follows and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
-        raise ValueError(f"{key}={size}: give height and width of the frame, once, as (192, 256)")
+        raise ValueError(f"{key}={size}: give height and width of the frame, as one pair: (192, 256)")
     if 0 < (scale := settings.data.get("scale") or 0) < 0.01:
-        raise ValueError(f"{said('data.scale')}={scale}: it is from 0.01 to 100, or 0: what suits the objects")
+        raise ValueError(
+            f"{said('data.scale')}={scale}: it must be from 0.01 to 100, or 0, which adapts it to the objects"
+        )
     for key in ("scale", "zoom"):
         if settings.data.get(key) == 0 and said(f"data.{key}") != f"--config.data.{key}":
             raise ValueError(
-                f"{said(f'data.{key}')}=0: a stage's {key} is above 0; --config.data.{key}=0 is for all stages"
+                f"{said(f'data.{key}')}=0: a stage's {key} must be above 0; only --config.data.{key},"
+                " for all stages, may be 0"
             )
     if 0 < (zoom := settings.data.get("zoom", 1)) < 1:
-        raise ValueError(f"{said('data.zoom')}={zoom}: it is from 1 to 16, or 0: what suits the photographs")
+        raise ValueError(
+            f"{said('data.zoom')}={zoom}: it must be from 1 to 16, or 0, which adapts it to the photographs"
+        )
     if zoom > 1 and settings.data.get("sets"):
         raise ValueError(
-            f"{said('data.zoom')}={zoom}: of several data.sets each photograph is looked at whole; leave it 1"
+            f"{said('data.zoom')}={zoom}: with several data.sets there is no second, closer look; set it to 1"
         )
     pose, poses = settings.data.get("pose", "upright"), ("upright", *TURNED_POSES)
     if pose not in poses and (pose or said("data.pose") != "--config.data.pose"):
-        raise ValueError(f"{said('data.pose')}={pose}: there are {', '.join(poses)}, and for all stages ''")
+        raise ValueError(f"{said('data.pose')}={pose}: choose one of {', '.join(poses)}, or, for all stages only, ''")
     if pose in TURNED_POSES and settings.data.get("sets"):
-        raise ValueError(f"{said('data.pose')}={pose}: of several data.sets each photograph is looked at whole")
+        raise ValueError(
+            f"{said('data.pose')}={pose}: with several data.sets there is no second look; set it to upright"
+        )
     if not settings.train.epochs and not settings.train.steps:
-        raise ValueError(f"{said('train.steps')}=0 {said('train.epochs')}=0: give one of them")
+        raise ValueError(f"{said('train.steps')}=0 {said('train.epochs')}=0: set one of them above 0")
     fits = ("tile", "pad", "stretch") if "boxes" in settings.data else ("pad", "stretch")
     if (fit := settings.data.get("fit", "pad")) not in fits:
-        raise ValueError(f"{said('data.fit')}={fit}: there are {', '.join(fits)}")
+        raise ValueError(f"{said('data.fit')}={fit}: choose one of {', '.join(fits)}")
     chosen, folds = tuple(settings.split.run), settings.split.folds
     if not all(isinstance(fold, int) and 0 <= fold < folds for fold in chosen) or len({*chosen}) < len(chosen):
-        raise ValueError(f"{said('split.run')}={chosen}: folds count from 0 to {folds - 1}, each once")
+        raise ValueError(
+            f"{said('split.run')}={chosen}: folds are numbered from 0 to {folds - 1}; give each at most once"
+        )
 
 
 def _check_patterns(settings, said):
@@ -187,14 +203,14 @@ def _check_patterns(settings, said):
         isinstance(p, str) and isinstance(r, int | float) and r >= 0 for p, r in pairs
     ):
         raise ValueError(
-            f"{said('optimizer.rates')}={rates}: give pairs of a pattern and a factor, as (('body/', 0.1),)"
+            f"{said('optimizer.rates')}={rates}: give pairs of a pattern and a factor, such as (('body/', 0.1),)"
         )
     patterns = [("freeze", settings.freeze), ("init_skip", settings.init_skip)]
     for key, pattern in [*patterns, *(("optimizer.rates", pattern) for pattern, _ in pairs)]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{said(key)}={pattern!r} is no regular expression: {error}") from error
+            raise ValueError(f"{said(key)}={pattern!r} is not a regular expression: {error}") from error
 
 
 def _leaves(tree, path=()):
@@ -218,14 +234,14 @@ def load(path: Path) -> ml_collections.ConfigDict:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such file, which every run has; name the folder of one with --workdir, or train it first"
+            f"{path}: no such file, so this is not a run's folder; name one with --workdir, or train the run first"
         )
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
         _ = config.split, config.train
         sections = ("split", "train", "data") if "part" in config.data else ("split", "train")
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: it is damaged ({error}); copy the run anew, or delete it") from None
+        raise ValueError(f"{path}: the file is damaged ({error}); copy the run's folder again, or delete it") from None
     for section in sections:
         for key, value in base()[section].items():
             if key not in config[section]:
@@ -289,7 +305,7 @@ def product(**axes: dict[str, dict | str]) -> list[dict]:
             # A later axis may change a key inside a section that an earlier one replaced, but not the reverse.
             lost = [old for old in overrides for key in change if f"{old}.".startswith(f"{key}.")]
             if lost:
-                raise ValueError(f"{axis}={label!r} sets {', '.join(lost)} anew, which an axis before it sets too")
+                raise ValueError(f"{axis}={label!r} sets {', '.join(lost)} again, which an earlier axis has set")
             overrides |= change
         cells.append(cell | {"overrides": overrides})
     return cells

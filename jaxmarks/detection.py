@@ -99,9 +99,10 @@ def merged(boxes, scores, classes, cut, *, overlap):
     """Merges one photograph's detections (T, N, ...) from T tiles to (L, ...), without duplicates, by falling score.
 
     Whole boxes rank before those that their tile's border may have `cut` off (T, N), each kind by falling score. A box
-    is dropped if a better-ranked box of its class in another tile scores at least half as much and overlaps it: a whole
-    box by an IoU above `overlap`, a cut one by more than `CUT_COVERAGE` of its own area. Boxes of one tile do not suppress
-    each other: the head has done that.
+    is dropped if a better-ranked box of its class in another tile scores at least half as much and overlaps it: by an
+    IoU above `overlap` or, if it is cut, by more than `CUT_COVERAGE` of its own area. Boxes of one tile do not suppress
+    each
+    other: the head has done that.
     """
     order = np.flatnonzero(scores > 0)
     order = order[np.lexsort((-scores.flat[order], cut.flat[order]))]  # the whole ones first, each kind by score
@@ -114,7 +115,8 @@ def merged(boxes, scores, classes, cut, *, overlap):
         better = better[(classes[better] == classes[i]) & (2 * scores[better] >= scores[i])]
         low, high = np.maximum(boxes[better, :2], boxes[i, :2]), np.minimum(boxes[better, 2:], boxes[i, 2:])
         shared = np.prod(np.maximum(high - low, 0), axis=-1)
-        most = CUT_COVERAGE * areas[i] if cut[i] else overlap * (areas[i] + areas[better] - shared)
+        most = overlap * (areas[i] + areas[better] - shared)
+        most = np.minimum(most, CUT_COVERAGE * areas[i]) if cut[i] else most
         if not (shared > most).any():
             of_tile[mine].append(i)
             kept.append(i)
@@ -150,16 +152,18 @@ def class_name_problems(names: tuple[str, ...], classes: tuple[str, ...]) -> lis
     if not unknown:
         return []
     if len(names) == len(classes) == 1:
-        what = f"the objects are called {classes[0]}; they are taken for those that the run calls {names[0]}"
+        what = (
+            f"the data call the objects {classes[0]}, the run calls them {names[0]}; the two are treated as one class"
+        )
         return [problem("", what, "the classes")]
     raise ValueError(
-        f"the data have objects of class {', '.join(unknown)}; the run knows {', '.join(names)}: leave out the boxes of"
-        " others, or train on them"
+        f"the data have objects of class {', '.join(unknown)}; the run knows only {', '.join(names)}: leave out the"
+        " boxes of other classes, or train on them"
     )
 
 
 def class_indices(names: Sequence[str], known: tuple[str, ...]) -> list[int]:
-    """Returns the index of each name in the classes `known`, -1 if absent; a single class has any name (`class_name_problems`)."""
+    """Returns the index of each name in the classes `known`, -1 if absent; a single class has any name."""
     return [0 if len(known) == 1 else known.index(name) if name in known else -1 for name in names]
 
 
@@ -240,7 +244,7 @@ def recalled(found: Objects, threshold) -> np.ndarray:
 
 
 def best_threshold(found: Objects) -> float:
-    """Returns the middle of the thresholds whose F1 at `OVERLAP` is the best or nearly so (`F1_TOLERANCE`); 0.5 without a hit.
+    """Returns the middle of the thresholds whose F1 at `OVERLAP` is best or nearly so (`F1_TOLERANCE`); 0.5 without a hit.
 
     Where exactly the best lies on a flat maximum is chance.
     """
@@ -294,8 +298,8 @@ def undetected_class_problems(by_class: Mapping[str, dict]) -> list[dict]:
     return [
         problem(
             "",
-            f"of {one['objects']} objects of class {name} none scores above the threshold, which is one for all"
-            " classes: train longer, on more of them, or give --threshold to --mode=predict",
+            f"there are {one['objects']} objects of class {name}, but no detection of it above the threshold, which all"
+            " classes share: train longer or on more of them, or lower --threshold for --mode=predict",
             "the classes",
         )
         for name, one in by_class.items()

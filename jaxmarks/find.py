@@ -17,7 +17,7 @@ def module(package: str, name: str, *, needs: str):
     found = importlib.import_module(f"{package}.{name}") if name in names(package) else None
     if found is None or not hasattr(found, needs):
         what = f" with `{needs}`" if found else ""
-        raise ValueError(f"no {package}.{name}{what}; there are: {', '.join(names(package, needs=needs))}")
+        raise ValueError(f"no {package}.{name}{what}; choose one of {', '.join(names(package, needs=needs))}")
     return found
 
 
@@ -35,23 +35,27 @@ def build(package: str, spec: Mapping, *, key: str, **facts):
     options = dict(spec)
     if "name" not in options:
         raise ValueError(
-            f"--config.{key}={options}: it lacks a 'name'; there are {', '.join(names(package, needs='build'))}"
+            f"--config.{key}={options}: the key 'name' is missing; choose one of"
+            f" {', '.join(names(package, needs='build'))}"
         )
     name = options.pop("name")
     builder = module(package, name, needs="build").build
     refuse_unknown(options, builder, key=key, name=name)
     wanted = inspect.signature(builder).parameters
     if missing := [k for k, p in wanted.items() if p.default is p.empty and k not in {*facts, *options}]:
-        raise ValueError(f"--config.{key}.name={name} needs {', '.join(missing)}; the data have {', '.join(facts)}")
+        raise ValueError(
+            f"--config.{key}.name={name} needs {', '.join(missing)}; the data provide only {', '.join(facts)}"
+        )
     said = {k: fact for k, fact in facts.items() if k in wanted}
     return builder(**said | {k: v for k, v in options.items() if v is not None or k not in said})
 
 
 def refuse_unknown(given, builder, *, key: str, name: str) -> None:
-    """Raises ValueError if `builder` lacks an option in `given`: `--config.model.stride: fcn8 has width, norm`."""
+    """Raises ValueError if `builder` lacks an option in `given`: `fcn8 does not have this option`."""
     known = inspect.signature(builder).parameters
     if unknown := [option for option in given if option not in known]:
         raise ValueError(
-            f"--config.{key}.{unknown[0]}: {name} has {', '.join(options(builder)) or 'no options'}; give the whole section"
-            f""" anew, as --config.{key}="{{'name': '{name}'}}", or choose by the config's variants"""
+            f"--config.{key}.{unknown[0]}: {name} does not have this option (it has"
+            f" {', '.join(options(builder)) or 'none'}); replace the whole"
+            f""" section, as --config.{key}="{{'name': '{name}'}}", or choose it by a config variant"""
         )

@@ -82,13 +82,13 @@ def check(dataset: Dataset, notes: list[dict]) -> None:
     """Raises ValueError if the number or the names of the landmarks differ between the networks and the dataset."""
     here, facts = dataset.samples.points.shape[1], notes[0]["facts"]
     if here != facts["landmarks"]:
-        raise ValueError(f"the data have {here} landmarks, the run's network finds {facts['landmarks']}")
+        raise ValueError(f"the data have {here} landmarks, but the run's network finds {facts['landmarks']}")
     known = facts.get("names") or dataset.names
     for k, (mine, theirs) in enumerate(zip(dataset.names, known, strict=False)):
         if mine != theirs:
             raise ValueError(
-                f"landmark {k + 1} of the data is {mine!r}, that of the run {theirs!r}: bring them into its order,"
-                f" {', '.join(known)}"
+                f"landmark {k + 1} is {mine!r} in the data, but {theirs!r} in the run: put the data's landmarks in the"
+                f" run's order, {', '.join(known)}"
             )
 
 
@@ -102,8 +102,8 @@ def summarise(found: Predictions) -> dict:
     lost = (found.visible & ~(np.isfinite(found.points).all(-1) & np.isfinite(found.scores))).any(-1)
     if lost.any():
         raise FloatingPointError(
-            f"{found.name[lost][0]} and {lost.sum() - 1} other images: the network predicts no numbers, its training has"
-            " diverged; lower --config.optimizer.learning_rate"
+            f"{found.name[lost][0]} and {lost.sum() - 1} other images: the predictions are not finite, as the training"
+            " has diverged; lower --config.optimizer.learning_rate"
         )
     sides, names = extents(found.true, found.visible), np.unique(found.fold)
     known = measure(

@@ -26,32 +26,47 @@ def default_config(argv: list[str]) -> str:
     return f"{Path(__file__).with_name('run_config.py')}:{known.workdir}" if trained else "configs/beetle.py"
 
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; variants after a colon.")
-WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder; by default runs/ and the config's name.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment's config file; its variants follow after a colon: FILE.py:VARIANT,VARIANT."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    "",
+    "The run's folder; by default runs/ with the names of the config and its variants, such as runs/beetle-smoke.",
+)
 OUT = flags.DEFINE_string(
-    "out", "", "Where --mode=predict, evaluate and export write; by default a folder of the mode's name in the run's."
+    "out",
+    "",
+    "Folder for the results of --mode=predict, evaluate and export; by default the run's subfolder named after"
+    " the mode.",
 )
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "describe", "export"], "What to do.")
 SIZE = flags.DEFINE_list(
-    "size", [], "Height and width of the photographs of --mode=export; by default those of the run's frame."
+    "size",
+    [],
+    "Height and width of the photographs that --mode=export prepares for (2448,3264); by default those of"
+    " the run's frame.",
 )
 FORMAT = flags.DEFINE_enum(
-    "format", "jax", ["jax", "onnx"], "What --mode=export writes: jax.export's artefact, or ONNX."
+    "format", "jax", ["jax", "onnx"], "What --mode=export writes: an artefact of jax.export, or ONNX files."
 )
 PROCESSES = flags.DEFINE_integer(
     "processes",
     1,
-    "How many processes train together; 0: as SLURM, the TPU pod, Open MPI or Kubernetes says, 1: this alone.",
+    "Number of processes that train together; 0: as reported by SLURM, the TPU pod, Open MPI or Kubernetes;"
+    " 1: only this one.",
 )
-PROCESS = flags.DEFINE_integer("process", -1, "This one's number, from 0; by default as the cluster says.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; by default as the cluster says.")
+PROCESS = flags.DEFINE_integer(
+    "process", -1, "The number of this process, from 0; by default as reported by the cluster."
+)
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; by default as reported by the cluster.")
 SET = flags.DEFINE_string(
-    "set", "", "Of a run over several datasets the one that the photographs of predict, evaluate and export are like."
+    "set", "", "For a run over several datasets: the one whose landmarks --mode=predict, evaluate and export use."
 )
 THRESHOLD = flags.DEFINE_float(
     "threshold",
     None,
-    "The score from which --mode=predict tells an object; by default what was chosen on validation images.",
+    "Lowest score at which --mode=predict reports an object; by default the threshold chosen on validation images.",
     lower_bound=0.05,  # detections with lower scores are not kept (`detection.FLOOR`)
     upper_bound=1.0,
 )
@@ -124,7 +139,7 @@ def main(argv):
         modes = {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe, "export": export}
         modes[MODE.value](CONFIG.value, workdir)
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from the last checkpoint" if MODE.value == "train" else ""
+        goes_on = "; the same command resumes from the last checkpoint" if MODE.value == "train" else ""
         print(f"jaxmarks: stopped{goes_on}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError) as error:
@@ -143,11 +158,11 @@ def check_flags():
     given = explicit_flags()
     for name, modes in MODES_OF_FLAG.items():
         if name in given and MODE.value not in modes:
-            raise ValueError(f"--{name}: it is for --mode={' and '.join(modes)}, not for --mode={MODE.value}")
+            raise ValueError(f"--{name}: this flag is for --mode={' and '.join(modes)}, not for --mode={MODE.value}")
     if THRESHOLD.value is not None and math.isnan(THRESHOLD.value):
-        raise ValueError("--threshold=nan: it is from 0.05 to 1")
+        raise ValueError("--threshold=nan: it must be from 0.05 to 1")
     if alone := sorted(given & {"process", "coordinator"} if "processes" not in given else ()):
-        raise ValueError(f"--{alone[0]}: it is for several processes; give --processes, how many there are, too")
+        raise ValueError(f"--{alone[0]}: this flag is for several processes; give their number, too, with --processes")
 
 
 def inputs_of(data) -> list[str]:
@@ -167,7 +182,7 @@ def refuse_unnamed_data(data) -> None:
         key, one = (f"data.sets.{name}", data.sets[name]) if name else ("data", data)
         if not one.get("images"):
             raise ValueError(
-                f"{path}:{variants} is for data of your own: give --config.{key}.images=DIR --config.{key}.{marks}=FILE"
+                f"{path}:{variants} is for your own data: give --config.{key}.images=DIR --config.{key}.{marks}=FILE"
             )
 
 
@@ -184,7 +199,8 @@ def warn_other_config(config, workdir: Path) -> None:
     for section in ("model", "head") if "config" in explicit_flags() else ():
         if config[section].name != mine[section].name:
             print(
-                f"--config is of {section} {config[section].name}, the run in {workdir} of {mine[section].name}, which counts"
+                f"--config has the {section} {config[section].name}, but the run in {workdir} has {mine[section].name},"
+                " which is used"
             )
 
 
@@ -200,7 +216,9 @@ def warn_unused(workdir: Path, *used: str) -> None:
             lambda part, name: part.get(name, {}) if hasattr(part, "get") else {}, key.split("."), trained
         )
         if json.dumps(own, default=list) != json.dumps(value, default=list):
-            print(f"--config.{key} has no effect: --mode={MODE.value} takes what the run was trained with, {own}")
+            print(
+                f"--config.{key} has no effect: --mode={MODE.value} uses the value that the run was trained with, {own}"
+            )
 
 
 def scale_keys(data) -> tuple[str, ...]:
@@ -212,7 +230,7 @@ def given_scale(data) -> float | None:
     """Returns the --config.data.scale given for photographs whose scale differs from the training's, or None."""
     scale = overrides().get("data.scale") if scale_keys(data) else None
     if scale is not None and not 0.01 <= scale <= 100:
-        raise ValueError(f"--config.data.scale={scale}: it is from 0.01 to 100; the run has {data.scale:g}")
+        raise ValueError(f"--config.data.scale={scale}: it must be from 0.01 to 100; the run has {data.scale:g}")
     return scale
 
 
@@ -235,13 +253,13 @@ def train(config, workdir):
     refuse_unnamed_data(config.data)
     if config.train.epochs and overrides().get("train.steps"):
         raise ValueError(
-            f"--config.train.steps={config.train.steps} has no effect beside {config.train.epochs} epochs: give"
-            " --config.train.epochs=0, too"
+            f"--config.train.steps={config.train.steps} has no effect, as --config.train.epochs={config.train.epochs}"
+            " sets the length: give --config.train.epochs=0, too"
         )
     if len(config.data.size) and "data.pixels" in overrides():
         raise ValueError(
-            f"--config.data.pixels={config.data.pixels} has no effect beside a size of {tuple(config.data.size)}: give"
-            ' --config.data.size="()", too'
+            f"--config.data.pixels={config.data.pixels} has no effect, as --config.data.size={tuple(config.data.size)}"
+            ' sets the size: give --config.data.size="()", too'
         )
     datasets = training.train(config, workdir)
     if not processes.leave():
@@ -270,13 +288,14 @@ def evaluate(config, workdir):
     own = not other or (not SET.value and trained.is_from_split_of(workdir, dataset.samples))
     if other and own:
         print(
-            "it was split from some of these, or of their specimens: each is scored by the networks that did not see them"
+            "the run's own data include some of these photographs or specimens: each is scored by the networks that"
+            " did not see it"
         )
     with results.folder("evaluate", workdir, named=OUT.value, inputs=inputs_of(data)) as out:
         if own:
             summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
             if left := summary["unscored"]:
-                print(f"{left} of them are not among those that it holds back: not scored")
+                print(f"{left} images are not scored: no trained fold holds them out")
         else:
             summary = evaluation.of_new_data(workdir, dataset, out, set=SET.value)
         report.write(workdir, dataset.photograph, out=out)
@@ -301,13 +320,14 @@ def data_to_score(named, trained, workdir):
     given = {key: named.get(key) for key in (shown, marks, "group_by") if named.get(key)}
     if SET.value and not given:
         raise ValueError(
-            f"--set={SET.value} says whose landmarks other photographs have: give --config.data.{shown}=DIR"
+            f"--set={SET.value}: it says which dataset new photographs belong to; name these with"
+            f" --config.data.{shown}=DIR"
         )
     mine = loading.of_set(trained, SET.value) if given else trained
     path = lambda name: Path(name or "").resolve()
     other = shown in given and path(given[shown]) != path(mine.get(shown))
     if other and marks not in given:
-        raise ValueError(f"--config.data.{shown}={given[shown]}: name their {marks}, too: --config.data.{marks}=FILE")
+        raise ValueError(f"--config.data.{shown}={given[shown]}: name its {marks}, too: --config.data.{marks}=FILE")
     if other and "group_by" in mine:
         mine.group_by = ""
     target = trained.sets[SET.value] if SET.value and not other else mine
@@ -336,7 +356,7 @@ def predict(config, workdir):
     what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
     print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {out}")
     if "volumes" not in summary:
-        print(f"to look them through and put them right: {out / 'proofread.html'}")
+        print(f"to check and correct them: {out / 'proofread.html'}")
     for failure in summary["failures"]:
         print(f"  {failure['image']}: {failure['what']}")
 
@@ -348,17 +368,20 @@ def export(config, workdir):
     warn_other_config(config, workdir)
     if FORMAT.value == "onnx":
         if SIZE.value:
-            raise ValueError(f"--size={','.join(SIZE.value)}: ONNX networks take the frame as it is; leave it out")
+            raise ValueError(
+                f"--size={','.join(SIZE.value)}: ONNX networks take images of the frame's size only; leave this"
+                " flag out"
+            )
         with results.folder("export", workdir, named=OUT.value) as out:
             about = serving.export_onnx(workdir, out, set=SET.value)
-        print(f"take images {about['images']}, give {about['outputs']}: {out}")
+        print(f"the networks take images {about['images']} and return {about['outputs']}: {out}")
         return
 
     if SIZE.value and not (len(SIZE.value) == 2 and all(side.isdecimal() and int(side) for side in SIZE.value)):
-        raise ValueError(f"--size={','.join(SIZE.value)}: give height and width, as 2448,3264")
+        raise ValueError(f"--size={','.join(SIZE.value)}: give height and width, such as 2448,3264")
     with results.folder("export", workdir, named=OUT.value) as out:
         about = serving.export(workdir, out, size=tuple(map(int, SIZE.value)) or None, set=SET.value)
-    print(f"takes images {about['images']}, gives {about['outputs']}: {out}")
+    print(f"the artefact takes images {about['images']} and returns {about['outputs']}: {out}")
 
 
 def describe(config, workdir):
@@ -386,7 +409,7 @@ def print_summary(summary, out):
     else:
         print_landmark_summary(summary)
     if summary["failures"]:
-        print(f"{len(summary['failures'])} problems with the data, listed in {out / 'summary.json'}")
+        print(f"{len(summary['failures'])} problems and caveats, listed in {out / 'summary.json'}")
     print(out / "report.html")
 
 
@@ -398,7 +421,7 @@ def print_landmark_summary(summary):
         if found["mean_distance_px"] is not None
     )
     if summary["mean_distance_px"] is None:
-        print("no visible landmark in what was evaluated: there is no distance to report")
+        print("no evaluated image has a visible landmark: there is no distance to report")
     else:
         print(
             f"mean distance {summary['mean_distance_px']:.2f} px (median {summary['median_px']:.2f}, 95 % within"

@@ -158,7 +158,9 @@ def rates(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
         names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params, is_leaf=frozen)]
         for pattern, _ in factors:
             if not any(re.match(pattern, name) for name in names):
-                raise ValueError(f"optimizer.rates: {pattern!r} matches no parameter; there are {', '.join(names)}")
+                raise ValueError(
+                    f"optimizer.rates: {pattern!r} matches no parameter; the parameters are {', '.join(names)}"
+                )
         return optax.EmptyState()
 
     def update(updates, state, params=None):
@@ -207,21 +209,25 @@ def build(
     steps = round(epochs * steps_per_epoch / accumulate)
     name = spec["name"]
     if name not in ("nesterov", "rmsprop", "adam", "adamw"):
-        raise ValueError(f"optimizer.name={name!r}: there are nesterov, rmsprop, adam, adamw")
+        raise ValueError(f"optimizer.name={name!r}: choose one of nesterov, rmsprop, adam, adamw")
     if unknown := [key for key in spec if key not in KEYS]:
-        raise ValueError(f"optimizer.{unknown[0]}={spec[unknown[0]]!r}: there are {', '.join(KEYS)}")
+        raise ValueError(f"optimizer.{unknown[0]}={spec[unknown[0]]!r}: no such key; the keys are {', '.join(KEYS)}")
     whole = f"""give the whole section, as --config.optimizer="{{'name': '{name}', 'learning_rate': 0.001}}\""""
     if "learning_rate" not in spec:
-        raise ValueError(f"optimizer: it lacks a 'learning_rate'; {whole}")
+        raise ValueError(f"optimizer: the key 'learning_rate' is missing; {whole}")
     if "momentum" in spec and name != "nesterov":
-        raise ValueError(f"optimizer.momentum={spec['momentum']}: {name} has its own; {whole}")
+        raise ValueError(f"optimizer.momentum={spec['momentum']}: a momentum is for nesterov, not for {name}; {whole}")
     peak, schedule = spec["learning_rate"], spec.get("schedule", "one_cycle")
     if schedule not in ("one_cycle", "constant"):
-        raise ValueError(f"optimizer.schedule={schedule!r}: there are one_cycle and constant")
+        raise ValueError(f"optimizer.schedule={schedule!r}: choose one_cycle or constant")
     if spec.get("weight_decay") and name != "adamw":
-        raise ValueError(f"optimizer.weight_decay={spec['weight_decay']}: {name} has none; set optimizer.name=adamw")
+        raise ValueError(
+            f"optimizer.weight_decay={spec['weight_decay']}: {name} has no weight decay; set optimizer.name=adamw"
+        )
     if name != "nesterov" and not isinstance(peak, numbers.Real):
-        raise ValueError(f"optimizer.learning_rate={peak}: {name} takes one number, and nesterov alone a ramp")
+        raise ValueError(
+            f"optimizer.learning_rate={peak}: {name} takes one number; only nesterov takes a (start, stop) pair"
+        )
     if name == "nesterov":
         pair = lambda value: (value, value) if isinstance(value, numbers.Real) else tuple(value)
         length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "accumulate": accumulate}
@@ -258,9 +264,9 @@ def freeze(tx: optax.GradientTransformation, params, pattern: str) -> optax.Grad
     frozen = lambda name: re.match(pattern, name) is not None
     names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     if not any(map(frozen, names)):
-        raise ValueError(f"freeze matches no parameter; there are {', '.join(names)}")
+        raise ValueError(f"freeze={pattern!r} matches no parameter; the parameters are {', '.join(names)}")
     if all(map(frozen, names)):
-        raise ValueError("freeze matches every parameter: there is nothing to train")
+        raise ValueError(f"freeze={pattern!r} matches every parameter: there is nothing to train")
     labels = jax.tree_util.tree_map_with_path(lambda path, _: "frozen" if frozen(name_of(path)) else "free", params)
     return optax.multi_transform({"free": tx, "frozen": optax.set_to_zero()}, labels)
 

@@ -64,7 +64,7 @@ def photographs(images):
     """
     images = jnp.asarray(images)
     if images.ndim != 4 or 0 in images.shape[1:]:
-        raise ValueError(f"images of shape {images.shape}: give (B, H, W, C), as images[None] of one photograph")
+        raise ValueError(f"images of shape {images.shape}: give (B, H, W, C), or image[None] for a single photograph")
     if images.dtype == jnp.uint8:
         return images
     if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -136,7 +136,7 @@ def on_folder(
         threshold = detection.threshold_of(notes) if threshold is None else threshold
         return objects_in_folder(task, settings, networks, notes, images, out, threshold)
     if threshold is not None:
-        raise ValueError(f"--threshold={threshold}: it is for objects, and this run finds landmarks; leave it out")
+        raise ValueError(f"--threshold={threshold}: it is for detectors, and this run finds landmarks; leave it out")
     call = steps.predictor(task)
     if "volume" in settings.data:
         calibrator = calibration.Calibrator(
@@ -199,7 +199,7 @@ def draw_all(drawings: Iterable[tuple[str, Callable]], images: Path, problems: l
     for count, _ in enumerate(ahead(draw, drawings, most=32), 1):
         if time.perf_counter() - said > 10:
             said = time.perf_counter()
-            print(f"{count} photographs", flush=True)
+            print(f"{count} photographs done", flush=True)
 
 
 def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, threshold: float) -> dict:

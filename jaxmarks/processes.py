@@ -41,7 +41,7 @@ def join(count: int = 0, *, coordinator: str = "", index: int = -1) -> None:
       index: the number of this process, from 0.
     """
     if coordinator and not re.fullmatch(r".+:\d+", coordinator):
-        raise ValueError(f"--coordinator={coordinator}: give HOST:PORT, of the first process")
+        raise ValueError(f"--coordinator={coordinator}: give HOST:PORT of the first process")
     try:
         jax.distributed.initialize(
             coordinator or None,
@@ -51,8 +51,8 @@ def join(count: int = 0, *, coordinator: str = "", index: int = -1) -> None:
             heartbeat_timeout_seconds=2 * PATIENCE,
         )
     except ValueError as error:
-        how = "give --processes=N --coordinator=HOST:PORT --process=I, for no cluster is found that knows them"
-        raise ValueError(f"{error} Where there are several processes, {how}") from None
+        how = "give --processes=N --coordinator=HOST:PORT --process=I, as no cluster that sets them was found"
+        raise ValueError(f"{error} To train with several processes, {how}") from None
 
 
 def devices_of_node() -> list[int] | None:
@@ -147,8 +147,8 @@ def abandon(text: str, status: int = 1) -> None:
 def stop_requested() -> bool:
     """Whether this process, or one of several, has received a stop signal; all then return True at the same call.
 
-    A single process receives it while `deferring_signals`; in joined processes, JAX handles the signal, and all of them must call
-    this equally often.
+    A single process receives it while `deferring_signals`; in joined processes, JAX handles the signal, and all of them
+    must call this equally often.
     """
     return bool(_heard) if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(next(_calls))
 
@@ -174,7 +174,7 @@ def deferring_signals():
     def hear(number, _):
         restore()
         _heard.append(number)
-        os.write(2, b"jaxmarks: told to stop; saving. Again to stop at once\n")
+        os.write(2, b"jaxmarks: stop requested; saving. A second signal stops at once\n")
 
     for number in before:
         signal.signal(number, hear)

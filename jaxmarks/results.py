@@ -30,7 +30,7 @@ def folder(mode: str, run: Path, *, named: str = "", inputs: Iterable[str] = ())
     for given in inputs:
         if within(given, out):
             raise ValueError(
-                f"{out}: results would take the place of {given}, which is read: name another folder, --out=DIR"
+                f"{out}: results might overwrite {given}, which this command reads: name another folder with --out=DIR"
             )
     if named and out.exists() and not (out / MARK).is_file():
         what = (
@@ -39,9 +39,9 @@ def folder(mode: str, run: Path, *, named: str = "", inputs: Iterable[str] = ())
             else out.name
         )
         if what:
-            raise ValueError(f"--out={named}: {what} is there, and no result of --mode={mode}: name a new folder")
+            raise ValueError(f"--out={named}: {what} exists and is not a result of --mode={mode}: name a new folder")
     elif named and out.exists() and (earlier := marked(out)[0]) != mode:
-        raise ValueError(f"--out={named}: it has results of --mode={earlier}; name another folder")
+        raise ValueError(f"--out={named}: it holds results of --mode={earlier}; name another folder")
     with runs.locked(out):
         before, (_, listed) = times(out), marked(out)
         write_mark(out, mode, listed)

@@ -61,7 +61,8 @@ def locked(folder: Path):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{folder}: another command writes here; wait for its end, or stop it, or name another folder"
+                f"{folder}: another command is writing to this folder; wait until it ends, stop it, or name"
+                " another folder"
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -74,13 +75,13 @@ def begun(workdir: Path) -> bool:
 
 
 def refuse_another(config, workdir: Path) -> None:
-    """Raises ValueError if a run with another config has begun in the workdir; keys that match `MAY_CHANGE` may differ."""
+    """Raises ValueError if a run with another config has begun in the workdir, apart from keys that `MAY_CHANGE`."""
     if not begun(workdir):
         return
     if differences := [d for d in configs.differences(config_of(workdir), config) if not MAY_CHANGE.match(d)]:
         raise ValueError(
-            f"{workdir} holds a run of another config (there / here): {'; '.join(differences)}. Name another"
-            " --workdir, or delete this one"
+            f"{workdir} holds a run with another config (its value / the new value): {'; '.join(differences)}. Name"
+            " another --workdir, or delete this folder"
         )
 
 
@@ -106,7 +107,7 @@ def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, lis
     found = [checkpoint.restore(folder) for folder in folders]
     for folder, (_, note) in zip(folders, found, strict=True):
         if "facts" not in note:
-            raise ValueError(f"{folder / 'note.json'}: it lacks the facts of the data; copy the run anew")
+            raise ValueError(f"{folder / 'note.json'}: the key 'facts' is missing; copy the run's folder again")
     return [jax.tree.map(jnp.asarray, variables) for variables, _ in found], [note for _, note in found]
 
 
@@ -144,5 +145,7 @@ def pick(workdir: Path, stage: str, member: Member) -> Path:
     """
     if not (done := trained(workdir, stage)):
         folder = folder_of(workdir, stage, member).parent
-        raise FileNotFoundError(f"{folder}: no trained network; let that run end first, or change --config.init_from")
+        raise FileNotFoundError(
+            f"{folder}: it has no trained network; let that run end first, or change --config.init_from"
+        )
     return next(done[one] for one in (member, Member(member.fold), min(done)) if one in done)

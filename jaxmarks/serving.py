@@ -95,7 +95,8 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
     _, settings, networks, notes = trained.networks_of(workdir, fold=fold, set=set)
     if settings.head.name == "faster_rcnn":
         raise ValueError(
-            f"{workdir}: ONNX cannot hold Faster R-CNN, whose proposals are beyond the converter; use --format=jax"
+            f"{workdir}: Faster R-CNN cannot be exported to ONNX, as its proposals cannot be converted;"
+            " use --format=jax"
         )
     looks = {key: settings.data.get(key, value) for key, value in SINGLE_LOOK.items()}
     settings.train.dtype = "float32"
@@ -151,7 +152,7 @@ def load(folder: Path) -> Callable:
         with np.load(path) as file:
             parameters = [file[f"arr_{i}"] for i in range(len(file.files))]
     except (struct.error, zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: it is damaged ({error}); copy the artefact anew") from None
+        raise ValueError(f"{path}: the file is damaged ({error}); copy the artefact again") from None
     return jax.tree_util.Partial(function.call, parameters)
 
 

@@ -40,22 +40,22 @@ def main(folder: Path, session: str, index: int, count: int, silence: float) -> 
         now = time.monotonic()
         gone = {number: what for number, other in others.items() if (what := other.lost(state, silence))}
         noticed = noticed or (now if gone else 0.0)
-        alone = state != "running" and (
+        may_exit = state != "running" and (
             state == "done" or all(other.ended for other in others.values()) or now - ended > silence
         )
-        if gone and (alone or now - noticed > SETTLING):
+        if gone and (may_exit or now - noticed > SETTLING):
             for number, what in sorted(gone.items()):
                 about = others[number].entry
                 print(
                     f"jaxmarks: process {number} of {count} (host {about['host']}, pid {about['process']}) {what}."
-                    " Start the same command again: the run goes on from its last checkpoint",
+                    " Start the same command again: the run resumes from its last checkpoint",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
             if state == "running" and not message_waiting(GRACE):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(parent, signal.SIGKILL)
             return 1
-        if alone:
+        if may_exit:
             return 0
         if state != "running":
             time.sleep(0.5)

@@ -70,7 +70,7 @@ def computing_in(dtype: str, apply: Callable) -> Callable:
     if dtype == "float32":
         return apply
     if dtype != "bfloat16":
-        raise ValueError(f"train.dtype={dtype!r}: there are float32 and bfloat16")
+        raise ValueError(f"train.dtype={dtype!r}: choose float32 or bfloat16")
 
     def cast(tree, to):
         return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
@@ -240,7 +240,8 @@ class Runner(NamedTuple):
       run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None, task_index=None) -> (state,
         found), where `found` are the batches' (total, count), for `summed`, not waited for. `key` is the epoch's;
         `first` is the position of the first batch in the epoch. `stream` maps an iterable of rows (...) to an iterator
-        of their images (..., H, W, C), which the data then lack. `task_index` (steps,) holds the index of each batch's task.
+        of their images (..., H, W, C), which the data then lack. `task_index` (steps,) holds the index of each batch's
+        task.
     """
 
     put: Callable

@@ -70,11 +70,14 @@ def sizes(settings) -> list[tuple[int, int]]:
     """
     (height, width), heights, coarse = settings.data.size, tuple(settings.train.sizes), settings.train.coarse
     if heights and coarse:
-        raise ValueError(f"--config.train.sizes={heights} --config.train.coarse={coarse}: leave one () or 0")
+        raise ValueError(
+            f"--config.train.sizes={heights} --config.train.coarse={coarse}: they cannot be combined; leave one"
+            " of them () or 0"
+        )
     if heights and not min(heights) <= height <= max(heights):
         raise ValueError(
-            f"--config.train.sizes={heights}: training would not show frames of --config.data.size={(height, width)};"
-            " give heights around its own, or ()"
+            f"--config.train.sizes={heights}: their range leaves out the frame's height,"
+            f" --config.data.size={(height, width)}; extend it, or give ()"
         )
     if not (heights or coarse):
         return []
@@ -91,7 +94,7 @@ def sizes(settings) -> list[tuple[int, int]]:
         raise ValueError(f"{given} shows frames of {min(shown)}: {error}; or leave it {none}") from None
     if features.ndim < 4:
         raise ValueError(
-            f"{given}: {settings.model.name} ends in fully connected layers, which are of one size; leave it {none}"
+            f"{given}: {settings.model.name} ends in fully connected layers, which take one size only; leave it {none}"
         )
     return shown
 
@@ -182,10 +185,11 @@ def initialise_from(variables, theirs, about: str, skip: str):
     params, fate = checkpoint.merge(variables["params"], theirs["params"], skip=skip)
     if skip and not any(name.endswith("(skipped)") for name in fate["new"]):
         raise ValueError(
-            f"--config.init_skip={skip!r} matches no parameter from its start; there are {', '.join(fate['loaded'])}"
+            f"--config.init_skip={skip!r} matches no parameter from its start; the parameters are"
+            f" {', '.join(fate['loaded'])}"
         )
     if not fate["loaded"]:
-        raise ValueError(f"{about}: nothing in it fits this network: {'; '.join(fate['new'])}")
+        raise ValueError(f"{about}: none of its parameters fits this network: {'; '.join(fate['new'])}")
     processes.tell(f"initialised from {about}: {len(fate['loaded'])} arrays")
     for kind in ("adapted", "new", "unused"):
         if fate[kind]:

@@ -45,12 +45,12 @@ from jaxmarks.metrics_log import MetricsLog
 SETTLING = 256
 # Messages about keys of `data` whose values were chosen from the photographs.
 CHOICE_MESSAGES = {
-    "scale": "photographs come in at {:g} of their size, which suits their objects; --config.data.scale=1 leaves them as"
-    " they are",
-    "zoom": "landmarks take a small part of the photographs: the network looks at each whole, and then {:g} times as"
-    " closely at that part; --config.data.zoom=1 looks no closer, and takes less memory",
-    "pose": "specimens are {} against each other: the network looks at each whole, and then once more, laid as all others"
-    " are; --config.data.pose=upright looks at them as they lie",
+    "scale": "photographs are resized to {:g} of their size, which suits their objects; --config.data.scale=1"
+    " keeps their size",
+    "zoom": "landmarks cover a small part of the photographs: the network looks at each photograph whole, and then {:g}"
+    " times as closely at that part; --config.data.zoom=1 leaves out the closer look, and takes less memory",
+    "pose": "specimens are {} relative to each other: the network looks at each photograph whole, and then once more,"
+    " brought into a common pose; --config.data.pose=upright leaves specimens in the pose in which they lie",
 }
 # Key of `data` -> the key from which it is derived if it is left open; otherwise the latter has no effect.
 DERIVED_FROM = {"size": "pixels", "scale": "side"}
@@ -141,7 +141,8 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
         digest = dataset.samples.digest
         if processes.agree(digest) != digest:
             raise ValueError(
-                f"[{name}] process {jax.process_index()} reads other data than process 0: let all see the same"
+                f"[{name}] process {jax.process_index()} reads other data than process 0: give all processes"
+                " the same files"
             )
         refuse_unlearnable(settings, dataset)
         for member in runs.members(settings):
@@ -191,8 +192,8 @@ def fill_in(config, workdir: Path) -> None:
         for key, by in DERIVED_FROM.items():
             if key in left and theirs.get(by, config.data[by]) != config.data[by]:
                 raise ValueError(
-                    f"{workdir} holds a run of --config.data.{by}={theirs[by]}, not {config.data[by]}. Name another"
-                    " --workdir, or delete this one"
+                    f"{workdir} holds a run with --config.data.{by}={theirs[by]}, not {config.data[by]}. Name another"
+                    " --workdir, or delete this folder"
                 )
         config.data.update({key: tuple(theirs[key]) if key == "size" else theirs[key] for key in left if key in theirs})
     fitting.fill_in(config.data)
@@ -206,8 +207,8 @@ def refuse_other_processes(config) -> None:
     theirs = ml_collections.ConfigDict(processes.agree(json.loads(config.to_json())))
     if differences := configs.differences(theirs, config):
         raise ValueError(
-            f"process {jax.process_index()} has another config than process 0 (there / here): {'; '.join(differences)}."
-            " Start all of them alike"
+            f"process {jax.process_index()} has another config than process 0 (value there / here):"
+            f" {'; '.join(differences)}. Start all processes with the same config"
         )
 
 
@@ -230,7 +231,11 @@ class Training:
         earlier = caveats.seen(source)
         found = caveats.of_training(settings, dataset, member, self.data, source, earlier)
         if settings.data.get("pose") in configs.TURNED_POSES and "shape" not in known:
-            found.append(caveats.caveat(member, "no training image shows how its specimens lie: none is turned"))
+            found.append(
+                caveats.caveat(
+                    member, "no training image shows enough landmarks to determine its specimen's pose: none is turned"
+                )
+            )
         for each in found:
             processes.tell(f"[{stage}] {each['image']}{each['what']}")
         self.about: dict = {
@@ -243,7 +248,7 @@ class Training:
 
         if plan.batch > (asked := settings.train.batch_size):
             processes.tell(
-                f"[{self.name}] batches of {plan.batch}, not {asked}: as many on each of {plan.devices} devices"
+                f"[{self.name}] batches of {plan.batch} instead of {asked}, which {plan.devices} devices share evenly"
             )
         # The key holds the stage's name (four letters), not its index: a stage trains the same alone or after another.
         key = jax.random.fold_in(jax.random.key(settings.seed), int.from_bytes(stage.encode()[:4], "big") % 2**31)
@@ -285,7 +290,9 @@ class Training:
                 said_at, left = now, (now - began) / done * rest
                 print_progress(self.name, epoch, epochs, found, rates, images / (now - started), left)
             if self.out_of_patience():
-                processes.tell(f"[{self.name}] no better since epoch {self.progress.best_epoch}: stopped")
+                processes.tell(
+                    f"[{self.name}] no lower validation loss since epoch {self.progress.best_epoch}: stopped"
+                )
                 break
             if self.checkpoint_due() and epoch < epochs:
                 self.save_resume()
@@ -312,7 +319,9 @@ class Training:
             if stop or (self.checkpoint_due() and self.progress.batch < len(rows)):
                 self.save_resume()
             if stop:
-                raise InterruptedError(f"{self.name}, epoch {epoch}: told to stop, and saved; the same command goes on")
+                raise InterruptedError(
+                    f"{self.name}, epoch {epoch}: stopped on request, and saved; the same command resumes it"
+                )
         found = entries("train", {"loss": mean(*self.progress.sums) or 0.0})
         loss = found["train/loss"]
         self.refuse_diverged(np.isfinite(loss), f"epoch {epoch}: the training loss is {loss}")
@@ -383,7 +392,7 @@ class Training:
         """Saves the best and the last variables, and removes the resume checkpoint."""
         last, progress = self.settle(self.unreplicated()), self.progress
         good = all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(last)))
-        self.refuse_diverged(good, "its parameters are no numbers")
+        self.refuse_diverged(good, "its parameters are not finite")
         if progress.best_valid is None:
             self.best, progress.best_epoch = last, progress.epoch
         about = self.about | {key: getattr(progress, key) for key in ("epoch", "best_valid", "best_epoch", "seconds")}
@@ -409,10 +418,10 @@ def refuse_others(note: dict | None, name: str, samples) -> None:
         for images, what in ((now - before, "are new"), (before - now, "are gone"))
         if images
     ]
-    changes = changes or ["other marks or groups, or a version of jaxmarks that groups them otherwise"]
+    changes = changes or ["landmarks, boxes or groups differ, or this version of jaxmarks groups images differently"]
     raise ValueError(
         f"{name}: the data have changed since it was trained: {', '.join(changes)}. Name another"
-        " --workdir to train on them, or score this run on them with --mode=evaluate"
+        " --workdir to train on the new data, or score this run on them with --mode=evaluate"
     )
 
 
@@ -424,14 +433,14 @@ def refuse_unscored(settings, samples) -> None:
         lacking = np.setdiff1d(samples.domain, samples.domain[held])
         if len(held) and len(lacking):
             raise ValueError(
-                f"fold {fold}: of dataset {lacking[0] + 1} no image is left to test: change"
+                f"fold {fold}: it holds out no image of dataset {lacking[0] + 1} for testing: change"
                 f" --config.split.folds={settings.split.folds} or --config.split.valid={settings.split.valid}, or leave"
                 " that fold out of --config.split.run"
             )
     if not any(len(split.test) or len(split.valid) for split in each.values()):
         raise ValueError(
-            f"--config.split.folds={settings.split.folds} --config.split.valid={settings.split.valid}: nothing is held back"
-            " to score the network on: raise one of them"
+            f"--config.split.folds={settings.split.folds} --config.split.valid={settings.split.valid}: no image is held"
+            " out to score the network on: raise one of them"
         )
 
 
@@ -440,12 +449,15 @@ def refuse_unlearnable(settings, dataset: Dataset) -> None:
     mixup = settings.train.mixup
     if dataset.objects and not dataset.classes:
         raise ValueError(
-            f"{settings.data.boxes}: no box in any photograph: mark the objects, there is nothing to learn from"
+            f"{settings.data.boxes}: no photograph has a box, so there is nothing to learn from: mark the objects"
         )
     if dataset.objects and mixup:
-        raise ValueError(f"--config.train.mixup={mixup}: detectors learn nothing from mixed boxes; set it to 0")
+        raise ValueError(f"--config.train.mixup={mixup}: detectors cannot be trained with mixup; set it to 0")
     if dataset.objects and settings.split.by == "random":
-        raise ValueError("--config.split.by=random divides photographs, whose objects belong together; set it to image")
+        raise ValueError(
+            "--config.split.by=random would divide a photograph's tiles between training and validation; set"
+            " it to image"
+        )
 
 
 def planned(settings, samples, member: runs.Member) -> tuple[int, splits.Split, Plan]:
@@ -474,7 +486,10 @@ def plan_of(settings, split: splits.Split, strata: np.ndarray, member: runs.Memb
     steps_per_epoch = -(-count // batch)
     epochs = options.epochs or -(-options.steps // steps_per_epoch)
     if epochs * steps_per_epoch < options.accumulate:
-        raise ValueError(f"--config.train.accumulate={options.accumulate}: {epochs * steps_per_epoch} batches are all")
+        raise ValueError(
+            f"--config.train.accumulate={options.accumulate}: the whole training has {epochs * steps_per_epoch}"
+            " batches; lower it"
+        )
     return Plan(split.train, valid, stratum, statistics_rows, devices, batch, steps_per_epoch, epochs)
 
 
@@ -482,10 +497,10 @@ def devices_of(options) -> int:
     """Returns the number of devices that train: all of all processes, or `train.devices` of a single process."""
     devices = options.devices or jax.device_count()
     if devices > jax.device_count():
-        raise ValueError(f"--config.train.devices={devices}: there are {jax.device_count()}; 0 takes all")
+        raise ValueError(f"--config.train.devices={devices}: only {jax.device_count()} are available; 0 uses all")
     if jax.process_count() > 1 and devices != jax.device_count():
         raise ValueError(
-            f"--config.train.devices={devices}: {jax.process_count()} processes use all of their"
+            f"--config.train.devices={devices}: {jax.process_count()} processes always use all of their"
             f" {jax.device_count()} devices; leave it 0"
         )
     return devices

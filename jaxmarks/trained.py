@@ -140,7 +140,7 @@ def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool =
             yield Held(fold, call_of(notes[0]["facts"]), networks, notes, trained, tests, told)
     if new.any():
         networks, notes = runs.restore(workdir, stage, runs.members(settings))
-        what = f"{new.sum()} images are new since the training, this the first: the mean of all networks predicts them"
+        what = f"{new.sum()} images are new since the training, this one the first: all networks together predict them"
         # The caveats of the networks themselves have come with the folds.
         told = [
             problem(str(samples.name[new][0]), what, "the images"),
@@ -148,4 +148,4 @@ def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool =
         ]
         yield Held(-1, call_of(notes[0]["facts"]), networks, notes, np.flatnonzero(learnt), np.flatnonzero(new), told)
     elif not calls:
-        raise ValueError("of the images that the run holds back none is here: there is nothing to score it on")
+        raise ValueError("the data have none of the images that the run holds out: there is nothing to score it on")

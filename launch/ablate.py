@@ -152,19 +152,21 @@ def parse(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--grid", required=True, help="the grid's file; its variants after a colon")
-    parser.add_argument("--workdir", type=Path, help="by default runs/ and the grid's name")
-    parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), help="by default the grid's")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--share", default="0/1", help="I/N: the I-th of N parts of the grid, from 0")
+    parser.add_argument("--grid", required=True, help="the grid file, with its variants after a colon")
+    parser.add_argument("--workdir", type=Path, help="folder of runs and tables; default: runs/ and the grid's name")
+    parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), help="default: the grid's")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs trained at the same time")
+    parser.add_argument(
+        "--share", default="0/1", help="I/N: train only the I-th of N parts of the grid, counted from 0"
+    )
     options, rest = parser.parse_known_args(arguments)
     options.workdir = options.workdir or default_workdir(options.grid)
     if options.jobs < 1:
-        parser.error("--jobs is at least 1")
+        parser.error(f"--jobs={options.jobs}: give at least 1")
     match = re.fullmatch(r"(\d+)/(\d+)", options.share)
     options.share = tuple(map(int, match.groups())) if match else (0, 0)
     if options.share[0] >= options.share[1]:
-        parser.error("--share is I/N with I from 0 to N - 1, as 0/8")
+        parser.error("--share: give I/N with I from 0 to N - 1, as 0/8")
     return options, parse_overrides(parser, rest)
 
 
@@ -172,7 +174,7 @@ def load_grid(text: str) -> dict:
     """Returns the grid of FILE.py[:variant] with defaults filled in; its title is the docstring's first line."""
     found, title = load(text, "get_grid")
     grid = {"overrides": {}, "seeds": (0,), "metrics": ("mean_distance_px",)} | found
-    check_keys("key of a grid", grid, GRID_KEYS)
+    check_keys("grid key", grid, GRID_KEYS)
     if not grid.get("cells") or not grid.get("config"):
         raise ValueError(f"{text}: the grid has no {'config' if grid.get('cells') else 'cells'}")
     for key in ("seeds", "metrics"):
@@ -180,7 +182,7 @@ def load_grid(text: str) -> dict:
             raise ValueError(f"{text}: {key}={grid[key]!r}; give a list or tuple, as ({grid[key]!r},)")
         grid[key] = tuple(grid[key])
     for cell in grid["cells"]:
-        check_keys("key of a cell", cell, CELL_KEYS)
+        check_keys("cell key", cell, CELL_KEYS)
         if "row" not in cell:
             raise ValueError(f"{text}: the cell {cell} has no row")
     return grid | {"title": title}
@@ -203,12 +205,12 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
             keys = set(paths(resolve([f"--config={config}"])))
             overrides = merge(keys, grid["overrides"], cell.get("overrides", {}), common)
             if "seed" in overrides:
-                raise ValueError("seed is not for overrides; write --seeds=0,1,2, or the grid's seeds")
+                raise ValueError("seed cannot be an override; give --seeds=0,1,2, or the grid's seeds")
             sources = {run.seed: run.folder for run in runs if name(run) == cell.get("after")}
             if "after" in cell and not sources:
                 before = dict.fromkeys(map(name, runs))
                 raise ValueError(
-                    f"after={cell['after']!r} is none of the cells before it: {', '.join(before) or 'none'}"
+                    f"after={cell['after']!r} names no earlier cell; the earlier ones are: {', '.join(before) or 'none'}"
                 )
             for seed in seeds or grid["seeds"]:
                 folder = workdir / "--".join(filter(None, [slug(row), slug(column)])) / str(seed)
@@ -224,7 +226,7 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
             raise ValueError(f"{label}: {str(error).strip().splitlines()[-1]}") from error
     for folder, count in collections.Counter(run.folder for run in runs).items():
         if count > 1:
-            raise ValueError(f"{count} runs share the folder {folder}: give the cells labels that differ")
+            raise ValueError(f"{count} runs share the folder {folder}: give the cells different labels")
     return runs
 
 
@@ -268,7 +270,11 @@ def train(run: Run, metrics, launch, environment, source: Future | None = None) 
     summary = complete(run, metrics)
     if status == 0 and summary:
         return summary
-    why = f"exit status {status}" if status else f"no number for {', '.join(metrics)} in a summary.json of this config"
+    why = (
+        f"exit status {status}"
+        if status
+        else f"no number for {', '.join(metrics)}: summary.json lacks it, is missing, or is of another config"
+    )
     return "\n".join([*tail(log, before), f"({why}; {log})"])
 
 
@@ -388,7 +394,7 @@ def caption(runs: list[Run], results: dict, metric: str) -> str:
     folds = sorted({len(r.get("folds", [])) for r in done if value(r, over_folds(metric), None) is not None})
     if seeds > 1:
         spread = f" ± the standard deviation over {seeds} seeds"
-        spread += "; of a baseline, over its folds" if folds else ""
+        spread += " (of a baseline, over its folds)" if folds else ""
     elif folds:
         spread = f" ± the standard deviation over {' or '.join(map(str, folds))} folds (one seed)"
     else:
@@ -404,7 +410,7 @@ def describe_data(runs: list[Run], results: dict) -> str:
     for run in runs:
         summary = results.get(run.folder)
         if isinstance(summary, dict):
-            where = f" of {run.config.data.images}" if run.config.get("data", {}).get("images") else ""
+            where = f" from {run.config.data.images}" if run.config.get("data", {}).get("images") else ""
             what = f"{summary['objects']} objects" if "objects" in summary else f"{summary['landmarks']} landmarks each"
             text = f"{summary['images']} held-out images{where}, {what}"
             found.setdefault(text, {})[run.column or run.row] = None

@@ -139,7 +139,7 @@ def earlier(path: Path) -> dict:
     except FileNotFoundError:
         return {"measured": {}}
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is not of this command: delete it, or name another --out") from None
+        raise ValueError(f"{path} was not written by this command: delete it, or name another --out") from None
 
 
 def parse(arguments):
@@ -151,25 +151,27 @@ def parse(arguments):
             chosen = [name for name in text.split(",") if name]
             for name in chosen:
                 if name not in known:
-                    raise argparse.ArgumentTypeError(f"there is no {name}; there are {', '.join(known)}")
+                    raise argparse.ArgumentTypeError(f"unknown name {name}; choose from {', '.join(known)}")
             return chosen
 
         return names
 
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--parts", type=among(PARTS), default=list(PARTS))
-    parser.add_argument("--only", type=among(NETWORKS), default=list(NETWORKS), help="networks")
-    parser.add_argument("--peers", type=among(PEERS), default=list(PEERS), help="empty: none")
+    parser.add_argument("--only", type=among(NETWORKS), default=list(NETWORKS), help="networks to measure")
+    parser.add_argument(
+        "--peers", type=among(PEERS), default=list(PEERS), help="libraries to compare with; empty: none"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=0, help="images in a training step of `device`; 0: the config's")
-    parser.add_argument("--keras-python", default=sys.executable, help="a Python with Keras and TensorFlow")
+    parser.add_argument("--keras-python", default=sys.executable, help="path of a Python that has Keras and TensorFlow")
     parser.add_argument("--run", type=Path, help="a run whose metrics.jsonl is read for `accuracy`")
-    parser.add_argument("--augment", action="store_true", help="our training steps augment as the config says")
-    parser.add_argument("--quick", action="store_true", help="tiny networks: the numbers mean nothing")
+    parser.add_argument("--augment", action="store_true", help="augment images in our training steps, as configured")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, for tests: the measurements mean nothing")
     options = parser.parse_args(arguments)
     for flag, chosen, known in (("parts", options.parts, PARTS), ("only", options.only, NETWORKS)):
         if not chosen:
-            parser.error(f"--{flag} names nothing; there are {', '.join(known)}")
+            parser.error(f"--{flag} is empty; choose from {', '.join(known)}")
     if options.repeats < 1:
         parser.error(f"--repeats={options.repeats}: give at least 1")
     if shutil.which(options.keras_python) is None:
@@ -222,7 +224,7 @@ class Worker:
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        answer = json.loads(line) if line else {"error": f"the worker ended; see {self.log.name}"}
+        answer = json.loads(line) if line else {"error": f"the worker process ended; see {self.log.name}"}
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer
@@ -328,7 +330,9 @@ def side_by_side(name: str, options) -> list[dict]:
             if row["side"] in sides:
                 with blamed(row):
                     if ours not in (None, row["parameters"]):
-                        raise RuntimeError(f"{row['parameters']:,} parameters: not the same network")
+                        raise RuntimeError(
+                            f"{row['parameters']:,} parameters, not {ours:,} as ours: not the same network"
+                        )
         for kind in ("train", "predict"):
             taken, errors = timed(sides, kind, options.repeats)
             for row in rows:

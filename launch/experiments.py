@@ -51,12 +51,14 @@ def load(text: str, function: str) -> tuple[dict, str]:
     except Exception as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if function not in module:
-        others = (f"it has {other}: give it to {taker}={text}" for other, taker in TAKERS.items() if other in module)
-        raise ValueError(f"{path} has no {function}; {next(others, 'write one that returns a dict')}")
+        others = (
+            f"it defines {other}: give it to {taker}={text}" for other, taker in TAKERS.items() if other in module
+        )
+        raise ValueError(f"{path} does not define {function}; {next(others, 'write one that returns a dict')}")
     title = (module["__doc__"] or Path(path).stem).strip().splitlines()[0].rstrip(".")
     found = module[function](variants)
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: {function} returns {found!r}; it is to return a dict")
+        raise ValueError(f"{path}: {function} returns {found!r}; it must return a dict")
     return found, title
 
 
@@ -90,7 +92,7 @@ def check_keys(what: str, given, allowed) -> None:
     for key in given:
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=3, cutoff=0.4) or sorted(allowed)
-            raise ValueError(f"there is no {what} {key}; the nearest are {', '.join(near)}")
+            raise ValueError(f"unknown {what} {key}; the nearest are {', '.join(near)}")
 
 
 def resolve(arguments: list[str]) -> ml_collections.ConfigDict:
@@ -127,7 +129,7 @@ def merge(keys: set[str], *layers: dict[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
-            check_keys("key of this config", [key], keys)
+            check_keys("config key", [key], keys)
             inside = next((k for k in merged if key.startswith(f"{k}.") and isinstance(merged[k], dict)), None)
             if inside:
                 merged[inside] = with_value(merged[inside], key.removeprefix(f"{inside}.").split("."), value)

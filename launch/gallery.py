@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", help="the PNG or JPEG to write")
     parser.add_argument("--specimens", type=int, nargs="+", default=SPECIMENS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dpi", type=int, default=100, help="100 makes it 1200 pixels wide")
+    parser.add_argument("--dpi", type=int, default=100, help="resolution; 100 makes five specimens 1200 pixels wide")
     options = parser.parse_args(arguments)
     try:
         figure = sheet(options.specimens, seed=options.seed)

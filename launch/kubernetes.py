@@ -20,15 +20,17 @@ PORT = 8476
 def main(arguments: list[str] | None = None) -> int:
     """Prints the manifest that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True, help="of the JobSet")
-    parser.add_argument("--image", required=True, help="of the container")
-    parser.add_argument("--hosts", type=int, default=1, help="processes, each on a host of its own")
-    parser.add_argument("--gpus", type=int, default=0, help="of each host")
-    parser.add_argument("--tpu", default="", help="accelerator and topology instead, as tpu-v5-lite-podslice:4x4")
+    parser.add_argument("--name", required=True, help="name of the JobSet")
+    parser.add_argument("--image", required=True, help="container image")
+    parser.add_argument("--hosts", type=int, default=1, help="number of processes, each on a host of its own")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs of each host")
+    parser.add_argument(
+        "--tpu", default="", help="TPU accelerator and topology instead of GPUs, as tpu-v5-lite-podslice:4x4"
+    )
     parser.add_argument("--chips", type=int, default=4, help="TPU chips of each host")
     parser.add_argument("--claim", required=True, help="the persistent volume claim that all hosts share")
-    parser.add_argument("--restarts", type=int, default=5, help="how often a failed job starts again")
-    parser.add_argument("arguments", nargs="*", help="of jaxmarks.main, after --")
+    parser.add_argument("--restarts", type=int, default=5, help="how often a failed job is restarted")
+    parser.add_argument("arguments", nargs="*", help="arguments of jaxmarks.main, after --")
     options = parser.parse_args(arguments)
     try:
         check(options)
@@ -42,7 +44,7 @@ def check(options: argparse.Namespace) -> None:
     """Raises ValueError for what Kubernetes would refuse or never schedule, and for a workdir outside /shared."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]{,43}[a-z0-9])?", options.name):  # pod names add up to 18 characters
         raise ValueError(
-            f"--name={options.name}: give up to 45 of a-z, 0-9 and -, a letter first and no - last, as fish-1"
+            f"--name={options.name}: give up to 45 of a-z, 0-9 and -, first a letter and last no -, as fish-1"
         )
     for key, least in {"hosts": 1, "gpus": 0, "chips": 1, "restarts": 0}.items():
         if (number := getattr(options, key)) < least:
@@ -51,9 +53,11 @@ def check(options: argparse.Namespace) -> None:
     mine.add_argument("--workdir", "-workdir", default="")
     workdir = mine.parse_known_args(options.arguments)[0].workdir
     if not workdir.startswith("/shared/"):
-        raise ValueError(f"--workdir={workdir}: give one in /shared, after --; a run elsewhere is lost with its host")
+        raise ValueError(
+            f"--workdir={workdir}: give a folder in /shared, after --; a run elsewhere is lost with its host"
+        )
     if options.tpu and options.gpus:
-        raise ValueError(f"--tpu={options.tpu} --gpus={options.gpus}: a host has one or the other; leave one out")
+        raise ValueError(f"--tpu={options.tpu} --gpus={options.gpus}: a host has TPUs or GPUs, not both; leave one out")
     if options.tpu and not re.fullmatch(r"[^:]+:\d+(x\d+)+", options.tpu):
         raise ValueError(f"--tpu={options.tpu}: give the accelerator and its topology, as tpu-v5-lite-podslice:4x4")
 

@@ -367,7 +367,7 @@ def keras_worker(side):
         settings, landmarks = spec["settings"], spec["facts"].get("landmarks")
         kinds = {"network3": beetle, "unet31": unet, "unet_small": unet}
         if spec["network"] not in kinds:
-            raise NotImplementedError(f"{spec['network']} is not written in Keras")
+            raise NotImplementedError(f"there is no Keras version of {spec['network']}")
         data, (height, width) = examples(spec), settings["data"]["size"]
         images = keras.Input(data["images"].shape[1:], dtype="uint8")
         outputs = kinds[spec["network"]](ops.cast(images, "float32") / 255, settings["model"], landmarks)

@@ -62,7 +62,7 @@ try:
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from optuna.visualization import matplotlib as plots
 except ImportError as error:
-    raise ImportError("launch/tune.py needs the extra: pip install 'jaxmarks[tune]'") from error
+    raise ImportError("launch/tune.py needs optional packages: pip install 'jaxmarks[tune]'") from error
 
 SPACE_KEYS = {"config", "space", "overrides", "metric", "warmup"}
 KINDS = ("float", "int", "categorical")
@@ -115,10 +115,10 @@ def parse(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--space", required=True, help="the space's file; its variants after a colon")
-    parser.add_argument("--workdir", type=Path, help="by default runs/ and the space's name")
-    parser.add_argument("--trials", type=int, default=50, help="of the study, by all workers together")
-    parser.add_argument("--storage", help="Optuna's, as a URL; by default an SQLite file in the workdir")
+    parser.add_argument("--space", required=True, help="the space file, with its variants after a colon")
+    parser.add_argument("--workdir", type=Path, help="folder of the results; default: runs/ and the space's name")
+    parser.add_argument("--trials", type=int, default=50, help="trials of the study, of all workers together")
+    parser.add_argument("--storage", help="URL of the study's storage; default: an SQLite file in the workdir")
     options, rest = parser.parse_known_args(arguments)
     options.workdir = options.workdir or default_workdir(options.space)
     return options, parse_overrides(parser, rest)
@@ -128,20 +128,22 @@ def load_space(text: str) -> dict:
     """Returns the space of FILE.py[:variant] with defaults filled in; its title is the docstring's first line."""
     found, title = load(text, "get_space")
     space = {"overrides": {}, "metric": "valid/distance_px", "warmup": 5} | found
-    check_keys("key of a space", space, SPACE_KEYS)
+    check_keys("space key", space, SPACE_KEYS)
     for key in ("config", "space"):
         if not space.get(key):
-            raise ValueError(f"{text}: the space of get_space has no {key}")
+            raise ValueError(f"{text}: the dict that get_space returns lacks {key}")
     for key, (kind, *choices) in space["space"].items():
         if kind not in KINDS:
-            raise ValueError(f"{key}: there is no kind {kind!r}; there are {', '.join(KINDS)}")
+            raise ValueError(f"{key}: unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
         if kind != "categorical" and (len(choices) not in (2, 3) or choices[2:] not in ([], ["log"])):
-            raise ValueError(f"{key}: give {kind}, the lowest and the highest value, and perhaps 'log', not {choices}")
+            raise ValueError(
+                f"{key}: give {kind}, the lowest and the highest value, and optionally 'log', not {choices}"
+            )
         if kind == "categorical" and not choices:
             raise ValueError(f"{key}: give the choices after 'categorical'")
         if kind != "categorical" and not (choices[0] <= choices[1] and (len(choices) == 2 or choices[0] > 0)):
-            above = ", which is above 0 for 'log'" if choices[2:] else ""
-            raise ValueError(f"{key}: {choices}: the lowest value{above}, comes before the highest")
+            above = " (above 0 for 'log')" if choices[2:] else ""
+            raise ValueError(f"{key}: {choices}: give the lowest value{above} first, then the highest")
     return space | {"title": title}
 
 
@@ -154,11 +156,11 @@ def check(space: dict, common: dict) -> None:
     """
     for key in common:
         if key in space["space"]:
-            raise ValueError(f"--config.{key} is given, and searched by the space: leave one out")
+            raise ValueError(f"--config.{key} is given, but the space searches it: leave one of the two out")
     for key, (kind, *choices) in space["space"].items():
         for value in choices if kind == "categorical" else choices[:2]:
             if not resolve(command(space, common, {key: value})).split.valid:
-                raise ValueError("without validation images there is nothing to go by: set --config.split.valid=0.25")
+                raise ValueError("without validation images trials cannot be compared: set --config.split.valid=0.25")
 
 
 def command(space: dict, common: dict, values: dict, **more) -> list[str]:
@@ -192,7 +194,7 @@ def open_study(space: dict, options, common: dict) -> optuna.Study:
     about = repr([sorted(space.items()), sorted(common.items())])
     if study.user_attrs.get("about", about) != about and study.get_trials(deepcopy=False):
         raise ValueError(
-            f"{options.workdir} holds the study of another space or of other overrides: name another --workdir"
+            f"{options.workdir}: its study was started with another space or other overrides: name another --workdir"
         )
     study.set_user_attr("about", about)
     return study
@@ -260,7 +262,7 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
         trial.set_user_attr("why", lines[-1] if status and lines else why)
         if not status and space["metric"] not in there:
             known = ", ".join(sorted(key for key in there if key.startswith("valid/")))
-            raise MetricError(f"metric={space['metric']!r} is not in {metrics}; there are {known}")
+            raise MetricError(f"metric={space['metric']!r} is not in {metrics}; choose one of {known}")
         raise RunError(said)
     return value
 
@@ -321,13 +323,13 @@ def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None
     parts = [f"# {space['title']}\n"]
     parts += [f"{count['COMPLETE']} trials complete, {count['PRUNED']} stopped early, {count['FAIL']} failed.\n"]
     if best:
-        parts += [f"The best by {space['metric']}, which test images have no part in:\n"]
+        parts += [f"The best by {space['metric']}, computed without test images:\n"]
         columns = {key: key for key in lines[0] if key not in ("state", "epochs", "seconds", "folder")}
         short = lambda cell: f"{cell:.4g}" if isinstance(cell, float) else cell
         rows = {line["trial"]: {key: short(cell) for key, cell in line.items()} for line in lines}
         parts += [tables.markdown([rows[t.number] for t in best[:10]], columns)]
         words = command(space, common, best[0].params)
-        parts += ["The command that trains and scores the first:\n"]
+        parts += ["The command that trains and scores the best:\n"]
         parts += [f"    {shlex.join(['python', '-m', 'jaxmarks.main', *words, f'--workdir={workdir}/best'])}\n"]
     failed = dict.fromkeys(t.user_attrs["why"] for t in ended if t.state.name == "FAIL")
     parts += [f"**Failed:** {said}\n" for said in failed]

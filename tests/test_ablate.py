@@ -132,7 +132,7 @@ def test_a_grid_becomes_runs_with_common_own_and_command_line_overrides(tmp_path
     folders = sorted(str(p.parent.relative_to(workdir)) for p in workdir.glob("*/*/summary.json"))
     cells = ("b-large-b--head", "b-large-b--pronotum", "small--head", "small--pronotum")
     assert folders == [f"{cell}/{seed}" for cell in cells for seed in (0, 1)]
-    assert "18 held-out images of DIR, 8 landmarks each." in (workdir / "table.md").read_text()
+    assert "18 held-out images from DIR, 8 landmarks each." in (workdir / "table.md").read_text()
 
 
 def test_the_command_line_goes_before_the_grid_and_seeds_are_chosen(tmp_path):
@@ -173,9 +173,9 @@ def test_a_replaced_section_reaches_the_config_as_it_was_written():
         ('"train.steps": 2', '"optimiser.name": "adam"', r"the nearest are .*optimizer\.name"),
         ('"train.steps": 2', '"train.steps": "two"', r"small / pronotum: .*train\.steps=two"),
         ('"train.steps": 2', '"seed": 2', "--seeds"),
-        ("part=head", "part=tail", "small / head: .*config variant 'part=tail': part is one of left_mandible"),
+        ("part=head", "part=tail", "small / head: .*config variant 'part=tail': part must be one of left_mandible"),
         ("beetle.py", "bettle.py", "bettle.py"),
-        ('"seeds"', '"sedes"', "there is no key of a grid sedes; the nearest are seeds"),
+        ('"seeds"', '"sedes"', "unknown grid key sedes; the nearest are seeds"),
         ('"<b>large</b>"', '"small."', r"2 runs share the folder .*small--pronotum"),
     ],
 )
@@ -200,9 +200,12 @@ def test_a_file_that_is_no_grid_is_named_in_one_line(tmp_path):
         with pytest.raises(SystemExit) as error:
             ablate.main([f"--grid={path}"])
         there = "get_space" if "tuning" in path else "get_config"
-        assert str(error.value) == f"ablate: {path} has no get_grid; it has {there}: give it to {takes}={path}"
+        assert (
+            str(error.value)
+            == f"ablate: {path} does not define get_grid; it defines {there}: give it to {takes}={path}"
+        )
     said = refused(tmp_path, "x = 3")
-    assert said == f"ablate: {tmp_path}/grid.py has no get_grid; write one that returns a dict"
+    assert said == f"ablate: {tmp_path}/grid.py does not define get_grid; write one that returns a dict"
     said = refused(tmp_path, TWO_BY_TWO.replace('"config": "', '"config" "'))
     assert re.fullmatch(rf"ablate: {tmp_path}/grid\.py: SyntaxError: .*line \d+\)", said)
     assert said.count("\n") == 0
@@ -231,7 +234,7 @@ def test_the_table_gives_mean_and_deviation_over_seeds(tmp_path):
         "mean shape": ["20.00 ± 0.75", "20.00 ± 0.75"],
     }
     text = (workdir / "table.md").read_text()
-    assert "Mean distance (px) ± the standard deviation over 2 seeds; of a baseline, over its folds; lower" in text
+    assert "Mean distance (px) ± the standard deviation over 2 seeds (of a baseline, over its folds); lower" in text
     for expected in ("an abacus", "8 of 8 runs complete", "80 s of training", "--grid="):
         assert expected in text, expected
 
@@ -320,10 +323,10 @@ def test_a_run_that_is_cut_short_or_of_another_config_is_not_complete(tmp_path):
     run(tmp_path, TWO_BY_TWO, launcher)
     assert [arguments[-1] for arguments in launcher.runs[8:]] == [f"--workdir={cut.parent}"]
     # Another config: all start, and where jaxmarks.main refuses the folder, the old numbers are not shown.
-    refuse = lambda arguments, log, environment: log.write_text("holds a run of another config") and 1
+    refuse = lambda arguments, log, environment: log.write_text("holds a run with another config") and 1
     failed, _ = run(tmp_path, TWO_BY_TWO, refuse, "--config.train.steps=9")
     assert failed == 8 and {cell for row in rows(workdir).values() for cell in row} == {"2 of 2 seeds failed"}
-    assert "holds a run of another config" in (workdir / "table.md").read_text()
+    assert "holds a run with another config" in (workdir / "table.md").read_text()
 
 
 def test_a_run_whose_frame_follows_its_photographs_is_complete(tmp_path):
@@ -350,8 +353,8 @@ def get_grid(text=""):
         ('"seeds": (0, 1)', '"metrics": "mean_distance_px"', "metrics='mean_distance_px'; give a list or tuple"),
         ('"config"', '"overrides"', "the grid has no config"),
         ("    return {", "    return None; {", "get_grid returns None"),
-        ('"seeds": (0, 1)', '"overrides": {"optimizer.name": "sgd"}', "there are nesterov"),
-        ('"seeds": (0, 1)', '"overrides": {"train.batch_size": 0}', "batch_size=0: it is at least 1"),
+        ('"seeds": (0, 1)', '"overrides": {"optimizer.name": "sgd"}', "choose one of nesterov"),
+        ('"seeds": (0, 1)', '"overrides": {"train.batch_size": 0}', "batch_size=0: it must be at least 1"),
     ],
 )
 def test_a_slip_in_a_grid_is_named_before_anything_is_run(tmp_path, old, new, message):
@@ -370,7 +373,7 @@ def test_a_summary_without_the_metric_is_a_failure_that_says_so(tmp_path):
     text = TWO_BY_TWO.replace('"seeds": (0, 1)', '"metrics": ("mean_distance",)')
     failed, workdir = run(tmp_path, text, Launcher(lambda config: summary(2.0)))
     assert failed == 4
-    assert "no number for mean_distance in a summary.json of this config;" in (workdir / "table.md").read_text()
+    assert "no number for mean_distance: summary.json lacks it" in (workdir / "table.md").read_text()
 
 
 def test_the_tables_are_rewritten_after_every_run(tmp_path, monkeypatch):
@@ -545,7 +548,7 @@ def test_a_run_does_not_outlive_a_command_that_is_killed(tmp_path):
         f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
         "import experiments\n"
         "with ThreadPoolExecutor(1) as pool:\n"
-        "    pool.submit(experiments.start, ['--a=b c'], pathlib.Path('log.txt'), os.environ | {'GIVEN': 'it'}).result()\n"
+        "    pool.submit(experiments.run_to_end, ['--a=b c'], pathlib.Path('log.txt'), os.environ | {'GIVEN': 'it'}).result()\n"
     )
     process = subprocess.Popen([sys.executable, "command.py"], cwd=tmp_path)
     started = tmp_path / "started"

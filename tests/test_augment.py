@@ -493,7 +493,7 @@ def test_wrong_specs_say_what_exists():
         augment.build({"name": "mixup"}, channels=1)
     with pytest.raises(ValueError, match="none, paper_x7, modern"):
         augment.build({}, channels=1)
-    with pytest.raises(ValueError, match=r"augment\.rotations: modern has rotation, scale"):
+    with pytest.raises(ValueError, match=r"augment\.rotations: unknown option; modern has rotation, scale"):
         augment.build({"name": "modern", "rotations": 3}, channels=1)
     with pytest.raises(ValueError, match="none has no options"):
         augment.build({"name": "none", "noises": 3}, channels=1)
@@ -571,7 +571,7 @@ def test_a_flip_of_other_landmarks_is_refused():
     batch = batch_of(np.zeros((1, *SIZE, 1), np.uint8), np.ones((1, 5, 2)))
     for flip in ((0,), (1, 0, 2)):
         transform = augment.build(STILL, channels=1, flip=flip)
-        with pytest.raises(ValueError, match=f"flip has {len(flip)} entries, and there are 5 landmarks"):
+        with pytest.raises(ValueError, match=f"flip has {len(flip)} entries, but there are 5 landmarks"):
             transform.apply(jax.random.split(KEY, 1), batch)
 
 

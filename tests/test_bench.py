@@ -198,7 +198,7 @@ def test_parts_that_were_measured_before_stay_with_their_commands(tmp_path, monk
     assert (found["load"], found["folds"]) == (row(3), row(2)) and text.count("--parts=start,load`") == 1
     (tmp_path / "bench.json").write_text("{")
     with pytest.raises(
-        SystemExit, match=r"bench: .*bench\.json is not of this command: delete it, or name another --out"
+        SystemExit, match=r"bench: .*bench\.json was not written by this command: delete it, or name another --out"
     ):
         measure(tmp_path, "--parts=load")
 
@@ -226,8 +226,8 @@ def test_rows_before_a_failure_stay(tmp_path, monkeypatch, here):
     ("argument", "said"),
     [
         ("--repeats=0", "--repeats=0: give at least 1"),
-        ("--only=", "--only names nothing; there are network3"),
-        ("--parts=", "--parts names nothing; there are steps"),
+        ("--only=", "--only is empty; choose from network3"),
+        ("--parts=", "--parts is empty; choose from steps"),
         ("--keras-python=/nonexistent/python", "--keras-python=/nonexistent/python: no such program"),
         ("--run=/nosuch", "--run=/nosuch: no epochs in a metrics.jsonl there; name the folder of a trained run"),
     ],

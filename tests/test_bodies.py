@@ -290,7 +290,7 @@ def test_transposed_convolutions_begin_as_bilinear_upsampling(stride):
     "spec, message",
     [
         ({"name": "resnet50", "output": "maps"}, "model.output='maps'"),
-        ({"name": "resnet50", "depths": (3, 4, 6)}, "four stages"),
+        ({"name": "resnet50", "depths": (3, 4, 6)}, "four numbers of bottlenecks"),
         ({"name": "hrnet", "stride": 8}, "model.stride=8"),
         ({"name": "hrnet", "modules": (1, 1, 0, 1)}, "at least 1"),
     ],

@@ -97,14 +97,14 @@ def test_a_folder_of_voc_files(tmp_path):
         ("a.csv", "a.png,,,s,1,1,2,2,\na.png,,,s,1,1,2.0,2,\n", "line 2: kept once", "line 3", [[1, 1, 3, 3]]),
         ("a.csv", "a.png,,,spine,3,NaN,17,5,\n", "NaN", "line 2", []),
         ("a.csv", "a.png,,,spine,3,5,,5,\n", "missing", "line 2", []),
-        ("a.csv", "a.png,,,s,1,1,2,2,g\na.png,,,,,,,,h\n", "group h, and g", "line 3", [[1, 1, 3, 3]]),
+        ("a.csv", "a.png,,,s,1,1,2,2,g\na.png,,,,,,,,h\n", "group h, but g", "line 3", [[1, 1, 3, 3]]),
         ("a.csv", "a.png,40,30,s,1,1,2,2,\na.png,40,31,,,,,,\n", "size (31, 40)", "line 3", [[1, 1, 3, 3]]),
         ("a.json", coco((0, [9, 9, -4, 2], {})), "reversed", "annotations[0]", [[5, 9, 9, 11]]),
         ("a.json", coco((0, [9, 9, 4, 0], {})), "without area", "annotations[0]", []),
         ("a.json", coco((0, [9, float("nan"), 4, 1], {})), "NaN", "annotations[0]", []),
         ("a.json", coco((0, [1, 2, 3, 4], {"iscrowd": 1})), "crowd", "annotations[0]", []),
         ("a.json", coco((0, [1, 2, 3, 4], {}), (0, [1, 2, 3.0, 4], {})), "kept once", "annotations[1]", [[1, 2, 4, 6]]),
-        ("a.json", coco(images=[{"id": i, "file_name": "a.png"} for i in (1, 7)]), "stands twice", "images[1]", []),
+        ("a.json", coco(images=[{"id": i, "file_name": "a.png"} for i in (1, 7)]), "occurs twice", "images[1]", []),
         ("a.xml", voc([("spine", 6, 18, 4, 6)]), "reversed", "object 1", [[3, 5, 18, 6]]),
     ],
 )
@@ -118,7 +118,7 @@ def test_what_a_run_can_do_without_is_named(name, content, word, where, kept, tm
     assert image == "a.png" and word in what and place == f"{tmp_path / name}: {where}"
     with pytest.raises(FormatError) as error:
         boxes.read(tmp_path / name)
-    assert str(error.value) == f"{place}: a.png: {what}; mend it"
+    assert str(error.value) == f"{place}: a.png: {what}; correct it"
 
 
 def test_the_same_corners_in_another_class_are_another_object(tmp_path):
@@ -134,30 +134,30 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation><file
     [
         ("a.csv", "", "line 1: the file is empty"),
         ("a.csv", ",,\n", "line 1: the file is empty"),
-        ("a.csv", HEADER, "it names no image"),
+        ("a.csv", HEADER, "the file names no image"),
         ("a.csv", HEADER.replace("xmax", "x2"), "line 1: no column 'xmax'"),
-        ("a.csv", HEADER.replace("group", "class"), "line 1: column 'class' stands twice"),
+        ("a.csv", HEADER.replace("group", "class"), "line 1: column 'class' occurs twice"),
         ("a.csv", HEADER + "\na.png,40,30,spine,3,oops,17,5,\n", "line 3: 'oops' is not a number"),
         ("a.csv", HEADER + "a.png,40,30,spine,3,1e999,17,5,\n", "line 2: (3, inf, 17, 5) is not finite"),
         ("a.csv", HEADER + 'a.png,,,spine,3,"1,5",17,5,\n', "line 2: '1,5' is not a number"),
         ("a.csv", HEADER + "a.png,40,30,spine,3\n", "line 2: 5 cells where the header has 9"),
         ("a.csv", HEADER + ",40,30,spine,3,5,17,5,\n", "line 2: no image name"),
         ("a.csv", HEADER + "a.png,40,30,,3,5,17,5,\n", "line 2: a box without a class"),
-        ("a.csv", HEADER + "a.png,40,,spine,3,5,17,5,\n", "line 2: an image of 40 x nan pixels"),
-        ("a.csv", HEADER + "a.png,40,29.5,spine,3,5,17,5,\n", "line 2: an image of 40 x 29.5 pixels"),
-        ("a.csv", HEADER + "a" * 200_000, "line 2: no CSV"),
+        ("a.csv", HEADER + "a.png,40,,spine,3,5,17,5,\n", "line 2: an image size of 40 x nan pixels"),
+        ("a.csv", HEADER + "a.png,40,29.5,spine,3,5,17,5,\n", "line 2: an image size of 40 x 29.5 pixels"),
+        ("a.csv", HEADER + "a" * 200_000, "line 2: not valid CSV"),
         ("a.csv", "\0", "line 1: binary data"),
-        ("a.json", '{"images": [\n{"id": 1', "line 2: no JSON"),
-        ("a.json", "[" * 200_000, "line 1: no JSON"),
-        ("a.json", f'{{"images": {"1" * 9_000}}}', "line 1: no JSON"),
-        ("a.json", "[]", "line 1: no COCO document"),
+        ("a.json", '{"images": [\n{"id": 1', "line 2: not valid JSON"),
+        ("a.json", "[" * 200_000, "line 1: not valid JSON"),
+        ("a.json", f'{{"images": {"1" * 9_000}}}', "line 1: not valid JSON"),
+        ("a.json", "[]", "line 1: not a COCO document"),
         ("a.json", "{}", "key 'categories': no such list"),
         ("a.json", coco(images=[3]), "images[0]: 3 is not an object"),
         ("a.json", coco(images=[{"file_name": "a.png"}]), "images[0]: no id"),
-        ("a.json", coco(images=[{"id": 1, "file_name": x} for x in "ab"]), "images[1]: id 1 again"),
+        ("a.json", coco(images=[{"id": 1, "file_name": x} for x in "ab"]), "images[1]: id 1 is given twice"),
         ("a.json", coco(images=[{"id": 1}]), "images[0]: no file_name"),
-        ("a.json", coco(images=[{"id": 1, "file_name": "a", "width": 0, "height": 1}]), "images[0]: an image of 0 x 1"),
-        ("a.json", coco(images=[]), "it names no image"),
+        ("a.json", coco(images=[{"id": 1, "file_name": "a", "width": 0, "height": 1}]), "images[0]: an image size"),
+        ("a.json", coco(images=[]), "the file names no image"),
         ("a.json", coco((0, [1, 2, 3, 4], {"image_id": 8})), "annotations[0]: image_id 8 is not in the file"),
         ("a.json", coco((0, [1, 2, 3, 4], {"image_id": []})), "annotations[0]: image_id [] is not in the file"),
         ("a.json", coco((5, [1, 2, 3, 4], {})), "annotations[0]: category_id 5 is not in the file"),
@@ -166,9 +166,9 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation><file
         ("a.json", coco((0, [1, 2, 3, True], {})), "annotations[0]: True is not a number"),
         ("a.json", coco((0, [1, 2, 3, 10**400], {})), "annotations[0]: 1000"),
         ("a.json", coco((0, [1e308, 0, 1e308, 1], {})), "annotations[0]: (1e+308, 0, inf, 1) is not finite"),
-        ("a.xml", "", "line 1: no XML"),
-        ("a.xml", "<annotation>\n<object>", "line 2: no XML"),
-        ("a.xml", "<svg/>", "<svg>, not <annotation>"),
+        ("a.xml", "", "line 1: not valid XML"),
+        ("a.xml", "<annotation>\n<object>", "line 2: not valid XML"),
+        ("a.xml", "<svg/>", "the root is <svg>, not <annotation>"),
         ("a.xml", ENTITIES, "a DOCTYPE"),
         ("a.xml", voc([("", 6, 4, 18, 6)]), "object 1: a box without a class"),
         ("a.xml", voc([("s", 6, 4, 18, "x")]), "object 1: 'x' is not a number"),
@@ -252,7 +252,7 @@ def test_the_written_coco_is_what_its_tools_read(tmp_path):
     document = json.loads((tmp_path / "b.json").read_text())
     assert document["annotations"][0]["category_id"] == 2
     assert document["categories"] == [{"id": 1, "name": "r"}, {"id": 2, "name": "s"}]
-    with pytest.raises(ValueError, match="boxes of class s; there are r"):
+    with pytest.raises(ValueError, match="boxes of class s, but the classes are r"):
         boxes.write(tmp_path / "c.json", [a], [[0.5]], classes=("r",))
 
 
@@ -266,8 +266,8 @@ def test_a_size_that_coco_does_not_know(side, tmp_path):
 @pytest.mark.parametrize(
     "written, scores, message",
     [
-        ([BoxAnnotation("", np.zeros((0, 4)), ())], None, "no name"),
-        ([BoxAnnotation("a", np.zeros((0, 4)), ())] * 2, None, "stands twice"),
+        ([BoxAnnotation("", np.zeros((0, 4)), ())], None, "is empty"),
+        ([BoxAnnotation("a", np.zeros((0, 4)), ())] * 2, None, "occurs twice"),
         ([BoxAnnotation("a", np.ones((1, 4)), ())], None, "one class"),
         ([BoxAnnotation("a", np.ones((1, 4)), ("s",))], [[]], "one score"),
         ([BoxAnnotation("a", np.ones((1, 4)), (" ",))], None, "no class"),
@@ -381,20 +381,20 @@ def test_labelme_files_without_objects_and_of_subfolders(tmp_path):
     found = boxes.read(tmp_path, problems)
     assert [(a.image, len(a.classes)) for a in found] == [("s1/a.png", 0), ("s2/a.png", 1)]
     (problem,) = problems
-    assert problem["what"] == "shapes that are no areas (1 of type point): not used"
+    assert problem["what"] == "shapes that are not areas (1 of type point): not used"
     (tmp_path / "s1" / "b.json").write_text(labelme(("circle", "spine", [[5, 5], [5, 8]]), image="b.png"))
     (tmp_path / "s1" / "c.json").write_text(labelme(("rectangle", "spine", [[1, 2], [3, 4]]), image="b.png"))
     joined = {a.image: a for a in boxes.read(tmp_path, problems)}
     np.testing.assert_allclose(joined["b.png"].boxes, [[2, 2, 8, 8], [1, 2, 3, 4]])
-    assert "the image stands twice" in problems[-1]["what"]
+    assert "the image occurs twice" in problems[-1]["what"]
 
 
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
         (("rectangle", " ", [[1, 2], [3, 4]]), r"shapes\[0\]: a rectangle without a label"),
-        (("rectangle", "a", [[1, 2], 3]), r"shapes\[0\]: \[\[1, 2\], 3\] are no points"),
-        (("polygon", "a", []), r"shapes\[0\]: \[\] are no points"),
+        (("rectangle", "a", [[1, 2], 3]), r"shapes\[0\]: \[\[1, 2\], 3\] is not a list of points"),
+        (("polygon", "a", []), r"shapes\[0\]: \[\] is not a list of points"),
         (("rectangle", "a", [[1, 2], [1, 4]]), "without area"),
         (("rectangle", "a", [[1, 2], [float("nan"), 4]]), "NaN"),
     ],
@@ -408,9 +408,9 @@ def test_malformed_labelme_shapes_are_named(shape, message, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("a.xml", "a.json"), r"1 of VOC's \.xml and 1 of LabelMe's \.json in one folder"),
-        (("a.xml", "b.txt"), r"1 of VOC's \.xml and 1 of YOLO's \.txt in one folder"),
-        (("a.json", "b.txt", "c.txt"), r"1 of LabelMe's \.json and 2 of YOLO's \.txt in one folder"),
+        (("a.xml", "a.json"), r"1 VOC \.xml and 1 LabelMe \.json files in one folder"),
+        (("a.xml", "b.txt"), r"1 VOC \.xml and 1 YOLO \.txt files in one folder"),
+        (("a.json", "b.txt", "c.txt"), r"1 LabelMe \.json and 2 YOLO \.txt files in one folder"),
     ],
 )
 def test_a_folder_of_two_formats_is_refused(names, message, tmp_path):
@@ -465,7 +465,7 @@ def test_yolo_labels_are_shares_of_the_image(tmp_path):
     assert (a.image, a.classes, a.size, a.relative, a.upright) == ("a", ("spine", "stub"), None, True, True)
     assert a.places == tuple(f"{tmp_path / 'a.txt'}: line {n}" for n in (1, 3))
     assert (b.image, b.boxes.shape, b.relative, problems) == ("b", (0, 4), True, [])
-    with pytest.raises(ValueError, match="a: boxes in shares of an image's sides"):
+    with pytest.raises(ValueError, match="a: boxes in fractions of the image's sides"):
         boxes.write(tmp_path / "a.csv", [a])
 
 
@@ -498,7 +498,7 @@ def test_subfolders_have_their_own_classes(tmp_path):
         yolo(tmp_path / place, names=names, a="0 0.5 0.5 0.1 0.1\n")
     assert [a.classes for a in boxes.read(tmp_path)] == [("spine",), ("stub",)]
     (tmp_path / "obj.names").write_text("spine\nstub\n")
-    with pytest.raises(FormatError, match=r"s2/classes\.txt: other names than in .*obj\.names; delete"):
+    with pytest.raises(FormatError, match=r"s2/classes\.txt: its class names differ from .*obj\.names; delete"):
         boxes.read(tmp_path)
 
 
@@ -582,22 +582,22 @@ def test_yolo_labels_are_of_the_upright_photograph(turn, tmp_path):
             "line 2: 4 numbers; a line is class x y width height, without a confidence",
         ),
         ("0 0.5 0.5 0.1 0.1 0.9", "line 1: 6 numbers"),
-        ("see the notes", "line 1: 'see the notes' is no label"),
+        ("see the notes", "line 1: 'see the notes' is not a label"),
         ("-1 0.5 0.5 0.1 0.1", "line 1: class '-1' has no name"),
         (f"{'9' * 5000} 0.5 0.5 0.1 0.1", f"line 1: class '{'9' * 40}' has no name"),
         ("spine 0.5 0.5 0.1 0.1", "line 1: class 'spine' has no name"),
-        ("0 0.5 x 0.1 0.1", "line 1: a word that is no number"),
-        ("0 120 80 15 15", "line 1: 120 is no share"),
-        ("0 nan 120 0.1 0.1", "line 1: 120 is no share"),
-        ("0 0.5 0.5 1.9 0.1", "line 1: 1.9 is no share"),
+        ("0 0.5 x 0.1 0.1", "line 1: a value is not a number"),
+        ("0 120 80 15 15", "line 1: 120 is not a fraction"),
+        ("0 nan 120 0.1 0.1", "line 1: 120 is not a fraction"),
+        ("0 0.5 0.5 1.9 0.1", "line 1: 1.9 is not a fraction"),
         ("0 0.5 0.5 0.1 0.1 0.45 0.47 2", "line 1: 8 numbers"),
-        ("0 0.5 0.5 0.1 0.1 0.45 0.47 2 0.5 0.5 2", "line 1: 2 is no share"),
-        ("0 0.5 0.5 inf 0.1", "line 1: inf is no share"),
-        ("0 0.5 0.5 -0.2 0.1", "line 1: -0.2 is no share"),
+        ("0 0.5 0.5 0.1 0.1 0.45 0.47 2 0.5 0.5 2", "line 1: 2 is not a fraction"),
+        ("0 0.5 0.5 inf 0.1", "line 1: inf is not a fraction"),
+        ("0 0.5 0.5 -0.2 0.1", "line 1: -0.2 is not a fraction"),
         ("0 0.5 0.5 -0.005 0.1", "line 1: a: reversed corners"),
         ("0 0.5 0.5 nan 0.1", "line 1: a: a box with a corner that is NaN"),
         ("0 0.5 0.5 0 0.1", "line 1: a: a box without area"),
-        ("0 .5 .5 .1 .1\n0 .5 .5 .1 .1", "line 2: a: the box (0.45, 0.45, 0.55, 0.55) again"),
+        ("0 .5 .5 .1 .1\n0 .5 .5 .1 .1", "line 2: a: the box (0.45, 0.45, 0.55, 0.55) is given twice"),
     ],
 )
 def test_malformed_yolo_labels_are_named(lines, message, tmp_path):
@@ -609,17 +609,17 @@ def test_malformed_yolo_labels_are_named(lines, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("", "", "no classes.txt, obj.names, _darknet.labels, data.yaml, data.yml there or above"),
+        ("", "", "no classes.txt, obj.names, _darknet.labels, data.yaml, data.yml in this folder or one above"),
         ("data.yaml", "names: 3", "no list 'names'"),
-        ("data.yaml", "nc: 2\nnames: [a", "line 2: no YAML: expected"),
+        ("data.yaml", "nc: 2\nnames: [a", "line 2: not valid YAML: expected"),
         ("data.yaml", "- 1", "no list 'names'"),
         ("data.yaml", "names: {a: b}", "no list 'names'"),
-        ("data.yaml", "[" * 3000, "no YAML"),
+        ("data.yaml", "[" * 3000, "not valid YAML"),
         ("data.yaml", "names: [a, '']", "class 1 is called ''"),
         ("data.yaml", "names: [a, [b]]", "class 1 is called \"['b']\""),
-        ("data.yaml", "names: [a, b]\nnc: 3", "nc: 3, and 2 names"),
-        ("classes.txt", "spine\n\nstub\n", "line 2: no name of class 1"),
-        ("classes.txt", "", "line 1: no name of class 0"),
+        ("data.yaml", "names: [a, b]\nnc: 3", "nc: 3, but 2 names"),
+        ("classes.txt", "spine\n\nstub\n", "line 2: no name for class 1"),
+        ("classes.txt", "", "line 1: no name for class 0"),
     ],
 )
 def test_classes_of_yolo_that_nothing_tells_are_named(name, text, message, tmp_path):
@@ -681,7 +681,7 @@ def test_shares_may_be_beyond_the_photograph_for_roundings_sake(share, good, tmp
     (tmp_path / "classes.txt").write_text("spine\n")
     (tmp_path / "a.txt").write_text(f"0 {share} 0.5 0.2 0.4\n")
     if not good:
-        with pytest.raises(FormatError, match=f"{share} is no share"):
+        with pytest.raises(FormatError, match=f"{share} is not a fraction"):
             boxes.read(tmp_path)
         return
     x = float(share)

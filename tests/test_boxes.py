@@ -31,7 +31,7 @@ def compiled(name, *static):
 iou = compiled("iou")
 nms = compiled("nms", "limit")
 soft_nms = compiled("soft_nms", "limit", "method")
-agreed = compiled("agreed")
+agreed = compiled("merge_networks")
 rcnn_encode = compiled("rcnn_encode")
 rcnn_decode = compiled("rcnn_decode")
 yolo_encode = compiled("yolo_encode", "size")
@@ -542,7 +542,7 @@ def test_pairs_by_hand():
     # A third detection of two truths is false.
     assert found(squares([(20, 20), (26, 20), (23, 20)]), [0.9, 0.8, 0.7], within=6) == [0, 1, -1]
     for options in ({}, {"iou": 0.5, "within": 6}):
-        with pytest.raises(ValueError, match="give one"):
+        with pytest.raises(ValueError, match="give exactly one"):
             found(truth, [1, 1], **options)
 
 
@@ -871,7 +871,7 @@ def cases():
     yield "clip", partial(bx.clip, size=(9, 12)), (boxes,)
     yield "nms", partial(bx.nms, limit=8), (boxes, scores)
     yield "soft_nms", partial(bx.soft_nms, limit=8), (boxes, scores)
-    yield "agreed", partial(bx.merge_networks, iou=0.3), (boxes[None], scores[None], labels[None])
+    yield "merge_networks", partial(bx.merge_networks, iou=0.3), (boxes[None], scores[None], labels[None])
     yield "rcnn_encode", bx.rcnn_encode, (boxes, other)
     yield "rcnn_decode", bx.rcnn_decode, (scores[:, None] * boxes / 9, other)
     yield "yolo_decode", partial(bx.yolo_decode, anchors=anchors, stride=8), (raw,)
@@ -916,7 +916,7 @@ def test_equally_near_truths_are_paired_as_pycocotools_pairs_them():
 
 def test_classes_come_with_their_number():
     box, one, yes = jnp.array([[[0, 0, 10, 10.0]]]), jnp.ones((1, 1)), jnp.ones((1, 1), bool)
-    with pytest.raises(ValueError, match="classes need count"):
+    with pytest.raises(ValueError, match="give count, the number of classes"):
         bx.mean_average_precision(box, one, yes, box, yes, classes=jnp.ones((1, 1), jnp.int32))
 
 

@@ -115,7 +115,7 @@ def test_fiducials_are_read_in_either_system(tmp_path):
     with pytest.raises(FormatError, match="coordinate system IJK"):
         brains.read_fiducials(tmp_path / "a.fcsv")
     write_fiducials(tmp_path / "a.fcsv", {k: p for k, p in points.items() if k not in (2, 19)})
-    with pytest.raises(FormatError, match="AFIDs 2, 19 are not in it"):
+    with pytest.raises(FormatError, match="AFIDs 2, 19 are missing"):
         brains.read_fiducials(tmp_path / "a.fcsv")
     write_fiducials(tmp_path / "a.fcsv", points | {33: (0, 0, 0)})
     with pytest.raises(FormatError, match="line 34"):
@@ -154,7 +154,7 @@ def test_both_files_of_slicer_tell_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["markups"][0].update(coordinateSystem="IJK"), r"markups\[0\]: coordinate system IJK"),
+        (lambda d: d["markups"][0].update(coordinateSystem="IJK"), r"markups\[0\]: unknown coordinate system IJK"),
         (
             lambda d: d["markups"][0]["controlPoints"][6].update(positionStatus="undefined"),
             r"controlPoints\[6\]: 7 is not",
@@ -163,11 +163,11 @@ def test_both_files_of_slicer_tell_the_same(tmp_path):
             lambda d: d["markups"][0]["controlPoints"][6].update(position=[1, 2]),
             r"controlPoints\[6\]: position \[1, 2\]",
         ),
-        (lambda d: d["markups"][0]["controlPoints"][6].update(position="far"), "no points as 3D Slicer"),
+        (lambda d: d["markups"][0]["controlPoints"][6].update(position="far"), "the points are not in the form"),
         (lambda d: d["markups"][0]["controlPoints"][6].update(label="AC"), r"controlPoints\[6\]: label 'AC'"),
         (lambda d: d["markups"][0]["controlPoints"][6].update(label="8"), r"controlPoints\[7\]: a second AFID 8"),
-        (lambda d: d.pop("markups"), "no points as 3D Slicer writes them .KeyError"),
-        (lambda d: d["markups"].clear(), "AFIDs 1, .* are not in it"),
+        (lambda d: d.pop("markups"), "not in the form that 3D Slicer writes .KeyError"),
+        (lambda d: d["markups"].clear(), "AFIDs 1, .* are missing"),
     ],
     ids=["system", "undefined", "flat", "text", "label", "twice", "no markups", "none"],
 )
@@ -179,11 +179,17 @@ def test_wrong_markups_are_named(tmp_path, change, message):
         brains.read_fiducials(tmp_path / "a.mrk.json")
 
 
+@pytest.mark.parametrize("ending", ["fcsv", "mrk.json"])
+def test_a_file_of_points_that_is_not_there_is_named(tmp_path, ending):
+    with pytest.raises(FormatError, match=f"a.{ending}: cannot be read"):
+        brains.read_fiducials(tmp_path / f"a.{ending}")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace("# CoordinateSystem = 0\n", ""), "line 2: no coordinate system above it"),
-        (lambda text: text.split("\n", 2)[2] + "\n# CoordinateSystem = 0", "line 1: no coordinate system above it"),
+        (lambda text: text.replace("# CoordinateSystem = 0\n", ""), "line 2: no coordinate system is given above it"),
+        (lambda text: text.split("\n", 2)[2] + "\n# CoordinateSystem = 0", "line 1: no coordinate system is given"),
         (lambda text: text + "\nf,0,0,0,0,0,0,1,1,1,0,7,name,node", "line 35: a second AFID 7"),
         (lambda text: text.replace("f_7,7,", "f_7,inf,"), r"line 9: 7 is at \[inf"),
         (lambda text: text.replace("f_7,7,", "f_7,nan,"), r"line 9: 7 is at \[nan"),
@@ -232,9 +238,9 @@ def test_fiducials_that_are_not_where_a_head_has_them_are_refused(tmp_path, real
     points = dict(enumerate(brains.read_fiducials(afids).tolist(), 1))
     x, y, z = points[14]
     for change, message in (
-        ({19: points[22], 22: points[19]}, r"AFID \d+: [\d.]+ mm off the plane of the midline's points; check it"),
+        ({19: points[22], 22: points[19]}, r"AFID \d+: [\d.]+ mm off the plane of the midline points; check it"),
         ({14: (x + 12, y, z)}, "AFID 14: "),
-        ({k: (x, y - 40, z) for k, (x, y, z) in points.items()}, "AC: at .* of the brain's box in .*, far from"),
+        ({k: (x, y - 40, z) for k, (x, y, z) in points.items()}, "AC: it lies at .* of the brain's box in .*, far"),
     ):
         write_fiducials(tmp_path / "a.fcsv", points | change)
         with pytest.raises(FormatError, match=message):
@@ -258,9 +264,9 @@ def test_a_volume_without_a_brain_is_refused(tmp_path, phantom):
     with pytest.raises(FormatError, match=r"AC: .* is outside"):
         brains.read(tmp_path / "a.nii", tmp_path / "a.fcsv")
     for changes, message in (
-        ({1: points[2], 2: points[1]}, "turned by 180 degrees against RAS"),
-        ({15: points[16], 16: points[15]}, "turned by 180 degrees against RAS"),
-        ({12: (-3, 0, 0), 13: (3, 0, 0)}, "AFIDs 12, 13: the right one lies to the left"),
+        ({1: points[2], 2: points[1]}, "rotated by 180 degrees from the RAS axes"),
+        ({15: points[16], 16: points[15]}, "rotated by 180 degrees from the RAS axes"),
+        ({12: (-3, 0, 0), 13: (3, 0, 0)}, "AFIDs 12, 13: the right one lies left of the left one"),
         ({2: points[1]}, "AC, PC: they are 0.0 mm apart"),
         ({2: (0, -9000, 0)}, "PC: .* is outside"),
         ({31: (0, 1e300, 0)}, "AFID 31: .* is outside"),
@@ -274,8 +280,8 @@ def test_a_volume_without_a_brain_is_refused(tmp_path, phantom):
     ("voxels", "side", "message"),
     [
         (np.zeros((30, 30, 30)), 4, "no voxel is above 0"),
-        (np.full((30, 30, 30), -1.0), 4, "no voxel is above -1"),
-        (np.full((30, 30, 30), np.inf), 4, "27000 voxels are no number"),
+        (np.full((30, 30, 30), -1.0), 4, "no voxel is above 0, the largest is -1"),
+        (np.full((30, 30, 30), np.inf), 4, "27000 voxels are NaN or infinite"),
         (np.ones((30, 30, 1)), 4, r"\(30, 30, 1\) voxels of"),
         (np.ones((30, 30, 30)), 100, r"voxels of \[100.0, 100.0, 100.0\] mm"),
     ],

@@ -177,7 +177,7 @@ def test_what_cannot_be_written_or_has_anothers_name_is_a_failure_and_stops_no_o
     summary = run(drawn, tmp_path / "all", out)
     said = {failure["where"].removeprefix(f"{tmp_path}/all/"): failure["what"] for failure in summary["failures"]}
     assert summary["images"] == 5 and list(said) == ["d.nii", "a/0.nii", "b/0.nii", "c/0.nii", "d/0.nii"]
-    assert "shows nothing" in said["d.nii"] and "other scouts are named d" in said["d/0.nii"]
+    assert "shows nothing" in said["d.nii"] and "another triple of scouts is named d" in said["d/0.nii"]
     assert all("cannot be written" in said[f"{name}/0.nii"] for name in "abc")
 
 
@@ -196,8 +196,8 @@ def test_a_head_upside_down_is_an_orientation_that_is_wrong(drawn):
     ("variances", "why"),
     [
         ([1.0] * 9, []),
-        ([36.0] + [1.0] * 8, ["uncertain by 6.0 mm and 1.0 degrees"]),
-        ([1.0] * 4 + [36.0] + [1.0] * 4, ["uncertain by 1.0 mm and 6.0 degrees"]),
+        ([36.0] + [1.0] * 8, ["the volume is uncertain by 6.0 mm and 1.0 degrees"]),
+        ([1.0] * 4 + [36.0] + [1.0] * 4, ["the volume is uncertain by 1.0 mm and 6.0 degrees"]),
         ([1.0] * 6 + [36.0] * 3, []),
     ],
     ids=["certain", "centre", "angles", "size"],
@@ -298,7 +298,7 @@ def test_without_whole_triples_nothing_is_known_of_the_uncertainty(drawn, tmp_pa
     names, points, scores, volumes, template = noisy(drawn, 2, 0)
     parts = names[:2] + names[3:5], points[[0, 1, 3, 4]], scores[[0, 1, 3, 4]], volumes, template
     assert calibration.choose_spread(*parts) == [1, 1, 1]
-    with pytest.raises(ValueError, match="of no head are all three scouts"):
+    with pytest.raises(ValueError, match="no head has all three scouts"):
         calibration.score(*parts, tmp_path)
 
 

@@ -440,7 +440,7 @@ def test_a_run_that_looks_closely(photographs, tmp_path, capsys):
     )  # fmt: skip
     datasets = train.train(config, tmp_path)
     assert runs.config_of(tmp_path).data.zoom == config.data.zoom == 3.8
-    assert "and then 3.8 times as closely at that part; --config.data.zoom=1 looks no closer" in capsys.readouterr().out
+    assert "and then 3.8 times as closely at that part; --config.data.zoom=1 leaves out" in capsys.readouterr().out
     assert datasets["train"].samples.images.shape[1:3] == (122, 182)
     summary = evaluate.of_run(config, tmp_path, datasets["train"])
     assert summary["images"] == 5 and 0 < summary["mean_distance_px"] < 320
@@ -484,13 +484,13 @@ def test_several_datasets_are_looked_at_whole(photographs):
     fitting.fill_in(config.data)
     assert (config.data.zoom, config.data.pose) == (1.0, "upright")
     config.data.zoom = 2.0
-    with pytest.raises(ValueError, match=r"config\.data\.zoom=2\.0: of several data\.sets"):
+    with pytest.raises(ValueError, match=r"config\.data\.zoom=2\.0: with several data\.sets"):
         configs.check(config)
     config.data.zoom, config.data.pose = 1.0, "turned"
-    with pytest.raises(ValueError, match=r"config\.data\.pose=turned: of several data\.sets"):
+    with pytest.raises(ValueError, match=r"config\.data\.pose=turned: with several data\.sets"):
         configs.check(config)
     config.data.pose = "flat"
-    with pytest.raises(ValueError, match=r"config\.data\.pose=flat: there are upright, turned, mirrored"):
+    with pytest.raises(ValueError, match=r"config\.data\.pose=flat: choose one of upright, turned, mirrored"):
         configs.check(config)
 
 

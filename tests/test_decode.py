@@ -228,7 +228,7 @@ def test_spread_is_the_root_mean_square_distance():
 
 
 def test_an_unknown_decoder_lists_those_there_are():
-    with pytest.raises(ValueError, match="there are argmax, soft_argmax, local_soft_argmax, dark, quadratic"):
+    with pytest.raises(ValueError, match="choose one of argmax, soft_argmax, local_soft_argmax, dark, quadratic"):
         decode.named("center_of_mass")
 
 
@@ -240,7 +240,7 @@ def test_a_decoder_may_have_options():
     ):
         for one, other in zip(decode.named(text)(maps), direct(maps), strict=True):
             np.testing.assert_array_equal(one, other)
-    with pytest.raises(ValueError, match="iterations is a number, as 4"):
+    with pytest.raises(ValueError, match="iterations must be a number, as 4"):
         decode.named("quadratic:iterations=1.5")
 
 

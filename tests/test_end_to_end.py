@@ -143,24 +143,24 @@ def test_results_go_where_out_says(smoke, photographs, tmp_path):
     run("--mode=predict", f"--workdir={workdir}", f"--config.data.images={photographs}", f"--out={out}")
     assert {"predictions.csv", "predictions.tps", "summary.json", "overlays"} <= {path.name for path in out.iterdir()}
     said = run("--config=configs/beetle.py:smoke", f"--workdir={workdir}", f"--out={out}", fails=True)
-    assert "--out: it is for --mode=predict and evaluate and export, not for --mode=train" in said
+    assert "--out: this flag is for --mode=predict and evaluate and export, not for --mode=train" in said
     said = run(
         "--mode=predict",
         "--config=configs/fish.py:smoke",
         f"--workdir={workdir}",
         f"--config.data.images={photographs}",
     )
-    assert f"--config is of model unet, the run in {workdir} of beetle, which counts" in said
+    assert f"--config has the model unet, but the run in {workdir} has beetle, which is used" in said
     for flags, what in (
-        (["--coordinator=h:1", "--process=2"], "--coordinator: it is for several processes; give --processes"),
-        (["--mode=predict", "--format=onnx"], "--format: it is for --mode=export, not for --mode=predict"),
-        (["--config=configs/fish.py:paper", "--config.train.steps=9"], "steps=9 has no effect beside 2000 epochs"),
+        (["--coordinator=h:1", "--process=2"], "--coordinator: this flag is for several processes"),
+        (["--mode=predict", "--format=onnx"], "--format: this flag is for --mode=export, not for --mode=predict"),
+        (["--config=configs/fish.py:paper", "--config.train.steps=9"], "steps=9 has no effect, as --config.train"),
     ):
         assert what in run(*flags, f"--workdir={workdir}", f"--config.data.images={photographs}", fails=True)
     said = run(
         "--mode=predict", f"--workdir={workdir}", f"--config.data.images={photographs}", "--threshold=0.2", fails=True
     )
-    assert "--threshold=0.2: it is for objects, and this run finds landmarks" in said
+    assert "--threshold=0.2: it is for detectors, and this run finds landmarks" in said
 
 
 ALONE = """
@@ -194,7 +194,7 @@ def test_an_artefact_needs_nothing_of_ours_and_takes_any_batch(smoke, photograph
 
 def test_photographs_of_a_size_are_not_for_onnx(smoke):
     said = run("--mode=export", "--format=onnx", "--size=96,128", f"--workdir={smoke[0]}", fails=True)
-    assert "--size=96,128: ONNX networks take the frame as it is" in said
+    assert "--size=96,128: ONNX networks take images of the frame's size only" in said
 
 
 def test_evaluate_scores_the_named_data(smoke, photographs, about_of):
@@ -257,7 +257,7 @@ def test_describe_shows_photographs_in_the_frame_that_training_gives_them(tmp_pa
             ],
             "give --config.data.sets.b.images=DIR --config.data.sets.b.landmarks=FILE",
         ),
-        (["--config=configs/beetle.py:smoke", "--mode=predict", "--config.data.images=nowhere"], "train it first"),
+        (["--config=configs/beetle.py:smoke", "--mode=predict", "--config.data.images=nowhere"], "train the run first"),
     ],
 )
 def test_bad_arguments_say_what_is_wrong(arguments, message, tmp_path):

@@ -105,7 +105,7 @@ def test_training_stops_where_validation_does_not_get_better(photographs, tmp_pa
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     best = int(np.argmin([e["valid/loss"] for e in epochs])) + 1
     assert len(epochs) == best + 3 < 30
-    assert f"no better since epoch {best}" in capsys.readouterr().out
+    assert f"no lower validation loss since epoch {best}" in capsys.readouterr().out
 
 
 def test_a_training_does_not_wait_within_its_coarse_epochs(photographs, tmp_path):
@@ -124,7 +124,7 @@ def test_a_training_does_not_wait_within_its_coarse_epochs(photographs, tmp_path
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ({"train": {"coarse": 0.5}, "augment": {"name": "none"}}, "keeps the frame's size"),
+        ({"train": {"coarse": 0.5}, "augment": {"name": "none"}}, "cannot resize frames"),
         ({"train": {"patience": 3}}, "train.patience=3 needs validation images"),
         ({"train": {"accumulate": 1000}}, "train.accumulate=1000"),
         ({"train": {"balance": "specimen"}}, "train.balance=specimen"),
@@ -148,13 +148,13 @@ def test_pixels_beside_a_size_have_no_effect_on_a_run_that_has_begun(photographs
     train.fill_in(config, workdir)
     runs.refuse_another(config, workdir)
     config.data.size = ()
-    with pytest.raises(ValueError, match=r"holds a run of --config.data.pixels=49152, not 110592. Name another"):
+    with pytest.raises(ValueError, match=r"holds a run with --config.data.pixels=49152, not 110592. Name another"):
         train.fill_in(config, workdir)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # JAX's, of a rate that is no float32
 @pytest.mark.parametrize(
-    ("epochs", "what"), [(1, "its parameters are no numbers"), (2, "epoch 2: the training loss is nan")]
+    ("epochs", "what"), [(1, "its parameters are not finite"), (2, "epoch 2: the training loss is nan")]
 )
 def test_a_training_that_diverges_ends_and_saves_no_network(epochs, what, photographs, tmp_path):
     changes = {"train.steps": 0, "train.epochs": epochs, "train.batch_size": 9, "split.run": (0,), "split.valid": 0.0}
@@ -262,7 +262,7 @@ def test_imagenets_weights_are_for_a_network_that_takes_them():
     config = get_config("paper,net=resnet50,imagenet")
     assert config.weights == "imagenet" and not get_config("paper,net=resnet50").weights
     tasks.check(config)
-    with pytest.raises(ValueError, match="weights=imagenet: unet has none"):
+    with pytest.raises(ValueError, match="weights=imagenet: unet has no pretrained weights"):
         tasks.check(get_config("imagenet"))
     grid = runpy.run_path(str(ROOT / "configs" / "ablations" / "fish_table4.py"))["get_grid"]
     of = lambda text: {cell["column"]: "imagenet" in cell["config"] for cell in grid(text)["cells"]}
@@ -332,18 +332,18 @@ def test_the_first_steps_show_coarse_frames(photographs, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"train.sizes": (32, 64), "train.coarse": 0.5}, r"train.coarse=0.5: leave one \(\) or 0"),
-        ({"train.coarse": 0.5, "augment.name": "none"}, "keeps the frame's size"),
+        ({"train.sizes": (32, 64), "train.coarse": 0.5}, r"train.coarse=0.5: they cannot be combined"),
+        ({"train.coarse": 0.5, "augment.name": "none"}, "cannot resize frames"),
         (
             {"data.size": (64, 64), "train.coarse": 0.5, "model.depth": 6, "model.stride": 1},
             r"train.coarse=0.5 shows frames of \(48, 48\)",
         ),
         ({"train.patience": 3, "split.valid": 0.0}, "train.patience=3 needs validation images"),
         ({"train.sizes": (64, 96), "train.coarse": 0.0}, r"train.sizes=\(64, 96\).*data.size=\(32, 32\)"),
-        ({"freeze": "encoder/.*"}, "freeze matches no parameter; there are body/"),
-        ({"baselines": ("mean-shape",)}, "no mean-shape for landmarks; there are mean_shape, registration"),
-        ({"model.name": "fcn8"}, "config.model.depth: fcn8 has width"),
-        ({"head.name": "softargmax"}, "config.head.decoder: softargmax has loss"),
+        ({"freeze": "encoder/.*"}, "freeze='encoder/.*' matches no parameter; the parameters are body/"),
+        ({"baselines": ("mean-shape",)}, "landmarks have no baseline mean-shape; choose from mean_shape, registration"),
+        ({"model.name": "fcn8"}, "config.model.depth: fcn8 does not have this option .it has width"),
+        ({"head.name": "softargmax"}, "config.head.decoder: softargmax does not have this option .it has loss"),
     ],
 )
 def test_settings_without_an_effect_are_refused(changes, message, photographs, tmp_path):
@@ -371,7 +371,7 @@ def test_landmarks_that_have_names_keep_them(photographs, tmp_path):
     assert dataset.names == ("eye", "tail") and loading.facts(dataset)["names"] == ("eye", "tail")
     landmarks.check(dataset, [{"facts": {"landmarks": 2}}])
     landmarks.check(dataset, [{"facts": {"landmarks": 2, "names": ["eye", "tail"]}}])
-    with pytest.raises(ValueError, match=r"landmark 2 of the data is 'tail', that of the run 'fin'.* order, eye, fin"):
+    with pytest.raises(ValueError, match=r"landmark 2 is 'tail' in the data, but 'fin' in the run.* order, eye, fin"):
         landmarks.check(dataset, [{"facts": {"landmarks": 2, "names": ["eye", "fin"]}}])
     named = report.tables.per_landmark(np.ones((3, 2)), None, ["eye", "tail"])
     assert [row["landmark"] for row in named] == ["1 eye", "2 tail"]
@@ -383,7 +383,7 @@ def test_landmarks_that_have_names_keep_them(photographs, tmp_path):
         ({"model": {"output": "vector"}}, "model.output=map"),
         ({"model": {"depth": 9}}, "cannot be halved"),
         ({"optimizer": {"rates": (("bodyy/", 0.1),)}}, "bodyy/"),
-        ({"freeze": "bodyy/"}, "freeze matches no parameter"),
+        ({"freeze": "bodyy/"}, "freeze='bodyy/' matches no parameter"),
     ],
 )
 def test_slips_of_a_later_stage_are_told_before_the_first_is_trained(slip, message):

@@ -90,7 +90,7 @@ def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
     tifffile.imwrite(tmp_path / "stack.tif", deep.transpose(2, 0, 1), photometric="minisblack")
     assert "3 pages" in photographs.not_decoded(tmp_path / "stack.tif")[0]
     (tmp_path / "deep.png").write_bytes(png_of(deep))
-    assert "16 bits a colour" in photographs.not_decoded(tmp_path / "deep.png")[0]
+    assert "16 bits per colour" in photographs.not_decoded(tmp_path / "deep.png")[0]
     assert photographs.not_decoded(tmp_path / "none.png") == []
     assert not photographs._read_deep(
         SimpleNamespace(format="TIFF", info={"compression": "tiff_lzw"})
@@ -112,7 +112,7 @@ def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
             photographs.decode(tmp_path / "planes.tiff"), photographs.decode(tmp_path / "deep.tif")
         )
     tifffile.imwrite(tmp_path / "planes.tiff", np.concatenate([deep, deep[..., :1]], -1), photometric="separated")
-    with pytest.raises(OSError, match="16 bits a colour in a form that is not read: write RGB"):
+    with pytest.raises(OSError, match="16 bits per colour in a layout that is not read: save it as interleaved RGB"):
         photographs.decode(tmp_path / "planes.tiff")
     (tmp_path / "planes.tiff").unlink()
     (tmp_path / "marks.csv").write_text("image,x1,y1\nstack.tif,2,3\ndeep.tif,2,3\ndeep.png,2,3\nsmall.tif,2,3\n")
@@ -126,7 +126,7 @@ def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
 def test_scans_beyond_pillows_limit_are_named(tmp_path, monkeypatch):
     Image.new("L", (2100, 1000)).save(tmp_path / "scan.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-    with pytest.raises(OSError, match="more than 2 megapixels: scale it down, and its marks with it"):
+    with pytest.raises(OSError, match="more than 2 megapixels: scale it down, and its annotations with it"):
         photographs.image_size(tmp_path / "scan.png")
 
 
@@ -170,11 +170,15 @@ def test_marks_of_photographs_that_exif_turns_are_named_where_no_size_tells(tmp_
     Image.new("RGB", (40, 30)).save(tmp_path / "b.jpg")
     (tmp_path / "marks.csv").write_text("image,x1,y1\na.jpg,2,3\nb.jpg,2,3\n")
     _, _, problems = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
-    assert [(p["image"], p["what"][:38]) for p in problems] == [("a.jpg", "1 photographs carry an EXIF rotation, ")]
+    assert [(p["image"], p["what"][:53]) for p in problems] == [
+        ("a.jpg", "1 photographs, this one among them, have an EXIF rota")
+    ]
     unmarked: list[dict] = []  # those that are to be predicted are named, too
     assert len(list(folder.batches(tmp_path, size=(16, 16), problems=unmarked))) == 1
-    assert [(p["image"], p["what"][:38]) for p in unmarked] == [("a.jpg", "1 photographs carry an EXIF rotation, ")]
-    with pytest.raises(FormatError, match=r"a\.jpg: a file; give the folder that it is in"):
+    assert [(p["image"], p["what"][:53]) for p in unmarked] == [
+        ("a.jpg", "1 photographs, this one among them, have an EXIF rota")
+    ]
+    with pytest.raises(FormatError, match=r"a\.jpg: this is a file; give the folder that it is in"):
         next(folder.batches(tmp_path / "a.jpg", size=(16, 16), problems=[]))
 
 
@@ -238,12 +242,12 @@ def test_formats_that_are_not_read_are_named(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     problems: list[dict] = []
     ((samples, _),) = folder.batches(tmp_path, size=(16, 16), problems=problems)
-    assert samples.name.tolist() == ["a.jfif"] and problems[0]["what"].startswith("2 photographs as .HEIC are not read")
+    assert samples.name.tolist() == ["a.jfif"] and problems[0]["what"].startswith("2 photographs are in formats")
     (tmp_path / "a.jfif").unlink()
     (tmp_path / "marks.csv").write_text("image,x1,y1\nb.HEIC,2,3\n")
-    with pytest.raises(FormatError, match=r"2 photographs as \.HEIC are not read"):
+    with pytest.raises(FormatError, match=r"2 photographs are in formats that are not read, such as \.HEIC"):
         list(folder.batches(tmp_path, size=(16, 16), problems=[]))
-    with pytest.raises(FormatError, match=r"2 photographs as \.HEIC are not read"):
+    with pytest.raises(FormatError, match=r"2 photographs are in formats that are not read, such as \.HEIC"):
         folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
 
 
@@ -304,7 +308,7 @@ def test_one_photograph_under_several_names_is_one_specimen(tmp_path):
     samples, _, problems = folder.load(tmp_path, tmp_path / "points.csv", size=(8, 8))
     assert samples.name.tolist() == ["a.jpg"] * 3 + ["b.jpg"]
     assert samples.group.tolist() == [0, 0, 0, 1]
-    assert [p["what"] for p in problems] == ["annotated twice: both kept, in one group"] * 2
+    assert [p["what"] for p in problems] == ["annotated twice: both annotations are kept, in one group"] * 2
     (tmp_path / "other.csv").write_text("image,x1,y1\nA.JPG,3,1\nb.jpg,2,2\n")
     (tmp_path / "one.csv").write_text("image,x1,y1\na,1,1\nb,2,2\n")
     both = formats.read(f"{tmp_path / 'one.csv'},{tmp_path / 'other.csv'}", tmp_path)
@@ -322,7 +326,7 @@ def test_a_name_that_several_photographs_have_is_not_guessed(tmp_path):
     (tmp_path / "points.csv").write_text("image,x1,y1\na.png,1,1\nleft/a.png,2,2\n")
     samples, _, problems = folder.load(tmp_path, tmp_path / "points.csv", size=(8, 8))
     assert samples.name.tolist() == ["left/a.png"]
-    assert "2 images may be meant" in problems[0]["what"]
+    assert "2 images match this name" in problems[0]["what"]
 
 
 def test_what_is_wrong_is_named_and_the_rest_is_kept(tmp_path):
@@ -369,7 +373,7 @@ def test_an_open_frame_has_the_proportions_of_the_photographs(sources, pixels, s
     fitting.fill_in(data)
     assert data.size == size
     data.update({"size": (), "sets": {"a": {}, "b": {"pixels": 9}}})
-    with pytest.raises(ValueError, match=r"sets\.b\.pixels: a dataset may change count, curves"):
+    with pytest.raises(ValueError, match=r"sets\.b\.pixels: a dataset may only set count, curves"):
         fitting.fill_in(data)
     del data.sets.b.pixels
     fitting.fill_in(data)

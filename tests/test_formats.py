@@ -217,7 +217,7 @@ def test_csv_layouts(content, tmp_path):
         ("image,x1,y1\na.png,1\n", 2, "2 cells"),
         ("image,x1,y1,x1\na.png,1,2,3\n", 1, "x1"),
         ("image,x1,y1,x2\na.png,1,2,3\n", 1, "y2"),
-        ("image,landmark,x,y\na.png,1,1,2\na.png,1,1,2\n", 3, "again"),
+        ("image,landmark,x,y\na.png,1,1,2\na.png,1,1,2\n", 3, "is given twice"),
         ("image,landmark,x,y\na.png,0,1,2\n", 2, "landmark 0"),
         ("image,landmark,x,y\na.png,1,1,2\na.png,00,1,2\n", 3, "landmark 00"),
         ("image,x1,y1,y2\na.png,1,2,3\n", 1, "x2"),
@@ -225,12 +225,12 @@ def test_csv_layouts(content, tmp_path):
         ("image,x1,y1\na.png,1,inf\n", 2, "inf"),
         ('image,x1,y1\na.png,"1,234",2\n', 2, "1,234"),  # thousands or decimals: not to be guessed
         ("image,x1,y1,mm_per_px\na.png,1,2,-0.5\n", 2, "-0.5"),
-        ("image,x1,y1,mm_per_px\na.png,1,2,0\n", 2, "a scale of 0"),
+        ("image,x1,y1,mm_per_px\na.png,1,2,0\n", 2, "a scale mm_per_px of 0"),
         ("image,landmark,x,y\na.png,10001,1,2\n", 2, "landmark 10001"),
-        ('image,x1,y1\n\n"a.png,1,2\nb.png,1,2\n', 3, "quote left open"),
-        (f"image,x1,y1\n{'a' * 200_000},1,2\n", 2, "no CSV"),
+        ('image,x1,y1\n\n"a.png,1,2\nb.png,1,2\n', 3, "unclosed quote"),
+        (f"image,x1,y1\n{'a' * 200_000},1,2\n", 2, "not valid CSV"),
         ("image,x1,y1\n,1,2\n", 2, "no image name"),
-        ("image,x1,y1\n", 1, "no row"),
+        ("image,x1,y1\n", 1, "without rows"),
         ('"', 1, "empty"),
         ("", 1, "empty"),
     ],
@@ -256,7 +256,7 @@ def test_a_landmark_with_one_coordinate_is_missing_and_named(tmp_path):
     problems: list = []
     (found,) = formats.read(tmp_path / "a.csv", problems=problems)
     assert not found.visible.any()
-    assert [p["what"] for p in problems] == ["landmark 1 has one coordinate: taken as missing"]
+    assert [p["what"] for p in problems] == ["landmark 1 has only one coordinate: treated as missing"]
 
 
 @pytest.mark.parametrize("labels", [["²", "1a"], ["p10", "p9", "p²"]])
@@ -303,7 +303,7 @@ def test_coco_and_labelme_written_and_read_are_identical(tmp_path):
                 "images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}],
                 "annotations": [{"keypoints": [1, 2, 2], "image_id": 1}],
             },
-            r"images\[1\].*id 1 again",
+            r"images\[1\].*id 1 is given twice",
         ),
         (
             {
@@ -316,7 +316,7 @@ def test_coco_and_labelme_written_and_read_are_identical(tmp_path):
             {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"keypoints": [10**400, 2, 2], "image_id": 1}]},
             "not all numbers",
         ),
-        ({"shapes": [{"label": "a", "points": [[10**400, 1]]}]}, "are no points"),
+        ({"shapes": [{"label": "a", "points": [[10**400, 1]]}]}, "is not a list of points"),
         ({"annotations": []}, "images"),
         ({"nothing": 1}, "neither COCO"),
         ({"shapes": [{"label": "a", "points": [[1]]}]}, r"shapes\[0\]"),
@@ -332,7 +332,7 @@ def test_malformed_json_names_file_and_entry(document, message, tmp_path):
 
 def test_an_integer_without_end_is_named(tmp_path):
     (tmp_path / "bad.json").write_text(f'{{"shapes": {"1" * 9_000}}}')
-    with pytest.raises(FormatError, match="no JSON"):
+    with pytest.raises(FormatError, match="not valid JSON"):
         formats.read(tmp_path / "bad.json")
 
 
@@ -393,14 +393,14 @@ def test_what_a_run_can_do_without_is_named(tmp_path):
     found = formats.read(tmp_path / "a.tps", tmp_path, problems)
     assert [a.image for a in found] == ["a.png", "b.png", "a.png"]
     assert [p["image"] for p in problems] == ["gone.png", "b.png", "a.png"]
-    for problem, word in zip(problems, ("no such image", "ID 1 again", "annotated twice"), strict=True):
+    for problem, word in zip(problems, ("no such image", "ID 1 is also that of", "annotated twice"), strict=True):
         assert word in problem["what"]
 
 
 def test_different_landmark_counts_name_both_places(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     (tmp_path / "a.tps").write_text("LM=1\n4 10\nIMAGE=a.png\nLM=2\n4 10\n5 6\nIMAGE=a.png\n")
-    with pytest.raises(FormatError, match=r"line 4.*2 landmarks, and 1 in .*line 1"):
+    with pytest.raises(FormatError, match=r"line 4.*2 landmarks, but 1 in .*line 1"):
         formats.read(tmp_path / "a.tps", tmp_path)
 
 
@@ -453,7 +453,7 @@ def test_several_annotators_give_the_mean_of_their_marks(tmp_path):
     np.testing.assert_array_equal(b.points, [[2.5, 4], [3, 4]])  # the second landmark by one of them alone
     assert b.visible.all()
     assert [(p["image"], p["what"]) for p in problems] == [
-        ("b.png", "landmark 2 is marked by 1 of 2 annotators: theirs is taken")
+        ("b.png", "landmark 2 is marked by only 1 of 2 annotators: the existing marks are used")
     ]
     # 2, 4 and 5 px apart
     np.testing.assert_allclose(formats.disagreement(path), (2 + 4 + 5) / 3)
@@ -468,7 +468,7 @@ def test_what_one_annotator_says_of_an_image_holds_and_contradictions_are_named(
     assert [(x.group, x.mm_per_px) for x in (a, b)] == [("s1", 0.5)] * 2
     assert c.group == "" and np.isnan(c.mm_per_px)
     assert [(p["image"], p["what"], p["where"]) for p in problems] == [
-        ("b", f"group s2, and s1 in {tmp_path}/one.csv: line 3: the latter holds", f"{tmp_path}/two.csv: line 3")
+        ("b", f"group s2, but s1 in {tmp_path}/one.csv: line 3: the latter is used", f"{tmp_path}/two.csv: line 3")
     ]
 
 
@@ -478,9 +478,9 @@ def test_a_second_annotator_of_a_few_images_is_one_problem(tmp_path):
         (tmp_path / name).write_text("image,x1,y1,x2,y2\n" + some)
     problems: list[dict] = []
     assert len(formats.read(f"{tmp_path / 'a.csv'},{tmp_path / 'b.csv'}", problems=problems)) == 30
-    assert [(p["image"], p["what"].split(",")[0]) for p in problems] == [
-        ("0.png", "29 images are not marked by all 2 annotators"),
-        ("3.png", "landmark 2 is marked by 1 of 2 annotators: theirs is taken"),
+    assert [(p["image"], p["what"].split(":")[0]) for p in problems] == [
+        ("0.png", "29 images, this one among them, are not marked by all 2 annotators"),
+        ("3.png", "landmark 2 is marked by only 1 of 2 annotators"),
     ]
 
 
@@ -488,7 +488,7 @@ def test_annotators_who_name_landmarks_otherwise_are_refused(tmp_path):
     for name, labels in (("a.csv", ("nose", "tail")), ("b.csv", ("mouth", "nose"))):
         rows = "".join(f"1.png,{label},{k},2\n" for k, label in enumerate(labels))
         (tmp_path / name).write_text("image,landmark,x,y\n" + rows)
-    with pytest.raises(FormatError, match=r"landmark 1 is 'mouth', and 'nose' in .*a\.csv"):
+    with pytest.raises(FormatError, match=r"landmark 1 is called 'mouth', but 'nose' in .*a\.csv"):
         formats.read(f"{tmp_path / 'a.csv'},{tmp_path / 'b.csv'}")
     for name, labels in (("a.json", ["nose", "tail"]), ("b.json", ["tail", "nose"])):
         document = {
@@ -497,7 +497,7 @@ def test_annotators_who_name_landmarks_otherwise_are_refused(tmp_path):
             "categories": [{"id": 1, "keypoints": labels}],
         }
         (tmp_path / name).write_text(json.dumps(document))
-    with pytest.raises(FormatError, match="landmark 1 is 'tail', and 'nose' in"):
+    with pytest.raises(FormatError, match="landmark 1 is called 'tail', but 'nose' in"):
         formats.read(f"{tmp_path / 'a.json'},{tmp_path / 'b.json'}")
 
 
@@ -541,7 +541,7 @@ def test_tables_as_programs_write_them(tmp_path):
     file.write_text("image,x1,y1,scale\na.jpg,1,2,118.5\n")  # pixels in a millimetre, as likely as not
     assert np.isnan(formats.read(file)[0].mm_per_px)
     file.write_text("image,x0,y0,x1,y1\na.jpg,1,2,3,4\n")
-    with pytest.raises(FormatError, match="no column 'x2', they count from 1"):
+    with pytest.raises(FormatError, match="no column 'x2', columns are numbered from 1"):
         formats.read(file)
     (tmp_path / "a.tsv").write_text("image\tx1\ty1\na.jpg\t1,5\t2\n")
     assert formats.read(tmp_path / "a.tsv")[0].points.tolist() == [[1.5, 2]]
@@ -561,7 +561,7 @@ def test_coco_says_0_for_a_size_that_it_does_not_know(tmp_path):
     assert formats.read(tmp_path / "a.json", tmp_path)[0].points.tolist() == [[1, 2]]
     (tmp_path / "marks").mkdir()
     (tmp_path / "a.json").rename(tmp_path / "marks" / "_annotations.coco.json")
-    with pytest.raises(FormatError, match="a COCO file, not LabelMe's"):
+    with pytest.raises(FormatError, match="a COCO file, not LabelMe"):
         formats.read(tmp_path / "marks")
 
 
@@ -618,7 +618,7 @@ def test_a_size_that_is_not_the_photographs_is_a_problem(turned):
     found = formats.read(images / "coco.json", images, problems)
     assert [a.image for a in found] == ["6.jpg", "1.jpg"]
     np.testing.assert_allclose([a.points[0] for a in found], [[22, 4]] * 2, atol=0.2)
-    assert [p["what"] for p in problems] == ["annotated as 15x10, the photograph has 30x20: left out"]
+    assert [p["what"] for p in problems] == ["annotated at 15x10 pixels, but the photograph has 30x20: left out"]
 
 
 # What is not used, or stands in one place and is missing in another
@@ -684,11 +684,11 @@ def test_points_of_curves_follow_the_landmarks(tmp_path):
     assert a.points.tolist() == [[1, 9], [0, 10], [4, 10], [6, 8], [4, 6], [4, 6], [4, 6]] and a.visible.all()
     assert [x.visible.tolist() for x in (b, c)] == [[True] + [False] * 6] * 2
     assert (c.points[0] == [3, 7]).all() and not c.points[1:].any()
-    lacking = "curve {} is not there: taken as missing"
+    lacking = "curve {} is not there: treated as missing"
     assert [(p["image"], p["what"]) for p in problems] == [
         ("a.png", "OUTLINES of 1 records are not used: only landmarks (LM=) are learnt"),
-        ("b.png", "curve 1 has 1 points: taken as missing"),
-        ("b.png", "curve 2 has a missing point: taken as missing"),
+        ("b.png", "curve 1 has 1 points: treated as missing"),
+        ("b.png", "curve 2 has a missing point: treated as missing"),
         *(("c.png", lacking.format(k)) for k in (1, 2)),
         ("d.png", "LM=0, no landmark is marked yet: left out"),
     ]
@@ -706,9 +706,9 @@ def test_curves_alone_are_landmarks_enough_and_a_file_without_any_is_read_as_it_
 
 def test_curves_that_do_not_agree_are_refused(tmp_path):
     (tmp_path / "a.tps").write_text(CURVED.replace("CURVES=2\nPOINTS=1\n5 5\n", "CURVES=1\n"))
-    with pytest.raises(FormatError, match=r"line 15.* CURVES=1, and CURVES=2 in the record of line 1.*digitise"):
+    with pytest.raises(FormatError, match=r"line 15.* CURVES=1, but CURVES=2 in the record of line 1.*digitise"):
         formats.read(tmp_path / "a.tps", curves=3)
-    with pytest.raises(ValueError, match=r"curves=1: give at least 2"):
+    with pytest.raises(ValueError, match=r"curves=1: give 0 or at least 2"):
         formats.read(tmp_path / "a.tps", curves=1)
 
 
@@ -744,8 +744,8 @@ def test_labelme_in_subfolders_and_a_slip_in_a_label(tmp_path):
     found = formats.read(tmp_path, problems=problems)
     assert len(found) == 12
     assert {(p["image"], p["what"]) for p in problems} == {
-        ("3.png", "landmark L1 is in 1 of 12 images: a slip in its name?"),
-        ("0.png", "no point: all missing"),
+        ("3.png", "landmark L1 is in only 1 of 12 images: is its name misspelt?"),
+        ("0.png", "no points: all landmarks are missing"),
     }
 
 
@@ -763,7 +763,7 @@ def test_a_slip_in_a_name_is_told_of_a_few_images_in_each_format_with_names(tmp_
         problems: list[dict] = []
         formats.read(tmp_path / file, problems=problems)
         assert [(p["image"], p["what"]) for p in problems] == [
-            ("2.png", "landmark tpi is in 1 of 4 images: a slip in its name?")
+            ("2.png", "landmark tpi is in only 1 of 4 images: is its name misspelt?")
         ]
     (tmp_path / "a.csv").write_text("image,landmark,x,y\n0.png,tip,1,2\n1.png,base,1,2\n")  # of two nobody knows
     assert len(formats.read(tmp_path / "a.csv")) == 2
@@ -771,7 +771,7 @@ def test_a_slip_in_a_name_is_told_of_a_few_images_in_each_format_with_names(tmp_
 
 def test_a_table_has_one_number_of_landmarks(tmp_path):
     marked = [Annotation(f"{k}.png", np.ones((k, 2)), np.ones(k, bool)) for k in (3, 2)]
-    with pytest.raises(ValueError, match=r"2.png has 2 landmarks, and 3.png 3: read all with the same `curves`"):
+    with pytest.raises(ValueError, match=r"2.png has 2 landmarks, but 3.png has 3: read all with the same `curves`"):
         formats.write(tmp_path / "a.csv", marked)
 
 
@@ -780,7 +780,7 @@ def test_what_one_row_of_an_image_says_holds_for_the_image(tmp_path):
     (a,) = formats.read(tmp_path / "a.csv")
     assert (a.group, a.mm_per_px) == ("g", 0.5)
     (tmp_path / "a.csv").write_text("image,landmark,x,y,group\na,1,1,1,f\na,2,2,2,g\n")
-    with pytest.raises(FormatError, match="line 3: group g of a, in a row before it f"):
+    with pytest.raises(FormatError, match="line 3: group g of a, but f in an earlier row"):
         formats.read(tmp_path / "a.csv")
 
 
@@ -792,7 +792,7 @@ def test_coco_without_a_group_or_scale_and_with_two_kinds_of_specimen(tmp_path):
     (a,) = formats.read(path)
     assert a.group == "" and np.isnan(a.mm_per_px)
     path.write_text(json.dumps(document | {"images": [image | {"mm_per_px": np.inf}]}))
-    with pytest.raises(FormatError, match="mm_per_px inf is no length"):
+    with pytest.raises(FormatError, match="mm_per_px inf is not a length"):
         formats.read(path)
     categories = [{"id": 1, "keypoints": ["head"]}, {"id": 2, "keypoints": ["tail"]}]
     second = {"image_id": 2, "category_id": 2, "keypoints": [1, 1, 2]}
@@ -851,27 +851,27 @@ def test_labelme_shapes_that_are_no_points_are_named(tmp_path):
     problems = []
     (a,) = formats.read(tmp_path / "a.json", problems=problems)
     assert len(a.points) == 1 and [p["what"] for p in problems] == [
-        "shapes that are no points (2 of type line): not used"
+        "shapes that are not points (2 of type line): not used"
     ]
 
 
 def test_a_landmark_that_no_image_shows_is_not_written_to_labelme(tmp_path):
     a = Annotation("a.png", np.ones((3, 2)), np.array([True, False, True]))
-    with pytest.raises(ValueError, match="no image shows landmark 2"):
+    with pytest.raises(ValueError, match="landmark 2 is visible in no image"):
         formats.write(tmp_path / "out", [a])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": float("nan")}, "a scale of nan"),
-        ({"scale": 0.0}, "a scale of 0"),
+        ({"scale": float("nan")}, "the scale nan"),
+        ({"scale": 0.0}, "the scale 0"),
         ({"extra": {"LM": "3"}}, "LM= in extra"),
-        ({"extra": {"a-b": "3"}}, "would read otherwise"),
-        ({"extra": {"variables": "3"}}, "would read otherwise"),
-        ({"comment": " lead"}, "would read otherwise"),
-        ({"image": "a\nb"}, "would read otherwise"),
-        ({"id": "a\rb"}, "would read otherwise"),
+        ({"extra": {"a-b": "3"}}, "would be read differently"),
+        ({"extra": {"variables": "3"}}, "would be read differently"),
+        ({"comment": " lead"}, "would be read differently"),
+        ({"image": "a\nb"}, "would be read differently"),
+        ({"id": "a\rb"}, "would be read differently"),
     ],
 )
 def test_what_would_read_otherwise_is_not_written_to_tps(changes, message):
@@ -891,6 +891,9 @@ def test_what_excel_and_dos_put_about_the_data_is_none_of_it(tmp_path):
         formats.read(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_bytes(b"sep=;\nimage;x1;y1\na.png;1,5;2\n\x1a")
     np.testing.assert_array_equal(formats.read(tmp_path / "a.csv")[0].points, [[1.5, 2]])
+    (tmp_path / "a.csv").write_bytes(b"sep=;\nimage;x0;y0\na.png;1,5;2\n")
+    with pytest.raises(FormatError, match=r"line 2: no column 'x1'"):
+        formats.read(tmp_path / "a.csv")
     assert tps.loads("LM=1\n1 2\nIMAGE=a.png\n")[0].image == "a.png"
     (tmp_path / "a.tps").write_bytes(b"LM=1\r\n1 2\r\nIMAGE=a.png\r\n\x1a")
     assert len(tps.read(tmp_path / "a.tps")) == 1
@@ -902,7 +905,7 @@ def test_annotators_who_contradict_each_other_are_an_error_where_no_list_takes_i
     both = f"{tmp_path / 'a.csv'},{tmp_path / 'b.csv'}"
     problems: list = []
     assert formats.read(both, problems=problems)[0].visible.all() and len(problems) == 1
-    with pytest.raises(FormatError, match="landmark 2 is marked by 1 of 2") as error:
+    with pytest.raises(FormatError, match="landmark 2 is marked by only 1 of 2") as error:
         formats.read(both)
     assert str(error.value).count("a.csv") == 1
     (tmp_path / "c.csv").write_text("image,x1,y1\nA.png,nan,2\n")
@@ -947,7 +950,7 @@ def test_blanks_after_quotes_are_read_and_a_quote_left_open_is_named(tmp_path):
     (tmp_path / "a.csv").write_text('image,x1,y1,id\n"a.png" ,1,2,7\n')
     assert formats.read(tmp_path / "a.csv")[0].image == "a.png"
     (tmp_path / "a.csv").write_text('image,x1,y1,id\na.png,1,2,7\nb.png,1,2,"8\nc.png,3,4,9\n')
-    with pytest.raises(FormatError, match="line 3: no CSV: it ends within quotes"):
+    with pytest.raises(FormatError, match="line 3: not valid CSV: it ends within quotes"):
         formats.read(tmp_path / "a.csv")
 
 
@@ -959,7 +962,7 @@ def test_a_landmark_beside_the_image_is_seen_and_one_on_the_corner_too():
 
 
 def test_a_comma_beside_a_point_is_no_decimal():
-    with pytest.raises(FormatError, match="3 values where 2 are due"):
+    with pytest.raises(FormatError, match="3 values where 2 are expected"):
         tps.loads("LM=1\n1,234 2.5\n")
 
 
@@ -981,7 +984,7 @@ def test_an_image_twice_with_its_id_is_one_problem(tmp_path):
     formats.read(tmp_path / "a.csv", problems=problems)
     assert [(p["image"], p["what"].split(":")[0]) for p in problems] == [
         ("a", "annotated twice"),
-        ("b", "ID 7 again, first of a"),
+        ("b", "ID 7 is also that of a"),
     ]
 
 

@@ -176,7 +176,7 @@ def test_to_frame_places_pixels_where_frame_places_points(size, fit):
 def test_to_frame_keeps_the_dtype_and_repeats_the_edge():
     framed = geometry.to_frame(jnp.full((1, 10, 20, 3), 200, jnp.uint8), (16, 16))
     assert framed.dtype == jnp.uint8 and (framed == 200).all()
-    with pytest.raises(ValueError, match="pad and stretch"):
+    with pytest.raises(ValueError, match="pad or stretch"):
         geometry.to_frame(framed, (16, 16), fit="crop")
 
 

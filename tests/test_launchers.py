@@ -103,7 +103,7 @@ def test_kubernetes_asks_for_tpus_by_their_topology():
         (["--name=fish-"], "--name=fish-: give up to 45"),
         (["--name=" + 46 * "f"], "give up to 45"),
         (["--tpu=tpu-v5-lite-podslice"], "--tpu=tpu-v5-lite-podslice: give the accelerator and its topology"),
-        (["--tpu=tpu-v5-lite-podslice:4x4", "--gpus=8"], "a host has one or the other; leave one out"),
+        (["--tpu=tpu-v5-lite-podslice:4x4", "--gpus=8"], "a host has TPUs or GPUs, not both; leave one out"),
     ],
 )
 def test_kubernetes_is_not_asked_for_what_it_cannot_give(options, said, capsys):
@@ -119,7 +119,7 @@ def test_a_run_on_kubernetes_lies_where_all_hosts_see_it(arguments, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit):
         kubernetes.main(["--name=fish", "--image=i", "--claim=c", "--", "--config=configs/fish.py:paper", *arguments])
-    assert "give one in /shared" in capsys.readouterr().err
+    assert "give a folder in /shared" in capsys.readouterr().err
 
 
 def test_no_processes_on_this_machine_are_refused(capsys):

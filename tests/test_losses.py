@@ -112,10 +112,10 @@ def test_jensen_shannon_stays_finite_for_sure_networks():
 
 
 def test_unknown_losses_list_those_there_are():
-    with pytest.raises(ValueError, match="there are mse, l1, smooth_l1, wing, soft_wing"):
+    with pytest.raises(ValueError, match="choose one of mse, l1, smooth_l1, wing, soft_wing"):
         losses.named("huber")
     with pytest.raises(
-        ValueError, match="there are mse, l1, weighted_mse, adaptive_wing, cross_entropy, jensen_shannon"
+        ValueError, match="choose one of mse, l1, weighted_mse, adaptive_wing, cross_entropy, jensen_shannon"
     ):
         losses.named("dice", prefix="heatmap_")
 
@@ -129,12 +129,12 @@ def test_a_name_may_have_options():
     weighted = losses.named("weighted_mse:weight=3", prefix="heatmap_")(maps, targets)
     np.testing.assert_allclose(weighted, losses.heatmap_weighted_mse(maps, targets, weight=3.0))
     for text, message in (
-        ("wing:breadth=1", "wing has width, epsilon, and no 'breadth'"),
-        ("l1:width=1", "l1 has no options, and no 'width'"),
-        ("wing:width=wide", "width is a number, as 0.08"),
+        ("wing:breadth=1", "wing has no option 'breadth'; it has width, epsilon"),
+        ("l1:width=1", "l1 has no option 'width'; it has no options"),
+        ("wing:width=wide", "width must be a number, as 0.08"),
         ("wing:width", "width is a number"),
-        ("wing:width=nan", "width is above 0"),
-        ("wing:epsilon=0", "epsilon is above 0"),
+        ("wing:width=nan", "width must be finite and above 0"),
+        ("wing:epsilon=0", "epsilon must be finite and above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             losses.named(text)

@@ -85,7 +85,7 @@ def test_a_prediction_that_is_no_number_is_wrong_and_not_missing():
     names = np.array([f"{n}.png" for n in range(40)])
     each = np.zeros(40)
     diverged = landmarks.Predictions(names, each, predicted, visible * 1.0, TRUE, visible, each, each, each + 1, names)
-    with pytest.raises(FloatingPointError, match=r"0.png and 0 other images: the network predicts no numbers"):
+    with pytest.raises(FloatingPointError, match=r"0.png and 0 other images: the predictions are not finite"):
         landmarks.summarise(diverged)
     scores = visible * 1.0
     scores[3, 1] = np.nan  # as decoders make of a map of NaN

@@ -125,6 +125,6 @@ def test_unknown_names_list_those_that_exist():
         models.build({"name": "beatle"})
     with pytest.raises(ValueError, match="direct"):
         heads.build({"name": "driect"}, landmarks=2, size=(8, 8))
-    with pytest.raises(ValueError, match="1, 2 and 3"):
+    with pytest.raises(ValueError, match="1, 2 or 3"):
         models.build({"name": "beetle", "version": 4})
     assert layers.DEVICE_AXIS

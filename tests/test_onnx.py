@@ -117,6 +117,6 @@ def test_learned_shapes_are_no_output(tmp_path):
 def test_faster_rcnn_is_refused_before_anything_is_written(tmp_path):
     facts = OBJECTS | {"anchors": [[10.0, 10.0], [20.0, 20.0], [15.0, 9.0]]}
     run = untrained(tmp_path / "run", "spines", "faster_rcnn,smoke", facts, **{"split.run": (0,)})
-    with pytest.raises(ValueError, match=r"ONNX cannot hold Faster R-CNN.*use --format=jax"):
+    with pytest.raises(ValueError, match=r"Faster R-CNN cannot be exported to ONNX.*use --format=jax"):
         serving.export_onnx(run, tmp_path / "export")
     assert not (tmp_path / "export").exists()

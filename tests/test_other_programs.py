@@ -54,7 +54,7 @@ def test_parts_of_imglab_are_landmarks_in_natural_order(tmp_path):
     np.testing.assert_array_equal(b.visible, [True] * 10 + [False])
     assert not c.visible.any()
     assert [(p["image"], p["what"]) for p in problems] == [
-        ("c.png", "box 1 is to be ignored: left out"), ("c.png", "no parts: all missing"),
+        ("c.png", "box 1 is marked as ignored: left out"), ("c.png", "no parts: all landmarks are missing"),
     ]  # fmt: skip
 
 
@@ -85,13 +85,13 @@ def test_what_imglab_holds_is_read_to_the_last_digit(tmp_path_factory, marks):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("<annotation/>", "<annotation>, not <dataset>"),
-        ("<dataset>", "line 1: no XML"),
+        ("<annotation/>", "the root is <annotation>, not <dataset>"),
+        ("<dataset>", "line 1: not valid XML"),
         ("<!DOCTYPE a><dataset/>", "a DOCTYPE"),
         (dataset(), "no <part> in any box"),
         (dataset(image(file=" ")), "image 1: no file"),
         (dataset(image(), image(box(("", 1, 2)))), "image 2, box 1: a part without a name"),
-        (dataset(image(box(("p", 1, 2), ("p", 1, 2)))), "image 1, box 1: part p again"),
+        (dataset(image(box(("p", 1, 2), ("p", 1, 2)))), "image 1, box 1: part p is given twice"),
         (dataset(image(box(("p", 1, 2)).replace("'2'", "'2,5'"))), "image 1, box 1: y='2,5' of <part> is not a number"),
         (dataset(image(box(("p", 1, 2)), box(("p", 1, 2)))), "image 1, box 2: a second box with parts on a.png"),
     ],
@@ -106,7 +106,7 @@ def test_parts_that_are_no_numbers_are_missing_and_named(tmp_path):
     problems: list = []
     (found,) = read(tmp_path, dataset(image(box(("p", 1, 2), ("q", math.nan, 2)))), problems=problems)
     np.testing.assert_array_equal(found.visible, [True, False])
-    assert [p["what"] for p in problems] == ["part q at (nan, 2.0): taken as missing"]
+    assert [p["what"] for p in problems] == ["part q at (nan, 2.0): treated as missing"]
 
 
 def test_boxes_of_imglab_hold_as_many_pixels_as_they_say(tmp_path):
@@ -121,7 +121,7 @@ def test_boxes_of_imglab_hold_as_many_pixels_as_they_say(tmp_path):
     np.testing.assert_array_equal(a.boxes, [[3, 5, 33, 25], [10, 5, 40, 25]])
     assert (a.classes, a.size, b.classes, len(c.boxes)) == (("spine", "stub"), (30, 40), ("object",), 0)
     np.testing.assert_array_equal(b.boxes, [[3, 5, 33, 25]])
-    assert [p["what"] for p in problems] == ["box 2 is to be ignored: left out"]
+    assert [p["what"] for p in problems] == ["box 2 is marked as ignored: left out"]
     (tmp_path / "a.xml").write_text(text.replace("width='30'", "", 1))
     with pytest.raises(FormatError, match="image 1, box 1: width='' of <box> is not a number"):
         boxes.read(tmp_path / "a.xml", [])
@@ -170,7 +170,7 @@ def test_a_folder_of_deeplabcut_is_all_its_videos_together(tmp_path):
         np.testing.assert_array_equal(samples.points[1], [[1, 2], [0, 0], [3, 4]])
     (marks / "two" / "img001.json").write_text("{}")
     *_, (problem,) = folder.load(tmp_path, marks, size=(30, 40))
-    assert problem["what"].startswith("1 .json files are not read beside CollectedData_Ann.csv")
+    assert problem["what"].startswith("1 .json files such as img001.json are not read")
 
 
 def test_frames_of_one_video_are_told_to_be_alike(tmp_path):
@@ -194,7 +194,7 @@ def test_of_several_animals_one_may_be_marked_on_a_frame(tmp_path):
     assert one.names == ("snout", "tail", "cage")
     np.testing.assert_array_equal(one.points, [[1, 2], [0, 0], [7, 8]])
     np.testing.assert_array_equal(two.points, [[3, 4], [5, 6], [0, 0]])
-    with pytest.raises(FormatError, match=r"a\.csv: line 5: two animals, m1 and m2"):
+    with pytest.raises(FormatError, match=r"a\.csv: line 5: two animals are marked, m1 and m2"):
         read(tmp_path, SEVERAL.replace("1,2,,", "1,2,3,4"), "a.csv")
 
 
@@ -225,8 +225,8 @@ def test_what_deeplabcut_holds_is_read_to_the_last_digit(tmp_path_factory, frame
         ("scorer,a,a\nbodyparts,p,p\n", "line 1: no row 'coords'"),
         ("scorer,a,a\nbodyparts,p\n", "line 2: 2 cells where the header has 3"),
         ("scorer,a,a\nbodyparts,p,p\ncoords,u,v\n", "no column x in the row 'coords'"),
-        ("scorer,a,a\nbodyparts,p,p\ncoords,x,z\n", "p has no x, or no y"),
-        ("scorer,a,a\nbodyparts,p,p\ncoords,x,y\n", "a header and no frame"),
+        ("scorer,a,a\nbodyparts,p,p\ncoords,x,z\n", "p has no x or no y column"),
+        ("scorer,a,a\nbodyparts,p,p\ncoords,x,y\n", "a header without frames"),
         (CUT + "labeled-data/two/img002.png,1,2,3\n", "line 6: 4 cells where the header has 5"),
         (CUT + ",1,2,3,4\n", "line 6: no frame"),
         (CUT + "a.png,1,2,x,4\n", "line 6: tail at 'x', '4' is not a pair of numbers"),
@@ -242,7 +242,7 @@ def test_what_is_wrong_with_deeplabcuts_files_is_named(content, message, tmp_pat
 def test_one_coordinate_of_deeplabcut_is_a_problem(tmp_path):
     problems: list = []
     read(tmp_path, CUT.replace("1,2,3,4", "1,,3,4"), "a.csv", problems)
-    assert [p["what"] for p in problems] == ["snout has one coordinate: taken as missing"]
+    assert [p["what"] for p in problems] == ["snout has only one coordinate: treated as missing"]
 
 
 def test_rows_of_imagejs_results_are_landmarks_in_their_order(tmp_path):
@@ -263,7 +263,7 @@ def test_a_label_beside_an_image_is_its_landmark(tmp_path):
 
 def test_images_with_other_numbers_of_rows_are_named(tmp_path):
     """Which landmark is missing nobody knows."""
-    with pytest.raises(FormatError, match=r"a.csv: line 4: b.png has 1 rows, and a.png 2; add a column landmark"):
+    with pytest.raises(FormatError, match=r"a.csv: line 4: b.png has 1 rows, but a.png has 2; add a column landmark"):
         read(tmp_path, "image,x,y\na.png,1,2\na.png,3,4\nb.png,5,6\n", "a.csv")
 
 
@@ -276,7 +276,7 @@ def test_a_column_that_tells_landmarks_apart_is_not_passed_over(header, first, s
     named = [("a", first), ("a", second), ("b", second), ("b", first), ("c", first), ("c", "slip")]
     rows = "".join(f"{image}.png,{name},{n},{n}\n" for n, (image, name) in enumerate(named))
     column = header.split(",")[1]
-    message = f"a.csv: line 4: {column} is '{second}' where .* '{first}', and rows are .* in their order; call"
+    message = f"a.csv: line 4: {column} is '{second}' where .* '{first}', but rows are landmarks in order; rename"
     with pytest.raises(FormatError, match=message):
         read(tmp_path, f"{header}\n{rows}", "a.csv")
 
@@ -312,7 +312,7 @@ def test_another_table_in_a_deeplabcut_project_is_named(tmp_path):
 
 
 def test_an_empty_table_is_told_of_a_tables_header(tmp_path):
-    with pytest.raises(FormatError, match=r"its first row is image,x1,y1"):
+    with pytest.raises(FormatError, match=r"the expected header is image,x1,y1"):
         read(tmp_path, "\n", "a.csv")
 
 

@@ -179,7 +179,7 @@ def copied(run, folder):
 def test_arrays_that_are_missing_are_named(direct, tmp_path, lost):
     run, best = copied(direct, tmp_path / "run")
     shutil.rmtree(best / lost) if (best / lost).is_dir() else (best / lost).unlink()
-    with pytest.raises(ValueError, match="fold0/best: its arrays are incomplete; copy the run anew"):
+    with pytest.raises(ValueError, match="fold0/best: files of its arrays are missing; copy the run's folder again"):
         predict.load(run)
 
 
@@ -187,10 +187,10 @@ def test_arrays_that_are_cut_are_named(direct, tmp_path):
     run, best = copied(direct, tmp_path / "run")
     largest = max((p for p in (best / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"fold0/best: its arrays cannot be read .*; copy the run anew"):
+    with pytest.raises(ValueError, match=r"fold0/best: its arrays cannot be read .*; copy the run's folder again"):
         predict.load(run)
     (best / "arrays" / "_METADATA").write_text("")
-    with pytest.raises(ValueError, match="fold0/best: its arrays are incomplete; copy the run anew"):
+    with pytest.raises(ValueError, match="fold0/best: files of its arrays are missing; copy the run's folder again"):
         predict.load(run)
 
 
@@ -199,10 +199,10 @@ def test_a_damaged_note_is_named(direct, tmp_path):
     whole = (best / "note.json").read_text()
     for text in ("", whole[:30], "[]", "7", '{"facts": {}}'):
         (best / "note.json").write_text(text)
-        with pytest.raises(ValueError, match=r"fold0/best/note\.json: it is damaged \(.*\); copy the run anew"):
+        with pytest.raises(ValueError, match=r"fold0/best/note\.json: the file is damaged \(.*\); copy the run's"):
             predict.load(run)
     (best / "note.json").write_text(json.dumps({k: v for k, v in json.loads(whole).items() if k != "facts"}))
-    with pytest.raises(ValueError, match=r"note\.json: it lacks the facts of the data; copy the run anew"):
+    with pytest.raises(ValueError, match=r"note\.json: the key 'facts' is missing; copy the run's folder again"):
         predict.load(run)
 
 
@@ -213,6 +213,6 @@ def test_a_damaged_artefact_is_named(direct, tmp_path):
         whole = (tmp_path / name).read_bytes()
         for end in (0, 1000):
             (tmp_path / name).write_bytes(whole[:end])
-            with pytest.raises(ValueError, match=f"{name}: it is damaged .*; copy the artefact anew"):
+            with pytest.raises(ValueError, match=f"{name}: the file is damaged .*; copy the artefact again"):
                 serving.load(tmp_path)
         (tmp_path / name).write_bytes(whole)

@@ -94,7 +94,7 @@ def test_sigterm_saves_and_ends_all(tmp_path):
         time.sleep(0.1)
     os.kill(json.loads(entry.read_text())["process"], signal.SIGTERM)
     said = process.communicate(timeout=60)[0]
-    assert process.returncode and "told to stop, and saved" in said, said
+    assert process.returncode and "stopped on request, and saved" in said, said
     assert checkpoint.note(tmp_path / "checkpoints" / "train" / "fold0" / "resume")["epoch"] >= 1
 
 

@@ -303,7 +303,10 @@ def test_the_page_says_whether_marks_stand_beside_the_networks(tmp_path, about_o
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     one = photograph("a.png")
     beside = [one | {"found": np.ones_like(one["items"])}]
-    for each, unit, order in (([one], "", "least sure first"), (beside, "px", "farthest from the network")):
+    for each, unit, order in (
+        ([one], "", "least certain first"),
+        (beside, "px", "largest difference from the network"),
+    ):
         page = proofread.landmarks(tmp_path, tmp_path, each)
         assert about_of(page)["unit"] == unit and order in page.read_text()
 

@@ -18,7 +18,7 @@ def test_a_folder_is_taken_again_by_its_mode_alone(tmp_path):
     assert claim("predict", run, named=new) == new
     assert claim("predict", run, named=new) == new  # also after a kill, which leaves no result but the mark
     assert claim("predict", run, named=run / "predict") == run / "predict"
-    with pytest.raises(ValueError, match="it has results of --mode=predict"):
+    with pytest.raises(ValueError, match="it holds results of --mode=predict"):
         claim("evaluate", run, named=new)
     (tmp_path / "empty").mkdir()
     assert claim("export", run, named=tmp_path / "empty") == tmp_path / "empty"
@@ -63,9 +63,9 @@ def test_results_that_are_not_written_anew_are_deleted_and_nothing_else(tmp_path
 def test_a_folder_of_other_things_is_refused(name, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).touch()
-    with pytest.raises(ValueError, match=f"{name} is there, and no result of --mode=predict: name a new folder"):
+    with pytest.raises(ValueError, match=f"{name} exists and is not a result of --mode=predict: name a new folder"):
         claim("predict", tmp_path / "run", named=tmp_path / "mine")
-    with pytest.raises(ValueError, match=f"{name} is there"):
+    with pytest.raises(ValueError, match=f"{name} exists"):
         claim("predict", tmp_path / "run", named=tmp_path / "mine" / name if name != "overlays" else tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == [name]
 
@@ -73,12 +73,12 @@ def test_a_folder_of_other_things_is_refused(name, tmp_path):
 def test_what_is_read_is_not_in_the_folder(tmp_path):
     run, images = tmp_path / "run", tmp_path / "photographs"
     images.mkdir()
-    with pytest.raises(ValueError, match="would take the place of"):
+    with pytest.raises(ValueError, match="results might overwrite"):
         claim("predict", run, named=images, inputs=[images])
     out = claim("predict", run)
     (out / "predictions.tps").touch()  # which someone corrects, and then evaluates
     for options in ({}, {"named": out}):
-        with pytest.raises(ValueError, match=r"take the place of .*predictions\.tps, which is read"):
+        with pytest.raises(ValueError, match=r"might overwrite .*predictions\.tps, which this command reads"):
             claim("predict", run, inputs=[images, out / "predictions.tps"], **options)
     assert claim("evaluate", run, inputs=[images, out / "predictions.tps"]) == run / "evaluate"
 
@@ -96,7 +96,7 @@ def test_a_run_and_results_among_the_photographs_are_none(tmp_path):
 
 
 def test_one_command_at_a_time(tmp_path):
-    with results.folder("predict", tmp_path), pytest.raises(ValueError, match="another command writes here"):
+    with results.folder("predict", tmp_path), pytest.raises(ValueError, match="another command is writing to this"):
         claim("predict", tmp_path)
     with runs.locked(tmp_path):  # the run may be trained meanwhile
         assert claim("predict", tmp_path) == tmp_path / "predict"

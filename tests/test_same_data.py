@@ -112,7 +112,7 @@ def test_images_that_came_later_are_predicted_by_all_and_no_image_by_who_saw_it(
     assert set(each) == {-1, 0, 1} and summary["std_over_folds_px"] == pytest.approx(np.std([each[0], each[1]]))
     fewer = evaluate.of_run(config_of(folder), folder / "run", rewritten(folder, annotations[:4]), out=tmp_path)
     assert fewer["images"] == 4
-    with pytest.raises(ValueError, match="landmarks, the run's network finds 8"):
+    with pytest.raises(ValueError, match="landmarks, but the run's network finds 8"):
         short = [Annotation(a.image, a.points[:5], a.visible[:5]) for a in annotations]
         evaluate.of_run(config_of(folder), folder / "run", rewritten(folder, short), out=tmp_path)
 
@@ -122,7 +122,7 @@ def test_images_that_came_later_are_predicted_by_all_and_no_image_by_who_saw_it(
     [
         (lambda a: a, r"2 images are new \(8.png, 9.png\)"),
         (lambda a: a[1:8], r"1 images are gone \(0.png\)"),
-        (lambda a: [Annotation(x.image, x.points + (n == 3), x.visible) for n, x in enumerate(a[:8])], "other marks"),
+        (lambda a: [Annotation(x.image, x.points + (n == 3), x.visible) for n, x in enumerate(a[:8])], "landmarks"),
     ],
 )
 def test_a_finished_run_is_not_taken_for_one_on_other_data(trained, change, what):
@@ -257,14 +257,14 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
         f"--config.data.landmarks={tmp_path / 'marks.csv'}",
     )  # fmt: skip
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
-    assert [fold["fold"] for fold in summary["folds"]] == [0, 1] and "flatters" not in said
+    assert [fold["fold"] for fold in summary["folds"]] == [0, 1] and "optimistic" not in said
     # So they are with other marks, for they are known by their names; which is said on the screen.
     formats.write(tmp_path / "marks.csv", formats.read(tmp_path / "marks.csv")[:5])
     said = run(
         "--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--config.data.images={tmp_path / 'photographs'}",
         f"--config.data.landmarks={tmp_path / 'marks.csv'}",
     )  # fmt: skip
-    assert "each is scored by the networks that did not see them" in said
+    assert "each is scored by the networks that did not see it" in said
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
     assert sum(fold["images"] for fold in summary["folds"]) == 5 and all(f["fold"] >= 0 for f in summary["folds"])
     # None of others is, and of what all networks of a run were trained on none is scored, which is said.
@@ -274,7 +274,7 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
         "--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--config.data.images={tmp_path / 'photographs'}",
         f"--config.data.landmarks={tmp_path / 'marks.csv'}",
     )  # fmt: skip
-    assert re.search(r"[1-4] of them are not among those that it holds back: not scored", said)
+    assert re.search(r"[1-4] images are not scored: no trained fold holds them out", said)
     # Under other names they are the same, in one folder with others, too, which all networks predict.
     shutil.move(tmp_path / "photographs", tmp_path / "others")
     for path in (tmp_path / "others").glob("*.png"):
@@ -285,7 +285,7 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
     said = run("--mode=evaluate", f"--workdir={tmp_path / 'run'}", *data)
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
     assert {fold["fold"]: fold["images"] for fold in summary["folds"]} == {0: 4, -1: 2} and summary["unscored"] == 4
-    assert "4 of them are not among those that it holds back: not scored" in said
+    assert "4 images are not scored: no trained fold holds them out" in said
     for path in (tmp_path / "others").glob("*.png"):  # others they are when a pixel is another
         with Image.open(path) as image:
             image.putpixel((0, 0), 77)
@@ -300,7 +300,7 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
     said = run("--mode=evaluate", f"--workdir={tmp_path / 'run'}", *data)
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
     assert [fold["fold"] for fold in summary["folds"]] == [0]
-    assert "4 images are called as images of the training, whose files were others" in said
+    assert "4 images have the names of images of the run but different file contents" in said
 
 
 def test_a_run_of_an_older_version_is_begun_from_and_scored(trained, tmp_path):
@@ -319,12 +319,12 @@ def test_a_run_of_an_older_version_is_begun_from_and_scored(trained, tmp_path):
     config.init_from, config.split.run, config.split.seed = str(tmp_path / "old"), (0,), 5
     train.train(config, tmp_path / "new")
     note = checkpoint.note(runs.folder_of(tmp_path / "new", "train", runs.Member(0)) / "best")
-    assert any("are called as images that have been learnt from before" in each["what"] for each in note["caveats"])
+    assert any("have the names of images used in earlier training" in each["what"] for each in note["caveats"])
 
 
 def test_a_signal_ends_a_training_in_order(trained, tmp_path, monkeypatch):
     folder, _ = trained
-    config, judge = config_of(folder), train.Training.judge
+    config, judge = config_of(folder), train.Training.validate
     assert threading.current_thread() is threading.main_thread()  # else it would end the tests
 
     def signalled(self, epoch):
@@ -333,7 +333,7 @@ def test_a_signal_ends_a_training_in_order(trained, tmp_path, monkeypatch):
 
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     monkeypatch.setattr(train.Training, "validate", signalled)
-    with pytest.raises(InterruptedError, match="fold 0, epoch 2: told to stop, and saved"):
+    with pytest.raises(InterruptedError, match="fold 0, epoch 2: stopped on request, and saved"):
         train.train(config, tmp_path)
     monkeypatch.undo()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
@@ -360,7 +360,7 @@ def interrupts():
 def test_a_signal_that_is_not_asked_for_acts_when_the_network_is_saved(trained, tmp_path, monkeypatch, interrupts):
     """In the last epoch of a fold: it is not lost, or the next fold would be trained."""
     interrupts(signal.default_int_handler)
-    judge = train.Training.judge
+    judge = train.Training.validate
 
     def signalled(self, epoch):
         if epoch == self.plan.epochs:
@@ -395,8 +395,8 @@ def test_a_signal_that_is_ignored_stays_so(interrupts):
     ("changes", "message"),
     [
         ({"split.valid": 0.99}, "lower --config.split.valid=0.99"),
-        ({"split.valid": 1.0}, "a share from 0 to below 1"),
-        ({"data.group_by": "((a"}, "no regular expression"),
+        ({"split.valid": 1.0}, "give a fraction from 0 to below 1"),
+        ({"data.group_by": "((a"}, "not a valid regular expression"),
     ],
 )
 def test_splits_that_leave_nothing_are_refused_before_the_training(trained, changes, message):
@@ -409,7 +409,7 @@ def test_splits_that_leave_nothing_are_refused_before_the_training(trained, chan
 def test_what_is_scored_holds_something_back(trained, tmp_path):
     config = config_of(trained[0])
     config.split.valid, config.split.folds, config.split.run = 0.0, 1, (0,)
-    with pytest.raises(ValueError, match="nothing is held back"):
+    with pytest.raises(ValueError, match="no image is held out"):
         train.train(config, tmp_path / "run")
 
 
@@ -450,9 +450,9 @@ def test_images_that_are_scored_again_are_known_by_content_name_and_specimen():
     settings = ml_collections.ConfigDict({"data": {"group_by": ""}})
     found = caveats.of_leakage(known := with_training_names(samples, settings, "set"), [{"data": KNOWN}], samples.name)
     assert [each["what"].split(":")[0] for each in found] == [
-        "1 images were trained on (x.png)",
-        "2 images have the names of images that were trained on (a.png, c.png)",
-        "1 images are of specimens that others which were trained on are called as (n.png)",
+        "1 images are among the training and validation images (x.png)",
+        "2 images have the names of training or validation images (a.png, c.png)",
+        "1 images show specimens named like those of training or validation images (n.png)",
     ]
     assert splits.match_parts(KNOWN, known)["specimen"].tolist() == ["", "train", "", "test", "train", ""]
     (by_content,) = caveats.of_leakage(with_training_names(samples, settings), [{"data": KNOWN}], samples.name)
@@ -484,6 +484,14 @@ def test_parts_are_known_by_content_first_and_training_counts_where_versions_are
     assert found["content"].tolist() == ["train", "valid", "train", ""] and not found["specimen"].any()
     assert found["name"].tolist() == ["train", "train", "", ""]  # a drawn image's name tells nothing
     assert part_of(found).tolist() == ["train", "valid", "train", ""]
+    # Of one content, or specimen, under several names what was trained on counts, in whatever order they are known.
+    for names in ("pq", "qp"):
+        twice = {
+            "images": {"train": ["p"], "unused": ["q"]}, "contents": dict.fromkeys(names, "7"),
+            "specimens": dict.fromkeys(names, "M"),
+        }  # fmt: skip
+        again = splits.match_parts(twice, samples_of(("z", "7", ""), ("y", "8", "M")))
+        assert again["content"].tolist() == ["train", ""] and again["specimen"].tolist() == ["", "train"]
     resaved = {"content": np.array(["", "", "test"]), "name": np.array(["train", "", "test"])}
     assert part_of(resaved).tolist() == ["", "", "test"] and part_of(resaved, same=True).tolist() == [
         "train",
@@ -504,12 +512,12 @@ def test_what_a_network_starts_from_may_have_learnt_from_a_copy(tmp_path):
     found = [
         c["what"] for c in caveats.seen_before(runs.Member(0), samples, data, tmp_path / "run" / "best", [earlier])
     ]
-    assert "1 of its test images (r.png) have been learnt from before, the score may flatter" in found[0]
+    assert "1 of its test images (r.png) were used in earlier training: the score may be too optimistic" in found[0]
     assert (
-        "1 of its test images (s.png) are called as images that have been learnt from before, and if they are those, the"
+        "1 of its test images (s.png) have the names of images used in earlier training; if they are the same, the"
         in found[1]
     )
-    assert "1 of its validation images (q.png) have been learnt from before, its best epoch may be another" in found[2]
+    assert "validation images (q.png) were used in earlier training: its best epoch may be badly chosen" in found[2]
     assert len(found) == 3 and caveats.seen_before(runs.Member(0), samples, data, tmp_path, []) == []
 
 
@@ -526,7 +534,7 @@ def test_copies_of_a_photograph_are_of_one_group(trained, tmp_path):
     (problem,) = dataset.problems
     assert (
         problem["image"] == "again/copy.png"
-        and "1 photographs are copies of others, this the first, of 3.png" in problem["what"]
+        and "1 photographs are copies of others, this one of 3.png" in problem["what"]
     )
     for by in ("group", "image"):
         config = config_of(tmp_path)
@@ -578,7 +586,7 @@ def test_without_test_images_what_flatters_is_the_validation(tmp_path):
     data = {"images": {"train": ["p"], "valid": ["q"], "test": []}}
     earlier = {"images": {"train": ["b"], "valid": [], "test": []}, "contents": {"b": "2"}}
     (found,) = caveats.seen_before(runs.Member(0), samples, data, tmp_path, [earlier])
-    assert found["what"].endswith("1 of its validation images (q) have been learnt from before, the score may flatter")
+    assert found["what"].endswith("images (q) were used in earlier training: the score may be too optimistic")
 
 
 def test_four_names_are_three_and_more():

@@ -178,13 +178,13 @@ def test_voxels_that_are_no_number_are_filled_or_refused(tmp_path):
     assert scouts.framed(found["axial"], (64, 64), 4.0).image.max() > 200
     image[:50] = np.nan
     write_nifti(tmp_path / "axial.nii", USUAL["axial"], image)
-    with pytest.raises(FormatError, match="of the axial slice is no number"):
+    with pytest.raises(FormatError, match="of the axial slice is NaN or infinite"):
         scouts.read(sorted(tmp_path.iterdir()))
 
 
 def test_a_dark_slice_shows_nothing(tmp_path):
     write_nifti(tmp_path / "a.nii", USUAL["axial"], np.zeros((100, 110), np.float32))
-    with pytest.raises(FormatError, match="shows nothing, all its values are 0"):
+    with pytest.raises(FormatError, match="shows nothing: all its values are 0"):
         scouts.read([tmp_path / "a.nii"])
 
 
@@ -194,10 +194,10 @@ def test_a_dark_slice_shows_nothing(tmp_path):
         ({"codes": (0, 0)}, "sform_code and qform_code are both 0"),
         ({"slant": 0.3}, "not at right angles"),
         ({"zero": 1}, "voxels of .* mm in the header"),
-        ({"disagree": [-1, 1, 1]}, "sform and qform give different orientations"),
-        ({"disagree": [1, 1, 1], "shift": (60, 0, 40)}, r"different orientations or places, by 72.1 mm"),
-        ({"disagree": [2, 2, 1]}, "sform and qform give different"),
-        ({"units": "meter"}, "xyzt_units: its places are not in millimetres"),
+        ({"disagree": [-1, 1, 1]}, "sform and qform contradict each other"),
+        ({"disagree": [1, 1, 1], "shift": (60, 0, 40)}, r"contradict each other, by 72.1 mm"),
+        ({"disagree": [2, 2, 1]}, "sform and qform contradict each other"),
+        ({"units": "meter"}, "xyzt_units: its coordinates are not in millimetres"),
         ({"dtype": np.complex64}, "voxels of type complex64"),
         ({"quaternion": 5}, "its orientation cannot be read"),
         ({"scale": 100}, r"pixels of \[200.0, 200.0\] mm"),
@@ -264,13 +264,13 @@ def test_dicom_without_orientation_is_refused_and_names_the_tag(tmp_path):
         ({"ImageOrientationPatient": ["2", "0", "0", "0", "2", "0"]}, "ImageOrientationPatient: .* not of length 1"),
         ({"PixelSpacing": ["-2", "-2"]}, r"PixelSpacing: \[-2.0, -2.0\] mm"),
         ({"PixelSpacing": ["1000000", "1000000"]}, r"pixels of \[1000000.0, 1000000.0\] mm"),
-        ({"PixelSpacing": "2"}, r"PixelSpacing: \[2.0\], not 2 numbers"),
-        ({"PixelSpacing": ["2", "2", "2"]}, r"PixelSpacing: \[2.0, 2.0, 2.0\], not 2 numbers"),
-        ({"ImagePositionPatient": ["1", "2"]}, r"ImagePositionPatient: .* not 3 numbers"),
-        ({"RescaleSlope": ["1", "2"]}, r"RescaleSlope: \[1.0, 2.0\], not 1 numbers"),
+        ({"PixelSpacing": "2"}, r"PixelSpacing: \[2.0\] is not 2 finite numbers"),
+        ({"PixelSpacing": ["2", "2", "2"]}, r"PixelSpacing: \[2.0, 2.0, 2.0\] is not 2 finite numbers"),
+        ({"ImagePositionPatient": ["1", "2"]}, r"ImagePositionPatient: .* is not 3 finite numbers"),
+        ({"RescaleSlope": ["1", "2"]}, r"RescaleSlope: \[1.0, 2.0\] is not 1 finite numbers"),
         ({"ImagePositionPatient": ""}, "no ImagePositionPatient"),
         ({"PerFrameFunctionalGroupsSequence": []}, "an enhanced image .MR Image Storage.; export it as classic DICOM"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE COLOR; give grey images"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE COLOR; give greyscale images"),
     ],
 )
 def test_wrong_dicom_tags_are_named(tmp_path, changes, message):
@@ -284,7 +284,7 @@ def test_dicom_numbers_that_are_words_are_named(tmp_path):
     data = (tmp_path / "a.dcm").read_bytes()
     assert data.count(b"2\\2 ") == 1
     (tmp_path / "a.dcm").write_bytes(data.replace(b"2\\2 ", b"a\\2 "))
-    with pytest.raises(FormatError, match=r"a.dcm: PixelSpacing: not 2 numbers"):
+    with pytest.raises(FormatError, match=r"a.dcm: PixelSpacing: its value is not 2 numbers"):
         scouts.read([tmp_path / "a.dcm"])
 
 
@@ -298,12 +298,12 @@ def test_scouts_of_two_patients_are_not_mixed(tmp_path, tag, other):
 
 
 def test_of_two_slices_at_one_place_none_is_taken(tmp_path):
-    with pytest.raises(FormatError, match="a second axial scout at the place of"):
+    with pytest.raises(FormatError, match="a second axial scout at the same position as"):
         triple(tmp_path, USUAL | {"again": USUAL["axial"]})
 
 
 def test_of_two_slices_none_is_the_middle(tmp_path):
-    with pytest.raises(FormatError, match=r"a second axial scout beside .*nii.gz; give one of the two"):
+    with pytest.raises(FormatError, match=r"a second axial scout besides .*nii.gz; keep one of the two"):
         triple(tmp_path, USUAL | {"lower": moved(USUAL["axial"], along=(0, 0, -20))})
 
 
@@ -326,7 +326,7 @@ def moved(plane, *, along=(0.0, 0.0, 0.0), turn=(0.0, 0.0, 0.0)):
 )
 def test_slices_that_are_no_stack_are_not_mixed(tmp_path, change):
     with pytest.raises(
-        FormatError, match=r"a second axial scout that is not of one stack with .*axial.nii.gz; give one"
+        FormatError, match=r"a second axial scout that does not belong to one stack with .*axial.nii.gz; keep one"
     ):
         triple(tmp_path, USUAL | {"second": moved(USUAL["axial"], **change)})
 
@@ -351,7 +351,9 @@ def test_a_space_that_is_not_the_scanners_is_said_and_not_mixed(tmp_path):
     template = lambda path, plane: write_nifti(path, plane, codes=(4, 0))
     found, notes = triple(tmp_path, USUAL, template)
     assert {one.space for one in found.values()} == {4}
-    assert notes == ["places are of the MNI template (sform or qform code 4), not the scanner's: so is the volume"]
+    assert notes == [
+        "coordinates are those of the MNI template (sform or qform code 4), not the scanner's, and so are the volume's"
+    ]
     write_nifti(tmp_path / "axial.nii.gz", USUAL["axial"])
     with pytest.raises(FormatError, match=r"coronal.nii.gz: sform or qform code: '4', but '1' in .*axial"):
         scouts.read(sorted(tmp_path.iterdir()))
@@ -413,7 +415,7 @@ def test_an_examination_may_be_named_itself(tmp_path):
     ((name, files),) = scouts.triples(tmp_path)
     assert name == tmp_path.name
     _, notes = scouts.read(files)
-    assert notes == ["slices of several folders taken for one examination: axial, coronal, sagittal"]
+    assert notes == ["slices of several folders are treated as one examination: axial, coronal, sagittal"]
 
 
 def test_of_several_dicom_series_that_of_all_planes_is_taken(tmp_path):
@@ -423,12 +425,12 @@ def test_of_several_dicom_series_that_of_all_planes_is_taken(tmp_path):
         tmp_path / "other.dcm", moved(USUAL["axial"], turn=(9, 0, 0)), SeriesInstanceUID="1.2", StudyInstanceUID="2"
     )
     found, notes = scouts.read(sorted(tmp_path.iterdir()))
-    assert notes == ["passed over, for another series has all three planes: other.dcm"]
+    assert notes == ["not used, because another series has all three planes: other.dcm"]
     assert found["axial"].file.endswith("axial.dcm")
     for name, plane in USUAL.items():
         write_dicom(tmp_path / f"{name}2.dcm", moved(plane, along=(3, 3, 3)), SeriesInstanceUID="1.2")
     with pytest.raises(
-        FormatError, match=r"2.dcm: SeriesInstanceUID: a second series of all planes beside that of .*axial.dcm"
+        FormatError, match=r"2.dcm: SeriesInstanceUID: a second series of all three planes besides that of .*axial.dcm"
     ):
         scouts.read(sorted(tmp_path.glob("*l*.dcm")))
 
@@ -512,7 +514,7 @@ def test_folders_of_triples_each_have_their_name(tmp_path):
             write_nifti(tmp_path / patient / f"{name}.nii", plane)
     assert {name: len(files) for name, files in scouts.triples(tmp_path)} == {"one": 3, "two": 3}
     (tmp_path / "none").mkdir()
-    with pytest.raises(FormatError, match="no NIfTI and no DICOM"):
+    with pytest.raises(FormatError, match="no NIfTI or DICOM"):
         list(scouts.triples(tmp_path / "none"))
     with pytest.raises(FormatError, match="no such file or folder"):
         list(scouts.triples(tmp_path / "gone"))

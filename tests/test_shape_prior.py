@@ -212,6 +212,16 @@ def test_perfect_maps_decode_to_their_boxes(stride, form):
     assert np.isfinite(found.boxes).all()
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_a_dot_is_one_pixel_wherever_in_it_the_centre_lies(stride):
+    centres = np.array([[8.3, 9.9], [29.0, 12.01], [41.99, 33.1]])
+    boxes = jnp.float32(np.concatenate([centres - 6, centres + 6], axis=-1)[None])
+    drawn = np.asarray(shape_prior.draw(boxes, jnp.zeros((1, 3), int), 1, (40 // stride, 50 // stride), stride, None))
+    expected = np.zeros(drawn.shape)
+    expected[0, *(centres // stride).astype(int).T[::-1], 0] = 1
+    np.testing.assert_allclose(drawn, expected, atol=0.01)
+
+
 def test_close_peaks_are_one_object_and_the_border_is_no_obstacle():
     head = build()
     drawn = shape_prior.draw(
@@ -263,7 +273,7 @@ def test_the_printed_form_collapses_to_no_predictions():
     batch = discs()
     head = build(form="printed", weight=1.0)
     outputs, losses = trained(head, batch, steps=50)
-    dots = shape_prior.draw(batch["boxes"], batch["labels"], 1, SIZE, 1, shape_prior.DOT)
+    dots = shape_prior.draw(batch["boxes"], batch["labels"], 1, SIZE, 1, None)
     assert losses[-1] > 0.9 * float((dots**2).mean())  # no better than an empty map
     assert float(outputs.maps.max()) < 0.05
     assert not (head.decode(outputs).scores > 0).any()

@@ -124,11 +124,11 @@ def test_the_average_is_what_is_saved(tmp_path):
 
 def test_settings_that_the_network_cannot_have_are_named(tmp_path):
     for key, value, message in (
-        ("train.devices", jax.device_count() + 1, r"train\.devices=.: there are"),
+        ("train.devices", jax.device_count() + 1, r"train\.devices=.: only . are available"),
         ("train.sizes", (24, 48), "fully connected"),
         ("train.coarse", 0.5, r"train\.coarse=0\.5.*fully connected.*leave it 0"),
         ("freeze", ".*", "nothing to train"),
-        ("optimizer.name", "sgd", "there are nesterov"),
+        ("optimizer.name", "sgd", "choose one of nesterov"),
     ):
         with pytest.raises(ValueError, match=message):
             config = get_config(**{key: value, "data.count": 8, "split.valid": 0.0})
@@ -141,7 +141,7 @@ def test_parameters_to_leave_out_are_there(two_stages, tmp_path):
     config = get_config(
         **{"init_from": str(two_stages[0] / "run"), "init_skip": "fc1", "data.count": 8, "split.valid": 0.0}
     )
-    with pytest.raises(ValueError, match=r"init_skip='fc1' matches no parameter from its start; there are body/"):
+    with pytest.raises(ValueError, match=r"init_skip='fc1' matches no parameter from its start; the parameters are"):
         train.train(config, tmp_path)
 
 
@@ -161,7 +161,7 @@ def test_detectors_refuse_mixup(tmp_path):
 
 def test_more_batches_to_accumulate_than_there_are_is_an_error(tmp_path):
     config = get_config(**{"train.accumulate": 50, "data.count": 8})
-    with pytest.raises(ValueError, match=r"accumulate=50: 4 batches are all"):
+    with pytest.raises(ValueError, match=r"accumulate=50: the whole training has 4 batches"):
         train.train(config, tmp_path)
 
 
@@ -211,7 +211,7 @@ def test_a_slip_in_the_last_stage_is_told_before_the_first_is_trained(two_stages
             train.train(slip, tmp_path / "run")
     slip = ml_collections.ConfigDict(json.loads(config.to_json()))
     slip.stage.train = {"freeze": "nothing"}
-    with pytest.raises(ValueError, match="freeze matches no parameter"):
+    with pytest.raises(ValueError, match="matches no parameter"):
         train.train(slip, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -231,7 +231,7 @@ def test_one_command_writes_to_a_folder_at_a_time(tmp_path):
     with runs.locked(tmp_path):
         command = f"from jaxmarks import runs\nwith runs.locked({str(tmp_path)!r}): print('in')"
         held = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
-        assert "another command writes here" in held.stderr and "in" not in held.stdout.split()
+        assert "another command is writing to this folder" in held.stderr and "in" not in held.stdout.split()
     assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "in\n"
 
 
@@ -256,8 +256,8 @@ def test_a_validation_that_is_no_number_is_never_the_best():
     state = SimpleNamespace(opt_state=optax.EmptyState(), replace=lambda **_: state)
     one = SimpleNamespace(
         plan=SimpleNamespace(valid=[0]), settle=lambda state: {"params": {}}, score=lambda _: {"valid/loss": next(losses)},
-        here=lambda: None, progress=train.Progress(), state=state, best=None, coarse=0.0,
+        unreplicated=lambda: None, progress=train.Progress(), state=state, best=None, coarse=0.0,
     )  # fmt: skip
     for epoch in range(1, 5):
-        train.Training.judge(one, epoch)
+        train.Training.validate(one, epoch)
     assert (one.progress.best_valid, one.progress.best_epoch) == (0.5, 3)

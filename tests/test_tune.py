@@ -124,7 +124,7 @@ def test_the_same_command_goes_on_and_another_is_refused(tmp_path):
         not status and search(tmp_path, Launcher(lambda n: pytest.fail("a run was started")), "--trials=4")[2] == lines
     )
     for changed, arguments in ((SPACE.replace("1e-4", "1e-3"), ()), (SPACE, ("--config.train.steps=3",))):
-        with pytest.raises(SystemExit, match="another space or of other overrides: name another --workdir"):
+        with pytest.raises(SystemExit, match="another space or other overrides: name another --workdir"):
             search(tmp_path, launcher, "--trials=5", *arguments, text=changed)
 
 
@@ -195,14 +195,14 @@ def test_a_trial_without_a_number_has_failed_and_epochs_without_one_are_not_the_
     assert status == 0 and [line["state"] for line in lines] == ["fail", "complete"]
     assert "no number for valid/distance_px" in capsys.readouterr().out
     epochs = [{"valid/loss": loss, "m": m} for loss, m in ((math.nan, 1.0), (None, 2.0), (0.5, 3.0), (0.7, 4.0))]
-    assert tune.scored({(0, 0): epochs}, "m") == 3.0
+    assert tune.trial_value({(0, 0): epochs}, "m") == 3.0
 
 
 def test_a_metric_that_no_log_has_ends_the_search_and_a_mended_one_begins_anew(tmp_path):
     text = SPACE.replace('"warmup"', '"metric": "valid/dist", "warmup"')
     launcher = Launcher()
     with pytest.raises(
-        SystemExit, match=r"metric='valid/dist' is not in .*metrics.jsonl; there are valid/distance_px, valid/loss"
+        SystemExit, match=r"metric='valid/dist' is not in .*metrics.jsonl; choose one of valid/distance_px, valid/loss"
     ):
         search(tmp_path, launcher, "--trials=3", text=text)
     assert len(launcher.runs) == 1
@@ -238,17 +238,17 @@ def test_two_workers_share_a_study(tmp_path, monkeypatch):
     [
         ("optimizer.learning_rate", "optimizer.learning_rat", r"the nearest are .*optimizer\.learning_rate"),
         ('("int", 4, 8)', '("int", 4)', r"train\.batch_size: give int, the lowest and the highest value"),
-        ('("int", 4, 8)', '("whole", 4, 8)', "no kind 'whole'; there are float, int, categorical"),
+        ('("int", 4, 8)', '("whole", 4, 8)', "unknown kind 'whole'; choose one of float, int, categorical"),
         ('("int", 4, 8)', '("categorical", 4, "many")', r"train\.batch_size=many"),
-        ('("int", 4, 8)', '("int", 8, 4)', "the lowest value, comes before the highest"),
-        ('("int", 4, 8)', '("int", 0, 4, "log")', "which is above 0 for 'log'"),
+        ('("int", 4, 8)', '("int", 8, 4)', "give the lowest value first, then the highest"),
+        ('("int", 4, 8)', '("int", 0, 4, "log")', r"the lowest value \(above 0 for 'log'\) first"),
         ('("int", 4, 8)', '("categorical",)', "give the choices"),
         ('{"train.steps": 2}', '{"split.valid": 0.0}', r"set --config\.split\.valid"),
-        ('"space":', '"overrides":', "the space of get_space has no space"),
-        ('"config":', '"metric":', "the space of get_space has no config"),
-        ("    return {", "    return [], {", r"get_space returns \(.*it is to return a dict"),
+        ('"space":', '"overrides":', "the dict that get_space returns lacks space"),
+        ('"config":', '"metric":', "the dict that get_space returns lacks config"),
+        ("    return {", "    return [], {", r"get_space returns \(.*it must return a dict"),
         ("    return {", "    return {{", "SyntaxError"),
-        ('"warmup"', '"warmpu"', "no key of a space warmpu; the nearest are warmup"),
+        ('"warmup"', '"warmpu"', "unknown space key warmpu; the nearest are warmup"),
         ("beetle.py", "bettle.py", "bettle.py"),
     ],
 )
@@ -257,7 +257,7 @@ def test_what_is_wrong_is_said_before_anything_is_run(old, new, message, tmp_pat
     with pytest.raises(SystemExit, match=message):
         search(tmp_path, Launcher(lambda number: pytest.fail("a run was started")), text=SPACE.replace(old, new))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(SystemExit, match=r"--config\.head\.loss is given, and searched"):
+    with pytest.raises(SystemExit, match=r"--config\.head\.loss is given, but the space searches it"):
         search(tmp_path, Launcher(), "--config.head.loss=l1")
 
 
@@ -266,7 +266,8 @@ def test_a_grid_and_a_file_in_the_place_of_the_workdir_are_named(tmp_path):
     with pytest.raises(SystemExit) as error:
         tune.main([f"--space={grid}"])
     assert (
-        str(error.value) == f"tune: {grid} has no get_space; it has get_grid: give it to launch/ablate.py --grid={grid}"
+        str(error.value)
+        == f"tune: {grid} does not define get_space; it defines get_grid: give it to launch/ablate.py --grid={grid}"
     )
     (tmp_path / "out").touch()
     with pytest.raises(SystemExit, match=rf"tune: --workdir={tmp_path}/out: a file is in the way; name another folder"):

@@ -106,13 +106,13 @@ def test_an_image_shows_the_landmarks_of_its_own_dataset_alone(tmp_path):
     [
         (
             {"a": {"part": "head", "size": (8, 8)}},
-            r"sets\.a\.size: a dataset may change count, curves, drop, fit, flip, ",
+            r"sets\.a\.size: a dataset may only set count, curves, drop, fit, flip, ",
         ),
-        ({"a": {"prt": "head"}}, r"sets\.a\.prt: a dataset may change .*part"),
-        ({"a-b": {"part": "head"}}, r"sets\.a-b: another name"),
-        ({"loss": {"part": "head"}}, r"sets\.loss: another name"),
+        ({"a": {"prt": "head"}}, r"sets\.a\.prt: a dataset may only set .*part"),
+        ({"a-b": {"part": "head"}}, r"sets\.a-b: choose another name"),
+        ({"loss": {"part": "head"}}, r"sets\.loss: choose another name"),
         ({"a": {"images": "x"}}, r"--config\.data\.landmarks is empty"),
-        ({"a": {"count": 3}, "boxes": {"count": 3}}, "neither boxes nor volumes"),
+        ({"a": {"count": 3}, "boxes": {"count": 3}}, "not boxes or volumes"),
     ],
 )
 def test_what_no_dataset_can_be(sets, message):
@@ -215,7 +215,7 @@ def test_a_batch_of_one_dataset_teaches_its_head_and_the_body_alone():
 
 def test_a_set_that_nothing_is_held_back_of_is_refused_before_the_training(tmp_path):
     sets = {name: {"part": name, "count": count} for name, count in (("pronotum", 10), ("head", 4))}
-    with pytest.raises(ValueError, match="fold 0: of dataset 1 no image is left to test: change"):
+    with pytest.raises(ValueError, match="fold 0: it holds out no image of dataset 1 for testing: change"):
         train.train(get_config(sets, **{"split.folds": 1, "split.run": (0,), "split.valid": 0.1}), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 
@@ -276,7 +276,7 @@ def test_the_parts_that_are_balanced_are_datasets_groups_objects_or_none():
     assert found == {"set": [0, 0, 1], "group": [4, 5, 6], "image": [0, 0, 0], "object": [0, 1, 1]}
     # Most of those that are shown have objects: nothing is to be balanced.
     assert list(splits.strata("object", samples, all_[:2])) == [0, 0, 0]
-    with pytest.raises(ValueError, match=r"train\.balance=specimen: there are set, group, image, object"):
+    with pytest.raises(ValueError, match=r"train\.balance=specimen: choose one of set, group, image, object"):
         splits.strata("specimen", samples, all_)
 
 
@@ -413,7 +413,8 @@ def test_a_prediction_needs_the_dataset_that_photographs_are_like(universal, tmp
         np.testing.assert_allclose(mine[place], point, atol=0.02)
     for wrong in ("", "wing"):
         with pytest.raises(
-            ValueError, match=rf"--set={wrong}: the run has datasets head, pronotum: name one, as --set=head"
+            ValueError,
+            match=rf"--set={wrong}: the run has datasets head, pronotum: name one of them, such as --set=head",
         ):
             predict.load(workdir, set=wrong)
     folder, keys = tmp_path / "new", own(tmp_path / "new")
@@ -422,13 +423,13 @@ def test_a_prediction_needs_the_dataset_that_photographs_are_like(universal, tmp
     given = ml_collections.ConfigDict({"data": keys | {"group_by": ""}})
     main.predict(given, workdir)
     assert len(rows_of(workdir / "predict" / "predictions.csv")) == 6 * 8
-    with pytest.raises(ValueError, match=r"the data have 11 landmarks, the run's network finds 8"):
+    with pytest.raises(ValueError, match=r"the data have 11 landmarks, but the run's network finds 8"):
         main.evaluate(given, workdir)
-    with pytest.raises(ValueError, match="--set=pronotum says whose landmarks other photographs have"):
+    with pytest.raises(ValueError, match="--set=pronotum: it says which dataset new photographs belong to"):
         main.evaluate(ml_collections.ConfigDict({"data": {"images": ""}}), workdir)
     monkeypatch.setattr(main, "SET", SimpleNamespace(value=""))
     for mode in (main.predict, main.evaluate):
-        with pytest.raises(ValueError, match="name one, as --set=head"):
+        with pytest.raises(ValueError, match="name one of them, such as --set=head"):
             mode(given, workdir)
     about = serving.export(workdir, folder / "export", set="pronotum")
     assert about["outputs"] == {"points": ["batch", 8, 2], "scores": ["batch", 8]}
@@ -491,7 +492,7 @@ def test_the_config_names_datasets_of_ones_own():
 
 
 def test_what_is_no_dataset_is_refused():
-    with pytest.raises(ValueError, match=r"config variant own=left-wing\+b: 'left-wing'; a name has letters"):
+    with pytest.raises(ValueError, match=r"config variant own=left-wing\+b: 'left-wing' is not a valid dataset name"):
         runpy.run_path(str(CONFIG))["get_config"]("own=left-wing+b")
     with pytest.raises(ValueError, match=r"--config\.data\.sets\.w=3: give the keys in which it differs"):
         loading.of_set(ml_collections.ConfigDict({"images": "", "sets": {"w": 3}}), "w")

@@ -45,18 +45,18 @@ def build(
     name, chosen = _named(spec)
     facts: dict[str, Any] = {"channels": channels, "flip": flip, "size": size}
     if channels not in (1, 3):
-        raise ValueError(f"channels={channels}: a network takes 1 (luminance) or 3")
+        raise ValueError(f"channels={channels}: choose 1 (luminance) or 3")
     if flip is not None and not all(k == -1 or (k < len(flip) and flip[k] == i) for i, k in enumerate(flip)):
         raise ValueError(f"flip={flip}: mirroring twice must bring every landmark back to its place")
     if size is not None and name != "modern":
         raise ValueError(
-            f"augment.name={name} keeps the frame's size: set --config.train.sizes='()' and --config.train.coarse=0, or"
+            f"augment.name={name} cannot resize frames: set --config.train.sizes='()' and --config.train.coarse=0, or"
             " augment.name=modern"
         )
     mine = options(spec)
     others = {option for other in KNOWN for option in options({"name": other})}
     if unknown := [option for option in spec if option not in {"name", *others}]:
-        raise ValueError(f"augment.{unknown[0]}: {name} has {', '.join(mine) or 'no options'}")
+        raise ValueError(f"augment.{unknown[0]}: unknown option; {name} has {', '.join(mine) or 'no options'}")
     taken = inspect.signature(chosen.build).parameters
     given = {key: spec[key] for key in mine if key in spec} | {key: facts[key] for key in facts if key in taken}
     return Augmentation(chosen.versions, chosen.build(**given))
@@ -92,5 +92,5 @@ KNOWN = {
 def _named(spec):
     name = spec.get("name")
     if name not in KNOWN:
-        raise ValueError(f"augment.name={name!r}: there are {', '.join(KNOWN)}")
+        raise ValueError(f"augment.name={name!r}: choose one of {', '.join(KNOWN)}")
     return name, KNOWN[name]

@@ -22,7 +22,7 @@ def to_float(images):
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images of {images.dtype}: give uint8, or floats in [0, 1]")
+        raise ValueError(f"images of type {images.dtype}: give uint8, or floats in [0, 1]")
     return images
 
 
@@ -36,7 +36,9 @@ def to_channels(images, channels):
     if images.shape[-1] == channels:
         return images
     if {images.shape[-1], channels} != {1, 3}:
-        raise ValueError(f"images of {images.shape[-1]} channels cannot become {channels}: there are 1 and 3")
+        raise ValueError(
+            f"images of {images.shape[-1]} channels cannot be converted to {channels}: only 1 and 3 are possible"
+        )
     return mix(images, LUMINANCE) if channels == 1 else jnp.repeat(images, 3, axis=-1)
 
 

@@ -79,7 +79,7 @@ def build(
         if flip is not None and mirror:
             order = jnp.array(flip, jnp.int32)
             if len(order) != len(points):
-                raise ValueError(f"flip has {len(order)} entries, and there are {len(points)} landmarks")
+                raise ValueError(f"flip has {len(order)} entries, but there are {len(points)} landmarks")
             mirrored = jax.random.bernoulli(mirror_key, mirror) & ~jnp.any(visible & (order < 0))
             matrix = jnp.where(mirrored, geometry.compose(spatial.mirror(frame), matrix), matrix)
             points = jnp.where(mirrored, points[order], points)

@@ -22,7 +22,7 @@ def build(*, channels: int, maximum: int = 50, seed: int = 0):
     if channels != 1:
         raise ValueError(f"augment paper_x7 makes grey images: set --config.channels=1, not {channels}")
     if maximum < 1:
-        raise ValueError(f"augment.maximum={maximum}: the constant is drawn from 1..maximum")
+        raise ValueError(f"augment.maximum={maximum}: give at least 1: the constant is drawn from 1..maximum")
 
     def one(image, index, version):
         constant = jax.random.randint(constant_key(seed, index, version), (), 1, maximum + 1)
@@ -37,7 +37,7 @@ def build(*, channels: int, maximum: int = 50, seed: int = 0):
         del keys
         images = batch["images"]
         if images.shape[-1] != 3 or images.dtype != jnp.uint8:
-            raise ValueError(f"augment paper_x7 works on uint8 colour images, not {images.dtype} {images.shape}")
+            raise ValueError(f"augment paper_x7 needs uint8 colour images, not {images.dtype} {images.shape}")
         return batch | {"images": jax.vmap(one)(images, batch["index"], batch["version"])}
 
     return apply

@@ -12,5 +12,6 @@ def check(names: Sequence[str], *, objects: bool) -> None:
     for name in names:
         if name not in known:
             raise ValueError(
-                f"--config.baselines: no {name} for {'objects' if objects else 'landmarks'}; there are {', '.join(known)}"
+                f"--config.baselines: {'objects' if objects else 'landmarks'} have no baseline {name}; choose from"
+                f" {', '.join(known)}"
             )

@@ -108,11 +108,13 @@ def read(volume, landmarks) -> Person:
     whole = "give a T1-weighted volume of a whole head"
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if (sides > VOXEL).any() or (sides * voxels.shape < EXTENT).any():
-        raise FormatError(volume, "", f"{voxels.shape} voxels of {sides.round(2).tolist()} mm", whole)
+        raise FormatError(
+            volume, "", f"{voxels.shape} voxels of {sides.round(2).tolist()} mm are too coarse or too few", whole
+        )
     if not np.isfinite(voxels).all():
-        raise FormatError(volume, "", f"{(~np.isfinite(voxels)).sum()} voxels are no number", "set them to 0")
+        raise FormatError(volume, "", f"{(~np.isfinite(voxels)).sum()} voxels are NaN or infinite", "set them to 0")
     if voxels.max() <= 0:
-        raise FormatError(volume, "", f"no voxel is above {voxels.max():g}", whole)
+        raise FormatError(volume, "", f"no voxel is above 0, the largest is {voxels.max():g}", whole)
     check_fiducials(fiducials, voxels.shape, affine, volume, landmarks)
     voxels = np.clip(voxels, 0, None)
     seed = np.linalg.inv(affine) @ [*fiducials[AC - 1], 1]
@@ -121,8 +123,9 @@ def read(volume, landmarks) -> Person:
     share = person.fiducials[AC - 1] / person.size
     if np.abs(share - AC_SHARE).max() > AC_OFF:
         raise FormatError(
-            landmarks, "AC", f"at {share.round(2).tolist()} of the brain's box in {volume}, far from {list(AC_SHARE)}",
-            "give the AFIDs of this very volume",
+            landmarks, "AC",
+            f"it lies at {share.round(2).tolist()} of the sides of the brain's box in {volume}, from its centre,"
+            f" far from the usual {list(AC_SHARE)}", "give the AFIDs of this volume",
         )  # fmt: skip
     return person
 
@@ -143,28 +146,32 @@ def check_fiducials(fiducials, shape, affine, volume, file) -> None:
         if ((place < -0.5) | (place > np.array(shape) - 0.5)).any():
             raise FormatError(
                 file, NAMES.get(number, f"AFID {number}"),
-                f"{fiducials[number - 1].tolist()} mm is outside {volume}", "give its own file",
+                f"{fiducials[number - 1].tolist()} mm is outside the volume {volume}", "give the AFIDs of this volume",
             )  # fmt: skip
     apart = np.linalg.norm(fiducials[AC - 1] - fiducials[PC - 1])
     if not AC_PC[0] <= apart <= AC_PC[1]:
-        raise FormatError(file, "AC, PC", f"they are {apart:.1f} mm apart", "mark the commissures")
+        raise FormatError(
+            file, "AC, PC", f"they are {apart:.1f} mm apart, not {AC_PC[0]:g} to {AC_PC[1]:g}", "mark them anew"
+        )
     axes = axes_of(fiducials)
     turn = np.degrees(scipy.spatial.transform.Rotation.from_matrix(axes).magnitude())
     if turn > TURN_LIMIT:
         raise FormatError(
-            file, "", f"by its AFIDs the head is turned by {turn:.0f} degrees against RAS",
-            "check the coordinate system, which of AC and PC is which, and right and left",
+            file, "", f"according to the AFIDs the head is rotated by {turn:.0f} degrees from the RAS axes",
+            "check the coordinate system, and whether AC and PC, or right and left, are exchanged",
         )  # fmt: skip
     middle = np.array([fiducials[k - 1] for k in MIDLINE]) @ axes[:, 0]
     off = np.abs(middle - np.median(middle))
     if off.max() > OFF_PLANE:
         raise FormatError(
-            file, f"AFID {MIDLINE[off.argmax()]}", f"{off.max():.1f} mm off the plane of the midline's points",
-            "check it and the others of the midline, " + ", ".join(map(str, MIDLINE)),
+            file, f"AFID {MIDLINE[off.argmax()]}", f"{off.max():.1f} mm off the plane of the midline points",
+            "check it and the other midline points, AFIDs " + ", ".join(map(str, MIDLINE)),
         )  # fmt: skip
     for right, left in PAIRS:
         if (fiducials[right - 1] - fiducials[left - 1]) @ axes[:, 0] < 0:
-            raise FormatError(file, f"AFIDs {right}, {left}", "the right one lies to the left", "exchange them")
+            raise FormatError(
+                file, f"AFIDs {right}, {left}", "the right one lies left of the left one", "exchange their labels"
+            )
 
 
 def read_fiducials(path) -> np.ndarray:
@@ -178,13 +185,13 @@ def read_fiducials(path) -> np.ndarray:
     for label, place, where in slicer.read(path):
         number = int(label) if label.strip().isdecimal() else 0
         if not 1 <= number <= 32:
-            raise FormatError(where, "", f"label {label!r}", "it is the AFID's number from 1 to 32")
+            raise FormatError(where, "", f"label {label!r} is not the number of an AFID", "write 1 to 32")
         if np.isfinite(found[number - 1]).all():
-            raise FormatError(where, "", f"a second AFID {number}", "take one of them away")
+            raise FormatError(where, "", f"a second AFID {number}", "delete one of the two")
         found[number - 1] = place
     missing = [k for k in sorted({*NAMES, *MIDLINE}) if not np.isfinite(found[k - 1]).all()]
     if missing:
-        raise FormatError(path, "", f"AFIDs {', '.join(map(str, missing))} are not in it", "mark all of them")
+        raise FormatError(path, "", f"AFIDs {', '.join(map(str, missing))} are missing", "mark all of them")
     return found
 
 
@@ -214,7 +221,7 @@ def brain_of(voxels, affine, seed, file) -> np.ndarray:
         if 0.8 <= litres <= 1.9:
             full = brain.repeat(step[0], 0).repeat(step[1], 1).repeat(step[2], 2)
             return np.pad(full, [(0, n - m) for n, m in zip(voxels.shape, full.shape, strict=True)], mode="edge")
-    raise FormatError(file, "", "no brain of 0.8 to 1.9 litres is found in it", "give a T1-weighted volume of a head")
+    raise FormatError(file, "", "no brain of 0.8 to 1.9 litres was found", "give a T1-weighted volume of a head")
 
 
 def axes_of(fiducials) -> np.ndarray:
@@ -434,7 +441,7 @@ def load(spec) -> tuple[Samples, Volumes, Callable]:
     if bool(spec.volume) != bool(spec.landmarks):
         missing = "landmarks" if spec.volume else "volume"
         raise ValueError(
-            f"--config.data.{missing} is empty: a head of one's own needs both --config.data.volume=NIFTI and"
+            f"--config.data.{missing} is empty: your own head needs both --config.data.volume=NIFTI and"
             " --config.data.landmarks=FCSV"
         )
     if spec.size[0] != spec.size[1]:

@@ -30,9 +30,9 @@ def fill_in(spec) -> None:
     """Sets what a config's `data` leaves open: `size` (), `zoom` 0 and `pose` "" of landmarks, `scale` 0 of objects.
 
     The frame has the median proportions of the photographs that have landmarks, of all `sets`, and about `pixels`
-    pixels, but not more than the median photograph, or than `MIN_PIXEL_BUDGET` if that is more. If no photograph can be read it is
-    4:3. `zoom`, `pose` and `objects.fitting_scale` choose the other values, which are 1 and "upright" if no photograph
-    can be read, if there are `sets`, and, for `scale`, if whole photographs are fitted into the frame.
+    pixels, but not more than the median photograph, or than `MIN_PIXEL_BUDGET` if that is more. If no photograph can be
+    read it is 4:3. `zoom`, `pose` and `objects.fitting_scale` choose the other values, which are 1 and "upright" if no
+    photograph can be read, if there are `sets`, and, for `scale`, if whole photographs are fitted into the frame.
     """
     if "boxes" in spec:
         if not spec.scale:
@@ -81,8 +81,8 @@ def pose(annotations: list[Annotation]) -> str:
 def _fit(one: Annotation, reference: Annotation) -> tuple[float, float, bool] | None:
     """Fits a specimen to `reference` by a similarity; returns the residual, the angle (radians) and whether it mirrors.
 
-    The residual is a share of the landmarks' variance. The fit mirrors only if the residual is otherwise above `MAX_RESIDUAL`
-    and mirroring more than halves it. None where the two share fewer than three visible landmarks.
+    The residual is a share of the landmarks' variance. The fit mirrors only if the residual is otherwise above
+    `MAX_RESIDUAL` and mirroring more than halves it. None where the two share fewer than three visible landmarks.
     """
     both = one.visible & reference.visible
     if both.sum() < 3:
@@ -97,8 +97,8 @@ def _fit(one: Annotation, reference: Annotation) -> tuple[float, float, bool] | 
 def zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=False) -> float:
     """Returns the magnification, to two digits, at which landmarks typically take the share `FILL` of the second look.
 
-    It is 1 where they nearly do so in the whole photograph. Otherwise it is at most `MAX_ZOOM`, exceeds neither the median
-    photograph's resolution nor, in pixels of the whole frame, `MAX_FRAME_PIXELS`, except by rounding.
+    It is 1 where they nearly do so in the whole photograph. Otherwise it is at most `MAX_ZOOM`, exceeds neither the
+    median photograph's resolution nor, in pixels of the whole frame, `MAX_FRAME_PIXELS`, except by rounding.
 
     Args:
       found: pairs of a photograph's landmarks and its (height, width).

@@ -90,7 +90,7 @@ def load(
         outside = a.visible & ~((a.points >= 0) & (a.points <= (w, h))).all(1)
         for k in np.flatnonzero(outside):
             x, y = a.points[k]
-            what = f"landmark {k + 1} at ({x:g}, {y:g}) lies outside the image of {w}x{h}: taken as missing"
+            what = f"landmark {k + 1} at ({x:g}, {y:g}) lies outside the image of {w}x{h}: treated as missing"
             problems.append(problem(a.image, what, a.where))
         kept.append((a, (h, w), digest))
         if a.size is None:
@@ -99,7 +99,7 @@ def load(
         points.append(np.where(visible[-1][:, None], (a.points - matrix[:, 2]) / (matrix[0, 0], matrix[1, 1]), 0))
     problems += unsupported_format_problems(images)
     if not kept:
-        reasons = "; ".join(sorted({p["what"] for p in problems})[:3]) or "the landmark file names none"
+        reasons = "; ".join(sorted({p["what"] for p in problems})[:3]) or "the landmark file names no image"
         raise FormatError(landmarks, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
     others = [p for p in listing(images) if p not in used]
     if others:
@@ -131,11 +131,11 @@ def group_of(image: str, known: Mapping[str, str], pattern: str) -> str:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"--config.data.group_by={pattern}: no regular expression: {error}") from None
+            raise ValueError(f"--config.data.group_by={pattern}: not a valid regular expression: {error}") from None
         if (caught := caught_in(image, pattern)) is None:
             raise ValueError(
-                f"--config.data.group_by={pattern}: no first group in {image!r}; write an expression such as"
-                r" '^(\d+)_' whose first parentheses hold the specimen in every file name"
+                f"--config.data.group_by={pattern}: its first group captures nothing in {image!r}; write an expression"
+                r" such as '^(\d+)_' whose first parentheses capture the specimen in every file name"
             )
         return caught
     return known.get(image) or ROBOFLOW.sub("", image)

@@ -104,7 +104,7 @@ def _load(spec) -> Dataset:
     if bool(spec.images) != bool(spec.landmarks):
         missing = "landmarks" if spec.images else "images"
         raise ValueError(
-            f"--config.data.{missing} is empty: a dataset of one's own needs both --config.data.images=DIR and"
+            f"--config.data.{missing} is empty: your own dataset needs both --config.data.images=DIR and"
             " --config.data.landmarks=FILE"
         )
     return _own(spec) if spec.images else _phantoms(spec)
@@ -124,7 +124,7 @@ def known_facts(spec) -> dict:
         problems: list[dict] = []
         found = formats.read(spec.landmarks, spec.images, problems=problems, curves=spec.curves)
         if not found:
-            what = "; ".join(sorted({each["what"] for each in problems})[:3]) or "it names no image"
+            what = "; ".join(sorted({each["what"] for each in problems})[:3]) or "the landmark file names no image"
             raise FormatError(
                 spec.landmarks, "", f"not one usable photograph in {spec.images} ({what})", "check both paths"
             )
@@ -142,20 +142,20 @@ def of_set(spec, name: str):
     sets = spec.get("sets") or {}
     if bool(name) != bool(sets) or (name and name not in sets):
         known = (
-            f"datasets {', '.join(sets)}: name one, as --set={next(iter(sets))}"
+            f"datasets {', '.join(sets)}: name one of them, such as --set={next(iter(sets))}"
             if sets
-            else "one dataset, without a name"
+            else "one dataset, which has no name: leave --set out"
         )
         raise ValueError(f"--set={name}: the run has {known}")
     if not name:
         return spec
     if not hasattr(sets[name], "items"):
         raise ValueError(
-            f"--config.data.sets.{name}={sets[name]}: give the keys in which it differs, as {{'images': 'DIR'}}"
+            f"--config.data.sets.{name}={sets[name]}: give the keys in which it differs, such as {{'images': 'DIR'}}"
         )
     common = [key for key in spec if key not in ("sets", "size", "pixels", "zoom", "pose", "keep")]
     if unknown := [key for key in sets[name] if key not in common]:
-        raise ValueError(f"--config.data.sets.{name}.{unknown[0]}: a dataset may change {', '.join(common)}")
+        raise ValueError(f"--config.data.sets.{name}.{unknown[0]}: a dataset may only set {', '.join(common)}")
     return ml_collections.ConfigDict(dict(spec) | dict(sets[name]) | {"sets": {}, "keep": ""})
 
 
@@ -168,10 +168,12 @@ def _columns(counts):
 def _load_sets(spec):
     """Loads the datasets of `spec.sets` as one, landmarks side by side; an image has only its own dataset's visible."""
     if "boxes" in spec or "volume" in spec:
-        raise ValueError("--config.data.sets: several datasets have landmarks, neither boxes nor volumes")
+        raise ValueError("--config.data.sets: only datasets of landmarks can be joined, not boxes or volumes")
     for name in spec.sets:
         if not name.isidentifier() or name in ("loss", "distance_px"):  # names that the log uses already
-            raise ValueError(f"--config.data.sets.{name}: another name, of letters, digits and _")
+            raise ValueError(
+                f"--config.data.sets.{name}: choose another name, of letters, digits and _, not loss or distance_px"
+            )
     each = {name: _load(of_set(spec, name)) for name in spec.sets}
     columns = _columns({name: one.samples.points.shape[1] for name, one in each.items()})
     width, parts, problems = sum(one.samples.points.shape[1] for one in each.values()), [], []
@@ -216,9 +218,7 @@ def _merge_copies(dataset: Dataset) -> Dataset:
     again = {name: first[content] for content, name in pairs if first.setdefault(content, name) != name}
     if again and not dataset.sets:
         image, of = next(iter(again.items()))
-        what = (
-            f"{len(again)} photographs are copies of others, this the first, of {of}: each in the group of its original"
-        )
+        what = f"{len(again)} photographs are copies of others, this one of {of}: each gets the group of its original"
         problems.append(problem(image, what, dataset.images))
     samples = dataclasses.replace(samples, group=_link_groups(samples.group, samples.content))
     return dataset._replace(samples=samples, problems=problems)
@@ -261,7 +261,7 @@ def _own(spec):
     )
     flip = tuple(spec.flip) or None
     if flip and sorted(flip) != list(range(samples.points.shape[1])):
-        raise ValueError(f"--config.data.flip={flip}: give each of 0..{samples.points.shape[1] - 1} once")
+        raise ValueError(f"--config.data.flip={flip}: list each of 0..{samples.points.shape[1] - 1} exactly once")
     photograph = lambda name: folder.photograph(spec.images, name)
     disagreement = formats.disagreement(spec.landmarks, spec.images, curves=spec.curves)
     return Dataset(samples, problems, flip, photograph, disagreement, names=names, images=spec.images)
@@ -272,12 +272,14 @@ def _objects(spec):
     if bool(spec.images) != bool(spec.boxes):
         missing = "boxes" if spec.images else "images"
         raise ValueError(
-            f"--config.data.{missing} is empty: a dataset of one's own needs both --config.data.images=DIR and"
+            f"--config.data.{missing} is empty: your own dataset needs both --config.data.images=DIR and"
             " --config.data.boxes=FILE"
         )
     size, options = tuple(spec.size), {"fit": spec.fit, "scale": spec.scale, "overlap": spec.overlap}
     if spec.fit == "tile" and not spec.overlap < min(size):
-        raise ValueError(f"--config.data.overlap={spec.overlap}: less than the sides of --config.data.size={size}")
+        raise ValueError(
+            f"--config.data.overlap={spec.overlap}: give less than both sides of --config.data.size={size}"
+        )
     if spec.images:
         samples, annotations, classes, problems = objects.load(
             spec.images, spec.boxes, size=size, group_by=spec.get("group_by", ""), **options
@@ -353,7 +355,9 @@ def _phantoms(spec):
         raise ValueError(f"--config.data.part={spec.part}: the parts are {', '.join(phantoms.PARTS)}")
     there = {f"{part}/{k}" for part, count in phantoms.PARTS.items() for k in range(1, count + 1)}
     if wrong := [name for name in spec.drop if name not in there]:
-        raise ValueError(f"--config.data.drop={tuple(spec.drop)}: no landmark {wrong[0]}; write them as elytra/1")
+        raise ValueError(
+            f"--config.data.drop={tuple(spec.drop)}: there is no landmark {wrong[0]}; write them like elytra/1"
+        )
     size, source = frame_size(spec), tuple(spec.source_size)
     how = {"share": spec.share, "turn": spec.turn}
     scale = np.array([source[1] / size[1], source[0] / size[0]])
@@ -374,7 +378,7 @@ def _phantoms(spec):
         )
     counts = {part: d.points.shape[1] for part, d in zip(parts, drawn, strict=True)}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"the parts have different landmark counts {counts}: drop some with config.data.drop")
+        raise ValueError(f"the parts have different numbers of landmarks {counts}: drop some with --config.data.drop")
 
     def photograph(name):
         part, specimen = name.removesuffix(".png").rsplit("_", 1)

@@ -96,7 +96,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         parts += [(annotation, group, *frame) for frame in frames]
     if unused := set(listing(images)) - {file for _, file in found}:
         first = min(unused).relative_to(images).as_posix()
-        what = f"{len(unused)} photographs of the folder are not in the file of boxes, this the first: not used"
+        what = f"{len(unused)} photographs in the folder, this one among them, are not in the file of boxes: not used"
         problems.append(problem(first, what, str(boxes)))
     problems += unsupported_format_problems(images)
     if not kept:
@@ -149,7 +149,7 @@ def object_size_problems(tiles: Samples, overlap: int, scale: float) -> list[dic
     if side >= SMALL and (side <= overlap or not cut):
         return []
     what = f"the typical object is {side:{'.1f' if side >= 0.1 else '.1g'}} pixels wide in the network's frame"
-    why = "tiles cut it apart" if side > overlap else "hardly to be found"
+    why = "so large that tiles cut it apart" if cut and side > overlap else "too small to be found reliably"
     good = min(scale * GOOD / side, 100)  # the upper limit in `config.LIMITS`
     advice = f"--config.data.scale={good:.2g} makes it {side * good / scale:.2g}"
     return [problem(str(tiles.name[0]), f"{what}, {why}: {advice}", "--config.data.scale")]
@@ -179,16 +179,16 @@ def by_photograph(
         first = dataclasses.replace(same[0], image=name_of(file, images))
         for other in same[1:]:
             problems.append(
-                note(other, f"the photograph of {same[0].image} ({same[0].where}), too: their boxes are joined")
+                note(other, f"the same photograph as {same[0].image} ({same[0].where}): their boxes are joined")
             )
             for key in ("group", "size"):
                 mine, theirs = getattr(first, key), getattr(other, key)
                 if mine and theirs and mine != theirs:
-                    problems.append(note(other, f"{key} {theirs}, and {mine} in {first.where}: the latter holds"))
+                    problems.append(note(other, f"{key} {theirs}, but {mine} in {first.where}: the latter is used"))
                 first = dataclasses.replace(first, **{key: mine or theirs})
             once = merge_box_places(merge_box_places({}, first), other)
             if again := len(first.classes) + len(other.classes) - len(once):
-                problems.append(note(other, f"{again} boxes again: kept once"))
+                problems.append(note(other, f"{again} boxes given twice: kept once"))
             boxes = np.array([key[:4] for key in once], np.float64).reshape(-1, 4)
             classes, places = tuple(key[4] for key in once), tuple(once.values())
             first = dataclasses.replace(first, boxes=boxes, classes=classes, places=places)

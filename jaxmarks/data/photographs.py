@@ -63,7 +63,8 @@ def unsupported_format_problems(folder: Path) -> list[dict]:
     if not files:
         return []
     what = (
-        f"{len(files)} photographs as {files[0].suffix} are not read, this the first: convert them to JPEG, PNG or TIFF"
+        f"{len(files)} photographs are in formats that are not read, such as {files[0].suffix}: convert them to JPEG,"
+        " PNG or TIFF"
     )
     return [problem(name_of(files[0], folder), what, str(folder))]
 
@@ -83,7 +84,7 @@ def finder(folder) -> Callable[[str], Path]:
 
     def find(name):
         if not name:
-            raise OSError("the file names no image for these marks (IMAGE= in TPS)")
+            raise OSError("the file gives no image name for these marks (IMAGE= in TPS)")
         path = PureWindowsPath(name)  # accepts both kinds of slash
         for candidate in (folder / name, folder / path.as_posix()):
             if candidate.is_file():
@@ -97,7 +98,7 @@ def finder(folder) -> Callable[[str], Path]:
             matches = [file for file in matches if shared[file] == max(shared.values())]
             if len(matches) > 1:
                 several = ", ".join(p.relative_to(folder).as_posix() for p in matches[:3])
-                raise OSError(f"{len(matches)} images may be meant ({several}): write the path from {folder} on")
+                raise OSError(f"{len(matches)} images match this name ({several}): write the path relative to {folder}")
             if matches:
                 return matches[0]
         raise OSError(f"no such image in {folder}")
@@ -153,7 +154,7 @@ def opened(path) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise OSError(f"more than {most} megapixels: scale it down, and its marks with it") from None
+        raise OSError(f"more than {most} megapixels: scale it down, and its annotations with it") from None
     except Exception as error:
         raise OSError(str(error) or type(error).__name__) from error
 
@@ -226,7 +227,7 @@ def turn_of(path, told: tuple[int, int] | None, stored: tuple[int, int], *, upri
     turn = orientation(path)
     shown = stored[::-1] if turn >= 5 else stored
     if told not in (None, stored, shown):
-        raise OSError(f"annotated as {told[1]}x{told[0]}, the photograph has {stored[1]}x{stored[0]}")
+        raise OSError(f"annotated at {told[1]}x{told[0]} pixels, but the photograph has {stored[1]}x{stored[0]}")
     return turn if told == shown != stored or (upright and told in (None, shown)) else 1
 
 
@@ -248,8 +249,8 @@ def exif_rotation_problems(files: Iterable[Path], folder: Path) -> list[dict]:
     if not names:
         return []
     what = (
-        f"{len(names)} photographs carry an EXIF rotation, this the first: coordinates are those of the stored pixels, not"
-        " of the picture turned upright"
+        f"{len(names)} photographs, this one among them, have an EXIF rotation: coordinates refer to the stored pixels,"
+        " not to the upright picture"
     )
     return [problem(names[0], what, str(folder))]
 
@@ -280,11 +281,13 @@ def not_decoded(path) -> list[str]:
     if Path(path).suffix.lower() in PAGED:
         with contextlib.suppress(OSError), opened(path) as image:
             if image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) > 1:
-                found.append("a TIFF with an orientation: coordinates are those of the picture turned upright")
+                found.append("a TIFF with an orientation tag: coordinates refer to the upright picture")
             if _deep_colour(image) and not _read_deep(image):
-                found.append("16 bits a colour, of which the upper 8 are taken: write a TIFF without LZW, or greys")
+                found.append(
+                    "16 bits per colour, of which only the upper 8 are used: save as uncompressed TIFF, or in greyscale"
+                )
             if (pages := getattr(image, "n_frames", 1)) > 1:
-                found.append(f"{pages} pages, of which the first is taken: make one image of them")
+                found.append(f"{pages} pages, of which only the first is read: combine them into one image")
     return found
 
 
@@ -340,7 +343,7 @@ def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tupl
             values = np.moveaxis(values, 0, -1) if planes else values
             values = TRANSPOSED[turn](values) if turn in TRANSPOSED else values
             if values.shape[:2] != image.size[::-1] or values.shape[2:] not in ((3,), (4,)) or image.mode[:3] != "RGB":
-                raise OSError("16 bits a colour in a form that is not read: write RGB, interleaved")
+                raise OSError("16 bits per colour in a layout that is not read: save it as interleaved RGB")
             return stretched(values[..., :3].astype(np.float64)), extent
         return np.array(image.convert("RGB")), extent
 
@@ -366,14 +369,14 @@ def readable(
       FormatError: the folder has no photograph.
     """
     if folder.is_file():
-        raise FormatError(folder, "", "a file", "give the folder that it is in with --config.data.images")
+        raise FormatError(folder, "", "this is a file", "give the folder that it is in with --config.data.images")
     if not folder.is_dir():
         raise FormatError(folder, "", "no such folder", "give the folder of photographs with --config.data.images")
     if not (files := listing(folder)):
         what = "; ".join(
             ["no photograph in this folder", *(each["what"] for each in unsupported_format_problems(folder))]
         )
-        raise FormatError(folder, "", what, "give one with --config.data.images")
+        raise FormatError(folder, "", what, "give a folder of photographs with --config.data.images")
 
     def attempt(file):
         try:

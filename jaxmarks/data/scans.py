@@ -59,7 +59,7 @@ def load_nifti(file):
     except Exception as error:  # nibabel has several exceptions of its own
         raise FormatError(file, "", f"cannot be read ({error})", "give a NIfTI file") from error
     if not isinstance(image, nibabel.Nifti1Pair):  # Analyze, where left and right are ambiguous, or CIFTI's surfaces
-        raise FormatError(file, "", f"a {type(image).__name__}", "give a NIfTI file")
+        raise FormatError(file, "", f"a {type(image).__name__}, not NIfTI", "give a NIfTI file")
     return image
 
 
@@ -88,18 +88,22 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
     try:
         known = [form() for form, code in forms if code > 0]
     except Exception as error:  # an invalid quaternion
-        raise FormatError(file, "", f"its orientation cannot be read ({error})", "mend the header's qform") from error
+        raise FormatError(
+            file, "", f"its orientation cannot be read ({error})", "correct the header's qform"
+        ) from error
     if not known:
         raise FormatError(
-            file, "", "sform_code and qform_code are both 0: the file does not say how it lies in the patient",
-            "convert it from the scanner's DICOM anew, for the orientation must not be guessed",
+            file, "", "sform_code and qform_code are both 0, so its orientation in the patient is unknown",
+            "convert it from the scanner's DICOM again: the orientation must not be guessed",
         )  # fmt: skip
     if header["xyzt_units"] & 7 not in (0, 2):  # the three lowest bits: 0 is unknown, 2 is millimetres
-        raise FormatError(file, "xyzt_units", "its places are not in millimetres", "convert the header to mm")
+        raise FormatError(file, "xyzt_units", "its coordinates are not in millimetres", "convert the header to mm")
     affine = known[0]
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (sides < 1e-3).any():
-        raise FormatError(file, "", f"voxels of {sides.round(4).tolist()} mm in the header", "mend the header's affine")
+        raise FormatError(
+            file, "", f"voxels of {sides.round(4).tolist()} mm in the header", "correct the header's affine"
+        )
     axes = affine[:3, :3] / sides
     if np.abs(axes.T @ axes - np.eye(3)).max() > 0.02:
         raise FormatError(file, "", "the axes of the header's affine are not at right angles", "resample the volume")
@@ -108,18 +112,18 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
     apart = np.linalg.norm(corners @ (known[-1] - affine)[:3, :3].T + (known[-1] - affine)[:3, 3], axis=-1).max()
     if not apart <= AGREE:
         raise FormatError(
-            file, "", f"sform and qform give different orientations or places, by {apart:.1f} mm at a corner",
+            file, "", f"sform and qform contradict each other, by {apart:.1f} mm at a corner of the volume",
             "set the code of the wrong one to 0",
         )  # fmt: skip
     if image.get_data_dtype().kind not in "iuf" or 0 in image.shape:
         raise FormatError(
-            file, "", f"{image.shape} voxels of type {image.get_data_dtype()}", "give a whole file of grey values"
+            file, "", f"{image.shape} voxels of type {image.get_data_dtype()}", "give a complete file of grey values"
         )
     try:
         voxels = np.asarray(image.dataobj, np.float32)
     except Exception as error:  # a truncated file
         raise FormatError(
-            file, "", f"its voxels cannot be read ({error})", "give a whole file of grey values"
+            file, "", f"its voxels cannot be read ({error})", "give a complete file of grey values"
         ) from error
     voxels = voxels.reshape(voxels.shape[:3] + tuple(n for n in voxels.shape[3:] if n > 1))
     voxels = voxels[(..., *[None] * (3 - voxels.ndim))] if voxels.ndim < 3 else voxels
@@ -172,17 +176,17 @@ def numbers(read, tag: str, count: int, file, default=None) -> np.ndarray:
     Raises:
       FormatError: the tag is absent and there is no default, or its value is not `count` finite numbers.
     """
-    remedy = "export it from the scanner anew, for it must not be guessed"
+    remedy = "export it from the scanner again: the value must not be guessed"
     given = read.get(tag)
     given = default if given in (None, "") else given
     if given is None:
-        raise FormatError(file, "", f"no {tag}: the file does not say how it lies in the patient", remedy)
+        raise FormatError(file, "", f"no {tag}, so the image's position in the patient is unknown", remedy)
     try:
         found = np.array(given, float).ravel()
     except (TypeError, ValueError) as error:
-        raise FormatError(file, tag, f"not {count} numbers ({error})", remedy) from error
+        raise FormatError(file, tag, f"its value is not {count} numbers ({error})", remedy) from error
     if len(found) != count or not np.isfinite(found).all():
-        raise FormatError(file, tag, f"{found.tolist()}, not {count} numbers", remedy)
+        raise FormatError(file, tag, f"{found.tolist()} is not {count} finite numbers", remedy)
     return found
 
 
@@ -200,24 +204,24 @@ def dicom(file, notes: list[str]) -> Scout:
         read = pydicom.dcmread(file)
         pixels = np.asarray(read.pixel_array, np.float32)
     except Exception as error:  # pydicom passes on whatever its codecs raise
-        remedy = "give an uncompressed DICOM image, or take the file away"
+        remedy = "give an uncompressed DICOM image, or remove the file"
         raise FormatError(file, "", f"cannot be read ({error})", remedy) from error
     grey = read.get("PhotometricInterpretation")
     if pixels.ndim != 2 or grey not in ("MONOCHROME1", "MONOCHROME2"):
-        raise FormatError(file, "", f"{pixels.shape} pixels, {grey}", "give grey images of one frame each")
+        raise FormatError(file, "", f"{pixels.shape} pixels of type {grey}", "give greyscale images of one frame each")
     if "PerFrameFunctionalGroupsSequence" in read:
-        what = f"an enhanced image ({getattr(read.get('SOPClassUID'), 'name', 'of no class')})"
+        what = f"an enhanced image ({getattr(read.get('SOPClassUID'), 'name', 'without a class')})"
         raise FormatError(file, "", what, "export it as classic DICOM, one file for each frame")
     pixels = pixels * numbers(read, "RescaleSlope", 1, file, 1) + numbers(read, "RescaleIntercept", 1, file, 0)
     if grey == "MONOCHROME1":
         pixels = pixels.max() - pixels
     cosines = numbers(read, "ImageOrientationPatient", 6, file).reshape(2, 3)
     spacing, position = numbers(read, "PixelSpacing", 2, file), numbers(read, "ImagePositionPatient", 3, file)
-    anew = "export it from the scanner anew"
+    anew = "export it from the scanner again"
     if np.abs(np.linalg.norm(cosines, axis=1) - 1).max() > 0.01:
-        raise FormatError(file, "ImageOrientationPatient", f"{cosines.tolist()} are not of length 1", anew)
+        raise FormatError(file, "ImageOrientationPatient", f"the vectors {cosines.tolist()} are not of length 1", anew)
     if (spacing <= 0).any():
-        raise FormatError(file, "PixelSpacing", f"{spacing.tolist()} mm", anew)
+        raise FormatError(file, "PixelSpacing", f"{spacing.tolist()} mm is not above 0", anew)
     along, down = lps_to_ras(cosines)
     between_rows, between_columns = spacing
     x, y = along * between_columns, down * between_rows

@@ -79,7 +79,7 @@ def triples(path) -> Iterator[tuple[str, list[Path]]]:
                 yield name + (f"_{kind}" if thin and dicom else ""), files
         some = some or bool(nifti or dicom)
     if not some:
-        raise FormatError(path, "", "no NIfTI and no DICOM file in it", "give scouts with --config.data.images")
+        raise FormatError(path, "", "it contains no NIfTI or DICOM file", "give scouts with --config.data.images")
 
 
 def examinations(folder: Path, *, links: bool = False) -> list[Examination]:
@@ -144,11 +144,13 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
     check_same_examination(slices)
     if len(folders := {Path(one.file).parent for one in slices}) > 1:
         notes.append(
-            f"slices of several folders taken for one examination: {', '.join(sorted(f.name for f in folders))}"
+            f"slices of several folders are treated as one examination: {', '.join(sorted(f.name for f in folders))}"
         )
     if (space := slices[0].space) != SCANNER:
-        where = SPACES.get(space, "of another template")
-        notes.append(f"places are {where} (sform or qform code {space}), not the scanner's: so is the volume")
+        where = SPACES.get(space, "those of another template")
+        notes.append(
+            f"coordinates are {where} (sform or qform code {space}), not the scanner's, and so are the volume's"
+        )
     groups = {name: [s for s in slices if s.name == name] for name in PLANES}
     missing = [name for name in PLANES if not groups[name]]
     if missing:
@@ -158,8 +160,8 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
             if group
         )
         raise FormatError(
-            files[0].parent, "", f"no {' and no '.join(missing)} scout (there are {there}, by their own orientation)",
-            f"give one slice of each plane, or a volume (a file of at most {scans.STACK} slices is a stack of scouts)",
+            files[0].parent, "", f"no {' and no '.join(missing)} scout (by their orientation, there are {there})",
+            f"give one slice of each plane, or a volume (a file of at most {scans.STACK} slices is taken as a stack)",
         )  # fmt: skip
     scouts = {name: middle(group) for name, group in groups.items()}
     check_planes_intersect(scouts, files[0].parent)
@@ -176,12 +178,12 @@ def one_series(slices: list[Scout], notes: list[str]) -> list[Scout]:
     if len(whole) > 1:
         first, second = (series[uid][0].file for uid in whole[:2])
         raise FormatError(
-            second, "SeriesInstanceUID", f"a second series of all planes beside that of {first}", "give one"
+            second, "SeriesInstanceUID", f"a second series of all three planes besides that of {first}", "keep one"
         )
     if not whole or len(series) == 1:
         return slices
     others = [Path(s.file).name for s in slices if s.series != whole[0]]
-    notes.append(f"passed over, for another series has all three planes: {', '.join(others)}")
+    notes.append(f"not used, because another series has all three planes: {', '.join(others)}")
     return series[whole[0]]
 
 
@@ -209,14 +211,14 @@ def middle(slices: list[Scout]) -> Scout:
     slices = sorted(slices, key=across)
     for one, other in itertools.pairwise(slices):
         bad = lambda what, one=one, other=other: FormatError(
-            other.file, "", f"a second {one.name} scout {what} {one.file}", "give one of the two"
+            other.file, "", f"a second {one.name} scout {what} {one.file}", "keep one of the two"
         )
         if not behind(one, other):
-            raise bad("that is not of one stack with")
+            raise bad("that does not belong to one stack with")
         if across(other) - across(one) < APART:
-            raise bad("at the place of")
+            raise bad("at the same position as")
         if len(slices) == 2:
-            raise bad("beside")
+            raise bad("besides")
     return slices[len(slices) // 2]
 
 
@@ -248,7 +250,7 @@ def volume_slices(voxels, affine, file, notes) -> Iterator[Scout]:
     """Yields the slices of a volume along its three axes through the middle of the head."""
     where = np.argwhere(head_of(np.nan_to_num(voxels)))
     if not len(where):
-        raise FormatError(file, "", "no head in this volume, all of it is dark", "give a volume of a head")
+        raise FormatError(file, "", "this volume shows no head: all of it is dark", "give a volume of a head")
     low, high = np.quantile(where, [0.01, 0.99], axis=0)
     middles = (low + high) / 2
     # Below the head there may be a neck, so the middle lies at most 0.4 HEAD below the crown.

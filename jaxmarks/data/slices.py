@@ -23,7 +23,7 @@ HOLES = 0.2
 # The range of plausible sides of a scout's pixel, mm; others were written in another unit.
 SIDES = 0.05, 20.0
 # A NIfTI file's coordinate space, by the code of its sform or qform; DICOM's is the scanner's.
-SCANNER, SPACES = 1, {2: "aligned to another image", 3: "of Talairach's atlas", 4: "of the MNI template"}
+SCANNER, SPACES = 1, {2: "aligned to another image", 3: "those of Talairach's atlas", 4: "those of the MNI template"}
 
 
 class Scout(NamedTuple):
@@ -70,27 +70,27 @@ def scout(image, plane, file, notes: list[str]) -> Scout:
     Up to a share `HOLES` of the voxels may be non-finite; each of these gets the value of its nearest finite neighbour.
     """
     bad = lambda what, remedy: FormatError(file, "", what, remedy)
-    sides, rewrite = np.linalg.norm(plane[:, :2], axis=0), "write the file anew with the scanner's orientation"
+    sides, rewrite = np.linalg.norm(plane[:, :2], axis=0), "export the file again with the scanner's orientation"
     if not np.isfinite(plane).all() or (sides < SIDES[0]).any() or (sides > SIDES[1]).any():
-        raise bad(f"pixels of {sides.round(4).tolist()} mm", rewrite)
+        raise bad(f"implausible pixels of {sides.round(4).tolist()} mm", rewrite)
     slant = plane[:, 0] @ plane[:, 1] / sides.prod()
     if abs(slant) > 0.02:
-        raise bad(f"rows and columns at {np.degrees(np.arccos(slant)):.0f} degrees, not at a right angle", rewrite)
+        raise bad(f"rows and columns meet at {np.degrees(np.arccos(slant)):.0f} degrees, not at a right angle", rewrite)
     across = np.abs(normal(plane))
     angle, name = np.degrees(np.arccos(min(across.max(), 1))), PLANES[int(across.argmax())]
     if angle > OBLIQUE:
         raise bad(
             f"an oblique slice, {angle:.0f} degrees from the {name} plane",
-            f"give slices within {OBLIQUE:.0f} degrees of sagittal, coronal and axial",
+            f"give slices within {OBLIQUE:.0f} degrees of the sagittal, coronal and axial planes",
         )
     image = np.asarray(image, np.float32)
     holes = ~np.isfinite(image)
     if holes.mean() > HOLES:
-        raise bad(f"{holes.mean():.0%} of the {name} slice is no number", "give a slice that is whole")
+        raise bad(f"{holes.mean():.0%} of the {name} slice is NaN or infinite", "give a complete slice")
     if holes.any():
-        notes.append(f"{Path(file).name}: {holes.sum()} voxels of the {name} slice are no number: filled")
+        notes.append(f"{Path(file).name}: {holes.sum()} voxels of the {name} slice were NaN or infinite: filled")
         nearest = scipy.ndimage.distance_transform_edt(holes, return_distances=False, return_indices=True)
         image = image[tuple(nearest)]
     if image.min() == image.max():
-        raise bad(f"the {name} slice shows nothing, all its values are {image.flat[0]:g}", "give a slice with a head")
+        raise bad(f"the {name} slice shows nothing: all its values are {image.flat[0]:g}", "give a slice of a head")
     return Scout(image, np.asarray(plane, np.float64), name, str(file))

@@ -42,9 +42,11 @@ def by_group(
     """
     names = np.unique(group)
     if not 0 <= fold < folds:
-        raise ValueError(f"fold {fold} of {folds}: folds count from 0 to {folds - 1}")
+        raise ValueError(f"fold {fold} of {folds} does not exist: folds are numbered from 0 to {folds - 1}")
     if len(names) < folds:
-        remedy = "set --config.split.folds to at most that" if len(names) > 1 else "give at least two, one to be tested"
+        remedy = (
+            "set --config.split.folds to at most that" if len(names) > 1 else "give at least two, one of them to test"
+        )
         raise ValueError(f"{len(names)} groups cannot make {folds} folds; {remedy}")
     kinds = {} if kind is None else dict(zip(group.tolist(), kind.tolist(), strict=True))
     order = _evenly(np.random.default_rng(seed).permutation(names), kinds)
@@ -53,7 +55,7 @@ def by_group(
     # Shuffled anew for each fold, or all folds would have the same validation groups.
     rest = _evenly(np.random.default_rng((seed, fold)).permutation(rest), kinds)
     if not 0 <= valid < 1:
-        raise ValueError(f"--config.split.valid={valid}: a share from 0 to below 1")
+        raise ValueError(f"--config.split.valid={valid}: give a fraction from 0 to below 1")
     held = round(valid * len(rest))
     rest = np.roll(rest, -member * held)
     where = lambda chosen: np.flatnonzero(np.isin(group, chosen))
@@ -133,14 +135,16 @@ def member_split(settings, samples: Samples, member, versions: int) -> Split:
     """
     split = settings.split
     if split.by not in ("group", "image", "random"):
-        raise ValueError(f"--config.split.by={split.by}: there are group, image and random")
+        raise ValueError(f"--config.split.by={split.by}: choose group, image or random")
     if split.by == "random" and split.folds == 1:
         raise ValueError(
-            "--config.split.by=random --config.split.folds=1: the versions that validate are of images that are trained"
-            " on, so nothing would be left to test; raise split.folds"
+            "--config.split.by=random --config.split.folds=1: the validation set holds augmented versions of training"
+            " images, so no image would be left to test; raise --config.split.folds"
         )
     if split.by == "random" and split.few:
-        raise ValueError(f"--config.split.few={split.few}: a random split has no specimens; set split.by=group")
+        raise ValueError(
+            f"--config.split.few={split.few}: a random split does not separate specimens; set --config.split.by=group"
+        )
     group = samples.group
     if split.by == "image":  # keeps together the tiles of a photograph, and its copies
         order = {content: n for n, content in enumerate(dict.fromkeys(samples.content.tolist()))}
@@ -184,15 +188,16 @@ def split_record(split: Split, settings, samples: Samples, versions: int) -> dic
 
 
 def match_parts(known: dict, samples: Samples) -> dict[str, np.ndarray]:
-    """Finds the part of a split, as recorded by `split_record`, in which each of the samples (N,) is; "" where it is in none.
+    """Finds the part of a split, from its `split_record`, in which each of the samples (N,) is; "" where it is in none.
 
     The result's keys are the criteria, the most reliable first: equal "content", equal "name" (photographs only), and
     equal "specimen". An image with versions in both "train" and "valid" counts as "train". Runs of older versions of
     jaxmarks saved only the names.
     """
     images, contents, specimens = known["images"], known.get("contents", {}), known.get("specimens", {})
-    named = {name: part for part in ("unused", "test", "valid", "train") for name in images.get(part, ())}
-    over = lambda values: {value: named[name] for name, value in values.items() if name in named}
+    each = [(name, part) for part in ("unused", "test", "valid", "train") for name in images.get(part, ())]
+    named = dict(each)  # of several parts the last counts, here and of one content under several names
+    over = lambda values: {values[name]: part for name, part in each if name in values}
     files = {name: part for name, part in named.items() if not contents.get(name, "").startswith(DRAWN)}
     find = lambda values, parts: np.array([parts.get(value, "") for value in values.tolist()])
     return {
@@ -212,5 +217,5 @@ def strata(balance: str, samples: Samples, shown: np.ndarray) -> np.ndarray:
     by_objects = empty if empty[shown].mean() > 0.5 else alike
     known = {"set": samples.domain, "group": samples.group, "image": alike, "object": by_objects}
     if balance not in known:
-        raise ValueError(f"--config.train.balance={balance}: there are {', '.join(known)}")
+        raise ValueError(f"--config.train.balance={balance}: choose one of {', '.join(known)}")
     return known[balance]

@@ -89,7 +89,7 @@ def with_padding_box(boxes, labels):
 def need_map(features) -> None:
     """Raises ValueError unless the features are a map (B, h, w, F)."""
     if features.ndim != 4:
-        raise ValueError("this head takes a map of features: set --config.model.output=map")
+        raise ValueError("this head needs a map of features, not a vector: set --config.model.output=map")
 
 
 def stride_of(maps, size):

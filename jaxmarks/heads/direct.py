@@ -15,7 +15,7 @@ class Coordinates(nn.Module):
     @nn.compact
     def __call__(self, features):
         if features.ndim != 2:
-            raise ValueError("the direct head takes a vector of features: set --config.model.output=vector")
+            raise ValueError("the direct head needs a vector of features, not a map: set --config.model.output=vector")
         outputs = nn.Dense(2 * self.landmarks, kernel_init=nn.initializers.glorot_uniform(), name="fc3")(features)
         return outputs.reshape(-1, self.landmarks, 2)
 
@@ -37,7 +37,7 @@ def build(*, landmarks, size, loss="mse", interval="symmetric"):
     """
     penalty = losses.named(loss)
     if interval not in ("symmetric", "unit"):
-        raise ValueError(f"head.interval={interval!r}: there are symmetric and unit")
+        raise ValueError(f"head.interval={interval!r}: choose symmetric or unit")
     unit = interval == "unit"
 
     def targets(batch):

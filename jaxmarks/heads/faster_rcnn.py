@@ -193,7 +193,7 @@ def build(
       limit: the maximum number of objects in an image.
     """
     if phase not in PHASES:
-        raise ValueError(f"head.phase={phase!r}: there are {', '.join(PHASES)}")
+        raise ValueError(f"head.phase={phase!r}: choose one of {', '.join(PHASES)}")
     side = math.sqrt(sizes[0] * sizes[1])
     shapes = tuple((side * s / math.sqrt(r), side * s * math.sqrt(r)) for s in scales for r in ratios)
     layer = FasterRCNN(

@@ -68,10 +68,10 @@ def build(
       shape: (mean, spread) from `ops.shape.procrustes` over the training images; ignored for fewer than four landmarks.
     """
     if target not in TARGETS:
-        raise ValueError(f"head.target={target!r}: there are {', '.join(TARGETS)}")
+        raise ValueError(f"head.target={target!r}: choose one of {', '.join(TARGETS)}")
     distribution = names.base_name(loss) in DISTRIBUTIONS
     if tanh and distribution:
-        raise ValueError(f"head.tanh=True: not with head.loss={loss}, for which maps must be free to rise")
+        raise ValueError(f"head.tanh=True: head.loss={loss} needs unbounded maps; set head.tanh=False")
     draw, mass = TARGETS[target]
     penalty = losses.named(loss, prefix="heatmap_")
     found = decoders.named(decoder)

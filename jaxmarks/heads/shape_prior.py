@@ -52,7 +52,7 @@ from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import edges, geometry, heatmaps
 
 FORMS = ("bounded", "printed")
-# Sigma, in pixels, of a target that is a single dot.
+# Sigma of a target that is a single dot, in pixels of the map.
 DOT = 0.3
 # Added to values or used as their lower limit, so that quotients and logarithms stay finite.
 TINY = 1e-6
@@ -121,7 +121,8 @@ def build(
       shapes: `rings`, ellipses from half of the typical box to all of it; `learned`; or an array (S, n, n) in pixels of
         the map, which is normalised.
       count: the number of rings or learned shapes.
-      sigma: standard deviation of the target's peaks in pixels of the frame; by default 3, in the printed form `DOT`.
+      sigma: standard deviation of the target's peaks in pixels of the frame; by default 3, in the printed
+        form that of dots of one pixel (`DOT`).
       threshold: outputs up to this value are left out of R (printed form).
       window: p, the window of the max-pooling in pixels of the map, odd; by default the typical box's longer side.
       smooth: spatial sigma of the bilateral filter before edge detection, in pixels; 0 turns the filter off.
@@ -133,11 +134,11 @@ def build(
       limit: the maximum number of objects in an image.
     """
     if form not in FORMS:
-        raise ValueError(f"head.form={form!r}: there are {', '.join(FORMS)}")
+        raise ValueError(f"head.form={form!r}: choose one of {', '.join(FORMS)}")
     if isinstance(shapes, str) and shapes not in ("rings", "learned"):
-        raise ValueError(f"head.shapes={shapes!r}: rings, learned, or an array (S, n, n)")
+        raise ValueError(f"head.shapes={shapes!r}: give rings, learned, or an array (S, n, n)")
     bounded = form == "bounded"
-    sigma = (3.0 if bounded else DOT) if sigma is None else sigma
+    sigma = 3.0 if sigma is None and bounded else sigma
     learned = isinstance(shapes, str) and shapes == "learned"
     width, height = (float(side) for side in sizes)
     across = max(width, height)
@@ -227,9 +228,16 @@ def rings(extent, count):
 
 
 def draw(boxes, labels, classes, shape, stride, sigma):
-    """Draws the targets (B, h, w, C): per class the maximum of its objects' Gaussians, at exact sub-pixel centres."""
-    centres = box_ops.to_centres(boxes)[..., :2]
-    return heatmaps.largest_of_class(heatmaps.gaussian(centres / stride, shape, sigma / stride), labels, classes)
+    """Draws the targets (B, h, w, C): per class the maximum of its objects' Gaussians, at exact sub-pixel centres.
+
+    Without a `sigma` each object is a dot, 1 in the pixel of its centre.
+    """
+    centres = box_ops.to_centres(boxes)[..., :2] / stride
+    if sigma is None:
+        drawn = heatmaps.gaussian(jnp.floor(centres) + 0.5, shape, DOT)
+    else:
+        drawn = heatmaps.gaussian(centres, shape, sigma / stride)
+    return heatmaps.largest_of_class(drawn, labels, classes)
 
 
 def coarser(maps, stride):

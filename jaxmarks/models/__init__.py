@@ -62,6 +62,6 @@ def check_weights(spec: Mapping[str, Any], source: str) -> None:
     elif spec["name"] not in (bodies := find.names(__name__, needs="read_weights")):
         others = ", ".join(find.names(encoders.__name__, needs="COLOURS"))
         raise ValueError(
-            f"--config.weights={source}: {spec['name']} has none; there are those of the bodies {', '.join(bodies)} and of"
-            f" the encoders {others}"
+            f"--config.weights={source}: {spec['name']} has no pretrained weights; they exist for the bodies"
+            f" {', '.join(bodies)} and the encoders {others}"
         )

@@ -62,7 +62,7 @@ def build(*, version=3, width=0, dropout=(), standardise=False):
       standardise: whether to bring each image and channel to mean 0 and deviation 1 first (the paper does not).
     """
     if version not in (1, 2, 3):
-        raise ValueError(f"model.version={version}: the paper has networks 1, 2 and 3")
+        raise ValueError(f"model.version={version}: choose 1, 2 or 3, the paper's networks")
     none = (0.0, 0.0, 0.0, 0.0)
     return Beetle(
         width=width or (500 if version == 1 else 1000),

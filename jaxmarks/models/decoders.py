@@ -8,7 +8,7 @@ from jaxmarks.models import layers
 def check_stride(stride):
     """Raises ValueError if a body on an encoder cannot have this output stride."""
     if stride not in (1, 2, 4):
-        raise ValueError(f"model.stride={stride}: with an encoder there are 1, 2 and 4")
+        raise ValueError(f"model.stride={stride}: choose 1, 2 or 4 with an encoder")
 
 
 def encode(encoder, images, *, stride, train):

@@ -76,6 +76,6 @@ def build(*, encoder=None, width=256, rates=(6, 12, 18), source=16, stride=4, no
     """
     decoders.check_stride(stride)
     if source not in SOURCES:
-        raise ValueError(f"model.source={source}: there are 8, 16 and 32")
+        raise ValueError(f"model.source={source}: choose 8, 16 or 32")
     encoder = encoders.build(encoder or {"name": "plain", "norm": norm})
     return DeepLabV3(encoder, width, tuple(rates), source, stride, norm, dropout)

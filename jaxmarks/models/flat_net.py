@@ -52,5 +52,5 @@ def build(*, width=32, rates=(1, 2, 3, 4, 5), stride=1, norm="batch"):
       norm: `batch`, `group` or `none` (as published).
     """
     if stride & (stride - 1) or stride < 1:
-        raise ValueError(f"model.stride={stride}: a power of two")
+        raise ValueError(f"model.stride={stride}: give a power of two")
     return FlatNet(width=width, rates=tuple(rates), stride=stride, norm=norm)

@@ -113,5 +113,5 @@ def build(*, width=24, depth=6, stacks=1, norm="batch", dropout=0.25):
     """
     for name, value in (("depth", depth), ("stacks", stacks)):
         if value < 1:
-            raise ValueError(f"model.{name}={value}: at least 1")
+            raise ValueError(f"model.{name}={value}: give at least 1")
     return HourglassNet(width=width, depth=depth, stacks=stacks, norm=norm, dropout=dropout)

@@ -112,7 +112,7 @@ def build(*, width=18, modules=(1, 1, 3, 2), blocks=4, stride=4, norm="batch"):
       norm: "batch", "group" or "none".
     """
     if stride not in (1, 2, 4):
-        raise ValueError(f"model.stride={stride}: there are 1, 2 and 4")
+        raise ValueError(f"model.stride={stride}: choose 1, 2 or 4")
     if len(modules) != 4 or min(modules) < 1:
-        raise ValueError(f"model.modules={modules}: give the number of modules of four stages, each at least 1")
+        raise ValueError(f"model.modules={modules}: give four numbers of modules, one for each stage, all at least 1")
     return HRNet(width=width, modules=tuple(modules), blocks=blocks, stride=stride, norm=norm)

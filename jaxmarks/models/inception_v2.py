@@ -102,5 +102,5 @@ def build(*, width=1.0, stride=16, norm="batch"):
       norm: `batch`, `group` or `none`.
     """
     if stride not in (8, 16):
-        raise ValueError(f"model.stride={stride}: there are 8 and 16")
+        raise ValueError(f"model.stride={stride}: choose 8 or 16")
     return InceptionV2(width=width, stride=stride, norm=norm)

@@ -278,7 +278,7 @@ def max_pool(x):
     if min(x.shape[1:3]) < 2:
         raise ValueError(
             f"a map of {x.shape[1]}x{x.shape[2]} cannot be halved: the frame (--config.data.size) is too small for so"
-            " many poolings; enlarge it, or lower --config.model.depth or --config.model.stride"
+            " many pooling layers; enlarge it, or lower --config.model.depth or --config.model.stride"
         )
     if target() == "plain":
         b, h, w, c = x.shape
@@ -438,7 +438,7 @@ class Norm(nn.Module):
             return nn.GroupNorm(math.gcd(x.shape[-1], max(1, x.shape[-1] // 8)), epsilon=self.epsilon, name="group")(x)
         if self.kind == "none":
             return x
-        raise ValueError(f"norm={self.kind!r}: there are batch, group and none")
+        raise ValueError(f"norm={self.kind!r}: choose batch, group or none")
 
 
 class ConvNorm(nn.Module):

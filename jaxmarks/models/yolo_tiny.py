@@ -63,10 +63,11 @@ def read_weights(path, *, channels=3, width=16, norm="batch"):
       ValueError: the file does not hold these layers, or the body has other ones.
     """
     if (width, norm) != (16, "batch"):
-        raise ValueError(f"{path}: Darknet's weights are for model.width=16 and norm=batch, not {width} and {norm}")
+        raise ValueError(f"{path}: Darknet's weights need model.width=16 and norm=batch, not {width} and {norm}")
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"weights={path}: there is no such file; yolo_tiny takes Darknet's: --config.weights=yolov2-tiny-voc.weights"
+            f"weights={path}: there is no such file; yolo_tiny takes Darknet's weights, such as"
+            " --config.weights=yolov2-tiny-voc.weights"
         )
     raw = Path(path).read_bytes()
     major, minor = (int(n) for n in np.frombuffer(raw[:8].ljust(8, b"\0"), "<i4"))
@@ -92,10 +93,13 @@ def read_weights(path, *, channels=3, width=16, norm="batch"):
     for i, (h, w, into, out) in enumerate(shapes[:whole], 1):
         bias, scale, mean, variance = (take(out) for _ in range(4))
         if not (np.isfinite(variance).all() and (variance >= 0).all()):
-            raise ValueError(f"{path}: the variances of convolution {i} are not; this is no file of YOLOv2-tiny's")
+            raise ValueError(
+                f"{path}: some variances of convolution {i} are negative or not finite; give a Darknet file of"
+                " YOLOv2-tiny"
+            )
         kernel = take(out, into, h, w).transpose(2, 3, 1, 0)
         if not all(np.isfinite(array).all() for array in (bias, scale, mean, kernel)):
-            raise ValueError(f"{path}: convolution {i} has numbers that are not finite; fetch the file anew")
+            raise ValueError(f"{path}: convolution {i} has numbers that are not finite; download the file again")
         if i == 1 and channels == 1:
             kernel = kernel.sum(axis=2, keepdims=True)
         params[f"conv{i}"] = {"conv": {"kernel": kernel}, "norm": {"batch": {"bias": bias, "scale": scale}}}

@@ -510,7 +510,7 @@ def pair_detections(boxes, scores, valid, truth, truth_valid, *, iou=None, withi
       ValueError: not exactly one of `iou` and `within` is given.
     """
     if (iou is None) == (within is None):
-        raise ValueError(f"iou={iou}, within={within}: give one of them")
+        raise ValueError(f"iou={iou}, within={within}: give exactly one of them")
     boxes, scores, truth = at_least_float32(boxes), at_least_float32(scores), at_least_float32(truth)
     valid, truth_valid = jnp.asarray(valid), jnp.asarray(truth_valid)
     if iou is not None:
@@ -646,7 +646,7 @@ def mean_average_precision(
       ValueError: classes are given without `count`.
     """
     if count is None and not (classes is None and truth_classes is None):
-        raise ValueError("classes need count, their number: those from there on would not be looked at")
+        raise ValueError("give count, the number of classes: without it only boxes of class 0 would be scored")
     count = 1 if count is None else count
     classes = jnp.zeros(scores.shape, jnp.int32) if classes is None else classes
     truth_classes = jnp.zeros(truth_valid.shape, jnp.int32) if truth_classes is None else truth_classes

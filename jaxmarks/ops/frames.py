@@ -19,7 +19,7 @@ def placement(source_size, size, fit, scale=None):
     if fit == "pad":
         scale = min(size[0] / source_size[0], size[1] / source_size[1])
     elif fit != "tile" or scale is None:
-        raise ValueError(f"fit={fit!r}: there are pad and stretch")
+        raise ValueError(f"fit={fit!r}: choose pad or stretch, or tile with a scale")
     rows, columns = (max(1, round(side * scale)) for side in source_size)
     return max(0, size[0] - rows) // 2, max(0, size[1] - columns) // 2, rows, columns
 

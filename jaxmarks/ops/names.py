@@ -21,19 +21,21 @@ def resolve(text: str, known: Iterable[Callable], *, key: str, prefix: str = "")
     name, _, options = text.partition(":")
     each = {one.__name__.removeprefix(prefix): one for one in known}
     if name not in each:
-        raise ValueError(f"{key}={name!r}: there are {', '.join(each)}")
+        raise ValueError(f"{key}={name!r}: choose one of {', '.join(each)}")
     defaults = {n: p.default for n, p in inspect.signature(each[name]).parameters.items() if p.kind == p.KEYWORD_ONLY}
     given = {}
     for word in filter(None, options.split(",")):
         option, _, value = word.partition("=")
         if option not in defaults:
-            raise ValueError(f"{key}={text!r}: {name} has {', '.join(defaults) or 'no options'}, and no {option!r}")
+            raise ValueError(
+                f"{key}={text!r}: {name} has no option {option!r}; it has {', '.join(defaults) or 'no options'}"
+            )
         try:
             given[option] = type(defaults[option])(value)
         except ValueError:
-            raise ValueError(f"{key}={text!r}: {option} is a number, as {defaults[option]}") from None
+            raise ValueError(f"{key}={text!r}: {option} must be a number, as {defaults[option]}") from None
         if not 0 < given[option] < math.inf:
-            raise ValueError(f"{key}={text!r}: {option} is above 0")
+            raise ValueError(f"{key}={text!r}: {option} must be finite and above 0")
     return functools.partial(each[name], **given) if given else each[name]
 
 

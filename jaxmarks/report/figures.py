@@ -127,5 +127,5 @@ def cumulative(distances: np.ndarray, path: Path) -> None:
     ax.set_ylim(0, 1.01)
     ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     ax.set_xlabel("distance (px)", fontsize=8)
-    ax.set_ylabel("share of landmarks within", fontsize=8)
+    ax.set_ylabel("share of landmarks", fontsize=8)
     figure.savefig(path)

@@ -61,7 +61,7 @@ def curves(found: Boxes, total: int, threshold: float | None, folder: Path) -> N
         grid[0, 0].plot(found.score[order], values, color=colour, lw=1.4, label=name)
     if threshold is not None:
         grid[0, 0].axvline(threshold, color=drawings.ORANGE, lw=1, ls="--")
-    grid[0, 0].set(xlabel="threshold of the score", xlim=(0, 1), ylim=(0, 1.01))
+    grid[0, 0].set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.01))
     grid[0, 0].legend(fontsize=8, frameon=False, loc="lower left")
     figure.savefig(folder / "threshold.png")
 

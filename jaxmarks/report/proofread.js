@@ -246,9 +246,9 @@ function proofread(images, kind) {
     document.querySelector("#list .here")?.classList.remove("here");
     find("list").children[place].classList.add("here");
     find("list").children[place].scrollIntoView({ block: "nearest" });
-    find("count").textContent = `${now.done} of ${images.length} looked through`
-      + (now.others ? `; ${now.others} had other marks when they were put right here, which is not used` : "")
-      + (now.kept ? "" : "; this browser keeps no more of it: save before you leave");
+    find("count").textContent = `${now.done} of ${images.length} checked`
+      + (now.others ? `; ${now.others} have changed since they were corrected in this browser: those corrections are not used` : "")
+      + (now.kept ? "" : "; this browser cannot store your corrections: save a file before you leave");
     find("chips").replaceChildren();
     for (const { text, title, on, off, chosen } of kind.chips(image, selected)) {
       const button = add("button", { class: `${on ? "selected" : ""} ${off ? "missing" : ""}`, title }, find("chips"), text);
@@ -257,7 +257,7 @@ function proofread(images, kind) {
     find("where").textContent = kind.where(image, selected);
     find("take").hidden = kind.beside(image, selected) < 0;
     find("draw").hidden = !kind.drawn;
-    find("check").textContent = image.checked ? "Not yet right" : "Right, next";
+    find("check").textContent = image.checked ? "Mark as unchecked" : "Checked, next";
   }
 
   // The photograph of the session's place, whole.
@@ -315,7 +315,7 @@ function proofread(images, kind) {
 
   function save(ending) {
     if (find("some").checked && !now.done) {
-      alert("No photograph is looked through yet: press “Right, next” on those that are.");
+      alert("No photograph is marked as checked yet: press “Checked, next” on each one that is correct.");
       return;
     }
     const link = add("a", { download: `corrected.${ending}` }, document.body);

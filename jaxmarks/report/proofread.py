@@ -32,8 +32,10 @@ def landmarks(out: Path, images: Path, photographs: list[dict], *, names: Iterab
       The path of the page.
     """
     marked = any("found" in each for each in photographs)
-    help = "Drag a landmark, or arrow keys (with Shift ten times)." + (" Orange: the network's." if marked else "")
-    first = "farthest from the network's first" if marked else "least sure first"
+    help = "Drag a landmark, or move it with the arrow keys (Shift: ten times as far)." + (
+        " Orange: the network's landmarks." if marked else ""
+    )
+    first = "largest difference from the network first" if marked else "least certain first"
     shown = [each | {key: _points(each[key]) for key in {"items", "found"} & each.keys()} for each in photographs]
     about = {"names": names, "unit": "px" if marked else ""}
     return _write(out, images, shown, "landmarks", about, first=first, help=help)
@@ -57,10 +59,10 @@ def boxes(
       The path of the page.
     """
     marked = any("found" in each for each in photographs)
-    help = "Drag a box or its corner; with Shift draw one, or click for one of the usual size."
+    help = "Drag a box or its corner. With Shift, drag to draw a new box, or click for one of typical size."
     if marked:
-        help += " Dashed: the network's, which a click takes over."
-    first = "most unlike the network's first" if marked else "least sure first"
+        help += " Dashed: the network's boxes; a click accepts one."
+    first = "largest difference from the network first" if marked else "least certain first"
     about = {"names": names, "threshold": threshold, "least": least}
     return _write(out, images, photographs, "boxes", about, first=first, help=help)
 

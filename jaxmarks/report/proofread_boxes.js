@@ -125,7 +125,7 @@ function boxes({ names, threshold, images }, slider) {
     },
     chips: ({ items }, selected) => (names.length < 2 ? [] : names.map((name, c) => ({
       text: name,
-      title: "the class of the box, and of those to come",
+      title: "class of the selected box and of new boxes",
       on: c === (items[selected]?.[4] ?? fresh),
       chosen() {
         fresh = c;

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from PIL import Image
 
 from jaxmarks.data import folder, formats
@@ -67,8 +68,8 @@ class PublicLandmarks(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = list(SOURCES)
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Download the source (its page is the dataset's homepage) and lay the photographs into `images/` and the"
-        " landmark file beside it, named as the config's `landmarks`."
+        "Download the source (its page is the dataset's homepage) and put the photographs into `images/` and the"
+        " landmark file beside that folder, under the name in the config's `landmarks`."
     )
 
     def _info(self):
@@ -94,7 +95,10 @@ class PublicLandmarks(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, manual):
         config, problems = self.builder_config, []
         images = manual / config.images
-        for i, a in enumerate(formats.read(manual / config.landmarks, images, problems)):
+        annotations = formats.read(manual / config.landmarks, images, problems)
+        for each in problems:
+            logging.warning("%s: %s", each["image"], each["what"])
+        for i, a in enumerate(annotations):
             photograph = folder.photograph(images, a.image)
             if photograph is None:
                 raise FileNotFoundError(f"{a.where}: {a.image}: no such photograph in {images}, or it cannot be read")

@@ -17,8 +17,8 @@ from jaxmarks.data.photographs import EXIF_TURNS, files_in, finder, image_size, 
 from jaxmarks.data.samples import Annotation, FormatError, problem
 
 KNOWN = (
-    ".tps, .csv, .tsv, .txt (tables, or DeepLabCut's), .json (COCO or LabelMe), .xml (dlib's), a folder of LabelMe's .json or"
-    " of DeepLabCut's CollectedData_*.csv"
+    ".tps, .csv, .tsv, .txt (tables, or DeepLabCut), .json (COCO or LabelMe), .xml (dlib), a folder of LabelMe .json or"
+    " of DeepLabCut CollectedData*.csv files"
 )
 
 
@@ -49,7 +49,7 @@ def read(path, images=None, problems: list[dict] | None = None, *, curves: int =
     files = [_read(one, images, noted, curves) for one in annotators(path)]
     found = files[0] if len(files) == 1 else consensus(files, noted)
     if problems is None and noted:
-        raise FormatError(noted[0]["where"], "", f"{noted[0]['image']}: {noted[0]['what']}", "mend it")
+        raise FormatError(noted[0]["where"], "", f"{noted[0]['image']}: {noted[0]['what']}", "correct it")
     return found
 
 
@@ -60,7 +60,7 @@ def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotat
     suffix = path.suffix.lower()
     if path.is_dir() and (files := deeplabcut.files_of(path)):
         if others := files_in(path, {".json"}):
-            what = f"{len(others)} .json files are not read beside {files[0].name}, this the first"
+            what = f"{len(others)} .json files such as {others[0].name} are not read, because {files[0].name} is there"
             problems.append(problem("", what, str(others[0])))
         found = deeplabcut.read({file: text.csv_cells(file, deeplabcut.HEADER)[0] for file in files}, problems)
     elif path.is_dir():
@@ -77,7 +77,7 @@ def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotat
     elif suffix == ".json":
         found = _read_json(path, problems, images)
     else:
-        raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"known are {KNOWN}")
+        raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"the known formats are {KNOWN}")
     if images is not None:
         found = _beside_photographs(found, Path(images), problems)
     _check(path, found, problems)
@@ -106,23 +106,28 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
     if len(counts) > 1:
         (one, here), (other, there) = list(counts.items())[:2]
         raise FormatError(
-            here, "", f"{one} landmarks, and {other} in {there}", "the annotators must mark the same ones"
+            here, "", f"{one} landmarks, but {other} in {there}", "all annotators must mark the same ones"
         )
     called = {a.names: a.where for annotations in files for a in annotations if a.names}
     if len(called) > 1:
         (mine, place), (theirs, where) = list(called.items())[:2]
         at = next(at for at, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
-        what = f"landmark {at + 1} is {theirs[at]!r}, and {mine[at]!r} in {place}"
-        raise FormatError(where, "", what, "the annotators must name them alike, in one order")
+        what = f"landmark {at + 1} is called {theirs[at]!r}, but {mine[at]!r} in {place}"
+        raise FormatError(where, "", what, "all annotators must use the same names in the same order")
     landmarks = next(iter(called), ())
     by_image = [{a.image: a for a in annotations} for annotations in files]
     for annotations, images in zip(files, by_image, strict=True):
         if len(images) < len(annotations):
             twice = next(a for a in annotations if images[a.image] is not a)
-            raise FormatError(twice.where, "", f"{twice.image} is annotated twice", "one annotator marks an image once")
+            raise FormatError(
+                twice.where, "", f"{twice.image} is annotated twice", "give each image once per annotator"
+            )
     found, names = [], dict.fromkeys(a.image for annotations in files for a in annotations)
     if some := [name for name in names if not all(name in images for images in by_image)]:
-        what = f"{len(some)} images are not marked by all {len(files)} annotators, this the first: theirs who did are taken"
+        what = (
+            f"{len(some)} images, this one among them, are not marked by all {len(files)} annotators: the existing"
+            " marks are used"
+        )
         problems.append(problem(some[0], what, files[0][0].where if files[0] else ""))
     for name in names:
         each = [images[name] for images in by_image if name in images]
@@ -130,7 +135,10 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
         points = np.where(visible[..., None], np.stack([a.points for a in each]), 0).sum(0)
         seen = np.logical_or.reduce(visible)
         for k in np.flatnonzero(seen & (visible.sum(0) < len(each))):
-            what = f"landmark {k + 1} is marked by {visible[:, k].sum()} of {len(each)} annotators: theirs is taken"
+            what = (
+                f"landmark {k + 1} is marked by only {visible[:, k].sum()} of {len(each)} annotators: the existing"
+                " marks are used"
+            )
             problems.append(problem(name, what, each[0].where))
         points = points / np.maximum(visible.sum(0), 1)[:, None]
         found.append(
@@ -149,7 +157,7 @@ def _first_known_metadata(each: list[Annotation], problems) -> dict:
         for value, a in known:
             first = told.setdefault(key, value)
             if value != first:
-                what = f"{key} {value}, and {first} in {known[0][1].where}: the latter holds"
+                what = f"{key} {value}, but {first} in {known[0][1].where}: the latter is used"
                 problems.append(problem(a.image, what, a.where))
     return told
 
@@ -178,7 +186,7 @@ def _read_json(path, problems, images):
         return labelme.read(path, problems, images)
     if isinstance(document, dict) and "annotations" in document:
         return coco.read(path, document, problems)
-    raise FormatError(path, "line 1", "neither COCO (images, annotations) nor LabelMe (shapes)", "name one of these")
+    raise FormatError(path, "line 1", "neither COCO (images, annotations) nor LabelMe (shapes)", "give one of these")
 
 
 def _beside_photographs(found, images, problems) -> list[Annotation]:
@@ -251,13 +259,13 @@ def _check(path, found, problems):
     images: dict[str, Annotation] = {}
     for a in found:
         if len(a.points) != len(found[0].points):
-            what = f"{len(a.points)} landmarks, and {len(found[0].points)} in {found[0].where}"
+            what = f"{len(a.points)} landmarks, but {len(found[0].points)} in {found[0].where}"
             raise FormatError(a.where or path, "", what, "give every image the same landmarks, NA where one is missing")
         if a.id and a.id in ids and ids[a.id].image != a.image:
-            problems.append(problem(a.image, f"ID {a.id} again, first of {ids[a.id].image}", a.where))
+            problems.append(problem(a.image, f"ID {a.id} is also that of {ids[a.id].image}", a.where))
         if a.image in images:
             where = f"{a.where}; {images[a.image].where}"
-            problems.append(problem(a.image, "annotated twice: both kept, in one group", where))
+            problems.append(problem(a.image, "annotated twice: both annotations are kept, in one group", where))
         ids.setdefault(a.id, a)
         images.setdefault(a.image, a)
 
@@ -290,4 +298,4 @@ def write(path, annotations: list[Annotation], heights: Mapping[str, int] | None
     elif not suffix:
         labelme.write(path, annotations)
     else:
-        raise ValueError(f"{path}: unknown format {suffix!r}; there are .tps, .csv, .json and a folder (LabelMe)")
+        raise ValueError(f"{path}: unknown format {suffix!r}; give .tps, .csv, .json or a folder (LabelMe)")

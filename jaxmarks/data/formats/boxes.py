@@ -27,8 +27,8 @@ CORNERS = COLUMNS[4:8]
 # Offsets that make a format's corners continuous, added to (xmin, ymin) and to (xmax, ymax). JSON is COCO and LabelMe.
 CSV_OFFSETS, JSON_OFFSETS, VOC_OFFSETS, YOLO_OFFSETS, DLIB_OFFSETS = (0, 1), (0, 0), (-1, 0), (0, 0), (0, 0)
 KNOWN = (
-    ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), .xml (VOC's or dlib's), a folder of VOC .xml, of LabelMe .json or of"
-    " YOLO's .txt"
+    ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), .xml (VOC or dlib), a folder of VOC .xml, of LabelMe .json or"
+    " of YOLO .txt files"
 )
 
 # The class of boxes in a CSV without a class column, and of dlib's boxes without a label.
@@ -75,10 +75,11 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     """Reads a file or folder of boxes; the extension and content determine the format.
 
     - CSV has the columns filename (or image), xmin, ymin, xmax, ymax, in any order, and optionally class (or label),
-      width, height and group. Without a class column all boxes are of the class `DEFAULT_CLASS`. A row with neither class nor
-      corners is an image without objects.
+      width, height and group. Without a class column all boxes are of the class `DEFAULT_CLASS`. A row with neither
+      class nor corners is an image without objects.
     - COCO is one JSON file.
-    - dlib's XML is one file with the root <dataset> (`formats.imglab`); boxes without a label are of the class `DEFAULT_CLASS`.
+    - dlib's XML is one file with the root <dataset> (`formats.imglab`); boxes without a label are of the class
+      `DEFAULT_CLASS`.
     - VOC is one XML file, or a folder of them with its subfolders. An image name that occurs in several subfolders is
       prefixed with the subfolder.
     - LabelMe is one JSON file, or a folder of them as for VOC. Objects are the boxes around shapes with an area
@@ -113,13 +114,13 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     elif suffix == ".json":
         images, shift = _read_json(path, found_problems), JSON_OFFSETS
     else:
-        raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"known are {KNOWN}")
+        raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"the known formats are {KNOWN}")
     if not images:
-        raise FormatError(path, "", "it names no image", "name a file of boxes")
+        raise FormatError(path, "", "the file names no image", "give a file of boxes")
     found = [_annotation(name, image, shift, found_problems) for name, image in images.items()]
     if problems is None and found_problems:
         first = found_problems[0]
-        raise FormatError(first["where"], "", f"{first['image']}: {first['what']}", "mend it")
+        raise FormatError(first["where"], "", f"{first['image']}: {first['what']}", "correct it")
     return found
 
 
@@ -145,7 +146,7 @@ def _annotation(name, image, shift, problems):
         if box[0] == box[2] or box[1] == box[3]:
             note(f"a box without area, {_shown(corners)}: left out")
         elif (*box, label) in boxes:
-            note(f"the box {_shown(corners)} again, first in {boxes[*box, label]}: kept once")
+            note(f"the box {_shown(corners)} is given twice, first in {boxes[*box, label]}: kept once")
         else:
             boxes[*box, label] = where
     return BoxAnnotation(
@@ -171,7 +172,7 @@ def _entry(images, name, where, size, group, problems):
     for key, value in (("group", group), ("size", size)):
         known = getattr(entry, key)
         if value and known and value != known:
-            what = f"{key} {value}, and {known} in {entry.where}: the latter holds"
+            what = f"{key} {value}, but {known} in {entry.where}: the latter is used"
             problems.append(problem(name, what, where))
         setattr(entry, key, known or value)
     return entry
@@ -182,7 +183,7 @@ def _read_csv(path, problems):
     for name in ("filename", *CORNERS):
         if name not in names:
             what = f"no column {name!r} in {names}"
-            raise FormatError(path, f"line {line}", what, f"the header is {','.join(COLUMNS)}")
+            raise FormatError(path, f"line {line}", what, f"the expected header is {','.join(COLUMNS)}")
     images: dict[str, _Image] = {}
     for line, cells in rows:
         where = f"{path}: line {line}"
@@ -217,7 +218,9 @@ def _size(where, width, height):
     if all(math.isnan(side) or side == 0 for side in (width, height)):
         return None
     if not all(side >= 1 and side.is_integer() for side in (width, height)):
-        raise FormatError(where, "", f"an image of {width:g} x {height:g} pixels", "write its size, or leave it out")
+        raise FormatError(
+            where, "", f"an image size of {width:g} x {height:g} pixels", "write whole numbers above 0, or leave it out"
+        )
     return int(height), int(width)
 
 
@@ -228,16 +231,16 @@ def _read_folder(path, problems):
     labels = list(filter(yolo.is_label, files))
     if labels:
         others = [file for file in others if file.name != "notes.json"]  # part of Label Studio's YOLO export
-    kinds = {"VOC's .xml": len(voc), "LabelMe's .json": len(others), "YOLO's .txt": len(labels)}
-    if len(there := [f"{count} of {kind}" for kind, count in kinds.items() if count]) > 1:
-        what = f"{' and '.join(there)} in one folder: several annotations of the same images?"
-        raise FormatError(path, "", what, "keep one of them")
+    kinds = {"VOC .xml": len(voc), "LabelMe .json": len(others), "YOLO .txt": len(labels)}
+    if len(there := [f"{count} {kind}" for kind, count in kinds.items() if count]) > 1:
+        what = f"{' and '.join(there)} files in one folder: several annotations of the same images?"
+        raise FormatError(path, "", what, "keep one kind")
     if voc:
         return _read_voc(path, {file: texts.read_xml(file) for file in voc}, problems), VOC_OFFSETS
     if others:
         return _read_labelme(path, others, problems), JSON_OFFSETS
     if not files:
-        what, advice = "no .xml, no .json and no .txt in this folder", "name a folder of VOC, LabelMe or YOLO files"
+        what, advice = "no .xml, no .json and no .txt in this folder", "give a folder of VOC, LabelMe or YOLO files"
         raise FormatError(path, "", what, advice)
     return _read_yolo(path, files, problems), YOLO_OFFSETS
 
@@ -254,7 +257,7 @@ def _named(path, names: dict[Path, str]) -> dict[Path, str]:
 def _report_duplicate_image(images, name, where, problems):
     """Reports an image that already has an entry."""
     if name in images:
-        what = f"the image stands twice, first in {images[name].where}: joined"
+        what = f"the image occurs twice, first in {images[name].where}: its boxes are joined"
         problems.append(problem(name, what, where))
 
 
@@ -289,7 +292,9 @@ def _read_yolo(path, files, problems):
 
 def _read_coco(path, document, problems):
     if not isinstance(document, dict):
-        raise FormatError(path, "line 1", "no COCO document", "it is an object of images, annotations and categories")
+        raise FormatError(
+            path, "line 1", "not a COCO document", "give an object with images, annotations and categories"
+        )
     categories = {i: c.get("name") for i, (_, c) in coco.by_id(path, document, "categories").items()}
     images: dict[str, _Image] = {}
     by_id = {}
@@ -309,10 +314,10 @@ def _read_coco(path, document, problems):
             raise FormatError(where, "", f"category {entry['category_id']!r} has no name", "name it under categories")
         bbox = entry.get("bbox")
         if not isinstance(bbox, list) or len(bbox) != 4:
-            raise FormatError(where, "", f"bbox {bbox!r}", "write [x, y, width, height]")
+            raise FormatError(where, "", f"bbox {bbox!r} is not a list of four numbers", "write [x, y, width, height]")
         x, y, width, height = (_json_number(where, value) for value in bbox)
         if entry.get("iscrowd"):
-            problems.append(problem(name, "a crowd (iscrowd), no single object: left out", where))
+            problems.append(problem(name, "a crowd (iscrowd), not a single object: left out", where))
         else:
             image.objects.append(([x, y, x + width, y + height], label, where))
     return images
@@ -321,7 +326,7 @@ def _read_coco(path, document, problems):
 def _lookup(where, known, entry, key):
     value = entry.get(key)
     if not isinstance(value, int | str) or value not in known:
-        raise FormatError(where, "", f"{key} {value!r} is not in the file", "add what it names")
+        raise FormatError(where, "", f"{key} {value!r} is not in the file", "add the entry that it refers to")
     return known[value]
 
 
@@ -338,7 +343,7 @@ def _read_voc(path, roots, problems):
     cell = lambda element, tag: (element.findtext(tag) or "").strip()
     for file, root in roots.items():
         if root.tag != "annotation":
-            raise FormatError(file, "", f"<{root.tag}>, not <annotation>", "name a VOC file")
+            raise FormatError(file, "", f"the root is <{root.tag}>, not <annotation>", "give a VOC file")
     named = _named(path, {file: cell(root, "filename") or file.stem for file, root in roots.items()})
     images: dict[str, _Image] = {}
     for file, root in roots.items():
@@ -352,7 +357,7 @@ def _read_voc(path, roots, problems):
                 raise FormatError(where, "", "a box without a class", "write its <name>")
             absent = next((tag for tag in CORNERS if element.find(f"bndbox/{tag}") is None), None)
             if absent:
-                raise FormatError(where, "", f"no <{absent}> in <bndbox>", "write its four corners")
+                raise FormatError(where, "", f"no <{absent}> in <bndbox>", "write xmin, ymin, xmax and ymax")
             corners = [_number(where, cell(element, f"bndbox/{tag}")) for tag in CORNERS]
             entry.objects.append((corners, cell(element, "name"), where))
     return images
@@ -395,17 +400,17 @@ def write(
     names: set[str] = set()
     for i, a in enumerate(annotations):
         if not a.image.strip() or a.image in names:
-            raise ValueError(f"{path}: the image {a.image!r} has no name or stands twice")
+            raise ValueError(f"{path}: the image name {a.image!r} is empty or occurs twice")
         names.add(a.image)
         if len(a.boxes) != len(a.classes) or (scores is not None and len(scores[i]) != len(a.boxes)):
-            raise ValueError(f"{path}: {a.image}: give every box one class, and one score or none")
+            raise ValueError(f"{path}: {a.image}: give every box one class, and, if there are scores, one score")
         if a.relative:
-            raise ValueError(f"{path}: {a.image}: boxes in shares of an image's sides; make them pixels")
+            raise ValueError(f"{path}: {a.image}: boxes in fractions of the image's sides; convert them to pixels")
         if not np.isfinite(a.boxes).all() or not all(label.strip() for label in a.classes):
-            raise ValueError(f"{path}: {a.image}: a box that is not finite, or has no class")
+            raise ValueError(f"{path}: {a.image}: a box has a coordinate that is not finite, or no class")
     known = tuple(classes) or tuple(sorted({label for a in annotations for label in a.classes}))
     if other := sorted({label for a in annotations for label in a.classes} - set(known)):
-        raise ValueError(f"{path}: boxes of class {', '.join(other)}; there are {', '.join(known)}")
+        raise ValueError(f"{path}: boxes of class {', '.join(other)}, but the classes are {', '.join(known)}")
     writers[path.suffix.lower()](path, annotations, scores, known)
 
 

@@ -36,13 +36,15 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
         if keypoints is None:
             continue
         if not isinstance(keypoints, list) or not isinstance(entry.get("image_id"), int | str):
-            raise FormatError(where, "", "no list of keypoints, or no image_id", "write both")
+            raise FormatError(where, "", "keypoints is not a list, or image_id is missing", "write both")
         if len(keypoints) % 3 or (names and len(keypoints) != 3 * len(names)):
-            due = f"3 x {len(names)}" if names else "a multiple of 3"
-            raise FormatError(where, "", f"{len(keypoints)} numbers in keypoints", f"COCO has x, y, visibility: {due}")
+            due = f"3 x {len(names)} numbers" if names else "a multiple of 3 numbers"
+            raise FormatError(
+                where, "", f"{len(keypoints)} numbers in keypoints", f"write x, y, visibility of each: {due}"
+            )
         own = named.get(str(entry.get("category_id")), names)
         if own != names:
-            what = f"keypoints {own}, in another category {names}"
+            what = f"keypoints {own}, but {names} in another category"
             raise FormatError(where, "", what, "keep one kind of specimen in a file")
         try:
             triples = np.array(keypoints, float).reshape(-1, 3)
@@ -51,26 +53,28 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
         if (triples[:, 2] > 0).any():
             if entry.get("image_id") in by_image:
                 what = f"a second specimen on image {entry['image_id']}"
-                raise FormatError(where, "", what, "crop the specimens to an image each, or keep one")
+                raise FormatError(where, "", what, "crop each specimen to its own image, or keep one")
             by_image[entry.get("image_id")] = (where, triples)
     count = len(names) if names else max((len(t) for _, t in by_image.values()), default=0)
     if not count:
-        raise FormatError(path, "annotations", "no keypoints", "name a file of keypoints")
+        raise FormatError(path, "annotations", "no keypoints", "give a file of keypoints")
     unknown = set(by_image) - set(images)
     if unknown:
         first = next(iter(unknown))
-        raise FormatError(by_image[first][0], "", f"image_id {first!r} is no image", "add the image")
+        raise FormatError(by_image[first][0], "", f"image_id {first!r} is not among the images", "add the image")
     found = []
     for where, image in images.values():
         scale = math.nan if image.get("mm_per_px") is None else image["mm_per_px"]
         if not isinstance(scale, int | float) or scale <= 0 or math.isinf(scale):
-            raise FormatError(where, "", f"mm_per_px {scale!r} is no length", "write one, or leave it out")
+            raise FormatError(
+                where, "", f"mm_per_px {scale!r} is not a length", "write the mm per pixel, or leave it out"
+            )
         at, triples = by_image.get(image.get("id"), (None, np.zeros((count, 3))))
         if at is None:
-            problems.append(problem(image["file_name"], "no keypoints: all missing", where))
+            problems.append(problem(image["file_name"], "no visible keypoints: all landmarks are missing", where))
         finite = np.isfinite(triples).all(1)
         for k in np.flatnonzero(~finite & (triples[:, 2] > 0)):
-            what = f"landmark {k + 1} is NaN: taken as missing"
+            what = f"landmark {k + 1} is NaN or infinite: treated as missing"
             problems.append(problem(image["file_name"], what, at))
         visible = finite & (triples[:, 2] > 0)
         found.append(
@@ -131,7 +135,7 @@ def objects(path, document, key) -> list[tuple[str, dict]]:
         raise FormatError(path, f"key {key!r}", "no such list", "a COCO file has images and annotations")
     for i, entry in enumerate(found):
         if not isinstance(entry, dict):
-            raise FormatError(path, f"{key}[{i}]", f"{entry!r} is not an object", "mend or delete the entry")
+            raise FormatError(path, f"{key}[{i}]", f"{entry!r} is not an object", "correct or delete the entry")
     return [(f"{path}: {key}[{i}]", entry) for i, entry in enumerate(found)]
 
 
@@ -142,7 +146,7 @@ def by_id(path, document, key) -> dict[int | str, tuple[str, dict]]:
         if not isinstance(entry.get("id"), int | str):
             raise FormatError(where, "", "no id", "write a number")
         if entry["id"] in found:
-            what = f"id {entry['id']!r} again, first in {found[entry['id']][0]}"
-            raise FormatError(where, "", what, "give every entry an id of its own")
+            what = f"id {entry['id']!r} is given twice, first in {found[entry['id']][0]}"
+            raise FormatError(where, "", what, "give every entry its own id")
         found[entry["id"]] = where, entry
     return found

@@ -31,12 +31,12 @@ def read(files: dict[Path, list], problems: list[dict]) -> list[Annotation]:
     """
     frames = list(itertools.chain.from_iterable(_read(file, rows, problems) for file, rows in files.items()))
     if not frames:
-        raise FormatError(next(iter(files)), "", "a header and no frame", "mark some")
+        raise FormatError(next(iter(files)), "", "a header without frames", "label some frames")
     parts = list(dict.fromkeys(part for *_, marks in frames for part in marks))
     folder = lambda name: PureWindowsPath(name).parent.as_posix()  # accepts \ and /
     several = len({folder(name) for name, *_ in frames}) > 1
     if not several:
-        what = f"all {len(frames)} frames are of one video: scores on some of them say little about another one"
+        what = f"all {len(frames)} frames are of one video: scores on its frames tell little about other videos"
         problems.append(problem(frames[0][0], what, frames[0][1]))
     group = lambda name: folder(name) if several else ""
     return [
@@ -59,7 +59,7 @@ def _read(path, rows, problems):
             raise text.of_another_length(path, line, cells, width)
         name, where = "/".join(cell for cell in cells[:path_cells] if cell), f"{path}: line {line}"
         if not name:
-            raise FormatError(where, "", "no frame", "write its path")
+            raise FormatError(where, "", "no frame is named", "write its path")
         marks: dict[str, tuple[float, float]] = {}
         marked: dict[str, None] = {}
         for (animal, part), places in columns.items():
@@ -69,8 +69,8 @@ def _read(path, rows, problems):
             if not math.isnan(point[0]) and animal != "single":  # DeepLabCut's name for parts of no animal
                 marked[animal] = None
         if len(marked) > 1:
-            what = f"two animals, {' and '.join(list(marked)[:2])}"
-            raise FormatError(where, "", what, "crop them to an image each, or keep one")
+            what = f"two animals are marked, {' and '.join(list(marked)[:2])}"
+            raise FormatError(where, "", what, "crop each animal to its own image, or keep one")
         yield name, where, marks
 
 
@@ -81,7 +81,7 @@ def _columns(path, rows):
     """
     (first, cells), *_ = rows
     if cells[0].lower() != "scorer":
-        raise FormatError(path, f"line {first}", "no row 'scorer'", f"DeepLabCut has {HEADER}")
+        raise FormatError(path, f"line {first}", "no row 'scorer'", f"a DeepLabCut file has {HEADER}")
     width, header, below = len(cells), dict[str, list[str]](), iter(rows)
     for line, row in below:
         if len(row) != width:
@@ -91,7 +91,7 @@ def _columns(path, rows):
             break
     absent = next((name for name in ("bodyparts", "coords") if name not in header), None)
     if absent:
-        raise FormatError(path, "line 1", f"no row {absent!r}", f"DeepLabCut has {HEADER}")
+        raise FormatError(path, f"line {first}", f"no row {absent!r}", f"a DeepLabCut file has {HEADER}")
     coords = [cell.lower() for cell in header["coords"]]
     path_cells = next((n for n, cell in enumerate(coords) if cell == "x"), width)
     animals = header.get("individuals", [""] * width)
@@ -99,10 +99,10 @@ def _columns(path, rows):
     for n in range(path_cells, width):
         columns.setdefault((animals[n], header["bodyparts"][n]), {})[coords[n]] = n
     if not columns:
-        raise FormatError(path, "", "no column x in the row 'coords'", f"DeepLabCut has {HEADER}")
+        raise FormatError(path, "", "no column x in the row 'coords'", f"a DeepLabCut file has {HEADER}")
     for (animal, part), places in columns.items():
         if not {"x", "y"} <= set(places):
-            raise FormatError(path, "", f"{f'{animal} {part}'.strip()} has no x, or no y", "write both columns")
+            raise FormatError(path, "", f"{f'{animal} {part}'.strip()} has no x or no y column", "write both")
     return width, path_cells, columns, below
 
 
@@ -110,13 +110,13 @@ def _point(where, part, cells, name, problems) -> tuple[float, float]:
     gone = [cell.lower() in text.MISSING for cell in cells]
     if any(gone):
         if not all(gone):
-            problems.append(problem(name, f"{part} has one coordinate: taken as missing", where))
+            problems.append(problem(name, f"{part} has only one coordinate: treated as missing", where))
         return math.nan, math.nan
     try:
         x, y = map(text.number, cells)
     except ValueError:
         what = f"{part} at {', '.join(map(repr, cells))}"
-        raise FormatError(where, "", f"{what} is not a pair of numbers", "write pixels, or nothing") from None
+        raise FormatError(where, "", f"{what} is not a pair of numbers", "write pixels, or leave it empty") from None
     if not math.isfinite(x + y):
-        raise FormatError(where, "", f"{part} at ({x}, {y}) is not finite", "write pixels, or nothing")
+        raise FormatError(where, "", f"{part} at ({x}, {y}) is not finite", "write pixels, or leave it empty")
     return x, y

@@ -29,18 +29,18 @@ def photographs(path, root: Element, problems: list[dict]) -> Iterator[Photograp
       FormatError: the root is not <dataset>, or an image has no name.
     """
     if root.tag != "dataset":
-        raise FormatError(path, "", f"<{root.tag}>, not <dataset>", "name a file of imglab")
+        raise FormatError(path, "", f"the root is <{root.tag}>, not <dataset>", "give an imglab file")
     for i, image in enumerate(root.iterfind("images/image"), 1):
         where = f"{path}: image {i}"
         name = image.get("file", "").strip()
         if not name:
-            raise FormatError(where, "", "no file", "write the photograph's name: <image file='...'>")
+            raise FormatError(where, "", "no file name", "write the photograph's name: <image file='...'>")
         sides = [image.get(side, "") for side in ("height", "width")]
         size = (int(sides[0]), int(sides[1])) if all(side.isdecimal() and int(side) for side in sides) else None
         boxes = []
         for k, box in enumerate(image.iterfind("box"), 1):
             if box.get("ignore", "0").strip() not in ("0", ""):
-                problems.append(problem(name, f"box {k} is to be ignored: left out", where))
+                problems.append(problem(name, f"box {k} is marked as ignored: left out", where))
                 continue
             boxes.append((f"{where}, box {k}", box))
         yield Photograph(name, size, boxes, where)
@@ -60,10 +60,10 @@ def read(path, problems: list[dict]) -> list[Annotation]:
         marked = [(at, parts) for at, box in each.boxes if (parts := _parts(at, box, each.name, problems))]
         if len(marked) > 1:
             what = f"a second box with parts on {each.name}"
-            raise FormatError(marked[1][0], "", what, "crop the specimens to an image each, or keep one")
+            raise FormatError(marked[1][0], "", what, "crop each specimen to its own image, or keep one")
         found.append((each, marked[0][1] if marked else {}))
         if not marked:
-            problems.append(problem(each.name, "no parts: all missing", each.where))
+            problems.append(problem(each.name, "no parts: all landmarks are missing", each.where))
     labels = sorted({label for _, parts in found for label in parts}, key=text.natural)
     if not labels:
         raise FormatError(path, "", "no <part> in any box", "mark landmarks as parts of a box")
@@ -84,10 +84,10 @@ def _parts(where, box, image, problems) -> dict[str, tuple[float, float]]:
         if not label:
             raise FormatError(where, "", "a part without a name", "name the landmark")
         if label in parts:
-            raise FormatError(where, "", f"part {label} again", "delete one")
+            raise FormatError(where, "", f"part {label} is given twice", "delete one")
         parts[label] = (_number(where, part, "x"), _number(where, part, "y"))
         if not all(map(math.isfinite, parts[label])):
-            what = f"part {label} at {parts[label]}: taken as missing"
+            what = f"part {label} at {parts[label]}: treated as missing"
             problems.append(problem(image, what, where))
     return parts
 

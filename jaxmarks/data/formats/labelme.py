@@ -45,7 +45,7 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
     found = []
     for file, image, size, points in read:
         if not points:
-            problems.append(problem(image or file.stem, "no point: all missing", str(file)))
+            problems.append(problem(image or file.stem, "no points: all landmarks are missing", str(file)))
         found.append(
             Annotation(
                 image=image or file.stem,
@@ -85,11 +85,11 @@ def _points(file, problems, images, place):
     image = _relative_image_path(str(document.get("imagePath") or ""), file, place, images)
     for where, label, _, point in _shapes(file, document, ("point",), image, problems):
         if len(point) > 1:
-            raise FormatError(file, where, f"{point.tolist()} is not one point", "write [[x, y]]")
+            raise FormatError(file, where, f"{point.tolist()} is not a single point", "write [[x, y]]")
         points[label] = tuple(point[0].tolist()) if label not in points else (np.nan, np.nan)
         if not np.isfinite(points[label]).all():
             why = "is NaN" if not np.isfinite(point).all() else "is marked twice"
-            problems.append(problem(image, f"{label} {why}: taken as missing", f"{file}: {where}"))
+            problems.append(problem(image, f"{label} {why}: treated as missing", f"{file}: {where}"))
     return image, text.image_size_of(document, "imageHeight", "imageWidth"), points
 
 
@@ -97,16 +97,16 @@ def files_of(path: Path) -> list[Path]:
     """Returns the LabelMe files of a folder and its subfolders, or the file `path`; FormatError if there is none."""
     files = files_in(path, {".json"}) if path.is_dir() else [path]
     if not files:
-        raise FormatError(path, "", "no .json in this folder", "name a folder of LabelMe files")
+        raise FormatError(path, "", "no .json file in this folder", "give a folder of LabelMe files")
     return files
 
 
 def _document(file):
     document = text.read_json(file)
     if isinstance(document, dict) and "shapes" not in document and "annotations" in document:
-        raise FormatError(file, "", "a COCO file, not LabelMe's", "name it itself, not its folder")
+        raise FormatError(file, "", "a COCO file, not LabelMe", "give the file itself, not its folder")
     if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
-        raise FormatError(file, "line 1", "no list 'shapes'", "name LabelMe files")
+        raise FormatError(file, "line 1", "no list 'shapes'", "give LabelMe files")
     return document
 
 
@@ -116,7 +116,7 @@ def _shapes(file, document, kinds, image, problems):
     for i, shape in enumerate(document["shapes"]):
         where = f"shapes[{i}]"
         if not isinstance(shape, dict):
-            raise FormatError(file, where, f"{shape!r} is not an object", "mend or delete the entry")
+            raise FormatError(file, where, f"{shape!r} is not an object", "correct or delete the entry")
         kind, label = str(shape.get("shape_type", "point")), str(shape.get("label", "")).strip()
         if kind not in kinds:
             others[kind] += 1
@@ -128,12 +128,12 @@ def _shapes(file, document, kinds, image, problems):
         except (KeyError, TypeError, ValueError, OverflowError):
             points = np.zeros(0)
         if not len(points):
-            raise FormatError(file, where, f"{shape.get('points')!r} are no points", "write [[x, y], ...]")
+            raise FormatError(file, where, f"{shape.get('points')!r} is not a list of points", "write [[x, y], ...]")
         yield where, label, kind, points
     if others:
         named = ", ".join(f"{count} of type {kind}" for kind, count in sorted(others.items()))
         wanted = "points" if "point" in kinds else "areas"
-        problems.append(problem(image, f"shapes that are no {wanted} ({named}): not used", str(file)))
+        problems.append(problem(image, f"shapes that are not {wanted} ({named}): not used", str(file)))
 
 
 def _relative_image_path(name, file, place, images) -> str:
@@ -165,7 +165,7 @@ def write(folder, annotations: list[Annotation]) -> None:
     shown = np.any([a.visible for a in annotations], axis=0) if annotations else np.ones(0, bool)
     if not shown.all():
         raise ValueError(
-            f"{folder}: no image shows landmark {np.argmin(shown) + 1}, so no file could name it; write a CSV"
+            f"{folder}: landmark {np.argmin(shown) + 1} is visible in no image, so no file would name it; write a CSV"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

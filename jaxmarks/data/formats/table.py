@@ -41,24 +41,28 @@ def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation
     if "image" not in names:
         raise FormatError(path, f"line {line}", f"no column 'image' in {names}", "name the columns in row 1")
     if not rows:
-        raise FormatError(path, f"line {line}", "a header and no row", "add one row for each image")
+        raise FormatError(path, f"line {line}", "a header without rows", "add one row for each image")
     entries = [(number, dict(zip(names, cells, strict=True))) for number, cells in rows]
     nameless = next((number for number, row in entries if not row["image"]), None)
     if nameless:
         raise FormatError(path, f"line {nameless}", "no image name", "write the photograph's file name")
     once = len({row["image"] for _, row in entries}) == len(entries)
-    layout = _wide
+    layout = functools.partial(_wide, line=line)
     if {"x", "y"} <= set(names) and not ({"x1", "y1"} <= set(names) and once):  # else x, y are a further point
         layout = _long if "landmark" in names else _in_order
     return layout(path, names, entries, functools.partial(_number, path, decimal_comma=decimal_comma), problems)
 
 
-def _wide(path, names, entries, number_of, problems):
+def _wide(path, names, entries, number_of, problems, *, line):
     count = math.ceil(sum(bool(re.fullmatch(r"[xy]\d+", name)) for name in names) / 2)
     missing = [f"{axis}{k}" for k in range(1, count + 1) for axis in "xy" if f"{axis}{k}" not in names]
     if not count or missing:
-        what = f"no column {missing[0] if missing else 'x1'!r}{', they count from 1' if 'x0' in names else ''}"
-        raise FormatError(path, "line 1", what, "the header is image,x1,y1,x2,y2,... or image,landmark,x,y")
+        what = (
+            f"no column {missing[0] if missing else 'x1'!r}{', columns are numbered from 1' if 'x0' in names else ''}"
+        )
+        raise FormatError(
+            path, f"line {line}", what, "the expected header is image,x1,y1,x2,y2,... or image,landmark,x,y"
+        )
     found = []
     for number, row in entries:
         cells = [(row[f"x{k}"], row[f"y{k}"], number) for k in range(1, count + 1)]
@@ -71,14 +75,16 @@ def _long(path, names, entries, number_of, problems):
     labels: dict[str, None] = {}
     for number, row in entries:
         if not row["landmark"]:
-            raise FormatError(path, f"line {number}", "no landmark", "write its number, from 1, or its name")
+            raise FormatError(path, f"line {number}", "no landmark is named", "write its number, from 1, or its name")
         by_image.setdefault(row["image"], []).append((number, row))
         labels[row["landmark"]] = None
     numbered = all(re.fullmatch(r"\d+", label) for label in labels)
     if numbered:
         bad = next(((n, row["landmark"]) for n, row in entries if not 1 <= int(row["landmark"]) <= 10_000), None)
         if bad:
-            raise FormatError(path, f"line {bad[0]}", f"landmark {bad[1]}", "count landmarks from 1")
+            raise FormatError(
+                path, f"line {bad[0]}", f"landmark {bad[1]} is not a number from 1 to 10000", "number landmarks from 1"
+            )
         order = [str(k) for k in range(1, max(map(int, labels)) + 1)]
     else:
         order = sorted(labels, key=texts.natural)
@@ -88,7 +94,7 @@ def _long(path, names, entries, number_of, problems):
         for number, row in rows:
             label = str(int(row["landmark"])) if numbered else row["landmark"]
             if label in given:
-                what = f"landmark {label} of {row['image']} again (first in line {given[label][2]})"
+                what = f"landmark {label} of {row['image']} is given twice (first in line {given[label][2]})"
                 raise FormatError(path, f"line {number}", what, "delete one")
             given[label] = (row["x"], row["y"], number)
         having.append((image, f"{path}: line {rows[0][0]}", given))
@@ -108,9 +114,9 @@ def _in_order(path, names, entries, number_of, problems):
     (first, some), *others = by_image.items()
     for image, rows in others:
         if len(rows) != len(some):  # it is unknown which landmark is missing
-            what = f"{image} has {len(rows)} rows, and {first} {len(some)}"
+            what = f"{image} has {len(rows)} rows, but {first} has {len(some)}"
             raise FormatError(
-                path, f"line {rows[0][0]}", what, "add a column landmark, or a row of NA where one is missing"
+                path, f"line {rows[0][0]}", what, "add a column landmark, or a row of NA for each missing landmark"
             )
     for column in [name for name in names if name not in ("image", "x", "y")] + [REGION_COLUMN]:
         _refuse_another_order(path, column, [[(n, row[column]) for n, row in rows] for rows in by_image.values()])
@@ -131,10 +137,8 @@ def _refuse_another_order(path, column: str, images: list[list[tuple[int, str]]]
     for rows, mine in alike:
         for (line, cell), lower, (_, expected), first in zip(rows, mine, *alike[0], strict=True):
             if lower != first:
-                what = (
-                    f"{column} is {cell!r} where other images have {expected!r}, and rows are landmarks in their order"
-                )
-                remedy = "call that column landmark if it tells which each is, or else delete it"
+                what = f"{column} is {cell!r} where other images have {expected!r}, but rows are landmarks in order"
+                remedy = "rename that column to landmark if it names the landmarks, else delete it"
                 raise FormatError(path, f"line {line}", what, remedy)
 
 
@@ -149,8 +153,8 @@ def _common(path, rows) -> dict[str, str]:
             if common.setdefault(name, cell) != cell and name == "id":
                 common[name] = ""  # IDs of the rows, not of the image
             elif common[name] != cell:
-                what = f"{name} {cell} of {row['image']}, in a row before it {common[name]}"
-                raise FormatError(path, f"line {number}", what, "write one for each image")
+                what = f"{name} {cell} of {row['image']}, but {common[name]} in an earlier row"
+                raise FormatError(path, f"line {number}", what, "write one value for each image")
     return common
 
 
@@ -162,7 +166,9 @@ def _annotation(path, number, row, cells, number_of, problems):
         if any(gone):
             visible[k] = False
             if "nan" in pair or not all(gone):
-                what = f"landmark {k + 1} {'is NaN' if 'nan' in pair else 'has one coordinate'}: taken as missing"
+                what = (
+                    f"landmark {k + 1} {'is NaN' if 'nan' in pair else 'has only one coordinate'}: treated as missing"
+                )
                 problems.append(problem(row["image"], what, f"{path}: line {line}"))
             continue
         points[k] = number_of(line, x), number_of(line, y)
@@ -170,7 +176,9 @@ def _annotation(path, number, row, cells, number_of, problems):
     cell = row.get("mm_per_px", "")
     scale = math.nan if cell.lower() in texts.MISSING else number_of(number, cell)
     if scale <= 0:
-        raise FormatError(path, f"line {number}", f"a scale of {cell}", "write the length of a pixel in mm, or NA")
+        raise FormatError(
+            path, f"line {number}", f"a scale mm_per_px of {cell}", "write the length of a pixel in mm, or NA"
+        )
     return Annotation(
         image=row["image"],
         points=points,
@@ -186,9 +194,9 @@ def _number(path, line, cell, *, decimal_comma):
     try:
         value = texts.number(cell.replace(",", ".") if decimal_comma else cell)
     except ValueError:
-        remedy = "write one, or NA where missing"
+        remedy = "write a number, or NA where it is missing"
         if "," in cell:
-            remedy = "write a decimal point, or commas alone and semicolons between the cells"
+            remedy = "write decimal points, or decimal commas throughout and semicolons between the cells"
         raise FormatError(path, f"line {line}", f"{cell!r} is not a number", remedy) from None
     if not math.isfinite(value):
         raise FormatError(path, f"line {line}", f"{cell!r} is not finite", "write a coordinate in pixels, or NA")
@@ -205,7 +213,7 @@ def write(path, annotations: list[Annotation], *, layout: str = "wide") -> None:
     """
     if other := next((a for a in annotations if len(a.points) != len(annotations[0].points)), None):
         raise ValueError(
-            f"{path}: {other.image} has {len(other.points)} landmarks, and {annotations[0].image}"
+            f"{path}: {other.image} has {len(other.points)} landmarks, but {annotations[0].image} has"
             f" {len(annotations[0].points)}: read all with the same `curves`"
         )
     cell = lambda value, seen: repr(float(value)) if seen else "NA"
@@ -223,5 +231,5 @@ def write(path, annotations: list[Annotation], *, layout: str = "wide") -> None:
             for k, (point, seen) in enumerate(zip(a.points, a.visible, strict=True), 1):
                 rows.append([a.image, k, *(cell(v, seen) for v in point), a.group, scale(a), a.id])
     else:
-        raise ValueError(f"layout={layout!r}: there are wide and long")
+        raise ValueError(f"layout={layout!r}: choose wide or long")
     atomic.write_csv(path, rows)

@@ -28,7 +28,7 @@ def read(path, kind: str) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings = ["utf-16"]
     elif b"\0" in data:
-        raise FormatError(path, "line 1", "binary data, not text", f"name a {kind} file")
+        raise FormatError(path, "line 1", "binary data, not text", f"give a {kind} file")
     else:
         encodings = ["utf-8-sig", "cp1252", "latin-1"]
     for encoding in encodings:
@@ -76,15 +76,15 @@ def csv_cells(path, header: str) -> tuple[list[tuple[int, list[str]]], str]:
                 rows.append((line, [cell.strip() for cell in cells]))
             line = before + reader.line_num
     except csv.Error as error:
-        raise FormatError(path, f"line {line}", f"no CSV: {error}", "look for a quote left open") from None
+        raise FormatError(path, f"line {line}", f"not valid CSV: {error}", "look for an unclosed quote") from None
     if not rows:
-        raise FormatError(path, "line 1", "the file is empty", f"its first row is {header}")
+        raise FormatError(path, "line 1", "the file is empty", f"the expected header is {header}")
     try:  # an open quote swallows the rest of the file into its cell; only a strict reader reports it
         collections.deque(read_with(strict=True), maxlen=0)
     except csv.Error as error:
         if "end of data" in str(error):
             raise FormatError(
-                path, f"line {rows[-1][0]}", "no CSV: it ends within quotes", "look for a quote left open"
+                path, f"line {rows[-1][0]}", "not valid CSV: it ends within quotes", "look for an unclosed quote"
             ) from None
     return rows, delimiter
 
@@ -108,7 +108,7 @@ def csv_rows(path, table: tuple[list, str], synonyms: Mapping[str, tuple[str, ..
             names[names.index(other)] = name
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice:
-        raise FormatError(path, f"line {first}", f"column {twice!r} stands twice", "rename one")
+        raise FormatError(path, f"line {first}", f"column {twice!r} occurs twice", "rename one")
     for at, cells in rows:
         if len(cells) != len(names):
             raise of_another_length(path, at, cells, len(names))
@@ -119,7 +119,7 @@ def csv_rows(path, table: tuple[list, str], synonyms: Mapping[str, tuple[str, ..
 
 def of_another_length(path, line: int, cells: list[str], width: int) -> FormatError:
     """Returns the error for a row whose length differs from the header's, `width` cells."""
-    return FormatError(path, f"line {line}", f"{len(cells)} cells where the header has {width}", "mend the row")
+    return FormatError(path, f"line {line}", f"{len(cells)} cells where the header has {width}", "correct the row")
 
 
 def informative_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -138,7 +138,7 @@ def report_rare_labels(labels: Iterable[str], images: list[tuple[str, str, Any]]
     for label in labels:
         having = [(image, where) for image, where, mine in images if label in mine]
         if having and (10 * len(having) < len(images) or (len(having) == 1 and len(images) > 3)):
-            what = f"landmark {label} is in {len(having)} of {len(images)} images: a slip in its name?"
+            what = f"landmark {label} is in only {len(having)} of {len(images)} images: is its name misspelt?"
             problems.append(problem(having[0][0], what, having[0][1]))
 
 
@@ -160,7 +160,9 @@ def read_json(path):
     except FormatError:
         raise
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError, too
-        raise FormatError(path, f"line {getattr(error, 'lineno', 1)}", f"no JSON: {error}", "mend it") from None
+        raise FormatError(
+            path, f"line {getattr(error, 'lineno', 1)}", f"not valid JSON: {error}", "correct it"
+        ) from None
 
 
 def read_xml(path) -> ElementTree.Element:
@@ -172,11 +174,11 @@ def read_xml(path) -> ElementTree.Element:
     document = read(path, "XML")
     # Only a DOCTYPE can declare entities, and a few nested ones expand until memory is full.
     if "<!DOCTYPE" in document:
-        raise FormatError(path, "", "a DOCTYPE", "files of annotations have none: take it out")
+        raise FormatError(path, "", "a DOCTYPE", "delete it: annotation files have none")
     try:
         return ElementTree.fromstring(document)
     except ElementTree.ParseError as error:
-        raise FormatError(path, f"line {error.position[0]}", f"no XML: {error}", "mend it") from None
+        raise FormatError(path, f"line {error.position[0]}", f"not valid XML: {error}", "correct it") from None
 
 
 def image_size_of(entry: dict, height: str, width: str) -> tuple[int, int] | None:

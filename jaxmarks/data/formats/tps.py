@@ -66,7 +66,7 @@ def loads(text: str, path="<text>") -> list[Specimen]:
         (n, line) for n, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1) if line.strip()
     ]
     if not lines:
-        raise FormatError(path, "line 1", "the file is empty", "name a TPS file with LM= records")
+        raise FormatError(path, "line 1", "the file is empty", "give a TPS file with LM= records")
     specimens: list[Specimen] = []
     at = 0
     while at < len(lines):
@@ -87,7 +87,7 @@ def loads(text: str, path="<text>") -> list[Specimen]:
         record = specimens[-1]
         if key in seen:
             raise FormatError(
-                path, f"line {number}", f"{key}= a second time in one record (first in line {seen[key]})",
+                path, f"line {number}", f"{key}= is given twice in one record (first in line {seen[key]})",
                 "delete one, or begin the next record with LM="
             )  # fmt: skip
         seen[key] = number
@@ -102,7 +102,7 @@ def loads(text: str, path="<text>") -> list[Specimen]:
                 inner, m = _key(path, n, line, begun=True)
                 if inner != "POINTS":
                     raise FormatError(
-                        path, f"line {n}", f"{line.strip()!r} where POINTS= is due", f"mend {key}={value}"
+                        path, f"line {n}", f"{line.strip()!r} where POINTS= is expected", f"correct {key}={value}"
                     )
                 size = _count(path, n, inner, m)
                 target.append(_rows(path, lines, at + 1, size, 2, f"POINTS={m}", n))
@@ -122,7 +122,7 @@ def _key(path, number, line, *, begun):
         return found[1].upper(), found[2]
     what = f"{line.strip()[:60]!r} is neither KEY=value nor one of the landmarks that LM= announced"
     raise FormatError(
-        path, f"line {number}", what, "mend the count after LM=" if begun else "a TPS file begins with LM=count"
+        path, f"line {number}", what, "correct the count after LM=" if begun else "a TPS file begins with LM=count"
     )
 
 
@@ -149,27 +149,27 @@ def _rows(path, lines, at, count, dimensions, head, head_line):
     for k in range(count):
         if at + k == len(lines) or _KEY.match(lines[at + k][1]):
             number = lines[at + k][0] if at + k < len(lines) else lines[-1][0]
-            what = f"{head} in line {head_line} announces {count} rows, and there are {k}"
-            raise FormatError(path, f"line {number}", what, "add the missing rows (NA NA for a landmark not seen)")
+            what = f"{head} in line {head_line} announces {count} rows, but there are {k}"
+            raise FormatError(path, f"line {number}", what, "add the missing rows (NA NA for a missing landmark)")
         number, line = lines[at + k]
         # "12,5 33,1" has decimal commas; in "12.5, 33.1" and "10 ,20" commas are separators.
         decimals = re.search(r"\s", line.strip()) and "." not in line and not re.search(r"\s,|,\s", line.strip())
         words = line.replace(",", ".").split() if decimals else None
         words = words if words and len(words) == dimensions else re.split(r"[\s,;]+", line.strip().strip(",;"))
         if len(words) != dimensions:
-            what = f"{line.strip()!r} has {len(words)} values where {dimensions} are due"
+            what = f"{line.strip()!r} has {len(words)} values where {dimensions} are expected"
             raise FormatError(path, f"line {number}", what, "write x and y" + (" and z" if dimensions == 3 else ""))
         missing = [w for w in words if w.lower() in _MISSING]
         if len(missing) == dimensions:
             continue
         if missing:
-            what = f"{line.strip()!r} is missing in part"
-            raise FormatError(path, f"line {number}", what, "write all its coordinates, or NA for each")
+            what = f"{line.strip()!r} has only some of its coordinates"
+            raise FormatError(path, f"line {number}", what, "write all of them, or NA for each")
         for d, word in enumerate(words):
             try:
                 rows[k, d] = texts.number(word)
             except ValueError:
-                remedy = "write numbers, or NA NA for a landmark not seen"
+                remedy = "write numbers, or NA NA for a missing landmark"
                 raise FormatError(path, f"line {number}", f"{word!r} is not a number", remedy) from None
             if not math.isfinite(rows[k, d]):
                 raise FormatError(path, f"line {number}", f"{word!r} is not finite", "write a coordinate in pixels")
@@ -197,12 +197,14 @@ def with_curves(specimens: list[Specimen], count: int, path="", problems: list[d
       ValueError: a count below 2.
     """
     if count < 2:
-        raise ValueError(f"--config.data.curves={count}: give at least 2, for the ends of a curve are among its points")
+        raise ValueError(
+            f"--config.data.curves={count}: give 0 or at least 2, since both ends of a curve are among its points"
+        )
     curved = [s for s in specimens if s.curves]
     for s in curved:
         if len(s.curves) != len(curved[0].curves):
-            what = f"CURVES={len(s.curves)}, and CURVES={len(curved[0].curves)} in the record of line {curved[0].line}"
-            remedy = "digitise the same curves on all photographs, or none: delete CURVES= with its points"
+            what = f"CURVES={len(s.curves)}, but CURVES={len(curved[0].curves)} in the record of line {curved[0].line}"
+            remedy = "digitise the same curves on every photograph, or delete CURVES= with its points where they differ"
             raise FormatError(path, f"line {s.line}", what, remedy)
     found = []
     for s in specimens:
@@ -217,7 +219,7 @@ def with_curves(specimens: list[Specimen], count: int, path="", problems: list[d
             if not seen and problems is not None:
                 short = f"has {len(curve)} points" if s.curves else "is not there"
                 why = "has a missing point" if len(curve) > 1 else short
-                what, where = f"curve {k + 1} {why}: taken as missing", f"{path}: line {s.line}"
+                what, where = f"curve {k + 1} {why}: treated as missing", f"{path}: line {s.line}"
                 problems.append(problem(s.image or s.id, what, where))
         joined = np.concatenate(points), np.concatenate(visible)
         found.append(dataclasses.replace(s, points=joined[0], visible=joined[1], depth=None, curves=[]))
@@ -249,7 +251,7 @@ def dumps(specimens: list[Specimen]) -> str:
             x, y = s.points[k]
             raise ValueError(
                 f"{s.image or s.id or 'a record'}: landmark {k + 1} at ({x:g}, {y:g}) cannot be written to TPS, which"
-                " reads two negative coordinates as missing; make it invisible, or write another format"
+                " reads two negative coordinates as missing; mark it as not visible, or write another format"
             )
         lines.append(f"{'LM' if s.depth is None else 'LM3'}={len(s.points)}")
         for row, seen in zip(columns, visible, strict=True):
@@ -262,16 +264,21 @@ def dumps(specimens: list[Specimen]) -> str:
                 lines += [" ".join(map(_number, row)) if np.isfinite(row).all() else "NA NA" for row in curve]
         if s.scale is not None and not 0 < s.scale < math.inf:
             raise ValueError(
-                f"{s.image or s.id or 'a record'}: a scale of {s.scale}; give the length of a pixel, or None"
+                f"{s.image or s.id or 'a record'}: the scale {s.scale} is not a length; give that of a pixel, or None"
             )
         told = {key: getattr(s, key.lower()) for key in ("IMAGE", "ID", "COMMENT") if getattr(s, key.lower())}
         told |= {} if s.scale is None else {"SCALE": _number(s.scale)}
         if taken := OWN & set(s.extra):
-            raise ValueError(f"{s.image or s.id or 'a record'}: {min(taken)}= in extra, which the format has itself")
+            raise ValueError(
+                f"{s.image or s.id or 'a record'}: {min(taken)}= in extra is one of TPS's own keys; use another"
+            )
         for key, value in (told | s.extra).items():
             line = f"{key}={value}"
             if (found := _KEY.match(line)) is None or (found[1].upper(), found[2]) != (key, str(value)):
-                raise ValueError(f"{line!r} would read otherwise: no TPS line has line breaks or blanks about its text")
+                raise ValueError(
+                    f"{line!r} would be read differently: use a key of capitals and digits, and a text without"
+                    " line breaks or blanks at its ends"
+                )
             lines.append(line)
     return "".join(line + "\n" for line in lines)
 

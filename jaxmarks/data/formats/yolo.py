@@ -73,13 +73,15 @@ def classes(folder: Path, root: Path) -> Classes:
     places = [place for place in (folder, *folder.parents) if place.is_relative_to(last)]
     found = [one for place in places for one in _classes_files_in(place)]
     if not found:
-        what = f"no {', '.join((*LISTS, *YAML))} there or above says what YOLO's classes are called"
+        what = f"no {', '.join((*LISTS, *YAML))} in this folder or one above it gives the class names"
         raise FormatError(
-            folder, "", what, "write classes.txt into it, a name a line in the order of their numbers from 0"
+            folder, "", what, "add a classes.txt to it, with one name per line in the order of the class numbers from 0"
         )
     for other in found[1:]:
         if other.names != found[0].names:
-            raise FormatError(found[0].file, "", f"other names than in {other.file}", "delete the one that is wrong")
+            raise FormatError(
+                found[0].file, "", f"its class names differ from those in {other.file}", "delete the wrong file"
+            )
     return found[0]._replace(keypoints=max(one.keypoints for one in found))
 
 
@@ -106,9 +108,9 @@ def _of_list(file):
     while names and not names[-1]:
         names.pop()
     if "" in names or not names:
-        what = f"no name of class {names.index('') if names else 0}"
+        what = f"no name for class {names.index('') if names else 0}"
         raise FormatError(
-            file, f"line {names.index('') + 1 if names else 1}", what, "the lines are those of the classes from 0 on"
+            file, f"line {names.index('') + 1 if names else 1}", what, "write one name per line, from class 0 on"
         )
     return Classes(dict(enumerate(names)), file)
 
@@ -119,11 +121,15 @@ def _of_yaml(file):
     except (yaml.YAMLError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f"line {mark.line + 1}" if mark else ""
-        raise FormatError(file, place, f"no YAML: {problem or str(error).splitlines()[0]}", "mend it") from None
+        raise FormatError(
+            file, place, f"not valid YAML: {problem or str(error).splitlines()[0]}", "correct it"
+        ) from None
     found = found if isinstance(found, dict) else {}
     names, wrong = (
         found.get("names"),
-        FormatError(file, "", "no list 'names' of the classes", "write names: [spine, stub]"),
+        FormatError(
+            file, "", "no list 'names' of the classes, or a kpt_shape that is not numbers", "write names: [spine, stub]"
+        ),
     )
     if not names or not isinstance(names, list | dict):
         raise wrong
@@ -137,7 +143,7 @@ def _of_yaml(file):
         if not isinstance(name, str) or not name.strip():
             raise FormatError(file, "", f"class {number} is called {str(name)[:40]!r}", "write a name")
     if found.get("nc", str(len(known))) != str(len(known)):
-        raise FormatError(file, "", f"nc: {found['nc']}, and {len(known)} names", "name each class once")
+        raise FormatError(file, "", f"nc: {found['nc']}, but {len(known)} names", "name each class once")
     return Classes({number: name.strip() for number, name in known.items()}, file, keypoints)
 
 
@@ -158,10 +164,10 @@ def boxes(file: Path, known: Classes) -> list[tuple[list[float], str, str]]:
         where = f"{file}: line {n}"
         label = _class(words[0])
         if len(words) != 5 + known.keypoints if known.keypoints else len(words) < 5 or not len(words) % 2:
-            what = f"{len(words)} numbers" if label is not None else f"{line.strip()[:60]!r} is no label"
+            what = f"{len(words)} numbers" if label is not None else f"{line.strip()[:60]!r} is not a label"
             keypoints = f" and the {known.keypoints} numbers of data.yaml's kpt_shape" if known.keypoints else ""
             form = keypoints or ", without a confidence, or class x1 y1 x2 y2 ..."
-            advice = f"a line is class x y width height{form}, in shares of the photograph"
+            advice = f"a line is class x y width height{form}, in fractions of the photograph's sides"
             raise FormatError(where, "", what, advice)
         if label not in known.names:
             there = ", ".join(f"{number} {name}" for number, name in list(known.names.items())[:10])
@@ -171,11 +177,11 @@ def boxes(file: Path, known: Classes) -> list[tuple[list[float], str, str]]:
         try:
             values = np.array([text.number(word) for word in words[1:]])
         except ValueError as error:
-            raise FormatError(where, "", f"a word that is no number ({error})", "write shares, as 0.25") from None
+            raise FormatError(where, "", f"a value is not a number ({error})", "write fractions such as 0.25") from None
         values = values[:4] if known.keypoints else values
         beyond = (values < -SLACK) | (values > 1 + SLACK)
         if beyond.any():
-            what = f"{words[1 + np.argmax(beyond)]} is no share of the photograph's side"
+            what = f"{words[1 + np.argmax(beyond)]} is not a fraction of the photograph's side"
             raise FormatError(where, "", what, "write from 0 to 1: divide pixels by its width and height")
         if len(values) == 4:
             centre, half = values[:2], values[2:] / 2

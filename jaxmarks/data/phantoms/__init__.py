@@ -74,7 +74,7 @@ def draw(part, specimen, *, size=(192, 256), seed=0, share=1.0, turn=0.0):
     if min(size) < 1:
         raise ValueError(f"size: {tuple(size)} has no pixels; give (height, width), both at least 1")
     if not 0 < share <= 1:
-        raise ValueError(f"share: {share} is none of the image; give more than 0 and at most 1")
+        raise ValueError(f"share: {share} is out of range; give more than 0 and at most 1")
     genes = genome.genome(specimen, seed)
     rng = np.random.default_rng([seed, specimen, 1 + list(PARTS).index(part)])
     camera, place = rng.spawn(2)
@@ -103,7 +103,7 @@ def load(part, *, size=(192, 256), seed=0, count=SPECIMENS, channels=3, share=1.
       ValueError: as `draw`; a count below 1; channels other than 1 or 3.
     """
     if count < 1:
-        raise ValueError(f"count: {count} phantoms are no dataset; ask for at least 1")
+        raise ValueError(f"count: {count} phantoms are too few; give at least 1")
     if channels not in (1, 3):
         raise ValueError(f"channels: {channels} is neither 1 (luminance) nor 3 (RGB)")
 

@@ -58,7 +58,7 @@ def draw(index, *, size=(144, 160), seed=0, classes=1):
     if min(size) < _LEAST:
         raise ValueError(f"size: {tuple(size)} is too small for a dendrite; give at least {_LEAST} x {_LEAST}")
     if classes not in _SHARES:
-        raise ValueError(f"classes: {classes}; there are 1 ({CLASSES[0]}), 2 and 3 ({', '.join(CLASSES)})")
+        raise ValueError(f"classes: {classes}; choose 1 ({CLASSES[0]}), 2 or 3 ({', '.join(CLASSES)})")
     rng = np.random.default_rng([seed, index])
     frame = margins(size, rng)
     shaft = lay_out(frame, rng)

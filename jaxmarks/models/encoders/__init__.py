@@ -20,7 +20,7 @@ from jaxmarks.models import weights
 def build(spec: Mapping[str, Any]) -> nn.Module:
     """Builds the encoder named `spec["name"]`, with the rest of the spec as its options."""
     if isinstance(spec, str):
-        raise ValueError(f"--config.model.encoder={spec}: give name and options, as \"{{'name': '{spec}'}}\"")
+        raise ValueError(f"--config.model.encoder={spec}: give a dict of name and options, as \"{{'name': '{spec}'}}\"")
     return find.build(__name__, spec, key="model.encoder")
 
 
@@ -55,7 +55,9 @@ def check_weights(spec: Mapping[str, Any], source: str) -> None:
     """Raises ValueError if the encoder of `spec` has no pretrained weights; the message lists those that have."""
     if not hasattr(find.module(__name__, spec["name"], needs="build"), "COLOURS"):
         others = ", ".join(find.names(__name__, needs="COLOURS"))
-        raise ValueError(f"--config.weights={source}: the encoder {spec['name']} has none; there are those of {others}")
+        raise ValueError(
+            f"--config.weights={source}: the encoder {spec['name']} has no pretrained weights; these have: {others}"
+        )
 
 
 def in_body(variables: dict) -> dict:

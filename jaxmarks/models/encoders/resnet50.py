@@ -78,5 +78,5 @@ def build(*, width=64, depths=(3, 4, 6, 3), norm="batch"):
       norm: "batch" (as published), "group" or "none".
     """
     if len(depths) != 4:
-        raise ValueError(f"model.depths={depths}: give the number of bottlenecks of four stages")
+        raise ValueError(f"model.depths={depths}: give four numbers of bottlenecks, one for each stage")
     return ResNet(width=width, depths=tuple(depths), norm=norm)

@@ -18,7 +18,7 @@ def build(*, width=64, depths=(3, 4, 23, 3), norm="batch"):
       norm: "batch" (as published), "group" or "none".
     """
     if len(depths) != 4:
-        raise ValueError(f"model.depths={depths}: give the number of bottlenecks of four stages")
+        raise ValueError(f"model.depths={depths}: give four numbers of bottlenecks, one for each stage")
     if width % 8:
-        raise ValueError(f"model.width={width}: the 32 groups need a multiple of 8")
+        raise ValueError(f"model.width={width}: give a multiple of 8, which the 32 groups need")
     return resnet50.ResNet(width=width, depths=tuple(depths), norm=norm, groups=32, expansion=1)

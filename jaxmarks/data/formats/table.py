@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation
     if nameless:
         raise FormatError(path, f"line {nameless}", "no image name", "write the photograph's file name")
     once = len({row["image"] for _, row in entries}) == len(entries)
-    layout = functools.partial(_wide, line=line)
+    layout: Callable = functools.partial(_wide, line=line)
     if {"x", "y"} <= set(names) and not ({"x1", "y1"} <= set(names) and once):  # else x, y are a further point
         layout = _long if "landmark" in names else _in_order
     return layout(path, names, entries, functools.partial(_number, path, decimal_comma=decimal_comma), problems)

@@ -1,4 +1,4 @@
-"""Two fake CPU devices for all tests, a cache of compiled steps, and the folder of real data."""
+"""Two virtual CPU devices for all tests, a cache of compiled steps, and the folder of real data."""
 
 import importlib.metadata
 import json
@@ -11,18 +11,18 @@ import hypothesis
 import pytest
 
 XLA_FLAGS = ["--xla_force_host_platform_device_count=2"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA ends the process at a flag that it does not know
-    # Most of the suite's time is compilation. Without the emitters steps take a third less to compile and 5 % more to run;
-    # in one piece, and every worker has but one core, a tenth less again.
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA aborts at an unknown flag
+    # Most of the suite's time is compilation. Without the fusion emitters, steps take a third less time to compile and
+    # 5 % more to run. Code generation in one piece, as each worker has only one core, saves another tenth.
     XLA_FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS])
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of which are the tolerances, and what "to the bit" is said of
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tolerances and claims of bit-equality hold on the CPU
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "jaxmarks-tests"))
-os.environ.setdefault("JAXMARKS_CACHE", "")  # phantoms are drawn anew
+os.environ.setdefault("JAXMARKS_CACHE", "")  # empty: phantoms are drawn anew
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Files that take long come first, the longest of all before the others, so that no worker is left alone with them.
+# Slow files run first, the slowest before the others, so that no worker is left alone with one at the end.
 LONG = "heads detection fish same_data end_to_end networks decode augment bodies steps transfer boxes encoders".split()
 
 
@@ -37,7 +37,7 @@ hypothesis.settings.load_profile("unhurried")
 
 @pytest.fixture(scope="session")
 def real_data():
-    """The folder of real data; the test is skipped where JAXMARKS_DATA is unset and fails where it names nothing."""
+    """The folder of real data; the test is skipped if JAXMARKS_DATA is unset and fails if it names no folder."""
     folder = os.environ.get("JAXMARKS_DATA")
     if not folder:
         pytest.skip("JAXMARKS_DATA is not set: no real data here")
@@ -47,6 +47,6 @@ def real_data():
 
 @pytest.fixture(scope="session")
 def about_of():
-    """What a page for proof-reading, a path, shows."""
+    """A function that reads the data shown by a proofreading page, given its path."""
     line = re.compile(r"^const about = (.*);$", re.MULTILINE)
     return lambda page: json.loads(line.search(page.read_text(encoding="utf-8"))[1])

@@ -1,4 +1,4 @@
-"""Grids of experiments: what is run, what is not run again, and the tables, against numbers worked out by hand."""
+"""Grids of experiments: which runs are trained, which are not repeated, and tables against hand-computed numbers."""
 
 import csv
 import json
@@ -37,11 +37,11 @@ def get_grid(text=""):
 
 @pytest.fixture(autouse=True)
 def root(monkeypatch):
-    monkeypatch.chdir(ROOT)  # a grid names its config as the command line does, from the project's folder
+    monkeypatch.chdir(ROOT)  # a grid's config path is relative to the project's root, as on the command line
 
 
 class Launcher:
-    """Stands in for jaxmarks.main: notes its arguments, and writes the config and the summary that a run leaves."""
+    """Replaces jaxmarks.main: records its arguments, and writes a run's config and summary, or on failure its log."""
 
     def __init__(self, summary):
         self.summary = summary  # config -> summary, or an exit status
@@ -63,7 +63,7 @@ class Launcher:
 
 
 def summary(distance, *, folds=None, mean_shape=20.0, **more):
-    """A summary.json with what the tables read."""
+    """Returns a summary.json with the keys that the tables read."""
     return {
         "mean_distance_px": distance, "std_over_folds_px": folds, "median_px": 1.5, "p95_px": 4.0, "images": 18,
         "landmarks": 8, "parameters": 1234, "seconds": 10.0, "stage": "train", "folds": [{"fold": 0}, {"fold": 1}],
@@ -72,7 +72,7 @@ def summary(distance, *, folds=None, mean_shape=20.0, **more):
 
 
 def run(tmp_path, text, launcher, *arguments):
-    """Runs the grid of the text; the number of failures and DIR."""
+    """Runs the grid file `text`; returns the number of failed runs and the workdir."""
     (tmp_path / "grid.py").write_text(text)
     workdir = tmp_path / "out"
     failed = ablate.main(
@@ -84,7 +84,7 @@ def run(tmp_path, text, launcher, *arguments):
 
 
 def refused(tmp_path, text, *arguments):
-    """The message with which a grid is refused before anything is run."""
+    """Returns the message with which a grid is refused before any run starts."""
     launcher = Launcher(lambda config: pytest.fail("a run was started"))
     with pytest.raises(SystemExit) as error:
         run(tmp_path, text, launcher, *arguments)
@@ -93,13 +93,13 @@ def refused(tmp_path, text, *arguments):
 
 
 def rows(workdir):
-    """table.md's first table as {row: [cells]}."""
+    """Returns the first table of table.md as {row: [cells]}."""
     lines = (workdir / "table.md").read_text().split("\n\n")[2].splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {first: rest for first, *rest in cells[2:]}
 
 
-def test_seeds_are_any_numbers_one_after_the_other(tmp_path):
+def test_seeds_may_be_a_range(tmp_path):
     launcher = Launcher(lambda config: summary(1.0))
     run(tmp_path, TWO_BY_TWO.replace('"seeds": (0, 1)', '"seeds": range(3)'), launcher)
     assert len(launcher.runs) == 12
@@ -120,7 +120,7 @@ def test_product_is_every_combination_with_the_last_axis_as_columns():
             configs.product(a={"a1": {"head.sigma": 1}}, b={"b1": {key: 2}})
 
 
-def test_a_grid_becomes_runs_with_common_own_and_command_line_overrides(tmp_path):
+def test_runs_get_the_overrides_of_grid_cell_and_command_line(tmp_path):
     launcher = Launcher(lambda config: summary(1.0))
     failed, workdir = run(tmp_path, TWO_BY_TWO, launcher, "--config.data.images=DIR", "--config.data.landmarks=F")
     assert failed == 0 and len(launcher.runs) == 8
@@ -135,7 +135,7 @@ def test_a_grid_becomes_runs_with_common_own_and_command_line_overrides(tmp_path
     assert "18 held-out images from DIR, 8 landmarks each." in (workdir / "table.md").read_text()
 
 
-def test_the_command_line_goes_before_the_grid_and_seeds_are_chosen(tmp_path):
+def test_the_command_line_takes_precedence_over_the_grid(tmp_path):
     launcher = Launcher(lambda config: summary(1.0))
     run(tmp_path, TWO_BY_TWO, launcher, "--seeds=7", "--config.train.steps=5", "--jobs=2")
     assert len(launcher.runs) == 4
@@ -143,7 +143,7 @@ def test_the_command_line_goes_before_the_grid_and_seeds_are_chosen(tmp_path):
         assert [a for a in arguments if "steps" in a or "seed" in a] == ["--config.train.steps=5", "--config.seed=7"]
 
 
-def test_a_section_is_replaced_and_later_keys_go_into_it():
+def test_merge_replaces_a_section_and_sets_later_keys_in_it():
     keys = {"a", "a.x", "a.y", "b", "ab"}
     merge = lambda *layers: ablate.merge(keys, *layers)
     assert merge({"a.x": 1, "b": 2}, {"b": 3}) == {"a.x": 1, "b": 3}
@@ -154,10 +154,10 @@ def test_a_section_is_replaced_and_later_keys_go_into_it():
     }
     assert section == {"z": (1, 2), "on": True, "deep": {"w": 0}}
     with pytest.raises(ValueError, match=r"a\.x; the nearest are a\.z"):
-        merge({"a": {"z": 4}}, {"a.x": 1})  # the section that took its place has no x
+        merge({"a": {"z": 4}}, {"a.x": 1})  # the dict that replaced section a has no x
 
 
-def test_a_replaced_section_reaches_the_config_as_it_was_written():
+def test_a_replaced_section_keeps_its_exact_values_in_the_config():
     section = {"name": "nesterov", "learning_rate": (0.03, 0.00001), "momentum": (0.9, 0.9999), "clip": 0.0}
     cells = configs.product(optimiser={"nesterov": {"optimizer": section}}, rate={"low": {"optimizer.clip": 1.0}})
     grid = {"config": "configs/beetle.py:smoke", "cells": cells, "overrides": {}, "seeds": (3,)}
@@ -179,12 +179,12 @@ def test_a_replaced_section_reaches_the_config_as_it_was_written():
         ('"<b>large</b>"', '"small."', r"2 runs share the folder .*small--pronotum"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_run(old, new, message, tmp_path):
+def test_grid_errors_are_reported_before_any_run(old, new, message, tmp_path):
     assert old in TWO_BY_TWO
     assert re.search(message, refused(tmp_path, TWO_BY_TWO.replace(old, new)))
 
 
-def test_unknown_keys_and_words_of_the_command_line_are_refused(tmp_path, capsys):
+def test_unknown_command_line_arguments_are_refused(tmp_path, capsys):
     assert "train.steps" in refused(tmp_path, TWO_BY_TWO, "--config.train.stepz=4")
     assert refused(tmp_path, TWO_BY_TWO, "--confg.train.steps=4") == "2"
     assert "--confg.train.steps=4" in capsys.readouterr().err
@@ -192,7 +192,7 @@ def test_unknown_keys_and_words_of_the_command_line_are_refused(tmp_path, capsys
         ablate.main(["--grid=nowhere.py"])
 
 
-def test_a_file_that_is_no_grid_is_named_in_one_line(tmp_path):
+def test_a_file_without_a_grid_gives_a_one_line_error(tmp_path):
     for path, takes in (
         ("configs/fish.py", "jaxmarks.main --config"),
         ("configs/tuning/fish.py", "launch/tune.py --space"),
@@ -212,7 +212,7 @@ def test_a_file_that_is_no_grid_is_named_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("below", ["", "/below"])
-def test_a_file_in_the_place_of_the_workdir_is_named(below, tmp_path):
+def test_a_file_at_the_path_of_the_workdir_is_refused(below, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "grid.py").write_text(TWO_BY_TWO)
     with pytest.raises(
@@ -222,7 +222,8 @@ def test_a_file_in_the_place_of_the_workdir_is_named(below, tmp_path):
 
 
 def test_the_table_gives_mean_and_deviation_over_seeds(tmp_path):
-    # Population deviations by hand: (2, 3) -> 2.5 ± 0.5; (1, 4) -> 2.5 ± 1.5; (5, 5.5) -> 5.25 ± 0.25; (8, 6) -> 7 ± 1.
+    # Population deviations, by hand:
+    # (2, 3) -> 2.5 ± 0.5, (1, 4.2) -> 2.6 ± 1.6, (5, 5.5) -> 5.25 ± 0.25, (8, 6) -> 7 ± 1
     distances = {
         (32, "pronotum"): (2.0, 3.0), (32, "head"): (5.0, 5.5), (64, "pronotum"): (1.0, 4.2), (64, "head"): (8.0, 6.0),
     }  # fmt: skip
@@ -242,13 +243,13 @@ def test_the_table_gives_mean_and_deviation_over_seeds(tmp_path):
 def test_with_one_seed_the_deviation_is_over_folds(tmp_path):
     found = lambda config: summary(3.0, folds=0.25, mean_shape=20.0 if config.model.width == 32 else 21.5)
     _, workdir = run(tmp_path, TWO_BY_TWO, Launcher(found), "--seeds=0")
-    # Both rows are best where they are equal; a baseline that differs between the runs of a column is a range.
+    # Equal rows are both marked as best; a baseline that differs between the runs of a column is shown as a range.
     assert rows(workdir)["small"] == rows(workdir)["<b>large</b>"] == ["**3.00 ± 0.25**"] * 2
     assert rows(workdir)["mean shape"] == ["20.00 – 21.50"] * 2  # noqa: RUF001
     assert "± the standard deviation over 2 folds (one seed)" in (workdir / "table.md").read_text()
 
 
-def test_other_metrics_have_tables_of_their_own_and_know_which_way_is_better(tmp_path):
+def test_each_metric_has_its_own_table_with_the_best_in_bold(tmp_path):
     text = TWO_BY_TWO.replace(
         '"seeds": (0, 1)', '"metrics": ("mean_distance_px", "pearson", "success_rates.10", "sdr_mm.2.5", "hit_rates.2")'
     )
@@ -289,47 +290,47 @@ def test_table_csv_has_a_line_for_each_run(tmp_path):
     }  # fmt: skip
 
 
-def test_a_failed_run_is_listed_and_only_it_is_run_again(tmp_path):
+def test_failed_runs_are_listed_and_only_they_are_repeated(tmp_path):
     fails = lambda config: config.model.width == 64 and config.data.part == "head"
     launcher = Launcher(lambda config: 3 if fails(config) else summary(2.0))
     failed, workdir = run(tmp_path, TWO_BY_TWO, launcher)
-    assert failed == 2 and len(launcher.runs) == 8  # those after it were run
+    assert failed == 2 and len(launcher.runs) == 8  # the run after the first failure was still started
     assert rows(workdir)["<b>large</b>"] == ["**2.00 ± 0.00**", "2 of 2 seeds failed"]
     said = (workdir / "table.md").read_text()
     assert "**Failed: <b>large</b> / head, seed 1**" in said and "    out of memory & <gone>\n" in said
     with (workdir / "table.csv").open() as file:
         assert [bool(line["failed"]) for line in csv.DictReader(file)] == [False] * 6 + [True] * 2
 
-    # The deviation over the folds of the seed that is left is none over seeds.
+    # If one of two seeds is left, its deviation over folds is not shown as one over seeds.
     again = Launcher(lambda config: summary(1.0, folds=0.7) if config.seed == 0 else 3)
     failed, _ = run(tmp_path, TWO_BY_TWO, again)
     workdirs = [arguments[-1].removeprefix(f"--workdir={workdir}/") for arguments in again.runs]
     assert failed == 1 and workdirs == ["b-large-b--head/0", "b-large-b--head/1"]
     assert rows(workdir)["<b>large</b>"][1] == "**1.00 (1 of 2 seeds failed)**"
     assert (workdir / "b-large-b--head" / "1" / "log.txt").read_text().count("step 1") == 2
-    assert (workdir / "table.md").read_text().count("step 1") == 1  # what it said this time
+    assert (workdir / "table.md").read_text().count("step 1") == 1  # only the output of the last attempt
     assert run(tmp_path, TWO_BY_TWO, Launcher(lambda config: summary(1.5)))[0] == 0
     assert rows(workdir)["<b>large</b>"][1] == "**1.25 ± 0.25**"
 
 
-def test_a_run_that_is_cut_short_or_of_another_config_is_not_complete(tmp_path):
+def test_a_truncated_summary_or_another_config_is_not_complete(tmp_path):
     launcher = Launcher(lambda config: summary(2.0))
     _, workdir = run(tmp_path, TWO_BY_TWO, launcher)
     assert len(launcher.runs) == 8
     run(tmp_path, TWO_BY_TWO, launcher)
-    assert len(launcher.runs) == 8  # nothing is run again
+    assert len(launcher.runs) == 8  # no run is repeated
     cut = workdir / "small--head" / "0" / "summary.json"
     cut.write_text(cut.read_text()[:40])
     run(tmp_path, TWO_BY_TWO, launcher)
     assert [arguments[-1] for arguments in launcher.runs[8:]] == [f"--workdir={cut.parent}"]
-    # Another config: all start, and where jaxmarks.main refuses the folder, the old numbers are not shown.
+    # With another config all runs start; if jaxmarks.main refuses their folders, the old numbers are not shown.
     refuse = lambda arguments, log, environment: log.write_text("holds a run with another config") and 1
     failed, _ = run(tmp_path, TWO_BY_TWO, refuse, "--config.train.steps=9")
     assert failed == 8 and {cell for row in rows(workdir).values() for cell in row} == {"2 of 2 seeds failed"}
     assert "holds a run with another config" in (workdir / "table.md").read_text()
 
 
-def test_a_run_whose_frame_follows_its_photographs_is_complete(tmp_path):
+def test_a_run_is_complete_after_training_fills_in_its_config(tmp_path):
     Image.new("L", (60, 90)).save(tmp_path / "tall.png")
     (tmp_path / "marks.csv").write_text("image,x1,y1\ntall.png,3,4\n")
     grid = f"""
@@ -341,7 +342,7 @@ def get_grid(text=""):
     for _ in range(2):
         _, workdir = run(tmp_path, grid, launcher)
         config = configs.load(workdir / "a" / "0" / "config.json")
-        config.data.size, config.data.zoom, config.data.pose = (48, 32), 1.0, "upright"  # as training does
+        config.data.size, config.data.zoom, config.data.pose = (48, 32), 1.0, "upright"  # as training fills them in
         configs.save(config, workdir / "a" / "0" / "config.json")
     assert len(launcher.runs) == 1
 
@@ -357,7 +358,7 @@ def get_grid(text=""):
         ('"seeds": (0, 1)', '"overrides": {"train.batch_size": 0}', "batch_size=0: it must be at least 1"),
     ],
 )
-def test_a_slip_in_a_grid_is_named_before_anything_is_run(tmp_path, old, new, message):
+def test_invalid_grid_values_are_reported_before_any_run(tmp_path, old, new, message):
     assert old in TWO_BY_TWO
     assert message in refused(tmp_path, TWO_BY_TWO.replace(old, new, 1))
 
@@ -365,11 +366,11 @@ def test_a_slip_in_a_grid_is_named_before_anything_is_run(tmp_path, old, new, me
 @pytest.mark.parametrize(
     "metric", ["f1", "by_class.thin.ap50", "by_class.thin.recall", "success_rates.40", "volume.worst_5_percent_iou"]
 )
-def test_what_is_better_the_more_there_is(metric):
+def test_higher_is_better_for_scores_and_rates(metric):
     assert ablate.higher_is_better(metric)
 
 
-def test_a_summary_without_the_metric_is_a_failure_that_says_so(tmp_path):
+def test_a_summary_without_the_metric_counts_as_a_failure(tmp_path):
     text = TWO_BY_TWO.replace('"seeds": (0, 1)', '"metrics": ("mean_distance",)')
     failed, workdir = run(tmp_path, text, Launcher(lambda config: summary(2.0)))
     assert failed == 4
@@ -392,7 +393,7 @@ def test_the_tables_are_rewritten_after_every_run(tmp_path, monkeypatch):
 
 
 class Texts(HTMLParser):
-    """The tags of a page, and the text of its table cells and <pre>."""
+    """The tags, texts and links of a page."""
 
     def __init__(self, page):
         super().__init__()
@@ -413,7 +414,7 @@ def test_the_page_escapes_labels_and_logs_and_needs_no_other_file(tmp_path):
     page = Texts((workdir / "table.html").read_text())
     assert "script" not in page.tags and not page.links
     assert "<b>large</b>" in page.texts and "<script>x</script>" in page.texts
-    assert page.tags.count("b") == 1 and "2.00 ± 0.00" in page.texts  # the best of the one column that has numbers
+    assert page.tags.count("b") == 1 and "2.00 ± 0.00" in page.texts  # the best cell of the only column with numbers
     assert any("out of memory & <gone>" in text for text in page.texts)
     assert page.tags.count("table") == 2
 
@@ -433,8 +434,8 @@ def get_grid(text=""):
 
 
 @pytest.mark.parametrize("jobs", [1, 4])
-def test_a_cell_starts_from_another_cells_run_of_its_seed(jobs, tmp_path):
-    """The first cell takes longest, so with four jobs the last would begin before its end."""
+def test_a_cell_starts_from_another_cells_run_of_the_same_seed(jobs, tmp_path):
+    """The first cell takes longest: with four jobs, the last cell would start too early if it did not wait for it."""
     ended = []
 
     def found(config):
@@ -448,13 +449,13 @@ def test_a_cell_starts_from_another_cells_run_of_its_seed(jobs, tmp_path):
     launcher = Launcher(found)
     assert run(tmp_path, CHAIN, launcher, f"--jobs={jobs}")[0] == 0
     assert sum(bool(source) for _, _, source in ended) == 2 and len(ended) == 6
-    # The source is complete: only what is missing is run again.
+    # The source is complete, so only the run without a summary is repeated.
     (tmp_path / "out" / "other-part--elytra" / "0" / "summary.json").unlink()
     run(tmp_path, CHAIN, launcher)
     assert len(launcher.runs) == 7
 
 
-def test_shares_together_are_the_grid_and_keep_what_starts_from_another_together(tmp_path):
+def test_shares_cover_the_grid_and_keep_dependent_runs_together(tmp_path):
     launchers = [Launcher(lambda config: summary(1.0)) for _ in range(3)]
     counts = []
     for part, launcher in enumerate(launchers):
@@ -464,13 +465,13 @@ def test_shares_together_are_the_grid_and_keep_what_starts_from_another_together
     assert len({*folders[0], *folders[1], *folders[2]}) == sum(map(len, folders)) == 6
     for mine in folders:
         assert sum("other-part" in folder for folder in mine) == sum("none--head" in folder for folder in mine)
-    assert counts[-1] == 0 < counts[0]  # the last table has the runs of all
+    assert counts[-1] == 0 < counts[0]  # the last share's table has the runs of all shares
     for wrong in ("3/3", "1", "a/b"):
         with pytest.raises(SystemExit):
             run(tmp_path, CHAIN, Launcher(lambda config: pytest.fail("a run was started")), f"--share={wrong}")
 
 
-def test_a_cell_whose_source_failed_is_not_trained_until_that_is_mended(tmp_path):
+def test_a_run_is_not_trained_until_its_source_run_succeeds(tmp_path):
     broken = Launcher(lambda config: 3 if config.data.part == "head" and config.seed == 1 else summary(1.0))
     failed, workdir = run(tmp_path, CHAIN, broken)
     assert failed == 2 and len(broken.runs) == 5
@@ -483,12 +484,12 @@ def test_a_cell_whose_source_failed_is_not_trained_until_that_is_mended(tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_end_of_the_command_lets_its_runs_save(number, tmp_path):
-    """A made-up jaxmarks.main sleeps; the signal to the command's group reaches it once, and it has the time it takes."""
+def test_a_stopped_command_lets_its_runs_save(number, tmp_path):
+    """A fake jaxmarks.main sleeps; a signal to the command's group reaches it once and gives it time to save."""
     (tmp_path / "jaxmarks_main.py").write_text(
         "import pathlib, signal, sys, time\n"
         "folder = pathlib.Path(sys.argv[1])\n"
-        "def save(*_):\n"  # as the real one, whom the second signal ends at once
+        "def save(*_):\n"  # as in the real one, which a second signal ends at once
         "    signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
         "    time.sleep(3)\n"
         "    (folder / 'ended').touch()\n"
@@ -501,7 +502,7 @@ def test_an_end_of_the_command_lets_its_runs_save(number, tmp_path):
         "import signal, subprocess, sys\n"
         f"sys.path.insert(0, {str(ROOT / 'launch')!r})\n"
         "import ablate, experiments\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which what runs in the background ignores
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a process started in the background ignores it
         "popen = subprocess.Popen\n"
         f"mine = [sys.executable, {str(tmp_path / 'jaxmarks_main.py')!r}, {str(tmp_path)!r}]\n"
         "experiments.subprocess.Popen = lambda command, **how: popen(mine, **how)\n"
@@ -523,7 +524,7 @@ def test_an_end_of_the_command_lets_its_runs_save(number, tmp_path):
             if (tmp_path / "started").exists() or process.poll() is not None:
                 break
             time.sleep(0.1)
-        os.killpg(process.pid, number)  # as a terminal sends Ctrl-C
+        os.killpg(process.pid, number)  # as a terminal does on Ctrl-C
         said, _ = process.communicate(timeout=30)
     finally:
         process.kill()
@@ -532,7 +533,7 @@ def test_an_end_of_the_command_lets_its_runs_save(number, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
-def test_a_run_does_not_outlive_a_command_that_is_killed(tmp_path):
+def test_a_run_does_not_outlive_a_killed_command(tmp_path):
     package = tmp_path / "jaxmarks"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -564,7 +565,7 @@ def test_a_run_does_not_outlive_a_command_that_is_killed(tmp_path):
 
 
 def wait(done, seconds=60):
-    """Waits until `done` () or the time has passed."""
+    """Waits until `done()` is true, for at most `seconds`."""
     for _ in range(seconds * 10):
         if done():
             break
@@ -572,19 +573,19 @@ def wait(done, seconds=60):
 
 
 def alive(number):
-    """Whether Linux has a process of this number that runs."""
+    """Whether the process with this id exists and is not a zombie (on Linux)."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def test_a_cell_after_one_that_is_not_before_it_is_refused(tmp_path):
+def test_an_after_that_names_no_earlier_cell_is_refused(tmp_path):
     said = refused(tmp_path, CHAIN.replace("none / head", "none / tail"))
     assert "other part / elytra: after='none / tail' is none of the cells before it: none / head, none / elytra" in said
 
 
-def test_every_grid_of_the_project_is_sound():
+def test_every_grid_of_the_project_is_valid():
     grids = sorted((ROOT / "configs" / "ablations").glob("*.py"))
     assert grids
     for path in grids:
@@ -594,8 +595,8 @@ def test_every_grid_of_the_project_is_sound():
         assert f"--grid=configs/ablations/{path.name}" in path.read_text(), f"{path}: its docstring lacks the command"
 
 
-def test_two_small_cells_by_the_real_command(tmp_path):
-    """The second cell names photographs without their landmarks; a second start runs only that one."""
+def test_two_small_cells_with_the_real_command(tmp_path):
+    """The second cell fails, as it names photographs without landmarks; a second start runs only that cell."""
     (tmp_path / "grid.py").write_text("""'''Two cells.'''
 def get_grid(text=""):
     return {

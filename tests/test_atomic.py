@@ -11,7 +11,7 @@ import pytest
 from jaxmarks import atomic
 
 
-def test_a_failure_in_the_middle_leaves_the_former_file_and_nothing_beside_it(tmp_path):
+def test_a_failed_write_keeps_the_former_file_and_leaves_no_other(tmp_path):
     path = tmp_path / "summary.json"
     atomic.write(path, "former\n")
 
@@ -27,7 +27,7 @@ def test_a_failure_in_the_middle_leaves_the_former_file_and_nothing_beside_it(tm
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_is_made_or_named(tmp_path, monkeypatch):
+def test_a_folder_is_created_or_the_error_names_it(tmp_path, monkeypatch):
     assert atomic.folder(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
     for path, why in (("file", "File exists"), ("file/run", "Not a directory")):
@@ -38,10 +38,10 @@ def test_a_folder_is_made_or_named(tmp_path, monkeypatch):
         atomic.folder(tmp_path / "a")
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
+def test_write_errors_name_the_file(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     (tmp_path / "large.csv").write_text("former\n")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as a full disk, an error of the write itself
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # like a full disk: the write itself fails
     try:
         with pytest.raises(OSError, match=r"large\.csv"):
             atomic.write(tmp_path / "large.csv", "x" * 2000)
@@ -54,7 +54,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
         atomic.write(tmp_path / "large.csv" / "a.txt", "")
 
 
-def test_links_permissions_and_pipes_stay_what_they_are(tmp_path):
+def test_links_permissions_and_pipes_are_preserved(tmp_path):
     (tmp_path / "below").mkdir()
     target = tmp_path / "below" / "target.txt"
     target.write_text("former")
@@ -76,7 +76,7 @@ def test_links_permissions_and_pipes_stay_what_they_are(tmp_path):
     assert (tmp_path / "bytes").read_bytes() == b"\r\n"
 
 
-def test_what_is_written_reads_back(tmp_path):
+def test_tables_and_json_read_back_as_written(tmp_path):
     rows = [["image", "note"], ["a b.png", 'says "no",\nand ends'], ["ä.png", ""], ["a\rb.png", "x\r\ny"]]
     atomic.write_csv(tmp_path / "a.csv", rows)
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Augmentation: each operation against numpy and scipy, points against pixels, and the beetle paper's versions by hand."""
+"""Augmentation: operations against NumPy and SciPy, points against pixels, and the beetle paper's versions by hand."""
 
 import inspect
 
@@ -19,7 +19,7 @@ from jaxmarks.ops import geometry
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
 SIZE = (72, 96)
-# No colour: what `modern` then changes is position alone.
+# Colour changes off: `modern` then changes positions only.
 STILL = {"name": "modern", "brightness": 0, "contrast": 0, "gamma": 0, "channel": 0, "blur": 0, "noise": 0, "cutout": 0}
 UNMOVED = {"rotation": 0, "scale": 0, "aspect": 0, "shear": 0, "translation": 0, "mirror": 0, "elastic": 0}
 EVERYTHING = {"name": "modern", "elastic": 1.0, "blur": 0.3, "cutout": 0.3}
@@ -48,12 +48,12 @@ def keys_of(count, seed=7):
 
 
 def apply_jitted(spec, batch, *, channels=1, flip=None, seed=7):
-    """What `augment.build(spec, ...)` makes of the batch, compiled as a whole."""
+    """Applies `augment.build(spec, ...)` to the batch, jitted as a whole."""
     return jax.jit(augment.build(spec, channels=channels, flip=flip).apply)(keys_of(len(batch["points"]), seed), batch)
 
 
 def dots(points, size=SIZE, sigma=1.2):
-    """One uint8 image with a Gaussian dot at each of the points (K, 2), as bright as its number."""
+    """Draws a uint8 image with a Gaussian dot at each of the points (K, 2), each darker than the one before."""
     x, y = np.arange(size[1]) + 0.5, np.arange(size[0])[:, None] + 0.5
     levels = np.linspace(255, 120, len(points))
     image = sum(
@@ -63,7 +63,7 @@ def dots(points, size=SIZE, sigma=1.2):
 
 
 def centroid_near(image, point, radius=5):
-    """The centre of mass of the image (H, W) within `radius` of a point, refined from there."""
+    """Returns the centre of mass of the image (H, W) within `radius` of a point, recentred three times."""
     x, y = np.meshgrid(np.arange(image.shape[1]) + 0.5, np.arange(image.shape[0]) + 0.5)
     for _ in range(3):
         weight = np.where((x - point[0]) ** 2 + (y - point[1]) ** 2 < radius**2, image, 0)
@@ -106,7 +106,7 @@ def test_points_follow_pixels(options, within):
     assert np.mean(errors) < 0.1
 
 
-def test_the_identity_changes_nothing():
+def test_zero_strengths_change_nothing():
     batch = random_batch()
     found = apply_jitted(STILL | UNMOVED, batch, channels=3, flip=FLIP)
     np.testing.assert_allclose(found["images"], np.asarray(batch["images"]) / 255, atol=1e-5)
@@ -140,19 +140,19 @@ def test_random_affine_stays_within_its_strengths():
     assert 8.5 < shifts[:, 0].max() <= 9.6001 and 6.3 < shifts[:, 1].max() <= 7.2001
 
 
-def test_elastic_is_smooth_and_of_its_strength():
+def test_elastic_is_smooth_with_the_given_strength():
     flow = np.asarray(jax.vmap(lambda key: spatial.elastic(key, (60, 80), strength=2.0))(keys_of(40)))
     assert flow.shape == (40, 60, 80, 2)
-    # Between grid points the cubic averages, so the whole has a little less than the grid's deviation.
+    # Cubic interpolation averages between grid points, so the flow's deviation is a little below the grid's.
     assert 1.2 < flow.std() < 2.2
-    # Neighbours differ little, and bends even less: no step, no noise from pixel to pixel.
+    # Small first and second differences between rows: no steps and no noise from pixel to pixel.
     assert np.abs(np.diff(flow, axis=1)).mean() < 0.2 and np.abs(np.diff(flow, n=2, axis=1)).max() < 0.3
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000))
 def test_through_flow_solves_its_equation(seed):
-    """q + flow(q) = p, the flow read by scipy."""
+    """q + flow(q) = p, with the flow interpolated by SciPy."""
     flow = np.asarray(spatial.elastic(jax.random.key(seed), SIZE, strength=1.5))
     points = np.random.default_rng(seed).uniform(10, 60, (6, 2)).astype(np.float32)
     found = np.asarray(spatial.through_flow(jnp.array(flow), points))
@@ -162,7 +162,7 @@ def test_through_flow_solves_its_equation(seed):
 
 
 def test_mirror_by_hand():
-    """In a frame 96 wide, x becomes 96 - x, the pixels of a row turn round, and landmarks change names."""
+    """In a frame 96 px wide x becomes 96 - x, rows of pixels are reversed, and landmarks are reordered by FLIP."""
     batch = random_batch()
     found = apply_jitted(STILL | UNMOVED | {"mirror": 1.0}, batch, channels=3, flip=FLIP)
     np.testing.assert_allclose(found["images"], np.asarray(batch["images"])[:, :, ::-1] / 255, atol=1e-5)
@@ -173,7 +173,7 @@ def test_mirror_by_hand():
         np.testing.assert_array_equal(found["visible"][:, new], batch["visible"][:, source])
 
 
-def test_mirrored_twice_is_as_before():
+def test_mirror_is_its_own_inverse():
     spec, batch = STILL | UNMOVED | {"mirror": 1.0}, random_batch()
     found = apply_jitted(spec, apply_jitted(spec, batch, channels=3, flip=FLIP), channels=3, flip=FLIP)
     np.testing.assert_allclose(found["images"], np.asarray(batch["images"]) / 255, atol=1e-5)
@@ -181,7 +181,7 @@ def test_mirrored_twice_is_as_before():
     np.testing.assert_array_equal(found["visible"], batch["visible"])
 
 
-def test_mirror_has_its_probability_and_needs_a_permutation():
+def test_mirror_follows_its_probability_and_needs_a_flip():
     batch = batch_of(np.stack([dots(APART)] * 200), np.stack([APART] * 200))
     half = apply_jitted(STILL | UNMOVED | {"mirror": 0.5}, batch, channels=1, flip=FLIP)
     mirrored = ~np.isclose(half["points"][:, 4, 0], APART[4, 0], atol=1e-3)
@@ -191,7 +191,7 @@ def test_mirror_has_its_probability_and_needs_a_permutation():
 
 
 def test_landmarks_that_leave_the_frame_become_invisible():
-    """Near the four borders a rotation of up to 40 degrees throws some out; none comes back from invisible."""
+    """Rotations of up to 40 degrees move some near the corners out; an invisible one in the middle stays invisible."""
     points = np.array([[3.0, 3.0], [93.0, 3.0], [48.0, 36.0], [3.0, 69.0], [48.0, 36.0]])
     visible = np.tile([True, True, True, True, False], (30, 1))
     batch = batch_of(np.zeros((30, *SIZE, 1), np.uint8), np.tile(points, (30, 1, 1)), visible)
@@ -213,7 +213,7 @@ def box_batch(boxes, count=8):
 
 
 @pytest.mark.parametrize("options", [{"rotation": 30}, {"elastic": 2.0}], ids=str)
-def test_a_moved_box_is_the_one_around_its_moved_corners(options):
+def test_a_moved_box_bounds_its_moved_corners(options):
     found = apply_jitted(STILL | UNMOVED | options, box_batch([[30, 20, 60, 40]]))
     corners = np.asarray(found["points"])
     boxes = np.concatenate([corners.min(1), corners.max(1)], axis=-1)
@@ -221,8 +221,8 @@ def test_a_moved_box_is_the_one_around_its_moved_corners(options):
     assert np.abs(boxes - [30, 20, 60, 40]).max() > 0.5
 
 
-def test_objects_whose_centre_leaves_the_frame_are_none():
-    """One in the corner, which most shifts of up to a fifth of the frame throw out, and one in the middle."""
+def test_objects_centred_outside_the_frame_are_dropped():
+    """One is in the corner, where most shifts of up to a fifth of the frame move it out, and one in the middle."""
     found = apply_jitted(STILL | UNMOVED | {"translation": 0.2}, box_batch([[0, 0, 4, 4], [46, 34, 50, 38]]))
     x, y = np.moveaxis(np.asarray(found["boxes"]).reshape(8, 2, 2, 2).mean(2), -1, 0)
     within = (x >= 0) & (x <= 96) & (y >= 0) & (y <= 72)
@@ -230,13 +230,13 @@ def test_objects_whose_centre_leaves_the_frame_are_none():
     assert within[:, 1].all() and not within[:, 0].all()
 
 
-def test_quarter_turns_are_those_of_numpy():
-    """All four of them, of pixels and landmarks, before the frame is stretched and shifted."""
+def test_quarter_turns_match_numpy_rot90():
+    """All four occur, and rotate pixels and landmarks before the aspect change and the shift."""
     options = STILL | UNMOVED | {"aspect": 0.3, "translation": 0.1}
     image, point, batches = np.arange(400, dtype=np.uint8).reshape(20, 20, 1), np.array([3.5, 6.5]), []
     for _ in range(4):
         batches.append(batch_of(np.stack([image] * 40), np.tile(point, (40, 1, 1))))
-        image, point = np.rot90(image), np.array([point[1], 20 - point[0]])  # to the left: what was right is up
+        image, point = np.rot90(image), np.array([point[1], 20 - point[0]])  # counterclockwise: right becomes top
     expected = [apply_jitted(options, batch) for batch in batches]
     found, seen = apply_jitted(options | {"quarter_turns": True}, batches[0]), set()
     for n in range(40):
@@ -247,13 +247,13 @@ def test_quarter_turns_are_those_of_numpy():
     assert seen == {0, 1, 2, 3}
 
 
-def test_angle_and_shear_are_drawn_apart():
+def test_angle_and_shear_are_uncorrelated():
     draw = lambda key: spatial.random_affine(key, SIZE, rotation=20.0, shear=10.0)
     linear = np.asarray(jax.vmap(draw)(keys_of(300)))[:, :, :2]
     angle = np.arctan2(linear[:, 1, 0], linear[:, 0, 0])
-    # Turned back by the angle, (0, 1) leans to the right by the shear.
+    # Rotated back by the angle, the image of (0, 1) leans to the right by the shear.
     lean = np.arctan(np.cos(angle) * linear[:, 0, 1] + np.sin(angle) * linear[:, 1, 1])
-    assert abs(np.corrcoef(angle, lean)[0, 1]) < 0.2  # of 300 draws the deviation is 0.06
+    assert abs(np.corrcoef(angle, lean)[0, 1]) < 0.2  # its standard deviation for 300 draws is 0.06
 
 
 # -- colour
@@ -277,14 +277,14 @@ def test_contrast_keeps_the_mean_and_scales_the_deviation():
     assert 1.25 < max(factors) <= 1.4001 and 0.5999 <= min(factors) < 0.75
 
 
-def test_brightness_and_contrast_are_drawn_apart():
+def test_brightness_and_contrast_are_uncorrelated():
     columns = np.tile(np.uint8([60, 180]), (4, 2))[..., None]
     batch = batch_of(np.stack([columns] * 200), np.zeros((200, 0, 2)))
     found = np.asarray(apply_jitted(STILL | UNMOVED | {"brightness": 0.1, "contrast": 0.3}, batch)["images"])
-    # Nothing is cut off at 0 or 1, so the mean tells the one and the deviation the other.
+    # Nothing is clipped at 0 or 1, so the mean reflects the brightness and the deviation the contrast.
     mean, deviation = found.mean((1, 2, 3)), found.std((1, 2, 3))
     assert np.ptp(mean) > 0.15 and np.ptp(deviation) > 0.1
-    assert abs(np.corrcoef(mean, deviation)[0, 1]) < 0.2  # of 200 draws the deviation is 0.07
+    assert abs(np.corrcoef(mean, deviation)[0, 1]) < 0.2  # its standard deviation for 200 draws is 0.07
 
 
 def test_gamma_is_a_power():
@@ -299,29 +299,29 @@ def test_gamma_is_a_power():
     assert 1.6 < max(powers) <= 2.001 and 0.499 <= min(powers) < 0.62
 
 
-def test_gamma_has_a_gradient_at_black():
+def test_gamma_gradient_is_finite_at_black():
     slope = jax.grad(lambda image: colour.gamma(KEY, image, strength=1.0).sum())(jnp.zeros((2, 2, 1)))
     assert np.isfinite(slope).all()
 
 
-def test_channel_scales_each_channel_by_itself():
+def test_channel_scales_channels_independently():
     ratio = np.stack([colour.channel(key, IMAGE + 0.1, strength=0.2) for key in keys_of(30)]) / (IMAGE + 0.1)
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1], ratio.shape), rtol=1e-4)
     assert (np.abs(np.diff(ratio[:, 0, 0])) > 1e-4).all()
     assert 1.15 < ratio.max() <= 1.2001 and 0.7999 <= ratio.min() < 0.85
 
 
-def test_noise_is_gaussian_of_a_drawn_deviation():
+def test_noise_is_gaussian_with_a_random_deviation():
     added = np.stack([colour.noise(key, jnp.zeros((64, 64, 1)), strength=0.1) for key in keys_of(60)])
     deviations = added.std(axis=(1, 2, 3))
     assert 0.09 < deviations.max() <= 0.104 and deviations.min() < 0.015
     scaled = (added / deviations[:, None, None, None]).reshape(-1)
-    assert abs(scaled.mean()) < 0.01 and abs((scaled**4).mean() - 3) < 0.05  # kurtosis of a normal number
+    assert abs(scaled.mean()) < 0.01 and abs((scaled**4).mean() - 3) < 0.05  # kurtosis of the normal distribution
 
 
 @pytest.mark.parametrize("shape", [(41, 61, 3), (97, 77, 1)])
-def test_normal_numbers_are_normal_and_know_nothing_of_each_other(shape):
-    """Against scipy's distribution; what lies beside each other, as the three of a word do, does not correlate."""
+def test_normal_numbers_are_normal_and_uncorrelated(shape):
+    """Against SciPy's distribution; neighbours, such as the three from one random word, are uncorrelated."""
     numbers = np.asarray(jax.vmap(lambda key: colour.normal(key, shape))(keys_of(20)))
     assert stats.kstest(numbers.reshape(-1), "norm").statistic < 0.01
     assert abs(numbers.var() - 1) < 0.01
@@ -332,7 +332,7 @@ def test_normal_numbers_are_normal_and_know_nothing_of_each_other(shape):
 
 
 @pytest.mark.parametrize("strength", [0.4, 2.5])
-def test_blur_is_scipys(strength):
+def test_blur_matches_scipy(strength):
     sigma = float(jax.random.uniform(KEY)) * strength
     radius = max(1, round(3 * strength))
     expected = ndimage.gaussian_filter(IMAGE, (sigma, sigma, 0), mode="nearest", radius=(radius, radius, 0))
@@ -366,7 +366,7 @@ def test_luminance_by_hand():
 
 
 def paper_batch(colours, *, versions=range(7), index=5):
-    """One pixel of the given colour in each of the versions."""
+    """One pixel of the given colour, once for each of the versions."""
     count = len(versions)
     images = np.broadcast_to(np.array(colours, np.uint8), (count, 1, 1, 3))
     return batch_of(images, np.zeros((count, 1, 2))) | {
@@ -376,7 +376,7 @@ def paper_batch(colours, *, versions=range(7), index=5):
 
 
 def test_paper_versions_by_hand():
-    """With a constant of 1, of (100, 200, 50), luminance 153: +1 on red, green, blue; each alone; as it is."""
+    """(100, 200, 50), luminance 153, with a constant of 1: red, green or blue plus 1; each alone; unchanged."""
     found = augment.build({"name": "paper_x7", "maximum": 1}, channels=1)
     assert found.versions == 7
     grey = found.apply(keys_of(7), paper_batch((100, 200, 50)))["images"][:, 0, 0, 0] * 255
@@ -384,13 +384,13 @@ def test_paper_versions_by_hand():
 
 
 def test_paper_caps_at_255():
-    """(255, 255, 255) stays what it is in every version."""
+    """(255, 255, 255) is unchanged in every version."""
     grey = augment.build({"name": "paper_x7"}, channels=1).apply(keys_of(7), paper_batch((255, 255, 255)))["images"]
     np.testing.assert_allclose(grey, 1, rtol=1e-6)
 
 
 def constants(indices, *, keys_seed=0, **options):
-    """The constants of the samples' version 0, seen on a black pixel of which red alone counts."""
+    """Recovers the constants of the samples' version 0 from a black pixel: added to red, whose weight is 0.299."""
     count = len(indices)
     batch = paper_batch((0, 0, 0), versions=[0] * count) | {"index": jnp.array(indices, jnp.int32)}
     apply = augment.build({"name": "paper_x7", **options}, channels=1).apply
@@ -398,13 +398,13 @@ def constants(indices, *, keys_seed=0, **options):
     return grey * 255 / 0.299
 
 
-def test_paper_constants_are_whole_numbers_of_1_to_maximum():
+def test_paper_constants_are_integers_from_1_to_maximum():
     found = constants(range(600), maximum=20)
     np.testing.assert_allclose(found, np.round(found), atol=1e-3)
     assert set(np.round(found)) == set(range(1, 21))
 
 
-def test_paper_constants_stay_over_epochs_and_follow_index_and_seed():
+def test_paper_constants_depend_on_index_and_seed_not_on_keys():
     found = constants(range(50))
     np.testing.assert_array_equal(found[::-1], constants(range(49, -1, -1), keys_seed=99))
     assert (constants(range(50), seed=1) != found).mean() > 0.8
@@ -412,12 +412,12 @@ def test_paper_constants_stay_over_epochs_and_follow_index_and_seed():
     np.testing.assert_allclose(found[5], of_index_5, rtol=1e-5)
 
 
-def test_paper_constants_differ_between_versions():
+def test_paper_versions_have_distinct_keys():
     keys = jax.vmap(lambda v: jax.random.key_data(paper.constant_key(0, 3, v)))(jnp.arange(7))
     assert len({tuple(k) for k in np.asarray(keys)}) == 7
 
 
-def test_paper_says_what_it_cannot_do():
+def test_paper_refuses_unsupported_input():
     with pytest.raises(ValueError, match="channels=1"):
         augment.build({"name": "paper_x7"}, channels=3)
     with pytest.raises(ValueError, match="maximum=0"):
@@ -439,7 +439,7 @@ def name_of(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name_of)
-def test_batches_keep_their_form(spec):
+def test_batches_keep_their_structure(spec):
     batch = random_batch() | {"version": jnp.arange(6, dtype=jnp.int32)}
     found = apply_jitted(ml_collections.ConfigDict(spec), batch, flip=FLIP)
     assert found.keys() == batch.keys()
@@ -451,7 +451,7 @@ def test_batches_keep_their_form(spec):
 
 
 @pytest.mark.parametrize("spec", [EVERYTHING, {"name": "paper_x7"}], ids=name_of)
-def test_a_sample_is_the_same_in_any_batch_eager_and_jitted(spec):
+def test_samples_are_independent_of_their_batch_and_of_jit(spec):
     apply = augment.build(spec, channels=1, flip=FLIP).apply
     batch, keys = random_batch() | {"version": jnp.arange(6, dtype=jnp.int32)}, keys_of(6)
     compiled = jax.jit(apply)
@@ -474,7 +474,7 @@ def test_modern_depends_on_the_key():
     assert np.abs(one["images"] - other["images"]).mean() > 0.01
 
 
-def test_grey_photographs_serve_three_channels():
+def test_grey_images_become_three_channels():
     found = apply_jitted({"name": "modern", "noise": 0}, random_batch(channels=1), channels=3)
     assert found["images"].shape == (6, *SIZE, 3)
 
@@ -488,7 +488,7 @@ def test_plain_by_hand():
     np.testing.assert_allclose(augment.plain(batch, channels=3)["images"], images / 255, rtol=1e-6)
 
 
-def test_wrong_specs_say_what_exists():
+def test_invalid_specs_are_refused():
     with pytest.raises(ValueError, match="none, paper_x7, modern"):
         augment.build({"name": "mixup"}, channels=1)
     with pytest.raises(ValueError, match="none, paper_x7, modern"):
@@ -497,7 +497,7 @@ def test_wrong_specs_say_what_exists():
         augment.build({"name": "modern", "rotations": 3}, channels=1)
     with pytest.raises(ValueError, match="none has no options"):
         augment.build({"name": "none", "noises": 3}, channels=1)
-    # The name alone switches from one to another, whose options stand in the config already.
+    # Options of other augmentations are ignored, so that changing the name alone switches between them.
     for name in ("none", "paper_x7"):
         augment.build({"name": name, "rotation": 15.0, "noise": 0.1}, channels=1)
     with pytest.raises(ValueError, match="channels=2"):
@@ -522,8 +522,8 @@ def test_keys_come_first_and_optional_arguments_are_keyword_only():
             assert parameter.default is parameter.empty or parameter.kind is parameter.KEYWORD_ONLY, function.__name__
 
 
-def test_real_wings_keep_their_landmarks_on_the_same_tissue(real_data):
-    """What lies about a landmark, warped back by the affine map that moved it, is what lay there before."""
+def test_points_on_a_real_wing_keep_their_pixel_values(real_data):
+    """The image value at each of two points is the same before and after they are moved with the pixels."""
     path = sorted((real_data / "wings" / "images").iterdir())[0]
     image = np.asarray(Image.open(path).convert("L").resize((96, 72)))[..., None]
     batch = batch_of(image[None], np.array([[[40.0, 30.0], [60.0, 45.0]]]))
@@ -534,8 +534,8 @@ def test_real_wings_keep_their_landmarks_on_the_same_tissue(real_data):
     )
 
 
-def test_a_frame_shown_at_another_size():
-    """Pixels, points and boxes of a frame shown twice as large: a smooth image's values are those of its places."""
+def test_resizing_scales_pixels_points_and_boxes():
+    """From 24x32 to 48x96, twice as high and three times as wide; a smooth image keeps its values, at new positions."""
     y, x = np.mgrid[:24, :32] + 0.5
     smooth = np.repeat(np.uint8(4 * x + 3 * y)[None, ..., None], 3, axis=-1)
     spec = {"name": "modern"} | dict.fromkeys(
@@ -557,7 +557,7 @@ def test_a_frame_shown_at_another_size():
 
 
 @pytest.mark.parametrize("mirror", [0.0, 1.0])
-def test_flags_of_coco_are_moved_as_truth_values(mirror):
+def test_coco_visibility_flags_count_as_booleans(mirror):
     batch = batch_of(RNG.integers(0, 256, (2, *SIZE, 1), np.uint8), RNG.uniform(10, 60, (2, 5, 2)))
     flags = jnp.array([[2, 2, 1, 0, 2], [0, 1, 2, 2, 1]])
     transform = augment.build(STILL | UNMOVED | {"mirror": mirror}, channels=1, flip=FLIP)
@@ -567,7 +567,7 @@ def test_flags_of_coco_are_moved_as_truth_values(mirror):
     np.testing.assert_array_equal(found, np.asarray(flags > 0)[:, FLIP if mirror else slice(None)])
 
 
-def test_a_flip_of_other_landmarks_is_refused():
+def test_a_flip_of_the_wrong_length_is_refused():
     batch = batch_of(np.zeros((1, *SIZE, 1), np.uint8), np.ones((1, 5, 2)))
     for flip in ((0,), (1, 0, 2)):
         transform = augment.build(STILL, channels=1, flip=flip)
@@ -575,7 +575,7 @@ def test_a_flip_of_other_landmarks_is_refused():
             transform.apply(jax.random.split(KEY, 1), batch)
 
 
-def test_the_papers_versions_are_of_single_precision_under_x64():
+def test_paper_versions_are_float32_under_x64():
     with jax.enable_x64(True):
         transform = augment.build({"name": "paper_x7"}, channels=1)
         batch = batch_of(np.zeros((1, *SIZE, 3), np.uint8), np.ones((1, 5, 2)))

@@ -1,4 +1,4 @@
-"""The methods without learning, on shapes whose transform is known."""
+"""The baselines, registration and mean shape, on shapes whose transform is known."""
 
 import dataclasses
 
@@ -9,12 +9,12 @@ from skimage.draw import polygon2mask
 from jaxmarks.baselines import mean_shape, registration
 from jaxmarks.data.samples import Samples
 
-# A polygon without symmetry, with a notch; x and y about its centre.
+# An asymmetric polygon with a notch; x and y relative to its centre.
 SHAPE = np.array([[-40, -12], [-8, -22], [-2, -8], [6, -20], [44, -10], [30, 6], [38, 18], [-20, 16]], float)
 
 
 def draw(angle, scale, shift, *, size=(120, 160)):
-    """The polygon dark on bright, turned (radians), scaled and shifted: image and its corners."""
+    """Draws the polygon dark on bright, rotated (radians), scaled and shifted; returns the image and the corners."""
     c, s = np.cos(angle), np.sin(angle)
     points = SHAPE @ (scale * np.array([[c, -s], [s, c]])).T + shift
     fine = polygon2mask((size[0] * 4, size[1] * 4), points[:, ::-1] * 4 - 0.5)
@@ -41,7 +41,7 @@ def test_a_known_similarity_is_recovered(angle):
 
 
 @pytest.mark.parametrize("size", [(480, 640), (490, 661)])
-def test_a_large_frame_is_made_coarser(size):
+def test_large_frames_are_downscaled(size):
     image, points = draw(0.1, 4.0, (320, 240), size=size)
     model = registration.fit(
         dataclasses.replace(samples((0.1, 1.0, (80, 60))), images=image[None], points=points[None])
@@ -55,19 +55,19 @@ def test_a_large_frame_is_made_coarser(size):
 THREE = (0.0, 1.0, (60, 60)), (0.0, 1.0, (80, 60)), (0.0, 1.0, (101, 60))
 
 
-def test_the_model_is_the_image_nearest_to_the_mean():
+def test_the_model_is_the_image_nearest_to_the_mean_shape():
     chosen = registration.fit(samples(*THREE), candidates=1)
     np.testing.assert_allclose(chosen.points, draw(*THREE[1])[1], atol=1e-4)
 
 
-def test_an_image_whose_outline_took_in_something_else_is_no_model():
+def test_an_image_with_a_wrong_outline_is_not_chosen_as_model():
     spoilt = samples(*THREE)
-    spoilt.images[1, 62:110, 70:140] = 40  # a dark thing that touches the part
+    spoilt.images[1, 62:110, 70:140] = 40  # a dark object that touches the part
     chosen = registration.fit(spoilt)
     assert np.abs(chosen.points - draw(*THREE[1])[1]).max() > 10
 
 
-def test_where_nothing_can_be_segmented_the_model_stays():
+def test_without_segmentation_the_model_is_returned_unchanged():
     model = registration.fit(samples((0.0, 1.0, (80, 60))))
     found, registered = registration.predict(model, np.full((1, 120, 160, 3), 128, np.uint8))
     assert not registered.any()
@@ -78,7 +78,7 @@ def test_where_nothing_can_be_segmented_the_model_stays():
     assert not registered.any() and np.isfinite(found).all()
 
 
-def test_similarity_against_least_squares():
+def test_similarity_matches_least_squares():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(9, 2)), rng.normal(size=(9, 2))
     linear, shift = registration.similarity(a, b)
@@ -90,33 +90,33 @@ def test_similarity_against_least_squares():
     np.testing.assert_allclose(shift, [u, v], atol=1e-9)
 
 
-def test_mean_shape_leaves_missing_landmarks_out():
+def test_mean_shape_ignores_missing_landmarks():
     rng = np.random.default_rng(0)
     points, visible = rng.uniform(0, 99, (7, 3, 2)), rng.random((7, 3)) > 0.4
     visible[:, 2] = False
     masked = np.ma.array(points, mask=~visible[..., None].repeat(2, -1))
     found = mean_shape.fit(points, visible)
     np.testing.assert_allclose(found[:2], masked.mean(0)[:2])
-    np.testing.assert_allclose(found[2], masked.mean((0, 1)))  # never seen: amid the others
+    np.testing.assert_allclose(found[2], masked.mean((0, 1)))  # visible nowhere: the mean of all visible points
     assert mean_shape.predict(found, 4).shape == (4, 3, 2)
     assert np.isfinite(mean_shape.fit(points, np.zeros_like(visible))).all()
 
 
-def test_the_model_has_all_landmarks_where_an_image_has():
+def test_images_with_all_landmarks_are_preferred_as_model():
     some = samples(*THREE)
-    some.visible[1, 0] = False  # the nearest to the mean
+    some.visible[1, 0] = False  # the image nearest to the mean shape
     chosen = registration.fit(some, candidates=1)
     assert min(np.abs(chosen.points - draw(*THREE[n])[1]).max() for n in (0, 2)) < 1e-3
 
 
-def test_what_the_model_lacks_is_the_means_and_what_tells_nothing_stays():
+def test_missing_landmarks_take_the_mean_and_featureless_ones_stay():
     some = samples(*THREE)
     some.visible[0, 2], some.points[0, 2] = False, 0
     mean = np.arange(16.0).reshape(8, 2)
     found = registration.model_of(some, 0, mean, 1).points
     np.testing.assert_allclose(np.delete(found, 2, 0), np.delete(draw(*THREE[0])[1], 2, 0), atol=1e-4)
     np.testing.assert_array_equal(found[2], mean[2])
-    # Where descriptors are alike everywhere a landmark stays where the outline brings it.
+    # Where all descriptors are equal, a landmark stays where the alignment of the outlines puts it.
     flat, points = np.full((120, 160, 3), 99, np.uint8), np.array([[30.5, 40.5], [90.0, 60.0]])
     model = registration.Model(None, 1, points, registration.describe(registration.grey(flat), points), (120, 160), 1)
     np.testing.assert_allclose(registration.refine(model, flat, np.eye(2), np.array([3.0, -2.0])), points + [3, -2])

@@ -1,4 +1,4 @@
-"""The benchmark, tiny: every side is the same network with the same loss, and the tables say what was measured."""
+"""The benchmark with tiny networks: the peers have our networks and losses, and the tables hold the measurements."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ import pytest
 
 from jaxmarks import heads, tasks
 
-# A worker whose network is nothing; its first argument is what it fails at.
+# A worker without a network; its first argument says where it fails.
 WORKER = """
 import os, sys
 sys.path.insert(0, sys.argv[2])
@@ -45,7 +45,7 @@ needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="
 
 @needs_torch
 @pytest.mark.parametrize("name", peers.NETWORKS)
-def test_a_peer_has_our_parameters_and_our_loss(name):
+def test_a_peer_has_our_parameter_count_and_loss(name):
     import torch
 
     wanted = bench.spec(name, quick=True)
@@ -100,13 +100,13 @@ def test_a_quick_benchmark_writes_its_tables(tmp_path):
     assert "| network3 |" in table and f"{ours['train']['median']:.1f}" in table
 
 
-def test_an_unknown_name_lists_those_there_are(capsys):
+def test_an_unknown_name_lists_the_valid_ones(capsys):
     with pytest.raises(SystemExit):
         bench.parse(["--only=network4"])
     assert "network3" in capsys.readouterr().err
 
 
-def test_operations_are_counted_by_hand():
+def test_flops_match_hand_counts():
     x, kernel, forward = jnp.ones((2, 8, 6, 3)), jnp.ones((3, 3, 3, 5)), 2 * (2 * 8 * 6 * 5) * (3 * 3 * 3)
 
     def conv(x, kernel, strides=(1, 1)):
@@ -116,13 +116,13 @@ def test_operations_are_counted_by_hand():
     total = lambda x, kernel: (conv(x, kernel) ** 2).sum()
     assert bench.flops(jax.jit(jax.grad(total, argnums=(0, 1))), x, kernel) == 3 * forward
     halved = lambda x: conv(x, kernel, (2, 2)).sum()
-    # To the input all 27 weights meet each of the pixels, of which between the outputs' three of four are zeros.
+    # The input's gradient takes 3 x 3 x 5 products per value; the stride of 2 makes three of four zero: not counted.
     assert bench.flops(jax.grad(halved), x) == forward // 4 + 2 * (2 * 8 * 6 * 3) * (3 * 3 * 5) // 4
     repeated = lambda a: jax.lax.scan(lambda b, _: (b @ b, None), a, length=7)
     assert bench.flops(repeated, jnp.ones((4, 4))) == 7 * 2 * 4**3
 
 
-def test_growth_is_drawn(tmp_path):
+def test_growth_is_plotted(tmp_path):
     rows = [{"network": "n", "axis": "batch", "value": n, "train": bench.spread([n, 1.1 * n])} for n in (1, 2, 4)]
     bench.draw(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
@@ -131,19 +131,19 @@ def test_growth_is_drawn(tmp_path):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Spares the question what machine this is."""
+    """Replaces the query of hardware and versions, which takes time."""
     how = {"hardware": "an abacus", "versions": {"jax": "1"}, "date": "today"}
     monkeypatch.setattr(bench, "about", lambda: dict(how))
 
 
 def measure(tmp_path, *arguments):
-    """The status of a command, and what bench.json and bench.md hold then."""
+    """Runs the command; returns its exit status and the contents of bench.json and bench.md."""
     status = bench.main([f"--out={tmp_path}", "--repeats=2", *arguments])
     return status, json.loads((tmp_path / "bench.json").read_text()), (tmp_path / "bench.md").read_text()
 
 
 def sides(tmp_path, monkeypatch, **fail):
-    """The rows of steps by side, where sides fail at what is named, and the status."""
+    """Returns the rows of `steps` by side, and the exit status; `fail` says where each side fails."""
 
     def worker(side, options, environment=None):
         words = [fail.get(side, ""), str(Path(bench.__file__).parent)]
@@ -155,7 +155,7 @@ def sides(tmp_path, monkeypatch, **fail):
     return {row["side"]: row for row in found["steps"]}, status
 
 
-def test_a_peer_that_fails_later_is_out_and_the_others_go_on(tmp_path, monkeypatch, here):
+def test_a_failing_peer_is_dropped_and_the_others_go_on(tmp_path, monkeypatch, here):
     fail = {"torch_compile": "dies", "keras": "predict", "keras_xla": "another", "torch_channels_last": "set"}
     rows, status = sides(tmp_path, monkeypatch, **fail)
     assert status == 0
@@ -169,13 +169,13 @@ def test_a_peer_that_fails_later_is_out_and_the_others_go_on(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("where", ["set", "predict"])
-def test_a_failure_of_ours_is_not_laid_on_a_peer(where, tmp_path, monkeypatch, here):
+def test_our_own_failure_is_not_blamed_on_a_peer(where, tmp_path, monkeypatch, here):
     rows, status = sides(tmp_path, monkeypatch, jaxmarks=where)
     assert status == 1 and rows["jaxmarks"]["error"].startswith("ValueError")
     assert "error" not in rows["torch"] and rows["torch"]["predict"]["median"] > 0
 
 
-def test_parts_that_were_measured_before_stay_with_their_commands(tmp_path, monkeypatch, here, capsys):
+def test_parts_measured_earlier_are_kept_with_their_commands(tmp_path, monkeypatch, here, capsys):
     row = lambda n: [{"network": "n", "at once": bench.spread([n / 1000])}]
     monkeypatch.setattr(bench, "load", lambda options: row(1))
     monkeypatch.setattr(bench, "folds", lambda options: row(2))
@@ -191,9 +191,8 @@ def test_parts_that_were_measured_before_stay_with_their_commands(tmp_path, monk
     assert "--parts=folds`" in folds and "2.0 (2.0-2.0)" in folds
     assert "--parts=load`" in load and "1.0 (1.0-1.0)" in load
     monkeypatch.setattr(bench, "load", lambda options: row(3))
-    status, found, text = measure(
-        tmp_path, "--parts=start,load"
-    )  # a part of ours that fails is told, and the next goes on
+    # If a part of our own fails, its error is recorded and the next part runs.
+    status, found, text = measure(tmp_path, "--parts=start,load")
     assert status == 1 and found["start"] == [{"side": "jaxmarks", "error": "the worker ended"}]
     assert (found["load"], found["folds"]) == (row(3), row(2)) and text.count("--parts=start,load`") == 1
     (tmp_path / "bench.json").write_text("{")
@@ -203,7 +202,7 @@ def test_parts_that_were_measured_before_stay_with_their_commands(tmp_path, monk
         measure(tmp_path, "--parts=load")
 
 
-def test_rows_before_a_failure_stay(tmp_path, monkeypatch, here):
+def test_rows_before_a_failure_are_kept(tmp_path, monkeypatch, here):
     asked = []
 
     class Ours:
@@ -232,13 +231,13 @@ def test_rows_before_a_failure_stay(tmp_path, monkeypatch, here):
         ("--run=/nosuch", "--run=/nosuch: no epochs in a metrics.jsonl there; name the folder of a trained run"),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_a_line(argument, said, tmp_path, capsys):
+def test_invalid_arguments_give_a_one_line_error(argument, said, tmp_path, capsys):
     with pytest.raises(SystemExit):
         bench.main([f"--out={tmp_path / 'out'}", argument])
     assert said in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "out").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+def test_a_file_at_the_path_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=f"bench: --out={tmp_path}/file: a file is in the way"):
         bench.main([f"--out={tmp_path}/file"])

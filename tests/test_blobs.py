@@ -1,4 +1,4 @@
-"""The detector of spots on drawn discs and Gaussians, whose responses are known in closed form."""
+"""The blob detector on drawn discs, and on Gaussians, whose response is known in closed form."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def discs(count, *, radius=5.0, side=13.0, dark=False, seed=0, size=(64, 80)):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_discs_of_other_images_are_found_in_their_places(dark):
+def test_discs_in_unseen_images_are_located(dark):
     parameters = blobs.fit(*discs(6, dark=dark))
     assert [(p.label, p.sign) for p in parameters] == [(0, -1 if dark else 1)]
     np.testing.assert_allclose(parameters[0].size, 13)
@@ -40,7 +40,7 @@ def test_discs_of_other_images_are_found_in_their_places(dark):
     for n in range(9):
         sure = found[n][scores[n] > 0.5]
         distance = np.linalg.norm((sure[:, None, :2] - boxes[n, labels[n] >= 0][None, :, :2]), axis=-1)
-        hits += (distance.min(0) < 1.0).sum()  # the corner of a pixel of the peak: 0.7 at most, and noise
+        hits += (distance.min(0) < 1.0).sum()  # a peak is at a pixel's centre: 0.7 off at most, plus noise
     total = (labels >= 0).sum()
     assert hits == total
     assert (scores > 0.5).sum() == total
@@ -48,7 +48,7 @@ def test_discs_of_other_images_are_found_in_their_places(dark):
 
 
 def test_the_response_of_a_gaussian_is_half_its_contrast():
-    """-sigma^2 Laplacian of a Gaussian of its own sigma: 2 s^4 / (2 s^2)^2 of its height."""
+    """-sigma^2 times the Laplacian of a Gaussian, at the spot's own sigma s: 2 s^4 / (2 s^2)^2 of its height."""
     y, x = np.mgrid[:41, :41] + 0.5
     spot = 200 * np.exp(-((x - 20.5) ** 2 + (y - 18.5) ** 2) / (2 * 3.0**2))
     image = np.uint8(np.round(spot))[None, ..., None]
@@ -69,10 +69,10 @@ def test_each_class_has_its_own_size():
     assert [(p.label, round(p.size[0])) for p in parameters] == [(0, 7), (4, 18)]
     assert parameters[0].sigmas[1] < parameters[1].sigmas[1]
     _, scores, classes = blobs.predict(parameters, images)
-    assert set(classes[:4][scores[:4] > 0.5]) == {0}  # large spots do not hide in small discs
+    assert set(classes[:4][scores[:4] > 0.5]) == {0}  # no large spots are found on small discs
 
 
-def test_nothing_to_learn_and_nothing_to_find():
+def test_without_boxes_or_spots_nothing_is_found():
     images, boxes, labels = discs(3)
     assert blobs.fit(images, boxes, np.full_like(labels, -1)) == ()
     found, scores, classes = blobs.predict((), images)
@@ -84,7 +84,7 @@ def test_nothing_to_learn_and_nothing_to_find():
 
 
 @given(seed=st.integers(0, 1000))
-def test_the_best_threshold_against_trying_all(seed):
+def test_best_threshold_matches_an_exhaustive_search(seed):
     rng = np.random.default_rng(seed)
     responses, total = 0.02 + rng.permutation(12) / 10, 8
     hits = rng.random(12) < responses
@@ -94,9 +94,9 @@ def test_the_best_threshold_against_trying_all(seed):
     np.testing.assert_allclose(2 * (hits & (responses > threshold)).sum() / ((responses > threshold).sum() + total), f1)
 
 
-def test_a_true_box_is_found_once():
+def test_each_true_box_is_matched_once():
     true = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], float)
     found = np.array([[1, 0, 11, 10], [0, 0, 10, 10], [24.5, 0, 34.5, 10], [23, 0, 33, 10]])
-    # IoU 9/11; the same box again; 5.5/14.5 < 0.4; 7/13.
+    # IoUs: 9/11; 1, but with a box already matched; 5.5/14.5 < 0.4; 7/13.
     assert blobs._hits(found, true).tolist() == [True, False, False, True]
     assert blobs._hits(found, np.zeros((0, 4))).tolist() == [False] * 4

@@ -1,4 +1,4 @@
-"""FCN8, ResNet50 and HRNet: the paper's parameter counts, and each against the same network written in PyTorch."""
+"""FCN8, ResNet50 and HRNet: the paper's parameter counts, and each or its main part against PyTorch."""
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,7 @@ def small(name, **options):
 
 
 def shape_of(net, shape):
-    """The shapes of the variables and of the output for images of this shape, nothing being computed."""
+    """Returns the shapes of the variables and of the output for images of this shape, without computing them."""
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(net.init, jax.random.key(0), images)
     return variables, jax.eval_shape(net.apply, variables, images).shape
@@ -37,7 +37,7 @@ def images_of(*shape, seed=0):
 
 
 def randomised(net, *args, **kwargs):
-    """Variables of the network in which every value is random: biases, scales and running statistics too."""
+    """Returns variables of the network with random values throughout: biases, scales and running statistics, too."""
     rng = np.random.default_rng(1)
 
     def draw(path, x):
@@ -61,7 +61,7 @@ def randomised(net, *args, **kwargs):
 @pytest.mark.parametrize(
     "net, expected", [(fcn8.build(), 17_678_368), (encoders.build({"name": "resnet50"}), 23_508_032)]
 )
-def test_counts_by_hand(net, expected):
+def test_parameter_counts_by_hand(net, expected):
     images = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
     assert count(jax.eval_shape(net.init, jax.random.key(0), images)) == expected
 
@@ -71,7 +71,7 @@ def test_counts_by_hand(net, expected):
     [(fcn8.build(), 17e6), (resnet50.build(), 51e6), (resnet50.build(output="vector"), 30e6), (hrnet.build(), 6.5e6)],
     ids=["fcn8", "resnet50", "resnet50 vector", "hrnet"],
 )
-def test_counts_are_the_papers(net, paper):
+def test_parameter_counts_are_near_the_papers(net, paper):
     variables, (_, *size, features) = shape_of(net, (1, 256, 256, 3))
     outputs = 25 if size else 50  # a 1x1 convolution to 25 heatmaps, or a dense layer to 25 points
     assert abs(count(variables) + (features + 1) * outputs - paper) < 0.05 * paper
@@ -90,13 +90,13 @@ def test_output_sizes(height, width):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_frame_of_any_size_is_the_frame_continued_to_a_multiple_of_32(name):
+def test_frames_are_padded_to_multiples_of_32_by_repeating_their_edge(name):
     net = small(name, norm="group")
     images = images_of(1, 40, 50, 3)
     variables = randomised(net, images)
     whole = jax.jit(net.apply)(variables, jnp.asarray(np.pad(images, ((0, 0), (0, 24), (0, 14), (0, 0)), mode="edge")))
     mine = jax.jit(net.apply)(variables, images)
-    # (Groups are normalised over the whole frame, so that a network that cropped before its last norm would differ.)
+    # Group norm averages over the whole frame, so a network that cropped before its last norm would differ.
     np.testing.assert_allclose(mine, whole[:, : mine.shape[1], : mine.shape[2]], atol=1e-5)
 
 
@@ -104,7 +104,7 @@ def test_a_frame_of_any_size_is_the_frame_continued_to_a_multiple_of_32(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_parameter_learns_and_statistics_move_in_training_alone(name):
+def test_parameters_get_gradients_and_only_training_moves_statistics(name):
     net = small(name)
     images = images_of(2, 64, 64, 3)
     variables = randomised(net, images)
@@ -128,8 +128,8 @@ def test_every_parameter_learns_and_statistics_move_in_training_alone(name):
     jax.tree.map(np.testing.assert_array_equal, kept, variables["batch_stats"])
 
 
-def test_without_normalisation_residual_branches_begin_silent():
-    """Else the variance doubles with each of HRNet's forty blocks."""
+def test_without_normalisation_residual_branches_start_at_zero():
+    """Otherwise the variance would double with each of HRNet's forty blocks."""
     x = images_of(1, 8, 8, 16) - 0.5
     branches = [x, x[:, ::2, ::2, :8]]
     begin = lambda net, x: net.init_with_output(jax.random.key(0), x, train=True)[0]
@@ -147,7 +147,7 @@ def bchw(torch, x):
 
 
 class InTorch:
-    """The layers of the three networks in PyTorch, on flax parameters, running statistics fixed."""
+    """The three networks' layers in PyTorch, with flax parameters and fixed running statistics."""
 
     def __init__(self, variables):
         self.torch = pytest.importorskip("torch")
@@ -179,13 +179,13 @@ class InTorch:
 
 def same(mine, theirs):
     theirs = theirs.numpy().transpose(0, 2, 3, 1)
-    assert theirs.std() > 1e-2  # the comparison says something
+    assert theirs.std() > 1e-2  # else the comparison would be meaningless
     np.testing.assert_allclose(mine, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
 def test_resnet_encoder_equals_pytorch():
     net = encoders.build({"name": "resnet50", "depths": (2, 1, 1, 1)})
-    images = images_of(2, 64, 75, 3)  # even and odd maps
+    images = images_of(2, 64, 75, 3)  # maps with even and odd sides
     variables = randomised(net, images)
     net_torch = InTorch(variables)
     mean, std = (np.float32(c) for c in COLOURS)
@@ -242,7 +242,7 @@ def test_hrnet_exchange_equals_pytorch():
 
 
 def test_every_hrnet_exchange_reaches_the_output():
-    """What a coarser branch hands to the finest one counts: with those weights at zero the output is another."""
+    """Zeroing the weights from any coarser branch to the finest one changes the output."""
     net = small("hrnet", modules=(1, 1, 1, 2))
     images = images_of(1, 64, 64, 3)
     variables = randomised(net, images)
@@ -273,7 +273,7 @@ def test_max_pool_3x3_and_its_gradient_equal_pytorch(height, width):
 
 @pytest.mark.parametrize("stride", [2, 8])
 def test_transposed_convolutions_begin_as_bilinear_upsampling(stride):
-    """A map that is linear in the position stays so: each output pixel has the value of its own centre."""
+    """A map that is linear in the position stays so: each output pixel has the value at its own centre."""
     rows, columns = np.meshgrid(np.arange(5) + 0.5, np.arange(6) + 0.5, indexing="ij")
     plane = lambda y, x: np.stack([3 * x - 2 * y, x + y], -1).astype(np.float32)
     out, _ = fcn8.Upsample(stride).init_with_output(jax.random.key(0), plane(rows, columns)[None])
@@ -295,11 +295,11 @@ def test_transposed_convolutions_begin_as_bilinear_upsampling(stride):
         ({"name": "hrnet", "modules": (1, 1, 0, 1)}, "at least 1"),
     ],
 )
-def test_options_that_make_no_network(spec, message):
+def test_invalid_options_are_refused(spec, message):
     with pytest.raises(ValueError, match=message):
         models.build(spec)
 
 
-def test_an_unknown_norm_is_named():
+def test_an_unknown_norm_is_refused():
     with pytest.raises(ValueError, match="instance"):
         shape_of(small("hrnet", norm="instance"), (1, 32, 32, 1))

@@ -1,4 +1,4 @@
-"""Files of boxes: one box in three formats' own numbers, what is written reads back, what is broken is named."""
+"""Box files: each format's coordinate convention, round trips, and errors that name the faulty place."""
 
 import json
 import tempfile
@@ -36,7 +36,7 @@ def read(tmp_path, name, content, problems=None):
     return boxes.read(tmp_path / name, problems)
 
 
-# Pixels 3...17 across and 5...5 down counted from 0, as each format writes them: a box 15 wide and 1 high at (3, 5).
+# Columns 3 to 17 of row 5, counted from 0, in each format's convention: a box 15 wide and 1 high at (3, 5).
 @pytest.mark.parametrize(
     "name, content",
     [
@@ -47,7 +47,7 @@ def read(tmp_path, name, content, problems=None):
         ("a.xml", voc([("spine", 6, 4, 18, 6)])),
     ],
 )
-def test_one_box_in_every_format(name, content, tmp_path):
+def test_every_format_gives_the_same_box(name, content, tmp_path):
     (found,) = read(tmp_path, name, content)
     assert found.boxes.dtype == np.float64
     np.testing.assert_array_equal(found.boxes, [[3, 5, 18, 6]])
@@ -55,7 +55,7 @@ def test_one_box_in_every_format(name, content, tmp_path):
     assert str(tmp_path / name) in found.where
 
 
-def test_images_without_objects_and_boxes_out_of_the_frame(tmp_path):
+def test_empty_images_and_boxes_beyond_the_image_are_read(tmp_path):
     rows = "b.png,40,30,,,,,,g\na.png,40,30,spine,-4,25,10,39,\nc.png,,,NA,nan,nan,nan,nan,\n"
     b, a, c = read(tmp_path, "a.csv", HEADER + rows)
     assert [x.image for x in (b, a, c)] == ["b.png", "a.png", "c.png"]
@@ -66,11 +66,11 @@ def test_images_without_objects_and_boxes_out_of_the_frame(tmp_path):
     assert read(tmp_path, "a.xml", voc([], head=""))[0].image == "a"
 
 
-def test_a_table_without_classes_or_sizes(tmp_path):
+def test_csv_without_classes_or_sizes_is_read(tmp_path):
     header = "image,xmin,ymin,xmax,ymax\n"
     a, b = read(tmp_path, "a.csv", header + "a.png,3,5,17,9\nb.png,,,,\n")
     assert (a.classes, b.classes) == ((boxes.DEFAULT_CLASS,), ()) and a.size is None and b.boxes.shape == (0, 4)
-    # Some programs write 0 for a size that they do not know.
+    # Some programs write 0 for an unknown size.
     for name, content in (
         ("b.csv", HEADER + "a.png,0,0,spine,1,1,2,2,\n"),
         ("b.json", coco((0, [1, 2, 3, 4], {}), images=[{"id": 7, "file_name": "a.png", "width": 0, "height": 0}])),
@@ -79,7 +79,7 @@ def test_a_table_without_classes_or_sizes(tmp_path):
         assert found.size is None and found.classes == ("spine",)
 
 
-def test_a_folder_of_voc_files(tmp_path):
+def test_a_folder_of_voc_files_is_read(tmp_path):
     for stem, shift in (("b", 10), ("a", 0)):
         head = f"<filename>{stem}.png</filename>"
         (tmp_path / f"{stem}.xml").write_text(voc([("spine", 1, 1 + shift, 5 + shift, 5), ("stub", 1, 1, 1, 1)], head))
@@ -108,7 +108,7 @@ def test_a_folder_of_voc_files(tmp_path):
         ("a.xml", voc([("spine", 6, 18, 4, 6)]), "reversed", "object 1", [[3, 5, 18, 6]]),
     ],
 )
-def test_what_a_run_can_do_without_is_named(name, content, word, where, kept, tmp_path):
+def test_recoverable_problems_are_reported_or_raised(name, content, word, where, kept, tmp_path):
     content = HEADER + content if name == "a.csv" else content
     problems: list = []
     (found,) = read(tmp_path, name, content, problems)
@@ -176,19 +176,19 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation><file
         ("a.xyz", "", "unknown format '.xyz'"),
     ],
 )
-def test_malformed_files_name_the_place_and_the_value(name, content, message, tmp_path):
+def test_errors_name_the_place_and_the_value(name, content, message, tmp_path):
     with pytest.raises(FormatError) as error:
         read(tmp_path, name, content, [])
     assert str(error.value).startswith(f"{tmp_path / name}: {message}"), str(error.value)
 
 
-def test_a_doctype_in_another_encoding_is_refused(tmp_path):
+def test_a_doctype_in_utf_16_is_refused(tmp_path):
     (tmp_path / "a.xml").write_bytes(('<?xml version="1.0" encoding="utf-16"?>' + ENTITIES).encode("utf-16"))
     with pytest.raises(FormatError, match="DOCTYPE"):
         boxes.read(tmp_path / "a.xml")
 
 
-def test_absent_files_and_empty_folders_are_named(tmp_path):
+def test_missing_files_and_empty_folders_are_refused(tmp_path):
     with pytest.raises(FormatError, match="no such file"):
         boxes.read(tmp_path / "none.csv")
     with pytest.raises(FormatError, match=r"no \.xml, no \.json and no \.txt"):
@@ -196,7 +196,7 @@ def test_absent_files_and_empty_folders_are_named(tmp_path):
 
 
 text = st.text('abcXYZ0189_-. ()=é,;"', min_size=1, max_size=8).map(str.strip).filter(bool)
-milli = lambda low, high: st.integers(low * 1000, high * 1000).map(lambda n: n / 1000)  # what CSV holds exactly
+milli = lambda low, high: st.integers(low * 1000, high * 1000).map(lambda n: n / 1000)  # CSV keeps three decimals
 side = st.one_of(st.integers(1, 50).map(float), milli(0, 9).filter(bool))
 box = st.tuples(milli(-9, 99), st.integers(-9, 99).map(float), side, side).map(
     lambda b: (*b[:2], b[0] + b[2], b[1] + b[3])
@@ -216,7 +216,7 @@ dataset = st.lists(text, min_size=1, max_size=3, unique=True).flatmap(lambda nam
 
 @settings(max_examples=40)
 @given(dataset, st.sampled_from([".csv", ".json"]), st.booleans())
-def test_written_and_read_is_the_same(written, suffix, scored):
+def test_round_trip_keeps_boxes_and_metadata(written, suffix, scored):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{suffix}"
         boxes.write(path, written, [np.linspace(0, 1, len(a.boxes)) for a in written] if scored else None)
@@ -228,7 +228,7 @@ def test_written_and_read_is_the_same(written, suffix, scored):
         )  # fmt: skip
 
 
-def test_the_written_csv_to_the_letter(tmp_path):
+def test_written_csv_has_the_expected_lines(tmp_path):
     a = BoxAnnotation("a.png", np.array([[3.0, 5, 18, 6], [0.5, 1 / 3, 2, 9.99999]]), ("s", "t"), "g", size=(30, 40))
     boxes.write(tmp_path / "a.csv", [a, BoxAnnotation("b.png", np.zeros((0, 4)), ())], [[1, 0.25], []])
     assert (tmp_path / "a.csv").read_text().splitlines() == [
@@ -239,7 +239,7 @@ def test_the_written_csv_to_the_letter(tmp_path):
     ]
 
 
-def test_the_written_coco_is_what_its_tools_read(tmp_path):
+def test_written_coco_has_the_expected_entries(tmp_path):
     a = BoxAnnotation("a.png", np.array([[3.0, 5, 18, 6]]), ("s",), size=(30, 40))
     boxes.write(tmp_path / "a.json", [a], [[0.5]])
     document = json.loads((tmp_path / "a.json").read_text())
@@ -248,7 +248,7 @@ def test_the_written_coco_is_what_its_tools_read(tmp_path):
         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [3, 5, 15, 1], "area": 15, "iscrowd": 0, "score": 0.5}
     ]
     assert document["categories"] == [{"id": 1, "name": "s"}]
-    boxes.write(tmp_path / "b.json", [a], [[0.5]], classes=("r", "s"))  # of a run's classes, found or not
+    boxes.write(tmp_path / "b.json", [a], [[0.5]], classes=("r", "s"))  # all of a run's classes, found or not
     document = json.loads((tmp_path / "b.json").read_text())
     assert document["annotations"][0]["category_id"] == 2
     assert document["categories"] == [{"id": 1, "name": "r"}, {"id": 2, "name": "s"}]
@@ -257,7 +257,7 @@ def test_the_written_coco_is_what_its_tools_read(tmp_path):
 
 
 @pytest.mark.parametrize("side", [None, 0])
-def test_a_size_that_coco_does_not_know(side, tmp_path):
+def test_coco_size_null_or_0_is_unknown(side, tmp_path):
     images = [{"id": 1, "file_name": "a.png", "width": side, "height": side}]
     (found,) = read(tmp_path, "a.json", coco(images=images))
     assert found.size is None
@@ -274,7 +274,7 @@ def test_a_size_that_coco_does_not_know(side, tmp_path):
         ([BoxAnnotation("a", np.full((1, 4), np.nan), ("s",))], None, "not finite"),
     ],
 )
-def test_what_no_file_can_hold_is_not_written(written, scores, message, tmp_path):
+def test_writing_invalid_annotations_raises(written, scores, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         boxes.write(tmp_path / "a.csv", written, scores)
     with pytest.raises(ValueError, match=r"unknown format '\.xml'"):
@@ -308,7 +308,7 @@ SCRAPS = [
 
 
 def damaged(data, content, scraps):
-    """A text in which some characters give way to scraps (a strategy) in one to four places."""
+    """Replaces 0 to 8 characters of a text by a draw from the strategy `scraps`, in one to four places."""
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(content)))
         content = content[:start] + data.draw(scraps) + content[start + data.draw(st.integers(0, 8)) :]
@@ -317,7 +317,7 @@ def damaged(data, content, scraps):
 
 @settings(max_examples=60)
 @given(st.sampled_from(sorted(VALID)), st.data())
-def test_damaged_files_give_a_result_or_a_format_error(suffix, data):
+def test_damaged_files_give_valid_boxes_or_a_format_error(suffix, data):
     content = damaged(data, VALID[suffix], st.sampled_from(SCRAPS) | st.text(max_size=3))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{suffix}"
@@ -332,7 +332,7 @@ def test_damaged_files_give_a_result_or_a_format_error(suffix, data):
         assert np.isfinite(a.boxes).all() and (a.boxes[:, :2] < a.boxes[:, 2:]).all()
 
 
-def test_the_real_file_is_read_and_written_to_the_letter(real_data, tmp_path):
+def test_real_spines_file_round_trips_to_the_letter(real_data, tmp_path):
     file = real_data / "spines" / "boxes.csv"
     found = boxes.read(file)
     assert len(found) == 1653 and sum(len(a.boxes) for a in found) == 6248
@@ -345,20 +345,20 @@ def test_the_real_file_is_read_and_written_to_the_letter(real_data, tmp_path):
     assert (tmp_path / "a.csv").read_text().splitlines() == file.read_text().splitlines()
 
 
-def test_missing_groups_are_none(tmp_path):
+def test_csv_group_of_na_is_empty(tmp_path):
     rows = "a.png,,,spine,1,1,5,5,NA\nb.png,,,spine,1,1,5,5,g\n"
     assert [a.group for a in read(tmp_path, "a.csv", HEADER + rows)] == ["", "g"]
 
 
 def labelme(*shapes, image="a.png", size=(30, 40)):
-    """A LabelMe file of (type, label, points) of an image of `size` (h, w)."""
+    """Returns a LabelMe document with `shapes` (type, label, points) for an image of `size` (h, w)."""
     entries = [{"shape_type": kind, "label": label, "points": points} for kind, label, points in shapes]
     return json.dumps({"shapes": entries, "imagePath": image, "imageHeight": size[0], "imageWidth": size[1]})
 
 
-def test_labelme_shapes_become_the_boxes_around_them(tmp_path):
+def test_labelme_shapes_become_bounding_boxes(tmp_path):
     text = labelme(
-        ("rectangle", "spine", [[17.5, 6], [3, 5]]),  # from any corner to the one across
+        ("rectangle", "spine", [[17.5, 6], [3, 5]]),  # any two opposite corners
         ("polygon", "stub", [[4, 4], [9, 6.5], [5, 8]]),
         ("circle", "cell", [[10, 10], [13, 14]]),
         ("mask", "spine", [[20, 1], [25, 3]]),
@@ -373,7 +373,7 @@ def test_labelme_shapes_become_the_boxes_around_them(tmp_path):
         assert found.places[1] == f"{tmp_path / 'a.json'}: shapes[1]"
 
 
-def test_labelme_files_without_objects_and_of_subfolders(tmp_path):
+def test_labelme_empty_files_subfolders_and_repeated_images_are_read(tmp_path):
     for place, shapes in (("s1", []), ("s2", [("rectangle", "spine", [[1, 2], [3, 4]]), ("point", "tip", [[1, 1]])])):
         (tmp_path / place).mkdir()
         (tmp_path / place / "a.json").write_text(labelme(*shapes))
@@ -399,7 +399,7 @@ def test_labelme_files_without_objects_and_of_subfolders(tmp_path):
         (("rectangle", "a", [[1, 2], [float("nan"), 4]]), "NaN"),
     ],
 )
-def test_malformed_labelme_shapes_are_named(shape, message, tmp_path):
+def test_malformed_labelme_shapes_are_refused(shape, message, tmp_path):
     (tmp_path / "a.json").write_text(labelme(shape))
     with pytest.raises(FormatError, match=message):
         boxes.read(tmp_path)
@@ -421,8 +421,8 @@ def test_a_folder_of_two_formats_is_refused(names, message, tmp_path):
         boxes.read(tmp_path)
 
 
-def test_what_lies_beside_annotations_is_none(tmp_path):
-    """A text beside LabelMe's files, and what exports of YOLO's labels bring along."""
+def test_other_files_beside_annotations_are_ignored(tmp_path):
+    """Text files beside LabelMe's, and what YOLO exports contain; but an empty test.txt is a label file."""
     (tmp_path / "labelme").mkdir()
     (tmp_path / "labelme" / "a.json").write_text(labelme())
     for name, content in (("labels.txt", "spine\nstub"), ("notes.txt", "see 3"), ("empty.txt", ""), ("b.txt", "\0")):
@@ -436,7 +436,7 @@ def test_what_lies_beside_annotations_is_none(tmp_path):
     assert [a.image for a in boxes.read(folder)] == ["a", "test"]
 
 
-def test_voc_files_of_subfolders(tmp_path):
+def test_voc_subfolders_prefix_only_repeated_names(tmp_path):
     for place in ("s1", "s2"):
         (tmp_path / place).mkdir()
         (tmp_path / place / "a.XML").write_text(voc([("spine", 1, 1, 5, 5)]))
@@ -447,7 +447,7 @@ def test_voc_files_of_subfolders(tmp_path):
 
 
 def yolo(folder, names="spine\nstub\n", **labels):
-    """A folder of YOLO labels by their photographs' stems, with its classes.txt."""
+    """Writes a folder of YOLO label files, their lines by stem, and its classes.txt; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem, lines in labels.items():
         (folder / f"{stem}.txt").write_text(lines)
@@ -456,8 +456,8 @@ def yolo(folder, names="spine\nstub\n", **labels):
     return folder
 
 
-def test_yolo_labels_are_shares_of_the_image(tmp_path):
-    # Of 40 x 30 pixels: the box of all formats, an outline, and an image without objects.
+def test_yolo_labels_are_fractions_of_the_image(tmp_path):
+    # For an image of 40 x 30 pixels: the box of the first test and an outline; and an image without objects.
     lines = f"0 {10.5 / 40} {5.5 / 30} {15 / 40} {1 / 30}\n\n1 0.5 0.25 0.75 0.5 0.625 1\n"
     problems: list = []
     a, b = boxes.read(yolo(tmp_path, a=lines, b=""), problems)
@@ -479,21 +479,21 @@ def test_yolo_labels_are_shares_of_the_image(tmp_path):
         ("Classes.txt", "sp\x85ine\nstub"),
     ],
 )
-def test_the_classes_of_yolo_are_told_there_or_above(name, text, tmp_path):
+def test_yolo_class_names_are_found_in_the_folder_or_above(name, text, tmp_path):
     folder = yolo(tmp_path / "train" / "labels", names="", a="1 0.5 0.5 0.1 0.1\n1.0 0.5 0.5 0.2 0.1\n")
     (folder / name).write_text(text, encoding="latin-1", newline="")
     (found,) = boxes.read(folder)
     assert found.classes == ("stub", "stub")
 
 
-def test_a_class_is_called_what_is_written(tmp_path):
+def test_yaml_class_names_are_kept_as_written(tmp_path):
     lines = "".join(f"{k} 0.5 0.5 0.1 0.{k + 1}\n" for k in range(5))
     folder = yolo(tmp_path, names="", a=lines)
     (folder / "data.yaml").write_text("names: [no, 010, 1.10, ~, 12:30]")
     assert boxes.read(folder)[0].classes == ("no", "010", "1.10", "~", "12:30")
 
 
-def test_subfolders_have_their_own_classes(tmp_path):
+def test_yolo_subfolders_have_their_own_class_names(tmp_path):
     for place, names in (("s1", "spine\nstub"), ("s2", "stub\nspine")):
         yolo(tmp_path / place, names=names, a="0 0.5 0.5 0.1 0.1\n")
     assert [a.classes for a in boxes.read(tmp_path)] == [("spine",), ("stub",)]
@@ -502,7 +502,7 @@ def test_subfolders_have_their_own_classes(tmp_path):
         boxes.read(tmp_path)
 
 
-def test_keypoints_after_a_box_are_left_out(tmp_path):
+def test_yolo_keypoints_after_a_box_are_ignored(tmp_path):
     folder = yolo(tmp_path, a="0 0.5 0.5 0.2 0.1 0.45 0.47 2 0.55 0.52 1\n", b="0 0.5 0.5 0.2 0.1\n")
     (folder / "data.yaml").write_text("names: [spine, stub]\nkpt_shape: [2, 3]\n")
     with pytest.raises(FormatError, match=r"b\.txt: line 1: 5 numbers; .* and the 6 numbers of data\.yaml's kpt_shape"):
@@ -511,7 +511,7 @@ def test_keypoints_after_a_box_are_left_out(tmp_path):
     np.testing.assert_allclose(boxes.read(folder)[0].boxes, [[0.4, 0.45, 0.6, 0.55]])
 
 
-def test_yolo_labels_of_subfolders_beside_their_photographs(tmp_path):
+def test_yolo_labels_in_subfolders_are_named_by_their_paths(tmp_path):
     for place in ("s1", "s2"):
         yolo(tmp_path / place, names="", a="0 0.5 0.5 0.1 0.1\n")
     (tmp_path / "classes.txt").write_text("spine")
@@ -522,11 +522,11 @@ def test_yolo_labels_of_subfolders_beside_their_photographs(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "photographs", "found"),
     [
-        # Beside their photographs, also where others have that name: deeper ones, and those of an unlabelled folder.
+        # Labels beside their photographs, also if a deeper or an unlabelled folder has photographs of the same name.
         (("s1/cam/a", "s2/cam/a"), ("s1/cam/a.png", "s2/cam/a.png"), ("s1/cam/a.png", "s2/cam/a.png")),
         (("s1/a",), ("s1/a.png", "s2/a.png"), ("s1/a.png",)),
         (("a",), ("a.png", "s1/a.png"), ("a.png",)),
-        # In labels/ beside images/, within the splits or around them.
+        # labels/ beside images/, within each split's folder or with the splits as subfolders.
         (
             ("train/labels/a", "valid/labels/a"),
             ("train/images/a.png", "valid/images/a.png"),
@@ -538,7 +538,7 @@ def test_yolo_labels_of_subfolders_beside_their_photographs(tmp_path):
             ("images/train/a.png", "images/val/a.png"),
         ),
         (("labels/a",), ("images/a.png",), ("images/a.png",)),
-        # Another photograph of that name is none.
+        # A photograph of the same name in another folder does not match.
         (("labels/train/a",), ("images/val/a.png",), ()),
         (("a",), ("s1/a.png", "s2/a.png"), ()),
     ],
@@ -558,11 +558,11 @@ def test_yolo_labels_find_their_photographs(labels, photographs, found, tmp_path
 
 
 @pytest.mark.parametrize("turn", [1, 3, 6])
-def test_yolo_labels_are_of_the_upright_photograph(turn, tmp_path):
-    """Its shares of the upright sides: what is drawn at a place of the upright photograph is in the box of the stored one."""
+def test_yolo_labels_refer_to_the_upright_photograph(turn, tmp_path):
+    """The label of a rectangle drawn in the upright photograph becomes its bounding box in the stored one."""
     upright = np.zeros((40, 60, 3), np.uint8)
     upright[4:12, 6:30] = 255
-    stored = np.rot90(upright, {1: 0, 3: 2, 6: 1}[turn])  # 6: to be turned by 90 degrees clockwise
+    stored = np.rot90(upright, {1: 0, 3: 2, 6: 1}[turn])  # 6: rotated by 90 degrees clockwise for display
     exif = Image.Exif()
     exif[0x0112] = turn
     Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=95)
@@ -600,7 +600,7 @@ def test_yolo_labels_are_of_the_upright_photograph(turn, tmp_path):
         ("0 .5 .5 .1 .1\n0 .5 .5 .1 .1", "line 2: a: the box (0.45, 0.45, 0.55, 0.55) is given twice"),
     ],
 )
-def test_malformed_yolo_labels_are_named(lines, message, tmp_path):
+def test_yolo_label_errors_name_the_line(lines, message, tmp_path):
     with pytest.raises(FormatError) as error:
         boxes.read(yolo(tmp_path, a=lines))
     assert str(error.value).startswith(f"{tmp_path / 'a.txt'}: {message}"), str(error.value)
@@ -622,7 +622,7 @@ def test_malformed_yolo_labels_are_named(lines, message, tmp_path):
         ("classes.txt", "", "line 1: no name for class 0"),
     ],
 )
-def test_classes_of_yolo_that_nothing_tells_are_named(name, text, message, tmp_path):
+def test_missing_or_malformed_yolo_class_names_are_refused(name, text, message, tmp_path):
     folder = yolo(tmp_path / "a" / "b" / "c", names="", a="0 0.5 0.5 0.1 0.1")
     if name:
         (folder / name).write_text(text)
@@ -631,7 +631,7 @@ def test_classes_of_yolo_that_nothing_tells_are_named(name, text, message, tmp_p
     assert str(error.value).startswith(f"{folder / name}: {message}"), str(error.value)
 
 
-def test_a_class_without_a_name_is_told_where_to_add_it(tmp_path):
+def test_unnamed_yolo_class_error_says_where_to_add_the_name(tmp_path):
     message = r"class '2' has no name; .*classes\.txt has 0 spine, 1 stub: add its name"
     with pytest.raises(FormatError, match=message):
         boxes.read(yolo(tmp_path, a="2 0.5 0.5 0.1 0.1"))
@@ -639,7 +639,7 @@ def test_a_class_without_a_name_is_told_where_to_add_it(tmp_path):
 
 @settings(max_examples=40)
 @given(st.data())
-def test_damaged_names_of_yolo_give_a_result_or_a_format_error(data):
+def test_damaged_yolo_yaml_gives_names_or_a_format_error(data):
     of_yaml = st.sampled_from(["!!int ", "!!float x", "&a [*a]", "2001-99-99", "{", "[", "\t", "~", "- "])
     content = damaged(data, "nc: 2\nnames:\n  0: spine\n  1: 'stub'\nkpt_shape: [1, 2]\n", of_yaml)
     with tempfile.TemporaryDirectory() as folder:
@@ -655,7 +655,7 @@ def test_damaged_names_of_yolo_give_a_result_or_a_format_error(data):
 
 @settings(max_examples=40)
 @given(st.data())
-def test_damaged_yolo_labels_give_a_result_or_a_format_error(data):
+def test_damaged_yolo_labels_give_valid_boxes_or_a_format_error(data):
     content = "0 0.5 0.25 0.125 1e-3\n1 0.1 0.2 0.3 0.4 0.5 0.6\n"
     content = damaged(data, content, st.sampled_from(SCRAPS) | st.text(max_size=3))
     with tempfile.TemporaryDirectory() as folder:
@@ -668,16 +668,16 @@ def test_damaged_yolo_labels_give_a_result_or_a_format_error(data):
     assert np.isfinite(found.boxes).all() and (found.boxes[:, :2] < found.boxes[:, 2:]).all()
 
 
-def test_columns_as_people_call_them(tmp_path):
+def test_csv_columns_have_synonyms(tmp_path):
     (tmp_path / "a.csv").write_text("image,label,specimen,xmin,ymin,xmax,ymax\na.jpg,spine,S1,1,2,3,4\n")
     (found,) = boxes.read(tmp_path / "a.csv")
     assert (found.image, found.classes, found.group) == ("a.jpg", ("spine",), "S1")
     (tmp_path / "a.csv").write_text("filename,class,label,xmin,ymin,xmax,ymax\na.jpg,spine,7,1,2,3,4\n")
-    assert boxes.read(tmp_path / "a.csv")[0].classes == ("spine",)  # a synonym beside the name is another column
+    assert boxes.read(tmp_path / "a.csv")[0].classes == ("spine",)  # a synonym beside the name itself is ignored
 
 
 @pytest.mark.parametrize(("share", "good"), [("1.005", True), ("-0.005", True), ("1.02", False), ("-0.02", False)])
-def test_shares_may_be_beyond_the_photograph_for_roundings_sake(share, good, tmp_path):
+def test_yolo_fractions_may_exceed_the_image_by_a_rounding_error(share, good, tmp_path):
     (tmp_path / "classes.txt").write_text("spine\n")
     (tmp_path / "a.txt").write_text(f"0 {share} 0.5 0.2 0.4\n")
     if not good:
@@ -688,14 +688,14 @@ def test_shares_may_be_beyond_the_photograph_for_roundings_sake(share, good, tmp
     np.testing.assert_allclose(boxes.read(tmp_path)[0].boxes, [[x - 0.1, 0.3, x + 0.1, 0.7]])
 
 
-def test_a_folder_of_labels_is_none_of_the_name_in_any_case(tmp_path):
+def test_yolo_labels_folder_is_dropped_from_names_in_any_case(tmp_path):
     (tmp_path / "classes.txt").write_text("spine\n")
     (tmp_path / "Labels").mkdir()
     (tmp_path / "Labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.4\n")
     assert [a.image for a in boxes.read(tmp_path)] == ["a"]
 
 
-def test_the_first_group_and_size_of_an_image_hold(tmp_path):
+def test_first_group_and_size_of_an_image_are_used(tmp_path):
     rows = "a.png,40,30,s,1,1,5,5,g\na.png,20,10,s,7,7,9,9,h\n"
     (tmp_path / "a.csv").write_text("filename,width,height,class,xmin,ymin,xmax,ymax,group\n" + rows)
     problems: list = []

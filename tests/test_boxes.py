@@ -1,4 +1,4 @@
-"""Boxes against naive loops in NumPy, against pycocotools, and against numbers worked out by hand."""
+"""Box operations against naive NumPy loops, pycocotools, and values computed by hand."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ EMPTY = np.zeros((0, 4), np.float32)
 
 
 def compiled(name, *static):
-    """The function jitted, as it is used, with results in NumPy; `test_eager_jit_and_vmap_agree` runs it eagerly too."""
+    """Returns the jitted function with NumPy results; `test_eager_jit_and_vmap_agree` also runs it eagerly."""
     jitted = jax.jit(getattr(bx, name), static_argnames=static)
     return lambda *args, **options: jax.tree.map(np.asarray, jitted(*args, **options))
 
@@ -46,13 +46,13 @@ mean_average_precision = compiled("mean_average_precision", "count", "rule")
 
 
 def draw_boxes(rng, *shape):
-    """Boxes of whole pixels, so that overlaps and ties are exact; some are degenerate, reversed, or equal."""
+    """Draws boxes with integer corners, so that overlaps and ties are exact; some are degenerate, reversed or equal."""
     low = rng.integers(-2, 16, (*shape, 2))
     return np.concatenate([low, low + rng.integers(-1, 9, (*shape, 2))], -1).astype(np.float32)
 
 
 def draw_scores(rng, *shape):
-    """Scores with many ties."""
+    """Draws scores with many ties."""
     return (rng.integers(1, 8, shape) / 8).astype(np.float32)
 
 
@@ -72,13 +72,13 @@ def naive_ious(a, b):
 
 @given(SEEDS)
 @FEW
-def test_iou_against_a_loop(seed):
+def test_iou_matches_the_naive_loop(seed):
     rng = np.random.default_rng(seed)
     a, b = draw_boxes(rng, 2, 7), draw_boxes(rng, 2, 5)
     np.testing.assert_allclose(iou(a, b), [naive_ious(*pair) for pair in zip(a, b, strict=True)], rtol=1e-6)
 
 
-def test_degenerate_boxes_overlap_nothing_and_have_a_gradient():
+def test_degenerate_boxes_have_zero_iou_and_finite_gradients():
     odd = jnp.array([[0.0, 0, 0, 0], [3, 3, 3, 9], [9, 9, 3, 3], [3, 9, 9, 3], [np.nan] * 4])
     np.testing.assert_array_equal(iou(odd, odd), 0)
     np.testing.assert_array_equal(iou(odd, jnp.array([[0.0, 0, 10, 10]])), 0)
@@ -89,7 +89,7 @@ def test_degenerate_boxes_overlap_nothing_and_have_a_gradient():
 
 @given(SEEDS)
 @FEW
-def test_crowding_against_a_loop(seed):
+def test_crowding_matches_the_naive_loop(seed):
     rng = np.random.default_rng(seed)
     boxes, classes, valid = draw_boxes(rng, 7), rng.integers(0, 2, 7), rng.random(7) < 0.8
     expected = [
@@ -100,7 +100,7 @@ def test_crowding_against_a_loop(seed):
     np.testing.assert_allclose(jax.jit(bx.crowding)(boxes, classes, valid), expected, rtol=1e-6)
 
 
-def test_no_boxes_are_not_crowded():
+def test_crowding_without_neighbours_is_zero():
     assert bx.crowding(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)).shape == (0,)
     assert bx.crowding(np.array([[0, 0, 9, 9]]), [0], [True]).tolist() == [0]
 
@@ -130,7 +130,7 @@ def naive_nms(boxes, scores, iou, classes, valid):
 
 @given(SEEDS, st.booleans())
 @FEW
-def test_nms_against_a_loop(seed, by_class):
+def test_nms_matches_the_naive_loop(seed, by_class):
     rng = np.random.default_rng(seed)
     boxes, scores, valid = draw_boxes(rng, 20), draw_scores(rng, 20), rng.random(20) < 0.8
     classes = rng.integers(0, 3, 20) if by_class else None
@@ -143,7 +143,7 @@ def test_nms_against_a_loop(seed, by_class):
 
 
 def test_nms_by_hand():
-    # The first two share 2/3 of their union; the third is a point, the fourth reversed, the last is not a number's.
+    # The first two have an IoU of 2/3; the third is a point, the fourth is reversed, and the fifth's score is NaN.
     boxes = np.array([[0.0, 0, 10, 10], [0, 2, 10, 12], [5, 5, 5, 5], [8, 8, 2, 2], [0, 0, 10, 10]])
     scores = np.array([0.5, 0.5, 0.9, -3.0, np.nan])
     expect = lambda found, rows: np.testing.assert_array_equal(found[0][found[1]], rows)
@@ -152,14 +152,14 @@ def test_nms_by_hand():
     expect(nms(boxes, scores, limit=6, iou=0.5, classes=np.array([0, 1, 0, 0, 0])), [2, 0, 1, 3])
     expect(nms(boxes, scores, limit=6, valid=np.zeros(5, bool)), [])
     expect(nms(EMPTY, EMPTY[:, 0], limit=6), [])
-    # An overlap of exactly the threshold stays: 50 of 100.
+    # A box whose IoU is exactly the threshold is kept: 50 of 100.
     half = np.array([[0.0, 0, 10, 10], [0, 0, 10, 5]])
     expect(nms(half, np.ones(2), limit=2, iou=0.5), [0, 1])
 
 
 @given(SEEDS, st.booleans())
 @FEW
-def test_nms_off_the_cpu_is_that_on_it(seed, by_class):
+def test_accelerator_nms_matches_cpu_nms(seed, by_class):
     rng = np.random.default_rng(seed)
     boxes, scores, valid = draw_boxes(rng, 40), draw_scores(rng, 40), rng.random(40) < 0.8
     scores[:2] = np.nan, -np.inf
@@ -172,8 +172,8 @@ def test_nms_off_the_cpu_is_that_on_it(seed, by_class):
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_long_chain_off_the_cpu_is_that_on_it():
-    """Each box overlaps its neighbours alone and scores less than the one before: what stays is known round by round."""
+def test_accelerator_nms_resolves_a_long_chain():
+    """Each box suppresses only the next one and scores less than the one before: each round settles one more box."""
     left = 3.0 * np.arange(200)
     boxes = np.stack([left, np.zeros(200), left + 10, np.full(200, 10.0)], axis=-1)
     scores = np.linspace(1, 0.5, 200)
@@ -195,10 +195,10 @@ def naive_soft_nms(boxes, scores, valid, decay, floor):
 @pytest.mark.parametrize("method", ["gaussian", "linear"])
 @given(SEEDS)
 @FEW
-def test_soft_nms_against_a_loop(method, seed):
+def test_soft_nms_matches_the_naive_loop(method, seed):
     decay = {"gaussian": lambda o: math.exp(-(o**2) / 0.3), "linear": lambda o: 1 - o if o > 0.25 else 1.0}[method]
     rng = np.random.default_rng(seed)
-    # Distinct scores, none a fraction of another by an overlap of whole pixels: rounding would decide between equal ones.
+    # Distinct scores with random offsets, so that decay makes no two equal: rounding would decide between equal ones.
     boxes, scores, valid = draw_boxes(rng, 20), rng.permutation(20) / 20 + rng.random(20) / 100, rng.random(20) < 0.8
     expected = naive_soft_nms(boxes, scores, valid, decay, 0.1)
     indices, decayed = soft_nms(boxes, scores, valid=valid, limit=25, method=method, sigma=0.3, iou=0.25, floor=0.1)
@@ -209,7 +209,7 @@ def test_soft_nms_against_a_loop(method, seed):
 
 
 def test_soft_nms_by_hand():
-    # Both boxes of 100 pixels share 50: an IoU of 1/3. The third lies apart.
+    # The first two boxes, of 100 pixels each, share 50: an IoU of 1/3. The third overlaps neither.
     boxes = np.array([[0.0, 0, 10, 10], [5, 0, 15, 10], [40, 40, 50, 50]])
     scores = np.array([0.9, 0.8, 0.6])
     indices, decayed = soft_nms(boxes, scores, limit=4, method="linear", iou=0.3)
@@ -235,7 +235,7 @@ def test_anchor_grid_by_hand():
 
 
 def test_rcnn_encode_by_hand():
-    # The anchor: centre (5, 10), 10 x 20; the box: centre (15, 20), 20 x 20.
+    # The anchor has centre (5, 10) and size 10 x 20, the box centre (15, 20) and size 20 x 20.
     anchor, box = np.array([0.0, 0, 10, 20]), np.array([5.0, 10, 25, 30])
     np.testing.assert_allclose(rcnn_encode(box, anchor), [1, 0.5, math.log(2), 0], atol=1e-6)
     weighted = rcnn_encode(box, anchor, weights=(10, 10, 5, 5))
@@ -245,7 +245,7 @@ def test_rcnn_encode_by_hand():
 
 @given(SEEDS)
 @FEW
-def test_rcnn_round_trip(seed):
+def test_rcnn_decode_inverts_encode(seed):
     rng = np.random.default_rng(seed)
     low, other = rng.uniform(-50, 500, (2, 9, 2))
     box, anchor = (np.concatenate([c, c + rng.uniform(4, 90, (9, 2))], -1) for c in (low, other))
@@ -254,7 +254,7 @@ def test_rcnn_round_trip(seed):
         np.testing.assert_allclose(rcnn_decode(offsets, anchor, weights=weights), box, atol=2e-3)
 
 
-def test_padding_and_wild_outputs_stay_finite():
+def test_padding_and_huge_outputs_stay_finite():
     points, box = jnp.zeros((1, 4)), jnp.array([[0.0, 0, 8, 8]])
     for a, b in ((points, box), (box, points), (points, points)):
         assert np.isfinite(rcnn_encode(a, b)).all()
@@ -278,10 +278,10 @@ def test_yolo_encode_by_hand():
         [
             [3.0, 6, 13, 10],  # centre (8, 8): cell (0, 0), the flat anchor exactly
             [16, 16, 32, 32],  # centre (24, 24): cell (1, 1), the square anchor
-            [15, 15, 33, 33],  # the same cell and anchor, no further left: takes the flat one
-            [17, 17, 33, 33],  # the same cell, where no anchor is left
-            [38, 22, 58, 42],  # centre (48, 32) is the frame's corner: its last cell
-            [50, 0, 60, 10],  # centre outside
+            [15, 15, 33, 33],  # same cell and best anchor, not further left: gets the flat anchor
+            [17, 17, 33, 33],  # same cell, with no anchor left: not assigned
+            [38, 22, 58, 42],  # centre (48, 32) is the frame's corner: the last cell
+            [50, 0, 60, 10],  # centre outside the frame
             [24, 8, 24, 12],  # no area
             [20, 0, 30, 4],  # not valid
         ]
@@ -302,9 +302,9 @@ def test_yolo_encode_by_hand():
 
 @given(SEEDS)
 @FEW
-def test_yolo_round_trip(seed):
+def test_yolo_decode_inverts_encode(seed):
     rng = np.random.default_rng(seed)
-    cells = rng.permutation(12)[:6]  # of a grid of 3 x 4, one box each
+    cells = rng.permutation(12)[:6]  # six cells of a 3 x 4 grid, with one box each
     centre = (np.stack([cells % 4, cells // 4], -1) + rng.uniform(0.05, 0.95, (6, 2))) * 32
     half = rng.uniform(4, 60, (6, 2)) / 2
     boxes, anchors = np.concatenate([centre - half, centre + half], -1), np.array([(10, 20), (40, 40), (50, 15)])
@@ -324,7 +324,7 @@ def test_yolo_round_trip(seed):
 
 @given(SEEDS)
 @FEW
-def test_yolo_encode_of_crowded_cells_against_a_loop(seed):
+def test_yolo_encode_of_crowded_cells_matches_the_naive_loop(seed):
     rng = np.random.default_rng(seed)
     centre, sizes = rng.uniform(-2, 34, (9, 2)), rng.choice([4.0, 8, 20], (9, 2))
     boxes, valid = np.concatenate([centre - sizes / 2, centre + sizes / 2], -1).astype(np.float32), rng.random(9) < 0.9
@@ -357,25 +357,25 @@ def test_kmeans_finds_the_clusters():
         np.testing.assert_allclose(quality, naive_ious(shapes(sizes), shapes(anchors)).max(-1).mean(), rtol=1e-5)
 
 
-def test_kmeans_rests_and_repeats():
+def test_kmeans_converges_and_is_deterministic():
     sizes = np.random.default_rng(1).uniform(5, 100, (50, 2))
     find = lambda sizes: kmeans_anchors(sizes, jax.random.key(4), count=4, iterations=60)[0]
     anchors = find(sizes)
     np.testing.assert_array_equal(anchors, find(sizes))
     pair, _ = kmeans_anchors(sizes[48:], jax.random.key(0), count=2, restarts=1)
     np.testing.assert_allclose(pair, sorted(sizes[48:].tolist(), key=np.prod), rtol=1e-6)
-    # At rest each anchor is the mean of the sizes that are nearest to it.
+    # After convergence each anchor is the mean of the sizes that are nearest to it.
     shapes = lambda s: np.concatenate([np.zeros_like(s), s], -1)
     nearest = naive_ious(shapes(sizes), shapes(anchors)).argmax(-1)
     np.testing.assert_allclose(anchors, [sizes[nearest == i].mean(0) for i in range(4)], rtol=1e-4)
-    # All alike, as the spines' boxes are.
+    # Identical sizes, like those of the spines' boxes.
     anchors, quality = kmeans_anchors(np.full((9, 2), 15.0), jax.random.key(0), count=3)
     np.testing.assert_allclose(anchors, 15, rtol=1e-6)
     np.testing.assert_allclose(quality, 1, rtol=1e-6)
 
 
-def test_kmeans_gives_the_best_of_its_draws():
-    """The first of 16 draws is that of the one; on sizes without clusters some other of them ends better."""
+def test_kmeans_returns_the_best_of_its_restarts():
+    """A single start is also the first of 16; on sizes without clusters, one of the others ends better."""
     sizes = np.random.default_rng(1).uniform(5, 100, (60, 2))
     find = lambda restarts: kmeans_anchors(sizes, jax.random.key(0), count=5, restarts=restarts, iterations=3)[1]
     assert find(16) > find(1) + 1e-4
@@ -402,7 +402,7 @@ def naive_match(anchors, truth, valid, positive, negative):
 
 @given(SEEDS)
 @FEW
-def test_match_against_a_loop(seed):
+def test_match_agrees_with_the_naive_loop(seed):
     rng = np.random.default_rng(seed)
     anchors, truth, valid = draw_boxes(rng, 25), draw_boxes(rng, 4), rng.random(4) < 0.8
     index, label = match(anchors, truth, valid, positive=0.5, negative=0.125)
@@ -415,24 +415,24 @@ def test_match_by_hand():
     truth = np.array([[0.0, 0, 10, 10], [0, 0, 10, 4], [50, 50, 60, 60], [90, 90, 99, 99]])
     anchors = np.array(
         [
-            [0.0, 0, 10, 8],  # 0.8 of truth 0, 0.5 of truth 1
-            [0, 0, 10, 5],  # 0.5 of truth 0, but the best of truth 1: 0.8
-            [0, 5, 10, 10],  # 0.5 of truth 0: ignored
-            [58, 50, 68, 60],  # 1/9 of truth 2, which has no better one
-            [0, 9, 10, 19],  # 1/19 of truth 0: negative
+            [0.0, 0, 10, 8],  # IoU 0.8 with truth 0, 0.5 with truth 1
+            [0, 0, 10, 5],  # IoU 0.5 with truth 0, but the best anchor of truth 1, with 0.8
+            [0, 5, 10, 10],  # IoU 0.5 with truth 0: ignored
+            [58, 50, 68, 60],  # IoU 1/9 with truth 2, which has no better anchor
+            [0, 9, 10, 19],  # IoU 1/19 with truth 0: negative
         ]
     )
     index, label = match(anchors, truth, np.ones(4, bool))
     np.testing.assert_array_equal(label, [1, 1, -1, 1, 0])
     np.testing.assert_array_equal(index[label == 1], [0, 1, 2])
     np.testing.assert_array_equal(match(anchors, truth, np.ones(4, bool), force=False)[1], [1, 1, -1, 0, 0])
-    # At an IoU of exactly the threshold: the third is positive from 0.5 on, and not below 0.5.
+    # The third anchor's IoU is exactly 0.5: enough for positive=0.5, and not below negative=0.5.
     for low, high, expected in ((0.3, 0.5, 1), (0.5, 0.7, -1)):
         assert match(anchors, truth, np.ones(4, bool), positive=high, negative=low)[1][2] == expected
-    # The second anchor overlaps truth 0 more (0.8 against 0.5), but truth 1 has no better one.
+    # The second anchor overlaps truth 0 more (0.8) than truth 1 (0.5), but truth 1 has no better anchor.
     index, label = match(np.array([[0.0, 0, 10, 10], [0, 0, 10, 8]]), truth[:2], np.ones(2, bool))
     assert index.tolist() == [0, 1] and label.tolist() == [1, 1]
-    # One anchor, the best of both: it goes to the one that it overlaps more, although that comes second.
+    # A single anchor is the best of both: it is assigned to the one that it overlaps more, although that is second.
     index, label = match(np.array([[0.0, 0, 10, 6]]), truth[:2], np.ones(2, bool))
     assert (int(index[0]), int(label[0])) == (1, 1)
     for nothing in (EMPTY, truth):
@@ -440,7 +440,7 @@ def test_match_by_hand():
 
 
 def naive_roi_align(features, boxes, size, sampling):
-    """From the definition: bin by bin, sample by sample, neighbour by neighbour, at pixel indices (x - 0.5, y - 0.5)."""
+    """Computes RoIAlign from its definition: loops over bins, samples, neighbours, at indices (x - 0.5, y - 0.5)."""
     height, width, channels = features.shape
     result = np.zeros((len(boxes), *size, channels))
 
@@ -467,11 +467,11 @@ def naive_roi_align(features, boxes, size, sampling):
 
 @given(SEEDS)
 @FEW
-def test_roi_align_against_the_definition(seed):
+def test_roi_align_matches_its_definition(seed):
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(9, 12, 3)).astype(np.float32)
     low = rng.uniform(-14, 20, (12, 2))
-    boxes = np.concatenate([low, low + rng.uniform(-2, 9, (12, 2))], -1)  # some out of frame, some reversed
+    boxes = np.concatenate([low, low + rng.uniform(-2, 9, (12, 2))], -1)  # some outside the frame, some reversed
     boxes[0] = rng.uniform(0, 9)  # a point
     for size, sampling in (((3, 2), 2), ((2, 3), 1), ((1, 1), 3)):
         expected = naive_roi_align(features, boxes, size, sampling)
@@ -481,8 +481,8 @@ def test_roi_align_against_the_definition(seed):
     assert roi_align(features, EMPTY).shape == (0, 7, 7, 3)
 
 
-def test_roi_align_of_a_ramp_is_the_bin_centres():
-    # Where the frame does not cut it off, a linear map's mean over a bin is its value at the bin's centre.
+def test_roi_align_of_a_linear_map_is_exact():
+    # Inside the frame, a linear map's mean over a bin is its value at the bin's centre.
     y, x = np.mgrid[:10, :14] + 0.5
     features = np.stack([3 * x - y, 2 * y + 1], -1)
     box = np.array([[2.2, 1.5, 11.3, 8.7]])
@@ -506,7 +506,7 @@ def naive_pairs(nearness, scores, valid, truth_valid, least):
 
 @given(SEEDS)
 @FEW
-def test_pairs_against_a_loop(seed):
+def test_pair_detections_matches_the_naive_loop(seed):
     rng = np.random.default_rng(seed)
     detections, truth = draw_boxes(rng, 2, 12), draw_boxes(rng, 2, 5)
     scores, valid, truth_valid = draw_scores(rng, 2, 12), rng.random((2, 12)) < 0.8, rng.random((2, 5)) < 0.8
@@ -516,7 +516,7 @@ def test_pairs_against_a_loop(seed):
         ious = naive_ious(detections[b], truth[b])
         np.testing.assert_array_equal(by_iou[b], naive_pairs(ious, scores[b], valid[b], truth_valid[b], 0.25))
         centres = [(boxes[b, :, :2] + boxes[b, :, 2:]).astype(float) / 2 for boxes in (detections, truth)]
-        # Single precision, as the distances compared: of two equal ones the last truth is taken.
+        # In single precision, as in the library, so that ties are the same: of equal distances the last truth is taken.
         near = -np.linalg.norm(centres[0][:, None] - centres[1], axis=-1).astype(np.float32)
         np.testing.assert_array_equal(by_distance[b], naive_pairs(near, scores[b], valid[b], truth_valid[b], -5))
 
@@ -526,27 +526,27 @@ def squares(centres, side=15.0):
     return np.concatenate([centres - side / 2, centres + side / 2], -1)
 
 
-def test_pairs_by_hand():
+def test_pair_detections_by_hand():
     yes = lambda boxes: np.ones(len(boxes), bool)
     truth = squares([(20, 20), (26, 20)])
     found = lambda boxes, scores, **rule: pair_detections(
         boxes, np.array(scores), yes(boxes), truth, yes(truth), **rule
     ).tolist()
-    # 9/21 with its truth: right at 0.4, wrong at 0.5. And 6 pixels are within 6, a little more is not.
+    # IoU 9/21 with its truth: a hit at 0.4, a miss at 0.5. A distance of 6 pixels is within 6, one of 6.1 is not.
     assert found(squares([(14, 20)]), [0.5], iou=0.4) == [0]
     assert found(squares([(14, 20)]), [0.5], iou=0.5) == [-1]
     assert found(squares([(14, 20), (32.1, 20)]), [0.5, 0.5], within=6) == [0, -1]
-    # The better score takes the nearest, the other what is free (by VOC's rule it would be a false positive).
+    # The higher score takes the nearest truth, the other the free one (by VOC's rule it would be a false positive).
     assert found(squares([(21, 20), (20, 20)]), [0.4, 0.9], within=6) == [1, 0]
     assert found(squares([(21, 20), (20, 20)]), [0.9, 0.4], within=6) == [0, 1]
-    # A third detection of two truths is false.
+    # With two truths, the third detection is a false positive.
     assert found(squares([(20, 20), (26, 20), (23, 20)]), [0.9, 0.8, 0.7], within=6) == [0, 1, -1]
     for options in ({}, {"iou": 0.5, "within": 6}):
         with pytest.raises(ValueError, match="give exactly one"):
             found(truth, [1, 1], **options)
 
 
-def test_pairs_of_nothing():
+def test_pairing_without_detections_or_truth():
     truth = squares([(20, 20)])
     yes = np.ones(1, bool)
     for rule in ({"iou": 0.5}, {"within": 6}):
@@ -557,7 +557,7 @@ def test_pairs_of_nothing():
         assert pairs(truth, np.ones(1), ~yes, truth, yes).tolist() == [-1]
 
 
-def test_what_scores_less_takes_no_truth():
+def test_a_score_threshold_does_not_change_other_pairs():
     data = draw_data_set(np.random.default_rng(5))
     scores, truth = data["scores"], (data["truth"], data["truth_valid"])
     everything = pair_detections(data["boxes"], scores, scores > 0, *truth, iou=0.5)
@@ -566,7 +566,7 @@ def test_what_scores_less_takes_no_truth():
     np.testing.assert_array_equal(above, np.where(scores >= 0.5, everything, -1))
 
 
-# Hits by falling score: yes, no, yes; three truths. Precision 1, 1/2, 2/3; recall 1/3, 1/3, 2/3.
+# By descending score: hit, miss, hit; three truths. Precision 1, 1/2, 2/3; recall 1/3, 1/3, 2/3.
 HITS = np.array([[True, False], [False, True]])
 SCORES = np.array([[0.5, 0.99], [0.8, 0.9]])
 VALID = np.array([[True, False], [True, True]])
@@ -575,7 +575,7 @@ VALID = np.array([[True, False], [True, True]])
 def test_precision_recall_by_hand():
     found = precision_recall(HITS, SCORES, VALID, 3)
     np.testing.assert_allclose([found[n] for n in ("precision", "recall", "f1")], [2 / 3, 2 / 3, 2 / 3], rtol=1e-6)
-    found = precision_recall(HITS, SCORES, VALID, 3, threshold=0.8)  # 0.8 itself counts
+    found = precision_recall(HITS, SCORES, VALID, 3, threshold=0.8)  # a score of exactly 0.8 counts
     np.testing.assert_allclose([found[n] for n in ("precision", "recall", "f1")], [1 / 2, 1 / 3, 2 / 5], rtol=1e-6)
     found = precision_recall(HITS, SCORES, VALID, 3, threshold=2)
     np.testing.assert_array_equal([found[n] for n in ("precision", "recall", "f1")], [np.nan, 0, 0])
@@ -583,7 +583,7 @@ def test_precision_recall_by_hand():
     np.testing.assert_array_equal([found[n] for n in ("precision", "recall", "f1")], [np.nan] * 3)
 
 
-def test_curve_by_hand():
+def test_precision_recall_curve_by_hand():
     precision, recall, scores = bx.precision_recall_curve(HITS, SCORES, VALID, 3)
     np.testing.assert_allclose(precision, [1, 1 / 2, 2 / 3, np.nan], rtol=1e-6)
     np.testing.assert_allclose(recall, [1 / 3, 1 / 3, 2 / 3, np.nan], rtol=1e-6)
@@ -591,15 +591,15 @@ def test_curve_by_hand():
 
 
 def test_average_precision_by_hand():
-    # The best precision at a recall or beyond: 1 up to 1/3, 2/3 up to 2/3, then 0. The recalls 0 to 0.33 are 34, those
-    # from 0.34 to 0.66 are 33.
+    # The best precision at a recall or a higher one: 1 up to recall 1/3, 2/3 up to recall 2/3, then 0. COCO has 34
+    # recalls from 0 to 0.33, and 33 from 0.34 to 0.66.
     ap = partial(average_precision, HITS, SCORES, VALID)
     np.testing.assert_allclose(ap(3, rule="voc"), 1 / 3 + 2 / 9, rtol=1e-6)
     np.testing.assert_allclose(ap(3, rule="coco"), (34 + 33 * 2 / 3) / 101, rtol=1e-6)
     np.testing.assert_allclose(ap(2, rule="voc"), 1 / 2 + 1 / 3, rtol=1e-6)
-    # A recall of exactly 0.5 is reached by the first hit: 51 recalls of 1 and 50 of 2/3.
+    # With two truths the first hit reaches recall 0.5 exactly: precision 1 at 51 recalls, 2/3 at the other 50.
     np.testing.assert_allclose(ap(2, rule="coco"), (51 + 50 * 2 / 3) / 101, rtol=1e-6)
-    # One of 20 hits ends at recalls that floating point misses: 0.35 is reached by the seventh.
+    # With 20 truths the seventh hit reaches recall 0.35 exactly, which a comparison in floating point may miss.
     first = np.arange(10) < 7
     np.testing.assert_allclose(average_precision(first, -np.arange(10), first | True, 20), 36 / 101, rtol=1e-6)
     for rule in ("coco", "voc"):
@@ -612,12 +612,12 @@ def test_average_precision_by_hand():
 
 
 def draw_data_set(rng, images=6, detections=9, truths=5, classes=3):
-    """Noisy copies of the truth and false detections among padding; some are points or lines, some lie out of any frame."""
+    """Draws noisy copies of the truth, false detections and padding; some are points or lines, some off any frame."""
     low = rng.uniform(-30, 90, (images, truths, 2))
     truth = np.concatenate([low, low + rng.uniform(10, 40, low.shape) * (rng.random(low.shape) < 0.9)], -1)
     sources = rng.integers(0, truths, (images, detections))
     boxes = np.take_along_axis(truth, sources[..., None], 1) + rng.normal(0, 3, (images, detections, 4))
-    boxes[..., 2:] = np.maximum(boxes[..., 2:], boxes[..., :2])  # to pycocotools a reversed one has a negative area
+    boxes[..., 2:] = np.maximum(boxes[..., 2:], boxes[..., :2])  # to pycocotools a reversed box has a negative area
     truth_classes = rng.integers(0, classes - 1, (images, truths))  # the last class has no truth
     same = rng.random(sources.shape) < 0.8
     kinds = np.where(same, np.take_along_axis(truth_classes, sources, 1), rng.integers(0, classes, sources.shape))
@@ -633,7 +633,7 @@ def draw_data_set(rng, images=6, detections=9, truths=5, classes=3):
 
 
 def coco_precision(data, classes):
-    """pycocotools' AP (T, C) of the data set, -1 for a class without truth."""
+    """Returns pycocotools' AP (T, C) of the data set, -1 for a class without truth."""
     coco, evaluation = (pytest.importorskip(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
     as_row = lambda box: [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])]
     truth, found = [], []
@@ -665,7 +665,7 @@ def prime(number):
 
 
 def comparable(seed, draw):
-    """The first data set, of the seed or the next ones, without recalls of whole hundredths, in which pycocotools rounds."""
+    """Returns the first data set, from `seed` on, without recalls of whole hundredths, which pycocotools may miss."""
 
     def compares(data):
         counts = [(data["truth_valid"] & (data["truth_classes"] == c)).sum() for c in range(2)]
@@ -677,7 +677,7 @@ def comparable(seed, draw):
 
 @given(SEEDS)
 @FEW
-def test_mean_average_precision_against_pycocotools(seed):
+def test_mean_average_precision_matches_pycocotools(seed):
     data = comparable(seed, draw_data_set)
     reference = coco_precision(data, 3)
     found = mean_average_precision(**data, count=3)
@@ -686,7 +686,7 @@ def test_mean_average_precision_against_pycocotools(seed):
     assert np.isnan(found["AP"][:, 2]).all() and 0 < found["mAP"] < 1
 
 
-def test_mean_average_precision_puts_its_parts_together():
+def test_mean_average_precision_matches_its_definition():
     data = draw_data_set(np.random.default_rng(3))
     found = mean_average_precision(**data, count=3, thresholds=(0.4, 0.6), rule="voc")["AP"]
     for t, c in np.ndindex(2, 2):
@@ -694,7 +694,7 @@ def test_mean_average_precision_puts_its_parts_together():
         real = data["truth_valid"] & (data["truth_classes"] == c)
         pairs = pair_detections(data["boxes"], data["scores"], known, data["truth"], real, iou=(0.4, 0.6)[t])
         hits = pairs >= 0
-        # The area under the stairs, from the definition.
+        # The area under the interpolated precision-recall curve, by definition.
         rank = sorted(zip(-data["scores"][known], range(known.sum()), hits[known], strict=True))
         hit = np.array([h for *_, h in rank])
         precision = hit.cumsum() / (np.arange(len(hit)) + 1)
@@ -718,13 +718,13 @@ def test_tiles_cover_an_image(height, width, tall, wide, data):
     for starts, length, part in ((tops, height, tall), (lefts, width, wide)):
         assert starts[0] == 0 and starts[-1] == max(length - part, 0)
         assert all(0 < b - a <= part - overlap for a, b in itertools.pairwise(starts))
-        # No fewer would do.
+        # One tile fewer would not cover the side.
         assert len(starts) == 1 or (len(starts) - 2) * (part - overlap) + part < length
 
 
 def test_tiles_by_hand():
     assert bx.tiles((100, 260), (100, 100), 20) == [(0, 0), (0, 80), (0, 160)]
-    assert bx.tiles((100, 250), (100, 100), 20) == [(0, 0), (0, 75), (0, 150)]  # evenly, and not 80 and 70
+    assert bx.tiles((100, 250), (100, 100), 20) == [(0, 0), (0, 75), (0, 150)]  # spaced evenly, not by 80 and 70
     assert bx.tiles((50, 60), (100, 100), 20) == [(0, 0)]
     for overlap in (-1, 64):
         with pytest.raises(ValueError, match=f"overlap={overlap}"):
@@ -740,7 +740,7 @@ def naive_vote(winners, boxes, weights, iou):
         rivals = [(naive_iou(winner, box), k) for k, winner in enumerate(winners) if weights[k][n] > 0]
         best = max((overlap for overlap, _ in rivals), default=0)
         for overlap, k in rivals:
-            if overlap > iou and overlap > best - 1e-6:  # in single precision they are equal
+            if overlap > iou and overlap > best - 1e-6:  # equal in single precision
                 votes[k].append((weights[k][n], np.float64(box)))
     return [
         sum(w * b for w, b in mine) / sum(w for w, _ in mine) if mine else winner
@@ -750,7 +750,7 @@ def naive_vote(winners, boxes, weights, iou):
 
 @given(SEEDS)
 @FEW
-def test_vote_against_a_loop(seed):
+def test_vote_matches_the_naive_loop(seed):
     rng = np.random.default_rng(seed)
     winners, boxes = draw_boxes(rng, 4), draw_boxes(rng, 12)
     weights = draw_scores(rng, 4, 12) * (rng.random((4, 12)) < 0.7)
@@ -761,21 +761,21 @@ def test_vote_against_a_loop(seed):
 
 
 def test_vote_by_hand():
-    # The second box is on the winner's object, with a third of the weight of both; the third is elsewhere.
+    # The second box is on the winner's object, with a third of their total weight; the third box is elsewhere.
     boxes = np.array([[0, 0, 10, 10], [3, 0, 13, 10], [30, 30, 40, 40]])
     found = bx.vote(boxes[:1], boxes, np.array([[0.8, 0.4, 0.9]]), iou=0.5)
     np.testing.assert_allclose(found, [[1, 0, 11, 10]], rtol=1e-6)
-    # Beyond 4,000 pixels, where half precision would be off by two.
+    # At coordinates beyond 4,000 pixels, where half precision would be off by two.
     far = bx.vote(boxes[:1] + 4000, boxes + 4000, np.array([[0.8, 0.4, 0.9]]), iou=0.5)
     np.testing.assert_allclose(far, found + 4000, atol=1e-3)
     np.testing.assert_array_equal(bx.vote(boxes[:1], boxes, np.zeros((1, 3)), iou=0.5), boxes[:1])
-    for kind in (jnp.bfloat16, jnp.float16):  # what a network in half precision scores
+    for kind in (jnp.bfloat16, jnp.float16):  # scores of a network in half precision
         half = bx.vote(boxes[:1] + 4000, boxes + 4000, jnp.array([[0.8, 0.4, 0.9]], kind), iou=0.5)
         np.testing.assert_allclose(half, far, atol=0.02)
 
 
 def test_touching_objects_do_not_vote_for_each_other():
-    # Two objects that overlap by a sixth, each with a fainter box a pixel to its right.
+    # Two objects with an IoU of 3/17, each with a lower-scoring box a pixel to its right.
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [7, 0, 17, 10], [8, 0, 18, 10]], np.float32)
     weights = np.tile(np.float32([0.9, 0.6, 0.85, 0.5]), (2, 1))
     found = bx.vote(boxes[[0, 2]], boxes, weights, iou=0.17)
@@ -786,7 +786,7 @@ def test_touching_objects_do_not_vote_for_each_other():
     np.testing.assert_allclose(once[1], [0.9, 0.85], rtol=1e-6)
 
 
-def test_a_box_that_is_no_number_has_no_vote():
+def test_a_nan_box_has_no_vote():
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [np.nan, 0, np.inf, 10]], np.float32)
     clean = bx.vote(boxes[:1], boxes[:2], np.float32([[0.9, 0.6]]), iou=0.5)
     for weight in (0, 0.7):
@@ -819,9 +819,9 @@ def naive_agreed(boxes, scores, classes, iou):
 
 @FEW
 @given(SEEDS)
-def test_agreed_equals_a_loop(seed):
+def test_merge_networks_matches_the_naive_loop(seed):
     rng = np.random.default_rng(seed)
-    # Three networks see four objects, each a little elsewhere, and miss some; there is room for 12.
+    # Three networks see four objects, each at a slightly different place, but for one miss (score 0); padded to 12.
     here, there = draw_boxes(rng, 4), rng.normal(0, 2, (3, 4, 4))
     boxes = np.zeros((3, 12, 4))
     boxes[:, :4] = np.sort((here + there).reshape(3, 4, 2, 2), axis=2).reshape(3, 4, 4)
@@ -830,13 +830,13 @@ def test_agreed_equals_a_loop(seed):
     found, mean, labels = agreed(boxes, scores, classes, iou=0.25)
     expected = naive_agreed(boxes, scores, classes, 0.25)
     known = [(m, *b, c) for m, b, c in zip(mean, found, labels, strict=True) if m > 0]
-    ordered = lambda rows: sorted(rows, key=lambda row: np.round(row, 3).tolist())  # ties of the mean, to float32
+    ordered = lambda rows: sorted(rows, key=lambda row: np.round(row, 3).tolist())  # mean scores may tie in float32
     np.testing.assert_allclose(ordered(known), ordered(expected), rtol=1e-5)
     assert (np.diff(mean) <= 0).all()
 
 
-def test_agreed_by_hand():
-    # Two networks see the same square, a pixel apart; one alone sees another, and a third is of another class.
+def test_merge_networks_by_hand():
+    # Both networks see one square, a pixel apart, and only the first the other; the fourth box (score 0) is padding.
     boxes = np.array([[[0, 0, 10, 10], [50, 50, 60, 60]], [[1, 0, 11, 10], [50, 50, 60, 60]]], float)
     found, scores, classes = agreed(boxes, np.array([[0.9, 0.5], [0.7, 0.0]]), np.array([[0, 0], [0, 1]]), iou=0.4)
     np.testing.assert_allclose(scores, [0.8, 0.25])
@@ -844,8 +844,8 @@ def test_agreed_by_hand():
     assert classes.tolist() == [0, 0]
 
 
-def test_boxes_that_overlap_by_just_the_threshold_are_two_objects():
-    # The second is half of the first: IoU 0.5. Of each network there is room for one; the other said nothing of it.
+def test_an_iou_of_exactly_the_threshold_means_two_objects():
+    # The second box is half of the first: IoU 0.5. With room for one, two objects leave the better, averaged with 0.
     boxes = np.array([[[0, 0, 10, 10]], [[0, 0, 10, 5]]], float)
     scores, classes = np.array([[0.8], [0.6]]), np.zeros((2, 1), int)
     np.testing.assert_allclose(agreed(boxes, scores, classes, iou=0.5)[1], [0.8 / 2], rtol=1e-6)
@@ -853,7 +853,7 @@ def test_boxes_that_overlap_by_just_the_threshold_are_two_objects():
 
 
 def test_a_box_without_area_keeps_its_score():
-    """It overlaps nothing, not even itself."""
+    """Its IoU is 0 even with itself."""
     _, scores, _ = agreed(np.full((1, 1, 4), 5.0), np.array([[0.8]]), np.zeros((1, 1), int), iou=0.5)
     np.testing.assert_allclose(scores, [0.8], rtol=1e-6)
 
@@ -887,15 +887,15 @@ def cases():
 def test_eager_jit_and_vmap_agree(function, arguments):
     eager = jax.tree.leaves(function(*arguments))
     jitted = jax.tree.leaves(jax.jit(function)(*arguments))
-    # Beside a second item in the batch, the first turned over where its shape allows that.
+    # The second item of the batch is the first one flipped along all its axes.
     batched = jax.jit(jax.vmap(function))(*(np.stack([a, np.flip(a)]) for a in arguments))
     for one, two, three in zip(eager, jitted, jax.tree.leaves(batched), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(one, three[0], rtol=1e-5, atol=1e-5)
 
 
-def test_equally_near_truths_are_paired_as_pycocotools_pairs_them():
-    """Boxes of whole pixels often overlap two truths alike: then COCO's rule takes the last."""
+def test_equally_near_truths_are_paired_as_in_pycocotools():
+    """Boxes with integer corners often have the same IoU with two truths: COCO's rule takes the last."""
     truth, found = np.array([[[0.0, 0, 4, 4], [2, 0, 6, 4]]]), np.array([[[1.0, 0, 5, 4], [0, 0, 4, 4]]])
     scores, known = np.array([[0.9, 0.8]]), np.ones((1, 2), bool)
     assert pair_detections(found, scores, known, truth, known, iou=0.5).tolist() == [[1, 0]]
@@ -914,23 +914,23 @@ def test_equally_near_truths_are_paired_as_pycocotools_pairs_them():
         np.testing.assert_allclose(found["AP"], np.where(reference < 0, np.nan, reference), atol=1e-6)
 
 
-def test_classes_come_with_their_number():
+def test_classes_without_their_count_are_refused():
     box, one, yes = jnp.array([[[0, 0, 10, 10.0]]]), jnp.ones((1, 1)), jnp.ones((1, 1), bool)
     with pytest.raises(ValueError, match="give count, the number of classes"):
         bx.mean_average_precision(box, one, yes, box, yes, classes=jnp.ones((1, 1), jnp.int32))
 
 
-def test_overlaps_on_a_threshold_are_hits_in_both_precisions():
+def test_overlaps_on_a_threshold_are_hits_with_and_without_x64():
     box, whole = np.float32([[[0, 0, 10, 7]]]), np.float32([[[0, 0, 10, 10]]])
     one, yes = np.ones((1, 1), np.float32), np.ones((1, 1), bool)
     for wide in (False, True):
         with jax.enable_x64(wide):
-            assert bx.mean_average_precision(box, one, yes, whole, yes)["mAP"] == 0.5  # of 0.5, 0.55 ... 0.7
+            assert bx.mean_average_precision(box, one, yes, whole, yes)["mAP"] == 0.5  # hits at 0.5, 0.55 ... 0.7
             assert bx.keypoint_average_precision(np.float32([0.7]), np.ones(1))["mAP"] == 0.5
 
 
-def test_a_limit_of_objects_is_not_one_of_boxes():
-    """Eight boxes of one object, and one of another: with places for two both are found."""
+def test_the_limit_counts_objects_and_not_candidates():
+    """Of eight boxes on one object and one on another, a limit of two keeps one of each."""
     found = heads.suppressed(
         jnp.array([[0, 0, 10, 10.0]] * 8 + [[50, 50, 60, 60.0]]), jnp.array([0.9] * 8 + [0.8]), jnp.zeros(9, jnp.int32),
         limit=2, overlap=0.5,

@@ -1,4 +1,4 @@
-"""Scout triples cut from a head: their landmarks and boxes are exact, and what cannot be read is named."""
+"""Scout triples cut from a head: their landmarks and boxes are exact, and errors name the faulty input."""
 
 import json
 
@@ -24,11 +24,11 @@ def phantom():
     return brains.phantom(pixel=4.0)
 
 
-def test_the_phantoms_box_holds_its_brain(phantom):
+def test_the_phantoms_box_fits_its_brain(phantom):
     voxels = np.argwhere(phantom.brain)
     inside = (voxels - phantom.to_voxel[:, 3]) @ np.linalg.inv(phantom.to_voxel[:, :3]).T
-    np.testing.assert_allclose(np.abs(inside).max(0) + 2, phantom.size / 2, atol=2)  # half a voxel beyond its middles
-    np.testing.assert_allclose(phantom.size, [140, 176, 144], atol=6)  # of the ellipsoids
+    np.testing.assert_allclose(np.abs(inside).max(0) + 2, phantom.size / 2, atol=2)  # plus half a voxel's side
+    np.testing.assert_allclose(phantom.size, [140, 176, 144], atol=6)  # the extent of the ellipsoids
     shares = np.array(brains.template(phantom)["shares"])
     names = [name for _, name in brains.LANDMARKS]
     assert shares.shape == (len(names), 3) and np.isfinite(shares).all()
@@ -37,16 +37,16 @@ def test_the_phantoms_box_holds_its_brain(phantom):
     assert shares[names.index("AC"), 1] > shares[names.index("PC"), 1]
 
 
-def test_the_frame_of_fiducials_turns_with_them(phantom):
-    """In head axes it is the identity; AC and PC lie along y."""
+def test_the_ac_pc_frame_rotates_with_the_fiducials(phantom):
+    """In head axes, where AC and PC lie along y, the frame is the identity."""
     np.testing.assert_allclose(brains.axes_of(phantom.fiducials), np.eye(3), atol=1e-6)
     turn = Rotation.from_rotvec([10, -25, 40], degrees=True).as_matrix()
     np.testing.assert_allclose(brains.axes_of(phantom.fiducials @ turn.T + 7), turn, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_landmarks_are_carried_where_the_pixels_go(phantom, seed):
-    """A head that is dark but for a blob at one fiducial shows it at the foot of that fiducial's perpendicular."""
+def test_landmarks_move_with_the_pixels(phantom, seed):
+    """In a head that is dark except for a blob at one fiducial, scouts show the blob at the fiducial's projection."""
     number = (brains.AC, 19, 4, brains.PC)[seed]
     grid = np.stack(np.meshgrid(*map(np.arange, phantom.voxels.shape), indexing="ij"), -1)
     local = (grid - phantom.to_voxel[:, 3]) @ np.linalg.inv(phantom.to_voxel[:, :3]).T
@@ -58,16 +58,16 @@ def test_landmarks_are_carried_where_the_pixels_go(phantom, seed):
     for name, one in drawn.scouts.items():
         if away[name] > 10:
             continue
-        # A slice of a ball is a disc about the foot of the perpendicular from the ball's middle.
+        # A slice of a ball is a disc around the projection of the ball's centre.
         image = ndimage.gaussian_filter(one.image[2:-2, 2:-2], 3)
         y, x = ndimage.center_of_mass(image > 0.7 * image.max())
         found = np.array([x, y]) + 2.5
         assert np.linalg.norm(found - slices.pixels(one.plane, truth)) * np.linalg.norm(one.plane[:, 0]) < 3
 
 
-def test_the_box_is_that_of_the_carried_brain(phantom):
+def test_the_box_scales_with_the_brain(phantom):
     drawn = brains.draw(phantom, np.random.default_rng(0), elastic=0.0)
-    # Without a deformation the head is only scaled along its own axes: so is its box.
+    # Without elastic deformation the head, and so its box, is only scaled along its own axes.
     growth = drawn.size / phantom.size
     assert (np.abs(growth - 1) < 0.3).all()
     local = (drawn.landmarks - drawn.centre) @ drawn.rotation
@@ -77,7 +77,7 @@ def test_the_box_is_that_of_the_carried_brain(phantom):
     np.testing.assert_allclose(np.linalg.det(bent.rotation), 1)
 
 
-def test_samples_agree_with_the_truth():
+def test_samples_agree_with_the_ground_truth():
     samples, volumes, photograph = brains.load(SPEC)
     count = len(brains.LANDMARKS)
     assert samples.images.shape == (6, 48, 48, 1) and samples.images.dtype == np.uint8
@@ -87,7 +87,7 @@ def test_samples_agree_with_the_truth():
         assert not samples.visible[n, ~plane].any() and samples.visible[n, plane].mean() > 0.8
         name = samples.name[n]
         assert photograph(name).shape == (*samples.source_size[n], 3)
-        # The middle of the face above, in space and in the photograph.
+        # The centre of the superior face, in space and in the photograph.
         t, axis = n // 3, volumes.planes[name]
         up = volumes.centre[t] + volumes.rotation[t][:, 2] * volumes.size[t, 2] / 2
         k = [name for _, name in brains.LANDMARKS].index("superior")
@@ -103,7 +103,7 @@ def write_fiducials(path, points, system="0"):
     path.write_text("\n".join(["# Markups fiducial file version = 4.6", f"# CoordinateSystem = {system}", *rows]))
 
 
-def test_fiducials_are_read_in_either_system(tmp_path):
+def test_fiducials_are_read_in_ras_and_lps(tmp_path):
     points = {k: (k, 2.0 * k, -k) for k in range(1, 33) if k != 31}
     write_fiducials(tmp_path / "a.fcsv", points)
     found = brains.read_fiducials(tmp_path / "a.fcsv")
@@ -141,7 +141,7 @@ def markups(points, system="LPS"):
     return {"markups": [{"type": "Fiducial", "coordinateSystem": system, "controlPoints": each}]}
 
 
-def test_both_files_of_slicer_tell_the_same(tmp_path):
+def test_both_slicer_formats_give_the_same_points(tmp_path):
     points = {k: (k, 2.5 * k, -k) for k in range(1, 33)}
     write_fiducials(tmp_path / "a.fcsv", points, "LPS")
     (tmp_path / "a.mrk.json").write_text(json.dumps(markups(points)))
@@ -171,7 +171,7 @@ def test_both_files_of_slicer_tell_the_same(tmp_path):
     ],
     ids=["system", "undefined", "flat", "text", "label", "twice", "no markups", "none"],
 )
-def test_wrong_markups_are_named(tmp_path, change, message):
+def test_invalid_markups_are_reported(tmp_path, change, message):
     document = markups({k: (k, 2.0 * k, -k) for k in range(1, 33)})
     change(document)
     (tmp_path / "a.mrk.json").write_text(json.dumps(document))
@@ -180,7 +180,7 @@ def test_wrong_markups_are_named(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("ending", ["fcsv", "mrk.json"])
-def test_a_file_of_points_that_is_not_there_is_named(tmp_path, ending):
+def test_a_missing_point_file_is_reported(tmp_path, ending):
     with pytest.raises(FormatError, match=f"a.{ending}: cannot be read"):
         brains.read_fiducials(tmp_path / f"a.{ending}")
 
@@ -198,30 +198,30 @@ def test_a_file_of_points_that_is_not_there_is_named(tmp_path, ending):
     ],
     ids=["no system", "system below", "twice", "infinite", "no number", "not placed", "long"],
 )
-def test_wrong_fiducials_are_named(tmp_path, change, message):
+def test_invalid_fiducials_are_reported(tmp_path, change, message):
     path = tmp_path / "a.fcsv"
     write_fiducials(path, {k: (k, 2.0 * k, -k) for k in range(1, 33)})
-    path.write_text(path.read_text().replace("8,name,node", "8,name,node,2,0"))  # as Slicer 5 writes it
-    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")  # as Excel saves it
+    path.write_text(path.read_text().replace("8,name,node", "8,name,node,2,0"))  # the status that Slicer 5 adds
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")  # the byte order mark that Excel adds
     assert np.isfinite(brains.read_fiducials(path)).all()
     path.write_text(change(path.read_text(encoding="utf-8-sig")))
     with pytest.raises(FormatError, match=message):
         brains.read_fiducials(path)
 
 
-def test_a_real_head_has_a_brain_in_its_box(real_data):
+def test_a_real_heads_brain_and_box_are_plausible(real_data):
     head = brains.read(real_data / "mri" / "mni152_T1w.nii.gz", real_data / "mri" / "mni152_afids.fcsv")
     assert 1.6e6 < head.brain.sum() < 1.9e6  # mm^3, of this template
     np.testing.assert_allclose(head.size, [142, 181, 151], atol=4)
     names = {name: head.fiducials[number - 1] for number, name in brains.NAMES.items()}
-    assert np.abs(names["AC"] - names["PC"])[[0, 2]].max() < 0.2  # the line along which y goes
+    assert np.abs(names["AC"] - names["PC"])[[0, 2]].max() < 0.2  # the y axis is along this line
     assert all(abs(names[name][0]) < 1.5 for name in ("AC", "culmen", "genu of corpus callosum"))
-    # The fiducials' voxels lie in the brain, but for those in the fluid beside it.
+    # The fiducials lie in the brain, except those in the fluid beside it.
     at = np.round(head.fiducials @ head.to_voxel[:, :3].T + head.to_voxel[:, 3]).astype(int)
     assert ndimage.binary_dilation(head.brain, iterations=4)[tuple(at.T)].mean() > 0.9
 
 
-def test_however_a_real_head_is_stored_its_box_is_the_same(tmp_path, real_data):
+def test_a_real_heads_box_is_independent_of_the_axis_order(tmp_path, real_data):
     import nibabel
 
     afids, stored = real_data / "mri" / "mni152_afids.fcsv", nibabel.load(real_data / "mri" / "mni152_T1w.nii.gz")
@@ -232,8 +232,8 @@ def test_however_a_real_head_is_stored_its_box_is_the_same(tmp_path, real_data):
     np.testing.assert_allclose(other.fiducials, one.fiducials, atol=1e-3)
 
 
-def test_fiducials_that_are_not_where_a_head_has_them_are_refused(tmp_path, real_data):
-    """Two that are exchanged, one that is off its plane, and those of another space."""
+def test_implausible_fiducials_are_refused(tmp_path, real_data):
+    """Two that are exchanged, one off the midline plane, and all in another space."""
     volume, afids = real_data / "mri" / "mni152_T1w.nii.gz", real_data / "mri" / "mni152_afids.fcsv"
     points = dict(enumerate(brains.read_fiducials(afids).tolist(), 1))
     x, y, z = points[14]
@@ -247,7 +247,7 @@ def test_fiducials_that_are_not_where_a_head_has_them_are_refused(tmp_path, real
             brains.read(volume, tmp_path / "a.fcsv")
 
 
-def test_a_volume_without_a_brain_is_refused(tmp_path, phantom):
+def test_a_missing_brain_and_misplaced_fiducials_are_refused(tmp_path, phantom):
     import nibabel
 
     affine = np.diag([4.0, 4, 4, 1])
@@ -286,7 +286,7 @@ def test_a_volume_without_a_brain_is_refused(tmp_path, phantom):
         (np.ones((30, 30, 30)), 100, r"voxels of \[100.0, 100.0, 100.0\] mm"),
     ],
 )
-def test_a_volume_that_can_hold_no_brain_is_named(tmp_path, voxels, side, message):
+def test_a_volume_that_can_hold_no_brain_is_refused(tmp_path, voxels, side, message):
     import nibabel
 
     nibabel.save(nibabel.Nifti1Image(voxels.astype(np.float32), np.diag([side, side, side, 1.0])), tmp_path / "a.nii")

@@ -1,4 +1,4 @@
-"""The calibrated volume, against exact truth, scipy's minimum, scipy's rotations and exact polytopes."""
+"""The calibrated volume, compared with the ground truth, scipy's minimum and rotations, and exact polytopes."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from jaxmarks.ops import calibrate
 
-# AC, PC, and the middles of the box's six faces.
+# AC, PC, and the centres of the box's six faces.
 SHARES = np.array(
     [[0, 0.1, -0.1], [0, -0.06, -0.1], [0.5, 0, 0], [-0.5, 0, 0], [0, 0.5, 0], [0, -0.5, 0], [0, 0, 0.5], [0, 0, -0.5]]
 )
@@ -22,7 +22,7 @@ fit = jax.jit(jax.vmap(lambda points, weights: calibrate.calibrate(points, weigh
 fit_planes = jax.jit(
     jax.vmap(lambda points, weights, normals: calibrate.calibrate(points, weights, TEMPLATE_TWICE, normals=normals))
 )
-# Every landmark that lies in a plane's directions is found in two or three of the planes.
+# The landmarks found in each of three planes, as indices: each landmark is found in two or three of them.
 TWICE = np.array([0, 1, 4, 5, 6, 7, 0, 2, 3, 6, 7, 0, 1, 2, 3, 4, 5])
 PLANE_OF = np.array([0] * 6 + [1] * 5 + [2] * 6)
 TEMPLATE_TWICE = calibrate.Template(TEMPLATE.shares[TWICE], TEMPLATE.size)
@@ -49,7 +49,7 @@ def errors(found, heads):
 
 
 def shown(points, rng):
-    """Landmarks (N, 8, 3) as three turned scouts show them: feet of perpendiculars (N, 17, 3), and normals."""
+    """Projects landmarks (N, 8, 3) onto three tilted scouts: projections (N, 17, 3), and the planes' normals."""
     turns = Rotation.from_rotvec(rng.uniform(-10, 10, (len(points), 3, 3)).reshape(-1, 3), degrees=True).as_matrix()
     normals = (turns @ np.tile(np.eye(3), (len(points), 1)).reshape(-1, 3, 1)).reshape(-1, 3, 3)[:, PLANE_OF]
     middles = points.mean(1, keepdims=True) + rng.uniform(-8, 8, (len(points), 3, 1))[:, PLANE_OF] * normals
@@ -65,15 +65,15 @@ def test_exact_landmarks_give_the_exact_volume(heads):
     np.testing.assert_allclose(np.linalg.det(found.rotation), 1, atol=1e-5)
 
 
-def test_exact_landmarks_in_planes_that_miss_them_give_the_exact_volume(heads):
+def test_exact_projections_onto_planes_give_the_exact_volume(heads):
     points, normals = shown(heads[3], np.random.default_rng(0))
-    assert np.abs(points - heads[3][:, TWICE]).max() > 10  # what the planes show is not where the landmarks are
+    assert np.abs(points - heads[3][:, TWICE]).max() > 10  # the projections are far from the landmarks
     found = fit_planes(np.float32(points), np.ones(points.shape[:2], np.float32), np.float32(normals))
     centre, angle, _ = errors(found, heads)
     assert centre.max() < 2e-4 and angle.max() < 1e-4
 
 
-def test_noise_and_one_gross_error_among_eight(heads):
+def test_a_gross_error_among_noisy_landmarks_is_rejected(heads):
     rng = np.random.default_rng(1)
     points, wrong = heads[3] + rng.normal(size=heads[3].shape), rng.integers(8, size=COUNT)
     push = rng.normal(size=(COUNT, 3))
@@ -85,7 +85,7 @@ def test_noise_and_one_gross_error_among_eight(heads):
     assert np.quantile(centre, 0.95) < 2 and np.quantile(angle, 0.95) < 2
     assert (found.weights[np.arange(COUNT), wrong] == 0).mean() > 0.95
     assert not found.contradicts.any()
-    # What was not found may be anything.
+    # Landmarks that were not found may be NaN.
     points[np.arange(COUNT), wrong] = np.nan
     weights = np.ones((COUNT, 8), np.float32)
     weights[np.arange(COUNT), wrong] = 0
@@ -103,7 +103,7 @@ def biweight_loss(vector, points, weights, normals, tolerance=3.0):
     return (weights * limit**2 / 6 * (1 - inner**3)).sum()
 
 
-def test_the_end_is_where_scipy_finds_the_least_loss(heads):
+def test_the_fit_is_scipys_minimum_of_the_loss(heads):
     rng = np.random.default_rng(2)
     points, normals = shown(heads[3], rng)
     points, weights = points + rng.normal(size=points.shape), rng.uniform(0.3, 1, points.shape[:2])
@@ -121,21 +121,21 @@ def test_the_end_is_where_scipy_finds_the_least_loss(heads):
 
 
 def deviations(found, rotation):
-    """Those (9,) that fits of one volume tell, and those that they have."""
+    """Standard deviations (9,): as estimated by fits of one volume, and as measured over these fits."""
     turns = Rotation.from_matrix(np.asarray(found.rotation, np.float64) @ rotation.T).as_rotvec(degrees=True)
     measured = np.cov(np.concatenate([found.centre, turns, found.size], axis=1).T)
     return np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2).mean(0)), np.sqrt(np.diag(measured))
 
 
-def test_the_covariance_is_the_spread_over_repeated_noise(heads):
+def test_the_covariance_matches_the_spread_of_repeated_fits(heads):
     rng = np.random.default_rng(3)
     points = heads[3][:1] + rng.normal(size=(COUNT, 8, 3))
     found = fit(np.float32(points), np.ones((COUNT, 8), np.float32))
     np.testing.assert_allclose(*deviations(found, heads[1][0]), rtol=0.2)
 
 
-def test_the_covariance_of_landmarks_in_planes_is_the_spread_over_repeated_noise(heads):
-    """In a plane a landmark tells two coordinates and not three: all of them 34, and not 51, for a volume of nine."""
+def test_the_covariance_in_planes_matches_the_spread_of_repeated_fits(heads):
+    """In a plane a landmark determines two coordinates, not three: 34 in all, not 51, for nine parameters."""
     rng = np.random.default_rng(3)
     points, normals = (np.repeat(array, COUNT, axis=0) for array in shown(heads[3][:1], rng))
     points = points + rng.normal(size=points.shape)
@@ -143,8 +143,8 @@ def test_the_covariance_of_landmarks_in_planes_is_the_spread_over_repeated_noise
     np.testing.assert_allclose(*deviations(found, heads[1][0]), rtol=0.15)
 
 
-def test_the_covariance_is_that_of_least_squares_by_differences(heads):
-    """The residuals' variance over what is spare of nine, times the inverse of the normal matrix in float64."""
+def test_the_covariance_is_that_of_least_squares_in_float64(heads):
+    """The residual variance, nine degrees of freedom subtracted, times the inverse normal matrix from differences."""
     points = heads[3][:5] + np.random.default_rng(4).normal(size=(5, 8, 3))
     found = jax.tree.map(np.float64, fit(np.float32(points), np.ones((5, 8), np.float32)))
     for n in range(5):
@@ -163,14 +163,14 @@ def test_the_covariance_is_that_of_least_squares_by_differences(heads):
         )
 
 
-def test_contradictions_and_too_few_landmarks_are_refused(heads):
+def test_contradicting_and_too_few_landmarks_are_flagged(heads):
     rng = np.random.default_rng(4)
     ones = np.ones((COUNT, 8), np.float32)
     nonsense = fit(np.float32(rng.uniform(-90, 90, (COUNT, 8, 3))), ones)
     assert (nonsense.contradicts | nonsense.undetermined).mean() > 0.99
     few = ones * (np.arange(8) < 3)
     assert fit(np.float32(heads[3]), few).undetermined.all()
-    line = ones * np.isin(np.arange(8), [0, 1, 4, 5])  # all of them in one plane, nothing of the width
+    line = ones * np.isin(np.arange(8), [0, 1, 4, 5])  # all in one plane, so the width is unknown
     assert fit(np.float32(heads[3]), line).undetermined.all()
     none = fit(np.float32(heads[3]), 0 * ones)
     assert none.undetermined.all() and np.isfinite(none.centre).all() and np.isnan(none.residuals).all()
@@ -179,8 +179,8 @@ def test_contradictions_and_too_few_landmarks_are_refused(heads):
 
 
 @pytest.mark.parametrize(("wrong", "refused"), [(3, False), (4, True)])
-def test_less_than_three_fifths_of_the_landmarks_are_too_few_to_agree(heads, wrong, refused):
-    """Of eight, five are enough and four are not, whatever size of head they agree on."""
+def test_at_least_three_fifths_of_the_landmarks_must_agree(heads, wrong, refused):
+    """Of eight, five are enough and four are not, even if they agree on a head of plausible size."""
     points = heads[3].copy()
     points[:, 8 - wrong :] += 60 * Rotation.random(COUNT * wrong, rng=0).as_matrix()[:, 0].reshape(COUNT, wrong, 3)
     found = fit(np.float32(points), np.ones((COUNT, 8), np.float32))
@@ -197,10 +197,10 @@ def test_eager_and_jitted_agree(heads):
     np.testing.assert_allclose(eager.rotation, jitted.rotation[0], atol=1e-5)
 
 
-def test_rigid_is_scipys():
+def test_rigid_matches_scipy():
     rng = np.random.default_rng(6)
     source, weights = rng.normal(size=(9, 3)), rng.uniform(size=9)
-    for target in (rng.normal(size=(9, 3)), source * [1, 1, -1]):  # a mirror image has no rotation onto it
+    for target in (rng.normal(size=(9, 3)), source * [1, 1, -1]):  # no rotation maps the source onto its mirror image
         mean = lambda p: (weights[:, None] * p).sum(0) / weights.sum()
         expected, _ = Rotation.align_vectors(target - mean(target), source - mean(source), weights)
         rotation, shift = calibrate.rigid(*(jnp.asarray(a, jnp.float32) for a in (source, target, weights)))
@@ -208,7 +208,7 @@ def test_rigid_is_scipys():
         np.testing.assert_allclose(shift, mean(target) - expected.apply(mean(source)), atol=1e-4)
 
 
-def test_rotations_are_scipys():
+def test_rotations_match_scipy():
     rng = np.random.default_rng(7)
     vectors = rng.normal(size=(60, 3))
     vectors *= (np.geomspace(1e-4, 175, 60) / np.linalg.norm(vectors, axis=1))[:, None]
@@ -222,7 +222,7 @@ def test_rotations_are_scipys():
     np.testing.assert_allclose(between, np.degrees((expected.inv() * other).magnitude()), atol=0.02)
 
 
-def test_a_plane_lays_its_pixels_in_space():
+def test_a_plane_maps_pixels_to_space():
     plane = np.array([[0, 0, 12], [-2, 0, 90], [0, -3, 80]], np.float32)  # sagittal, x to the back, y down
     points = np.array([[0, 0], [10, 0], [0, 10]], np.float32)
     expected = [[12, 90, 80], [12, 70, 80], [12, 90, 50]]
@@ -235,18 +235,18 @@ def box(rng):
 
 
 def polytope_iou(one, other):
-    """Exact, by the half-spaces of both boxes (scipy)."""
+    """The exact IoU, from the half-spaces of both boxes (scipy)."""
     halves = []
     for centre, rotation, size in (one, other):
         for axis, side in zip(rotation.T, size, strict=True):
             halves += [[*axis, -axis @ centre - side / 2], [*-axis, axis @ centre - side / 2]]
-    # Both boxes hold the point half way where their centres are near each other.
+    # The centres are near enough for their midpoint to lie in both boxes.
     both = ConvexHull(HalfspaceIntersection(np.array(halves), (one[0] + other[0]) / 2).intersections).volume
     volumes = np.prod(one[2]), np.prod(other[2])
     return both / (sum(volumes) - both)
 
 
-def test_box_iou_is_that_of_exact_polytopes():
+def test_box_iou_matches_exact_polytopes():
     rng = np.random.default_rng(8)
     pairs = [(box(rng), box(rng)) for _ in range(30)]
     arrays = jax.tree.map(lambda *leaves: np.float32(np.stack(leaves)), *pairs)
@@ -255,8 +255,8 @@ def test_box_iou_is_that_of_exact_polytopes():
     np.testing.assert_allclose(calibrate.box_iou(*(jax.tree.map(lambda a: a[0], arrays))), found[0], atol=1e-5)
 
 
-def test_box_iou_of_boxes_that_nearly_agree():
-    """As good calibrations do: faces that are nearly parallel to the lines along which it is measured."""
+def test_box_iou_of_nearly_equal_boxes():
+    """As in good calibrations: faces are nearly parallel to the lines along which the overlap is measured."""
     rng, pairs = np.random.default_rng(10), []
     for _ in range(40):
         centre, rotation, size = box(rng)
@@ -272,7 +272,7 @@ def test_box_iou_of_boxes_that_nearly_agree():
         assert iou == pytest.approx((200 - shift) / (200 + shift), abs=1e-3)
 
 
-def test_the_angle_between_rotations_reaches_half_a_turn():
+def test_angle_between_is_right_from_0_to_180_degrees():
     for degrees in (0.0, 1e-3, 90.0, 179.9, 180.0):
         for axis in np.eye(3):
             other = Rotation.from_rotvec(degrees * axis, degrees=True).as_matrix()

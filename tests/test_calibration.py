@@ -1,4 +1,4 @@
-"""From landmarks in scouts to the operator's files, with a network that is exact, wrong in one place, or lost."""
+"""From landmarks in scouts to the operator's files, with a network that is exact, wrong in one place, or random."""
 
 import csv
 import json
@@ -20,19 +20,19 @@ COUNT = len(brains.LANDMARKS)
 
 @pytest.fixture(scope="module")
 def drawn():
-    """A drawn head in a random pose, not bent, so that its landmarks are exactly those of a template, and the template."""
+    """A head drawn in a random pose without deformation, so that it fits a template exactly, and that template."""
     head = brains.phantom(pixel=4.0)
     return brains.draw(head, np.random.default_rng(2), elastic=0.0), exact_template(head)
 
 
 def exact_template(head):
-    """The shares of an unbent head: they do not depend on its pose."""
+    """The template of an undeformed head; its shares do not depend on the pose."""
     one = brains.draw(head, np.random.default_rng(9), elastic=0.0)
     return {"shares": (((one.landmarks - one.centre) @ one.rotation) / one.size).tolist(), "size": head.size.tolist()}
 
 
 def write(folder, triple):
-    """The scouts as NIfTI files, named so that their names tell nothing."""
+    """Writes the scouts as NIfTI files whose names do not reveal their planes."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, one in enumerate(triple.values()):
         affine = np.eye(4)
@@ -43,7 +43,7 @@ def write(folder, triple):
 
 
 def network(drawn, spoil=lambda points: points):
-    """What finds the landmarks of the scouts of `drawn` alone: spoilt, and where they stand upright."""
+    """A stand-in for a network: returns the landmarks of `drawn`, changed by `spoil`; upright scouts score highest."""
     framed = [scouts.framed(drawn.scouts[plane], (64, 64), 4.0) for plane in slices.PLANES]
     points = spoil(np.array([slices.pixels(f.plane, drawn.landmarks) for f in framed], np.float32))
 
@@ -64,7 +64,7 @@ def run(drawn, folder, out, spoil=lambda points: points, spread=calibration.DEFA
     )
 
 
-def test_exact_landmarks_give_the_operator_the_exact_volume(drawn, tmp_path):
+def test_exact_landmarks_give_the_exact_volume(drawn, tmp_path):
     one, _ = drawn
     summary = run(drawn, write(tmp_path / "patient", one.scouts), tmp_path / "out")
     assert (summary["images"], summary["volumes"], summary["failures"]) == (1, 1, [])
@@ -85,7 +85,7 @@ def test_exact_landmarks_give_the_operator_the_exact_volume(drawn, tmp_path):
     )
 
 
-def test_the_box_as_a_nifti_header_has_the_volumes_corners(drawn, tmp_path):
+def test_box_nifti_header_has_the_volumes_corners(drawn, tmp_path):
     one, _ = drawn
     run(drawn, write(tmp_path / "patient", one.scouts), tmp_path / "out")
     box = nibabel.load(tmp_path / "out" / "patient" / "box.nii.gz")
@@ -117,7 +117,7 @@ def test_one_wrong_landmark_does_not_move_the_volume(drawn, tmp_path):
 def test_a_scout_that_contradicts_the_other_two_is_refused(drawn, tmp_path, plane):
     one, _ = drawn
 
-    def spoil(points):  # the patient moved by 20 mm before it
+    def spoil(points):  # as if the patient had moved by 20 mm before this scout
         points[slices.PLANES.index(plane)] += [0, 5]
         return points
 
@@ -126,7 +126,7 @@ def test_a_scout_that_contradicts_the_other_two_is_refused(drawn, tmp_path, plan
     assert "scout contradicts the other two" in failure["what"] or "contradict each other" in failure["what"]
 
 
-def test_the_box_is_in_the_space_of_its_scouts(drawn, tmp_path):
+def test_box_is_in_the_space_of_its_scouts(drawn, tmp_path):
     one, _ = drawn
     folder = write(tmp_path / "patient", one.scouts)
     for path in folder.iterdir():
@@ -143,10 +143,10 @@ def test_the_box_is_in_the_space_of_its_scouts(drawn, tmp_path):
     np.testing.assert_allclose(np.transpose([about["axes"][a] for a in ("right", "front", "up")]), about["rotation"])
 
 
-def test_what_contradicts_itself_is_refused_and_what_cannot_be_read_is_named(drawn, tmp_path):
+def test_contradictory_scouts_are_refused_and_unreadable_ones_reported(drawn, tmp_path):
     one, _ = drawn
     folder = write(tmp_path / "all" / "lost", one.scouts).parent
-    run(drawn, folder, tmp_path / "out")  # leaves a box, which must not outlive the refusal
+    run(drawn, folder, tmp_path / "out")  # writes a box, which the refusal must delete
     assert (tmp_path / "out" / "lost" / "box.nii.gz").exists()
     write(folder / "damaged", one.scouts)
     (folder / "damaged" / "0.nii").write_bytes(b"no nifti")
@@ -164,12 +164,12 @@ def test_what_contradicts_itself_is_refused_and_what_cannot_be_read_is_named(dra
     assert half["refused"] and "no axial scout" in half["why"][0]
 
 
-def test_what_cannot_be_written_or_has_anothers_name_is_a_failure_and_stops_no_other(drawn, tmp_path):
+def test_write_errors_and_duplicate_names_are_all_reported(drawn, tmp_path):
     one, _ = drawn
     for name in ("a", "b", "c", "d"):
         write(tmp_path / "all" / name, one.scouts)
     volume = nibabel.Nifti1Image(np.ones((50, 50, 50), np.float32), np.eye(4))
-    nibabel.save(volume, tmp_path / "all" / "d.nii")  # read before the folder of that name
+    nibabel.save(volume, tmp_path / "all" / "d.nii")  # read before the folder d, whose name it shares
     out = tmp_path / "out"
     (out / "b" / "box.nii.gz").mkdir(parents=True)
     (out / "c" / "calibration.json").mkdir(parents=True)
@@ -181,8 +181,8 @@ def test_what_cannot_be_written_or_has_anothers_name_is_a_failure_and_stops_no_o
     assert all("cannot be written" in said[f"{name}/0.nii"] for name in "abc")
 
 
-def test_a_head_upside_down_is_an_orientation_that_is_wrong(drawn):
-    """The landmarks fit, but nobody lies so: the files' axes do not mean what they say."""
+def test_upside_down_head_is_refused_for_its_orientation(drawn):
+    """The landmarks fit, but no patient lies like that: the files' axes must be wrong."""
     one, template = drawn
     half_turn = np.diag([-1.0, 1, -1])
     planes = np.stack([half_turn @ s.plane for s in one.scouts.values()]).astype(np.float32)
@@ -217,13 +217,13 @@ def test_an_uncertain_centre_or_orientation_is_refused(variances, why):
 
 
 @pytest.mark.parametrize(("turn", "plane"), [(1, 0), (2, 1), (3, 2), (4, 0), (4, 2), (6, 1)])
-def test_a_scout_that_looks_better_turned_has_a_wrong_orientation(turn, plane):
+def test_scout_that_scores_higher_when_turned_is_reported(turn, plane):
     scores = np.full((8, 3, COUNT), 0.5)
     scores[0] = 0.8
     assert calibration.orientation_problems(scores) == []
     scores[turn, plane] = 0.95
     found = calibration.orientation_problems(scores)
-    if turn == 4 and plane == 2:  # a mirrored axial scout is an axial scout
+    if turn == 4 and plane == 2:  # a mirrored axial scout looks like an axial scout
         assert not found
     else:
         assert len(found) == 1 and f"the {slices.PLANES[plane]} scout looks turned" in found[0]
@@ -231,12 +231,12 @@ def test_a_scout_that_looks_better_turned_has_a_wrong_orientation(turn, plane):
     assert f"{slices.PLANES[plane]} scout does not look like one" in calibration.orientation_problems(scores)[0]
 
 
-def test_scores_of_known_volumes(drawn, tmp_path):
+def test_scores_against_known_volumes(drawn, tmp_path):
     one, template = drawn
     names = [f"{triple}_{plane}" for triple in ("a", "b") for plane in slices.PLANES] + ["c_axial"]
     points = np.array([slices.pixels(s.plane, one.landmarks) for s in one.scouts.values()])
     points = np.concatenate([points, points, points[:1]])
-    points[3:6] += np.array([3.0, 0.0])  # the second triple's images are all moved: three pixels along x
+    points[3:6] += np.array([3.0, 0.0])  # all images of the second triple are shifted by three pixels along x
     planes = {name: one.scouts[name[2:]].plane for name in names}
     truth = (np.stack([a] * 3) for a in (one.centre, one.rotation, one.size))
     volumes = brains.Volumes(planes, np.array(["a", "b", "c"]), *truth, template)
@@ -251,7 +251,7 @@ def test_scores_of_known_volumes(drawn, tmp_path):
 
 
 def noisy(drawn, count, seed):
-    """`count` triples of one head, all landmarks of an image moved together, and a little each: as `fit_triples` takes them."""
+    """`count` triples of one head for `fit_triples`: the landmarks of an image share an error, and each has its own."""
     one, template = drawn
     rng = np.random.default_rng(seed)
     exact = np.array([slices.pixels(s.plane, one.landmarks) for s in one.scouts.values()])
@@ -263,10 +263,10 @@ def noisy(drawn, count, seed):
     return list(planes), points.reshape(-1, COUNT, 2), np.ones((3 * count, COUNT)), volumes, template
 
 
-def test_uncertainty_is_told_as_large_as_errors_are(drawn, tmp_path):
-    """Landmarks of an image that err together deceive the residuals; what is chosen on some triples is right on others."""
+def test_chosen_spread_makes_uncertainty_match_the_errors(drawn, tmp_path):
+    """Residuals hide errors shared by an image's landmarks; a spread chosen on some triples is right for others."""
     spread = calibration.choose_spread(*noisy(drawn, 60, 0))
-    assert 2 < spread[0] < 8 and spread[1:] == [1, 1]  # images that are moved move the centre alone
+    assert 2 < spread[0] < 8 and spread[1:] == [1, 1]  # shifts of whole images move only the centre
     plain, right = (
         calibration.score(*noisy(drawn, 60, 1), tmp_path, s)["within_told"]
         for s in (calibration.DEFAULT_SPREAD, spread)
@@ -275,9 +275,9 @@ def test_uncertainty_is_told_as_large_as_errors_are(drawn, tmp_path):
     assert plain["angles"] == right["angles"] > 0.68 and plain["size"] == right["size"] > 0.68
 
 
-def test_a_refused_triple_has_no_part_in_the_scores(drawn, tmp_path):
+def test_refused_triple_is_left_out_of_the_scores(drawn, tmp_path):
     names, points, *others = noisy(drawn, 20, 1)
-    points[:3] += np.random.default_rng(0).uniform(-30, 30, (3, COUNT, 2))  # the first triple's landmarks are anywhere
+    points[:3] += np.random.default_rng(0).uniform(-30, 30, (3, COUNT, 2))  # the first triple's landmarks are random
     summary = calibration.score(names, points, *others, tmp_path)
     assert (summary["triples"], summary["refused"]) == (20, 1)
     with (tmp_path / "volumes.csv").open() as file:
@@ -294,7 +294,7 @@ def test_a_refused_triple_has_no_part_in_the_scores(drawn, tmp_path):
     np.testing.assert_allclose(list(summary["within_told"].values()), below.mean((0, 2)), rtol=1e-6)
 
 
-def test_without_whole_triples_nothing_is_known_of_the_uncertainty(drawn, tmp_path):
+def test_without_whole_triples_spread_is_default_and_score_fails(drawn, tmp_path):
     names, points, scores, volumes, template = noisy(drawn, 2, 0)
     parts = names[:2] + names[3:5], points[[0, 1, 3, 4]], scores[[0, 1, 3, 4]], volumes, template
     assert calibration.choose_spread(*parts) == [1, 1, 1]
@@ -302,9 +302,9 @@ def test_without_whole_triples_nothing_is_known_of_the_uncertainty(drawn, tmp_pa
         calibration.score(*parts, tmp_path)
 
 
-def test_errors_are_those_of_the_volume_in_the_order_of_the_covariance(drawn):
+def test_errors_are_in_the_order_of_the_covariance(drawn):
     names, points, scores, volumes, template = noisy(drawn, 2, 0)
-    turn = np.asarray(calibrate.rotation_of(jnp.array([0.0, 2.0, 0.0])), np.float64)  # of the patient about y
+    turn = np.asarray(calibrate.rotation_of(jnp.array([0.0, 2.0, 0.0])), np.float64)  # by 2 degrees about y
     moved = volumes._replace(
         centre=volumes.centre - [1.0, 2.0, 3.0], rotation=turn.T @ volumes.rotation, size=volumes.size - [4.0, 5.0, 6.0]
     )
@@ -313,7 +313,7 @@ def test_errors_are_those_of_the_volume_in_the_order_of_the_covariance(drawn):
     np.testing.assert_allclose(others - errors, [[1, 2, 3, 0, 2, 0, 4, 5, 6]] * 2, atol=0.15)
 
 
-def test_the_uncertainty_of_a_prediction_has_the_spread_of_its_networks(drawn, tmp_path):
+def test_predicted_uncertainty_is_scaled_by_the_networks_spread(drawn, tmp_path):
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.3, (3, COUNT, 2)).astype(np.float32)
     told = []
@@ -322,10 +322,10 @@ def test_the_uncertainty_of_a_prediction_has_the_spread_of_its_networks(drawn, t
         told.append(json.loads((tmp_path / "out" / "patient" / "calibration.json").read_text())["uncertainty"])
     for kind, factor in (("centre_mm", 2), ("angles_degrees", 3), ("size_mm", 4)):
         np.testing.assert_allclose(told[1][kind], factor * np.array(told[0][kind]), rtol=1e-3)
-    assert calibration.spread_of([{}]).tolist() == [1, 1, 1]  # a run older than this
+    assert calibration.spread_of([{}]).tolist() == [1, 1, 1]  # a run of an earlier version, whose notes have no spread
 
 
-def test_the_outline_is_where_the_box_is_in_the_plane(drawn):
+def test_outline_is_the_cross_section_of_the_box_with_the_plane(drawn):
     one, _ = drawn
     found = types.SimpleNamespace(
         centre=np.float32(one.centre), rotation=np.float32(one.rotation), size=np.float32(one.size)

@@ -1,4 +1,4 @@
-"""Checkpoints come back exactly, notice damage, survive a kill between renames, and merge by path and shape."""
+"""Checkpoints are restored exactly, detect damage, survive a kill between renames, and merge by path and shape."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ def state():
     return steps.create({"params": params}, optim.ramps(epochs=3))
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path):
+def test_a_state_is_restored_bit_for_bit(tmp_path):
     saved = {"state": state(), "best": {"w": jnp.float32([np.pi, np.nan])}}
     checkpoint.save(tmp_path / "resume", saved, {"epoch": 7})
     found, note = checkpoint.restore(tmp_path / "resume", saved)
@@ -22,13 +22,13 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     assert isinstance(found["state"], steps.TrainState)
 
 
-def test_parameters_come_back_without_being_described(tmp_path):
+def test_parameters_are_restored_without_a_template(tmp_path):
     checkpoint.save(tmp_path / "best", state().variables, {})
     found, _ = checkpoint.restore(tmp_path / "best")
     np.testing.assert_array_equal(found["params"]["body"]["w"], np.arange(6.0).reshape(2, 3))
 
 
-def test_a_changed_array_is_noticed(tmp_path):
+def test_a_hash_mismatch_is_refused(tmp_path):
     checkpoint.save(tmp_path / "best", {"w": jnp.zeros(3)}, {})
     note = tmp_path / "best" / "note.json"
     note.write_text(note.read_text().replace(checkpoint.fingerprint({"w": jnp.zeros(3)}), "0" * 64))
@@ -37,7 +37,7 @@ def test_a_changed_array_is_noticed(tmp_path):
     assert checkpoint.fingerprint({"w": jnp.zeros(3)}) != checkpoint.fingerprint({"w": jnp.float32([0, 0, 1e-45])})
 
 
-def test_a_second_save_replaces_the_first_and_a_kill_between_renames_loses_nothing(tmp_path):
+def test_save_replaces_and_a_kill_between_renames_loses_nothing(tmp_path):
     for epoch in (1, 2):
         checkpoint.save(tmp_path / "resume", {"w": jnp.full(2, epoch)}, {"epoch": epoch})
     assert checkpoint.note(tmp_path / "resume")["epoch"] == 2
@@ -50,7 +50,7 @@ def test_a_second_save_replaces_the_first_and_a_kill_between_renames_loses_nothi
         checkpoint.restore(tmp_path / "resume")
 
 
-def test_merge_takes_what_fits_and_names_the_rest():
+def test_merge_takes_what_fits_and_lists_the_rest():
     mine = {"body": {"w": jnp.zeros((2, 3)), "new": jnp.zeros(1)}, "head": {"b": jnp.zeros(4)}, "tail": jnp.zeros(2)}
     theirs = {"body": {"w": np.ones((2, 3))}, "head": {"b": np.ones(2)}, "tail": np.ones(2), "old": np.ones(1)}
     merged, report = checkpoint.merge(mine, theirs, skip="tail")
@@ -66,7 +66,7 @@ def test_merge_takes_what_fits_and_names_the_rest():
     assert report["unused"] == ["head/b", "old", "tail"]
 
 
-def test_merge_adapts_kernels_to_other_channels_so_that_grey_images_look_the_same():
+def test_merge_adapts_kernel_channels_and_keeps_grey_responses():
     rng = np.random.default_rng(0)
     kernels = {"first": rng.normal(size=(3, 3, 1, 4)), "second": rng.normal(size=(3, 3, 3, 4))}
     mine = {"first": jnp.zeros((3, 3, 3, 4)), "second": jnp.zeros((3, 3, 1, 4)), "third": jnp.zeros((3, 3, 2, 4))}
@@ -80,7 +80,7 @@ def test_merge_adapts_kernels_to_other_channels_so_that_grey_images_look_the_sam
     assert report["adapted"] == ["first (from 1 to 3 channels)", "second (from 3 to 1 channels)"]
     assert report["new"] == ["third (source has (3, 3, 1, 4), network (3, 3, 2, 4))"] and report["unused"] == ["third"]
     assert checkpoint.merge(mine, kernels, skip="first")[1]["adapted"] == ["second (from 3 to 1 channels)"]
-    # A U-Net at half the resolution folds four pixels: (dy, dx, channel) in this order.
+    # A U-Net at half the resolution stacks four pixels as input channels, in the order (dy, dx, channel).
     four = rng.normal(size=(3, 3, 4, 5))
     merged, _ = checkpoint.merge({"w": jnp.zeros((3, 3, 12, 5))}, {"w": four})
     np.testing.assert_allclose(merged["w"].reshape(3, 3, 4, 3, 5), np.stack([four / 3] * 3, axis=3), rtol=1e-6)
@@ -88,7 +88,7 @@ def test_merge_adapts_kernels_to_other_channels_so_that_grey_images_look_the_sam
     np.testing.assert_allclose(back["w"], four, rtol=1e-5)
 
 
-def test_what_is_removed_does_not_come_back(tmp_path):
+def test_remove_deletes_leftovers_of_a_killed_save_too(tmp_path):
     checkpoint.save(tmp_path / "a", {"w": np.ones(3, np.float32)}, {})
     for suffix in (".old", ".new"):
         (tmp_path / f"a{suffix}").mkdir()
@@ -97,12 +97,12 @@ def test_what_is_removed_does_not_come_back(tmp_path):
     assert checkpoint.note(tmp_path / "a") is None and not list(tmp_path.iterdir())
 
 
-def test_arrays_of_other_shapes_dtypes_or_names_are_others():
+def test_fingerprints_differ_by_shape_dtype_and_name():
     trees = [{"a": np.zeros(shape, dtype)} for shape in ((2, 3), (3, 2), (6,)) for dtype in (np.float32, np.int32)]
     assert len({checkpoint.fingerprint(tree) for tree in [*trees, {"b": trees[0]["a"]}]}) == 7
 
 
-def test_kernels_that_differ_otherwise_are_not_adapted():
+def test_kernels_that_differ_beyond_colour_are_not_adapted():
     assert [
         checkpoint.stacked_pixels((3, 3, 1, 8), other)
         for other in ((3, 3, 3, 8), (5, 5, 3, 8), (3, 5, 3, 8), (3, 3, 3, 9), (3, 3, 2, 8), (3, 3, 1, 8))

@@ -1,4 +1,4 @@
-"""The second look: what training and validation see, what is predicted, and from photographs to files."""
+"""The second look: the views of training and validation, the predictions, and runs from photographs to files."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ def fish(variants):
 
 
 def task_of(landmarks=3, decoder="local_soft_argmax"):
-    """A task whose network hands on the images, as maps of its landmarks."""
+    """A task whose network returns its input images as the landmarks' heatmaps."""
     head = heads.build({"name": "heatmap", "sigma": 2.0, "decoder": decoder}, landmarks=landmarks, size=SIZE)
     plain = lambda batch: batch | {"images": batch["images"].astype(jnp.float32) / 255}
     return steps.Task(lambda variables, images, train: images, head, lambda keys, batch: plain(batch), plain)
@@ -43,7 +43,7 @@ def closely(task):
 
 
 def laid(task, mean, mirror=False):
-    """The task with a second look at which specimens lie as the mean shape."""
+    """The task with a second look that shows each specimen in the mean shape's pose."""
     return closer.with_second_look(
         task, SIZE, closer.posed_views(SIZE, ZOOM, mean=mean, spread=np.full(len(mean), 0.02), mirror=mirror)
     )
@@ -62,7 +62,7 @@ def batch_of(count, landmarks=3, scatter=20):
     }
 
 
-def test_the_second_look_finds_what_the_first_sees_in_a_pixel():
+def test_the_second_look_more_than_halves_the_error():
     batch = batch_of(8)
     once = task_of(decoder="argmax")
     call = functools.partial(steps.predict_step, None, task=closely(once))
@@ -74,10 +74,10 @@ def test_the_second_look_finds_what_the_first_sees_in_a_pixel():
         assert scores.shape == (8, 3)
 
 
-def test_what_an_image_does_not_show_does_not_widen_the_view():
+def test_a_low_scoring_landmark_does_not_widen_the_view():
     points = np.array([[[100.0, 100.0], [112.0, 104.0], [104.0, 110.0], [30.0, 30.0]]], np.float32)
     images = marked(points)
-    images[..., 3] //= 8  # the last landmark is hardly there
+    images[..., 3] //= 8  # the last landmark is barely visible
     seen = []
     task = task_of(4)
 
@@ -92,7 +92,7 @@ def test_what_an_image_does_not_show_does_not_widen_the_view():
     )
 
 
-def test_a_faint_landmark_beyond_the_second_look_stays_where_the_first_found_it():
+def test_a_faint_landmark_outside_the_view_keeps_its_first_position():
     points = np.array([[[40.0, 40.0], [60.0, 44.0], [46.0, 62.0], [52.0, 50.0], [150.0, 90.0]]], np.float32)
     images = marked(points, sigma=5.0)
     images[..., 4] = images[..., 4] // 5 * 2
@@ -102,7 +102,7 @@ def test_a_faint_landmark_beyond_the_second_look_stays_where_the_first_found_it(
     assert 0.3 < scores[0, 4] < 0.45
 
 
-def test_a_row_that_fills_a_batch_is_seen_as_the_one_it_repeats():
+def test_a_padding_row_gets_the_view_of_the_row_it_repeats():
     data = {key: jnp.asarray(value) for key, value in batch_of(3).items() if key != "index"}
     task = closely(task_of())
     rows = np.array([0, 1, 2, ~0, ~1, ~2])
@@ -112,7 +112,7 @@ def test_a_row_that_fills_a_batch_is_seen_as_the_one_it_repeats():
         assert seen["visible"][:3].all() and not seen["visible"][3:].any()
 
 
-def test_views_move_images_points_and_the_size_of_a_pixel_alike():
+def test_views_transform_images_points_and_pixel_size_alike():
     batch = batch_of(12)
     task = closely(task_of())
     keys = jax.vmap(jax.random.key)(np.arange(12))
@@ -125,7 +125,7 @@ def test_views_move_images_points_and_the_size_of_a_pixel_alike():
         assert seen["images"].shape == (12, *SIZE, 3)
         found, _ = task.head.decode(seen["images"])
         np.testing.assert_allclose(found, seen["points"], atol=0.2)
-        for n in range(12):  # distances in pixels of the photograph stay what they are
+        for n in range(12):  # distances in the photograph's pixels do not change
             before, after = (np.ptp(points[n], axis=0) for points in (batch["points"], np.asarray(seen["points"])))
             np.testing.assert_allclose(after * seen["delta"][n], 3 * before, rtol=1e-3)
     assert tasks.inputs(fish(""), task) == (task.plain, task.training_views)
@@ -134,18 +134,18 @@ def test_views_move_images_points_and_the_size_of_a_pixel_alike():
     assert 0 < whole.sum() < 7 and (sizes[~whole] < 6).all() and (np.asarray(task.plain(batch)["delta"]) < 6).all()
 
 
-def test_a_second_look_has_a_nearest_and_a_farthest():
-    """Of a specimen in one place, and of one that reaches beyond the frame, in frames four times as large as a look."""
+def test_the_scale_of_the_second_look_is_limited():
+    """For a tiny specimen, and one that reaches beyond the frame; a frame is four times as high and wide as a view."""
     mean = np.array([[0.0, 0.0], [10.0, 0.0], [4.0, 6.0]], np.float32)
     tiny, huge = 100 + mean / 50, 100 + 80 * mean
     points, visible = np.stack([tiny, huge]).astype(np.float32), np.ones((2, 3), bool)
     lying = closer.posed_views(SIZE, ZOOM, mean=mean, spread=np.full(3, 0.02), mirror=False)
     np.testing.assert_allclose(geometry.scale(lying.near(points, visible, frame=FRAME)), [0.5, 2 * ZOOM], rtol=1e-5)
     upright = closer.upright_views(SIZE, ZOOM).near(points, visible, frame=FRAME)
-    np.testing.assert_allclose(geometry.scale(upright), [0.5, ZOOM], rtol=1e-5)  # the whole is all there is
+    np.testing.assert_allclose(geometry.scale(upright), [0.5, ZOOM], rtol=1e-5)  # at most the whole frame
 
 
-def test_what_is_shown_whole_is_turned_about_the_middle_of_the_frame():
+def test_training_rotates_whole_frames_about_their_centre():
     mean = np.array([[0.0, 0.0], [10.0, 0.0], [4.0, 6.0]], np.float32)
     batch = batch_of(60, scatter=3)
     batch["points"][:, 0] = FRAME[1] / 2, FRAME[0] / 2
@@ -157,7 +157,7 @@ def test_what_is_shown_whole_is_turned_about_the_middle_of_the_frame():
     np.testing.assert_allclose(middle, np.tile([SIZE[1] / 2, SIZE[0] / 2], (len(middle), 1)), atol=1e-3)
 
 
-def test_training_shows_a_quarter_whole_each_sample_by_its_own_key():
+def test_training_shows_a_quarter_whole_drawn_by_each_samples_key():
     batch = batch_of(4)
     rows = np.arange(400) % 4
     many = {key: value[rows] for key, value in batch.items()} | {"images": batch["images"][rows][:, ::8, ::8]}
@@ -173,13 +173,13 @@ def test_training_shows_a_quarter_whole_each_sample_by_its_own_key():
         np.testing.assert_allclose(alone[key], seen[key][some], atol=2 / 255 if key == "images" else 1e-4)
 
 
-def test_the_papers_versions_of_a_view_are_of_whole_numbers():
+def test_the_papers_augmentation_gets_integer_views():
     augmentation = augment.build({"name": "paper_x7"}, channels=1)
     task = task_of()._replace(augment=augmentation.apply, versions=7)
     batch = batch_of(4) | {"version": np.arange(4)}
     seen = closely(task).augment(jax.vmap(jax.random.key)(np.arange(4)), batch)
     assert seen["images"].shape == (4, *SIZE, 1)
-    # Validated on versions each image is seen whole or closely for itself, in every epoch alike.
+    # Where versions are validated, each image is shown whole or closely by its own draw, the same in every epoch.
     settings = fish("")
     settings.split.by = "random"
     many = {key: np.repeat(value, 10, 0) for key, value in batch.items()} | {"index": np.arange(40)}
@@ -189,13 +189,13 @@ def test_the_papers_versions_of_a_view_are_of_whole_numbers():
     np.testing.assert_array_equal(sizes, to_settle(many)["delta"])
 
 
-# Long, lopsided, and with its long side along the view's.
+# A long, asymmetric shape; its long side lies along the view's.
 WING = np.array([[-1.4, 0.1], [-0.9, -0.5], [0.2, -0.6], [1.3, -0.1], [0.6, 0.5], [0.2, 0.6]])
 WING = (WING - WING.mean(0)) / np.sqrt(((WING - WING.mean(0)) ** 2).sum(-1).mean())
 
 
 def lying(count, mirror=False, seed=0):
-    """A batch of specimens of one shape at any angle, of which every second is mirrored."""
+    """A batch of specimens of one shape at random angles; with `mirror`, every second one is mirrored."""
     draw = np.random.default_rng(seed)
     points = []
     for n in range(count):
@@ -208,16 +208,16 @@ def lying(count, mirror=False, seed=0):
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_specimens_at_any_angle_are_seen_lying_alike(mirror):
+def test_posed_views_show_all_specimens_in_one_pose(mirror):
     batch = lying(8, mirror)
     task = laid(task_of(len(WING)), WING, mirror)
     for seen in (task.plain(batch), jax.jit(task.plain)(batch)):
         found, _ = task.head.decode(seen["images"])
-        np.testing.assert_allclose(found, seen["points"], atol=0.1)  # pixels move as points do
+        np.testing.assert_allclose(found, seen["points"], atol=0.1)  # pixels are moved like the points
         np.testing.assert_allclose(found, np.broadcast_to(found[:1], found.shape), atol=0.1)
         sides = np.ptp(found[0], axis=0)
         assert np.isclose((sides / SIZE[::-1]).max(), 0.8, atol=0.01) and sides[0] > sides[1]
-        for n in range(8):  # distances in pixels of the photograph stay what they are
+        for n in range(8):  # distances in the photograph's pixels do not change
             before, after = (np.linalg.norm(p[n, 0] - p[n, 3]) for p in (batch["points"], np.asarray(seen["points"])))
             np.testing.assert_allclose(after * seen["delta"][n], 3 * before, rtol=1e-3)
     far = lambda task: np.linalg.norm(
@@ -226,7 +226,7 @@ def test_specimens_at_any_angle_are_seen_lying_alike(mirror):
     assert far(task).max() < 0.6 and far(laid(task_of(len(WING), "argmax"), WING, mirror)).max() < 1.3
 
 
-def test_what_training_shows_whole_of_specimens_at_any_angle_is_turned():
+def test_whole_training_views_are_rotated_and_mirrored_at_random():
     batch = lying(4, mirror=True)
     many = {key: np.repeat(value, 30, 0) for key, value in batch.items()} | {"index": np.arange(120)}
     task = laid(task_of(len(WING)), WING, mirror=True)
@@ -245,17 +245,17 @@ def test_what_training_shows_whole_of_specimens_at_any_angle_is_turned():
     np.testing.assert_allclose(found[inside], seen["points"][inside], atol=0.25)
 
 
-def test_who_shows_too_few_landmarks_is_seen_whole():
+def test_too_few_landmarks_give_the_whole_frame():
     batch = lying(3)
     visible = np.ones((3, len(WING)), bool)
     visible[1, 2:], visible[2, 1:] = False, False
     delta = lambda mirror: laid(task_of(len(WING)), WING, mirror).plain(batch | {"marked": visible})["delta"]
-    np.testing.assert_array_equal(np.isclose(delta(False), 12.0), [False, False, True])  # two tell the angle,
-    np.testing.assert_array_equal(np.isclose(delta(True), 12.0), [False, True, True])  # not which side is up
+    np.testing.assert_array_equal(np.isclose(delta(False), 12.0), [False, False, True])  # two determine the angle,
+    np.testing.assert_array_equal(np.isclose(delta(True), 12.0), [False, True, True])  # but not whether it is mirrored
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_landmarks_in_one_place_tell_no_pose_and_are_seen_whole(mirror):
+def test_coincident_landmarks_give_the_whole_frame(mirror):
     batch = lying(4)
     batch["points"][1:3] = [[70.0, 60.0]]
     batch["marked"] = batch["visible"] = np.arange(len(WING)) < np.array([[6], [6], [4], [6]])
@@ -266,7 +266,7 @@ def test_landmarks_in_one_place_tell_no_pose_and_are_seen_whole(mirror):
     np.testing.assert_array_equal(np.isclose(task.plain(batch)["delta"], 12.0), [False, True, True, False])
 
 
-def test_landmarks_on_a_line_have_no_side_and_a_slip_does_not_hide_a_pose():
+def test_pose_tolerates_collinear_landmarks_and_swapped_labels():
     draw = np.random.default_rng(0)
     line = np.array([[-1.0, 0], [-0.2, 0], [0.5, 0], [0.9, 0]])
     of = lambda shape, angle: [
@@ -290,12 +290,12 @@ def test_landmarks_on_a_line_have_no_side_and_a_slip_does_not_hide_a_pose():
         (180, 0.0, 0.02, "turned"),
         (5, 0.3, 0.02, "mirrored"),
         (180, 0.5, 0.02, "mirrored"),
-        (5, 1.0, 0.02, "upright"),  # all alike
-        (5, 0.02, 0.02, "upright"),  # one of fifty is a slip
+        (5, 1.0, 0.02, "upright"),  # all mirrored, so all alike
+        (5, 0.02, 0.02, "upright"),  # one of fifty counts as a slip
         (180, 0.5, 0.3, "upright"),  # shapes that have little in common
     ],
 )
-def test_how_specimens_lie_is_seen_in_their_landmarks(angles, mirrored, noise, pose):
+def test_the_pose_is_recognised_from_landmarks(angles, mirrored, noise, pose):
     draw, found = np.random.default_rng(0), []
     for n in range(50):
         points = WING * [1, -1 if n < 50 * mirrored else 1] + draw.normal(size=WING.shape) * noise
@@ -308,7 +308,7 @@ def test_how_specimens_lie_is_seen_in_their_landmarks(angles, mirrored, noise, p
     assert fitting.pose([]) == fitting.pose(nobody) == "upright"
 
 
-def test_the_zoom_of_turned_views_is_that_of_the_long_side():
+def test_the_zoom_of_turned_views_fits_the_long_side():
     points = np.array([[100, 100], [340, 340], [250, 190.0]])  # 339 px from end to end
     one = [(Annotation("a.png", points, np.ones(3, bool)), (600, 800))]
     assert fitting.zoom(one, (192, 256), "pad") == 2.0
@@ -323,30 +323,30 @@ def test_the_zoom_of_turned_views_is_that_of_the_long_side():
         ([[0, 0], [800, 600]], 1.0),
         ([[100, 100], [660, 100]], 1.0),  # 0.7, which is nearly 0.8
         ([[100, 100], [580, 100]], 1.3),
-        ([[100, 100], [300, 100]], 3.1),  # 0.25 would be 3.2; a pixel of the frame is 3.125 of the photograph
+        ([[100, 100], [300, 100]], 3.1),  # 0.25 would give 3.2, but a frame pixel is only 3.125 photograph pixels
         ([[100, 100], [100, 100]], 1.0),
         ([[100, 100], None], 1.0),  # one landmark has no extent
-        ([[100, 100], [420, 340], None, None], 2.0),  # half of them tell it,
-        ([[100, 100], [420, 340], None, None, None], 1.0),  # and fewer do not
+        ([[100, 100], [420, 340], None, None], 2.0),  # half of the landmarks suffice,
+        ([[100, 100], [420, 340], None, None, None], 1.0),  # fewer do not
     ],
 )
 def test_the_zoom_by_hand(landmarks, zoom):
     visible = np.array([point is not None for point in landmarks])
     points = np.array([point or (0, 0) for point in landmarks], float)
     assert fitting.zoom([(Annotation("a.png", points, visible), (600, 800))], (192, 256), "pad") == zoom
-    # A photograph whose landmarks do not tell has no say where others do.
+    # A photograph with too few landmarks does not count where others have enough.
     silent = Annotation("b.png", points * [[1], *[[0]] * (len(points) - 1)], np.arange(len(points)) == 0)
     found = [(Annotation("a.png", points, visible), (600, 800))] + 2 * [(silent, (600, 800))]
     assert fitting.zoom(found, (192, 256), "pad") == zoom
 
 
-def test_there_is_a_most_and_no_photographs_tell_nothing():
+def test_the_zoom_is_limited_and_1_without_photographs():
     tiny = Annotation("a.png", np.array([[0.0, 0.0], [100.0, 100.0]]), np.ones(2, bool))
     assert fitting.zoom([(tiny, (6000, 8000))], (192, 256), "pad") == 4.0
-    assert fitting.zoom([(tiny, (6000, 8000))], (288, 384), "pad") == 2.7  # which are as many pixels
+    assert fitting.zoom([(tiny, (6000, 8000))], (288, 384), "pad") == 2.7  # as many pixels when magnified
     assert fitting.zoom([], (192, 256), "pad") == 1.0
     wide = Annotation("a.png", np.array([[0.0, 0.0], [400.0, 100.0]]), np.ones(2, bool))
-    # Stretched, 400 of 1600 and 100 of 200 are a quarter and a half.
+    # Stretched, the landmarks take a quarter of the width (400 of 1600) and half of the height (100 of 200).
     assert fitting.zoom([(wide, (200, 1600))], (64, 64), "stretch") == 1.6
 
 
@@ -363,7 +363,7 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def test_a_phantoms_share_of_its_photograph():
+def test_share_shrinks_and_shifts_a_phantom():
     whole = np.array([phantoms.draw("pronotum", s, size=(96, 128))[1] for s in range(20)])
     small = np.array([phantoms.draw("pronotum", s, size=(240, 320), share=0.4)[1] for s in range(20)])
     np.testing.assert_allclose(small - small[:, :1], whole - whole[:, :1], atol=1e-9)  # 0.4 of 320 is 128
@@ -377,7 +377,7 @@ def test_a_phantoms_share_of_its_photograph():
             phantoms.draw("pronotum", 0, share=share)
 
 
-def test_a_phantoms_turn_in_its_photograph():
+def test_turn_rotates_a_phantom_by_any_angle():
     drawn = lambda turn: np.array([phantoms.draw("head", s, size=(96, 128), turn=turn)[1] for s in range(30)]) @ [1, 1j]
     upright, turned = drawn(0.0), drawn(180.0)
     ratio = np.diff(turned, axis=1) / np.diff(upright, axis=1)
@@ -391,8 +391,8 @@ def test_a_phantoms_turn_in_its_photograph():
 
 
 @pytest.mark.parametrize("pose", ["upright", "mirrored"])
-def test_from_photographs_to_files(photographs, tmp_path, pose):
-    """Of a network that was never trained: whatever it finds, folder, function and artefact find the same."""
+def test_all_ways_to_predict_agree(photographs, tmp_path, pose):
+    """An untrained network predicts the same for a folder, through `predict.load` and from an exported artefact."""
     config = fish("own")
     config.data.update({"images": str(photographs), "landmarks": str(photographs / "marks.csv"), "pixels": 3072})
     fitting.fill_in(config.data)
@@ -415,7 +415,7 @@ def test_from_photographs_to_files(photographs, tmp_path, pose):
     images = np.stack([np.asarray(Image.open(photographs / f"{s}.png")) for s in range(2)])
     points, scores = predict.load(run)(images)
     assert ((points >= 0) & (points <= np.array([320, 240]))).all() and scores.shape == (2, 8)
-    np.testing.assert_allclose(points[0], written, atol=0.6)  # of Pillow's frames, rounded otherwise than JAX's
+    np.testing.assert_allclose(points[0], written, atol=0.6)  # Pillow's frames, which round differently than JAX's
     about = serving.export(run, tmp_path / "export", size=(240, 320))
     assert about["images"] == ["batch", 240, 320, 3]
     found = serving.load(tmp_path / "export")(images)
@@ -424,12 +424,12 @@ def test_from_photographs_to_files(photographs, tmp_path, pose):
         config = runs.config_of(run)
         config.data.pose = "upright"
         configs.save(config, run / "config.json")
-        assert np.abs(predict.load(run)(images)[0] - points).max() > 1  # it is seen otherwise
+        assert np.abs(predict.load(run)(images)[0] - points).max() > 1  # the upright view differs
     assert serving.export(run, tmp_path / "export")["images"] == ["batch", 182, 243, 3]
 
 
-def test_a_run_that_looks_closely(photographs, tmp_path, capsys):
-    """Trained for a few steps: what it says, the frames' size, and scores in the photographs' pixels."""
+def test_a_run_with_a_second_look(photographs, tmp_path, capsys):
+    """Trains for a few steps; checks the message, the frames' size, and that scores are in the photographs' pixels."""
     config = fish("own")
     config.update_from_flattened_dict(
         {
@@ -448,7 +448,7 @@ def test_a_run_that_looks_closely(photographs, tmp_path, capsys):
     assert np.isfinite(last["valid/distance_px"])
 
 
-def test_a_run_keeps_its_zoom_and_one_that_is_older_looks_once(photographs, tmp_path):
+def test_resumed_runs_keep_their_zoom_and_older_ones_look_once(photographs, tmp_path):
     small = {"data.images": str(photographs), "data.landmarks": str(photographs / "marks.csv"), "data.pixels": 1024}
     config = fish("own")
     config.update_from_flattened_dict(small)
@@ -470,14 +470,14 @@ def test_a_run_keeps_its_zoom_and_one_that_is_older_looks_once(photographs, tmp_
 
 
 @pytest.mark.parametrize("name", ["beetle:own,paper", "fish:own,paper", "fish:own,reduced", "radiographs:own,thesis"])
-def test_the_papers_look_once(name):
+def test_paper_variants_have_no_second_look(name):
     module, variants = name.split(":")
     read = runpy.run_path(str(ROOT / "configs" / f"{module}.py"))["get_config"]
     assert (read(variants).data.zoom, read(variants).data.pose) == (1.0, "upright")
     assert (read("own").data.zoom, read("own").data.pose) == (0.0, "")
 
 
-def test_several_datasets_are_looked_at_whole(photographs):
+def test_joined_datasets_have_no_second_look(photographs):
     config = fish("own")
     own = {"images": str(photographs), "landmarks": str(photographs / "marks.csv")}
     config.data.sets = {"a": own, "b": own}
@@ -502,32 +502,32 @@ def posed(shape, degrees, visible=None, mirror=False):
     return Annotation("a.png", np.stack([z.real, z.imag], -1), visible)
 
 
-def test_where_nearly_all_are_mirrored_of_the_fullest_they_lie_alike():
-    """All references are among the nine of two hundred that are the mirror image of the others: 191 of 200 are alike."""
+def test_references_that_are_all_mirrored_do_not_change_the_pose():
+    """The references, the nine of 200 with the most landmarks, are mirror images of the other 191, which lie alike."""
     few = [posed(WING, 0, mirror=True) for _ in range(9)]
     others = [posed(WING, 0, np.arange(6) != n % 6) for n in range(191)]
     assert fitting.pose(few + others) == "upright"
     more = [posed(WING, 0, mirror=True) for _ in range(2)]
-    assert fitting.pose(few + more + others) == "mirrored"  # 11 of 202
+    assert fitting.pose(few + more + others) == "mirrored"  # 11 of 202 are more than 5 %
 
 
-def test_two_landmarks_tell_no_pose_and_are_no_reference_where_others_have_more():
+def test_two_landmarks_determine_no_pose_and_are_no_reference():
     two = [posed(WING, 40 * n, np.arange(6) < 2) for n in range(9)]
-    assert fitting.pose(two) == "upright"  # two fit in every way
+    assert fitting.pose(two) == "upright"  # two landmarks fit in any pose
     assert fitting.pose(two + [posed(WING, 40 * n) for n in range(9)]) == "turned"
 
 
-def test_noise_about_a_line_mirrors_nobody():
-    """Of landmarks that stray from a line a mirror image is at times a little nearer: that is no mirror image."""
+def test_noisy_lines_are_not_taken_as_mirrored():
+    """Mirrored, landmarks near a line sometimes fit slightly better, which is only noise."""
     draw = np.random.default_rng(0)
     line = np.stack([np.linspace(-1, 1, 6), np.zeros(6)], -1)
     found = [posed(line + draw.normal(size=line.shape) * 0.07, 0) for _ in range(60)]
     assert fitting.pose(found) == "upright"
 
 
-def test_scores_below_0_are_told_apart_as_others_are():
-    """Of maps that are all below 0, as logarithms are, those as high as the median tell the second look."""
-    points = np.array([[[98, 66], [118, 90], [130, 62]]], np.float32)  # alike within 4 px
+def test_negative_scores_lead_to_the_same_second_look():
+    """If all scores are negative, such as logarithms, the landmarks at or above the median determine the view."""
+    points = np.array([[[98, 66], [118, 90], [130, 62]]], np.float32)  # all at the same place within a 4 px pixel
     images, once = marked(points), task_of(decoder="argmax")
     below = once._replace(plain=lambda batch: batch | {"images": once.plain(batch)["images"] - 2})
     due, _ = steps.predict_step(None, images, task=closely(once))
@@ -536,7 +536,7 @@ def test_scores_below_0_are_told_apart_as_others_are():
     np.testing.assert_allclose(found, due, atol=1e-4)
 
 
-def test_what_training_shows_whole_is_mirrored_where_specimens_are_alone():
+def test_whole_training_views_are_not_mirrored_unless_specimens_are():
     batch = lying(4)
     many = {key: np.repeat(value, 20, 0) for key, value in batch.items()} | {"index": np.arange(80)}
     seen = jax.jit(laid(task_of(len(WING)), WING).augment)(jax.vmap(jax.random.key)(np.arange(80)), many)

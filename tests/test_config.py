@@ -18,7 +18,7 @@ from jaxmarks.data import splits
 get_config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "beetle.py"))["get_config"]
 
 
-def test_variants_combine_and_unknown_ones_list_the_known():
+def test_variants_combine_and_errors_list_the_known_ones():
     assert get_config("smoke,part=elytra").data.part == "elytra"
     with pytest.raises(ValueError, match="smoke, own, pretrain, finetune, paper"):
         get_config("smok")
@@ -31,13 +31,13 @@ def test_the_papers_protocol():
     assert (config.data.size, config.train.batch_size, config.train.epochs) == ((192, 256), 128, 5000)
     assert (config.split.folds, config.split.by, config.split.valid) == (9, "random", 0.4)
     assert runs.folds(config) == list(range(9))
-    # Nine rounds over 293 specimens leave 260 or 261 to train on; 260 x 7 = 1,820 rows, 60 % of them 1,092.
+    # Nine folds of 293 specimens leave 260 or 261 outside the test; 260 x 7 = 1,820 rows, 60 % of them 1,092.
     samples = type("Samples", (), {"group": np.arange(293), "domain": np.zeros(293, int)})
     rows, valid, test = splits.member_split(config, samples, runs.Member(0), 7)
     assert (len(rows), len(valid), len(test)) == (1092, 728, 33)
 
 
-def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is():
+def test_few_draws_training_specimens_by_seed_and_changes_nothing_else():
     config = get_config("")
     config.split.folds, config.split.valid = 5, 0.2
     samples = type("Samples", (), {"group": np.arange(60) // 3, "domain": np.zeros(60, int)})
@@ -57,8 +57,8 @@ def test_few_specimens_to_learn_from_differ_by_seed_and_leave_the_test_as_it_is(
         splits.member_split(config, samples, runs.Member(0), 1)
 
 
-def test_the_side_is_not_compared_which_the_scale_has_followed():
-    """Runs of earlier versions have none."""
+def test_side_is_not_compared_since_scale_derives_from_it():
+    """Runs of earlier versions have no `side`."""
     config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "spines.py"))["get_config"]()
     older = ml_collections.ConfigDict(config.to_dict())
     del older.data["side"]
@@ -69,7 +69,7 @@ def test_the_side_is_not_compared_which_the_scale_has_followed():
 
 @pytest.mark.parametrize("detector", ["centre", "yolo", "faster_rcnn", "sp_cnn"])
 @pytest.mark.parametrize("more", ["", "own", "random", "paper", "smoke", "paper,smoke", "random,smoke"])
-def test_variants_of_detectors_combine(detector, more):
+def test_detector_variants_combine(detector, more):
     path = Path(__file__).parent.parent / "configs" / "spines.py"
     config = runpy.run_path(str(path))["get_config"](f"{detector},{more}".strip(","))
     tasks.check(config)
@@ -148,7 +148,7 @@ def test_variants_of_detectors_combine(detector, more):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_makes_no_sense_is_named(changes, message):
+def test_errors_name_the_invalid_key(changes, message):
     config = get_config("")
     configs.check(config)
     with config.unlocked():
@@ -157,13 +157,13 @@ def test_what_makes_no_sense_is_named(changes, message):
         configs.check(config)
 
 
-def test_a_frame_may_be_left_to_the_photographs():
+def test_the_frame_size_may_be_left_open():
     config = get_config("")
     config.data.size = ()
     configs.check(config)
 
 
-def test_a_config_older_than_a_key_has_its_default(tmp_path):
+def test_an_old_config_gets_defaults_of_newer_keys(tmp_path):
     config = get_config("")
     configs.save(config, tmp_path / "new.json")
     old = json.loads((tmp_path / "new.json").read_text())
@@ -198,28 +198,28 @@ def test_a_config_survives_json(tmp_path):
         configs.load(tmp_path / "none.json")
 
 
-def test_the_config_of_a_run_takes_what_was_left_open(tmp_path):
+def test_none_in_a_runs_config_accepts_any_type(tmp_path):
     config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "spines.py"))["get_config"]()
     configs.save(config, tmp_path / "config.json")
     found = run_config.get_config(str(tmp_path))
     assert found.head.overlap is None and found.head.get_type("overlap") is config.head.get_type("overlap")
 
 
-def test_a_run_that_starts_from_another_leaves_pretraining_out():
+def test_a_run_that_starts_from_another_skips_pretraining():
     config = get_config("finetune")
     assert runs.stages(config) == ["pretrain", "finetune"]
     config.init_from = "runs/other"
     assert runs.stages(config) == ["finetune"]
 
 
-def test_a_damaged_config_is_named(tmp_path):
+def test_a_damaged_config_is_reported(tmp_path):
     for text in ("", '{"seed": 0', "[]", "{}"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config\.json: the file is damaged"):
             configs.load(tmp_path / "config.json")
 
 
-def test_pretraining_is_on_all_drawn_beetles():
+def test_pretraining_uses_all_drawn_beetles():
     with pytest.raises(ValueError, match="own, pretrain"):
         get_config("own,pretrain")
     config = get_config("own,finetune")
@@ -227,16 +227,16 @@ def test_pretraining_is_on_all_drawn_beetles():
     assert [configs.stage(config, name).split.few for name in config.stages] == [0, 3]
 
 
-def test_a_run_older_than_a_key_of_a_stage_is_still_the_same():
+def test_a_run_without_a_newer_stage_key_is_still_the_same():
     one = get_config("finetune")
     older = one.copy_and_resolve_references()
     del older.stage.pretrain["split"]
     assert configs.differences(older, one) == []
-    older.split.few = 3  # then it pretrained on three, too
+    older.split.few = 3  # without the stage's key, pretraining also used three
     assert configs.differences(older, one) == ["split.few: 3 / 0", "stage.pretrain.split.few: 3 / 0"]
 
 
-def test_a_config_names_every_option_and_flags_set_each():
+def test_configs_list_their_options_and_flags_can_set_them():
     config = resolve(["--config=configs/spines.py:yolo", "--config.head.ignore=0.7", "--config.model.norm=group"])
     assert (config.head.ignore, config.head.coordinates, config.model.norm) == (0.7, 1.0, "group")
     config = resolve(["--config=configs/fish.py", "--config.model.encoder={'name': 'resnet50'}"])  # None by default
@@ -247,19 +247,19 @@ def test_a_config_names_every_option_and_flags_set_each():
     assert resolve(["--config=configs/beetle.py:paper", "--config.augment.maximum=9"]).augment.maximum == 9
 
 
-def test_a_run_older_than_an_option_of_its_network_is_still_the_same():
+def test_a_run_without_a_newer_network_option_is_still_the_same():
     one = get_config("")
     older = ml_collections.ConfigDict(one.to_dict())
     del older.model["standardise"], older.head["interval"]
-    assert configs.differences(older, one) == ["model.standardise: False / True"]  # its default is another
+    assert configs.differences(older, one) == ["model.standardise: False / True"]  # the default is False
     older.model.standardise = True
     assert configs.differences(older, one) == [] == configs.differences(one, older)
 
 
 @pytest.mark.parametrize("name", ["none", "paper_x7", "modern"])
-def test_a_run_older_than_an_option_of_the_augmentation_is_still_the_same(name):
+def test_a_run_without_a_newer_augmentation_option_is_still_the_same(name):
     one = get_config("")
-    one.augment.name = name  # as by a flag: the options of the one before stay, without effect
+    one.augment.name = name  # as a flag does: the previous augmentation's options stay, without effect
     older = ml_collections.ConfigDict(one.to_dict())
     del older.augment["quarter_turns"]
     assert configs.differences(older, one) == [] == configs.differences(one, older)
@@ -268,11 +268,11 @@ def test_a_run_older_than_an_option_of_the_augmentation_is_still_the_same(name):
     assert configs.differences(alone, configs.complete(one)) == []
     older.augment.rotation = 3.0
     assert configs.differences(older, one) == (["augment.rotation: 3.0 / 15.0"] if name == "modern" else [])
-    older.stage = one.stage = {"train": {"augment": {"name": "modern"}}}  # a stage uses them
+    older.stage = one.stage = {"train": {"augment": {"name": "modern"}}}  # a stage uses these options
     assert configs.differences(older, one) == ["augment.rotation: 3.0 / 15.0"]
 
 
-def test_a_config_of_ones_own_may_begin_with_the_strengths_that_there_are():
+def test_a_users_config_may_start_from_the_default_augmentation():
     config = configs.base()
     config.augment.rotation *= 2
     assert configs.complete(config).augment.rotation == 30.0
@@ -285,13 +285,13 @@ def test_a_config_of_ones_own_may_begin_with_the_strengths_that_there_are():
         ("--config=configs/fish.py:smok", "unknown config variant 'smok': choose from smoke"),
     ],
 )
-def test_a_slip_on_the_command_line_is_said_in_one_line(word, said):
+def test_a_command_line_typo_gives_a_one_line_message(word, said):
     found = subprocess.run([sys.executable, "-m", "jaxmarks.main", word], capture_output=True, text=True)
     assert found.returncode and found.stderr.startswith(f"jaxmarks: {said}") and found.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("mistake", ["len(3)", "text.nosuch"])
-def test_a_mistake_in_a_config_of_ones_own_is_shown_where_it_is(tmp_path, mistake):
+def test_a_bug_in_a_users_config_is_shown_with_its_line(tmp_path, mistake):
     (tmp_path / "mine.py").write_text(f"def get_config(text=''):\n    return {mistake}\n")
     command = [sys.executable, "-m", "jaxmarks.main", f"--config={tmp_path / 'mine.py'}"]
     found = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The tensorflow-datasets builders prepare and read back exactly, without TensorFlow."""
+"""What the tensorflow-datasets builders prepare is read back exactly, without TensorFlow; the cache of phantoms."""
 
 import sys
 
@@ -37,12 +37,12 @@ def test_a_source_is_prepared_and_read_back(tmp_path):
     assert "tensorflow" not in sys.modules
 
 
-def test_every_source_says_where_it_comes_from():
+def test_every_source_has_its_metadata():
     for source in public.SOURCES:
         assert source.home.startswith("https://") and source.count and source.landmarks and source.description
 
 
-def test_drawn_phantoms_are_kept_for_the_next_start_and_a_damaged_file_is_drawn_anew(tmp_path, monkeypatch):
+def test_phantoms_are_cached_and_redrawn_if_the_file_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXMARKS_CACHE", str(tmp_path))
     options = {"size": (24, 32), "seed": 3, "count": 2}
     expected = vars(phantoms.load("head", **options))
@@ -62,7 +62,7 @@ def test_drawn_phantoms_are_kept_for_the_next_start_and_a_damaged_file_is_drawn_
     check()
 
 
-def test_kept_drawings_are_those_that_were_asked_for(tmp_path, monkeypatch):
+def test_phantoms_of_each_seed_are_cached_separately(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXMARKS_CACHE", str(tmp_path))
     drawn = lambda seed: loading._drawn("head", size=(24, 32), seed=seed, count=2).images
     one, other = drawn(0), drawn(1)

@@ -1,4 +1,4 @@
-"""Decoders against naive ones in NumPy, and against the points that the maps were drawn at."""
+"""Decoders compared with naive ones in NumPy, and with the points at which the maps were drawn."""
 
 import functools
 
@@ -19,7 +19,7 @@ DRAW = {"gaussian": heatmaps.gaussian, "exponential": heatmaps.exponential}
 
 
 def noisy_maps(seed, shape=(21, 26), lead=(2,), landmarks=3):
-    """Peaks of several widths in noise, as a network gives them; some values are below 0."""
+    """Peaks of a random width in noise, like a network's output; some values are negative."""
     rng = np.random.default_rng(seed)
     points = rng.uniform(6, min(shape) - 6, (*lead, landmarks, 2))
     maps = np.asarray(heatmaps.gaussian(points, shape, rng.uniform(1, 3)))
@@ -27,7 +27,7 @@ def noisy_maps(seed, shape=(21, 26), lead=(2,), landmarks=3):
 
 
 def each_map(maps):
-    """(..., H, W, K) -> the single maps (H, W), float64, in the order of the result's rows."""
+    """(..., H, W, K) -> the single maps (H, W), float64, in the order of the decoded points."""
     return np.moveaxis(maps, -1, -3).reshape(-1, *maps.shape[-3:-1]).astype(float)
 
 
@@ -50,7 +50,7 @@ def naive_soft_argmax(m, temperature):
 
 
 def naive_local(m, window, iterations):
-    """The whole map under the Gaussian window; `interior` peaks alone, so the frame plays no part."""
+    """Moves the Gaussian window over the map; only for peaks away from the border, which it does not treat."""
     start, _ = naive_argmax(m)
     c, value = start.copy(), np.maximum(m, 0)
     y, x = np.mgrid[: m.shape[0], : m.shape[1]] + 0.5
@@ -102,7 +102,7 @@ def naive_quadratic(m, radius, iterations):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_argmax_against_a_loop(seed):
+def test_argmax_matches_a_naive_loop(seed):
     maps = noisy_maps(seed)
     points, scores = decode.argmax(maps)
     expected = [naive_argmax(m) for m in each_map(maps)]
@@ -121,7 +121,7 @@ def test_argmax_against_a_loop(seed):
     ],
     ids=SUBPIXEL,
 )
-def test_subpixel_decoders_against_naive_ones(ours, naive, seed):
+def test_subpixel_decoders_match_naive_ones(ours, naive, seed):
     maps = noisy_maps(seed)
     points, scores = jax.jit(ours)(maps)
     np.testing.assert_allclose(points.reshape(-1, 2), [naive(m) for m in each_map(maps)], atol=2e-3)
@@ -133,8 +133,8 @@ def test_subpixel_decoders_against_naive_ones(ours, naive, seed):
     [(0.1, -0.2, 0.5), (0.2, -0.1, 0.0), (0.1, 0.2, 0.0)],
     ids=["a peak half a pixel away", "a peak two pixels away", "a valley"],
 )
-def test_newtons_step_is_taken_to_a_peak_nearby_alone(slope, curvature, expected):
-    """It is -slope / curvature in x and 0 in y."""
+def test_a_newton_step_is_taken_only_to_a_nearby_peak(slope, curvature, expected):
+    """The step is -slope / curvature in x and 0 in y."""
     derivatives = map(jnp.float32, (slope, 0, curvature, 0, curvature))
     np.testing.assert_allclose(decode._newton(jnp.zeros(2), jnp.zeros(2), *derivatives), [expected, 0], atol=1e-6)
 
@@ -142,7 +142,7 @@ def test_newtons_step_is_taken_to_a_peak_nearby_alone(slope, curvature, expected
 @given(kind=st.sampled_from(sorted(DRAW)), sigma=st.floats(0.7, 8), seed=st.integers(0, 99))
 def test_argmax_of_a_target_is_the_landmarks_pixel(kind, sigma, seed):
     points = np.random.default_rng(seed).uniform(0, [30, 20], (7, 2)).astype(np.float32)
-    points = np.where(np.abs(points - np.round(points)) < 0.01, points + 0.1, points)  # between two pixels it is either
+    points = np.where(np.abs(points - np.round(points)) < 0.01, points + 0.1, points)  # on an edge it is either pixel
     found, _ = decode.argmax(DRAW[kind](points, (21, 31), sigma))
     np.testing.assert_array_equal(found, np.floor(points) + 0.5)
 
@@ -151,8 +151,8 @@ def test_argmax_of_a_target_is_the_landmarks_pixel(kind, sigma, seed):
 @pytest.mark.parametrize(
     ("kind", "sigma"), [(k, s) for k in DRAW for s in (1.5, 2.0, 3.0)] + [("gaussian", s) for s in (1.0, 5.0)]
 )
-def test_a_target_drawn_anywhere_decodes_to_its_point(decoder, kind, sigma):
-    # A whole peak of the widest one needs 20 pixels to the frame's border.
+def test_a_target_in_the_interior_decodes_to_its_point(decoder, kind, sigma):
+    # The widest peak is complete only at 20 or more pixels from the frame's border.
     points = np.random.default_rng(0).uniform(20, [70, 50], (200, 1, 2)).astype(np.float32)
     found, scores = jax.jit(getattr(jaxmarks.decode, decoder))(DRAW[kind](points, (70, 90), sigma))
     assert np.linalg.norm(found - points, axis=-1).max() < 0.05
@@ -162,7 +162,7 @@ def test_a_target_drawn_anywhere_decodes_to_its_point(decoder, kind, sigma):
 @pytest.mark.parametrize("decoder", ["local_soft_argmax", "dark", "quadratic"])
 @pytest.mark.parametrize(
     ("kind", "border", "narrowest"),
-    [("gaussian", 0.0, 1.0), ("exponential", 3.0, 1.5)],  # nearer, an exponential's other side is missing
+    [("gaussian", 0.0, 1.0), ("exponential", 3.0, 1.5)],  # nearer, an exponential lacks its other side
 )
 def test_a_target_at_the_border_decodes_to_its_point(decoder, kind, border, narrowest):
     rng, call = np.random.default_rng(1), jax.jit(getattr(decode, decoder))
@@ -193,7 +193,7 @@ def test_degenerate_maps_give_a_point_in_the_frame(decoder, maps):
     assert (np.asarray(points) <= [maps.shape[1], maps.shape[0]]).all()
 
 
-def test_gradients_through_soft_argmax_are_those_of_finite_differences():
+def test_soft_argmax_gradients_match_finite_differences():
     rng = np.random.default_rng(2)
     maps = rng.uniform(0.2, 1, (6, 7, 2))
     weights = rng.normal(size=(2, 2))
@@ -208,7 +208,7 @@ def test_gradients_through_soft_argmax_are_those_of_finite_differences():
             np.testing.assert_allclose(gradient[place], difference, rtol=1e-5, atol=1e-7)
 
 
-def test_soft_argmax_of_probabilities_is_that_of_their_logits():
+def test_soft_argmax_of_a_softmax_divides_logits_by_temperature():
     logits = np.random.default_rng(3).normal(size=(8, 9, 2)).astype(np.float32)
     found, _ = decode.soft_argmax(jax.nn.softmax(logits, axis=(0, 1)), temperature=0.7)
     weights = np.asarray(jax.nn.softmax(logits / 0.7, axis=(0, 1)))
@@ -227,7 +227,7 @@ def test_spread_is_the_root_mean_square_distance():
     assert decode.spread(np.zeros((40, 40, 1)), points) == 0
 
 
-def test_an_unknown_decoder_lists_those_there_are():
+def test_an_unknown_decoder_lists_the_known_ones():
     with pytest.raises(ValueError, match="choose one of argmax, soft_argmax, local_soft_argmax, dark, quadratic"):
         decode.named("center_of_mass")
 
@@ -255,8 +255,8 @@ def test_half_precision_keeps_half_pixels(decoder, dtype):
 
 
 @pytest.mark.parametrize("decoder", [decode.local_soft_argmax, decode.dark, decode.quadratic])
-def test_gradients_of_maps_that_are_nearly_empty_are_finite(decoder):
-    """Through few pixels many parabolas fit, and the one that is not taken must not make the gradient of the others NaN."""
+def test_gradients_of_nearly_empty_maps_are_finite(decoder):
+    """Many quadratics fit a few non-zero pixels, and a rejected one must not make the gradient NaN."""
     two = jnp.zeros((16, 16, 1)).at[7, 7, 0].set(1.0).at[7, 8, 0].set(0.5)
     sparse = jax.nn.relu(jax.random.normal(jax.random.key(0), (200, 16, 16, 1)) - 1.5)
     gradient = jax.jit(jax.vmap(jax.grad(lambda m: decoder(m)[0].sum())))
@@ -264,7 +264,7 @@ def test_gradients_of_maps_that_are_nearly_empty_are_finite(decoder):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_a_map_that_is_no_number_has_no_score(count):
+def test_a_map_with_a_nan_has_a_nan_score(count):
     maps = jnp.asarray(np.random.default_rng(0).random((2, 30, 34, count)), jnp.float32).at[:, 12, 10, 0].set(jnp.nan)
     for function in (decode.argmax, jax.jit(decode.argmax)):
         _, scores = function(maps)
@@ -273,12 +273,12 @@ def test_a_map_that_is_no_number_has_no_score(count):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 def test_soft_argmax_does_not_drift_to_the_middle_of_large_maps(temperature):
-    """Evidence of nothing has no weight, however many pixels have it."""
+    """Negligible evidence has no weight, however many pixels have it."""
     maps = heatmaps.gaussian(jnp.array([[40.3, 30.7]]), (256, 256), 3.0)
     np.testing.assert_allclose(decode.soft_argmax(maps, temperature=temperature)[0], [[40.3, 30.7]], atol=0.01)
 
 
-def test_dark_smooths_what_is_left_of_negative_values():
+def test_dark_sets_negative_values_to_0_before_smoothing():
     dip = 4 * heatmaps.gaussian(jnp.array([[44.3, 30.7]]), (64, 80), 1.0)
     maps = heatmaps.gaussian(jnp.array([[40.3, 30.7]]), (64, 80), 2.0) - dip
     for mine, theirs in zip(decode.dark(maps), decode.dark(jnp.maximum(maps, 0)), strict=True):

@@ -1,4 +1,4 @@
-"""Drawn dendrites: the boxes are where the light is, of the sizes that are stated, and the same at every call."""
+"""Drawn dendrites: the boxes have the stated sizes and match the drawn light, and each call draws the same image."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ SPINE, FILOPODIUM, STUB = range(3)
 
 @pytest.fixture(scope="module")
 def drawn():
-    """40 images of each number of classes as {classes: [(image, boxes, labels)]}."""
+    """40 images for each number of classes, as {classes: [(image, boxes, labels)]}."""
     return {classes: [dendrite.draw(i, classes=classes) for i in range(40)] for classes in (1, 2, 3)}
 
 
 @pytest.fixture
 def heads_alone(monkeypatch):
-    """`draw` with every head and every thread alone, bright, on black, as linear light without noise."""
+    """`draw` with only heads and filopodia, bright on black, as linear light without noise."""
     monkeypatch.setattr(dendrite, "paint_shaft", lambda *_: None)
     monkeypatch.setattr(dendrite, "clutter", lambda *_: None)
     monkeypatch.setattr(dendrite, "develop", lambda light, *_: light)
@@ -42,7 +42,7 @@ def centres(boxes):
 @given(
     st.integers(0, 10**6), st.integers(0, 99), st.tuples(st.integers(64, 200), st.integers(64, 200)), st.integers(1, 3)
 )
-def test_what_holds_for_every_image(index, seed, size, classes):
+def test_every_image_is_valid_and_reproducible(index, seed, size, classes):
     image, boxes, labels = dendrite.draw(index, size=size, seed=seed, classes=classes)
     assert image.shape == (*size, 3) and image.dtype == np.uint8 and (image == image[..., :1]).all()
     assert boxes.shape == (len(labels), 4) and boxes.dtype == np.float64 and labels.dtype == np.int64
@@ -50,7 +50,7 @@ def test_what_holds_for_every_image(index, seed, size, classes):
     sides = boxes[:, 2:] - boxes[:, :2]
     np.testing.assert_allclose(sides[labels == SPINE], 15)
     np.testing.assert_allclose(sides[labels == STUB], 11)
-    # A thread of 13 to 20 px in any direction, and 4 px round it.
+    # A thread of 13 to 20 px in any direction, with 4 px around it.
     length = np.hypot(*(sides[labels == FILOPODIUM] - 8).T)
     assert ((length > 13 - 1e-9) & (length < 20 + 1e-9)).all()
     assert (centres(boxes) > 0).all() and (centres(boxes) < size[::-1]).all()
@@ -59,16 +59,16 @@ def test_what_holds_for_every_image(index, seed, size, classes):
         np.testing.assert_array_equal(one, other)
 
 
-def test_even_the_least_image_has_a_spine():
-    """The one try that must lie inside, alone."""
+def test_even_the_smallest_image_has_a_spine():
+    """With `tries=1` only the last candidate is left, which must lie inside the frame."""
     for seed in range(300):
         rng = np.random.default_rng(seed)
-        frame = np.array([7, 7, 57, 57])  # 64 x 64 less the widest black margins
+        frame = np.array([7, 7, 57, 57])  # 64 x 64 without the widest black margins
         labels, ends = dendrite.place(dendrite.lay_out(frame, rng), frame, 3, rng, tries=1)
         assert labels.tolist() == [SPINE] and (ends > 7).all() and (ends < 57).all()
 
 
-def test_another_seed_and_another_index_are_another_image():
+def test_another_seed_or_index_gives_another_image():
     (image, boxes, _), *others = (dendrite.draw(*a) for a in ((3,), (4,)))
     others.append(dendrite.draw(3, seed=1))
     for other, other_boxes, _ in others:
@@ -76,7 +76,7 @@ def test_another_seed_and_another_index_are_another_image():
         assert boxes.shape != other_boxes.shape or np.abs(boxes - other_boxes).min() > 0
 
 
-def test_counts_and_classes_are_mixed(drawn):
+def test_counts_classes_and_directions_vary(drawn):
     counts = {len(boxes) for _, boxes, _ in drawn[1]}
     assert min(counts) <= 2 and max(counts) >= 6
     for classes, images in drawn.items():
@@ -86,7 +86,7 @@ def test_counts_and_classes_are_mixed(drawn):
     assert (width > 1.3 * height).any() and (height > 1.3 * width).any()
 
 
-def test_two_objects_are_never_one(drawn):
+def test_heads_are_at_least_10_px_apart(drawn):
     for classes in drawn:
         for _, boxes, labels in drawn[classes]:
             where = centres(boxes[labels != FILOPODIUM])
@@ -95,7 +95,7 @@ def test_two_objects_are_never_one(drawn):
 
 
 def test_a_head_is_drawn_at_the_exact_centre_of_its_box(heads_alone):
-    """The centroid of the light round each head that stands alone."""
+    """Compares the centre with the centroid of the light around each isolated head."""
     found = 0
     for i in range(60):
         light, boxes, labels = heads_alone(i, size=(96, 180), classes=3)
@@ -114,13 +114,13 @@ def test_a_head_is_drawn_at_the_exact_centre_of_its_box(heads_alone):
     assert found > 40
 
 
-def test_a_filopodium_fills_its_box_but_for_the_rim(heads_alone):
-    """The light above half of a thread's, which is 1.177 sigma from its axis, reaches 4 - 1.65 px short of the box."""
+def test_a_filopodium_fills_its_box_up_to_the_rim(heads_alone):
+    """A thread's half maximum is 1.177 sigma = 1.65 px from its axis, so it ends 4 - 1.65 px inside the box."""
     found = 0
     for i in range(60):
         light, boxes, labels = heads_alone(i, size=(96, 180), classes=2)
         parts, _ = ndimage.label(light > 0.5)
-        of = parts[tuple(centres(boxes).astype(int).T[::-1])]  # the part in which each object's centre lies
+        of = parts[tuple(centres(boxes).astype(int).T[::-1])]  # the connected component at each object's centre
         for k in np.flatnonzero(labels == FILOPODIUM):
             if of[k] == 0 or (of == of[k]).sum() > 1:
                 continue
@@ -132,7 +132,7 @@ def test_a_filopodium_fills_its_box_but_for_the_rim(heads_alone):
 
 
 def test_the_centres_of_the_boxes_are_bright(drawn):
-    """In the finished image: brighter than the ground, and every head of them than what lies outward of it."""
+    """In the finished image, the mean of the 3 x 3 pixels there is over 10 grey values above the median."""
     for classes in drawn:
         for image, boxes, _ in drawn[classes]:
             grey = image[..., 0].astype(float)
@@ -141,16 +141,16 @@ def test_the_centres_of_the_boxes_are_bright(drawn):
                 assert grey[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].mean() > ground + 10
 
 
-def test_grey_values_are_those_of_a_fluorescence_image(drawn):
-    """A dark ground, a bright shaft, and an exposure that varies, beyond the end of the scale at times."""
+def test_grey_values_resemble_a_fluorescence_image(drawn):
+    """A dark background, a bright shaft, and a varying exposure that saturates some images."""
     grey = np.stack([image[..., 0] for image, _, _ in drawn[1]])
     median, high = np.percentile(grey, [50, 99], axis=(1, 2))
     assert np.median(median) < 12 and 100 < np.median(high) < 240
     assert high.std() > 25 and (grey.max((1, 2)) == 255).any()
 
 
-def test_noise_is_that_of_photons():
-    """The variance over the mean is one and the same gain in dim and in bright light, 0.8 to 1.8 grey values."""
+def test_noise_is_photon_noise():
+    """Variance / mean is the gain, 0.8 to 1.8 grey values, in dim and in bright light alike; the margins are black."""
     light = np.full((100, 200), 0.1, np.float32)
     light[:, 100:] = 0.6
     tested = 0

@@ -1,4 +1,4 @@
-"""Detection: tiles and their boxes, joining, thresholds and scores by hand, the heads against naive computations."""
+"""Detection: tiles and their boxes, merging, thresholds and scores worked out by hand, heads against naive loops."""
 
 import collections
 import csv
@@ -43,7 +43,7 @@ def squares(size, corners, side=9):
 
 
 def seer(size):
-    """A detector that sees squares: the boxes of bright regions, larger ones first, four at most."""
+    """A fake detector that finds the boxes of bright regions, the largest first, at most four per image."""
 
     def call(networks, images):
         del networks
@@ -76,7 +76,7 @@ def test_tiles_cover_the_image_and_map_back_to_it(source, size, scale, fit):
         inside = (u > 0) & (u < source[1]) & (v > 0) & (v < source[0])
         seen[np.floor(v[inside]).astype(int), np.floor(u[inside]).astype(int)] = True
         deep = (u > 2) & (u < source[1] - 2) & (v > 2) & (v < source[0] - 2)
-        # A pixel shows the colour of its place: twice the coordinate of a pixel's centre, less a half.
+        # A pixel's colour encodes its position: twice the coordinate of its centre minus a half.
         np.testing.assert_allclose(tile[deep][:, 0], 2 * (u[deep] - 0.5), atol=1 + 2 * matrix[0, 0])
         np.testing.assert_allclose(tile[deep][:, 1], 2 * (v[deep] - 0.5), atol=1 + 2 * matrix[1, 1])
     if fit == "tile" and scale >= 1:
@@ -104,20 +104,20 @@ def test_objects_of_an_image_of_any_size_are_found_once(size):
     annotation = BoxAnnotation("a.png", boxes, ("s",) * len(boxes))
     tiles = [(annotation, 0, *tile) for tile in objects.cut(image, (96, 96), fit="tile", overlap=24)]
     samples = objects.samples(tiles, (96, 96), ("s",))
-    # The seer names four of a tile: enough for this grid.
+    # The fake detector finds at most four objects per tile: enough for this grid.
     result = detection.predict(seer((96, 96)), [], samples)
     names, found, scores, _ = result
     assert names.tolist() == ["a.png"]
     whole = found[0][scores[0] > 0]
-    # Squares that a tile's border cuts are seen in part there and whole elsewhere.
+    # A square that a tile's border cuts off is whole in another tile.
     result = detection.with_truth(result, {"a.png": annotation}, ("s",), 0)
     assert len(whole) == len(boxes)
     assert detection.recalled(result, np.array([0.0])).all()
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_pieces_at_the_borders_of_two_tiles_give_way(turned):
-    """Tiles 96 wide at 0 and 72 share 24: each shows three of nine pixels of a square that the other shows whole."""
+def test_predict_drops_pieces_at_tile_borders(turned):
+    """Tiles 96 px wide at 0 and 72 share 24 px: each shows 3 of the 9 px of a square that the other shows whole."""
     size, corners = (96, 168), [(66, 20), (93, 50)]
     if turned:
         size, corners = size[::-1], [corner[::-1] for corner in corners]
@@ -129,8 +129,8 @@ def test_pieces_at_the_borders_of_two_tiles_give_way(turned):
     assert sorted(found.boxes[0][found.scores[0] > 0].tolist()) == sorted(boxes.tolist())
 
 
-def test_networks_are_decoded_each_by_itself():
-    # What two networks say of their own proposals cannot be averaged: the mean of these boxes is where nothing is.
+def test_networks_are_decoded_before_they_are_joined():
+    # Outputs for different proposals must not be averaged: the mean of these boxes lies where there is no object.
     decoded = lambda variables, images, train: Detections(*(jnp.asarray(v)[None] for v in variables))
     head = heads.Head(
         layer=None, targets=None, loss=None, decode=lambda outputs: outputs, join=heads.detection_merger(0.4)
@@ -143,15 +143,15 @@ def test_networks_are_decoded_each_by_itself():
     np.testing.assert_allclose(found.scores, [[0.6]])
 
 
-def test_cut_off_by_hand():
-    # Two tiles side by side of a photograph 100 high and 180 wide, which they share 20 columns of.
+def test_cut_off_marks_boxes_at_inner_tile_borders():
+    # Two adjacent tiles of a photograph 100 high and 180 wide; they share 20 columns.
     boxes = np.tile(np.array([[0.0, 5, 10, 20], [95, 5, 100, 20], [40, 0, 50, 100], [1, 5, 99, 20]]), (2, 1, 1))
     found = detection.cut_off(boxes, np.array([(0, 0), (0, 80)]), np.array([(100, 180)] * 2), (100, 100))
     np.testing.assert_array_equal(found, [[False, True, False, False], [True, False, False, False]])
 
 
-def test_pieces_at_a_tiles_border_give_way_to_the_whole_object():
-    # Two tiles 100 wide that share 20 columns: a square of 15 lies over the first's border, which shows a third of it.
+def test_merging_drops_pieces_covered_by_a_whole_box():
+    # Two tiles 100 px wide share 20 columns; a square of side 15 crosses the border of the first, which shows a third.
     boxes = np.array([[[95, 40, 100, 55], [10, 10, 25, 25]], [[95, 40, 110, 55], [0, 0, 0, 0]]], float)
     scores, classes = np.array([[0.9, 0.8], [0.7, 0.0]]), np.zeros((2, 2), int)
     cut = np.array([[True, False], [False, False]])
@@ -159,26 +159,26 @@ def test_pieces_at_a_tiles_border_give_way_to_the_whole_object():
     found, values, _ = merged(boxes, scores, classes, cut)
     np.testing.assert_allclose(found, [[10, 10, 25, 25], [95, 40, 110, 55]])
     np.testing.assert_allclose(values, [0.8, 0.7])
-    # Boxes of one tile leave each other alone.
+    # Boxes of the same tile do not suppress each other.
     assert len(merged(boxes[:1, [0, 0]], scores[:1], classes[:1], cut[:1])[0]) == 2
-    # Where no tile saw it whole the piece is all there is; an object of another class does not cover it.
+    # A piece is kept if no tile shows the object whole, or if the whole box is of another class.
     assert len(merged(boxes, scores * [[1, 1], [0, 0]], classes, cut)[0]) == 2
     assert len(merged(boxes, scores, classes + [[0, 0], [1, 0]], cut)[0]) == 3
-    # Nor does one that is hardly believed: the piece would be lost to every threshold.
+    # It is kept, too, if the whole box scores less than half as much: else a threshold could lose the object.
     _, values, _ = merged(boxes, np.array([[0.9, 0.8], [0.44, 0.0]]), classes, cut)
     assert values.tolist() == [0.9, 0.8, 0.44]
-    # Of boxes that both tiles saw whole the better one stays where they overlap by more than two objects do: 5 / 25.
+    # Of two whole boxes only the better one is kept if their IoU, 5 / 25, exceeds `overlap`.
     both = np.array([[[40, 40, 55, 55]], [[50, 40, 65, 55]]], float), np.array([[0.9], [0.8]])
     for overlap, left in ((0.21, 2), (0.19, 1)):
         assert len(detection.merged(*both, np.zeros((2, 1), int), np.zeros((2, 1), bool), overlap=overlap)[0]) == left
-        # So they do where a border may have cut one, of which the other covers a third.
+        # The same holds if a border may have cut one off and the other covers only a third of it.
         assert (
             len(detection.merged(*both, np.zeros((2, 1), int), np.array([[0], [1]], bool), overlap=overlap)[0]) == left
         )
 
 
 def by_hand():
-    """Two images: two of three objects found, and a false alarm 7 px from the third; one found 5 px beside it."""
+    """Two images: two of three objects found and a false alarm 7 px from the third; one object, detected 5 px off."""
     true = np.zeros((2, 3, 4))
     true[0] = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
     true[1, 0] = [0, 0, 10, 10]
@@ -196,20 +196,20 @@ def test_scores_by_hand():
     # Above 0.35: a hit (IoU 9/11), a false alarm, a hit (IoU 10/12); four objects.
     np.testing.assert_allclose([summary[k] for k in ("precision", "recall", "f1")], [2 / 3, 1 / 2, 4 / 7])
     np.testing.assert_allclose(summary["f1_golden"], 4 / 7)
-    # At 0.25 there is the fourth: no hit at an IoU of 1/3, but its centre is within 6 px, as the false alarm's is not.
+    # At 0.25 the fourth counts: no hit with an IoU of 1/3, but its centre is within 6 px, unlike the false alarm's.
     lower = detection.summarise(found, 0.25, ("s",))
     np.testing.assert_allclose([lower["f1"], lower["f1_golden"]], [4 / 8, 6 / 8])
-    assert detection.summarise(found, 0.0, ("s",))["detections"] == 4  # what scores 0 is none at any threshold
+    assert detection.summarise(found, 0.0, ("s",))["detections"] == 4  # a score of 0 is no detection
     assert detection.recalled(found, np.array([0.35, 0.35])).tolist() == [[True, True, False], [False, False, False]]
-    # F1 with one, two, three and four detections: 2/5, 2/6, 4/7, 4/8. The last is less than a fifth of 3/7 below the
-    # one before, and as good: the middle of 0.4 and 0.
+    # F1 with one, two, three and four detections: 2/5, 2/6, 4/7, 4/8. The last counts as good as the best, 4/7, as it
+    # is lower by less than a fifth of 3/7: the threshold is the middle of 0.4 and 0.
     np.testing.assert_allclose(detection.best_threshold(found), 0.2)
-    # All are found before anything false is: below 0.9 and above 0.2 the F1 is 1, so the threshold is the middle; three
-    # detections, an F1 of 6/7, are not as good.
+    # All objects outscore the false alarm: between 0.9 and 0.2 the F1 is 1, so the threshold is the middle; with three
+    # detections it is 6/7, which is not as good.
     perfect = found._replace(boxes=np.pad(found.true, ((0, 0), (0, 2), (0, 0))), scores=np.array([[0.95, 0.92, 0.91, 0.2, 0], [0.9, 0, 0, 0, 0]]),
                              classes=np.zeros((2, 5), int))  # fmt: skip
     np.testing.assert_allclose(detection.best_threshold(perfect), 0.55)
-    # AP by COCO: precision 1 up to a recall of 1/4 (26 of 101 points), 2/3 up to 1/2 (25 more).
+    # COCO's AP: precision 1 up to a recall of 1/4 (26 of 101 points), 2/3 up to 1/2 (25 more).
     np.testing.assert_allclose(summary["map50"], (26 + 25 * 2 / 3) / 101, rtol=1e-5)
     assert np.isnan(detection.summarise(found, 0.95, ("s",))["precision"])
 
@@ -221,12 +221,12 @@ def test_no_threshold_lies_between_equal_scores():
         np.array(["a"]), np.zeros(1, int), np.float64([[*true[0], *far]]), np.array([[0.95, 0.9, 0.9, 0.9, 0.9]]),
         np.zeros((1, 5), int), true, np.zeros((1, 2), int),
     )  # fmt: skip
-    # All five: 2 * 2 / (5 + 2) = 0.571; the first alone: 2 / (1 + 2) = 0.667.
+    # F1 of all five: 2 * 2 / (5 + 2) = 0.571; of the first alone: 2 / (1 + 2) = 0.667.
     assert detection.best_threshold(found) == pytest.approx((0.95 + 0.9) / 2)
 
 
 def naive_threshold(scores, right, total):
-    """With each number of the best detections in turn: how far around the best F1 it is nearly as good."""
+    """Tries each number of top detections; extends from the best F1 to both sides while it is nearly as good."""
     ranked = [pair for pair in sorted(zip(scores.ravel(), right.ravel(), strict=True), reverse=True) if pair[0] > 0]
     f1 = [2 * sum(hit for _, hit in ranked[: n + 1]) / (n + 1 + total) for n in range(len(ranked))]
     best = max(f1, default=0)
@@ -243,12 +243,12 @@ def naive_threshold(scores, right, total):
 
 
 @given(seed=st.integers(0, 200))
-def test_best_threshold_against_trying_all(seed):
+def test_best_threshold_matches_an_exhaustive_search(seed):
     rng = np.random.default_rng(seed)
     true = np.zeros((2, 4, 4))
     true[:, :, :2] = rng.integers(0, 5, (2, 4, 2)) * 12
     true[:, :, 2:] = true[:, :, :2] + 10
-    scores = (rng.permutation(20) / 20).reshape(2, 10) * (rng.random((2, 10)) > 0.2)  # no two alike
+    scores = (rng.permutation(20) / 20).reshape(2, 10) * (rng.random((2, 10)) > 0.2)  # no ties but at 0
     pick = rng.integers(0, 4, (2, 10))
     boxes = np.take_along_axis(true, pick[..., None], 1) + rng.normal(size=(2, 10, 1)) * 3
     classes, labels = np.zeros((2, 10), int), np.zeros((2, 4), int)
@@ -256,9 +256,9 @@ def test_best_threshold_against_trying_all(seed):
     assert detection.best_threshold(found) == pytest.approx(naive_threshold(scores, detection.hits(found), 8))
 
 
-def test_folds_of_different_widths_are_joined():
+def test_folds_with_different_numbers_of_objects_are_joined():
     one = by_hand()
-    # Of the other fold one detection and two objects at most, where this one has three of each.
+    # The other fold has room for one detection and two objects per image, this one for three of each.
     other = one._replace(
         boxes=one.boxes[:, :1], scores=one.scores[:, :1], classes=one.classes[:, :1], fold=np.ones(2, int),
         true=one.true[:, :2], labels=one.labels[:, :2],
@@ -270,17 +270,17 @@ def test_folds_of_different_widths_are_joined():
 
 
 def two_classes():
-    """An object of each of two classes in one image; both are found in place, and said to be of the second."""
+    """One image with an object of each of two classes; both are detected in place, as the second class."""
     true = np.array([[[0, 0, 10, 10], [40, 0, 50, 10]]], float)
     scores, classes, labels = np.array([[0.9, 0.8]]), np.array([[1, 1]]), np.array([[0, 1]])
     return detection.Objects(np.array(["a"]), np.zeros(1, int), true.copy(), scores, classes, true, labels)
 
 
-# Beside each other by d pixels boxes of 10x10 overlap with an IoU of (10 - d) / (10 + d): 0.41, 0.39; 0.51, 0.49.
+# Boxes of 10x10 that lie d pixels apart have an IoU of (10 - d) / (10 + d): 0.41, 0.39; 0.51, 0.49.
 @pytest.mark.parametrize(
     ("far", "f1", "map50"), [(4.17, 1, 0), (4.4, 0, 0), (3.24, 1, 1), (3.43, 1, 0)], ids="0.41 0.39 0.51 0.49".split()
 )
-def test_what_counts_as_found_by_overlap(far, f1, map50):
+def test_hits_need_an_iou_of_0_4_and_map50_of_0_5(far, f1, map50):
     true = np.array([[[20.0, 20, 30, 30]]])
     one = np.ones((1, 1))
     found = detection.Objects(np.array(["a"]), np.zeros(1, int), true + [far, 0, far, 0], one, 0 * one, true, 0 * one)
@@ -290,7 +290,7 @@ def test_what_counts_as_found_by_overlap(far, f1, map50):
 
 
 @pytest.mark.parametrize(("far", "f1"), [(5.95, 1), (6.05, 0)])
-def test_what_counts_as_found_by_centres(far, f1):
+def test_golden_hits_need_centres_within_6_px(far, f1):
     true = np.array([[[20.0, 20, 30, 30]]])
     one = np.ones((1, 1))
     aside = np.tile(np.array([0.6, 0.8]) * far, 2)
@@ -303,14 +303,14 @@ def test_a_box_of_another_class_is_no_hit():
     assert detection.hits(found).tolist() == [[False, True]]
     summary = detection.summarise(found, 0.5, ("p", "q"))
     assert summary["f1"] == 0.5
-    # Of q a false alarm comes before the hit: a precision of 1/2 at every recall.
+    # For q a false alarm outscores the hit: a precision of 1/2 at every recall.
     both = {key: [one[key] for one in summary["by_class"].values()] for key in summary["by_class"]["p"]}
     assert both["objects"] == [1, 1] and both["detections"] == [0, 2] and both["ap50"] == [0, pytest.approx(1 / 2)]
     assert both["recall"] == [0, 1] and both["precision"] == [pytest.approx(np.nan, nan_ok=True), 1 / 2]
     assert both["f1"] == [0, pytest.approx(2 / 3)]
 
 
-def test_one_fold_with_objects_has_no_deviation():
+def test_the_deviation_over_folds_needs_two_folds_with_objects():
     found = two_classes()
     empty = found._replace(
         name=np.array(["b"]), fold=np.ones(1, int), scores=0 * found.scores, labels=0 * found.labels - 1
@@ -324,7 +324,7 @@ def test_one_fold_with_objects_has_no_deviation():
     assert detection.by_fold(twice, np.full(2, 0.5), ("p", "q"))["std_over_folds_f1"] == 0
 
 
-def test_a_class_that_is_nowhere_found_is_named():
+def test_a_class_without_detections_is_named():
     counts = {"p": (2, 1), "q": (3, 0), "r": (0, 0), "s": (0, 2)}
     (told,) = detection.undetected_class_problems(
         {name: {"objects": n, "detections": m} for name, (n, m) in counts.items()}
@@ -332,7 +332,7 @@ def test_a_class_that_is_nowhere_found_is_named():
     assert told["what"].startswith("there are 3 objects of class q, but no detection of it above")
 
 
-def test_the_threshold_of_all_is_the_folds_mean_however_many_photographs_each_has():
+def test_the_overall_threshold_is_the_unweighted_mean_over_folds():
     found = two_classes()
     thrice = detection.join([found, found, found])._replace(fold=np.array([0, 0, 1]))
     summary = detection.by_fold(thrice, np.array([0.2, 0.2, 0.6]), ("p", "q"))
@@ -343,7 +343,7 @@ def test_a_fold_is_scored_as_if_it_were_alone():
     rng = np.random.default_rng(0)
     true = rng.uniform(0, 90, (9, 4, 2)).repeat(2, 1).reshape(9, 4, 4) + [0, 0, 10, 10]
     boxes = true[:, rng.integers(4, size=6)] + rng.uniform(-4, 4, (9, 6, 4))
-    scores = np.round(rng.uniform(0, 1, (9, 6)), 1)  # ties, and some of 0
+    scores = np.round(rng.uniform(0, 1, (9, 6)), 1)  # with ties, and some 0
     labels = rng.integers(-1, 2, (9, 4))
     each = detection.Objects(
         np.array([f"{n}.png" for n in range(9)]), np.arange(9) % 3, boxes, scores, rng.integers(0, 2, (9, 6)), true, labels
@@ -355,19 +355,19 @@ def test_a_fold_is_scored_as_if_it_were_alone():
         assert json.dumps(alone, sort_keys=True) == json.dumps(found, sort_keys=True)
 
 
-def test_objects_are_written_with_what_became_of_them(tmp_path):
+def test_objects_csv_marks_which_objects_are_hit(tmp_path):
     detection.write(tmp_path, two_classes(), 0.5, ("p", "q"))
     with (tmp_path / "objects.csv").open() as file:
         assert [(row["class"], row["hit"]) for row in csv.DictReader(file)] == [("p", "0"), ("q", "1")]
 
 
-def test_the_threshold_where_nothing_is_found_and_of_several_networks():
+def test_threshold_without_detections_and_of_several_networks():
     found = two_classes()
     assert detection.best_threshold(found._replace(scores=np.zeros((1, 2)))) == 0.5
     assert detection.threshold_of([{"threshold": 0.2}, {"threshold": 0.6}, {"threshold": 0.7}]) == pytest.approx(0.5)
 
 
-def test_objects_of_a_class_that_the_run_does_not_know_are_none():
+def test_objects_of_unknown_classes_are_ignored():
     found = detection.Found(np.array(["a"]), np.zeros((1, 1, 4)), np.zeros((1, 1)), np.zeros((1, 1), int))
     annotation = BoxAnnotation("a", np.array([[0, 0, 9, 9], [20, 0, 29, 9]], float), ("q", "unknown"))
     assert detection.with_truth(found, {"a": annotation}, ("p", "q"), 0).labels.tolist() == [[1, -1]]
@@ -388,7 +388,7 @@ BOXES = np.array([[[4, 6, 14, 18], [30, 40, 42, 50], [0, 0, 0, 0]], [[20, 20, 31
 LABELS = np.array([[0, 1, -1], [1, -1, -1], [0, 0, 0]])
 
 
-def test_centre_head_decodes_what_it_is_trained_towards():
+def test_centre_head_decodes_outputs_of_low_loss_to_the_boxes():
     head = heads.build({"name": "centre", "limit": 5}, size=(64, 64), classes=2, sizes=(10.0, 12.0))
     outputs = np.full((3, 32, 32, 6), -9.0, np.float32)
     for b, k in ((0, 0), (0, 1), (1, 0)):
@@ -414,10 +414,10 @@ def test_centre_head_decodes_what_it_is_trained_towards():
     assert (np.asarray(gradient[2]) == 0).all()  # padding
 
 
-def test_centre_loss_by_its_formula():
+def test_centre_loss_matches_its_formula():
     head = heads.build({"name": "centre", "sigma": 4.0, "size_weight": 0.5}, size=(32, 32), classes=1, sizes=(8.0, 8.0))
     outputs = np.random.default_rng(0).normal(size=(1, 16, 16, 5)).astype(np.float32)
-    # A box of 9x12 about (9.5, 15): in maps of stride 2 about (4.75, 7.5), which is in the pixel (4, 7).
+    # A 9x12 box centred at (9.5, 15): in maps of stride 2 its centre is (4.75, 7.5), in pixel (4, 7).
     batch = batch_of([[[5, 9, 14, 21]]], [[0]], (32, 32))
     total, count = head.loss(jnp.asarray(outputs), head.targets(batch))
     y, x = np.mgrid[:16, :16]
@@ -430,16 +430,16 @@ def test_centre_loss_by_its_formula():
     assert count == 1
 
 
-def test_centre_head_finds_boxes_of_five_times_and_a_fifth_of_the_typical_size():
+def test_centre_head_decodes_5_times_and_a_fifth_of_the_typical_size():
     head = heads.build({"name": "centre", "limit": 1}, size=(64, 64), classes=1, sizes=(8.0, 8.0))
     outputs = np.full((1, 32, 32, 5), -9.0, np.float32)
     outputs[0, 16, 16] = 9, 0.5, 0.5, np.log(5), np.log(1 / 5)
     found = head.decode(jnp.asarray(outputs))
-    # 40 wide and 1.6 high about (33, 33).
+    # 40 px wide and 1.6 px high, centred at (33, 33).
     np.testing.assert_allclose(found.boxes[0, 0], [13, 32.2, 53, 33.8], atol=1e-3)
 
 
-def test_focal_loss_against_its_formula():
+def test_focal_loss_matches_its_formula():
     from jaxmarks.heads import centre
 
     rng = np.random.default_rng(0)
@@ -449,7 +449,7 @@ def test_focal_loss_against_its_formula():
     np.testing.assert_allclose(centre.focal(jnp.float32(logits), jnp.float32(target)), expected, rtol=2e-5, atol=1e-6)
 
 
-def test_yolo_loss_against_loops():
+def test_yolo_loss_matches_a_naive_loop():
     anchors = np.array([[10.0, 12.0], [4.0, 4.0]])
     head = heads.build({"name": "yolo", "ignore": 0.5}, size=(64, 64), classes=2, anchors=anchors.tolist())
     rng = np.random.default_rng(1)
@@ -485,7 +485,7 @@ def test_yolo_loss_against_loops():
     np.testing.assert_allclose(total, expected, rtol=1e-4)
 
 
-def test_yolo_decodes_what_it_encodes_and_suppresses_doubles():
+def test_yolo_decodes_boxes_and_suppresses_duplicates():
     anchors = [[10.0, 12.0], [30.0, 30.0]]
     head = heads.build({"name": "yolo", "limit": 6}, size=(64, 64), classes=2, anchors=anchors)
     outputs = np.full((1, 2, 2, 2, 7), -9.0, np.float32)
@@ -501,8 +501,8 @@ def test_yolo_decodes_what_it_encodes_and_suppresses_doubles():
     assert (np.asarray(found.scores[0]) > 0.1).sum() == 1
 
 
-def test_yolo_boxes_do_not_move_for_the_sake_of_their_confidence():
-    """The overlap that the confidence is to tell is a constant: with `coordinates` of 0 no box has a gradient."""
+def test_yolo_confidence_loss_has_no_gradient_for_boxes():
+    """The IoU that the confidence is trained to predict is a constant: with `coordinates` 0 boxes have no gradient."""
     spec = {"name": "yolo", "coordinates": 0.0, "without_object": 0.0}
     head = heads.build(spec, size=(64, 64), classes=1, anchors=[[10.0, 12.0]])
     targets = head.targets(batch_of([[[4, 6, 14, 18]]], [[0]], (64, 64)))
@@ -511,16 +511,16 @@ def test_yolo_boxes_do_not_move_for_the_sake_of_their_confidence():
     assert gradient[0, 0, 0, 0, 4] != 0
 
 
-def test_suppression_is_of_one_class_and_leaves_room_for_others():
-    # The third is a double of the first, the second of another class: with room for three the fourth comes in.
+def test_suppression_is_per_class_and_frees_places_for_others():
+    # The third duplicates the first, the second is of another class: with room for three, the fourth is kept.
     boxes = jnp.float32([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]])
     found = heads.suppressed(boxes, jnp.float32([0.9, 0.8, 0.7, 0.6]), jnp.array([0, 1, 0, 0]), limit=3, overlap=0.4)
     np.testing.assert_allclose(found.scores, [0.9, 0.8, 0.6])
     assert found.classes.tolist() == [0, 1, 0]
 
 
-def test_what_is_suppressed_may_move_the_box_that_stays():
-    # Of the same class, a pixel to the right, with half its score; another class has no say.
+def test_suppressed_boxes_move_the_kept_box_if_they_vote():
+    # The second box has the first's class and half its score, 1.5 px to the right; another class does not vote.
     boxes = jnp.float32([[0, 0, 10, 10], [1.5, 0, 11.5, 10], [4, 0, 14, 10]])
     for vote, shift in ((True, 0.5), (False, 0)):
         scores, classes = jnp.float32([0.8, 0.4, 0.3]), jnp.array([0, 0, 1])
@@ -530,14 +530,14 @@ def test_what_is_suppressed_may_move_the_box_that_stays():
 
 
 @pytest.mark.parametrize("name", ["yolo", "faster_rcnn", "centre", "sp_cnn"])
-def test_networks_join_by_the_overlap_of_the_head(name):
+def test_networks_are_joined_by_the_heads_overlap(name):
     config = get_config(f"{name},smoke")
     facts = {"classes": 1, "sizes": (10.0, 10.0), "anchors": [[10.0, 10.0]] * 3}
-    # Two networks see one object 4 pixels apart: an IoU of 3/7.
+    # Two networks detect one object 4 pixels apart: an IoU of 3/7.
     two = heads.Detections(
         np.float32([[[[0, 0, 10, 10]], [[4, 0, 14, 10]]]]), np.float32([[[0.8], [0.4]]]), np.zeros((1, 2, 1), int)
     )
-    for overlap, expected in ((None, 0.6), (0.5, 0.4), (0.3, 0.6)):  # as one object, or as one that a network missed
+    for overlap, expected in ((None, 0.6), (0.5, 0.4), (0.3, 0.6)):  # one object, or two that one network each missed
         spec = {**config.head.to_dict(), "overlap": overlap}
         spec.pop("anchor_count", None)
         known = {key: facts[key] for key in facts if key != "anchors" or name in ("yolo", "faster_rcnn")}
@@ -546,7 +546,7 @@ def test_networks_join_by_the_overlap_of_the_head(name):
 
 
 def crowd(pairs):
-    """100 photographs of two boxes of one class and one of another; those of one class overlap in the first of them."""
+    """100 photographs with one box of class 1 and two of class 0, `pairs` px apart in the first photographs."""
     boxes = np.tile(np.float32([[0, 0, 10, 10], [20, 20, 30, 30], [20, 20, 30, 30]]), (100, 1, 1))
     for n, shift in enumerate(pairs):
         boxes[n, 1] = [shift, 0, 10 + shift, 10]
@@ -557,25 +557,25 @@ def crowd(pairs):
 @pytest.mark.parametrize(
     ("pairs", "overlap"),
     [
-        ([], 0.2),  # of different classes the third is no neighbour
+        ([], 0.2),  # the third box is of another class, so no neighbour
         ([2.0], 0.2),  # one pair in a hundred photographs may be a mistake
         ([4.0] * 20, 6 / 14),
         ([2.0] * 20, 0.5),
-        ([1.0] * 20, 0.2),  # one object that was marked twice
+        ([1.0] * 20, 0.2),  # one object, annotated twice
     ],
 )
-def test_how_close_two_objects_come_is_learnt_from_the_data(pairs, overlap):
+def test_the_overlap_of_adjacent_objects_is_learnt_from_the_data(pairs, overlap):
     config = get_config("yolo")
     found = tasks.fitted_facts(config, crowd(pairs), ())
     np.testing.assert_allclose(found["overlap"], overlap, rtol=1e-6)
     assert len(found["anchors"]) == 3
     assert "anchors" not in tasks.fitted_facts(get_config("centre"), crowd(pairs), ())
-    config.head.overlap = 0.6  # chosen, for a tile and for what its neighbours find
+    config.head.overlap = 0.6  # chosen by the user: also used to merge tiles
     assert detection.overlap_of([{"facts": tasks.fitted_facts(config, crowd(pairs), ())}]) == 0.6
 
 
-def test_an_overlap_that_is_chosen_goes_before_that_of_the_data():
-    # Two peaks 8 pixels apart, of boxes of 16: an IoU of a third.
+def test_a_configured_overlap_overrides_the_learnt_one():
+    # Two peaks 8 pixels apart, with boxes 16 wide: an IoU of a third.
     outputs = np.full((1, 16, 16, 5), -9.0, np.float32)
     outputs[0, 4, [4, 6]] = [[3, 0.5, 0.5, 0, 0], [2, 0.5, 0.5, 0, 0]]
     count = {}
@@ -590,12 +590,12 @@ def test_an_overlap_that_is_chosen_goes_before_that_of_the_data():
     assert count == {"data": 1, "mine": 2, "neither": 2}
 
 
-# The whole road.
+# End to end.
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Fourteen images of different sizes with squares, one of them without any."""
+    """Fourteen images of different sizes, all but one with squares."""
     folder = tmp_path_factory.mktemp("squares")
     rng = np.random.default_rng(0)
     annotations = []
@@ -630,7 +630,7 @@ def squares_found(data, tmp_path_factory):
     return run, train.train(small(data), run)["train"]
 
 
-def test_a_detector_from_files_to_report_and_back(data, squares_found, tmp_path, about_of):
+def test_a_detector_is_trained_evaluated_reported_and_applied(data, squares_found, tmp_path, about_of):
     run, dataset = squares_found
     summary = evaluate.of_run(small(data), run, dataset)
     assert set(summary["baselines"]) == {"blobs"}
@@ -653,7 +653,7 @@ def test_a_detector_from_files_to_report_and_back(data, squares_found, tmp_path,
         assert [proof["names"][box[4]] for box in one["items"]] == list(annotation.classes)
     assert sum(len(one["found"]) for one in proof["images"]) == len(used)
     groups = {row["image"]: row["fold"] for row in rows}
-    for n in range(0, 14, 2):  # a group is never divided
+    for n in range(0, 14, 2):  # no group is split between folds
         assert len({groups.get(f"{n}.png"), groups.get(f"{n + 1}.png")} - {None}) == 1
     found = predict.on_folder(run, data, tmp_path / "out")
     assert found["images"] == 14
@@ -669,11 +669,11 @@ def test_a_detector_from_files_to_report_and_back(data, squares_found, tmp_path,
     assert len(alike)
     order = np.lexsort(np.round(alike / 5).T)
     mine = np.asarray(pure.boxes[0, : len(alike)])
-    # The two networks disagree by a pixel or two, and rounding decides whose box is shown.
+    # The two folds' networks disagree by a pixel or two, and rounding decides whose box is shown.
     np.testing.assert_allclose(mine[np.lexsort(np.round(mine / 5).T)], alike[order], atol=3)
     again = evaluate.of_new_data(run, dataset, tmp_path / "again")
     assert again["f1"] > 0.8
-    # Without a config, on photographs of twice the scale; and one alone, whose drawing is then the only one.
+    # From the command line without --config, on photographs enlarged twofold; then on one, whose overlay alone remains.
     more = tmp_path / "more"
     (more / "one").mkdir(parents=True)
     annotations = box_files.read(data / "boxes.csv")
@@ -695,18 +695,18 @@ def test_a_detector_from_files_to_report_and_back(data, squares_found, tmp_path,
     assert [p.name for p in (run / "predict" / "overlays").iterdir()] == ["0.png.jpg"]
     doubled = box_files.read(run / "predict" / "predictions.csv")[0].boxes
     true = next(a for a in annotations if a.image == "0.png").boxes
-    off = lambda boxes: np.abs(true[:, None] - boxes).max(-1).min(-1)  # of the nearest, of each object
+    off = lambda boxes: np.abs(true[:, None] - boxes).max(-1).min(-1)  # of each object's nearest box
     assert (off(alike) < 4).any() and (off(doubled / 2)[off(alike) < 4] < 6).all()
 
 
 def scored(run, images, boxes, out):
-    """The summary of a run on other data, as --mode=evaluate loads them."""
+    """Evaluates a run on other data, loaded as by --mode=evaluate, and returns the summary."""
     data = runs.settings_of(run).data
     data.update({"images": str(images), "boxes": str(boxes)})
     return evaluate.of_new_data(run, loading.load(data), out)
 
 
-def test_one_class_is_found_whatever_it_is_called(data, squares_found, tmp_path):
+def test_a_single_class_is_evaluated_whatever_its_name(data, squares_found, tmp_path):
     run, dataset = squares_found
     expected = evaluate.of_new_data(run, dataset, tmp_path / "same")
     head, *rows = (data / "boxes.csv").read_text().splitlines()
@@ -726,8 +726,8 @@ def test_one_class_is_found_whatever_it_is_called(data, squares_found, tmp_path)
         scored(run, data, tmp_path / "two.csv", tmp_path / "two")
 
 
-def test_photographs_without_objects_have_false_alarms_alone(squares_found, tmp_path):
-    """Four black photographs, and one with a square that nobody marked."""
+def test_photographs_without_objects_count_only_false_alarms(squares_found, tmp_path):
+    """Four black photographs, and one with a square that is not annotated."""
     run, _ = squares_found
     for n in range(4):
         Image.new("RGB", (70, 60)).save(tmp_path / f"{n}.png")
@@ -744,12 +744,12 @@ def test_photographs_without_objects_have_false_alarms_alone(squares_found, tmp_
         train.train(config, tmp_path / "trained")
 
 
-CLASSES = {"bar": (8, 20), "box": (20, 18), "dot": (8, 8)}  # (w, h), from 0.8 to 1.5 of which an object is
+CLASSES = {"bar": (8, 20), "box": (20, 18), "dot": (8, 8)}  # (w, h), scaled by 0.8 to 1.5 for each object
 
 
 @pytest.fixture(scope="module")
 def three_classes(tmp_path_factory):
-    """Ninety images of bright objects of three classes, of 6 to 30 px; one in ten is empty, some lie across the border."""
+    """Ninety images of bright objects of three classes, 6 to 30 px, some across the border; every tenth is empty."""
     folder = tmp_path_factory.mktemp("classes")
     rng = np.random.default_rng(1)
     annotations = []
@@ -787,7 +787,7 @@ def three_classes(tmp_path_factory):
         ),
     ],
 )  # fmt: skip
-def test_three_classes_of_mixed_sizes(three_classes, detector, changes, tmp_path):
+def test_three_classes_of_mixed_sizes_are_detected(three_classes, detector, changes, tmp_path):
     config = get_config(f"own,{detector}")
     config.train.devices = 1
     config.augment.update({"scale": 0.0, "aspect": 0.0, "quarter_turns": False})
@@ -799,7 +799,7 @@ def test_three_classes_of_mixed_sizes(three_classes, detector, changes, tmp_path
     assert summary["classes"] == ["bar", "box", "dot"]
     assert summary["f1"] > 0.8
     assert min(one["ap50"] for one in summary["by_class"].values()) > 0.6
-    close = collections.defaultdict(list)  # the IoU of each that was found with its object
+    close = collections.defaultdict(list)  # by class, the IoU of each hit with its object
     true = {image: np.float64([box for _, box in boxes]) for image, boxes in rows_of(tmp_path / "objects.csv").items()}
     for image, found in rows_of(tmp_path / "predictions.csv").items():
         for row, box in found:
@@ -809,7 +809,7 @@ def test_three_classes_of_mixed_sizes(three_classes, detector, changes, tmp_path
 
 
 def rows_of(path):
-    """The rows of a table of boxes by image, each with its box."""
+    """Reads a table of boxes; returns its rows by image, each with its box."""
     rows = collections.defaultdict(list)
     with path.open() as file:
         for row in csv.DictReader(file):
@@ -817,7 +817,7 @@ def rows_of(path):
     return rows
 
 
-def test_the_papers_split_divides_groups_but_no_photograph(data):
+def test_the_papers_split_divides_groups_but_not_photographs(data):
     config = get_config("random")
     config.update_from_flattened_dict(
         {"data.images": str(data), "data.boxes": str(data / "boxes.csv"), "data.size": (64, 64), "split.folds": 5}
@@ -827,11 +827,11 @@ def test_the_papers_split_divides_groups_but_no_photograph(data):
     parts = [samples.take(rows) for rows in splits.member_split(config, samples, runs.Member(0), 1)]
     assert [len(np.unique(part.name)) for part in parts] == [10, 1, 3]
     assert not set(parts[0].name) & set(parts[2].name)
-    assert set(parts[0].group) & set(parts[2].group)  # the other frame of a group has been seen
+    assert set(parts[0].group) & set(parts[2].group)  # the other photograph of a group is trained on
 
 
-def test_one_photograph_under_several_names_is_one(tmp_path):
-    """Else its parts would be divided between training and test, and the boxes of one be false alarms in the other."""
+def test_entries_of_one_photograph_are_merged(tmp_path):
+    """Otherwise they could be split between training and test, and the objects of one be false alarms in the other."""
     for name in ("a.jpg", "b.jpg"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)
     rows = [
@@ -852,7 +852,7 @@ def test_one_photograph_under_several_names_is_one(tmp_path):
     assert ("4", "1 boxes given twice: kept once") in said and any(w == "5" and "group h, but g" in t for w, t in said)
 
 
-def test_what_is_wrong_with_all_photographs_is_said_at_once(tmp_path):
+def test_the_error_for_no_usable_photograph_has_the_reason(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     header = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
     (tmp_path / "boxes.csv").write_text(header + "a.png,30,40,spot,2,2,8,8\n")
@@ -861,7 +861,7 @@ def test_what_is_wrong_with_all_photographs_is_said_at_once(tmp_path):
 
 
 def naive_merge(boxes, scores, classes, cut, overlap):
-    """One box after the other, the whole and best first, against all that are kept."""
+    """Compares box by box, whole ones first and each kind by falling score, with all that are kept."""
     tiles, count = scores.shape
     each = [(cut[t, n], -scores[t, n], t, n) for t in range(tiles) for n in range(count) if scores[t, n] > 0]
     kept = []
@@ -880,7 +880,7 @@ def naive_merge(boxes, scores, classes, cut, overlap):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_joining_tiles_equals_a_loop(seed):
+def test_merging_tiles_matches_a_naive_loop(seed):
     rng = np.random.default_rng(seed)
     tiles, count = rng.integers(1, 7), rng.integers(1, 12)
     corners = rng.integers(0, 3, (tiles, 1, 2)) * 30 + rng.integers(0, 40, (tiles, count, 2))
@@ -897,7 +897,7 @@ def test_joining_tiles_equals_a_loop(seed):
     assert [part.shape for part in nothing] == [(0, 4), (0,), (0,)]
 
 
-def test_photographs_without_an_entry_are_counted(data, tmp_path):
+def test_photographs_absent_from_the_file_are_counted(data, tmp_path):
     shutil.copytree(data, tmp_path / "more")
     for name in ("x.png", "y.png"):
         shutil.copy(data / "3.png", tmp_path / "more" / name)
@@ -906,8 +906,8 @@ def test_photographs_without_an_entry_are_counted(data, tmp_path):
     assert problems[0]["what"].startswith("2 photographs")
 
 
-def test_boxes_of_another_photograph_are_named(tmp_path):
-    """Photographs of 40x30: as they are, marked at twice the size, marked upright by EXIF, and with boxes outside."""
+def test_boxes_that_do_not_fit_are_reported(tmp_path):
+    """Photographs of 40x30: annotated as stored, at twice the size, upright by EXIF, and with boxes outside."""
     image = Image.fromarray(np.zeros((30, 40), np.uint8))
     turn = Image.Exif()
     turn[0x0112] = 6
@@ -929,14 +929,14 @@ def test_boxes_of_another_photograph_are_named(tmp_path):
     assert "boxes.csv: line 3" in problems[0]["where"]
     a, upright, outside = annotations
     np.testing.assert_array_equal(a.boxes, boxes[0].boxes)
-    # Upright the photograph is 30 wide, and its top is the stored one's left: x is y from below, y is x.
+    # Upright, the photograph is 30 wide and its top is the stored left edge: x is 30 - the stored y, y the stored x.
     np.testing.assert_array_equal(upright.boxes, [[4, 22, 14, 28]])
     assert outside.classes == ("stub",) and classes == ("spine", "stub")
     assert [label[label >= 0].tolist() for label in samples.labels] == [[0], [0], [1]]
 
 
-def test_labelme_marks_a_photograph_as_it_stands_upright(tmp_path):
-    """Turned by half, so that no side says it; a photograph that nothing turns beside it."""
+def test_labelme_boxes_are_in_upright_coordinates(tmp_path):
+    """EXIF rotates the photograph by 180 degrees, which its sides do not reveal; beside it one that is not rotated."""
     turn = Image.Exif()
     turn[0x0112] = 3
     Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / "half.jpg", exif=turn)
@@ -964,7 +964,7 @@ def test_the_facts_of_drawn_dendrites():
     assert image.shape == (144, 160, 3)
 
 
-def test_the_typical_size_is_the_median_of_the_boxes_that_there_are(data):
+def test_the_typical_size_is_the_median_without_padding(data):
     dataset = loading.load(small(data).data)
     boxes = np.float32([[[0, 0, 10, 20], [0, 0, 12, 22], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
     facts = lambda labels: loading.facts(
@@ -980,13 +980,13 @@ def test_every_detector_is_described_without_an_image(detector):
 
 
 @pytest.mark.parametrize("folds", [1, 2])
-def test_photographs_are_not_divided_at_random(data, tmp_path, folds):
+def test_splitting_tiles_at_random_is_refused(data, tmp_path, folds):
     with pytest.raises(ValueError, match=r"split\.by=random would divide a photograph's tiles"):
         train.train(small(data, **{"split.by": "random", "split.folds": folds}), tmp_path)
 
 
 def test_an_ensemble_on_streamed_images_without_validation(data, tmp_path):
-    """Both networks predict, the blobs are fitted on what is kept, and the report says where the thresholds are from."""
+    """Two networks are trained, blobs are fitted on the streamed images, and caveats say how thresholds were chosen."""
     changes = {"split.valid": 0.0, "train.steps": 2, "split.run": (0,), "train.ensemble": 2}
     config = small(data, **changes, **{"data.keep": str(tmp_path / "kept")})
     dataset = train.train(config, tmp_path / "run")["train"]
@@ -999,8 +999,8 @@ def test_an_ensemble_on_streamed_images_without_validation(data, tmp_path):
     assert "no detection of it above the threshold" in silent["what"]
 
 
-def test_yolo_labels_are_the_same_samples_as_a_csv(data, tmp_path):
-    """Also those of a photograph without objects, and beside the names of the classes."""
+def test_yolo_labels_load_as_the_same_samples_as_a_csv(data, tmp_path):
+    """Including those of a photograph without objects, with classes.txt beside them."""
     (tmp_path / "classes.txt").write_text("square\nunused\n")
     for a in box_files.read(data / "boxes.csv"):
         width, height = Image.open(data / a.image).size
@@ -1017,8 +1017,8 @@ def test_yolo_labels_are_the_same_samples_as_a_csv(data, tmp_path):
     np.testing.assert_allclose(theirs.samples.boxes[place[0]], mine.samples.boxes[place[1]], atol=1e-4)
 
 
-def test_what_a_detector_cannot_know_is_told(data):
-    """Its threshold is chosen where there are objects, and who gives colours is told that it does not see them."""
+def test_gaps_in_a_detectors_data_are_caveats(data):
+    """No test images, no objects in validation, a class without training images, and colours that it does not see."""
     config = small(data)
     dataset = loading.load(config.data)
     samples, names = dataset.samples, dataset.samples.name
@@ -1046,7 +1046,7 @@ def test_what_a_detector_cannot_know_is_told(data):
     assert told(coloured, some, channels=3) == []
 
 
-def test_a_threshold_is_chosen_where_there_are_objects(data, monkeypatch):
+def test_thresholds_are_chosen_on_images_with_objects(data, monkeypatch):
     dataset = loading.load(small(data).data)
     empty = np.flatnonzero((dataset.samples.labels < 0).all(1))
     others = np.setdiff1d(np.arange(len(dataset.samples)), empty)
@@ -1061,7 +1061,7 @@ def test_a_threshold_is_chosen_where_there_are_objects(data, monkeypatch):
     ]
 
 
-def test_tiles_with_objects_crowd_training_not_validation():
+def test_tiles_with_objects_are_oversampled_only_in_training():
     settings, split = get_config("own"), splits.Split(np.arange(8), np.arange(8, 12), np.arange(0))
     empty = np.array([1] * 7 + [0] + [1, 1, 1, 0])
     plan = train.plan_of(settings, split, empty, runs.Member(0), 1)
@@ -1073,8 +1073,11 @@ def test_tiles_with_objects_crowd_training_not_validation():
 
 
 @pytest.mark.parametrize(("side", "scale"), [(3, 4), (14, 1.4), (15, 1), (28, 1), (29, 0.69), (100, 0.2)])
-def test_an_open_scale_gives_the_typical_object_its_side(side, scale, tmp_path):
-    """20 px, if it has not nearly that; of YOLO's labels, which are shares of their photographs, too."""
+def test_fitting_scale_makes_the_typical_object_20_px_wide(side, scale, tmp_path):
+    """The scale is at most 4, and 1 if the size is nearly right; missing photographs do not count.
+
+    Also from YOLO labels, which are fractions of the photograph.
+    """
     drawn(tmp_path, side, count=2)
     known = box_files.read(tmp_path / "boxes.csv")
     missing = [BoxAnnotation(f"missing_{n}.png", np.float64([[0, 0, 300, 300]]), ("square",)) for n in range(9)]
@@ -1087,7 +1090,7 @@ def test_an_open_scale_gives_the_typical_object_its_side(side, scale, tmp_path):
     assert objects.fitting_scale(tmp_path, tmp_path, side=20) == scale
 
 
-def test_a_run_keeps_the_scale_that_follows_its_objects(tmp_path, capsys):
+def test_a_run_keeps_the_scale_fitted_to_its_objects(tmp_path, capsys):
     assert get_config().data.scale == get_config("centre,random").data.scale == 1
     assert get_config("own").data.scale == 0 and get_config("yolo").data.scale == 2
     drawn(tmp_path, 60)
@@ -1104,7 +1107,7 @@ def test_a_run_keeps_the_scale_that_follows_its_objects(tmp_path, capsys):
         assert config.data.scale == 1
 
 
-def test_other_photographs_have_a_scale_above_0(monkeypatch):
+def test_the_scale_of_other_photographs_must_not_be_0(monkeypatch):
     data = get_config().data
     for said, found in (({}, None), ({"data.scale": 0.5}, 0.5)):
         monkeypatch.setattr(main, "overrides", lambda said=said: said)
@@ -1115,22 +1118,22 @@ def test_other_photographs_have_a_scale_above_0(monkeypatch):
 
 
 def drawn(folder, side, count=6, size=(400, 400)):
-    """Photographs of two squares each, and their boxes."""
+    """Writes photographs of two squares each, and their boxes."""
     annotations = []
     for n in range(count):
         image, boxes = squares(size, [(5, 5), (150, 200)], side)
-        image[-1, -1] = n  # each is another
+        image[-1, -1] = n  # so that all contents differ
         Image.fromarray(image).save(folder / f"s{n // 2}_{n}.png")
         annotations.append(BoxAnnotation(f"s{n // 2}_{n}.png", boxes, ("square",) * 2))
     box_files.write(folder / "boxes.csv", annotations)
 
 
 @pytest.mark.parametrize(("side", "advice"), [(3, "6.7"), (15, None), (100, "0.2")])
-def test_objects_that_do_not_suit_the_frame_are_told_with_a_scale_that_does(side, advice, tmp_path):
+def test_objects_too_small_or_large_are_reported_with_a_better_scale(side, advice, tmp_path):
     drawn(tmp_path, side)
     problems = objects.load(tmp_path, tmp_path / "boxes.csv", size=(160, 160))[-1]
     assert [f"--config.data.scale={advice} makes it 20" in p["what"] for p in problems] == [True] * bool(advice)
-    whole = objects.load(tmp_path, tmp_path / "boxes.csv", size=(416, 416))[-1]  # where nothing is cut
+    whole = objects.load(tmp_path, tmp_path / "boxes.csv", size=(416, 416))[-1]  # no photograph is cut into tiles
     assert len(whole) == (side == 3)
     (told,) = objects.load(tmp_path, tmp_path / "boxes.csv", size=(416, 416), scale=1 / (2 * side))[-1]
     advised = re.search(
@@ -1140,8 +1143,8 @@ def test_objects_that_do_not_suit_the_frame_are_told_with_a_scale_that_does(side
     assert float(advised[1]) == pytest.approx(20 / side, rel=0.05)
 
 
-def test_boxes_are_read_as_those_of_their_photographs(tmp_path):
-    """So that those put right can take their place: of YOLO's, too, and of a file that names photographs otherwise."""
+def test_boxes_are_read_under_their_photographs_names(tmp_path):
+    """So that corrected boxes can replace them, also YOLO's and those of a file that names photographs differently."""
     drawn(tmp_path, 40, count=2)
     known = box_files.read(tmp_path / "boxes.csv")
     (tmp_path / "labels").mkdir()
@@ -1163,7 +1166,7 @@ def test_boxes_are_read_as_those_of_their_photographs(tmp_path):
         assert [a.image for a in box_files.read(tmp_path / "all.csv")] == [a.image for a in known]
 
 
-def test_scenes_are_caught_in_file_names(tmp_path):
+def test_groups_are_captured_from_file_names(tmp_path):
     drawn(tmp_path, 15)
     by_name, alone = (
         objects.load(tmp_path, tmp_path / "boxes.csv", size=(416, 416), group_by=pattern)[0].group
@@ -1172,7 +1175,7 @@ def test_scenes_are_caught_in_file_names(tmp_path):
     assert by_name.tolist() == [0, 0, 1, 1, 2, 2] and alone.tolist() == list(range(6))
 
 
-def test_options_of_tiles_are_checked(data):
+def test_tile_options_are_checked(data):
     with pytest.raises(ValueError, match=r"--config\.data\.fit=tiles: choose one of tile, pad, stretch"):
         configs.check(small(data, **{"data.fit": "tiles"}))
     with pytest.raises(ValueError, match=r"--config\.data\.overlap=64: give less than both sides"):
@@ -1180,7 +1183,7 @@ def test_options_of_tiles_are_checked(data):
 
 
 def two_of(fold, scores=(0.9, 0.8)):
-    """A photograph of a fold with two objects, both found where they are, with these scores."""
+    """One photograph of a fold with two objects, both detected in place, with these scores."""
     true = np.array([[[0, 0, 10, 10], [40, 0, 50, 10]]], float)
     zero = np.zeros((1, 2), int)
     return detection.Objects(
@@ -1188,14 +1191,14 @@ def two_of(fold, scores=(0.9, 0.8)):
     )
 
 
-def test_images_of_no_fold_have_no_part_in_the_deviation_over_folds():
+def test_images_outside_all_folds_do_not_affect_the_deviation():
     both = detection.join([two_of(0), two_of(1, (0.9, 0.0)), two_of(-1, (0.0, 0.0))])
     summary = detection.by_fold(both, np.full(3, 0.5), ("s",))
     assert [one["f1"] for one in summary["folds"]] == pytest.approx([0, 1, 2 / 3])
     assert summary["std_over_folds_f1"] == pytest.approx(np.std([1, 2 / 3]))
 
 
-def test_each_photograph_is_proofread_at_its_own_threshold_and_what_scores_just_that_is_shown():
+def test_proofreading_uses_each_photographs_threshold_inclusively():
     found = detection.join([two_of(0, (0.9, 0.25)), two_of(1, (0.75, 0.25))])
     marks = [BoxAnnotation(f"{n}.png", np.zeros((0, 4)), ()) for n in range(3)]
     sizes = {f"{n}.png": (60, 80) for n in range(3)}
@@ -1204,7 +1207,7 @@ def test_each_photograph_is_proofread_at_its_own_threshold_and_what_scores_just_
     assert scores == [[0.9, 0.25], [0.75], None]
 
 
-def test_a_box_whose_centre_is_left_of_or_above_the_photograph_is_left_out(tmp_path):
+def test_boxes_centred_outside_the_photograph_are_left_out(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     corners = np.array(
         [[-9, 5, 8, 9], [5, -9, 9, 8], [-8, 5, 9, 9], [-4, -4, 4, 4], [32, 5, 49, 9], [5, 22, 9, 39]], float
@@ -1215,7 +1218,7 @@ def test_a_box_whose_centre_is_left_of_or_above_the_photograph_is_left_out(tmp_p
     assert all("has its centre outside the photograph of 40x30" in each["what"] for each in problems)
 
 
-def test_the_size_of_a_photograph_that_is_named_twice_is_the_first_that_is_told(tmp_path):
+def test_a_photograph_named_twice_keeps_its_first_known_size(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     one = lambda name, size: BoxAnnotation(name, np.zeros((0, 4)), (), size=size, where=name)
     for sizes, size, count in (
@@ -1225,7 +1228,7 @@ def test_the_size_of_a_photograph_that_is_named_twice_is_the_first_that_is_told(
     ):
         problems: list = []
         ((found, _),) = objects.by_photograph([one("a.png", sizes[0]), one("A.PNG", sizes[1])], tmp_path, problems)
-        assert found.size == size and len(problems) == count  # that they are joined, and that the sizes differ
+        assert found.size == size and len(problems) == count  # the boxes are joined; the sizes differ
 
 
 def test_photographs_without_boxes_come_in_batches_of_32_at_most(tmp_path):
@@ -1235,19 +1238,19 @@ def test_photographs_without_boxes_come_in_batches_of_32_at_most(tmp_path):
     assert [(len(samples), len(photographs)) for samples, photographs in each] == [(32, 32), (8, 8)]
 
 
-def test_what_is_beside_a_photograph_is_its_edge_where_it_is_whole_and_dark_where_it_is_tiles():
+def test_whole_photographs_are_padded_with_their_edge_and_tiles_with_0():
     image = np.full((10, 20, 3), 200, np.uint8)
     for fit, beside in (("pad", 200), ("tile", 0)):
         ((frame, _, _),) = objects.cut(image, (20, 20), fit=fit)
         assert (frame[5:15] == 200).all() and (frame[:5] == beside).all() and (frame[15:] == beside).all()
 
 
-def test_boxes_of_less_than_a_pixel_are_of_a_pixel():
+def test_boxes_count_as_at_least_a_pixel_wide():
     samples = types.SimpleNamespace(boxes=np.float32([[[0, 0, 0.25, 3]]]), labels=np.zeros((1, 1), int))
     assert loading.facts(loading.Dataset(samples, [], None, None, classes=("s",)))["sizes"] == (1, 3)
 
 
-def test_images_are_coloured_where_a_hundredth_of_the_pixels_differs_by_32():
+def test_images_are_coloured_if_1_percent_of_pixels_differ_by_32():
     for differ, by, coloured in ((1, 32, True), (1, 31, False), (0, 0, False)):
         images = np.full((1, 10, 10, 3), 100, np.uint8)
         images[0, 0, :differ, 2] += np.uint8(by)

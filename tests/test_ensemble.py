@@ -1,4 +1,4 @@
-"""Several networks of a fold: each trained by itself, all predicting together."""
+"""Ensembles: the networks of a fold are trained separately and predict together."""
 
 import json
 
@@ -21,8 +21,8 @@ def two(tmp_path_factory):
     return workdir, config, datasets["train"]
 
 
-def test_each_network_is_a_run_of_its_own(two, tmp_path):
-    """The first is that of a run without an ensemble; the others differ from it, and the log knows them apart."""
+def test_ensemble_members_are_trained_independently(two, tmp_path):
+    """The first member equals the network of a run without an ensemble, the second differs; the log names each."""
     workdir, config, _ = two
     names = sorted(p.parent.name for p in workdir.glob("checkpoints/train/*/best"))
     assert names == ["fold0", "fold0.1"]
@@ -37,7 +37,7 @@ def test_each_network_is_a_run_of_its_own(two, tmp_path):
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (mine, other)), strict=True))
 
 
-def test_the_fold_is_tested_by_the_mean_of_its_networks(two, tmp_path):
+def test_a_folds_predictions_are_the_mean_of_its_members(two, tmp_path):
     workdir, config, dataset = two
     evaluate.of_run(config, workdir, dataset, out=tmp_path)
     found = tables.read_predictions(tmp_path / "predictions.csv")
@@ -54,26 +54,26 @@ def test_the_fold_is_tested_by_the_mean_of_its_networks(two, tmp_path):
 
 
 def splits_of(two, **changes):
-    """The rows of training, validation and test of each network of the fold, where the split is changed so."""
+    """Returns the split (train, valid, test) of each of the fold's networks, with `changes` to the split's settings."""
     _, config, dataset = two
     config = config.copy_and_resolve_references()
     config.split.update(changes)
     return [splits.member_split(config, dataset.samples, member, 1) for member in runs.members(config, 0)]
 
 
-def test_the_few_specimens_are_the_same_for_all(two):
+def test_members_share_the_few_training_specimens(two):
     (first, *_), (second, *_) = splits_of(two, few=3)
     np.testing.assert_array_equal(first, second)
 
 
-def test_where_validation_is_the_test_it_is_the_same_for_all(two):
+def test_members_share_the_validation_set_if_there_is_no_test_set(two):
     (_, first, _), (_, second, _) = splits_of(two, folds=1)
     np.testing.assert_array_equal(first, second)
     with pytest.raises(ValueError, match=r"folds=1: the versions"):
         splits_of(two, folds=1, by="random")
 
 
-def test_a_network_starts_from_its_like_or_the_first_of_its_fold_or_of_the_first_fold(tmp_path):
+def test_start_is_the_same_member_else_the_first_of_its_or_the_lowest_fold(tmp_path):
     folder = tmp_path / "checkpoints" / "train"
     for name in ("fold0", "fold0.1", "fold2", "fold10"):
         (folder / name / "best").mkdir(parents=True)
@@ -86,8 +86,8 @@ def caveats(config, workdir, fold):
     return runs.restore(workdir, "train", [runs.Member(fold)])[1][0]["caveats"]
 
 
-def test_a_network_that_may_have_learnt_from_the_test_images_is_named(two, tmp_path):
-    """The fold of the same number has the same test; another fold's network has learnt from this one's."""
+def test_starting_from_a_network_that_saw_test_images_is_a_caveat(two, tmp_path):
+    """A source of the same fold has the same test images; one of another fold was trained on them."""
     workdir, config, _ = two
     config = config.copy_and_resolve_references()
     config.train.ensemble, config.init_from, config.train.steps, config.split.run = 1, str(workdir), 1, (0, 1)
@@ -95,21 +95,21 @@ def test_a_network_that_may_have_learnt_from_the_test_images_is_named(two, tmp_p
     assert caveats(config, tmp_path / "same", 0) == []
     (caveat,) = caveats(config, tmp_path / "same", 1)
     assert caveat["what"].startswith(f"fold 1: it starts from {workdir}/checkpoints/train/fold0, and ")
-    # And so has the one that starts from that, though the two have the same test.
+    # A network that starts from this one has the caveat, too, although both have the same test images.
     chain = config.copy_and_resolve_references()
     chain.init_from, chain.split.run, chain.stages = str(tmp_path / "same"), (1,), ("train", "again")
     train.train(chain, tmp_path / "chain")
     assert caveats(chain, tmp_path / "chain", 1)[0]["what"].startswith(f"fold 1: it starts from {tmp_path}/same/")
     (_,), (note,) = runs.restore(tmp_path / "chain", "again", [runs.Member(1)])
-    assert len(note["caveats"]) == 1  # of the stage that is scored, too
-    # Versions of a photograph may train and validate: no harm is done where both do again.
+    assert len(note["caveats"]) == 1  # also in the last stage, which is scored
+    # A random split trains and validates on versions of the same photographs: doing so again is no caveat.
     drawn = config.copy_and_resolve_references()
     drawn.augment, drawn.channels, drawn.split.by, drawn.init_from = {"name": "paper_x7"}, 1, "random", ""
     train.train(drawn, tmp_path / "versions")
     drawn.init_from = str(tmp_path / "versions")
     train.train(drawn, tmp_path / "again")
     assert caveats(drawn, tmp_path / "again", 0) == []
-    config.split.run, config.data.count = (0,), 12  # of which the folds are others
+    config.split.run, config.data.count = (0,), 12  # 12 images make other folds
     train.train(config, tmp_path / "more")
     assert len(caveats(config, tmp_path / "more", 0)) == 1
     config.split.run, config.data.count = (0, 1), 10
@@ -118,6 +118,6 @@ def test_a_network_that_may_have_learnt_from_the_test_images_is_named(two, tmp_p
     assert caveats(config, tmp_path / "other", 1) == []
 
 
-def test_no_two_networks_of_a_run_have_the_same_random_numbers():
+def test_all_networks_of_a_run_have_distinct_seeds():
     seeds = [runs.Member(fold, number).seed for fold in range(20) for number in range(20)]
     assert len(set(seeds)) == 400 and seeds[::20] == list(range(20))

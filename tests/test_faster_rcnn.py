@@ -23,8 +23,10 @@ def build(**options):
 
 
 def made_up(seed=0, class_agnostic=True):
-    """Random outputs of two images and targets: none in the second; three in the first, of which the frame's corner cuts
-    the second so that less than half of it is left, and of the third the centre lies beyond it."""
+    """Returns random outputs for two images, and targets: three objects in the first image, none in the second.
+
+    Of the three, the frame's corner cuts the second to less than half its area, and the third's centre lies outside.
+    """
     rng = np.random.default_rng(seed)
     grid = SIZE[0] // STRIDE, SIZE[1] // STRIDE
     proposals = np.zeros((2, 6, 4), np.float32)
@@ -59,7 +61,7 @@ def smooth_l1(x):
 
 
 def mean_of_draws(labels, values, count, share):
-    """The mean over the expected draw: at most count * share positives, negatives for the rest."""
+    """The expected mean of a random sample: at most count * share positives, negatives for the rest."""
     positive, negative = ([v for v, label in zip(values, labels, strict=True) if label == kind] for kind in (1, 0))
     p = min(len(positive), int(count * share))
     n = min(len(negative), count - p)
@@ -67,7 +69,7 @@ def mean_of_draws(labels, values, count, share):
 
 
 @pytest.mark.parametrize("class_agnostic", [True, False])
-def test_the_loss_against_loops(class_agnostic):
+def test_the_loss_matches_loops(class_agnostic):
     options = {"anchor_samples": 12, "proposal_samples": 4, "alpha": 2.0, "class_agnostic": class_agnostic}
     outputs, (boxes, labels, real) = made_up(class_agnostic=class_agnostic)
     expected = {"rpn": 0.0, "detector": 0.0}
@@ -100,7 +102,7 @@ def test_the_loss_against_loops(class_agnostic):
         assert 1 in kinds or not truth
         expected["rpn"] += mean_of_draws(kinds, values, 12, 0.5)
         kinds, values = [], []
-        for k, proposal in enumerate(outputs.proposals[n][:5]):  # the sixth is none
+        for k, proposal in enumerate(outputs.proposals[n][:5]):  # the sixth is padding
             tops = [overlap(proposal, box) for box, _ in truth]
             kind = int(bool(truth) and max(tops) >= 0.5)
             box, label = truth[int(np.argmax(tops))] if kind else (None, -1)
@@ -122,8 +124,8 @@ def test_the_loss_against_loops(class_agnostic):
     assert half < expected["joint"]
 
 
-def test_weights_are_the_mean_of_random_draws():
-    """Up to a share of positives, and negatives for what is left: a draw without repetition, made 1,000 times."""
+def test_sampling_weights_match_random_draws():
+    """1,000 draws without replacement, each of positives up to their share, and of negatives for the rest."""
     rng = np.random.default_rng(0)
     for labels, count, share in (
         ([1, 1, 1, 0, 0, 0, 0, -1, 0], 5, 0.4),
@@ -153,7 +155,7 @@ def network_and_grads(phase):
     return variables["params"], jax.jit(jax.grad(loss), compiler_options=QUICK)(variables["params"])
 
 
-def test_each_phase_trains_its_part():
+def test_each_phase_trains_its_own_parts():
     moved = {}
     for phase in faster_rcnn.PHASES:
         _, grads = network_and_grads(phase)
@@ -164,11 +166,11 @@ def test_each_phase_trains_its_part():
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert moved["joint"] == {"body": True, "rpn": True, "roi": True}
     assert moved["rpn"] == {"body": True, "rpn": True, "roi": False}
-    # The proposals are constants: the second stage does not reach the first through their corners.
+    # The proposals are constants: no gradient of the second stage reaches the first through their corners.
     assert moved["detector"] == {"body": True, "rpn": False, "roi": True}
 
 
-def test_the_papers_phases_freeze_what_they_say():
+def test_the_papers_stages_freeze_the_right_parts():
     path = Path(__file__).parent.parent / "configs" / "spines.py"
     config = runpy.run_path(str(path))["get_config"]("faster_rcnn,paper")
     assert runs.stages(config) == ["rpn", "detector", "rpn_again", "detector_again"]
@@ -187,16 +189,16 @@ def test_the_papers_phases_freeze_what_they_say():
     assert list(frozen.values()) == [set(), {"head/rpn"}, {"body", "head/roi"}, {"body", "head/rpn"}]
 
 
-def test_proposals_are_the_best_without_their_doubles():
+def test_proposals_are_the_best_boxes_after_nms():
     boxes = jnp.float32([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [5, 5, 5, 9], [0, 20, 10, 30]])
     scores = jnp.float32([0.5, 0.9, -1.0, 3.0, 0.1])
     found = faster_rcnn.propose(scores, boxes, count=4, candidates=5, overlap=0.7)
     np.testing.assert_array_equal(found, [[1, 0, 11, 10], [0, 20, 10, 30], [20, 0, 30, 10], [0, 0, 0, 0]])
     two = faster_rcnn.propose(scores, boxes, count=4, candidates=2, overlap=0.7)
-    np.testing.assert_array_equal(two[1:], np.zeros((3, 4)))  # its double is the other candidate
+    np.testing.assert_array_equal(two[1:], np.zeros((3, 4)))  # the other candidate is suppressed by the first
 
 
-def test_what_the_second_stage_says_is_decoded():
+def test_second_stage_outputs_are_decoded():
     outputs, _ = made_up()
     proposals = np.zeros_like(outputs.proposals)
     proposals[:, 0] = [4, 4, 14, 14]
@@ -204,7 +206,7 @@ def test_what_the_second_stage_says_is_decoded():
     proposals[:, 2] = [22, 10, 38, 30]
     box = np.array([6.0, 5, 16, 17])
     logits = np.full((2, 6, 3), -9.0, np.float32)
-    logits[:, 0, 2], logits[:, 1, 2], logits[:, 2, 1], logits[:, 3:, 1] = 9, 8, 7, 20  # of the last three none is a box
+    logits[:, 0, 2], logits[:, 1, 2], logits[:, 2, 1], logits[:, 3:, 1] = 9, 8, 7, 20  # the last three are padding
     deltas = np.zeros((2, 6, 1, 4), np.float32)
     deltas[:, 0, 0] = offsets(box, proposals[0, 0])
     deltas[:, 1, 0] = offsets(box, proposals[0, 1])
@@ -215,7 +217,7 @@ def test_what_the_second_stage_says_is_decoded():
     assert (np.asarray(found.scores[0, 2:]) < 1e-3).all()
 
 
-def test_each_class_has_its_own_box_within_the_frame():
+def test_class_specific_boxes_are_clipped_to_the_frame():
     head = build(class_agnostic=False)
     outputs, _ = made_up(class_agnostic=False)
     proposals = np.zeros_like(outputs.proposals)
@@ -231,7 +233,7 @@ def test_each_class_has_its_own_box_within_the_frame():
 
 
 def test_an_anchor_of_a_ratio_has_the_area_of_the_typical_box():
-    # 8 x 18 is the area of a square of 12; four times as high as wide it is 6 x 24.
+    # 8 x 18 has the area of a square with side 12; four times as high as wide, that is 6 x 24.
     spec = {"name": "faster_rcnn", "scales": (1.0,), "ratios": (4.0,)}
     head = heads.build(spec, classes=1, sizes=(8.0, 18.0), size=SIZE)
     np.testing.assert_allclose(head.layer.anchors, [(6, 24)])
@@ -239,14 +241,14 @@ def test_an_anchor_of_a_ratio_has_the_area_of_the_typical_box():
 
 def test_proposals_lie_in_the_frame():
     spec = {"name": "faster_rcnn", "hidden": 4, "pool": 2, "proposals": 20}
-    head = heads.build(spec, classes=1, sizes=(24.0, 24.0), size=SIZE)  # larger than what lies around the outer cells
+    head = heads.build(spec, classes=1, sizes=(24.0, 24.0), size=SIZE)  # anchors of the outer cells cross the border
     features = jax.random.normal(jax.random.key(0), (1, 4, 5, 3))
     outputs, _ = jax.jit(head.layer.init_with_output, compiler_options=QUICK)(jax.random.key(1), features)
     assert (outputs.proposals >= 0).all()
     assert (outputs.proposals <= jnp.array([40, 32, 40, 32])).all()
-    assert (outputs.proposals.max((0, 1))[2:] == jnp.array([40, 32])).all()  # some were cut off there
+    assert (outputs.proposals.max((0, 1))[2:] == jnp.array([40, 32])).all()  # some were clipped there
 
 
-def test_an_unknown_phase_lists_those_there_are():
+def test_an_unknown_phase_lists_the_valid_ones():
     with pytest.raises(ValueError, match="joint, rpn, detector"):
         build(phase="third")

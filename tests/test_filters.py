@@ -9,7 +9,7 @@ from jaxmarks.ops import filters
 
 
 @pytest.mark.parametrize(("mode", "theirs"), [("constant", "constant"), ("edge", "nearest")])
-def test_separable_is_scipys_along_each_axis(mode, theirs):
+def test_separable_matches_scipy_along_each_axis(mode, theirs):
     images = np.random.default_rng(0).normal(size=(2, 9, 7, 3)).astype(np.float32)
     weights = [0.1, 0.2, 0.4, 0.5, -0.3]
     expected = images
@@ -20,7 +20,7 @@ def test_separable_is_scipys_along_each_axis(mode, theirs):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_weights_of_a_gaussian_are_scipys():
+def test_gaussian_weights_match_scipy():
     impulse = np.zeros(11)
     impulse[5] = 1
     expected = ndimage.gaussian_filter1d(impulse, 1.3, radius=5)

@@ -1,4 +1,4 @@
-"""The fish paper's protocol in small: early stopping, missing points of every kind, the variants of the config."""
+"""The fish paper's protocol at small scale: early stopping, landmarks missing in every way, the config's variants."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ get_config = runpy.run_path(str(ROOT / "configs" / "fish.py"))["get_config"]
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Twelve small photographs of one shape and their landmarks."""
+    """Twelve small drawn photographs of one size, and their landmarks."""
     folder = tmp_path_factory.mktemp("fish")
     annotations = []
     for s in range(12):
@@ -36,7 +36,7 @@ def photographs(tmp_path_factory):
 
 
 def small(photographs, tmp_path, hidden, **changes):
-    """A config of two folds on the photographs, the landmarks `hidden` (a slice of 8) nowhere visible."""
+    """A two-fold config on the photographs; the landmarks `hidden` (a slice of the 8) are visible in no image."""
     folder, annotations = photographs
     for a in annotations:
         a.visible[:] = True
@@ -69,7 +69,7 @@ def run(config, tmp_path):
     return summary
 
 
-def test_the_shape_is_that_of_training_images(photographs, tmp_path):
+def test_mean_shape_is_fitted_to_the_training_images(photographs, tmp_path):
     config = small(photographs, tmp_path, slice(0, 0), **{"head.leap": 6.0})
     samples, shown = loading.load(config.data).samples, np.arange(5)
     found = tasks.fitted_facts(config, samples, shown)["shape"]
@@ -85,7 +85,7 @@ def test_the_shape_is_that_of_training_images(photographs, tmp_path):
 
 
 @pytest.mark.parametrize("hidden", [slice(5, 6), slice(0, 8)], ids=["one landmark", "all"])
-def test_landmarks_visible_nowhere_end_without_nan_and_are_named(hidden, photographs, tmp_path, capsys):
+def test_landmarks_visible_nowhere_give_no_nan_and_are_reported(hidden, photographs, tmp_path, capsys):
     summary = run(small(photographs, tmp_path, hidden, **{"split.run": (0,), "head.leap": 6.0}), tmp_path)
     text = (tmp_path / "run" / "summary.json").read_text() + (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "NaN" not in text
@@ -98,7 +98,7 @@ def test_landmarks_visible_nowhere_end_without_nan_and_are_named(hidden, photogr
     assert (summary["mean_distance_px"] is None) == (hidden == slice(0, 8))
 
 
-def test_training_stops_where_validation_does_not_get_better(photographs, tmp_path, capsys):
+def test_training_stops_when_validation_does_not_improve(photographs, tmp_path, capsys):
     changes = {"train.epochs": 30, "train.patience": 3, "train.coarse": 0.0, "split.run": (0,)}
     changes["optimizer.learning_rate"] = 0.0
     run(small(photographs, tmp_path, slice(0, 0), **changes), tmp_path)
@@ -108,8 +108,8 @@ def test_training_stops_where_validation_does_not_get_better(photographs, tmp_pa
     assert f"no lower validation loss since epoch {best}" in capsys.readouterr().out
 
 
-def test_a_training_does_not_wait_within_its_coarse_epochs(photographs, tmp_path):
-    """Neither for its end nor for a lower rate: a rate of 0 makes none better."""
+def test_coarse_epochs_do_not_count_towards_patience(photographs, tmp_path):
+    """Neither for early stopping nor for the plateau schedule. At a rate of 0, no later epoch improves the loss."""
     changes = {"train.epochs": 12, "train.patience": 3, "train.coarse": 0.5, "split.run": (0,), "data.size": (48, 48)}
     changes |= {"optimizer.learning_rate": 0.0, "optimizer.plateau": 2, "optimizer.plateau_factor": 0.5}
     config = small(photographs, tmp_path, slice(0, 0), **changes)
@@ -130,7 +130,7 @@ def test_a_training_does_not_wait_within_its_coarse_epochs(photographs, tmp_path
         ({"train": {"balance": "specimen"}}, "train.balance=specimen"),
     ],
 )
-def test_what_a_later_stage_cannot_have_is_told_before_the_first_is_trained(second, message, photographs, tmp_path):
+def test_invalid_later_stage_is_refused_before_the_first_is_trained(second, message, photographs, tmp_path):
     config = small(photographs, tmp_path, slice(0, 0), **{"data.size": (48, 48), "split.valid": 0.0})
     config.stages, config.stage = ("one", "two"), {"two": second}
     with pytest.raises(ValueError, match=message):
@@ -138,8 +138,8 @@ def test_what_a_later_stage_cannot_have_is_told_before_the_first_is_trained(seco
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_pixels_beside_a_size_have_no_effect_on_a_run_that_has_begun(photographs, tmp_path):
-    """Configs of an earlier version had another number of them."""
+def test_begun_run_accepts_other_pixels_only_if_size_is_set(photographs, tmp_path):
+    """Configs of an earlier version had another default of `data.pixels`."""
     config = small(photographs, tmp_path, slice(0, 0), **{"data.pixels": 49152, "data.pose": "upright"})
     workdir = tmp_path / "run"
     (workdir / "checkpoints").mkdir(parents=True)
@@ -152,40 +152,40 @@ def test_pixels_beside_a_size_have_no_effect_on_a_run_that_has_begun(photographs
         train.fill_in(config, workdir)
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # JAX's, of a rate that is no float32
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # from JAX: the rate exceeds float32
 @pytest.mark.parametrize(
     ("epochs", "what"), [(1, "its parameters are not finite"), (2, "epoch 2: the training loss is nan")]
 )
-def test_a_training_that_diverges_ends_and_saves_no_network(epochs, what, photographs, tmp_path):
+def test_diverged_training_stops_and_saves_no_network(epochs, what, photographs, tmp_path):
     changes = {"train.steps": 0, "train.epochs": epochs, "train.batch_size": 9, "split.run": (0,), "split.valid": 0.0}
     config = small(photographs, tmp_path, slice(0, 0), **changes)
     config.optimizer.learning_rate, config.optimizer.schedule = 1e39, "constant"
     with pytest.raises(FloatingPointError, match=f"train fold 0, {what}; lower --config.optimizer.learning_rate"):
         train.train(config, tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("**/best"))
-    config.optimizer.learning_rate = 1e-3  # as is advised
+    config.optimizer.learning_rate = 1e-3  # as the message advises
     runs.refuse_another(config, tmp_path / "run")
 
 
-def test_a_run_keeps_the_frame_that_follows_its_photographs(photographs, tmp_path):
+def test_run_keeps_the_frame_size_derived_from_its_photographs(photographs, tmp_path):
     assert get_config("own").data.size == () and get_config("own,paper").data.size == (256, 256)
     assert get_config("own").head.leap == 8.0 and get_config("own,paper").head.leap == get_config().head.leap == 0.0
     open_frame = {"data.size": (), "data.pixels": 2048, "train.steps": 1, "split.run": (0,)}
-    for _ in range(2):  # the same command finds the same run
+    for _ in range(2):  # the same command resumes the same run
         config = small(photographs, tmp_path, slice(0, 0), **open_frame)
         train.train(config, tmp_path / "run")
         assert tuple(runs.config_of(tmp_path / "run").data.size) == config.data.size == (48, 64)
 
 
-def test_the_rate_falls_on_a_plateau(photographs, tmp_path):
+def test_learning_rate_drops_on_a_plateau(photographs, tmp_path):
     config = small(photographs, tmp_path, slice(0, 0), **{"train.epochs": 6, "split.run": (0,), "train.coarse": 0.0})
     config.optimizer = {"name": "rmsprop", "learning_rate": 1e-12, "plateau": 2, "plateau_factor": 0.2, "clip": 0.0}
-    config.model.norm = "none"  # without batch statistics the validation loss stands still
+    config.model.norm = "none"  # without batch statistics the validation loss does not change
     run(config, tmp_path)
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     waited, rate, lowest = 0, 1e-12, np.inf
     for epoch in epochs:
-        np.testing.assert_allclose(epoch["learning_rate"], rate, rtol=1e-5)  # that it was trained with
+        np.testing.assert_allclose(epoch["learning_rate"], rate, rtol=1e-5)  # the rate that the epoch was trained with
         waited = 0 if epoch["valid/loss"] < lowest else waited + 1
         lowest = min(lowest, epoch["valid/loss"])
         if waited >= 2:
@@ -193,19 +193,19 @@ def test_the_rate_falls_on_a_plateau(photographs, tmp_path):
     assert rate < 1e-12
 
 
-def test_hit_rates_count_pixels_of_the_networks_frame():
+def test_hit_rates_use_pixels_of_the_networks_frame():
     found = landmarks.Predictions(
         name=np.array(["a", "b"]), fold=np.zeros(2, int), points=np.float64([[[3, 0], [9, 0]], [[9, 0], [41, 0]]]),
         scores=np.ones((2, 2)), true=np.zeros((2, 2, 2)), visible=np.array([[True, True], [True, False]]),
         mm_per_px=np.full(2, np.nan), source_size=np.full((2, 2), 99), delta=np.array([4.0, 10.0]), id=np.full(2, ""),
     )  # fmt: skip
-    # 3/4, 9/4 and 9/10 of a frame's pixel; the fourth is not visible.
+    # Distances of 3/4, 9/4 and 9/10 pixels of the frame; the fourth landmark is not visible.
     rates = landmarks.summarise(found)["hit_rates"]
     np.testing.assert_allclose([rates["1"], rates["2"], rates["3"]], [2 / 3, 2 / 3, 1], rtol=1e-6)
 
 
-def test_deviations_over_folds_are_those_of_each_folds_own_numbers():
-    """Distances 3 and 9 in fold 0, 9 in fold 1, 12 and 1 in fold 2; 50 of an image that is of no fold."""
+def test_std_over_folds_is_that_of_the_folds_metrics():
+    """Distances: 3 and 9 in fold 0, 9 in fold 1, 12 and 1 in fold 2; 50 in an image that belongs to no fold (-1)."""
     at = lambda *x: np.stack([np.float64(x), np.zeros(len(x))], -1)
     found = landmarks.Predictions(
         name=np.array(["a", "b", "c", "d"]), fold=np.array([0, 1, 2, -1]),
@@ -224,7 +224,7 @@ def test_deviations_over_folds_are_those_of_each_folds_own_numbers():
     assert landmarks.summarise(found._replace(fold=np.zeros(4, int)))["std_over_folds_median_px"] is None
 
 
-def test_rates_in_mm_and_in_shares_of_the_landmarks_box():
+def test_sdr_in_mm_and_pck_and_oks_relative_to_the_box():
     true = np.float64([[[0, 0], [100, 25], [9, 9]], [[0, 0], [40, 10], [0, 0]], [[5, 5], [5, 90], [0, 0]]])
     found = landmarks.Predictions(
         name=np.array(["a", "b", "c"]), fold=np.zeros(3, int), points=true + [[[3, 4]], [[0, 1]], [[0, 0]]],
@@ -232,15 +232,15 @@ def test_rates_in_mm_and_in_shares_of_the_landmarks_box():
         mm_per_px=np.array([0.5, np.nan, 1.0]), source_size=np.full((3, 2), 99), delta=np.ones(3), id=np.full(3, ""),
     )  # fmt: skip
     summary = landmarks.summarise(found)
-    # 2.5, 2.5 and 0, 0 mm; the second image has no scale.
+    # Errors of 2.5, 2.5, 0 and 0 mm; the second image has no scale.
     assert summary["sdr_mm"] == {"2": 0.5, "2.5": 1.0, "3": 1.0, "4": 1.0}
-    # 5 of 100 and 1 of 40 px; the landmarks of the third lie on a line, which has no size.
+    # Errors of 5 of 100 px and 1 of 40 px; the third image's landmarks lie on a line, so that their box has no area.
     assert summary["pck"] == {"0.01": 0.0, "0.02": 0.0, "0.05": 1.0, "0.1": 1.0, "0.2": 1.0}
     similar = np.exp(-np.array([5**2 / 50**2, 1 / 20**2]) / (2 * 0.05**2))
     np.testing.assert_allclose(summary["oks"], similar.mean(), rtol=1e-5)
-    # The second, 0.61, is right at 0.5, 0.55 and 0.6, half of what is found up to then: 1/2 at the recalls 0, ... 0.5.
+    # The second image (OKS 0.61) counts at 0.5, 0.55 and 0.6, ranked after a miss: precision 1/2 at recalls 0 to 0.5.
     np.testing.assert_allclose(summary["map_oks"], 3 / 10 * 51 / 101 / 2, rtol=1e-5)
-    # Scores that are all alike rank nothing.
+    # Equal scores give no ranking.
     assert landmarks.summarise(found._replace(scores=np.ones((3, 3))))["map_oks"] is None
     unscaled = landmarks.summarise(found._replace(mm_per_px=np.full(3, np.nan), true=true[:, :1].repeat(3, 1)))
     assert (unscaled["sdr_mm"], unscaled["oks"], unscaled["map_oks"]) == (None, None, None)
@@ -254,11 +254,11 @@ CELLS = [f"{size},net={net},target={target}" for size in ("paper", "reduced", "o
 
 @functools.cache
 def shapes(network, size, channels):
-    """Of the variables and the outputs; the cells of two targets have one network."""
+    """Shapes of the variables and the outputs; cached, since cells of different heatmap targets share a network."""
     return jax.eval_shape(network.init_with_output, jax.random.key(0), jnp.zeros((1, *size, channels)))[::-1]
 
 
-def test_imagenets_weights_are_for_a_network_that_takes_them():
+def test_imagenet_weights_need_a_network_that_supports_them():
     config = get_config("paper,net=resnet50,imagenet")
     assert config.weights == "imagenet" and not get_config("paper,net=resnet50").weights
     tasks.check(config)
@@ -270,10 +270,10 @@ def test_imagenets_weights_are_for_a_network_that_takes_them():
 
 
 @pytest.mark.parametrize("text", CELLS)
-def test_every_cell_of_the_papers_tables_is_a_network(text):
-    """Shapes alone; at the paper's size its parameter counts, for 25 landmarks."""
+def test_every_cell_of_the_papers_tables_can_be_built(text):
+    """Checks only shapes, for 25 landmarks; at the paper's size also its parameter counts."""
     config = get_config(text)
-    config.data.size = config.data.size or (208, 240)  # as photographs may have it
+    config.data.size = config.data.size or (208, 240)  # as it may follow from photographs
     network, task = tasks.build(config, {"landmarks": 25})
     variables, outputs = shapes(network, tuple(config.data.size), config.channels)
     points, scores = jax.eval_shape(task.head.decode, outputs)
@@ -287,12 +287,12 @@ def test_every_cell_of_the_papers_tables_is_a_network(text):
             assert outputs.shape == (1, 256, 256, 25)  # heatmaps of the input's size
 
 
-def test_direct_regression_goes_with_the_papers_two_encoders():
+def test_direct_regression_needs_unet_or_resnet50():
     with pytest.raises(ValueError, match="net=unet and net=resnet50"):
         get_config("net=hrnet,target=direct")
 
 
-def test_the_papers_settings():
+def test_paper_config_has_the_papers_settings():
     config = configs.stage(get_config("paper,target=exponential"), "train")
     assert (config.head.sigma, config.head.loss, config.head.decoder) == (3.0, "mse", "argmax")
     assert (config.optimizer.name, config.optimizer.plateau, config.optimizer.plateau_factor) == ("rmsprop", 200, 0.2)
@@ -305,13 +305,13 @@ def test_the_papers_settings():
 @pytest.mark.parametrize(
     "size, coarse", [((288, 384), (192, 256)), ((208, 256), (144, 176)), ((128, 128), (96, 96)), ((32, 48), (32, 32))]
 )
-def test_coarse_frames_have_two_thirds_of_the_sides_to_the_next_multiple_of_16(size, coarse):
+def test_coarse_frame_sides_are_two_thirds_rounded_up_to_multiples_of_16(size, coarse):
     config = get_config()
     config.data.size, config.train.coarse = size, 0.5
     assert tasks.sizes(config) == [coarse, size]
 
 
-def test_the_first_steps_show_coarse_frames(photographs, tmp_path, monkeypatch):
+def test_first_steps_use_coarse_frames(photographs, tmp_path, monkeypatch):
     shown, runner = [], train.steps.runner
 
     def spied(*each, **options):
@@ -346,14 +346,14 @@ def test_the_first_steps_show_coarse_frames(photographs, tmp_path, monkeypatch):
         ({"head.name": "softargmax"}, "config.head.decoder: softargmax does not have this option .it has loss"),
     ],
 )
-def test_settings_without_an_effect_are_refused(changes, message, photographs, tmp_path):
+def test_invalid_settings_are_refused(changes, message, photographs, tmp_path):
     with pytest.raises(ValueError, match=message):
         train.train(small(photographs, tmp_path, slice(0, 0), **changes), tmp_path / "run")
     if "baselines" in changes:
         assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_run_of_pretraining_alone_may_start_from_another():
+def test_init_from_replaces_pretraining_unless_it_is_the_only_stage():
     config = get_config("smoke")
     config.update({"stages": ("pretrain",), "init_from": "elsewhere"})
     assert runs.stages(config) == ["pretrain"]
@@ -361,7 +361,7 @@ def test_a_run_of_pretraining_alone_may_start_from_another():
     assert runs.stages(config) == ["train"]
 
 
-def test_landmarks_that_have_names_keep_them(photographs, tmp_path):
+def test_landmark_names_are_kept_and_checked(photographs, tmp_path):
     folder, annotations = photographs
     rows = [f"{a.image},{name},{k},{k}" for a in annotations for k, name in enumerate(("eye", "tail"))]
     (tmp_path / "marks.csv").write_text("image,landmark,x,y\n" + "\n".join(rows))
@@ -386,7 +386,7 @@ def test_landmarks_that_have_names_keep_them(photographs, tmp_path):
         ({"freeze": "bodyy/"}, "freeze='bodyy/' matches no parameter"),
     ],
 )
-def test_slips_of_a_later_stage_are_told_before_the_first_is_trained(slip, message):
+def test_check_trainable_finds_mistakes_in_a_later_stage(slip, message):
     config = get_config("smoke")
     config.stages, config.stage = ("train", "finetune"), {"finetune": slip}
     with pytest.raises(ValueError, match=message):

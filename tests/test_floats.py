@@ -1,4 +1,4 @@
-"""What users of the functions bring: whole numbers, half precision, nothing at all, what is missing, and exact hits."""
+"""What users pass to functions: integers, half precision, empty arrays, missing values, and distances of exactly 0."""
 
 import functools
 
@@ -15,21 +15,21 @@ NARROW = (np.float16, jnp.bfloat16, np.int16, np.uint16, np.int32)
 SUBPIXEL = (decode.local_soft_argmax, decode.dark, decode.quadratic)
 
 
-def test_single_widens_and_keeps():
+def test_at_least_float32_widens_narrow_dtypes_and_keeps_float64():
     assert {at_least_float32(np.ones(2, dtype)).dtype for dtype in NARROW} == {jnp.dtype("float32")}
     with jax.enable_x64(True):
         assert at_least_float32(np.ones(2)).dtype == "float64"
 
 
-def test_root_has_no_gradient_at_zero_and_keeps_what_is_no_number():
+def test_root_has_zero_gradient_at_zero_and_keeps_nan_and_inf():
     squares = jnp.array([0.0, 4.0, jnp.nan, jnp.inf])
     np.testing.assert_array_equal(root(squares), [0, 2, jnp.nan, jnp.inf])
     np.testing.assert_array_equal(jax.vmap(jax.grad(root))(squares[:2]), [0, 0.25])
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-def test_coordinates_of_any_kind_give_the_same_numbers(dtype):
-    """A frame of 300 pixels has an area and squares of distances beyond float16 and int16, and unsigned ones wrap."""
+def test_coordinates_of_any_dtype_give_the_same_results(dtype):
+    """In a frame of 300 pixels, areas and squared distances overflow float16 and int16; unsigned differences wrap."""
     a, b = np.array([[0, 0, 300, 300], [0, 0, 10, 10]]), np.array([[0, 0, 300, 296], [20, 20, 30, 30]])
     x, y = jnp.asarray(a.astype(dtype)), jnp.asarray(b.astype(dtype))
     np.testing.assert_allclose(boxes.iou(x, y), boxes.iou(a.astype(float), b.astype(float)), rtol=1e-6)
@@ -44,7 +44,7 @@ def test_coordinates_of_any_kind_give_the_same_numbers(dtype):
     np.testing.assert_allclose(geometry.normalise(points, (300, 400)), [[-1, -1], [1, 1]])
 
 
-def test_lists_are_arrays():
+def test_lists_are_accepted_as_arrays():
     corners = [[0, 0, 10, 10], [1, 0, 11, 10], [40, 40, 50, 50]]
     _, kept = boxes.nms(corners, [0.9, 0.8, 0.7], limit=3, classes=[0, 0, 0], valid=[True, True, False])
     assert kept.tolist() == [True, False, False]
@@ -52,13 +52,13 @@ def test_lists_are_arrays():
     assert pairs.tolist() == [0, -1, -1]
 
 
-def test_grey_values_of_whole_numbers_are_smoothed():
+def test_bilateral_filter_of_uint8_equals_that_of_float32():
     image = np.random.default_rng(0).integers(0, 256, (9, 9), dtype=np.uint8)
     options = {"sigma_space": 1.0, "sigma_colour": 30.0}
     np.testing.assert_allclose(edges.bilateral(image, **options), edges.bilateral(image.astype(np.float32), **options))
 
 
-def test_scores_of_any_kind_rank_alike():
+def test_scores_of_any_dtype_rank_alike():
     corners = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [1, 1, 11, 11]], np.float32)
     truth, real = corners[:1], np.ones(1, bool)
     for scores in (np.array([0, 200, 100], np.uint8), jnp.array([0.0, 200, 100], jnp.bfloat16)):
@@ -73,7 +73,7 @@ def test_scores_of_any_kind_rank_alike():
         np.testing.assert_allclose(wide[1], narrow[1])
 
 
-def test_a_score_that_is_no_number_is_no_detection():
+def test_nan_score_is_no_detection():
     corners = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
     scores, valid = np.array([np.nan, 0.5]), np.ones(2, bool)
     assert boxes.pair_detections(corners, scores, valid, corners, valid, iou=0.5).tolist() == [-1, 1]
@@ -84,24 +84,24 @@ def test_a_score_that_is_no_number_is_no_detection():
 
 @pytest.mark.parametrize("decoder", [*SUBPIXEL, decode.argmax, decode.soft_argmax])
 @pytest.mark.parametrize("shape", [(0, 12, 16, 2), (3, 12, 16, 0)])
-def test_no_maps_decode_to_no_points(decoder, shape):
+def test_empty_maps_decode_to_no_points(decoder, shape):
     points, scores = decoder(np.zeros(shape, np.float32))
     assert points.shape == (shape[0], shape[3], 2) and scores.shape == (shape[0], shape[3])
 
 
-def test_nothing_has_a_summary_and_agrees():
+def test_empty_inputs_are_summarised_and_merged():
     found = metrics.summarise(np.zeros((0, 3)))
     assert int(found.pop("count")) == 0 and all(np.isnan(value) for value in found.values())
     agreed = jax.jit(functools.partial(boxes.merge_networks, iou=0.5))(
         np.zeros((2, 0, 4)), np.zeros((2, 0)), np.zeros((2, 0), int)
     )
     assert [part.shape for part in agreed] == [(0, 4), (0,), (0,)]
-    # NumPy's boxes may be closed over.
+    # A jitted function may close over NumPy boxes.
     one = jax.jit(lambda s: boxes.merge_networks(np.ones((1, 2, 4)), s, np.zeros((1, 2), int), iou=0.5))
     assert one(jnp.ones((1, 2)))[1].tolist() == [1, 1]
 
 
-def test_soft_argmax_of_a_map_without_evidence_is_the_middle():
+def test_soft_argmax_of_a_zero_map_is_its_centre():
     points, scores = decode.soft_argmax(jnp.zeros((6, 8, 1)))
     np.testing.assert_allclose(points, [[4, 3]])
     assert scores.tolist() == [0]
@@ -113,7 +113,7 @@ def test_soft_argmax_of_a_map_without_evidence_is_the_middle():
     lambda x: decode.spread(jnp.zeros((4, 4, 2)).at[1, 1].set(x[:, 0]), jnp.full((2, 2), 1.5)).sum(),
     lambda x: calibrate.rotation_vector(calibrate.rotation_of(jnp.append(x[0], 1.0) - 1)).sum(),
 ])  # fmt: skip
-def test_gradients_are_numbers_where_a_distance_is_zero(function):
+def test_gradients_are_finite_where_a_distance_is_zero(function):
     assert jnp.isfinite(jax.grad(function)(jnp.ones((2, 2)))).all()
 
 
@@ -127,7 +127,7 @@ HEADS = [{"name": "heatmap", "loss": name.removeprefix("heatmap_")} for name in
 @pytest.mark.parametrize(
     "spec", [*HEADS, {"name": "softargmax"}, {"name": "direct"}], ids=lambda s: "-".join(s.values())
 )
-def test_a_missing_landmark_may_be_no_number(spec):
+def test_missing_landmark_may_be_nan(spec):
     head = heads.build(spec, size=(32, 48), landmarks=3)
     shape = (1, 3, 2) if spec["name"] == "direct" else (1, 8, 12, 3)
     outputs = jax.random.normal(jax.random.key(0), shape)
@@ -150,7 +150,7 @@ OBJECTS = {
 
 
 def of_objects(name):
-    """A head, its outputs for random features, and the function batch's boxes and labels -> loss and gradient."""
+    """A function from a batch's boxes and labels to the head's loss for random features, and its gradient."""
     head = heads.build({"name": name}, size=(32, 48), classes=2, **OBJECTS[name])
     stride = 8 if name == "yolo" else 4
     features = jax.random.normal(jax.random.key(0), (2, 32 // stride, 48 // stride, 5))
@@ -165,7 +165,7 @@ def of_objects(name):
 
 
 @pytest.mark.parametrize("name", OBJECTS)
-def test_what_is_no_object_of_the_frame_is_as_if_it_were_not_there(name):
+def test_padding_and_boxes_outside_the_frame_have_no_effect(name):
     loss = of_objects(name)
     none, one = [2 * [box] for box in ([np.nan] * 4, [12.0, 9, 22, 17])]
     alone = loss(np.array(one)[:, None], np.array([[1], [0]]))
@@ -183,9 +183,9 @@ def test_what_is_no_object_of_the_frame_is_as_if_it_were_not_there(name):
 
 
 @pytest.mark.parametrize("loss", [losses.heatmap_cross_entropy, losses.heatmap_jensen_shannon])
-def test_distributions_bear_half_precision_and_pixels_that_are_left_out(loss):
+def test_distribution_losses_take_half_precision_and_masked_pixels(loss):
     maps = jax.random.normal(jax.random.key(0), (12, 16, 1))
-    for points in ([[5.0, 4.0]], [[500.0, 4.0]]):  # and one that is drawn off the map
+    for points in ([[5.0, 4.0]], [[500.0, 4.0]]):  # and one whose target lies off the map
         target = heatmaps.gaussian(jnp.array(points), (12, 16), 1.5)
         half = jax.value_and_grad(lambda m, t=target: loss(m, t.astype(jnp.float16)).sum())(maps.astype(jnp.float16))
         assert all(jnp.isfinite(part).all() for part in half)
@@ -195,7 +195,7 @@ def test_distributions_bear_half_precision_and_pixels_that_are_left_out(loss):
     assert jnp.isfinite(grad).all() and not grad[-1].any()
 
 
-def test_a_landmark_that_was_not_found_has_no_residual():
+def test_landmark_that_was_not_found_has_no_residual():
     shares = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
     template = calibrate.Template(jnp.asarray(shares), jnp.array([140.0, 170, 140]))
     points = shares * np.array(template.size) + 7
@@ -206,7 +206,7 @@ def test_a_landmark_that_was_not_found_has_no_residual():
     np.testing.assert_allclose(whole.centre, 7, atol=1e-3)
 
 
-def test_ramps_keep_the_kind_of_their_state():
+def test_optimiser_states_keep_their_dtypes():
     optimiser = optim.ramps(epochs=4, steps_per_epoch=2)
     params = {"w": jnp.ones(3, jnp.bfloat16)}
     state = optimiser.init(params)
@@ -215,7 +215,7 @@ def test_ramps_keep_the_kind_of_their_state():
         updates, state = optimiser.update(params, state, params)
         return state, updates
 
-    jax.lax.scan(step, state, length=3)  # raises where a state changes its kind
+    jax.lax.scan(step, state, length=3)  # raises if the state changes its dtypes
     average, seen = optim.average(0.9), optim.plateau(0.2, 3)
     jax.lax.scan(lambda s, _: (average.update(params, s, params)[1], None), average.init(params), length=2)
     first = seen.init(params)
@@ -223,29 +223,29 @@ def test_ramps_keep_the_kind_of_their_state():
 
 
 @pytest.mark.parametrize(("batches", "accumulated"), [(1, 3), (11, 5), (9, 1), (4, 2)])
-def test_a_step_has_the_value_of_the_epoch_in_which_it_begins(batches, accumulated):
+def test_update_takes_the_value_of_the_epoch_in_which_it_begins(batches, accumulated):
     rate = optim.per_epoch(0, 99, epochs=100, steps_per_epoch=batches, accumulate=accumulated)
     steps = np.arange(100 * batches // accumulated)
     np.testing.assert_allclose(jax.vmap(rate)(steps), np.minimum(steps * accumulated // batches, 99), rtol=1e-6)
 
 
-def test_a_step_late_in_a_long_run_is_in_its_epoch():
+def test_per_epoch_does_not_overflow_late_in_a_long_run():
     rate = optim.per_epoch(0, 9999, epochs=10_000, steps_per_epoch=300_001, accumulate=3000)
     steps = np.array([100, 101, 800_000, 900_000, 2_000_000])
     np.testing.assert_array_equal(jax.vmap(rate)(steps), [0, 1, 7999, 8999, 9999])
 
 
-def test_an_infinite_distance_is_the_largest():
+def test_infinite_distance_is_the_largest():
     found = metrics.summarise(jnp.array([1.0, 2, 3, jnp.inf]))
     assert found["max"] == found["p95"] == jnp.inf and found["median"] == 2.5
     assert metrics.summarise(jnp.array([1.0, jnp.inf, jnp.inf]))["median"] == jnp.inf
 
 
-def test_means_of_half_precision_do_not_overflow():
+def test_means_in_half_precision_do_not_overflow():
     np.testing.assert_array_equal(metrics.per_landmark(jnp.full((200, 2), 500.0, jnp.float16)), [500, 500])
 
 
-def test_soft_suppression_has_a_gradient_by_the_boxes():
+def test_soft_nms_has_a_gradient_for_the_boxes():
     corners = jnp.array([[0.0, 0, 10, 10], [1, 1, 11, 11], [30, 30, 40, 40]])
     scores = jnp.array([0.9, 0.8, 0.7])
     for method in ("gaussian", "linear"):
@@ -254,21 +254,21 @@ def test_soft_suppression_has_a_gradient_by_the_boxes():
         assert jnp.isfinite(gradient).all() and gradient[1].any()
 
 
-def test_regions_of_half_precision_are_those_of_their_boxes():
+def test_roi_align_computes_with_bfloat16_boxes_in_float32():
     features = jax.random.uniform(jax.random.key(0), (40, 40, 1))
     half = jnp.array([[10.5, 3, 33, 25.5]], jnp.bfloat16)
     whole = boxes.roi_align(features, half.astype(jnp.float32))
     np.testing.assert_array_equal(boxes.roi_align(features, half), whole)
 
 
-def test_a_frame_is_inverted_as_it_comes():
+def test_frame_map_can_be_inverted_and_composed():
     map = geometry.frame((10, 20), (8, 8), "pad")
     there = geometry.affine(map, [[3.0, 4.0]])
     np.testing.assert_allclose(geometry.affine(geometry.invert(map), there), [[3, 4]], atol=1e-6)
     np.testing.assert_allclose(geometry.compose(geometry.invert(map), map), [[1, 0, 0], [0, 1, 0]], atol=1e-6)
 
 
-def test_double_precision_beside_single():
+def test_float32_inputs_stay_float32_in_x64_mode():
     shares = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
     size = np.array([140.0, 170, 140])
     with jax.enable_x64(True):
@@ -286,12 +286,12 @@ def test_double_precision_beside_single():
     np.testing.assert_array_equal(anchors, boxes.kmeans_anchors(corners[:, 2:], jax.random.key(0), count=2)[0])
 
 
-def test_images_of_other_whole_numbers_are_refused():
+def test_uint16_images_are_refused():
     with pytest.raises(ValueError, match="uint16"):
         augment.plain({"images": np.zeros((1, 4, 4, 3), np.uint16)}, channels=3)
 
 
-def test_augmented_images_are_float32_whatever_the_precision():
+def test_augmented_images_are_float32_in_x64_mode():
     spec = {"name": "modern", "elastic": 1.0, "blur": 0.5, "cutout": 0.1, "quarter_turns": True}
     batch = {
         "images": np.zeros((2, 16, 16, 3), np.uint8),
@@ -307,7 +307,7 @@ def test_augmented_images_are_float32_whatever_the_precision():
     }
 
 
-def test_coordinates_and_images_of_half_precision_are_computed_with_in_single():
+def test_half_precision_inputs_are_computed_in_float32():
     half = lambda values: jnp.asarray(values, jnp.bfloat16)
     ramp = jnp.broadcast_to(jnp.arange(400.0)[None, None, :, None], (1, 2, 400, 1))
     at = half([[[300.0, 1.0]]])
@@ -322,8 +322,8 @@ def test_coordinates_and_images_of_half_precision_are_computed_with_in_single():
     np.testing.assert_array_equal(found, due)
 
 
-def test_flags_of_coco_count_as_visible_once():
-    """0 is missing, 1 hidden and 2 in sight."""
+def test_coco_visibility_flags_count_once():
+    """COCO: 0 is missing, 1 hidden, 2 visible."""
     batch = {"points": jnp.full((1, 3, 2), 5.0), "visible": jnp.array([[2, 1, 0]])}
     head = heads.build({"name": "direct"}, landmarks=3, size=(8, 8))
     truth = head.targets(batch | {"visible": batch["visible"] > 0})
@@ -332,6 +332,6 @@ def test_flags_of_coco_count_as_visible_once():
     assert head.loss(jnp.zeros((1, 3, 2)), head.targets(batch))[1] == 4  # coordinates
 
 
-def test_no_landmarks_and_plain_tuples():
+def test_shares_of_no_landmarks_and_scale_of_plain_tuples():
     assert metrics.shares(jnp.zeros((5, 0))).shape == (0, 3)
     assert geometry.scale(((2.0, 0.0, 1.0), (0.0, 2.0, 1.0))) == 2

@@ -1,4 +1,4 @@
-"""A folder of photographs becomes Samples: frames, names, image kinds, and everything that can be wrong with them."""
+"""Reading a folder of photographs as Samples: frames, file names, image formats and the problems that are reported."""
 
 import json
 import struct
@@ -31,7 +31,7 @@ def centroid(image):
 
 @pytest.mark.parametrize("fit", ["pad", "stretch"])
 @pytest.mark.parametrize("source", [(90, 200), (200, 90), (240, 320)])
-def test_points_lie_where_their_pixels_lie(fit, source, tmp_path):
+def test_points_stay_on_their_pixels_in_the_frame(fit, source, tmp_path):
     at = (61.3, 47.8)
     Image.fromarray(dot(source, at)).save(tmp_path / "a.png")
     (tmp_path / "a.csv").write_text(f"image,x1,y1\na.png,{at[0]},{at[1]}\n")
@@ -41,7 +41,7 @@ def test_points_lie_where_their_pixels_lie(fit, source, tmp_path):
     np.testing.assert_allclose(samples.source_points[0, 0], at, atol=1e-4)
 
 
-def test_a_large_jpeg_is_decoded_small_and_stays_in_place(tmp_path):
+def test_a_large_jpeg_stays_in_place_in_a_small_frame(tmp_path):
     at = (1603.2, 911.7)
     Image.fromarray(dot((1224, 1632), at, radius=25)).save(tmp_path / "a.jpg", quality=95)
     image, source = folder.framed(tmp_path / "a.jpg", size=(96, 128), channels=3, fit="pad")
@@ -50,7 +50,7 @@ def test_a_large_jpeg_is_decoded_small_and_stays_in_place(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(3073, 4097), (1539, 2051), (779, 1031)])
-def test_a_jpeg_whose_sides_no_reduction_divides_stays_in_place(size, tmp_path):
+def test_reduced_jpegs_of_indivisible_sides_stay_in_place(size, tmp_path):
     """The last column of a reduced decode reaches beyond the photograph, by up to seven of its pixels."""
     at = (0.95 * size[1], 0.95 * size[0])
     Image.fromarray(dot(size, at, radius=size[0] / 40)).save(tmp_path / "a.jpg", quality=95)
@@ -60,13 +60,13 @@ def test_a_jpeg_whose_sides_no_reduction_divides_stays_in_place(size, tmp_path):
         (sx, _, left), (_, sy, top) = samples.to_source[0]
         for image in (samples.images[0], trained):
             found = centroid(np.where(image > 220, 240, image)) * (sx, sy) + (left, top)
-            np.testing.assert_allclose(found, at, atol=0.05 * sx)  # pixels of the frame
+            np.testing.assert_allclose(found, at, atol=0.05 * sx)  # 0.05 pixels of the frame
         share = np.array(size[::-1]) / drawn.shape[1::-1]
         np.testing.assert_allclose(centroid(np.where(drawn > 220, 240, drawn)) * share, at, atol=0.05 * sx)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16", "LA"])
-def test_image_kinds_become_rgb(mode, tmp_path):
+def test_image_modes_become_rgb(mode, tmp_path):
     grey = np.linspace(0, 255, 64).reshape(8, 8).astype(np.uint8)
     if mode == "I;16":
         image = Image.fromarray(grey.astype(np.uint16) * 200 + 7)
@@ -80,8 +80,8 @@ def test_image_kinds_become_rgb(mode, tmp_path):
         np.testing.assert_allclose(found[..., 0].astype(int), grey, atol=3)
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # of a file that is cut off
-def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # from the truncated file
+def test_16_bit_colours_are_stretched_and_losses_reported(tmp_path):
     rng = np.random.default_rng(0)
     deep = rng.integers(0, 4096, (40, 50, 3), dtype=np.uint16)  # 12 bits
     tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb")
@@ -120,10 +120,10 @@ def test_colours_of_16_bits_are_stretched_and_what_is_lost_is_named(tmp_path):
     assert {p["image"] for p in problems} == {"stack.tif", "deep.png"}
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "cut.tif").write_bytes((tmp_path / "stack.tif").read_bytes()[:-40])
-    photographs.not_decoded(tmp_path / "none" / "cut.tif")  # whatever it says, it does not raise
+    photographs.not_decoded(tmp_path / "none" / "cut.tif")  # must not raise, whatever it returns
 
 
-def test_scans_beyond_pillows_limit_are_named(tmp_path, monkeypatch):
+def test_scans_beyond_pillows_limit_are_refused(tmp_path, monkeypatch):
     Image.new("L", (2100, 1000)).save(tmp_path / "scan.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     with pytest.raises(OSError, match="more than 2 megapixels: scale it down, and its annotations with it"):
@@ -131,7 +131,7 @@ def test_scans_beyond_pillows_limit_are_named(tmp_path, monkeypatch):
 
 
 def png_of(values):
-    """A PNG of 16 bits a colour, (H, W, 3) uint16, which Pillow does not write."""
+    """Encodes colours (H, W, 3) uint16 as a 16-bit PNG, which Pillow cannot write."""
     height, width, _ = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -155,15 +155,15 @@ def test_a_few_saturated_or_missing_pixels_do_not_make_an_image_black(tmp_path):
         photographs.decode(tmp_path / "none.tif")
 
 
-def test_hidden_files_are_nobodys_and_umlauts_are_one_letter(tmp_path):
+def test_hidden_files_are_skipped_and_umlauts_are_normalised(tmp_path):
     (tmp_path / ".hidden").mkdir()
-    for name in (".hidden/b.jpg", "Flu\u0308gel.jpg", "._Flu\u0308gel.jpg", ".DS_Store"):  # as a Mac writes them
+    for name in (".hidden/b.jpg", "Flu\u0308gel.jpg", "._Flu\u0308gel.jpg", ".DS_Store"):  # as macOS writes them
         Image.new("RGB", (4, 4)).save(tmp_path / name, format="JPEG")
     assert [p.name for p in photographs.listing(tmp_path)] == ["Flu\u0308gel.jpg"]
     assert photographs.find(tmp_path, "Fl\u00fcgel.jpg").name == "Flu\u0308gel.jpg"
 
 
-def test_marks_of_photographs_that_exif_turns_are_named_where_no_size_tells(tmp_path):
+def test_exif_rotated_photographs_are_reported_if_marks_give_no_size(tmp_path):
     turn = Image.Exif()
     turn[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=turn)
@@ -173,7 +173,7 @@ def test_marks_of_photographs_that_exif_turns_are_named_where_no_size_tells(tmp_
     assert [(p["image"], p["what"][:53]) for p in problems] == [
         ("a.jpg", "1 photographs, this one among them, have an EXIF rota")
     ]
-    unmarked: list[dict] = []  # those that are to be predicted are named, too
+    unmarked: list[dict] = []  # those without annotations are reported, too
     assert len(list(folder.batches(tmp_path, size=(16, 16), problems=unmarked))) == 1
     assert [(p["image"], p["what"][:53]) for p in unmarked] == [
         ("a.jpg", "1 photographs, this one among them, have an EXIF rota")
@@ -182,7 +182,7 @@ def test_marks_of_photographs_that_exif_turns_are_named_where_no_size_tells(tmp_
         next(folder.batches(tmp_path / "a.jpg", size=(16, 16), problems=[]))
 
 
-def test_photographs_turned_within_their_sides_are_named_though_their_size_is_told(tmp_path):
+def test_ambiguous_exif_rotations_are_reported_though_marks_give_a_size(tmp_path):
     for name, turn, size in (("a", 3, (4, 6)), ("b", 6, (5, 5)), ("c", 6, (4, 6)), ("d", 1, (4, 6))):
         exif = Image.Exif()
         exif[photographs.ORIENTATION] = turn
@@ -202,7 +202,7 @@ def test_photographs_turned_within_their_sides_are_named_though_their_size_is_to
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_a_tiff_is_turned_alike_with_8_and_with_16_bits_and_named(turn, tmp_path):
+def test_8_and_16_bit_tiffs_are_rotated_alike_and_reported(turn, tmp_path):
     values = np.zeros((20, 30, 3), np.uint8)
     values[2:6, 20:24] = 255
     for name, image in (("a.tif", values), ("b.tif", values.astype(np.uint16) * 257)):
@@ -214,7 +214,7 @@ def test_a_tiff_is_turned_alike_with_8_and_with_16_bits_and_named(turn, tmp_path
     assert plain.shape[:2] == photographs.image_size(tmp_path / "a.tif") == photographs.image_size(tmp_path / "b.tif")
 
 
-def test_a_photograph_with_damaged_exif_or_pixels_ends_nothing(tmp_path):
+def test_damaged_exif_or_pixels_do_not_stop_loading(tmp_path):
     rng = np.random.default_rng(0)
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=b"Exif\0\0no header of a TIFF" + bytes(20))
     tifffile.imwrite(
@@ -236,7 +236,7 @@ def test_a_photograph_with_damaged_exif_or_pixels_ends_nothing(tmp_path):
     assert [p["image"] for p in problems] == ["b.tif"]
 
 
-def test_formats_that_are_not_read_are_named(tmp_path):
+def test_unsupported_formats_are_reported(tmp_path):
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jfif", format="JPEG")
     for name in ("b.HEIC", "c.nef"):
         (tmp_path / name).write_bytes(b"x")
@@ -251,24 +251,24 @@ def test_formats_that_are_not_read_are_named(tmp_path):
         folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
 
 
-def test_copies_of_a_photograph_by_roboflow_are_of_one_specimen():
+def test_roboflow_copies_of_a_photograph_share_a_group():
     names = ["x/beetle_1_jpg.rf.0a1b2c.jpg", "x/beetle_1_JPG.rf.ffff.jpg", "x/beetle_2_png.rf.0a.jpg", "x/beetle_1.jpg"]
     assert [folder.group_of(name, {}, "") for name in names] == ["x/beetle_1", "x/beetle_1", "x/beetle_2", names[3]]
     assert folder.group_of(names[0], {names[0]: "told"}, "") == "told"
 
 
-def test_names_are_found_as_people_write_them(tmp_path):
+def test_names_match_in_any_case_path_or_extension(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("A.JPG", "b.png", "sub/c.tif"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     for name, expected in (("a.jpg", "A.JPG"), ("C:\\x\\b.png", "b.png"), ("b.tif", "b.png"), ("c", "sub/c.tif")):
         assert photographs.find(tmp_path, name) == tmp_path / expected, name
-    for name in ("d.png", "b.2"):  # no ending of an image, so that it is not b.png
+    for name in ("d.png", "b.2"):  # .2 is no image extension, so b.2 is not b.png
         with pytest.raises(OSError, match="no such image"):
             photographs.find(tmp_path, name)
 
 
-def test_folders_behind_links_are_listed_once(tmp_path):
+def test_linked_folders_are_listed_once(tmp_path):
     inside, outside = tmp_path / "photographs", tmp_path / "elsewhere"
     for folder_ in (inside / "s2", outside):
         folder_.mkdir(parents=True)
@@ -280,7 +280,7 @@ def test_folders_behind_links_are_listed_once(tmp_path):
     assert photographs.listing(inside) == [inside / "s1" / "a.png", inside / "s2" / "a.png"]
 
 
-def test_a_name_with_folders_is_no_file_of_another_folder(tmp_path):
+def test_a_relative_path_does_not_match_another_subfolder(tmp_path):
     (tmp_path / "s2").mkdir()
     for name in ("s2/a.png", "b.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
@@ -293,7 +293,7 @@ def test_a_name_with_folders_is_no_file_of_another_folder(tmp_path):
 @pytest.mark.parametrize(
     "name", ["site2\\IMG_1.jpg", "C:\\data\\site2\\IMG_1.jpg", "SITE2/IMG_1.jpg", "site2/IMG_1.jpg"]
 )
-def test_a_photograph_beside_the_folder_that_a_name_tells_is_not_taken(name, tmp_path):
+def test_a_photograph_in_the_named_folder_is_preferred(name, tmp_path):
     for place in ("IMG_1.jpg", "site2/IMG_1.jpg"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / place)
@@ -315,7 +315,7 @@ def test_one_photograph_under_several_names_is_one_specimen(tmp_path):
     assert [(a.image, a.points.tolist()) for a in both] == [("a.jpg", [[2, 1]]), ("b.jpg", [[2, 2]])]
 
 
-def test_a_name_that_several_photographs_have_is_not_guessed(tmp_path):
+def test_ambiguous_names_are_not_guessed(tmp_path):
     for side in ("left", "right"):
         (tmp_path / side).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / side / "a.png")
@@ -329,7 +329,7 @@ def test_a_name_that_several_photographs_have_is_not_guessed(tmp_path):
     assert "2 images match this name" in problems[0]["what"]
 
 
-def test_what_is_wrong_is_named_and_the_rest_is_kept(tmp_path):
+def test_problems_are_reported_and_the_rest_is_kept(tmp_path):
     for name in ("a.png", "b.png", "extra.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)
     whole = (tmp_path / "a.png").read_bytes()
@@ -357,12 +357,12 @@ def test_what_is_wrong_is_named_and_the_rest_is_kept(tmp_path):
         ([(30, 120), (300, 300), (3, 12)], 192 * 256, (112, 448)),
         ([(20, 4000)], 192 * 256, (16, 3136)),
         ([], 192 * 256, (192, 256)),
-        ([(256, 256)], 288 * 384, (256, 256)),  # no more than there are
+        ([(256, 256)], 288 * 384, (256, 256)),  # no more pixels than the photographs have
         ([(100, 120)], 288 * 384, (208, 256)),
         ([], 288 * 384, (288, 384)),
     ],
 )
-def test_an_open_frame_has_the_proportions_of_the_photographs(sources, pixels, size, tmp_path):
+def test_an_unset_frame_size_has_the_photographs_proportions(sources, pixels, size, tmp_path):
     for n, source in enumerate([*sources, (8, 8), (8, 8), (8, 8)]):  # three without landmarks
         Image.fromarray(np.zeros(source, np.uint8)).save(tmp_path / f"{n}.png")
     (tmp_path / "broken.png").write_text("no image")
@@ -378,12 +378,12 @@ def test_an_open_frame_has_the_proportions_of_the_photographs(sources, pixels, s
     del data.sets.b.pixels
     fitting.fill_in(data)
     assert data.size == size
-    data.size = (64, 80)  # said is said
+    data.size = (64, 80)  # an explicit size stays
     fitting.fill_in(data)
     assert data.size == (64, 80)
 
 
-def test_groups(tmp_path):
+def test_group_by_captures_the_specimen(tmp_path):
     for name in ("s1_left.png", "s1_right.png", "s2_left.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     rows = "image,x1,y1\ns1_left.png,1,1\ns1_right.png,1,1\ns2_left.png,1,1\n"
@@ -397,11 +397,11 @@ def test_groups(tmp_path):
     (tmp_path / "s").mkdir()
     for name in ("s1_left.png", "s1_right.png", "s2_left.png"):
         (tmp_path / name).rename(tmp_path / "s" / name)
-    assert load(group_by=r"^(s\d)") == [0, 0, 1]  # of the name, wherever the file lies
+    assert load(group_by=r"^(s\d)") == [0, 0, 1]  # in the file name, whatever its folder
     assert load(group_by=r"^(.)/") == [0, 0, 0]
 
 
-def test_nothing_usable_is_an_error_that_names_both_paths(tmp_path):
+def test_folders_without_usable_photographs_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("image,x1,y1\ngone.png,1,2\n")
     with pytest.raises(FormatError, match=r"a\.csv: not one usable photograph in .*no such image"):
         folder.load(tmp_path, tmp_path / "a.csv", size=(4, 4))
@@ -411,7 +411,7 @@ def test_nothing_usable_is_an_error_that_names_both_paths(tmp_path):
         list(folder.batches(tmp_path, size=(4, 4), problems=[]))
 
 
-def test_batches_cover_the_folder_and_name_what_is_broken(tmp_path):
+def test_batches_cover_the_folder_and_report_broken_files(tmp_path):
     for k in range(5):
         Image.new("RGB", (8, 6), (k, 0, 0)).save(tmp_path / f"{k}.png")
     (tmp_path / "2.png").write_bytes(b"broken")
@@ -424,7 +424,7 @@ def test_batches_cover_the_folder_and_name_what_is_broken(tmp_path):
     assert [image.shape for image in found[0][1]] == [(3, 4, 3)] * 4
 
 
-def test_what_runs_ahead_keeps_order_and_bounds_and_raises_where_it_is_taken():
+def test_ahead_keeps_order_and_bound_and_passes_on_errors():
     taken: list[int] = []
 
     def items():
@@ -445,14 +445,14 @@ def test_what_runs_ahead_keeps_order_and_bounds_and_raises_where_it_is_taken():
     assert len(taken) < 20
 
 
-def test_some_annotations_are_no_more_than_asked_for_and_from_all_of_them():
+def test_subsample_is_bounded_and_spread_over_all_annotations():
     for count in (0, 1, 199, 200, 201, 399, 400, 401, 1000):
         found = photographs.subsample(list(range(count)))
         assert len(found) <= 200 and len(found) >= min(count, 100)
         assert not count or (found[0] == 0 and found[-1] >= count - max(1, count / 100))
 
 
-def test_a_path_through_folders_above_is_of_another_place(tmp_path):
+def test_paths_with_parent_folders_match_by_file_name(tmp_path):
     (tmp_path / "s2").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "s2" / "a.png")
     assert photographs.find(tmp_path, "../x/a.png") == tmp_path / "s2" / "a.png"

@@ -1,4 +1,4 @@
-"""Landmark files: what is written reads back the same, what tpsDig and people write is read, what is broken is named."""
+"""Landmark files: round trips, variants that programs and people write, and errors that name the faulty place."""
 
 import contextlib
 import csv
@@ -59,7 +59,7 @@ def same(a, b):
 
 @settings(deadline=None)
 @given(st.lists(specimens(), min_size=1, max_size=3), st.sampled_from(["\n", "\r\n", "\r"]))
-def test_tps_written_and_read_is_identical(records, newline):
+def test_tps_round_trip_is_exact(records, newline):
     read = tps.loads(tps.dumps(records).replace("\n", newline))
     assert len(read) == len(records)
     for mine, theirs in zip(records, read, strict=True):
@@ -67,7 +67,7 @@ def test_tps_written_and_read_is_identical(records, newline):
 
 
 @pytest.mark.parametrize("column", ["group", "specimen", "Individual"])
-def test_specimens_of_a_csv_have_several_names(tmp_path, column):
+def test_csv_group_column_has_synonyms(tmp_path, column):
     (tmp_path / "marks.csv").write_text(f"file,{column},x1,y1\na.png,7,1,2\nb.png,7,3,4\n")
     found = formats.read(tmp_path / "marks.csv")
     assert [(a.image, a.group) for a in found] == [("a.png", "7"), ("b.png", "7")]
@@ -78,7 +78,7 @@ def test_specimens_of_a_csv_have_several_names(tmp_path, column):
     st.lists(st.tuples(st.integers(0, 10**13), st.integers(0, 10**13)), min_size=1, max_size=4),
 )
 def test_y_up_to_y_down_and_back_is_exact(height, digits):
-    # Every coordinate of up to nine decimals.
+    # Coordinates with up to nine decimals.
     points = np.array([[float(f"{x}e-9"), float(f"{y}e-9")] for x, y in digits])
     record = tps.Specimen(points, np.ones(len(points), bool), image="a.png")
     (annotation,) = tps.to_annotations([record], [height])
@@ -88,7 +88,7 @@ def test_y_up_to_y_down_and_back_is_exact(height, digits):
     assert tps.dumps([back]) == tps.dumps([record])
 
 
-def test_tps_as_programs_and_people_write_it():
+def test_tps_variants_in_the_wild_are_read():
     (first, second) = tps.loads(
         "\ufefflm = 5\r\n1.5e+02\t2E1\r\n\r\n12,5 33,1\r\nNA NA\r\n-1 -1\r\n7, 8\r\nIMAGE=C:\\pics\\a b.JPG\r\n"
         "id = 7\r\nSCALE=0,0125\r\nCOMMENT=left = right\r\nCURVES=1\r\nPOINTS=2\r\n1 2\r\n3 4\r\nVARIABLES=a=1\r\n"
@@ -102,12 +102,12 @@ def test_tps_as_programs_and_people_write_it():
     np.testing.assert_array_equal(second.depth, [3])
 
 
-def test_a_curve_keeps_its_negative_points_and_names_the_missing():
+def test_curve_points_may_be_negative_and_missing_ones_are_nan():
     (record,) = tps.loads("LM=0\nCURVES=1\nPOINTS=3\n1 2\n-3 -4\nNA NA\n")
     np.testing.assert_array_equal(record.curves[0], [[1, 2], [-3, -4], [np.nan, np.nan]])
 
 
-def test_what_tps_cannot_hold_is_not_written():
+def test_tps_refuses_to_write_what_it_cannot_hold():
     record = tps.Specimen(np.array([[-1.0, 2], [-1, -2]]), np.array([True, True]), image="a.png")
     with pytest.raises(ValueError, match=r"a\.png: landmark 2 at \(-1, -2\)"):
         tps.dumps([record])
@@ -153,7 +153,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_tps_names_file_and_line(name, tmp_path):
+def test_tps_errors_name_file_and_line(name, tmp_path):
     content, line = MALFORMED[name]
     (tmp_path / "bad.tps").write_text(content)
     with pytest.raises(FormatError) as error:
@@ -161,14 +161,14 @@ def test_malformed_tps_names_file_and_line(name, tmp_path):
     assert "bad.tps" in str(error.value) and f"line {line}:" in str(error.value), str(error.value)
 
 
-def test_binary_tps_is_named(tmp_path):
+def test_binary_tps_is_refused(tmp_path):
     (tmp_path / "bad.tps").write_bytes(b"\x89PNG\0\0")
     with pytest.raises(FormatError, match=r"bad\.tps: line 1: binary"):
         tps.read(tmp_path / "bad.tps")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
-def test_encodings(encoding, tmp_path):
+def test_text_encodings_are_detected(encoding, tmp_path):
     (tmp_path / "a.tps").write_bytes("LM=1\n1 2\nCOMMENT=Käfer\n".encode(encoding))
     assert tps.read(tmp_path / "a.tps")[0].comment == "Käfer"
     (tmp_path / "a.csv").write_bytes("image,x1,y1\nKäfer.png,1,2\n".encode(encoding))
@@ -183,7 +183,7 @@ def annotations():
 
 
 @pytest.mark.parametrize("layout", ["wide", "long"])
-def test_csv_written_and_read_is_identical(layout, tmp_path):
+def test_csv_round_trip_is_exact(layout, tmp_path):
     table.write(tmp_path / "a.csv", annotations(), layout=layout)
     for mine, theirs in zip(annotations(), formats.read(tmp_path / "a.csv"), strict=True):
         np.testing.assert_array_equal(mine.points, theirs.points)
@@ -202,7 +202,7 @@ def test_csv_written_and_read_is_identical(layout, tmp_path):
         "image,landmark,x,y\na.png,tip,,\na.png,base,1.5,2\n",
     ],
 )
-def test_csv_layouts(content, tmp_path):
+def test_csv_layouts_and_delimiters_are_recognised(content, tmp_path):
     (tmp_path / "a.csv").write_text(content)
     (found,) = formats.read(tmp_path / "a.csv")
     np.testing.assert_array_equal(found.points, [[1.5, 2], [0, 0]])
@@ -223,7 +223,7 @@ def test_csv_layouts(content, tmp_path):
         ("image,x1,y1,y2\na.png,1,2,3\n", 1, "x2"),
         ("image,x0,y0,x1,y1\na.png,1,2,3,4\n", 1, "x2"),
         ("image,x1,y1\na.png,1,inf\n", 2, "inf"),
-        ('image,x1,y1\na.png,"1,234",2\n', 2, "1,234"),  # thousands or decimals: not to be guessed
+        ('image,x1,y1\na.png,"1,234",2\n', 2, "1,234"),  # thousands separator or decimal comma: ambiguous
         ("image,x1,y1,mm_per_px\na.png,1,2,-0.5\n", 2, "-0.5"),
         ("image,x1,y1,mm_per_px\na.png,1,2,0\n", 2, "a scale mm_per_px of 0"),
         ("image,landmark,x,y\na.png,10001,1,2\n", 2, "landmark 10001"),
@@ -235,14 +235,14 @@ def test_csv_layouts(content, tmp_path):
         ("", 1, "empty"),
     ],
 )
-def test_malformed_csv_names_file_line_and_value(content, line, value, tmp_path):
+def test_csv_errors_name_file_line_and_value(content, line, value, tmp_path):
     (tmp_path / "bad.csv").write_text(content)
     with pytest.raises(FormatError) as error:
         formats.read(tmp_path / "bad.csv")
     assert f"bad.csv: line {line}:" in str(error.value) and value in str(error.value)
 
 
-def test_nan_is_missing_and_named(tmp_path):
+def test_csv_nan_is_missing_and_reported(tmp_path):
     (tmp_path / "a.csv").write_text("image,x1,y1\na.png,nan,2\n")
     problems: list = []
     (found,) = formats.read(tmp_path / "a.csv", problems=problems)
@@ -251,7 +251,7 @@ def test_nan_is_missing_and_named(tmp_path):
         formats.read(tmp_path / "a.csv")
 
 
-def test_a_landmark_with_one_coordinate_is_missing_and_named(tmp_path):
+def test_landmark_with_one_coordinate_is_missing_and_reported(tmp_path):
     (tmp_path / "a.csv").write_text("image,x1,y1,x2,y2\na.png,12,,NA,NA\n")
     problems: list = []
     (found,) = formats.read(tmp_path / "a.csv", problems=problems)
@@ -260,7 +260,7 @@ def test_a_landmark_with_one_coordinate_is_missing_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("labels", [["²", "1a"], ["p10", "p9", "p²"]])
-def test_labels_of_any_script_are_ordered(labels, tmp_path):
+def test_labels_with_superscript_digits_are_read(labels, tmp_path):
     rows = "".join(f"a.png,{label},1,2\n" for label in labels)
     (tmp_path / "a.csv").write_text("image,landmark,x,y\n" + rows, encoding="utf-8")
     shapes = [{"label": label, "points": [[1, 2]]} for label in labels]
@@ -278,7 +278,7 @@ def test_labelme_files_do_not_overwrite_each_other(tmp_path):
     assert sorted((a.points[0, 0], a.image) for a in found) == list(enumerate(names))
 
 
-def test_coco_and_labelme_written_and_read_are_identical(tmp_path):
+def test_coco_and_labelme_round_trips_keep_images_and_points(tmp_path):
     coco.write(tmp_path / "a.json", annotations())
     labelme.write(tmp_path / "labelme", annotations())
     for path in (tmp_path / "a.json", tmp_path / "labelme"):
@@ -323,26 +323,26 @@ def test_coco_and_labelme_written_and_read_are_identical(tmp_path):
         ({"shapes": []}, "no point shape"),
     ],
 )
-def test_malformed_json_names_file_and_entry(document, message, tmp_path):
+def test_json_errors_name_file_and_entry(document, message, tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps(document))
     with pytest.raises(FormatError, match=message) as error:
         formats.read(tmp_path / "bad.json")
     assert "bad.json" in str(error.value)
 
 
-def test_an_integer_without_end_is_named(tmp_path):
+def test_json_with_an_overlong_integer_is_refused(tmp_path):
     (tmp_path / "bad.json").write_text(f'{{"shapes": {"1" * 9_000}}}')
     with pytest.raises(FormatError, match="not valid JSON"):
         formats.read(tmp_path / "bad.json")
 
 
-def test_cut_json_names_the_line(tmp_path):
+def test_truncated_json_error_names_the_line(tmp_path):
     (tmp_path / "bad.json").write_text('{"images": [\n{"id": 1')
     with pytest.raises(FormatError, match=r"bad\.json: line 2"):
         formats.read(tmp_path / "bad.json")
 
 
-def test_labels_are_in_natural_order_and_a_double_label_is_named(tmp_path):
+def test_labels_sort_naturally_and_duplicates_are_reported(tmp_path):
     shapes = [{"label": f"l{k}", "points": [[k, 2]]} for k in (10, 2, 1)] + [{"label": "l2", "points": [[5, 5]]}]
     (tmp_path / "a.json").write_text(json.dumps({"shapes": shapes, "imagePath": "..\\x\\a.png"}))
     problems: list = []
@@ -352,13 +352,14 @@ def test_labels_are_in_natural_order_and_a_double_label_is_named(tmp_path):
     np.testing.assert_array_equal(found.visible, [True, False, True])
 
 
-def test_tps_takes_y_from_the_height_of_its_image(tmp_path):
+def test_tps_y_is_flipped_by_the_image_height(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "Beetle.PNG")
     (tmp_path / "a.tps").write_text("LM=1\n4 10\nIMAGE=D:\\photos\\beetle.png\nSCALE=0.5\n")
     (found,) = formats.read(tmp_path / "a.tps", tmp_path)
     np.testing.assert_array_equal(found.points, [[4, 20]])
     assert (found.image, found.mm_per_px) == ("Beetle.PNG", 0.5)
-    np.testing.assert_array_equal(formats.read(tmp_path / "a.tps")[0].points, [[4, 20]])  # photographs beside the file
+    # By default the photographs are looked for beside the file.
+    np.testing.assert_array_equal(formats.read(tmp_path / "a.tps")[0].points, [[4, 20]])
     (tmp_path / "empty").mkdir()
     with pytest.raises(FormatError, match="no such image"):
         formats.read(tmp_path / "a.tps", tmp_path / "empty")
@@ -366,7 +367,7 @@ def test_tps_takes_y_from_the_height_of_its_image(tmp_path):
     np.testing.assert_array_equal(tps.read(tmp_path / "b.tps")[0].points, [[4, 10]])
 
 
-def test_a_whole_path_may_lead_out_of_the_folder(tmp_path):
+def test_an_absolute_path_may_leave_the_image_folder(tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     (tmp_path / "a.tps").write_text(f"LM=1\n4 10\nIMAGE={tmp_path / 'a.png'}\n")
@@ -376,13 +377,13 @@ def test_a_whole_path_may_lead_out_of_the_folder(tmp_path):
     assert len(samples) == 1 and not problems
 
 
-def test_json_nested_beyond_all_depth_is_named(tmp_path):
+def test_too_deeply_nested_json_is_refused(tmp_path):
     (tmp_path / "bad.json").write_text("[" * 200_000)
     with pytest.raises(FormatError, match=r"bad\.json: line 1"):
         formats.read(tmp_path / "bad.json")
 
 
-def test_what_a_run_can_do_without_is_named(tmp_path):
+def test_recoverable_tps_problems_are_reported(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
     record = "LM=1\n4 10\nIMAGE={}\nID={}\n".format
@@ -397,14 +398,14 @@ def test_what_a_run_can_do_without_is_named(tmp_path):
         assert word in problem["what"]
 
 
-def test_different_landmark_counts_name_both_places(tmp_path):
+def test_landmark_count_error_names_both_records(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     (tmp_path / "a.tps").write_text("LM=1\n4 10\nIMAGE=a.png\nLM=2\n4 10\n5 6\nIMAGE=a.png\n")
     with pytest.raises(FormatError, match=r"line 4.*2 landmarks, but 1 in .*line 1"):
         formats.read(tmp_path / "a.tps", tmp_path)
 
 
-def test_unknown_formats_and_absent_files_are_named(tmp_path):
+def test_unknown_formats_and_missing_files_are_refused(tmp_path):
     (tmp_path / "a.xyz").write_text("")
     with pytest.raises(FormatError, match=r"'\.xyz'.*\.tps"):
         formats.read(tmp_path / "a.xyz")
@@ -412,7 +413,7 @@ def test_unknown_formats_and_absent_files_are_named(tmp_path):
         formats.read(tmp_path / "none.tps")
 
 
-def test_the_real_files_are_read(real_data):
+def test_real_datasets_are_read(real_data):
     wings = formats.read(real_data / "wings" / "wings.tps", real_data / "wings" / "images")
     assert len(wings) == 58 and all(a.visible.all() for a in wings)
     np.testing.assert_array_equal(wings[0].points[0], [290, 480 - 108])
@@ -426,7 +427,7 @@ def test_the_real_files_are_read(real_data):
 
 
 @pytest.mark.parametrize("part", ["elytra", "left_mandible", "right_mandible"])
-def test_beetle_tps_is_what_the_authors_published_y_down(part, real_data):
+def test_beetle_tps_matches_the_published_landmarks_y_down(part, real_data):
     published: dict = {}
     with (real_data / "beetle" / "published_landmarks.csv").open() as file:
         for row in csv.DictReader(file):
@@ -434,33 +435,33 @@ def test_beetle_tps_is_what_the_authors_published_y_down(part, real_data):
                 published.setdefault(int(row["specimen"]), []).append((float(row["x_manual"]), float(row["y_manual"])))
     images = real_data / "beetle" / "images"
     for a in formats.read(real_data / "beetle" / f"{part}.tps", images):
-        scale = 3264 / photographs.image_size(images / a.image)[1]  # published in the original frame
+        scale = 3264 / photographs.image_size(images / a.image)[1]  # published in pixels of the original photographs
         np.testing.assert_allclose(a.points * scale, published[int(a.id)], atol=0.01)
 
 
 def two_annotators(tmp_path, second):
-    """Two wide CSV files of two landmarks in a.png (and the second one's rows)."""
+    """Writes two annotators' wide CSV files of two landmarks, two.csv with the rows `second`; returns both paths."""
     (tmp_path / "one.csv").write_text("image,x1,y1,x2,y2\na.png,10,20,30,40\nb.png,1,2,3,4\n")
     (tmp_path / "two.csv").write_text("image,x1,y1,x2,y2\n" + second)
     return f"{tmp_path}/one.csv,{tmp_path}/two.csv"
 
 
-def test_several_annotators_give_the_mean_of_their_marks(tmp_path):
+def test_marks_of_several_annotators_are_averaged(tmp_path):
     problems = []
     path = two_annotators(tmp_path, "b.png,4,6,NA,NA\na.png,12,20,30,44\n")
     a, b = formats.read(path, problems=problems)
     np.testing.assert_array_equal(a.points, [[11, 20], [30, 42]])
-    np.testing.assert_array_equal(b.points, [[2.5, 4], [3, 4]])  # the second landmark by one of them alone
+    np.testing.assert_array_equal(b.points, [[2.5, 4], [3, 4]])  # only one annotator marked the second landmark
     assert b.visible.all()
     assert [(p["image"], p["what"]) for p in problems] == [
         ("b.png", "landmark 2 is marked by only 1 of 2 annotators: the existing marks are used")
     ]
-    # 2, 4 and 5 px apart
+    # The annotators' marks are 2, 4 and 5 px apart.
     np.testing.assert_allclose(formats.disagreement(path), (2 + 4 + 5) / 3)
     assert formats.disagreement(tmp_path / "one.csv") is None
 
 
-def test_what_one_annotator_says_of_an_image_holds_and_contradictions_are_named(tmp_path):
+def test_annotators_metadata_is_merged_and_conflicts_are_reported(tmp_path):
     (tmp_path / "one.csv").write_text("image,x1,y1,group,mm_per_px\na,1,1,NA,\nb,1,1,s1,0.5\nc,1,1,NA,NA\n")
     (tmp_path / "two.csv").write_text("image,x1,y1,group,mm_per_px\na,3,1,s1,0.5\nb,1,1,s2,0.5\nc,1,1,,\n")
     problems = []
@@ -472,7 +473,7 @@ def test_what_one_annotator_says_of_an_image_holds_and_contradictions_are_named(
     ]
 
 
-def test_a_second_annotator_of_a_few_images_is_one_problem(tmp_path):
+def test_images_that_one_annotator_skipped_are_one_problem(tmp_path):
     rows = "".join(f"{i}.png,1,2,3,4\n" for i in range(30))
     for name, some in (("a.csv", rows), ("b.csv", "3.png,1,2,NA,NA\n")):
         (tmp_path / name).write_text("image,x1,y1,x2,y2\n" + some)
@@ -484,7 +485,7 @@ def test_a_second_annotator_of_a_few_images_is_one_problem(tmp_path):
     ]
 
 
-def test_annotators_who_name_landmarks_otherwise_are_refused(tmp_path):
+def test_annotators_with_other_landmark_names_are_refused(tmp_path):
     for name, labels in (("a.csv", ("nose", "tail")), ("b.csv", ("mouth", "nose"))):
         rows = "".join(f"1.png,{label},{k},2\n" for k, label in enumerate(labels))
         (tmp_path / name).write_text("image,landmark,x,y\n" + rows)
@@ -501,7 +502,7 @@ def test_annotators_who_name_landmarks_otherwise_are_refused(tmp_path):
         formats.read(f"{tmp_path / 'a.json'},{tmp_path / 'b.json'}")
 
 
-def test_names_survive_what_can_hold_them_and_numbers_are_none(tmp_path):
+def test_landmark_names_round_trip_and_numbers_are_not_names(tmp_path):
     named = Annotation("a.png", np.array([[1.0, 2], [3, 4]]), np.ones(2, bool), size=(9, 9), names=("tail", "nose"))
     formats.write(tmp_path / "a.json", [named])
     assert formats.read(tmp_path / "a.json")[0].names == ("tail", "nose")
@@ -517,7 +518,7 @@ def test_names_survive_what_can_hold_them_and_numbers_are_none(tmp_path):
         assert formats.read(both)[0].names == ("tail", "nose")
 
 
-def test_annotators_of_different_landmarks_are_refused(tmp_path):
+def test_annotators_with_unequal_counts_or_repeated_images_are_refused(tmp_path):
     path = two_annotators(tmp_path, "a.png,1,2,3,4\n")
     (tmp_path / "two.csv").write_text("image,x1,y1\na.png,1,2\n")
     with pytest.raises(formats.FormatError, match="must mark the same"):
@@ -532,27 +533,28 @@ def test_a_path_with_a_comma_is_one_file(tmp_path):
     assert len(formats.read(tmp_path / "left,right.csv")) == 1
 
 
-def test_tables_as_programs_write_them(tmp_path):
+def test_csv_quirks_of_programs_are_handled(tmp_path):
     file = tmp_path / "a.csv"
     file.write_bytes("image,x1,y1\nŠkoda 1.jpg,1,2\n".encode("cp1252"))
     assert formats.read(file)[0].image == "Škoda 1.jpg"
-    file.write_text("id,image,landmark,x,y\n1,a.jpg,1,2,3\n2,a.jpg,2,4,5\n")  # numbers of rows
+    file.write_text("id,image,landmark,x,y\n1,a.jpg,1,2,3\n2,a.jpg,2,4,5\n")  # IDs that number the rows are dropped
     assert [(a.id, a.points.tolist()) for a in formats.read(file)] == [("", [[2, 3], [4, 5]])]
-    file.write_text("image,x1,y1,scale\na.jpg,1,2,118.5\n")  # pixels in a millimetre, as likely as not
+    file.write_text("image,x1,y1,scale\na.jpg,1,2,118.5\n")  # ignored: it may be in pixels per mm
     assert np.isnan(formats.read(file)[0].mm_per_px)
     file.write_text("image,x0,y0,x1,y1\na.jpg,1,2,3,4\n")
     with pytest.raises(FormatError, match="no column 'x2', columns are numbered from 1"):
         formats.read(file)
     (tmp_path / "a.tsv").write_text("image\tx1\ty1\na.jpg\t1,5\t2\n")
     assert formats.read(tmp_path / "a.tsv")[0].points.tolist() == [[1.5, 2]]
-    (tmp_path / "a.tsv").write_text("image\tgroup\tx1\ty1\na.jpg\t1.2\t3,5\t4\n")  # a group has no decimals
+    # Only a decimal point in a coordinate excludes decimal commas, not one in the group.
+    (tmp_path / "a.tsv").write_text("image\tgroup\tx1\ty1\na.jpg\t1.2\t3,5\t4\n")
     assert formats.read(tmp_path / "a.tsv")[0].points.tolist() == [[3.5, 4]]
-    (tmp_path / "a.tsv").write_text("image\tx1\ty1\na.jpg\t1,234\t2.5\n")  # a thousand
+    (tmp_path / "a.tsv").write_text("image\tx1\ty1\na.jpg\t1,234\t2.5\n")  # perhaps a thousand
     with pytest.raises(FormatError, match="'1,234' is not a number"):
         formats.read(tmp_path / "a.tsv")
 
 
-def test_coco_says_0_for_a_size_that_it_does_not_know(tmp_path):
+def test_coco_size_0_is_unknown_and_a_folder_of_coco_is_refused(tmp_path):
     Image.new("L", (60, 40)).save(tmp_path / "a.png")
     image = {"id": 1, "file_name": "a.png", "width": 0, "height": 0}
     (tmp_path / "a.json").write_text(
@@ -565,12 +567,12 @@ def test_coco_says_0_for_a_size_that_it_does_not_know(tmp_path):
         formats.read(tmp_path / "marks")
 
 
-# Where photographs say how they are to be turned
+# Photographs with an EXIF orientation
 
 
 @pytest.fixture
 def turned(tmp_path):
-    """JPEGs of 20x30 px, bright around the stored point (22, 4), for each of EXIF's orientations; and the upright points."""
+    """JPEGs of 20x30 px, bright around the stored (22, 4), one per EXIF orientation; and the upright points, sizes."""
     points = {}
     for turn in range(1, 9):
         image = np.zeros((20, 30, 3), np.uint8)
@@ -585,7 +587,7 @@ def turned(tmp_path):
     return tmp_path, points
 
 
-def test_labelme_marks_upright_photographs(turned):
+def test_labelme_points_are_turned_to_stored_pixels(turned):
     images, points = turned
     (images / "marks").mkdir()
     for turn, (x, y, (h, w)) in points.items():
@@ -600,11 +602,11 @@ def test_labelme_marks_upright_photographs(turned):
     assert problems == []
 
 
-def test_a_size_that_is_not_the_photographs_is_a_problem(turned):
+def test_coco_size_gives_the_orientation_and_a_wrong_one_is_reported(turned):
     images, points = turned
     x, y, (h, w) = points[6]
     entry = lambda turn, size: {"id": turn, "file_name": f"{turn}.jpg", "height": size[0], "width": size[1]}
-    # The sixth was seen upright, the first as it is stored; the third's marks are from an image of half the size.
+    # 6.jpg was annotated upright, 1.jpg as stored; the marks on 3.jpg are from an image of half the size.
     document = {
         "images": [entry(6, (h, w)), entry(1, (20, 30)), entry(3, (10, 15))],
         "annotations": [
@@ -621,10 +623,10 @@ def test_a_size_that_is_not_the_photographs_is_a_problem(turned):
     assert [p["what"] for p in problems] == ["annotated at 15x10 pixels, but the photograph has 30x20: left out"]
 
 
-# What is not used, or stands in one place and is missing in another
+# Content that is not used, or that only some records or files have
 
 
-def test_tps_records_without_landmarks_and_curves_are_named(tmp_path):
+def test_empty_tps_records_and_unused_curves_are_reported(tmp_path):
     for name in "ab":
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
     (tmp_path / "a.tps").write_text("LM=1\n1 1\nCURVES=1\nPOINTS=2\n1 1\n2 2\nIMAGE=a.png\nLM=0\nIMAGE=b.png\n")
@@ -674,13 +676,13 @@ IMAGE=d.png
 """
 
 
-def test_points_of_curves_follow_the_landmarks(tmp_path):
+def test_curve_points_follow_the_landmarks(tmp_path):
     for name in "abcd":
         Image.new("RGB", (8, 10)).save(tmp_path / f"{name}.png")
     (tmp_path / "a.tps").write_text(CURVED)
     problems = []
     a, b, c = formats.read(tmp_path / "a.tps", problems=problems, curves=3)
-    # Half the way of 6 + 2 lies on the first side; a curve without a length is one point.
+    # The midpoint of a curve with sides of 6 and 2 px is on the first; all points of a curve of length 0 coincide.
     assert a.points.tolist() == [[1, 9], [0, 10], [4, 10], [6, 8], [4, 6], [4, 6], [4, 6]] and a.visible.all()
     assert [x.visible.tolist() for x in (b, c)] == [[True] + [False] * 6] * 2
     assert (c.points[0] == [3, 7]).all() and not c.points[1:].any()
@@ -694,17 +696,17 @@ def test_points_of_curves_follow_the_landmarks(tmp_path):
     ]
 
 
-def test_curves_alone_are_landmarks_enough_and_a_file_without_any_is_read_as_it_is(tmp_path):
+def test_curves_suffice_and_files_without_curves_stay_as_they_are(tmp_path):
     Image.new("RGB", (8, 10)).save(tmp_path / "a.png")
     (tmp_path / "a.tps").write_text("LM=0\nCURVES=1\nPOINTS=2\n0 0\n4 0\nIMAGE=a.png\n")
     (alone,) = formats.read(tmp_path / "a.tps", curves=5)
     assert alone.points.tolist() == [[x, 10] for x in range(5)]
-    # What is found by a network that learnt curves is such a file.
+    # The predictions of a network trained on curves are such a file.
     formats.write(tmp_path / "b.tps", [alone], {"a.png": 10})
     assert formats.read(tmp_path / "b.tps", curves=5)[0].points.tolist() == alone.points.tolist()
 
 
-def test_curves_that_do_not_agree_are_refused(tmp_path):
+def test_unequal_numbers_of_curves_and_curves_of_1_point_are_refused(tmp_path):
     (tmp_path / "a.tps").write_text(CURVED.replace("CURVES=2\nPOINTS=1\n5 5\n", "CURVES=1\n"))
     with pytest.raises(FormatError, match=r"line 15.* CURVES=1, but CURVES=2 in the record of line 1.*digitise"):
         formats.read(tmp_path / "a.tps", curves=3)
@@ -713,8 +715,8 @@ def test_curves_that_do_not_agree_are_refused(tmp_path):
 
 
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=2, max_size=12), st.integers(2, 30))
-def test_points_of_a_curve_are_equally_far_apart_along_it(corners, count):
-    """Against the length of the curve up to each point, measured corner by corner."""
+def test_resampled_points_are_equally_spaced_along_the_curve(corners, count):
+    """Compares with a loop that walks along the curve from corner to corner and measures its length."""
     curve = np.array(corners)
     points = tps.resample(curve, count)
     sides = np.linalg.norm(np.diff(curve, axis=0), axis=1)
@@ -733,7 +735,7 @@ def test_points_of_a_curve_are_equally_far_apart_along_it(corners, count):
     np.testing.assert_allclose(points, expected, atol=1e-6 * max(total, 1))
 
 
-def test_labelme_in_subfolders_and_a_slip_in_a_label(tmp_path):
+def test_labelme_subfolders_are_read_and_rare_labels_reported(tmp_path):
     (tmp_path / "s").mkdir()
     for n in range(12):
         label = "L1" if n == 3 else "l1 "
@@ -749,7 +751,7 @@ def test_labelme_in_subfolders_and_a_slip_in_a_label(tmp_path):
     }
 
 
-def test_a_slip_in_a_name_is_told_of_a_few_images_in_each_format_with_names(tmp_path):
+def test_rare_landmark_names_are_reported_for_csv_and_dlib_xml(tmp_path):
     names = ["tip", "tip", "tpi", "tip"]
     rows = [f"{n}.png,{name},1,2\n{n}.png,base,3,4" for n, name in enumerate(names)]
     (tmp_path / "a.csv").write_text("\n".join(["image,landmark,x,y", *rows]))
@@ -765,17 +767,18 @@ def test_a_slip_in_a_name_is_told_of_a_few_images_in_each_format_with_names(tmp_
         assert [(p["image"], p["what"]) for p in problems] == [
             ("2.png", "landmark tpi is in only 1 of 4 images: is its name misspelt?")
         ]
-    (tmp_path / "a.csv").write_text("image,landmark,x,y\n0.png,tip,1,2\n1.png,base,1,2\n")  # of two nobody knows
+    # Of two images, neither name can be called rare.
+    (tmp_path / "a.csv").write_text("image,landmark,x,y\n0.png,tip,1,2\n1.png,base,1,2\n")
     assert len(formats.read(tmp_path / "a.csv")) == 2
 
 
-def test_a_table_has_one_number_of_landmarks(tmp_path):
+def test_csv_refuses_unequal_landmark_counts(tmp_path):
     marked = [Annotation(f"{k}.png", np.ones((k, 2)), np.ones(k, bool)) for k in (3, 2)]
     with pytest.raises(ValueError, match=r"2.png has 2 landmarks, but 3.png has 3: read all with the same `curves`"):
         formats.write(tmp_path / "a.csv", marked)
 
 
-def test_what_one_row_of_an_image_says_holds_for_the_image(tmp_path):
+def test_metadata_in_one_row_holds_for_the_whole_image(tmp_path):
     (tmp_path / "a.csv").write_text("image,landmark,x,y,group,mm_per_px\na,1,1,1,,NA\na,2,2,2,g,0.5\n")
     (a,) = formats.read(tmp_path / "a.csv")
     assert (a.group, a.mm_per_px) == ("g", 0.5)
@@ -784,7 +787,7 @@ def test_what_one_row_of_an_image_says_holds_for_the_image(tmp_path):
         formats.read(tmp_path / "a.csv")
 
 
-def test_coco_without_a_group_or_scale_and_with_two_kinds_of_specimen(tmp_path):
+def test_coco_nulls_are_unknown_and_differing_categories_are_refused(tmp_path):
     image = {"id": 1, "file_name": "a.png", "group": None, "mm_per_px": None}
     document = {"images": [image], "annotations": [{"image_id": 1, "category_id": 1, "keypoints": [1, 1, 2]}]}
     path = tmp_path / "a.json"
@@ -804,7 +807,7 @@ def test_coco_without_a_group_or_scale_and_with_two_kinds_of_specimen(tmp_path):
         formats.read(path)
 
 
-def test_missing_groups_are_none_in_every_layout(tmp_path):
+def test_csv_groups_and_ids_of_na_are_empty(tmp_path):
     for text in (
         "image,x1,y1,group,id\na,1,1,NA,na\nb,1,1,s,7\n",
         "image,landmark,x,y,group,id\na,1,1,1,NA,na\nb,1,1,1,s,7\n",
@@ -814,19 +817,19 @@ def test_missing_groups_are_none_in_every_layout(tmp_path):
 
 
 @pytest.mark.parametrize("row", ["10 ,20", "10, 20", "10\t,20", "10,20", "10 20", "10 , 20", "10,0 20,0"])
-def test_commas_between_coordinates(row):
+def test_tps_commas_are_separators_or_decimals(row):
     (found,) = tps.loads(f"LM=1\n{row}\nIMAGE=a.png\n")
     np.testing.assert_array_equal(found.points, [[10, 20]])
 
 
-def test_labelme_names_its_image_from_its_own_folder(tmp_path):
+def test_labelme_image_paths_start_at_the_files_own_folder(tmp_path):
     for number, place in enumerate((".", "s1", "s2")):
         for folder_ in ("photographs", "marks"):
             (tmp_path / folder_ / place).mkdir(parents=True, exist_ok=True)
         Image.new("L", (9, 9), 100 * number).save(tmp_path / "photographs" / place / "dorsal.png")
         for file, path in (
             (tmp_path / "photographs" / place / "dorsal.json", "dorsal.png"),
-            (tmp_path / "marks" / place / "dorsal.json", "dorsal.png"),  # the same place in another folder
+            (tmp_path / "marks" / place / "dorsal.json", "dorsal.png"),  # same relative place in another folder
             (
                 tmp_path / "marks" / place / "far.json",
                 f"{'' if place == '.' else '../'}../photographs/{place}/dorsal.png",
@@ -843,7 +846,7 @@ def test_labelme_names_its_image_from_its_own_folder(tmp_path):
     assert sorted((a.image, a.points[0, 0]) for a in found) == expected
 
 
-def test_labelme_shapes_that_are_no_points_are_named(tmp_path):
+def test_labelme_shapes_other_than_points_are_reported(tmp_path):
     shapes = [{"label": "a", "points": [[1, 1]]}] + 2 * [
         {"label": "b", "points": [[1, 1], [2, 2]], "shape_type": "line"}
     ]
@@ -855,7 +858,7 @@ def test_labelme_shapes_that_are_no_points_are_named(tmp_path):
     ]
 
 
-def test_a_landmark_that_no_image_shows_is_not_written_to_labelme(tmp_path):
+def test_labelme_refuses_a_landmark_that_is_visible_nowhere(tmp_path):
     a = Annotation("a.png", np.ones((3, 2)), np.array([True, False, True]))
     with pytest.raises(ValueError, match="landmark 2 is visible in no image"):
         formats.write(tmp_path / "out", [a])
@@ -874,18 +877,18 @@ def test_a_landmark_that_no_image_shows_is_not_written_to_labelme(tmp_path):
         ({"id": "a\rb"}, "would be read differently"),
     ],
 )
-def test_what_would_read_otherwise_is_not_written_to_tps(changes, message):
+def test_tps_refuses_to_write_invalid_scales_keys_and_texts(changes, message):
     with pytest.raises(ValueError, match=message):
         tps.dumps([tps.Specimen(np.ones((1, 2)), np.ones(1, bool), **changes)])
 
 
-def test_a_curves_point_that_is_half_missing_is_missing():
+def test_curve_points_that_are_not_finite_are_missing():
     curve = np.array([[1.0, 2], [np.nan, 3], [np.inf, 4]])
     (read,) = tps.loads(tps.dumps([tps.Specimen(np.ones((1, 2)), np.ones(1, bool), curves=[curve])]))
     np.testing.assert_array_equal(read.curves[0], [[1, 2], [np.nan] * 2, [np.nan] * 2])
 
 
-def test_what_excel_and_dos_put_about_the_data_is_none_of_it(tmp_path):
+def test_excel_sep_line_and_dos_end_of_file_are_ignored(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"sep=;\r\nimage;x1;y1\r\na.png;1,5;2\r\nb.png;x;3\r\n\x1a")
     with pytest.raises(FormatError, match="line 4: 'x' is not a number"):
         formats.read(tmp_path / "a.csv")
@@ -899,7 +902,7 @@ def test_what_excel_and_dos_put_about_the_data_is_none_of_it(tmp_path):
     assert len(tps.read(tmp_path / "a.tps")) == 1
 
 
-def test_annotators_who_contradict_each_other_are_an_error_where_no_list_takes_it(tmp_path):
+def test_without_a_problems_list_the_first_problem_raises(tmp_path):
     (tmp_path / "a.csv").write_text("image,x1,y1,x2,y2\nA.png,1,2,3,4\n")
     (tmp_path / "b.csv").write_text("image,x1,y1,x2,y2\nA.png,1,2,NA,NA\n")
     both = f"{tmp_path / 'a.csv'},{tmp_path / 'b.csv'}"
@@ -914,12 +917,12 @@ def test_annotators_who_contradict_each_other_are_an_error_where_no_list_takes_i
     assert str(error.value).count("c.csv") == 1
 
 
-def test_a_format_error_goes_from_process_to_process():
+def test_format_errors_can_be_pickled():
     error = pickle.loads(pickle.dumps(FormatError("a.csv", "line 2", "3 cells", "mend it")))
     assert str(error) == "a.csv: line 2: 3 cells; mend it"
 
 
-def test_coco_is_as_its_own_tools_take_it(tmp_path):
+def test_written_coco_is_scored_by_pycocotools(tmp_path):
     points = np.array([[2.0, 3], [12, 23], [7, 9]])
     one = Annotation("a.png", points, np.array([True, True, False]), size=(40, 60))
     none = Annotation("b.png", points, np.zeros(3, bool))
@@ -936,7 +939,7 @@ def test_coco_is_as_its_own_tools_take_it(tmp_path):
     np.testing.assert_allclose(scored.eval["precision"][0, 0, 0, 0, 0], 1)
 
 
-def test_labelme_of_a_photograph_on_its_side_reads_back_in_stored_pixels(tmp_path):
+def test_labelme_round_trip_keeps_stored_pixels_despite_exif_rotation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
@@ -946,7 +949,7 @@ def test_labelme_of_a_photograph_on_its_side_reads_back_in_stored_pixels(tmp_pat
     np.testing.assert_array_equal(read.points, [[10, 5]])
 
 
-def test_blanks_after_quotes_are_read_and_a_quote_left_open_is_named(tmp_path):
+def test_blanks_after_quotes_are_read_and_open_quotes_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text('image,x1,y1,id\n"a.png" ,1,2,7\n')
     assert formats.read(tmp_path / "a.csv")[0].image == "a.png"
     (tmp_path / "a.csv").write_text('image,x1,y1,id\na.png,1,2,7\nb.png,1,2,"8\nc.png,3,4,9\n')
@@ -954,23 +957,23 @@ def test_blanks_after_quotes_are_read_and_a_quote_left_open_is_named(tmp_path):
         formats.read(tmp_path / "a.csv")
 
 
-def test_a_landmark_beside_the_image_is_seen_and_one_on_the_corner_too():
-    """Only a pair in which both are negative is missing."""
+def test_tps_landmarks_are_missing_only_if_both_coordinates_are_negative():
+    """A landmark with one negative coordinate lies just outside the image."""
     (found,) = tps.loads("LM=4\n-1 5\n5 -1\n-1 -1\n-0.5 0\nIMAGE=a.png\n")
     np.testing.assert_array_equal(found.visible, [True, True, False, True])
     np.testing.assert_array_equal(found.points, [[-1, 5], [5, -1], [0, 0], [-0.5, 0]])
 
 
-def test_a_comma_beside_a_point_is_no_decimal():
+def test_tps_comma_beside_a_decimal_point_is_a_separator():
     with pytest.raises(FormatError, match="3 values where 2 are expected"):
         tps.loads("LM=1\n1,234 2.5\n")
 
 
-def test_what_is_not_seen_may_lie_anywhere():
+def test_tps_writes_invisible_landmarks_as_na():
     assert tps.dumps([tps.Specimen(np.array([[-1.0, -2]]), np.array([False]))]) == "LM=1\nNA NA\n"
 
 
-def test_a_landmark_that_no_annotator_marks_is_no_problem(tmp_path):
+def test_a_landmark_that_no_annotator_marks_is_not_reported(tmp_path):
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text("image,x1,y1,x2,y2\nA.png,1,2,NA,NA\n")
     problems: list = []
@@ -978,7 +981,7 @@ def test_a_landmark_that_no_annotator_marks_is_no_problem(tmp_path):
     assert found.visible.tolist() == [True, False] and not problems
 
 
-def test_an_image_twice_with_its_id_is_one_problem(tmp_path):
+def test_repeated_image_with_its_id_is_reported_once(tmp_path):
     (tmp_path / "a.csv").write_text("image,x1,y1,id\na,1,1,7\na,2,2,7\nb,3,3,7\n")
     problems: list = []
     formats.read(tmp_path / "a.csv", problems=problems)
@@ -988,14 +991,14 @@ def test_an_image_twice_with_its_id_is_one_problem(tmp_path):
     ]
 
 
-def test_landmarks_numbered_with_zeros_before_are_numbered(tmp_path):
+def test_landmark_numbers_may_have_leading_zeros(tmp_path):
     (tmp_path / "a.csv").write_text("image,landmark,x,y\na.png,02,3,4\na.png,01,1,2\nb.png,1,5,6\n")
     a, b = formats.read(tmp_path / "a.csv")
     assert (a.points.tolist(), a.visible.all(), a.names) == ([[1, 2], [3, 4]], True, ())
     assert b.visible.tolist() == [True, False]
 
 
-def test_what_is_covered_is_marked_in_coco_and_what_is_written_is_seen(tmp_path):
+def test_coco_occluded_keypoints_are_visible_and_written_as_2(tmp_path):
     document = {
         "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
         "annotations": [
@@ -1013,7 +1016,7 @@ def test_what_is_covered_is_marked_in_coco_and_what_is_written_is_seen(tmp_path)
 
 
 @pytest.mark.parametrize(("ids", "kept"), [("7 0 12", True), ("7 7 1", False), ("7 x 1", False), ("7 07 1", False)])
-def test_ids_that_are_numbers_are_cocos(ids, kept, tmp_path):
+def test_coco_keeps_ids_that_are_distinct_whole_numbers(ids, kept, tmp_path):
     mark = lambda n, own: Annotation(f"{n}.png", np.ones((1, 2)), np.ones(1, bool), id=own)
     formats.write(tmp_path / "a.json", [mark(n, own) for n, own in enumerate(ids.split())])
     assert [a.id for a in formats.read(tmp_path / "a.json")] == (ids.split() if kept else ["1", "2", "3"])

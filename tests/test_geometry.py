@@ -30,7 +30,7 @@ def maps(draw):
 
 @few
 @given(maps(), maps())
-def test_compose_and_invert_are_those_of_matrices(first, second):
+def test_compose_and_invert_match_matrix_algebra(first, second):
     expected = (homogeneous(second) @ homogeneous(first))[:2]
     np.testing.assert_allclose(geometry.compose(second, first), expected, atol=1e-4)
     np.testing.assert_allclose(geometry.invert(first), np.linalg.inv(homogeneous(first))[:2], atol=1e-4)
@@ -38,7 +38,7 @@ def test_compose_and_invert_are_those_of_matrices(first, second):
 
 @few
 @given(maps())
-def test_affine_is_that_of_homogeneous_coordinates(matrix):
+def test_affine_matches_homogeneous_coordinates(matrix):
     points = RNG.uniform(0, 100, (7, 2)).astype(np.float32)
     expected = (np.c_[points, np.ones(7)] @ homogeneous(matrix).T)[:, :2]
     np.testing.assert_allclose(geometry.affine(matrix, points), expected, atol=1e-3)
@@ -56,7 +56,7 @@ def test_affine_compose_and_invert_over_leading_axes():
 
 
 def test_similarity_by_hand():
-    """A quarter turn about (10, 20), doubled: one to the right of the centre comes two below it (y down)."""
+    """A quarter turn about (10, 20), scaled by 2: a point 1 px right of the centre lands 2 px below it (y down)."""
     matrix = geometry.similarity(jnp.pi / 2, 2.0, jnp.array([5.0, 7.0]), jnp.array([10.0, 20.0]))
     np.testing.assert_allclose(
         geometry.affine(matrix, jnp.array([[10.0, 20.0], [11.0, 20.0], [10.0, 21.0]])),
@@ -81,7 +81,7 @@ def test_normalise_by_hand():
     np.testing.assert_array_equal(geometry.denormalise(geometry.normalise(points, (192, 256)), (192, 256)), points)
 
 
-def test_inside_counts_the_border():
+def test_inside_includes_the_border():
     points = jnp.array([[0.0, 0.0], [4.0, 3.0], [3.5, 3.01], [-0.01, 1.0], [4.01, 1.0], [1.0, jnp.nan]])
     np.testing.assert_array_equal(geometry.inside(points, (3, 4)), [True, True, False, False, False, False])
 
@@ -101,7 +101,7 @@ def bilinear(image, points):
 
 @pytest.mark.parametrize("shape", [(12, 17, 1), (9, 5, 3), (1, 6, 2), (6, 1, 1)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_sample_is_scipys(shape, dtype):
+def test_sample_matches_scipy(shape, dtype):
     images = RNG.uniform(0, 255, (2, *shape)).astype(dtype)
     points = RNG.uniform(-4, 20, (2, 8, 9, 2)).astype(np.float32)
     found = jax.jit(geometry.sample)(images, points)
@@ -110,14 +110,14 @@ def test_sample_is_scipys(shape, dtype):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_sample_at_what_is_no_number_stays_in_bounds():
+def test_sample_at_non_finite_points_stays_in_bounds():
     points = jnp.array([jnp.nan, jnp.inf, -jnp.inf, 3e38]).reshape(1, 1, 2, 2)
     found = geometry.sample(jnp.ones((1, 4, 4, 1)), points)
     assert found.shape == (1, 1, 2, 1) and found[0, 0, 1, 0] == 1
 
 
 @pytest.mark.parametrize(("source", "size"), [((24, 31), (9, 16)), ((10, 12), (20, 36)), ((48, 64), (48, 20))])
-def test_resize_is_pillows(source, size):
+def test_resize_matches_pillow(source, size):
     images = RNG.integers(0, 256, (2, *source, 1)).astype(np.uint8)
     pillow = lambda image: np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
     for image, found in zip(images, geometry.resize(jnp.array(images, jnp.float32), size), strict=True):
@@ -129,8 +129,8 @@ def test_resize_is_pillows(source, size):
         assert np.abs(np.asarray(found[..., 0], int) - expected).max() <= 1
 
 
-def test_resizing_multiplies_points():
-    """The centre of mass of a blob moves by (W/w, H/h): the origin is the corner, not the centre of a pixel."""
+def test_resizing_scales_points():
+    """A blob's centre of mass is multiplied by (W/w, H/h): the origin is the corner of a pixel, not its centre."""
     image = blob((60, 80), (33.3, 21.7), 4.0)
     small = geometry.resize(image[None], (30, 20))[0]
     np.testing.assert_allclose(centroid(small), [33.3 * 20 / 80, 21.7 * 30 / 60], atol=0.02)
@@ -149,7 +149,7 @@ def centroid(image):
 
 @few
 @given(st.tuples(*[st.integers(20, 90)] * 4), st.sampled_from(["pad", "stretch"]))
-def test_frame_maps_corners_of_the_placed_photograph_to_its_own(sides, fit):
+def test_frame_places_the_photograph_on_whole_pixels_inside(sides, fit):
     source, size = sides[:2], sides[2:]
     (sx, _, tx), (_, sy, ty) = geometry.frame(source, size, fit)
     left, top = -tx / sx, -ty / sy
@@ -180,7 +180,7 @@ def test_to_frame_keeps_the_dtype_and_repeats_the_edge():
         geometry.to_frame(framed, (16, 16), fit="crop")
 
 
-def test_the_map_of_a_frame_takes_points_of_any_kind():
+def test_maps_accept_lists_and_bfloat16_points():
     matrix = geometry.frame((2448, 3264), (192, 256), "pad")
     np.testing.assert_allclose(geometry.affine(matrix, [[128, 96]]), [[1632, 1224]], rtol=1e-6)
     half = jnp.array([[0.13, 0.27]], jnp.bfloat16)
@@ -189,7 +189,7 @@ def test_the_map_of_a_frame_takes_points_of_any_kind():
     )
 
 
-def test_a_photograph_thinner_than_a_pixel_of_the_frame_keeps_a_row():
-    # 1000 columns become 64, and one row 0.064; the row is the 32nd of 64.
+def test_a_photograph_thinner_than_a_frame_pixel_keeps_a_row():
+    # 1000 columns become 64, and one row 0.064, raised to 1: the 32nd of 64.
     assert frames.placement((1, 1000), (64, 64), "pad") == (31, 0, 1, 64)
     assert frames.placement((1000, 1), (64, 64), "pad") == (0, 31, 64, 1)

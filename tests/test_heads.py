@@ -1,4 +1,4 @@
-"""The contract of heads and bodies: every pair that fits trains a step and predicts, with missing points in the batch."""
+"""The contract of heads and bodies: each compatible pair trains a step and predicts, with missing points in a batch."""
 
 import inspect
 import runpy
@@ -39,7 +39,7 @@ HEADS = {
 
 
 def bodies():
-    """Every body at its `TINY` size, once for each kind of features that it gives."""
+    """Every body at its `TINY` size, once for each kind of features that it can output."""
     for name in BODIES:
         body = find.module("jaxmarks.models", name, needs="build")
         for output in ("map", "vector") if "output" in inspect.signature(body.build).parameters else (None,):
@@ -47,14 +47,14 @@ def bodies():
 
 
 def landmarks(visible):
-    """Three images with landmarks."""
+    """The landmarks of three images."""
     rng = np.random.default_rng(0)
     points = jnp.asarray(rng.uniform(0, 32, (3, LANDMARKS, 2)), jnp.float32)
     return {"points": points, "visible": jnp.asarray(visible)}
 
 
 def objects(labels):
-    """Three images with boxes, one of them across the border."""
+    """The boxes of three images; one box crosses the border."""
     boxes = jnp.float32([[4, 5, 14, 17], [20, 40, 30, 70], [0, 0, 9, 9]])
     return {
         "points": jnp.zeros((3, 0, 2)), "visible": jnp.zeros((3, 0), bool),
@@ -62,15 +62,15 @@ def objects(labels):
     }  # fmt: skip
 
 
-# Those that take longest to compile; all but the first are trained in test_bodies.py and test_networks.py, too.
+# The bodies that take longest to compile; all but the first are also trained in test_bodies.py and test_networks.py.
 LONG = ("inception_v2-None", "hrnet-None", "hourglass-None", "resnet50-map", "unet_pp-None")
 
 
 def pairs(long=LONG):
-    """Every body with every landmark head; and the detectors' heads, of whom a body knows nothing more, with two.
+    """Every body with every landmark head, and two bodies with the detectors' heads, which ask no more of a body.
 
-    Most of the time goes into compiling. So not slow are the pairs in which each head is once, or more often, and each
-    body but those that take longest.
+    Most of the time goes into compiling. The pairs that are not marked slow therefore have each head at least once, and
+    each body except those that take longest.
     """
     for body in bodies():
         for head, kind in HEADS.items():
@@ -82,14 +82,14 @@ def pairs(long=LONG):
 
 
 @pytest.mark.parametrize(("body", "head"), list(pairs()))
-def test_every_body_and_head_that_fit_train_and_predict_with_missing_points(body, head):
+def test_compatible_bodies_and_heads_train_and_predict_with_missing_points(body, head):
     built = heads.build({"name": head}, size=SIZE, **FACTS[HEADS[head]])
     network = models.Network(models.build(body), built.layer)
     init = lambda key: network.init(key, jnp.zeros((1, *SIZE, 3)))
     try:
         jax.eval_shape(init, jax.random.key(0))
     except ValueError as error:
-        assert "--config.model.output" in str(error)  # the pair does not fit, and says what to change
+        assert "--config.model.output" in str(error)  # an incompatible pair; the message says what to change
         pytest.skip("this head needs another kind of features")
     variables = jax.jit(init, compiler_options=QUICK)(jax.random.key(0))
     plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
@@ -108,7 +108,7 @@ def test_every_body_and_head_that_fit_train_and_predict_with_missing_points(body
     state, (total, count) = step(start, given | {"images": images}, rows)
     assert np.isfinite(jax.tree.leaves(total)).all()
     assert count > 0
-    # What is not visible has no part: neither where it is said to be, nor what the network draws for it.
+    # The coordinates of what is not visible have no effect.
     other, _ = step(start, given | {"images": images} | hidden, rows)
     for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         assert np.isfinite(one).all()
@@ -118,21 +118,21 @@ def test_every_body_and_head_that_fit_train_and_predict_with_missing_points(body
     predict = jax.jit(lambda v, x: steps.predict_step(v, x, task=task), compiler_options=QUICK)
     found = predict(state.variables, images)
     assert all(np.isfinite(part).all() for part in found)
-    # An artefact is made for batches of any size.
+    # Exported functions take batches of any size.
     (batch,) = jax.export.symbolic_shape("batch")
     each = jax.eval_shape(predict, variables, jax.ShapeDtypeStruct((batch, *SIZE, 3), np.uint8))
     assert [out.shape[1:] for out in each] == [part.shape[1:] for part in found]
     if HEADS[head] == "objects":
         boxes, scores, classes = found
         assert (*scores.shape, 4) == boxes.shape
-        assert (np.diff(scores, axis=1) <= 0).all()  # the best first
+        assert (np.diff(scores, axis=1) <= 0).all()  # best first
         assert ((classes >= 0) & (classes < 2)).all()
         _, (total, _) = step(start, objects(np.full((3, 3), -1)) | {"images": images}, rows)
-        assert np.isfinite(jax.tree.leaves(total)).all()  # images without objects teach the background
+        assert np.isfinite(jax.tree.leaves(total)).all()  # images without objects train the background
         return
     points, scores = found
     assert (points.shape, scores.shape) == ((3, LANDMARKS, 2), (3, LANDMARKS))
-    # A batch in which nothing is visible changes nothing but the statistics.
+    # A batch in which nothing is visible changes only the batch statistics.
     blind, (total, count) = step(start, landmarks(np.zeros_like(known)) | {"images": images}, rows)
     assert not any(jax.tree.leaves((total, count)))
     for one, two in zip(jax.tree.leaves(blind.variables["params"]), jax.tree.leaves(variables["params"]), strict=True):
@@ -144,8 +144,8 @@ def test_every_body_and_head_that_fit_train_and_predict_with_missing_points(body
     "head",
     [pytest.param(n, marks=[pytest.mark.slow] * (n != "centre")) for n, kind in HEADS.items() if kind == "objects"],
 )
-def test_two_devices_train_a_detector_as_one(head):
-    """Their images hold unlike numbers of objects, and one shows padding."""
+def test_two_devices_train_a_detector_like_one(head):
+    """The devices' images have different numbers of objects, and one device has padding."""
     built = heads.build({"name": head}, size=SIZE, **FACTS["objects"])
     network = models.Network(models.build({"name": "sp_cnn", "width": 4}), built.layer)
     plain = lambda batch: batch | {"images": batch["images"] / jnp.float32(255)}
@@ -163,12 +163,12 @@ def test_two_devices_train_a_detector_as_one(head):
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
 
 
-QUICK_PAIRS = [pair for pair in pairs(LONG[:1]) if not pair.marks]  # nothing is compiled
+QUICK_PAIRS = [pair for pair in pairs(LONG[:1]) if not pair.marks]  # what follows does not compile
 
 
 @pytest.mark.parametrize(("body", "head"), [p.values for p in QUICK_PAIRS], ids=[p.id for p in QUICK_PAIRS])
-def test_a_program_in_double_precision_trains_and_predicts_in_single(body, head):
-    """Who sets jax_enable_x64 for other reasons has a state that keeps its kinds, which a scan demands."""
+def test_training_and_prediction_stay_float32_in_x64_mode(body, head):
+    """If jax_enable_x64 is set for other reasons, the state still keeps its dtypes, as a scan requires."""
     with jax.enable_x64(True):
         built = heads.build({"name": head}, size=SIZE, **FACTS[HEADS[head]])
         network = models.Network(models.build(body), built.layer)
@@ -193,7 +193,7 @@ def test_a_program_in_double_precision_trains_and_predicts_in_single(body, head)
 
 
 @pytest.mark.parametrize("variant", ["centre", "yolo"])
-def test_a_run_in_double_precision_begins(variant):
+def test_detector_run_starts_in_x64_mode(variant):
     config = runpy.run_path(str(CONFIGS / "spines.py"))["get_config"](f"{variant},smoke")
     settings = configs.stage(config, runs.stages(config)[0])
     known = {"classes": 1, "sizes": (10.0, 10.0), "overlap": 0.2}
@@ -207,11 +207,11 @@ def test_a_run_in_double_precision_begins(variant):
 
 @pytest.mark.parametrize("interval", ["symmetric", "unit"])
 @pytest.mark.parametrize("loss", ["mse", "l1"])
-def test_direct_head_against_its_formula(loss, interval):
+def test_direct_head_matches_its_formula(loss, interval):
     head = heads.build({"name": "direct", "loss": loss, "interval": interval}, landmarks=2, size=(192, 256))
     points = jnp.float32([[[128, 96], [256, 0]]])
     targets, visible = head.targets({"points": points, "visible": jnp.array([[True, False]])})
-    # x' = (x - 128) / 128, y' = (y - 96) / 96; or x / 256, y / 192; what is not visible is at 0
+    # x' = (x - 128) / 128, y' = (y - 96) / 96; or x / 256, y / 192; what is not visible is at pixel (0, 0)
     np.testing.assert_allclose(targets, [[[0, 0], [-1, -1]]] if interval == "symmetric" else [[[0.5, 0.5], [0, 0]]])
     np.testing.assert_allclose(head.decode(targets)[0], [[[128, 96], [0, 0]]])
     residual = np.float32([[[0.5, -0.02], [0.1, 3]]])
@@ -221,9 +221,9 @@ def test_direct_head_against_its_formula(loss, interval):
 
 
 @pytest.mark.parametrize("interval", ["symmetric", "unit"])
-def test_coordinates_outside_the_frame_are_put_on_its_border_and_score_nothing(interval):
+def test_coordinates_outside_the_frame_are_clipped_and_score_zero(interval):
     head = heads.build({"name": "direct", "interval": interval}, landmarks=4, size=(192, 256))
-    # (0, 0), (W, H), (2 W, H / 2) and a number that is none
+    # (0, 0), (W, H), (2 W, H / 2) and (NaN, H / 2)
     outputs = jnp.float32([[[0, 0], [1, 1], [2, 0.5], [jnp.nan, 0.5]]])
     points, scores = head.decode(2 * outputs - 1 if interval == "symmetric" else outputs)
     np.testing.assert_allclose(points, [[[0, 0], [256, 192], [256, 96], [np.nan, 96]]])
@@ -231,8 +231,8 @@ def test_coordinates_outside_the_frame_are_put_on_its_border_and_score_nothing(i
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_softargmax_head_names_its_terms(stride):
-    """Points, sigma and loss are in pixels of the frame, also of maps half its size."""
+def test_softargmax_head_loss_terms_match_their_formulas(stride):
+    """Points, sigma and loss refer to the frame, also for maps of half its size."""
     head = heads.build(
         {"name": "softargmax", "loss": "l1", "divergence": 0.5, "sigma": 2.0}, landmarks=2, size=(32, 48)
     )
@@ -248,7 +248,7 @@ def test_softargmax_head_names_its_terms(stride):
     np.testing.assert_allclose(total["0.5 divergence"], 0.5 * distance, rtol=1e-4)
 
 
-def test_softargmax_head_decodes_to_the_expected_position():
+def test_softargmax_head_decodes_to_the_mean_position():
     head = heads.build({"name": "softargmax"}, landmarks=1, size=(4, 5))
     outputs = np.random.default_rng(0).normal(size=(1, 4, 5, 1))
     share = np.exp(outputs[0, ..., 0]) / np.exp(outputs).sum()
@@ -259,8 +259,8 @@ def test_softargmax_head_decodes_to_the_expected_position():
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
 @pytest.mark.parametrize("size", [(48, 64), (50, 70)])
-def test_heatmap_head_in_pixels_of_the_frame(size, stride):
-    """Maps coarser than the frame, also of one that the stride does not divide, decode to the frame's pixels."""
+def test_heatmap_head_uses_pixels_of_the_frame(size, stride):
+    """Maps coarser than the frame decode to the frame's pixels, even if the stride does not divide its sides."""
     head = heads.build({"name": "heatmap", "sigma": 6.0}, landmarks=2, size=size)
     points = jnp.float32([[[20.3, 15.8], [40.1, 31.2]]])
     shape = tuple(-(-side // stride) for side in size)
@@ -271,7 +271,7 @@ def test_heatmap_head_in_pixels_of_the_frame(size, stride):
     found, scores = jax.jit(head.decode)(perfect)
     np.testing.assert_allclose(found, points, atol=0.05)
     assert scores.min() > 0.9
-    # By the formula: the mean over the map of what is half too low.
+    # By the formula: the mean squared error over a map whose values are half of the target's.
     total, _ = loss(perfect / 2, targets)
     np.testing.assert_allclose(total, (np.asarray(perfect) ** 2 / 4).mean((1, 2)).sum(), rtol=1e-5)
 
@@ -290,26 +290,26 @@ def test_scores_mean_the_same_for_all_losses(loss, target):
 
 
 @pytest.mark.parametrize(("spec", "names"), [({"target": "laplace"}, "gaussian"), ({"loss": "dice"}, "jensen_shannon"), ({"decoder": "mean"}, "dark")])  # fmt: skip
-def test_unknown_options_list_those_there_are(spec, names):
+def test_errors_for_unknown_options_list_the_choices(spec, names):
     with pytest.raises(ValueError, match=names):
         heads.build({"name": "heatmap", **spec}, landmarks=1, size=SIZE)
 
 
-def test_the_stride_follows_from_the_longer_side_and_from_rounding_up():
+def test_stride_is_the_larger_ratio_rounded_up_to_a_power_of_two():
     for size, shape, stride in (((33, 64), (9, 16), 4), ((64, 33), (16, 9), 4), ((50, 75), (4, 5), 16), ((20, 90), (1, 3), 32)):  # fmt: skip
         assert heads.stride_of(jnp.zeros((2, *shape, 3)), size) == stride
 
 
-def test_of_equal_neighbours_the_first_is_a_peak():
+def test_only_the_first_of_equal_neighbours_is_a_peak():
     logits = np.full((6, 7), -9.0)
-    logits[0, 2:4] = logits[4, 5] = logits[5, 4] = 3.0  # beside each other, and across a corner
+    logits[0, 2:4] = logits[4, 5] = logits[5, 4] = 3.0  # side by side, and diagonally adjacent
     logits[2, 0] = 2.0
     maps = jnp.asarray(logits, jnp.bfloat16)[None, :, :, None]
     found = np.argwhere(np.asarray(is_peak(maps))[0, :, :, 0] & (logits > 0))
     assert found.tolist() == [[0, 2], [2, 0], [4, 5]]
 
 
-def test_up_convolution_against_torch():
+def test_up_convolution_matches_torch():
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
     up = layers.UpConv(6)
@@ -322,14 +322,14 @@ def test_up_convolution_against_torch():
 
 
 @pytest.mark.parametrize(("options", "millions"), [({}, 31.0), ({"output": "vector"}, 31.0)])
-def test_unet_has_the_papers_parameters(options, millions):
+def test_unet_has_the_papers_parameter_count(options, millions):
     head = heads.build({"name": "direct" if options else "heatmap"}, landmarks=25, size=(256, 256))
     network = models.Network(models.build({"name": "unet", **options}), head.layer)
     params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 256, 256, 3)))["params"]
     assert sum(x.size for x in jax.tree.leaves(params)) == pytest.approx(millions * 1e6, rel=0.05)
 
 
-def test_folding_keeps_every_pixel_in_its_place():
+def test_space_to_depth_keeps_the_pixel_order():
     from jaxmarks.models import layers
 
     x = np.arange(5 * 6 * 2).reshape(1, 5, 6, 2)
@@ -339,7 +339,7 @@ def test_folding_keeps_every_pixel_in_its_place():
     np.testing.assert_array_equal(folded[0, 2, 0], np.concatenate([x[0, 4, 0:2].ravel(), x[0, 4, 0:2].ravel()]))
 
 
-def test_losses_and_decoders_take_options_of_their_own():
+def test_losses_and_decoders_take_their_own_options():
     points, size = jnp.array([[[20.3, 11.6]]]), (32, 48)
     batch = {"points": points, "visible": jnp.ones((1, 1), bool)}
     built = lambda **how: heads.build({"name": "heatmap", "sigma": 3.0, **how}, landmarks=1, size=size)
@@ -347,10 +347,10 @@ def test_losses_and_decoders_take_options_of_their_own():
     maps = jnp.zeros((1, *size, 1))
     total = lambda head: float(head.loss(maps, head.targets(batch))[0])
     assert total(one) > total(other) > 0 and total(one) == pytest.approx(total(built(loss="weighted_mse")))
-    maps = heatmaps.gaussian(points, size, 3.0).at[0, 4, 40].set(0.7)  # beside another
+    maps = heatmaps.gaussian(points, size, 3.0).at[0, 4, 40].set(0.7)  # and a second peak
     near = np.asarray(built(decoder="local_soft_argmax:iterations=6").decode(maps)[0])
     np.testing.assert_allclose(near, points, atol=0.05)
-    # Of two peaks that run into each other windows make different things: its own follows sigma.
+    # For two overlapping peaks the result depends on the window, whose default is sigma.
     rough = heatmaps.gaussian(points, size, 3.0) + 0.8 * heatmaps.gaussian(points + jnp.array([6.0, 2.0]), size, 3.0)
     followed = built(decoder="local_soft_argmax:iterations=1").decode(rough)[0]
     at = lambda window: decode.local_soft_argmax(rough, window=window, iterations=1)[0]

@@ -17,7 +17,7 @@ PAPER = {
 
 
 def oracle(kind, points, shape, sigma):
-    """Pixel by pixel, float64."""
+    """Draws the formula's maps pixel by pixel in float64."""
     maps = np.empty((*points.shape[:-2], *shape, points.shape[-2]))
     for row in range(shape[0]):
         for column in range(shape[1]):
@@ -34,7 +34,7 @@ def oracle(kind, points, shape, sigma):
     seed=st.integers(0, 99),
 )
 @settings(max_examples=30)  # each shape compiles
-def test_equal_to_the_formula(kind, shape, lead, sigma, seed):
+def test_heatmaps_match_the_formula(kind, shape, lead, sigma, seed):
     points = np.random.default_rng(seed).uniform(-3, 43, (*lead, 4, 2))
     draw = lambda points: getattr(jaxmarks.heatmaps, kind)(points, shape, sigma)
     ours = draw(points)
@@ -46,14 +46,14 @@ def test_equal_to_the_formula(kind, shape, lead, sigma, seed):
 
 
 @pytest.mark.parametrize("kind", sorted(PAPER))
-def test_equal_to_the_formula_far_from_the_origin(kind):
-    """Where a coordinate in single precision is 1e-5 off, which the steepest part of a map shows."""
+def test_heatmaps_match_the_formula_far_from_the_origin(kind):
+    """Coordinates in single precision are off by 1e-5 there, which would show at the steepest part of a map."""
     points = np.random.default_rng(0).uniform(180, 256, (3, 2, 2))
     ours = getattr(jaxmarks.heatmaps, kind)(points, (256, 256), 1.0)
     np.testing.assert_allclose(ours, oracle(kind, points, (256, 256), 1.0), atol=1e-6)
 
 
-def test_amplitude_is_one_at_the_landmark_and_half_where_the_paper_says():
+def test_amplitude_at_the_landmark_and_2_sigma_away():
     points = np.array([[3.5, 2.5]])
     np.testing.assert_allclose(jaxmarks.heatmaps.gaussian(points, (6, 9), 2.0)[2, 3, 0], 1)
     # The exponential is 1/2 at 2 sigma along an axis, the Gaussian exp(-2).
@@ -69,14 +69,14 @@ def test_jit_and_vmap_agree():
 
 
 @pytest.mark.parametrize("points", [np.array([[3, 2]]), np.array([[3, 2]], np.float16), jnp.array([[3, 2]]), [[3, 2]]])
-def test_points_of_other_types_are_not_rounded(points):
+def test_points_of_any_type_give_the_same_map(points):
     np.testing.assert_array_equal(
         jaxmarks.heatmaps.gaussian(points, (5, 5), 1.0),
         jaxmarks.heatmaps.gaussian(np.array([[3.0, 2.0]]), (5, 5), 1.0),
     )
 
 
-def test_the_largest_of_each_class_by_loops():
+def test_largest_of_class_matches_a_naive_loop():
     rng = np.random.default_rng(0)
     maps, labels = rng.random((2, 3, 4, 5)), np.array([[0, 2, -1, 2, 0], [-1, -1, -1, -1, 2]])
     expected = np.zeros((2, 3, 4, 3))

@@ -1,4 +1,4 @@
-"""Who may import whom: the rules of the architecture, read from the source."""
+"""Which modules may import which: the rules of the architecture, checked in the source."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxmarks"
 
-# room -> what its files must not import
+# package or module -> what it must not import
 FORBIDDEN = {
     "ops": (
         "flax",
@@ -47,11 +47,11 @@ def imports(path):
 
 
 @pytest.mark.parametrize("room", FORBIDDEN)
-def test_a_room_keeps_to_itself(room):
+def test_no_forbidden_imports(room):
     place = PACKAGE / room
     files = [place] if place.suffix else sorted(place.rglob("*.py"))
     assert files, f"{place} is empty: mend the table"
-    plain = "jaxmarks.ops.frames"  # Python alone: where a photograph lies in a frame
+    plain = "jaxmarks.ops.frames"  # plain Python: where a photograph lies in a frame
     found = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in files
@@ -62,7 +62,7 @@ def test_a_room_keeps_to_itself(room):
     assert not found
 
 
-def test_configs_import_only_what_a_config_needs():
+def test_configs_import_only_config_modules():
     for path in (ROOT / "configs").rglob("*.py"):
         for name in imports(path):
             assert name.split(".")[0] in ("ml_collections",) or name.startswith("jaxmarks.config"), (path.name, name)

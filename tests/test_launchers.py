@@ -1,4 +1,4 @@
-"""The launchers of clusters: what they would run, with stand-ins for the clusters' own commands."""
+"""Launchers: the commands that they would run, with stand-ins for those of the clusters."""
 
 import json
 import os
@@ -16,7 +16,7 @@ ARGUMENTS = ["--config=configs/fish.py:paper", "--workdir=/shared/a b"]
 
 
 def said(tmp_path, script, *arguments, status=0, exits=0, **environment):
-    """What a shell script calls instead of srun, scontrol, gcloud and Python, each argument on a line."""
+    """Runs a shell script with stubs of srun, scontrol, gcloud and python; returns their calls, an argument a line."""
     for name in ("srun", "scontrol", "gcloud", "python"):
         stand_in = tmp_path / name
         stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@"\nexit {status if name == "srun" else 0}\n')
@@ -30,7 +30,7 @@ def said(tmp_path, script, *arguments, status=0, exits=0, **environment):
     return done.stdout.splitlines()
 
 
-def test_slurm_starts_one_process_a_node_and_is_queued_again_where_it_fails(tmp_path):
+def test_slurm_launches_with_srun_and_requeues_failed_jobs(tmp_path):
     lines = said(tmp_path, "slurm.sh", *ARGUMENTS, SLURM_JOB_ID="7")
     end = ["python", "-m", "jaxmarks.main", "--processes=0", *ARGUMENTS]
     assert lines == ["srun", "--kill-on-bad-exit=1", "--label", *end]
@@ -39,15 +39,15 @@ def test_slurm_starts_one_process_a_node_and_is_queued_again_where_it_fails(tmp_
     lines = said(tmp_path, "slurm.sh", *ARGUMENTS, status=3, exits=3, SLURM_JOB_ID="7", SLURM_RESTART_COUNT="5")
     assert "scontrol" not in lines
     lines = said(tmp_path, "slurm.sh", *ARGUMENTS, status=2, exits=2, SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="32")
-    assert lines[:2] == ["srun", "--cpus-per-task=32"] and "scontrol" not in lines  # a slip would be one again
+    assert lines[:2] == ["srun", "--cpus-per-task=32"] and "scontrol" not in lines  # a usage error would only recur
 
 
-def test_the_tasks_of_a_slurm_array_take_their_shares(tmp_path):
+def test_slurm_array_tasks_get_their_shares(tmp_path):
     task = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_COUNT": "8"}
     lines = said(tmp_path, "slurm_array.sh", "launch/ablate.py", "--grid=g.py", **task)
     assert lines == ["python", "launch/ablate.py", "--grid=g.py", "--share=3/8"]
     stepped = {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "4"}
-    lines = said(tmp_path, "slurm_array.sh", "launch/ablate.py", **stepped, SLURM_ARRAY_TASK_STEP="2")  # 0-6:2
+    lines = said(tmp_path, "slurm_array.sh", "launch/ablate.py", **stepped, SLURM_ARRAY_TASK_STEP="2")  # --array=0-6:2
     assert lines[-1] == "--share=2/4"
     lines = said(tmp_path, "slurm_array.sh", "launch/tune.py", "--space=s.py", **task)
     assert lines == ["python", "launch/tune.py", "--space=s.py"]
@@ -73,13 +73,13 @@ def manifest(*options):
 
 
 @pytest.mark.parametrize("hosts", [1, 4])
-def test_kubernetes_gets_a_jobset_whose_hosts_find_each_other(hosts):
+def test_kubernetes_jobset_lets_its_hosts_find_each_other(hosts):
     job, count, pod = manifest(f"--hosts={hosts}", "--gpus=8")
     assert (job["kind"], job["metadata"]["name"]) == ("JobSet", "fish") and job["spec"]["network"]["enableDNSHostnames"]
     assert (count["parallelism"], count["completions"], count["completionMode"]) == (hosts, hosts, "Indexed")
     command = pod["containers"][0]["command"]
     assert command[:2] == ["sh", "-c"] and pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 8}
-    # The shell gives main its words back.
+    # After the shell has parsed the command, main gets the original arguments.
     shown = subprocess.run(
         ["sh", "-c", command[2].replace("exec python", "printf '%s\\n'")],
         env={"JOB_COMPLETION_INDEX": "2"}, capture_output=True, text=True, check=True,
@@ -88,7 +88,7 @@ def test_kubernetes_gets_a_jobset_whose_hosts_find_each_other(hosts):
     assert shown == ["-m", "jaxmarks.main", *(together if hosts > 1 else []), *ARGUMENTS]
 
 
-def test_kubernetes_asks_for_tpus_by_their_topology():
+def test_kubernetes_requests_tpus_by_topology():
     _, _, pod = manifest("--hosts=4", "--tpu=tpu-v5-lite-podslice:4x4")
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
@@ -106,7 +106,7 @@ def test_kubernetes_asks_for_tpus_by_their_topology():
         (["--tpu=tpu-v5-lite-podslice:4x4", "--gpus=8"], "a host has TPUs or GPUs, not both; leave one out"),
     ],
 )
-def test_kubernetes_is_not_asked_for_what_it_cannot_give(options, said, capsys):
+def test_invalid_kubernetes_options_are_refused(options, said, capsys):
     with pytest.raises(SystemExit):
         kubernetes.main(["--name=fish", "--image=i", "--claim=c", *options, "--", *ARGUMENTS])
     out, error = capsys.readouterr()
@@ -114,7 +114,7 @@ def test_kubernetes_is_not_asked_for_what_it_cannot_give(options, said, capsys):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--workdir=runs/fish"], ["-workdir=/tmp/fish"], ["--workdir", "/tmp/fish"]])
-def test_a_run_on_kubernetes_lies_where_all_hosts_see_it(arguments, capsys):
+def test_kubernetes_workdir_must_lie_in_shared(arguments, capsys):
     kubernetes.main(["--name=fish", "--image=i", "--claim=c", "--", "--workdir", "/shared/fish"])
     capsys.readouterr()
     with pytest.raises(SystemExit):
@@ -122,7 +122,7 @@ def test_a_run_on_kubernetes_lies_where_all_hosts_see_it(arguments, capsys):
     assert "give a folder in /shared" in capsys.readouterr().err
 
 
-def test_no_processes_on_this_machine_are_refused(capsys):
+def test_zero_local_processes_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         local.main(["--processes=0", *ARGUMENTS])
     assert "--processes=0: give at least 1" in capsys.readouterr().err
@@ -131,7 +131,7 @@ def test_no_processes_on_this_machine_are_refused(capsys):
 @pytest.mark.parametrize(
     ("name", "specimen", "said"), [("a.xyz", "1", "Format 'xyz' is not supported"), ("a.png", "-1", "-1 is negative")]
 )
-def test_a_gallery_that_cannot_be_drawn_is_one_line(name, specimen, said, tmp_path):
+def test_gallery_errors_name_the_file(name, specimen, said, tmp_path):
     with pytest.raises(SystemExit) as error:
         gallery.main([f"{tmp_path}/{name}", "--specimens", specimen, "--dpi=10"])
     assert str(error.value).startswith(f"gallery: {tmp_path}/{name}: ") and said in str(error.value)

@@ -16,7 +16,7 @@ from jaxmarks.models import layers
 
 
 def normal(draw, shape, dtype="float32"):
-    """Drawn by NumPy, which needs not be compiled for every shape."""
+    """Draws with NumPy, which need not be compiled for every shape."""
     return jnp.asarray(draw.normal(size=shape), dtype)
 
 
@@ -27,8 +27,9 @@ def reference(x, kernel, padding, strides=(1, 1), dilation=1, groups=1):
     )  # fmt: skip
 
 
-# The rules by which the CPU chooses for small maps, and what none of them takes: odd, even and 1x1 kernels, maps of few
-# pixels, one channel, channels above 16 that are a multiple of 16 and that are not; strides and dilation.
+# Samples cases for each rule by which the CPU path chooses for small maps, and cases outside all rules: odd, even and
+# 1x1 kernels, maps of few pixels, one channel, channels above 16 that are and are not multiples of 16; strides and
+# dilation.
 @settings(max_examples=6)
 @given(
     size=st.sampled_from([(5, 5), (2, 3), (7, 9)]),
@@ -38,7 +39,7 @@ def reference(x, kernel, padding, strides=(1, 1), dilation=1, groups=1):
     stride_dilation=st.sampled_from([(1, 1), (2, 1), (1, 2)]),
     seed=st.integers(0, 99),
 )
-def test_conv_and_its_gradients_are_those_of_lax(size, channels, kernel, padding, stride_dilation, seed):
+def test_conv_and_its_gradients_match_lax(size, channels, kernel, padding, stride_dilation, seed):
     (stride, dilation) = stride_dilation
     how = {"strides": (stride, stride), "dilation": dilation}
     draw = np.random.default_rng(seed)
@@ -46,7 +47,7 @@ def test_conv_and_its_gradients_are_those_of_lax(size, channels, kernel, padding
     w = normal(draw, (*kernel, *channels))
     theirs, reference_pull = jax.vjp(lambda x, w: reference(x, w, padding, **how), x, w)
     ours, pull = jax.vjp(lambda x, w: layers.conv(x, w, padding=padding, **how), x, w)
-    predicted = layers.conv(x, w, padding=padding, **how)  # without a gradient it may be computed another way
+    predicted = layers.conv(x, w, padding=padding, **how)  # without a gradient another implementation may be used
     assert ours.shape == predicted.shape == theirs.shape
     if not theirs.size:
         return
@@ -56,8 +57,8 @@ def test_conv_and_its_gradients_are_those_of_lax(size, channels, kernel, padding
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(other).max()))
 
 
-# What the gradient to the kernel is made of: turned patches, patches, a matmul for each row of the kernel, and for each
-# image; and XLA's own.
+# A case for each implementation of the kernel's gradient: patches with the channels first, patches, one matmul for each
+# row of the kernel, the same for each image, and XLA's own.
 LARGE = {
     "_by_patches_channels_first": ((8, 9, 3), (3, 3, 3, 5), "SAME"),
     "_by_patches": ((9, 8, 16), (2, 3, 16, 8), ((1, 0), (0, 2))),
@@ -69,7 +70,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2), ("float64", 1e-12)])
-def test_each_kernel_gradient_is_that_of_lax(name, dtype, tolerance):
+def test_each_kernel_gradient_matches_lax(name, dtype, tolerance):
     size, shape, padding = LARGE[name]
     chosen = layers._kernel_gradient((1, *size), shape)
     assert (chosen and chosen.__name__) == name
@@ -105,10 +106,10 @@ def test_short_rows_are_laid_side_by_side():
     for way in (layers._side_by_side, layers._conv_same_size):
         np.testing.assert_allclose(way(x, w, pads), expected, rtol=1e-5, atol=1e-4)
     wide = jax.make_jaxpr(lambda x, w: layers.conv(x, w, padding=pads))(x, w)
-    assert "f32[1,14,20,8]" in str(wide)  # two images of 9 columns and one of padding
+    assert "f32[1,14,20,8]" in str(wide)  # two images of 9 columns, and one column of padding each
 
 
-def test_what_is_exported_has_the_convolutions_of_its_platform():
+def test_exports_have_the_convolution_of_their_platform():
     x, kernel = jnp.ones((2, 8, 8, 20)), jnp.ones((1, 1, 20, 4))  # a matmul on the CPU
     matmul = lambda text: ("dot_general" in text, "stablehlo.convolution" in text)
 
@@ -143,7 +144,7 @@ def test_conv_and_pooling_under_vmap_export_and_a_second_derivative():
     assert exported.call(x, kernel).shape == kernel.shape
 
 
-# Depthwise with one and with two outputs a channel; groups in one dense convolution, in two and in three.
+# Depthwise with one and with two outputs per channel; groups as one, two and three dense convolutions.
 @pytest.mark.parametrize(
     "channels, features, groups, kernel, padding, how",
     [
@@ -155,7 +156,7 @@ def test_conv_and_pooling_under_vmap_export_and_a_second_derivative():
         (192, 192, 3, (1, 2), "SAME", {}),
     ],
 )
-def test_convolutions_in_groups_and_their_gradients_are_those_of_lax(channels, features, groups, kernel, padding, how):
+def test_grouped_convolutions_and_their_gradients_match_lax(channels, features, groups, kernel, padding, how):
     draw = np.random.default_rng(groups)
     x = normal(draw, (2, 6, 7, channels))
     w = normal(draw, (*kernel, channels // groups, features))
@@ -173,7 +174,7 @@ def test_convolutions_in_groups_and_their_gradients_are_those_of_lax(channels, f
 
 
 @pytest.mark.parametrize("size", [(6, 8), (7, 9), (2, 3)])
-def test_max_pool_and_its_gradient_are_those_of_linen(size):
+def test_max_pool_and_its_gradient_match_linen(size):
     x = normal(np.random.default_rng(0), (2, *size, 3))
     ours, pull = jax.vjp(layers.max_pool, x)
     theirs, reference_pull = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
@@ -181,7 +182,7 @@ def test_max_pool_and_its_gradient_are_those_of_linen(size):
     np.testing.assert_allclose(pull(jnp.ones_like(ours))[0], reference_pull(jnp.ones_like(ours))[0])
 
 
-def test_a_map_of_one_row_is_not_halved():
+def test_pooling_a_map_of_one_row_is_refused():
     with pytest.raises(
         ValueError, match=r"a map of 1x4 cannot be halved: the frame \(--config.data.size\) is too small"
     ):
@@ -199,9 +200,10 @@ def test_equal_maxima_share_the_gradient_of_pooling():
 
 
 @pytest.mark.parametrize("pool", [layers.max_pool, layers.max_pool_3x3])
-def test_the_gradient_of_pooling_where_its_input_is_computed_twice(pool):
-    """XLA may compute what is pooled once for the pooling and once for its gradient, and round it differently: here it does
-    so without LLVM's optimisation, under the flags of these tests. A maximum that is none of its window's would give NaN."""
+def test_pooling_gradient_tolerates_a_recomputed_input(pool):
+    """XLA may compute the pooled input twice, for the pooling and for its gradient, and round it differently; here it
+    does so without LLVM's optimisation, under the flags of these tests. A maximum equal to no value of its window would
+    give NaN."""
     first, second, third = (layers.ConvNorm(8, norm="batch") for _ in range(3))
 
     def network(variables, x):
@@ -222,7 +224,7 @@ def test_the_gradient_of_pooling_where_its_input_is_computed_twice(pool):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
-def test_conv_module_has_the_parameters_of_linen():
+def test_conv_module_matches_linen():
     x = normal(np.random.default_rng(0), (1, 6, 6, 2))
     ours = layers.Conv(3, (3, 2)).init(jax.random.key(1), x)
     theirs = nn.Conv(3, (3, 2)).init(jax.random.key(1), x)
@@ -236,7 +238,7 @@ def dropped(x, rate, key):
     return layers.Dropout(rate).apply({}, x, train=True, rngs={"dropout": key})
 
 
-def test_dropout_keeps_the_share_and_the_mean():
+def test_dropout_drops_its_rate_and_keeps_the_mean():
     x = jnp.ones((8, 50, 50))
     y = dropped(x, 0.3, jax.random.key(0))
     assert abs(float((y == 0).mean()) - 0.3) < 0.015  # five standard errors of 20,000 draws are 0.016
@@ -253,7 +255,7 @@ def test_dropout_is_the_same_on_two_devices_as_on_one():
 
 
 @pytest.mark.parametrize("old, new", [((6, 8), (12, 16)), ((7, 5), (9, 20)), ((12, 9), (5, 4)), ((1, 3), (4, 3))])
-def test_resize_interpolates_between_the_centres_of_pixels(old, new):
+def test_resize_interpolates_between_pixel_centres(old, new):
     x = expected = np.asarray(normal(np.random.default_rng(0), (2, *old, 3)))
     for axis, (before, after) in enumerate(zip(old, new, strict=True), 1):
         centres, places = np.arange(before) + 0.5, (np.arange(after) + 0.5) * before / after
@@ -272,7 +274,7 @@ def test_extending_repeats_the_last_row_and_column(size):
     np.testing.assert_array_equal(layers.pad_to(x, 5), multiple)
 
 
-def test_dropping_everything_has_a_gradient():
+def test_full_dropout_has_a_zero_gradient():
     drop = lambda x: layers.Dropout(1.0).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
     np.testing.assert_array_equal(drop(jnp.ones((2, 3))), 0)
     np.testing.assert_array_equal(jax.grad(lambda x: drop(x).sum())(jnp.ones((2, 3))), 0)

@@ -51,7 +51,7 @@ MAPS = {
 
 
 @pytest.mark.parametrize("name", PENALTIES)
-def test_penalties_against_their_formulas(name):
+def test_penalties_match_their_formulas(name):
     residual = np.array([-3, -0.5, -0.05, -0.011, 0, 0.002, 0.015, 0.017, 0.079, 0.081, 0.3])
     ours = losses.named(name)(jnp.asarray(residual, jnp.float32))
     np.testing.assert_allclose(ours, [PENALTIES[name](r) for r in residual], rtol=1e-5, atol=1e-7)
@@ -59,7 +59,7 @@ def test_penalties_against_their_formulas(name):
 
 
 @pytest.mark.parametrize(("name", "edge"), [("smooth_l1", 0.05), ("wing", 0.08), ("soft_wing", 0.016)])
-def test_pieces_meet(name, edge):
+def test_piecewise_penalties_are_continuous(name, edge):
     below, above = losses.named(name)(jnp.float32([edge * (1 - 1e-5), edge * (1 + 1e-5)]))
     np.testing.assert_allclose(below, above, rtol=1e-4)
 
@@ -73,7 +73,7 @@ def maps():
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_losses_of_heatmaps_against_their_formulas(name, maps):
+def test_heatmap_losses_match_their_formulas(name, maps):
     found, targets = maps
     ours = getattr(jaxmarks.losses, name)(found, targets)
     assert ours.shape == (2, 3)
@@ -83,7 +83,7 @@ def test_losses_of_heatmaps_against_their_formulas(name, maps):
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_gradients_of_heatmap_losses_against_finite_differences(name, maps):
+def test_heatmap_loss_gradients_match_finite_differences(name, maps):
     found, targets = maps
     with jax.enable_x64(True):
         loss = lambda f: getattr(losses, name)(f, jnp.asarray(targets, jnp.float64)).sum()
@@ -95,15 +95,16 @@ def test_gradients_of_heatmap_losses_against_finite_differences(name, maps):
             np.testing.assert_allclose(gradient[place], difference, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in MAPS if name != "heatmap_l1"])  # whose slope is 1 up to the very end
-def test_a_map_that_equals_its_target_has_no_gradient(name, maps):
+# Except L1, whose slope is 1 however near the target.
+@pytest.mark.parametrize("name", [name for name in MAPS if name != "heatmap_l1"])
+def test_the_gradient_is_zero_where_map_equals_target(name, maps):
     _, targets = maps
     at = jnp.log(jnp.asarray(targets) + 1e-30) if name.endswith(("entropy", "shannon")) else jnp.asarray(targets)
     gradient = jax.grad(lambda f: getattr(losses, name)(f, targets).sum())(at)
     np.testing.assert_allclose(gradient, 0, atol=2e-5)
 
 
-def test_jensen_shannon_stays_finite_for_sure_networks():
+def test_jensen_shannon_is_finite_for_confident_networks():
     targets = heatmaps.gaussian(jnp.array([[[2.5, 2.5]]]), (20, 20), 0.7)
     logits = jnp.zeros((1, 20, 20, 1)).at[0, 15, 15, 0].set(300.0)
     value, gradient = jax.value_and_grad(lambda f: losses.heatmap_jensen_shannon(f, targets).sum())(logits)
@@ -111,7 +112,7 @@ def test_jensen_shannon_stays_finite_for_sure_networks():
     assert np.isfinite(gradient).all()
 
 
-def test_unknown_losses_list_those_there_are():
+def test_unknown_losses_list_the_known_ones():
     with pytest.raises(ValueError, match="choose one of mse, l1, smooth_l1, wing, soft_wing"):
         losses.named("huber")
     with pytest.raises(
@@ -120,7 +121,7 @@ def test_unknown_losses_list_those_there_are():
         losses.named("dice", prefix="heatmap_")
 
 
-def test_a_name_may_have_options():
+def test_loss_names_accept_options():
     residual = jnp.linspace(-1, 1, 41)
     mine = losses.named("wing:width=0.3,epsilon=0.1")(residual)
     np.testing.assert_allclose(mine, losses.wing(residual, width=0.3, epsilon=0.1))

@@ -1,4 +1,4 @@
-"""The metrics against NumPy, scipy and scikit-learn's formulas, eagerly, jitted and mapped, with landmarks missing."""
+"""Metrics against NumPy, SciPy, pycocotools and formulas, eager, jitted and vmapped, with landmarks missing."""
 
 import csv
 from collections import defaultdict
@@ -42,7 +42,7 @@ def test_summary_against_numpy():
 
 
 def scores(true, predicted):
-    """scikit-learn's r2_score and explained_variance_score of one output, written out."""
+    """Returns scikit-learn's r2_score and explained_variance_score for one output, written out."""
     error, spread = true - predicted, ((true - true.mean()) ** 2).mean()
     return 1 - (error**2).mean() / spread, 1 - error.var() / spread
 
@@ -56,12 +56,12 @@ def test_correlations_against_their_formulas(bias):
         np.testing.assert_allclose([found["r2"], found["explained_variance"]], expected, atol=1e-6)
         pearson = scipy.stats.pearsonr(predicted[VISIBLE].ravel(), TRUE[VISIBLE].ravel())[0]
         np.testing.assert_allclose(found["pearson"], pearson, atol=1e-6)
-    # Points uniform in 3264 have a variance of 888,000: a bias of 300 takes a tenth of r2, of the other nothing.
+    # Uniform in [0, 3264] the variance is 888,000: a bias of 300 lowers r2 by 0.1, explained variance not at all.
     assert (expected[1] - expected[0] > 0.05) == bool(bias)
 
 
 def test_shares_by_hand():
-    # mean 8: 1 and 3 lie under it, 8 and 10 up to 10, 18 above; the missing one counts nowhere.
+    # The mean is 8: 1 and 3 lie below it, 8 and 10 between it and 10, 18 above; the missing one is not counted.
     d = np.array([[1.0], [3], [8], [10], [18], [np.nan]])
     np.testing.assert_allclose(metrics.shares(d), [[0.4, 0.4, 0.2]])
 
@@ -71,7 +71,7 @@ def test_success_rates_by_hand():
     np.testing.assert_allclose(metrics.success_rates(d, (0.5, 2, 10)), [0, 2 / 3, 1], rtol=1e-6)
 
 
-def test_a_prediction_that_is_no_number_is_wrong_and_not_missing():
+def test_a_nan_prediction_is_infinitely_far_and_refused_in_a_summary():
     predicted = PREDICTED.copy()
     predicted[0, 0], visible = np.nan, np.ones_like(VISIBLE)
     found = metrics.distances(predicted, TRUE, visible)
@@ -79,6 +79,7 @@ def test_a_prediction_that_is_no_number_is_wrong_and_not_missing():
     assert float(metrics.success_rates(found, [1e9])[0]) == pytest.approx(239 / 240)
     without = visible.copy()
     without[0, 0] = False
+    # Correlations leave it out.
     some, all_but_one = metrics.correlations(predicted, TRUE, visible), metrics.correlations(PREDICTED, TRUE, without)
     for name, value in some.items():
         assert float(value) == pytest.approx(float(all_but_one[name]), rel=1e-6)
@@ -88,12 +89,12 @@ def test_a_prediction_that_is_no_number_is_wrong_and_not_missing():
     with pytest.raises(FloatingPointError, match=r"0.png and 0 other images: the predictions are not finite"):
         landmarks.summarise(diverged)
     scores = visible * 1.0
-    scores[3, 1] = np.nan  # as decoders make of a map of NaN
+    scores[3, 1] = np.nan  # as decoders give for a heatmap of NaN
     with pytest.raises(FloatingPointError, match=r"3.png and 0 other images"):
         landmarks.summarise(diverged._replace(points=PREDICTED, scores=scores))
 
 
-def test_correlations_of_half_precision():
+def test_correlations_in_half_precision():
     whole = np.round(TRUE / 4) + 1000, np.round(PREDICTED / 4) + 1000
     half = metrics.correlations(*(np.asarray(points, np.float16) for points in whole))
     for name, value in metrics.correlations(*whole).items():
@@ -120,7 +121,7 @@ def test_pck_eager_and_jitted_against_numpy():
 
 
 def coco(sigmas, area, scores):
-    """pycocotools' OKS and AP of the first 37 images, one instance each: of 40 it would miss the recall of 35/100."""
+    """Returns pycocotools' OKS and AP of 37 images, one instance each: of 40, rounding would lose recall 35/100."""
     rows = np.concatenate([TRUE, 2.0 * VISIBLE[..., None]], axis=-1).reshape(40, -1)
     corners = [[*p.min(0), *np.ptp(p, axis=0)] for p in TRUE]
     truth = COCO()
@@ -159,18 +160,18 @@ def test_oks_and_its_ap_against_pycocotools():
     assert 0.2 < ap < 0.9
     for way in (boxes.keypoint_average_precision, jax.jit(boxes.keypoint_average_precision)):
         np.testing.assert_allclose(way(similarities, scores[:37])["mAP"], ap, atol=1e-6)
-    # An image without a landmark changes nothing.
+    # An image without visible landmarks changes nothing.
     more = np.append(similarities, np.nan), np.append(scores[:37], 2.0)
     np.testing.assert_allclose(boxes.keypoint_average_precision(*more)["mAP"], ap, atol=1e-6)
 
 
 def test_oks_by_hand():
-    # d = 0 and d = s_i s: (1 + exp(-1/2)) / 2; the missing landmark does not count, and nothing visible is NaN.
+    # d = 0 and d = s_i s: (1 + exp(-1/2)) / 2, the missing landmark left out; NaN if no landmark is visible.
     d = np.array([[0, 10.0, np.nan], [np.nan] * 3])
     np.testing.assert_allclose(metrics.oks(d, np.full(2, 200.0)), [(1 + np.exp(-0.5)) / 2, np.nan], rtol=1e-6)
 
 
-def test_a_similarity_of_just_the_threshold_is_right():
+def test_a_similarity_equal_to_the_threshold_counts():
     for threshold, expected in ((0.5, 1), (0.5001, 0)):
         found = boxes.keypoint_average_precision(np.array([0.5]), np.ones(1), thresholds=(threshold,))
         assert float(found["mAP"]) == pytest.approx(expected)
@@ -187,7 +188,7 @@ PUBLISHED = {
 
 
 def published(folder):
-    """{part: (manual (N, K, 2), fine-tuned (N, K, 2))} of the authors' predictions, in pixels of 256x192."""
+    """Yields each part with the authors' manual and fine-tuned landmarks, (N, K, 2) in pixels of 256x192."""
     specimens: dict = defaultdict(lambda: defaultdict(list))
     with (folder / "beetle" / "published_landmarks.csv").open() as file:
         for row in csv.DictReader(file):
@@ -199,7 +200,7 @@ def published(folder):
         yield part, table[..., :2], table[..., 2:]
 
 
-def test_the_authors_predictions_give_their_tables(real_data):
+def test_the_authors_predictions_reproduce_their_tables(real_data):
     parts = set()
     for part, manual, tuned in published(real_data):
         found = metrics.per_landmark(metrics.distances(tuned, manual))
@@ -212,7 +213,7 @@ def test_the_authors_predictions_give_their_tables(real_data):
     assert parts == set(PUBLISHED)
 
 
-def test_near_the_papers_table_2(real_data):
+def test_correlations_are_near_the_papers_table_2(real_data):
     # r2, explained variance and Pearson of the pronotum from scratch. Its second landmark is left out: in the published
     # file it is a copy of the first.
     with (real_data / "beetle" / "published_landmarks.csv").open() as file:
@@ -227,20 +228,20 @@ def test_near_the_papers_table_2(real_data):
     )
 
 
-def test_the_mandibles_pearson_is_what_their_predictions_give(real_data):
+def test_pearson_of_the_published_predictions_equals_scipys(real_data):
     for part, manual, tuned in published(real_data):
         expected = scipy.stats.pearsonr(manual.ravel(), tuned.ravel())[0]
         assert metrics.correlations(tuned, manual)["pearson"] == pytest.approx(expected, abs=1e-5), part
 
 
-def test_a_missing_landmark_that_is_no_number_has_a_gradient():
+def test_a_missing_nan_landmark_has_zero_gradient():
     found, true = jnp.array([[1.0, 2], [3, 4]]), jnp.array([[jnp.nan, jnp.nan], [3.0, 5]])
     far = lambda found: metrics.mean(metrics.distances(found, true, [False, True]))
     np.testing.assert_allclose(jax.grad(far)(found), [[0, 0], [0, -1]])
 
 
 @pytest.mark.parametrize("measure", ["r2", "explained_variance", "pearson", "std", "oks"])
-def test_measures_have_gradients_where_landmarks_are_missing(measure):
+def test_metric_gradients_are_right_with_missing_landmarks(measure):
     draw = np.random.default_rng(0)
     true = draw.uniform(0, 100, (6, 4, 2)).astype(np.float32)
     found, visible = true + draw.normal(size=true.shape).astype(np.float32), np.ones((6, 4), bool)
@@ -262,8 +263,8 @@ def test_measures_have_gradients_where_landmarks_are_missing(measure):
     np.testing.assert_allclose(gradient[2, 1, 0], slope, rtol=0.05, atol=1e-5)
 
 
-def test_flags_of_coco_are_read_as_truth_values():
-    """0 is missing, 1 hidden and 2 in sight, of which the first alone does not count."""
+def test_coco_visibility_flags_are_used_as_booleans():
+    """In COCO 0 is missing, 1 hidden and 2 visible; only missing landmarks are left out."""
     draw = np.random.default_rng(1)
     true = draw.uniform(0, 100, (6, 4, 2))
     found, flags = true + draw.normal(size=true.shape), np.tile([2, 2, 1, 0], (6, 1))
@@ -271,7 +272,7 @@ def test_flags_of_coco_are_read_as_truth_values():
         assert value == metrics.correlations(found, true, flags > 0)[name], name
 
 
-def test_what_lies_on_a_threshold_is_within_it_in_both_precisions():
+def test_distances_on_a_threshold_count_in_both_precisions():
     for wide in (False, True):
         with jax.enable_x64(wide):
             np.testing.assert_array_equal(metrics.success_rates(np.float32([0.1, 0.7]), [0.1, 0.7]), [0.5, 1])
@@ -288,8 +289,8 @@ def predictions_of(points, **changes):
     return landmarks.Predictions(**about | changes)
 
 
-def test_predictions_beside_a_photograph_are_written_to_tps_but_where_both_numbers_are_negative(tmp_path):
-    # Of 40 rows: left of it, below it, both, and on the lower left corner itself.
+def test_tps_omits_only_predictions_with_two_negative_coordinates(tmp_path):
+    # Of a photograph of 40 rows: left of it, below it, both, and left of it level with its lower edge.
     landmarks.write_tps(tmp_path / "a.tps", [predictions_of([[[-1, 5], [5, 43], [-1, 43], [-2, 40]]])])
     (found,) = tps.read(tmp_path / "a.tps")
     assert found.visible.tolist() == [True, True, False, True]

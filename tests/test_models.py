@@ -1,4 +1,4 @@
-"""The paper's networks: parameter counts, and one step of training against an independent NumPy network."""
+"""The beetle paper's networks: parameter counts, and two training steps against an independent NumPy network."""
 
 import functools
 
@@ -16,8 +16,8 @@ def network(version, landmarks, size, **options):
     return models.Network(models.build({"name": "beetle", "version": version, **options}), head.layer), head
 
 
-# The sums of the layers, by hand: convolutions 320 + 8,256 + 32,896; a flattened map of 31 x 23 x 128 = 91,264 goes
-# into FC1; for network 1: 91,264 x 500 + 500, 500 x 500 + 500, 500 x 16 + 16.
+# Counted by hand: the convolutions have 320 + 8,256 + 32,896; FC1 takes a flattened map of 31 x 23 x 128 = 91,264;
+# the dense layers of network 1 have 91,264 x 500 + 500, 500 x 500 + 500 and 500 x 16 + 16.
 @pytest.mark.parametrize(
     "version, landmarks, count",
     [(1, 8, 41_472 + 45_632_500 + 250_500 + 8_016), (2, 8, 92_323_488), (3, 8, 92_323_488), (3, 18, 92_343_508)],
@@ -29,7 +29,7 @@ def test_parameter_counts_at_the_papers_size(version, landmarks, count):
 
 
 def forward(p, x):
-    """The network in NumPy, float64, loop by loop; returns the activations that the backward pass needs."""
+    """Runs the network in NumPy, float64, with loops; also returns the activations that the backward pass needs."""
     tape = []
     for name in ("block1", "block2", "block3"):
         w, b = p["body"][name]["conv"]["kernel"], p["body"][name]["conv"]["bias"]
@@ -52,7 +52,7 @@ def forward(p, x):
 
 
 def backward(p, saved, g):
-    """The gradient of sum(g * out) by the chain rule, written out."""
+    """Returns the gradient of sum(g * out), by the chain rule."""
     tape, flat, a1, a2 = saved
     dense = lambda a, g: {"kernel": a.T @ g, "bias": g.sum(0)}
     grads = {"head": {"fc3": dense(np.maximum(a2, 0), g)}, "body": {}}
@@ -81,7 +81,7 @@ def backward(p, saved, g):
     return grads
 
 
-def test_two_steps_equal_numpy(monkeypatch):
+def test_two_training_steps_match_numpy(monkeypatch):
     size, landmarks = (22, 26), 3
     net, head = network(3, landmarks, size, width=20, dropout=(0.0,) * 4)
     rng = np.random.default_rng(0)
@@ -117,10 +117,10 @@ def test_two_steps_equal_numpy(monkeypatch):
     moved = np.abs(
         np.asarray(state.variables["params"]["head"]["fc3"]["kernel"]) - np.asarray(params["head"]["fc3"]["kernel"])
     )
-    assert moved.max() > 1e-3  # far above the tolerance: the comparison says something
+    assert moved.max() > 1e-3  # far above the tolerance, so the comparison is meaningful
 
 
-def test_unknown_names_list_those_that_exist():
+def test_errors_for_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="beetle"):
         models.build({"name": "beatle"})
     with pytest.raises(ValueError, match="direct"):

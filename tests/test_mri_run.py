@@ -1,4 +1,4 @@
-"""The whole road of volume calibration on the drawn head: train, score, score on it again, calibrate scouts."""
+"""Volume calibration end to end on the phantom head: train, evaluate, evaluate as new data, calibrate scouts."""
 
 import json
 import runpy
@@ -22,7 +22,7 @@ def tiny():
     return config
 
 
-def test_a_run_leaves_its_scores_and_calibrates_scouts(tmp_path):
+def test_a_run_is_evaluated_and_calibrates_scouts(tmp_path):
     config, run = tiny(), tmp_path / "run"
     dataset = train.train(config, run)["train"]
     assert loading.known_facts(config.data)["landmarks"] == len(brains.LANDMARKS)

@@ -1,4 +1,4 @@
-"""The thesis's networks: sizes and counts, every parameter learning, and each against the same network in PyTorch."""
+"""The thesis's networks: output sizes, parameter counts, gradients, and comparisons with PyTorch and each other."""
 
 import itertools
 import runpy
@@ -49,20 +49,20 @@ def test_output_sizes(height, width):
 
 
 @pytest.mark.parametrize("name", ["hourglass", "unet", "deeplab_v3"])
-def test_a_frame_of_any_size_is_the_frame_continued(name):
+def test_frames_are_padded_by_repeating_their_edge(name):
     net = small(name, norm="none")
     images = images_of(1, 40, 50, 1)
     variables = randomised(net, images)
     whole = quick(net.apply, variables, jnp.asarray(np.pad(images, ((0, 0), (0, 24), (0, 14), (0, 0)), mode="edge")))
     mine = quick(net.apply, variables, images)
     rows, columns = mine.shape[1:3]
-    if name == "hourglass":  # 40 is a multiple of its 4 2^depth, 50 is not: the whole frame has more to the right of it
+    if name == "hourglass":  # pads to multiples of 4 * 2^depth = 8: 40 is one, 50 becomes 56
         whole = quick(net.apply, variables, jnp.asarray(np.pad(images, ((0, 0), (0, 0), (0, 6), (0, 0)), mode="edge")))
     np.testing.assert_allclose(mine, whole[:, :rows, :columns], atol=1e-4 * np.abs(whole).max())
 
 
 def conv(size, into, out):
-    """Parameters of a convolution and its batch norm."""
+    """Returns the number of parameters of a convolution and its batch norm."""
     return size * size * into * out + 2 * out
 
 
@@ -74,7 +74,7 @@ def up(into, out):
     return 4 * into * out + out
 
 
-def test_counts_of_encoder_and_unets():
+def test_parameter_counts_of_encoder_and_unets():
     levels = [32 * 2**i for i in range(5)]
     plain = double(12, 32) + sum(double(a, b) for a, b in itertools.pairwise(levels))
     assert count(shape_of_maps(encoders.build({"name": "plain"}))) == plain
@@ -83,7 +83,7 @@ def test_counts_of_encoder_and_unets():
         up(2 * levels[i], levels[i]) + double((j + 1) * levels[i], levels[i]) for i in range(4) for j in range(1, 5 - i)
     )
     assert count(shape_of(net, (1, 64, 64, 3))[0]) == plain + nodes + up(32, 16) + double(16, 16)
-    # The same levels as the U-Net that folds squares of 2x2.
+    # U-Net on the plain encoder has as many as with its own, which at stride 2 also folds 2x2 squares first.
     net = models.build({"name": "unet", "width": 32, "stride": 2, "encoder": {"name": "plain"}})
     own = models.build({"name": "unet", "width": 32, "stride": 2})
     assert count(shape_of(net, (1, 64, 64, 3))[0]) == count(shape_of(own, (1, 64, 64, 3))[0])
@@ -97,8 +97,8 @@ def shape_of_maps(encoder):
     return variables
 
 
-def test_count_of_unet_pp_on_vgg19():
-    """On VGG19's maps, of 128, 256, 512, 512 and 512 channels, and 20,024,384 parameters of its own."""
+def test_parameter_count_of_unet_pp_on_vgg19():
+    """VGG19's maps have 128, 256, 512, 512 and 512 channels; VGG19 itself has 20,024,384 parameters."""
     into, out = [128, 256, 512, 512, 512], [32, 64, 128, 256]
     nodes = 0
     for i in range(4):
@@ -122,7 +122,7 @@ class Maps(nn.Module):
         return [jnp.ones((b, h >> i, w >> i, c)) for i, c in enumerate(self.channels, 1)]
 
 
-def test_count_of_the_hourglass():
+def test_parameter_count_of_the_hourglass():
     def block(into, out):
         half, quarter = out // 2, out // 4
         branch = conv(3, into, half) + conv(3, half, quarter) + conv(3, quarter, out - half - quarter)
@@ -141,8 +141,8 @@ def test_count_of_the_hourglass():
     assert count(twice) == entry + 2 * (level(1, 4 * n, 4 * n, 8 * n) + mix)
 
 
-def test_flat_net_has_the_published_parameters():
-    """By hand, three channels and five landmarks: 5 (9 9 3 32 + 32 + 9 9 32 64 + 64), 5 5 320 256 + 256, and the 1x1."""
+def test_parameter_count_of_the_published_flat_net():
+    """Three channels, five landmarks, by hand: 5 (9 9 3 32 + 32 + 9 9 32 64 + 64) + 5 5 320 256 + 256 + the 1x1s."""
     net = models.Network(
         flat_net.build(norm="none"), heads.build({"name": "heatmap"}, landmarks=5, size=(64, 64)).layer
     )
@@ -155,8 +155,8 @@ def test_flat_net_has_the_published_parameters():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_parameter_learns(name):
-    # Of a group of one channel the norm takes the bias away again: what gradient it has is rounding.
+def test_every_parameter_has_a_gradient(name):
+    # Not group norm: of a single channel it cancels the bias before it, whose gradient is then mere rounding.
     net = small(name, norm="none" if name == "hourglass" else "batch")
     images = images_of(8, 32, 32, 3)
     variables = randomised(net, images)
@@ -171,20 +171,20 @@ def test_every_parameter_learns(name):
         assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
 
 
-def test_deep_supervision_trains_each_level_and_predicts_their_mean():
+def test_deep_supervision_trains_one_random_map_and_predicts_the_mean():
     net = unet_pp.UNetPP(encoder=Maps((1,) * 5), deep_supervision=True)
     maps = [jnp.full((400, 2, 1, 1), float(i)) for i in range(4)]
     call = lambda train, seed=0: net.apply({}, maps, train, method="one_of", rngs={"dropout": jax.random.key(seed)})
     np.testing.assert_array_equal(call(False), np.full((400, 2, 1, 1), 1.5))
     drawn = call(True)
-    np.testing.assert_array_equal(drawn[:, 0], drawn[:, 1])  # one for the whole image
+    np.testing.assert_array_equal(drawn[:, 0], drawn[:, 1])  # one map for the whole image
     np.testing.assert_allclose(np.bincount(np.int32(drawn[:, 0, 0, 0]), minlength=4) / 400, 0.25, atol=0.08)
     assert (call(True, 1) != drawn).any()
 
 
 @pytest.mark.slow
-def test_hourglass_begins_calm_without_normalisation():
-    """Else the variance doubles with each of its dozens of blocks."""
+def test_unnormalised_hourglass_starts_with_moderate_outputs():
+    """With ordinary initialisation the variance would double with each of its dozens of blocks."""
     net = hourglass.build(width=8, depth=2, norm="none")
     images = images_of(2, 32, 32, 1)
     out = quick(lambda key, x: net.init_with_output(key, x)[0], jax.random.key(0), images)
@@ -199,7 +199,7 @@ def double_conv(net, x, path):
 
 
 def plain_encoder(net, x):
-    """Levels of the plain encoder, in PyTorch."""
+    """Returns the plain encoder's maps, computed in PyTorch."""
     b, c, h, w = x.shape
     x = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
     maps = []
@@ -215,7 +215,7 @@ def upsampled(net, x, path):
 
 
 def test_unet_pp_equals_its_equation_in_pytorch():
-    """x^{i,j} = H([x^{i,0}, ..., x^{i,j-1}, U(x^{i+1,j-1})]), as it stands in the paper."""
+    """The paper's equation 1: x^{i,j} = H([x^{i,0}, ..., x^{i,j-1}, U(x^{i+1,j-1})])."""
     net = small("unet_pp", stride=1)
     images = images_of(2, 32, 64, 3)
     variables = randomised(net, images)
@@ -249,7 +249,7 @@ def test_unet_pp_without_its_inner_nodes_is_the_unet():
             kernel = merge["conv1"]["conv"]["kernel"]
             skip = 4 * 2 ** (
                 i + 1
-            )  # channels of the encoder's map; then those of the inner nodes, and of what is below
+            )  # channels of the encoder's map; those of the inner nodes and the upsampled map follow
             wide = np.concatenate(
                 [kernel[:, :, :skip], np.zeros((3, 3, (j - 1) * 4 * 2**i, 4 * 2**i)), kernel[:, :, skip:]], 2
             )
@@ -304,7 +304,7 @@ def test_aspp_equals_pytorch():
     np.testing.assert_allclose(batched, expected.permute(0, 2, 3, 1), atol=1e-4)
 
 
-def test_the_head_and_deeplabs_upsampling_may_change_places():
+def test_a_linear_head_commutes_with_deeplabs_upsampling():
     x, kernel = images_of(1, 4, 5, 3) - 0.5, images_of(3, 2, seed=1)
     np.testing.assert_allclose(layers.resize(x, (16, 20)) @ kernel, layers.resize(x @ kernel, (16, 20)), atol=1e-5)
 
@@ -365,7 +365,7 @@ def test_flat_net_with_its_head_equals_the_published_network_in_pytorch():
     maps = conv(x, "head/maps").tanh()
     outputs = quick(net.apply, variables, images)
     same(outputs, maps)
-    # Its loss: the mean absolute error from Gaussians drawn by their formula.
+    # Its loss: the mean absolute error from Gaussians, here computed by formula.
     points = np.float32([[[5.5, 9.0], [12.0, 3.0]], [[1.0, 20.0], [9.5, 9.5]]])
     total, landmarks = head.loss(
         outputs, head.targets({"points": jnp.asarray(points), "visible": jnp.ones((2, 2), bool)})
@@ -377,25 +377,25 @@ def test_flat_net_with_its_head_equals_the_published_network_in_pytorch():
     np.testing.assert_allclose(total / landmarks, np.abs(maps.numpy() - gaussians).mean(), rtol=1e-4)
 
 
-# --- Flat-net's view ---
+# --- Flat-net's receptive field ---
 
 
 @pytest.mark.parametrize(("rates", "stride", "view"), [((1, 2, 3, 4, 5), 1, 85), ((1, 2), 1, 37), ((1, 2), 2, 74)])
-def test_flat_net_sees_as_far_as_it_says(rates, stride, view):
-    """The output in the middle depends on the pixels of a square, and on no others."""
+def test_receptive_field_of_flat_net(rates, stride, view):
+    """The middle output depends on all pixels of a square of side `view`, and on no others."""
     net = flat_net.build(width=1, rates=rates, stride=stride, norm="none")
     side = 2 * view - view % 2 + 10 - 10 % stride
     images = images_of(1, side, side, 1)
-    variables = jax.tree.map(lambda x: np.float32(np.abs(x) + 0.01), randomised(net, images))  # no ReLU is silent
+    variables = jax.tree.map(lambda x: np.float32(np.abs(x) + 0.01), randomised(net, images))  # every ReLU is active
     middle = side // stride // 2
     seen = np.abs(quick(jax.grad(lambda x: net.apply(variables, x)[0, middle, middle].sum()), images))[0, :, :, 0] > 0
     rows, columns = np.nonzero(seen.any(1))[0], np.nonzero(seen.any(0))[0]
     assert len(rows) == len(columns) == np.ptp(rows) + 1 == np.ptp(columns) + 1 == view
     assert seen[np.ix_(rows, columns)].all()
-    assert (rows[0] + rows[-1] + 1) / 2 == (middle + 0.5) * stride  # centred on its own pixel
+    assert (rows[0] + rows[-1] + 1) / 2 == (middle + 0.5) * stride  # centred on the output's own cell
 
 
-def test_flat_net_moves_with_the_image():
+def test_flat_net_is_translation_equivariant():
     net = flat_net.build(width=2, rates=(1, 2), stride=4, norm="none")
     image = np.zeros((1, 176, 176, 1), np.float32)
     image[:, 80:96, 80:96] = images_of(1, 16, 16, 1)
@@ -406,7 +406,7 @@ def test_flat_net_moves_with_the_image():
         slice(None),
         slice(13, 31),
         slice(13, 31),
-    )  # where L2 and L4 do not see the border, before the move and after
+    )  # where L2 and L4 do not reach the border, before or after the shift
     np.testing.assert_allclose(moved[inside], np.roll(one, (2, -1), (1, 2))[inside], atol=1e-4)
     assert np.std(one[inside]) > 1e-2
 
@@ -427,12 +427,12 @@ def test_flat_net_moves_with_the_image():
         ({"name": "encoders"}, "no jaxmarks.models.encoders; choose one of"),
     ],
 )
-def test_options_that_make_no_network(spec, message):
+def test_invalid_options_are_refused(spec, message):
     with pytest.raises(ValueError, match=message):
         models.build(spec)
 
 
-def test_tanh_is_not_for_distributions():
+def test_tanh_is_refused_with_cross_entropy():
     with pytest.raises(ValueError, match=r"head\.tanh=True: not with head\.loss=cross_entropy"):
         heads.build({"name": "heatmap", "tanh": True, "loss": "cross_entropy"}, landmarks=1, size=(8, 8))
 
@@ -447,13 +447,13 @@ def get_config(text):
 
 @pytest.mark.parametrize("variant", ["own", "smoke", "thesis,encoder=plain"])
 @pytest.mark.parametrize("name", ["hourglass", "flat_net", "unet", "unet_pp", "deeplab_v3"])
-def test_every_variant_of_the_config_is_a_network(name, variant):
-    """Shapes alone."""
+def test_every_config_variant_builds_a_network(name, variant):
+    """Only shapes are computed."""
     if name in ("hourglass", "flat_net"):
         variant = variant.removesuffix(",encoder=plain")
     config = get_config(f"{variant},network={name}")
     if variant == "own":
-        config.data.size = (208, 240)  # as photographs may have it
+        config.data.size = (208, 240)  # which `own` leaves to be chosen from the photographs
     network, task = tasks.build(config, {"landmarks": 19})
     images = jnp.zeros((1, *config.data.size, config.channels))
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
@@ -463,7 +463,7 @@ def test_every_variant_of_the_config_is_a_network(name, variant):
     assert jax.eval_shape(task.head.decode, maps)[0].shape == (1, 19, 2)
 
 
-def test_the_thesis_in_the_config():
+def test_the_thesis_variant_has_its_settings():
     assert get_config("thesis,network=unet_pp").model.encoder.name == "vgg19"
     config = get_config("thesis,network=hourglass")
     assert (config.head.name, config.head.loss, config.head.divergence) == ("softargmax", "wing", 0.0)

@@ -1,4 +1,4 @@
-"""ONNX files against the networks they were made of, where jax2onnx is installed (`pip install 'jaxmarks[onnx]'`)."""
+"""ONNX files compared with the networks they were made from; needs jax2onnx (`pip install 'jaxmarks[onnx]'`)."""
 
 import importlib
 import json
@@ -26,7 +26,7 @@ def results(file, images):
 @pytest.mark.parametrize(
     "name", [n for n in find.names("jaxmarks.models") if n not in ("decoders", "layers", "weights")]
 )
-def test_every_body_is_the_same_in_onnx(name, tmp_path):
+def test_every_body_has_the_same_outputs_in_onnx(name, tmp_path):
     body = importlib.import_module(f"jaxmarks.models.{name}")
     network = body.build(**body.TINY)
     images = np.random.default_rng(0).normal(size=(3, 64, 64, 3)).astype(np.float32)
@@ -47,7 +47,7 @@ def test_every_body_is_the_same_in_onnx(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["beetle", "fish"])
-def test_a_run_as_onnx_files(name, tmp_path):
+def test_exported_files_predict_like_the_run(name, tmp_path):
     config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]("smoke")
     config.train.steps = 2
     train.train(config, tmp_path)
@@ -68,7 +68,7 @@ def test_a_run_as_onnx_files(name, tmp_path):
 
 
 @pytest.mark.parametrize("zoom", [1.0, 2.0])
-def test_a_run_in_bfloat16_becomes_float32_and_a_look_of_two_one(zoom, tmp_path):
+def test_bfloat16_runs_are_exported_in_float32_and_with_a_single_look(zoom, tmp_path):
     changes = {"split.run": (0,), "data.size": (64, 64)}
     halves, wholes = (
         untrained(tmp_path / dtype, "fish", "smoke", {"landmarks": 5}, **changes, **{"train.dtype": dtype})
@@ -87,7 +87,7 @@ def test_a_run_in_bfloat16_becomes_float32_and_a_look_of_two_one(zoom, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_of_several_datasets_one_is_written(name, tmp_path):
+def test_one_of_several_datasets_is_exported(name, tmp_path):
     facts = {"landmarks": 5, "sets": {"a": (0, 2), "b": (2, 5)}}
     changes = {"split.run": (0,), "data.sets": {"a": {"part": "pronotum"}, "b": {"part": "head"}}}
     run = untrained(tmp_path / "run", "universal", "smoke", facts, **changes)
@@ -103,7 +103,7 @@ def test_of_several_datasets_one_is_written(name, tmp_path):
     np.testing.assert_allclose(found[1], scores, atol=1e-5)
 
 
-def test_learned_shapes_are_no_output(tmp_path):
+def test_learned_shapes_are_not_an_output(tmp_path):
     changes = {"split.run": (0,), "data.size": (64, 64)}
     run = untrained(tmp_path / "run", "spines", "sp_cnn,smoke", OBJECTS, **changes)
     rings = serving.export_onnx(run, tmp_path / "rings")["outputs"]

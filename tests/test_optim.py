@@ -9,7 +9,7 @@ import pytest
 from jaxmarks import optim
 
 
-def test_ramps_at_the_papers_epochs():
+def test_ramps_match_linspace_per_epoch():
     rate, momentum = np.linspace(0.03, 0.00001, 5000), np.linspace(0.9, 0.9999, 5000)
     steps_per_epoch = 9
     schedules = [
@@ -17,14 +17,14 @@ def test_ramps_at_the_papers_epochs():
         for start, stop in ((0.03, 0.00001), (0.9, 0.9999))
     ]
     for epoch in (1, 2500, 5000):
-        for step in (0, steps_per_epoch - 1):  # one value through the epoch
+        for step in (0, steps_per_epoch - 1):  # constant within an epoch
             count = (epoch - 1) * steps_per_epoch + step
             np.testing.assert_allclose(schedules[0](count), rate[epoch - 1], rtol=1e-6)
             np.testing.assert_allclose(schedules[1](count), momentum[epoch - 1], rtol=1e-6)
     np.testing.assert_allclose(schedules[0](5000 * steps_per_epoch + 7), 0.00001, rtol=1e-6)
 
 
-def test_nesterov_golden_numbers():
+def test_nesterov_by_hand():
     # By hand, p = 1, gradient 2 throughout, rates .1 then .2, momenta .5 then .6:
     # v = -.2, p = 1 + .5 * -.2 - .2 = .7; v = .6 * -.2 - .4 = -.52, p = .7 + .6 * -.52 - .4 = -.012
     tx = optim.ramps((0.1, 0.2), (0.5, 0.6), epochs=2)
@@ -53,7 +53,7 @@ def test_nesterov_differs_from_optax_where_the_rate_changes():
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_modern_optimisers_rise_and_fall(name):
+def test_adam_rate_warms_up_then_decays(name):
     spec = {"name": name, "learning_rate": 1e-3, "warmup": 0.2, "weight_decay": 0.01 * (name == "adamw"), "clip": 1.0}
     tx = optim.build(spec, epochs=5, steps_per_epoch=4)
     params = {"w": jnp.ones(3)}
@@ -65,7 +65,7 @@ def test_modern_optimisers_rise_and_fall(name):
     assert float(optim.hyperparameters(state)["momentum"]) == pytest.approx(0.9)
 
 
-def test_a_cycle_ends_low_and_a_constant_rate_is_constant():
+def test_one_cycle_and_constant_schedules_by_hand():
     def rates(**spec):
         tx = optim.build({"name": "adam", "learning_rate": 1e-2} | spec, epochs=10, steps_per_epoch=2)
         state, found = tx.init(jnp.ones(1)), []
@@ -85,7 +85,7 @@ def test_the_gradient_is_clipped_and_not_the_update():
     spec = {"name": "nesterov", "learning_rate": 0.1, "momentum": 0.0, "clip": 1.0}
     tx = optim.build(spec, epochs=1, steps_per_epoch=1)
     params, gradient = jnp.zeros(2), jnp.float32([30, 40])
-    # (30, 40) of length 50 becomes (0.6, 0.8), of which the rate takes a tenth.
+    # (30, 40) has norm 50 and is clipped to (0.6, 0.8); the rate is a tenth.
     np.testing.assert_allclose(tx.update(gradient, tx.init(params), params)[0], [-0.06, -0.08], rtol=1e-5)
 
 
@@ -107,12 +107,12 @@ def test_frozen_parameters_do_not_move():
     np.testing.assert_allclose(optim.hyperparameters(state)["learning_rate"], 0.03, rtol=1e-6)
 
 
-def test_an_unknown_optimiser_lists_the_known():
+def test_an_unknown_optimiser_lists_the_choices():
     with pytest.raises(ValueError, match="nesterov, rmsprop, adam, adamw"):
         optim.build({"name": "sdg"}, epochs=1, steps_per_epoch=1)
 
 
-def test_plateau_multiplies_the_rate_inside_the_jitted_update_as_its_rule_says():
+def test_plateau_lowers_the_rate_by_its_rule_under_jit():
     tx = optim.build(
         {"name": "rmsprop", "learning_rate": 0.1, "plateau": 2, "plateau_factor": 0.2}, epochs=9, steps_per_epoch=1
     )
@@ -123,8 +123,8 @@ def test_plateau_multiplies_the_rate_inside_the_jitted_update_as_its_rule_says()
         state = optim.observe(state, loss)
         _, state = update({"w": jnp.ones(3)}, state, params)
         rates.append(float(optim.hyperparameters(state)["learning_rate"]))
-    # Two epochs without a lower loss: after 4.5 and 4.2, which is lower than the last but not than the lowest; then
-    # after two and four further 3.0.
+    # Reduced after two epochs without a new lowest loss: after 4.5 and 4.2, which is lower than the last loss but not
+    # than the lowest; then after two and after four more epochs at 3.0.
     expected = 0.1 * np.array([1, 1, 1, 0.2, 0.2, 0.2, 0.04, 0.04, 0.008])
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
@@ -143,7 +143,7 @@ def test_plateau_scales_the_update_itself():
     jax.tree.map(np.testing.assert_array_equal, optim.observe(state, 1.0), state)
 
 
-def test_rmsprop_is_that_of_the_formula():
+def test_rmsprop_matches_its_formula():
     tx = optim.build({"name": "rmsprop", "learning_rate": 0.01}, epochs=1, steps_per_epoch=1)
     params, mean = jnp.ones(()), 0.0
     state = tx.init(params)
@@ -153,7 +153,7 @@ def test_rmsprop_is_that_of_the_formula():
         np.testing.assert_allclose(float(update), -0.01 * g / (np.sqrt(mean) + 1e-7), rtol=1e-5)
 
 
-def test_rates_scale_the_updates_of_the_parameters_that_match_first():
+def test_rates_scale_updates_by_the_first_matching_pattern():
     params = {"body": {"encoder": jnp.ones(2), "neck": jnp.ones(2)}, "head": {"b": jnp.ones(2)}}
     spec = {"name": "adam", "learning_rate": 0.1, "warmup": 0.0}
     plain = optim.build(spec, epochs=3, steps_per_epoch=1)
@@ -168,7 +168,7 @@ def test_rates_scale_the_updates_of_the_parameters_that_match_first():
         np.testing.assert_allclose(found["head"]["b"], expected["head"]["b"], rtol=1e-5)
     with pytest.raises(ValueError, match=r"'encoder' matches no parameter; the parameters are body/encoder, body/neck"):
         optim.rates([("encoder", 0.1)]).init(params)
-    frozen = optim.freeze(scaled, params, "body/encoder")  # a pattern may match them
+    frozen = optim.freeze(scaled, params, "body/encoder")  # patterns of `rates` may match frozen parameters
     found, _ = frozen.update(jax.tree.map(jnp.ones_like, params), frozen.init(params), params)
     assert not found["body"]["encoder"].any() and found["body"]["neck"].all()
 
@@ -187,9 +187,9 @@ def test_the_average_follows_its_formula_and_other_optimisers_have_none():
     assert optim.averaged(optax.adam(0.1).init(params), params) is params
 
 
-def test_schedules_count_updates_where_two_batches_make_one():
-    # Three batches an epoch, two make an update: of the six epochs' nine updates 0 and 1 begin in the first, 2 in the
-    # second, ...
+def test_schedules_count_accumulated_updates_not_batches():
+    # Six epochs of three batches, two batches per update: of the nine updates, 0 and 1 begin in the first epoch, 2 in
+    # the second, ...
     schedule = optim.per_epoch(0, 5, epochs=6, steps_per_epoch=3, accumulate=2)
     np.testing.assert_allclose([schedule(jnp.int32(n)) for n in range(10)], [0, 0, 1, 2, 2, 3, 4, 4, 5, 5])
     spec = {"name": "adam", "learning_rate": 1e-3, "warmup": 0.2}
@@ -224,7 +224,7 @@ def test_a_number_is_a_constant_ramp_and_the_momentum_has_a_default():
         ({"name": "adam", "learning_rate": (0.01, 0.001)}, "adam takes one number"),
     ],
 )
-def test_what_an_optimiser_does_not_have_is_refused(spec, message):
+def test_unsupported_optimiser_options_are_refused(spec, message):
     with pytest.raises(ValueError, match=message):
         optim.build(spec, epochs=2, steps_per_epoch=3)
 
@@ -234,7 +234,7 @@ def test_a_pattern_that_freezes_nothing_is_refused():
         optim.freeze(optax.sgd(1.0), {"body": {"a": 1.0}, "head": {"b": 1.0}}, "a")
 
 
-def test_what_a_spec_leaves_out_has_a_default():
+def test_omitted_options_have_defaults():
     params = {"w": jnp.ones(2)}
     for spec in ({"name": "adamw", "learning_rate": 1e-3}, {"name": "adam", "learning_rate": 1e-3, "plateau": 2}):
         tx = optim.build(spec, epochs=2, steps_per_epoch=1)
@@ -242,7 +242,7 @@ def test_what_a_spec_leaves_out_has_a_default():
         assert np.isfinite(updates["w"]).all()
 
 
-def test_a_rise_over_all_steps_ends_at_the_peak():
+def test_a_warmup_over_all_steps_ends_at_the_peak():
     for epochs in (1, 2):
         tx = optim.build({"name": "adam", "learning_rate": 0.1, "warmup": 1.0}, epochs=epochs, steps_per_epoch=1)
         state, rates = tx.init(jnp.ones(1)), []

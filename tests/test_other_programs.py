@@ -24,7 +24,7 @@ def read(tmp_path, content, file="marks.xml", problems=None):
 
 
 def dataset(*images):
-    """A file of imglab, of such images."""
+    """An imglab file with these images."""
     head = "<?xml version='1.0' encoding='ISO-8859-1'?>\n<?xml-stylesheet type='text/xsl' href='a.xsl'?>\n"
     return f"{head}<dataset>\n<name>x</name>\n<comment/>\n<images>\n{''.join(images)}</images>\n</dataset>\n"
 
@@ -39,7 +39,7 @@ def box(*parts, left=3, top=5, label="", rest=""):
     return f"<box top='{top}' left='{left}' width='30' height='20'{rest}>{label}{inner}</box>"
 
 
-def test_parts_of_imglab_are_landmarks_in_natural_order(tmp_path):
+def test_imglab_parts_are_landmarks_in_natural_order(tmp_path):
     parts = [(f"{k:02}", 10 * k, k + 0.5) for k in (10, 2, 0, 1, *range(3, 10))]
     text = dataset(
         image(box(*parts), file="train/a.png", sides=" width='40' height='30'"),
@@ -62,13 +62,13 @@ def test_parts_of_imglab_are_landmarks_in_natural_order(tmp_path):
     ("labels", "names"),
     [("01", ()), ("12", ()), ("13", ("1", "3")), (("eye", "fin"), ("eye", "fin")), (("l1", "l2"), ())],
 )
-def test_names_of_parts_are_kept_unless_they_are_a_numbering(labels, names, tmp_path):
+def test_imglab_part_names_are_kept_unless_they_are_a_numbering(labels, names, tmp_path):
     (found,) = read(tmp_path, dataset(image(box(*((label, 1, 2) for label in labels)))))
     assert found.names == names and len(found.points) == 2
 
 
 @given(st.dictionaries(name, st.dictionaries(st.sampled_from("pqrs"), st.tuples(pixel, pixel)), min_size=1, max_size=4))
-def test_what_imglab_holds_is_read_to_the_last_digit(tmp_path_factory, marks):
+def test_imglab_coordinates_are_read_to_the_last_digit(tmp_path_factory, marks):
     images = [image(box(*((k, *at) for k, at in parts.items())), file=file) for file, parts in marks.items()]
     labels = sorted({k for parts in marks.values() for k in parts})
     (path := tmp_path_factory.mktemp("imglab") / "a.xml").write_text(dataset(*images), encoding="utf-8")
@@ -96,20 +96,20 @@ def test_what_imglab_holds_is_read_to_the_last_digit(tmp_path_factory, marks):
         (dataset(image(box(("p", 1, 2)), box(("p", 1, 2)))), "image 1, box 2: a second box with parts on a.png"),
     ],
 )
-def test_what_is_wrong_with_imglabs_parts_is_named(content, message, tmp_path):
+def test_imglab_errors_name_the_place_and_the_cause(content, message, tmp_path):
     with pytest.raises(FormatError) as error:
         read(tmp_path, content, problems=[])
     assert str(error.value).startswith(f"{tmp_path / 'marks.xml'}: {message}"), str(error.value)
 
 
-def test_parts_that_are_no_numbers_are_missing_and_named(tmp_path):
+def test_nan_parts_are_missing_and_reported(tmp_path):
     problems: list = []
     (found,) = read(tmp_path, dataset(image(box(("p", 1, 2), ("q", math.nan, 2)))), problems=problems)
     np.testing.assert_array_equal(found.visible, [True, False])
     assert [p["what"] for p in problems] == ["part q at (nan, 2.0): treated as missing"]
 
 
-def test_boxes_of_imglab_hold_as_many_pixels_as_they_say(tmp_path):
+def test_imglab_boxes_span_their_width_and_height(tmp_path):
     text = dataset(
         image(box(label="spine"), box(left=10, label="stub"), sides=" width='40' height='30'"),
         image(box(), box(left=-2.5, rest=" ignore='1'"), file="b.png"),
@@ -135,7 +135,7 @@ labeled-data/two/img001.png,1,2,3,4
 """
 
 
-def test_deeplabcuts_frames_are_grouped_by_their_videos(tmp_path):
+def test_deeplabcut_frames_are_grouped_by_video(tmp_path):
     one, two = read(tmp_path, CUT, "CollectedData_Ann.csv")
     assert (one.image, one.group) == ("labeled-data/one/img001.png", "labeled-data/one")
     assert (two.group, two.names) == ("labeled-data/two", ("snout", "tail"))
@@ -144,7 +144,7 @@ def test_deeplabcuts_frames_are_grouped_by_their_videos(tmp_path):
     np.testing.assert_array_equal(two.points, [[1, 2], [3, 4]])
 
 
-def test_deeplabcuts_paths_in_three_cells_read_the_same(tmp_path):
+def test_deeplabcut_paths_in_three_cells_read_the_same(tmp_path):
     lines = CUT.replace("labeled-data/", "labeled-data,").replace("/img", ",img").splitlines()
     wide = [line.replace(",", ",,,", 1) for line in lines[:3]] + lines[3:]
     old, new = read(tmp_path, CUT, "a.csv"), read(tmp_path, "\n".join(wide), "b.csv")
@@ -153,8 +153,8 @@ def test_deeplabcuts_paths_in_three_cells_read_the_same(tmp_path):
         np.testing.assert_array_equal(a.points, b.points)
 
 
-def test_a_folder_of_deeplabcut_is_all_its_videos_together(tmp_path):
-    """As a project has it: the photographs beside each file, and body parts that only some videos have."""
+def test_deeplabcut_folder_combines_all_its_videos(tmp_path):
+    """As in a project: photographs beside each file, and body parts that only some videos have."""
     videos = {"one": CUT, "two": CUT.replace("tail", "fin")}
     for video, text in videos.items():
         (place := tmp_path / "labeled-data" / video).mkdir(parents=True)
@@ -173,7 +173,7 @@ def test_a_folder_of_deeplabcut_is_all_its_videos_together(tmp_path):
     assert problem["what"].startswith("1 .json files such as img001.json are not read")
 
 
-def test_frames_of_one_video_are_told_to_be_alike(tmp_path):
+def test_frames_of_only_one_video_are_reported(tmp_path):
     problems: list = []
     found = read(tmp_path, CUT.replace("two/img001", "one/img002"), "a.csv", problems)
     assert [a.group for a in found] == ["", ""]
@@ -189,7 +189,7 @@ b/1.png,,,3,4,5,6,NaN,nan
 """
 
 
-def test_of_several_animals_one_may_be_marked_on_a_frame(tmp_path):
+def test_only_one_animal_may_be_marked_per_frame(tmp_path):
     one, two = read(tmp_path, SEVERAL, "a.csv")
     assert one.names == ("snout", "tail", "cage")
     np.testing.assert_array_equal(one.points, [[1, 2], [0, 0], [7, 8]])
@@ -198,7 +198,7 @@ def test_of_several_animals_one_may_be_marked_on_a_frame(tmp_path):
         read(tmp_path, SEVERAL.replace("1,2,,", "1,2,3,4"), "a.csv")
 
 
-def test_likelihoods_are_passed_over(tmp_path):
+def test_deeplabcut_likelihoods_are_ignored(tmp_path):
     text = "scorer,N,N,N\nbodyparts,p,p,p\ncoords,x,y,likelihood\na/1.png,1,2,0.9\nb/1.png,3,4,0.1\n"
     np.testing.assert_array_equal([a.points for a in read(tmp_path, text, "a.csv")], [[[1, 2]], [[3, 4]]])
 
@@ -206,7 +206,7 @@ def test_likelihoods_are_passed_over(tmp_path):
 @given(
     st.lists(st.lists(st.one_of(st.none(), st.tuples(pixel, pixel)), min_size=3, max_size=3), min_size=1, max_size=4)
 )
-def test_what_deeplabcut_holds_is_read_to_the_last_digit(tmp_path_factory, frames):
+def test_deeplabcut_coordinates_are_read_to_the_last_digit(tmp_path_factory, frames):
     heads = ["scorer" + 6 * ",Ann", "bodyparts,a,a,b,b,c,c", "coords" + 3 * ",x,y"]
     rows = [
         ",".join([f"labeled-data/{n}/f.png", *("," if at is None else f"{at[0]!r},{at[1]!r}" for at in points)])
@@ -233,19 +233,19 @@ def test_what_deeplabcut_holds_is_read_to_the_last_digit(tmp_path_factory, frame
         (CUT + "a.png,1,inf,3,4\n", "line 6: snout at (1.0, inf) is not finite"),
     ],
 )
-def test_what_is_wrong_with_deeplabcuts_files_is_named(content, message, tmp_path):
+def test_deeplabcut_errors_name_the_place_and_the_cause(content, message, tmp_path):
     with pytest.raises(FormatError) as error:
         read(tmp_path, content, "a.csv", [])
     assert str(error.value).startswith(f"{tmp_path / 'a.csv'}: {message}"), str(error.value)
 
 
-def test_one_coordinate_of_deeplabcut_is_a_problem(tmp_path):
+def test_deeplabcut_point_with_one_coordinate_is_reported(tmp_path):
     problems: list = []
     read(tmp_path, CUT.replace("1,2,3,4", "1,,3,4"), "a.csv", problems)
     assert [p["what"] for p in problems] == ["snout has only one coordinate: treated as missing"]
 
 
-def test_rows_of_imagejs_results_are_landmarks_in_their_order(tmp_path):
+def test_rows_of_imagej_results_are_landmarks_in_order(tmp_path):
     text = " ,Label,Area,X,Y,Slice\n1,a.jpg,0,10.5,20,1\n2,a.jpg:0012-0034,0,30,40.25,1\n3,b.tif,0,NaN,6,1\n4,b.tif,0,7,8,1\n"
     problems: list = []
     a, b = read(tmp_path, text, "Results.csv", problems)
@@ -255,14 +255,14 @@ def test_rows_of_imagejs_results_are_landmarks_in_their_order(tmp_path):
     assert [(p["image"], p["where"]) for p in problems] == [("b.tif", f"{tmp_path / 'Results.csv'}: line 4")]
 
 
-def test_a_label_beside_an_image_is_its_landmark(tmp_path):
+def test_label_column_beside_image_names_the_landmark(tmp_path):
     (found,) = read(tmp_path, "image,label,x,y\na.png,tail,3,4\na.png,eye,1,2\n", "a.csv")
     assert found.names == ("eye", "tail")
     np.testing.assert_array_equal(found.points, [[1, 2], [3, 4]])
 
 
-def test_images_with_other_numbers_of_rows_are_named(tmp_path):
-    """Which landmark is missing nobody knows."""
+def test_images_with_different_row_counts_are_refused(tmp_path):
+    """It is unknown which landmark is missing."""
     with pytest.raises(FormatError, match=r"a.csv: line 4: b.png has 1 rows, but a.png has 2; add a column landmark"):
         read(tmp_path, "image,x,y\na.png,1,2\na.png,3,4\nb.png,5,6\n", "a.csv")
 
@@ -271,8 +271,8 @@ def test_images_with_other_numbers_of_rows_are_named(tmp_path):
     ("header", "first", "second"),
     [("image,name,x,y", "eye", "Tail"), ("image,id,x,y", "01", "2.0"), ("image,point,x,y", "3", "a")],
 )
-def test_a_column_that_tells_landmarks_apart_is_not_passed_over(header, first, second, tmp_path):
-    """Nor where it has a slip in some image."""
+def test_column_that_names_landmarks_in_another_order_is_refused(header, first, second, tmp_path):
+    """Even if that column has a mistake in some image."""
     named = [("a", first), ("a", second), ("b", second), ("b", first), ("c", first), ("c", "slip")]
     rows = "".join(f"{image}.png,{name},{n},{n}\n" for n, (image, name) in enumerate(named))
     column = header.split(",")[1]
@@ -281,52 +281,52 @@ def test_a_column_that_tells_landmarks_apart_is_not_passed_over(header, first, s
         read(tmp_path, f"{header}\n{rows}", "a.csv")
 
 
-def test_what_follows_an_images_name_is_not_passed_over(tmp_path):
+def test_region_names_in_another_order_are_refused(tmp_path):
     regions = "Label,X,Y\na.png:Point 1,10,10\na.png:Point 2,50,40\nb.png:point 2,51,41\nb.png:Point 1,11,11\n"
     with pytest.raises(FormatError, match=r"line 4: what follows the image's name is 'point 2' where .* 'Point 1'"):
         read(tmp_path, regions, "a.csv")
 
 
 @pytest.mark.parametrize("column", [("7", "8", "9", "10"), ("0.1", "0.2", "0.2", "0.1000"), ("ann", "ann", "ben", "ann"), ("eye", "tail", "Eye", "tail"), ("u", "v", "w", "z"), ("12-34", "5-6", "7-8", "12-34"), ("", "blurred", "blurred", "")])  # fmt: skip
-def test_columns_that_do_not_tell_landmarks_apart_are_passed_over(column, tmp_path):
+def test_columns_that_do_not_name_landmarks_are_ignored(column, tmp_path):
     rows = zip(("a", "a", "b", "b"), column, range(4), strict=True)
     found = read(tmp_path, "image,about,x,y\n" + "".join(f"{i}.png,{c},{n},{n}\n" for i, c, n in rows), "a.csv")
     assert [a.points[:, 0].tolist() for a in found] == [[0, 1], [2, 3]]
 
 
-def test_a_corner_beside_landmarks_is_none(tmp_path):
+def test_x_and_y_beside_numbered_columns_are_no_landmark(tmp_path):
     for label in ("", ",label"):
         (found,) = read(tmp_path, f"image,x,y,x1,y1,x2,y2{label}\na.png,1,1,10,20,30,40{label}\n", "a.csv")
         assert found.points.tolist() == [[10, 20], [30, 40]]
 
 
-def test_a_second_pair_beside_x_and_y_of_several_rows_is_passed_over(tmp_path):
+def test_x1_and_y1_are_ignored_if_images_have_several_rows(tmp_path):
     (found,) = read(tmp_path, "image,x,y,x1,y1\na.png,10,20,.1,.2\na.png,30,40,.3,.4\n", "a.csv")
     assert found.points.tolist() == [[10, 20], [30, 40]]
 
 
-def test_another_table_in_a_deeplabcut_project_is_named(tmp_path):
+def test_other_table_named_like_a_deeplabcut_file_is_refused(tmp_path):
     (tmp_path / "CollectedData_Ann.csv").write_text("image,x1,y1\na.png,1,2\n")
     with pytest.raises(FormatError, match=r"CollectedData_Ann\.csv: line 1: no row 'scorer'"):
         formats.read(tmp_path)
 
 
-def test_an_empty_table_is_told_of_a_tables_header(tmp_path):
+def test_error_for_an_empty_table_shows_the_expected_header(tmp_path):
     with pytest.raises(FormatError, match=r"the expected header is image,x1,y1"):
         read(tmp_path, "\n", "a.csv")
 
 
-def test_the_region_is_cut_off_any_ending(tmp_path):
+def test_imagej_region_is_cut_off_after_a_four_letter_ending(tmp_path):
     text = "Label,X,Y\na.tiff:0012-0034,1,2\na.tiff:0013-0035,3,4\n"
     (a,) = read(tmp_path, text, "Results.csv")
     assert a.image == "a.tiff" and a.points.tolist() == [[1, 2], [3, 4]]
 
 
-def test_imglab_says_nothing_of_what_to_ignore_or_of_an_unknown_size(tmp_path):
+def test_imglab_empty_ignore_and_zero_size_count_as_absent(tmp_path):
     (found,) = read(tmp_path, dataset(image(box(("p", 1, 2), rest=" ignore=''"), sides=" width='0' height='0'")))
     assert found.visible.all() and found.size is None
 
 
-def test_deeplabcuts_frames_with_windows_paths_are_grouped_by_their_videos(tmp_path):
+def test_deeplabcut_frames_with_windows_paths_are_grouped_by_video(tmp_path):
     text = "scorer,A,A\nbodyparts,p,p\ncoords,x,y\nlabeled-data\\one\\1.png,1,2\nlabeled-data\\two\\1.png,3,4\n"
     assert [a.group for a in read(tmp_path, text, "a.csv", [])] == ["labeled-data/one", "labeled-data/two"]

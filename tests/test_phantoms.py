@@ -1,4 +1,4 @@
-"""The phantoms' truth, checked against what is drawn: silhouettes measured with scikit-image, symmetry, resolution."""
+"""The phantoms' ground truth against their images: silhouettes measured with scikit-image, symmetry, resolution."""
 
 import collections
 import itertools
@@ -29,7 +29,7 @@ def truth():
 
 @pytest.fixture
 def silhouette(monkeypatch):
-    """`draw` with every plate in a flat grey of its own (1, 2, ...) on white 0: in focus, no shadow, no noise, no limbs."""
+    """`draw` with each plate in its own flat grey (1, 2, ...) on 0: in focus, without shadow, noise or limbs."""
 
     def nothing(*_, **__):
         pass
@@ -69,14 +69,14 @@ def edge_distance(labels, points):
 def test_every_landmark_lies_on_a_drawn_outline(silhouette, part):
     for specimen in (0, 5, 17):
         image, points = silhouette(part, specimen, size=(1536, 2048))
-        # Cracks between pixels lie up to 0.7 px off a curve and 1.3 px inside an acute corner; at 1024 wide, half that.
+        # Pixel borders lie up to 0.7 px off a curve and 1.3 px inside an acute corner; half that at a width of 1024.
         distance = edge_distance(image, points)
         assert distance.max() < 1.4
         assert distance.mean() < 0.6
 
 
 def side_between(contour, start, stop):
-    """Centre and direction of the line fitted to a contour between two landmarks, their neighbourhoods left out."""
+    """Centre and direction of the line fitted to a contour between two landmarks, without their neighbourhoods."""
     chord = stop - start
     normal = np.array([-chord[1], chord[0]]) / np.linalg.norm(chord)
     along = (contour - start) @ chord / (chord @ chord)
@@ -85,7 +85,7 @@ def side_between(contour, start, stop):
 
 
 def corners_by_fit(contour, points):
-    """Where the lines fitted on both sides of each inner point of a chain meet."""
+    """For each inner point of a chain, the intersection of the lines fitted to the sides that meet there."""
     lines = [side_between(contour, *pair) for pair in itertools.pairwise(points)]
     corners = []
     for (c1, d1), (c2, d2) in itertools.pairwise(lines):
@@ -103,7 +103,7 @@ def corners_by_fit(contour, points):
         ("pronotum", [(0, 1, 2), (0, 7, 6)], 0.6),
     ],
 )
-def test_corners_are_where_the_fitted_sides_meet(silhouette, part, chains, bound):
+def test_corner_landmarks_are_where_the_fitted_sides_meet(silhouette, part, chains, bound):
     errors = []
     for specimen in range(6):
         image, points = silhouette(part, specimen, size=(1536, 2048))
@@ -112,13 +112,13 @@ def test_corners_are_where_the_fitted_sides_meet(silhouette, part, chains, bound
         contour = max(find_contours(plate.astype(float), 0.5), key=len)[:, ::-1] + 0.5
         for chain in chains:
             errors.extend(corners_by_fit(contour, points[list(chain)]) - points[list(chain)[1:-1]])
-    errors = np.array(errors) / 2  # pixels at 1024 wide
+    errors = np.array(errors) / 2  # pixels at a width of 1024
     assert np.linalg.norm(errors, axis=1).mean() < bound
     assert np.abs(errors.mean(0)).max() < 0.1  # no systematic shift such as half a pixel
 
 
 def test_elytral_apices_are_where_suture_and_hind_edge_meet(silhouette, monkeypatch):
-    """On an upright beetle: lines through each elytron's lowest pixels, on both sides of its lowest column."""
+    """On an upright beetle: lines fitted to each elytron's lower edge, on both sides of its lowest point."""
     monkeypatch.setattr(genome, "pose", lambda *_, **__: shapes.Pose(0.0, 1.0, np.zeros(2)))
     for specimen in range(4):
         image, points = silhouette("elytra", specimen, size=(1536, 2048))
@@ -133,12 +133,12 @@ def test_elytral_apices_are_where_suture_and_hind_edge_meet(silhouette, monkeypa
             ]
             (a, b), (c, d) = lines
             x = (d - b) / (a - c)
-            np.testing.assert_allclose([x, a * x + b], points[landmark], atol=1.0)  # half a pixel at 1024 wide
+            np.testing.assert_allclose([x, a * x + b], points[landmark], atol=1.0)  # half a pixel at a width of 1024
 
 
 @pytest.mark.parametrize("part", ["left_mandible", "right_mandible"])
-def test_photograph_agrees_with_the_truth(part):
-    """In the finished photograph too, the blade's dark rim passes through the landmarks of its back."""
+def test_mandible_rim_passes_through_the_landmarks(part):
+    """In the finished image, too, the blade's dark rim passes through the landmarks of its back."""
     gaps = []
     for specimen in range(6):
         image, points = phantoms.draw(part, specimen, size=(768, 1024))
@@ -151,8 +151,8 @@ def test_photograph_agrees_with_the_truth(part):
     assert np.median(gaps) < 1.0
 
 
-def test_a_discs_centre_of_mass_is_its_centre():
-    """Measured on the pixels: the frame has its origin at the corner."""
+def test_drawn_disc_has_the_right_centre_and_area():
+    """Measured on the pixels, whose coordinates start at the image's corner, while the scene's start at its centre."""
     scene = canvas.blank((192, 256), np.random.default_rng(0))
     scene.light.fill(0)
     centre = np.array([10.3, -20.6])
@@ -168,13 +168,13 @@ def test_landmarks_lie_in_the_frame_and_vary(truth, part):
     assert points.shape == (293, phantoms.PARTS[part], 2)
     assert (points > 4).all() and (points < np.array([252, 188])).all()
     gaps = np.linalg.norm(points[:, :, None] - points[:, None], axis=-1) + 99 * np.eye(points.shape[1])
-    assert gaps.min() > 1.5  # no two landmarks fall together
+    assert gaps.min() > 1.5  # no two landmarks coincide
     error = np.linalg.norm(points - points.mean(0), axis=2).mean()
     assert 12 < error < 16, f"the mean-position baseline of {part} errs by {error:.1f} px"
 
 
 @pytest.mark.parametrize("part", phantoms.PARTS)
-def test_same_scene_at_every_resolution(part):
+def test_scene_is_the_same_at_every_resolution(part):
     small, points = phantoms.draw(part, 11)
     large, large_points = phantoms.draw(part, 11, size=(768, 1024))
     np.testing.assert_allclose(large_points, 4 * points, rtol=1e-12)
@@ -184,7 +184,7 @@ def test_same_scene_at_every_resolution(part):
     assert np.corrcoef(averaged.ravel(), small.ravel())[0, 1] > 0.99
 
 
-def test_the_subject_stays_centred_in_other_shapes_of_frame():
+def test_subject_stays_centred_at_other_aspect_ratios():
     _, points = phantoms.draw("head", 2)
     wide, wide_points = phantoms.draw("head", 2, size=(192, 400))
     assert wide.shape == (192, 400, 3)
@@ -208,7 +208,7 @@ def test_collection_holds_every_livery():
 
 
 @pytest.mark.parametrize("part", SYMMETRIC)
-def test_flip_is_an_involution_that_maps_an_even_specimen_onto_itself(monkeypatch, part):
+def test_flip_is_an_involution_and_keeps_a_symmetric_specimen(monkeypatch, part):
     flip = np.array(phantoms.FLIP[part])
     np.testing.assert_array_equal(flip[flip], np.arange(phantoms.PARTS[part]))
     genes = genome.genome(3, 0)._replace(uneven=[0.0] * 8)
@@ -220,8 +220,8 @@ def test_flip_is_an_involution_that_maps_an_even_specimen_onto_itself(monkeypatc
 
 
 @pytest.mark.parametrize("part", SYMMETRIC)
-def test_flip_nearly_maps_real_specimens_onto_themselves(truth, part):
-    """Least-squares rotation of the mirrored, permuted landmarks onto the others: only the asymmetry is left."""
+def test_flip_nearly_maps_asymmetric_specimens_onto_themselves(truth, part):
+    """After a least-squares rotation of the mirrored, permuted landmarks onto the originals, only asymmetry is left."""
     for points in truth[part][::40]:
         here = points - points.mean(0)
         there = (here * [-1, 1])[list(phantoms.FLIP[part])]
@@ -230,8 +230,8 @@ def test_flip_nearly_maps_real_specimens_onto_themselves(truth, part):
         assert residual.mean() < 2.5
 
 
-def test_mandibles_and_order_of_landmarks(truth):
-    """Left and right mandibles are mirror images in their large parts: tips lean inwards, the base lies below."""
+def test_landmark_order_and_mirrored_mandibles(truth):
+    """Left and right mandibles roughly mirror each other: tips above the base, cutting margins on opposite sides."""
     left, right = truth["left_mandible"], truth["right_mandible"]
     assert (left[:, 0, 1] < left[:, 10, 1] - 60).all() and (right[:, 0, 1] < right[:, 12, 1] - 60).all()
     # The cutting margin is to the right of the back on a left mandible, to the left on a right one.
@@ -240,7 +240,7 @@ def test_mandibles_and_order_of_landmarks(truth):
         assert (truth[part][:, tip, 1] < truth[part][:, end, 1]).all()
 
 
-def test_load_fills_samples():
+def test_load_fills_all_fields_of_samples():
     samples = phantoms.load("head", size=(48, 64), count=3)
     assert samples.images.shape == (3, 48, 64, 3) and samples.images.dtype == np.uint8
     assert samples.points.shape == (3, 10, 2) and samples.points.dtype == np.float32
@@ -276,7 +276,7 @@ def test_luminance_of_pure_colours():
         (lambda: phantoms.load("head", channels=4), "channels: 4"),
     ],
 )
-def test_wrong_arguments_are_named(call, message):
+def test_invalid_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -288,7 +288,7 @@ def test_wrong_arguments_are_named(call, message):
     mirror=st.sampled_from([-1, 1]),
     point=st.tuples(st.floats(-90, 90), st.floats(-90, 90)),
 )
-def test_pose_and_its_inverse(angle, scale, shift, mirror, point):
+def test_to_part_inverts_to_frame(angle, scale, shift, mirror, point):
     pose = shapes.Pose(angle, scale, np.array(shift), mirror)
     x, y = shapes.to_frame(pose, point)
     u, v = shapes.to_part(pose, np.float32([x]), np.float32([y]))
@@ -305,7 +305,7 @@ def test_signed_distance_of_a_circle(radius, theta, ratio, shift):
     r = radius * ratio
     u, v = np.array([shift + r * np.cos(theta)]), np.array([r * np.sin(theta)])
     distance = shapes.signed_distance(circle, u, v)[0]
-    if abs(v[0]) < radius:  # beyond its ends the table runs on straight
+    if abs(v[0]) < radius:  # beyond its ends the table continues linearly
         np.testing.assert_allclose(distance, (r**2 - radius**2) / (2 * r), atol=0.02)
     assert np.sign(distance[0]) == np.sign(ratio - 1) or abs(ratio - 1) < 1e-3
 
@@ -332,14 +332,14 @@ def test_noise_does_not_depend_on_resolution():
 
 
 @pytest.mark.slow
-def test_full_resolution_of_the_paper():
+def test_draw_at_the_papers_full_resolution():
     image, points = phantoms.draw("elytra", 0, size=(2448, 3264))
     assert image.shape == (2448, 3264, 3)
     np.testing.assert_allclose(points / 12.75, phantoms.draw("elytra", 0)[1])
 
 
 def test_the_collection_is_frozen():
-    """Results are compared across versions on seed 0: a change of these numbers is a new dataset and needs a new name."""
+    """Results on seed 0 are compared across versions: if these numbers change, it is a new dataset under a new name."""
     centres = {part: phantoms.draw(part, 0, size=(24, 32))[1].mean(0) * 8 for part in phantoms.PARTS}
     frozen = {
         "left_mandible": (134.662, 109.979),
@@ -352,7 +352,7 @@ def test_the_collection_is_frozen():
         np.testing.assert_allclose(centre, frozen[part], atol=1e-3)
 
 
-def test_the_mirrors_order_is_that_of_the_landmarks_that_are_left():
+def test_flip_is_renumbered_when_landmarks_are_dropped():
     spec = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "beetle.py"))["get_config"]("smoke").data
     spec.update(part="elytra", count=1)
     whole = loading.load(spec)
@@ -360,19 +360,19 @@ def test_the_mirrors_order_is_that_of_the_landmarks_that_are_left():
     first, partner = next((k + 1, other + 1) for k, other in enumerate(whole.flip) if other != k)
     spec.drop = (f"elytra/{first}", f"elytra/{partner}")
     rest = loading.load(spec)
-    # The mirrored landmarks that are left, in the new order.
+    # The mirror partners of the landmarks that are left, in the new numbering.
     kept = [k for k in range(11) if k + 1 not in (first, partner)]
     np.testing.assert_array_equal(np.array(kept)[list(rest.flip)], np.array(whole.flip)[kept])
     spec.drop = (f"elytra/{first}",)
     assert loading.load(spec).flip is None
 
 
-def test_drawings_of_another_aspect_than_their_photographs():
-    """Frames of 32x64 of photographs of 64x256: the landmarks that are left, and millimetres, in pixels of these."""
+def test_frames_with_another_aspect_ratio_than_the_photographs():
+    """Frames of 32x64 from photographs of 64x256: `source_points` and `mm_per_px` are in pixels of the photographs."""
     spec = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "beetle.py"))["get_config"]("smoke").data
     spec.update(part="pronotum", count=3, size=(32, 64), source_size=(64, 256), drop=("pronotum/1",))
     samples = loading.load(spec).samples
     drawn = phantoms.load("pronotum", size=(32, 64), seed=spec.seed, count=3)
     np.testing.assert_allclose(samples.points, drawn.points[:, 1:])
     np.testing.assert_allclose(samples.source_points, drawn.points[:, 1:] * [4, 2], rtol=1e-6)
-    np.testing.assert_allclose(samples.mm_per_px * 256, drawn.mm_per_px * 64)  # the width of what is shown
+    np.testing.assert_allclose(samples.mm_per_px * 256, drawn.mm_per_px * 64)  # both are the view's width in mm

@@ -1,4 +1,4 @@
-"""`predict.load` on every kind of images, against what --mode=predict finds, and of damaged runs and artefacts."""
+"""`predict.load` on all types of images, compared with --mode=predict, and on damaged runs and artefacts."""
 
 import json
 import runpy
@@ -15,7 +15,7 @@ from jaxmarks import config as configs
 from jaxmarks.data import objects
 from jaxmarks.ops import geometry
 
-# Where arrays are damaged Orbax gives up in a thread, whose complaint comes whenever it is collected.
+# With damaged arrays Orbax fails in a thread, whose exception is reported whenever it is garbage-collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,7 @@ OBJECTS = {"classes": 2, "names": ("a", "b"), "sizes": (12.0, 9.0)}
 
 
 def untrained(workdir, name, variants, facts, **changes):
-    """A run's folder as the training would leave it after no step: the config of these variants, and its networks."""
+    """Writes a run's folder as training without a step would: the config with these variants, and its networks."""
     config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](variants)
     config.update_from_flattened_dict(changes)
     Path(workdir).mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def untrained(workdir, name, variants, facts, **changes):
     return workdir
 
 
-def test_the_last_drawings_stay_where_there_is_nothing_to_draw(tmp_path):
+def test_earlier_overlays_are_kept_if_there_is_nothing_to_draw(tmp_path):
     def nothing():
         raise ValueError("no photograph in this folder")
         yield
@@ -66,12 +66,12 @@ def direct(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def centre(tmp_path_factory):
-    """Its scores begin at about 0.1 everywhere: also where there is no photograph."""
+    """An untrained detector, whose scores are about 0.1 everywhere, even outside the photograph."""
     changes = {"data.size": (64, 96), "split.run": (0, 1)}
     return untrained(tmp_path_factory.mktemp("centre"), "spines", "centre,smoke", OBJECTS, **changes)
 
 
-# Of photographs at their own scale: smaller than the frame, as large, and larger in one direction.
+# Photographs at their own scale: smaller than the frame, equal to it, one row high, and wider than it.
 @pytest.mark.parametrize("source", [(23, 37), (64, 96), (1, 96), (40, 131)])
 def test_a_detector_finds_nothing_outside_the_photograph(centre, source):
     images = noise(3, *source, 3)
@@ -85,7 +85,7 @@ def test_a_detector_finds_nothing_outside_the_photograph(centre, source):
 
 
 @pytest.mark.parametrize("source", [(23, 37), (64, 96), (50, 95)])
-def test_a_detector_finds_what_the_mode_finds(centre, tmp_path, source):
+def test_a_detector_matches_mode_predict(centre, tmp_path, source):
     images = noise(2, *source, 3)
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
@@ -103,7 +103,7 @@ def test_a_detector_finds_what_the_mode_finds(centre, tmp_path, source):
         np.testing.assert_array_equal(classes[some], known[2][order][some])
 
 
-def test_photographs_are_scaled_as_the_run_says_and_boxes_back(centre, tmp_path):
+def test_data_scale_is_applied_and_boxes_are_scaled_back(centre, tmp_path):
     twice = shutil.copytree(centre, tmp_path / "twice")
     config = configs.load(twice / "config.json")
     config.data.scale = 2.0
@@ -115,7 +115,7 @@ def test_photographs_are_scaled_as_the_run_says_and_boxes_back(centre, tmp_path)
     np.testing.assert_allclose(2 * found.boxes, enlarged.boxes, atol=1e-3)
 
 
-def test_the_networks_of_one_fold_alone(centre):
+def test_load_can_select_one_folds_networks(centre):
     images = noise(2, 64, 96, 3)
     for fold in (0, 1):
         task, _, networks, _ = trained.networks_of(centre, fold=fold)
@@ -128,7 +128,7 @@ def test_the_networks_of_one_fold_alone(centre):
     assert (found != np.asarray(predict.load(centre, fold=0)(images).scores)).any()
 
 
-def test_strips_of_a_padded_frame_hold_no_objects(tmp_path):
+def test_no_object_lies_in_the_padding_of_a_frame(tmp_path):
     changes = {"data.size": (64, 64), "data.fit": "pad", "split.run": (0,)}
     run = untrained(tmp_path / "run", "spines", "centre,smoke", OBJECTS, **changes)
     found = predict.load(run)(noise(2, 20, 90, 3))
@@ -138,7 +138,7 @@ def test_strips_of_a_padded_frame_hold_no_objects(tmp_path):
     assert ((middle >= 0) & (middle <= (90, 20))).all(-1)[good].all()
 
 
-def test_an_artefact_of_a_detector_finds_the_same(centre, tmp_path):
+def test_a_detectors_artefact_matches_predict_load(centre, tmp_path):
     pytest.importorskip("flatbuffers")
     images = noise(3, 23, 37, 3)
     serving.export(centre, tmp_path, size=(23, 37))
@@ -149,7 +149,7 @@ def test_an_artefact_of_a_detector_finds_the_same(centre, tmp_path):
 
 
 @pytest.mark.parametrize("run", ["direct", "centre"])
-def test_kinds_of_images(run, request):
+def test_image_types_agree_or_are_refused(run, request):
     network = predict.load(request.getfixturevalue(run))
     images = noise(2, 61, 87, 3)
     expected = network(images)[0]
@@ -176,14 +176,14 @@ def copied(run, folder):
 
 
 @pytest.mark.parametrize("lost", ["arrays", "arrays/_METADATA", "arrays/manifest.ocdbt"])
-def test_arrays_that_are_missing_are_named(direct, tmp_path, lost):
+def test_missing_array_files_are_reported(direct, tmp_path, lost):
     run, best = copied(direct, tmp_path / "run")
     shutil.rmtree(best / lost) if (best / lost).is_dir() else (best / lost).unlink()
     with pytest.raises(ValueError, match="fold0/best: files of its arrays are missing; copy the run's folder again"):
         predict.load(run)
 
 
-def test_arrays_that_are_cut_are_named(direct, tmp_path):
+def test_truncated_array_files_are_reported(direct, tmp_path):
     run, best = copied(direct, tmp_path / "run")
     largest = max((p for p in (best / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:1000])
@@ -194,7 +194,7 @@ def test_arrays_that_are_cut_are_named(direct, tmp_path):
         predict.load(run)
 
 
-def test_a_damaged_note_is_named(direct, tmp_path):
+def test_a_damaged_note_is_reported(direct, tmp_path):
     run, best = copied(direct, tmp_path / "run")
     whole = (best / "note.json").read_text()
     for text in ("", whole[:30], "[]", "7", '{"facts": {}}'):
@@ -206,7 +206,7 @@ def test_a_damaged_note_is_named(direct, tmp_path):
         predict.load(run)
 
 
-def test_a_damaged_artefact_is_named(direct, tmp_path):
+def test_a_damaged_artefact_is_reported(direct, tmp_path):
     pytest.importorskip("flatbuffers")
     serving.export(direct, tmp_path)
     for name in ("function.bin", "parameters.npz"):

@@ -1,4 +1,4 @@
-"""Several processes that train together: equal to one, what a lost one says and leaves, and the sidecar by itself."""
+"""Several processes that train together: same result as one, reports and resumption after a loss, and the sidecar."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TINY = [
     "--config=configs/fish.py:smoke", "--config.data.size=(32,32)", "--config.data.count=24", "--config.split.run=(0,)",
     '--config.model={"name": "sp_cnn", "width": 4, "kernel": 3}', "--config.train.batch_size=8", "--config.train.devices=0",
     "--config.baselines=()",
-    # Adam would make whole steps of the rounding in gradients that are zero, as of a bias before a softmax.
+    # Adam would turn rounding errors in zero gradients, as of a bias before a softmax, into full steps.
     '--config.optimizer={"name": "nesterov", "learning_rate": (0.05, 0.01), "momentum": (0.9, 0.95)}',
 ]  # fmt: skip
 
@@ -50,19 +50,19 @@ def losses(workdir):
     return [json.loads(line)["train/loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_train_to_the_parameters_of_one(one, tmp_path):
+def test_two_processes_reach_the_parameters_of_one(one, tmp_path):
     process = start(tmp_path)
     said = process.communicate()[0]
     assert process.returncode == 0, said
     assert said.count("mean distance") == 1 and "Traceback" not in said
     np.testing.assert_allclose(losses(tmp_path), losses(one), rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(variables(one)), jax.tree.leaves(variables(tmp_path)), strict=True):
-        np.testing.assert_allclose(theirs, mine, rtol=1e-5, atol=1e-7)  # of what is but rounding
+        np.testing.assert_allclose(theirs, mine, rtol=1e-5, atol=1e-7)  # atol: some values are only rounding errors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_killed_process_is_named_and_the_restart_goes_on(lost, tmp_path):
+def test_a_killed_process_is_named_and_the_run_resumes(lost, tmp_path):
     arguments = ["--config.train.steps=300", "--config.train.checkpoint_seconds=0"]
     process = start(tmp_path, *arguments)
     metrics = tmp_path / "metrics.jsonl"
@@ -86,7 +86,7 @@ def test_a_killed_process_is_named_and_the_restart_goes_on(lost, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_ends_all(tmp_path):
+def test_sigterm_saves_and_stops_all_processes(tmp_path):
     process = start(tmp_path, "--config.train.steps=100000", "--config.train.checkpoint_seconds=1000")
     metrics, entry = tmp_path / "metrics.jsonl", tmp_path / "processes" / "1.json"
     while not (metrics.exists() and len(metrics.read_text().splitlines()) > 1):
@@ -115,8 +115,8 @@ def entry(state, beat=1, session="s"):
         ("running", "failed: gloo", 1, "has shown no sign of life for 2 s"),
     ],
 )
-def test_the_sidecar_names_who_is_lost(other, own, status, named, tmp_path):
-    """Its training process is a script that says `own` after a moment, or goes on until it is killed."""
+def test_the_sidecar_names_the_lost_process(other, own, status, named, tmp_path):
+    """The training process is a script that reports the state `own` after 0.5 s, or runs until it is killed."""
     (tmp_path / "1.json").write_text(entry(other))
     script = (
         "import subprocess, sys, time\n"
@@ -133,7 +133,7 @@ def test_the_sidecar_names_who_is_lost(other, own, status, named, tmp_path):
     assert json.loads((tmp_path / "0.json").read_text())["session"] == "s"
 
 
-def test_an_entry_of_a_former_run_counts_as_silence(tmp_path):
+def test_stale_or_broken_entries_count_as_silence(tmp_path):
     other = sidecar.Other()
     (tmp_path / "1.json").write_text(entry("was killed or crashed", session="before"))
     other.look(tmp_path / "1.json", "now")
@@ -144,7 +144,7 @@ def test_an_entry_of_a_former_run_counts_as_silence(tmp_path):
     assert not other.ended
 
 
-def test_what_says_too_little_of_the_processes_is_refused(monkeypatch):
+def test_incomplete_process_options_are_refused(monkeypatch):
     def initialize(coordinator, *_, **__):
         raise ValueError("coordinator_address should be defined.")
 
@@ -166,4 +166,4 @@ def test_a_node_with_one_task_uses_all_its_gpus(tasks, gpus, devices, monkeypatc
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", gpus)
     assert processes.devices_of_node() == devices
     monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0")
-    assert processes.devices_of_node() is None  # which JAX knows
+    assert processes.devices_of_node() is None  # JAX reads this variable itself

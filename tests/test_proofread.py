@@ -1,4 +1,4 @@
-"""The page for proof-reading: what it saves reads back, what it shows is there, and its view keeps what it is held at."""
+"""The proofreading page: saved files read back, photographs are linked or copied, and edits are stored and undone."""
 
 import os
 from importlib import resources
@@ -19,7 +19,7 @@ from jaxmarks.report import proofread
 
 @pytest.fixture(scope="module")
 def page():
-    """The functions of the page's scripts, called by name."""
+    """Calls a function of the page's scripts by name: page(name, *arguments)."""
     engine = pytest.importorskip("py_mini_racer", reason="the page's scripts run in mini-racer").MiniRacer()
     for name in ("proofread", "proofread_landmarks", "proofread_boxes"):
         engine.eval((resources.files("jaxmarks.report") / f"{name}.js").read_text())
@@ -54,7 +54,7 @@ WRITERS = {"tps": "tps", "csv": "landmarks_csv"}
 @settings(max_examples=60)
 @given(each=photographs())
 @pytest.mark.parametrize("ending", ["tps", "csv"])
-def test_what_it_saves_reads_back(page, tmp_path_factory, ending, each):
+def test_saved_landmarks_read_back(page, tmp_path_factory, ending, each):
     path = tmp_path_factory.mktemp("saved") / f"corrected.{ending}"
     path.write_text(page(WRITERS[ending], each), newline="", encoding="utf-8")
     if ending == "tps":
@@ -72,7 +72,7 @@ def test_what_it_saves_reads_back(page, tmp_path_factory, ending, each):
         assert a.group == (one["group"] if ending == "csv" else "")
 
 
-def test_it_writes_as_the_library_does(page, tmp_path):
+def test_saved_files_equal_the_librarys(page, tmp_path):
     one = photograph("a.jpg", [(1.5, 2.25), None], size=(30, 40), id="7", mm_per_px=0.5)
     annotation = formats.Annotation(
         image="a.jpg", points=np.array([[1.5, 2.25], [0, 0]]), visible=np.array([True, False]), mm_per_px=0.5, id="7"
@@ -100,18 +100,18 @@ def test_landmarks_stay_within_their_photograph(page):
 @given(
     sides=st.tuples(*[st.integers(1, 5000)] * 4), factor=st.floats(0.1, 10), x=st.floats(0, 900), y=st.floats(0, 900)
 )
-def test_views(page, sides, factor, x, y):
+def test_fit_centres_and_zoom_keeps_the_point_under_the_cursor(page, sides, factor, x, y):
     height, width, rows, columns = sides
     view = page("fitted", [height, width], [rows, columns])
     right, bottom = view["left"] + view["scale"] * width, view["top"] + view["scale"] * height
     assert view["left"] == pytest.approx(columns - right, abs=1e-6) and view["top"] == pytest.approx(
         rows - bottom, abs=1e-6
     )
-    assert 0 <= view["left"] and 0 <= view["top"]  # whole, in the middle,
-    assert min(view["left"] / columns, view["top"] / rows) == pytest.approx(0.02)  # and as large as there is room
+    assert 0 <= view["left"] and 0 <= view["top"]  # the whole picture, centred,
+    assert min(view["left"] / columns, view["top"] / rows) == pytest.approx(0.02)  # as large as a margin of 2 % allows
     closer = page("zoomed", view, factor, x, y)
     assert closer["scale"] == pytest.approx(factor * view["scale"])
-    for axis, at in (("left", x), ("top", y)):  # what is at (x, y) stays there
+    for axis, at in (("left", x), ("top", y)):  # the pixel at (x, y) stays there
         pixel = (at - view[axis]) / view["scale"]
         assert closer[axis] + closer["scale"] * pixel == pytest.approx(
             at, abs=1e-6 * max(1, abs(pixel) * view["scale"])
@@ -123,7 +123,7 @@ SLIDER = {"value": 0, "parentElement": {}, "nextElementSibling": {}}
 
 @pytest.fixture(scope="module")
 def play(page):
-    """What a session comes to: (images, script, kind=, stored=) -> images, what is stored, and where the session is."""
+    """Runs a script in a session: (images, script, kind=, stored=) -> its images, the store and the session's state."""
 
     def played(images, script, *, kind="landmarks", stored=None, **about):
         code = f"""((images, about, stored, slider) => {{
@@ -141,24 +141,24 @@ def play(page):
 
 
 def some(count=3):
-    """Photographs that are to be looked through as they come."""
+    """Returns photographs in descending order of doubt."""
     return [photograph(f"{n}.png", [(n, 1), (n, 2)], doubt=[0.9 - n / 10, 0.1]) for n in range(count)]
 
 
-def test_a_session_goes_from_the_most_doubtful_on(play):
+def test_a_session_advances_and_resumes_at_the_first_unchecked(play):
     now = play(some(), "")
     assert (now["place"], now["selected"], now["done"], now["stored"]) == (0, 0, 0, {})
     now = play(some(), "now.next()")
     assert (now["name"], now["done"]) == ("1.png", 1)
     now = play(some(), "now.next(); now.next(); now.next(); now.next()")
-    assert (now["place"], now["done"]) == (2, 3)  # the last stays right
+    assert (now["place"], now["done"]) == (2, 3)  # the last photograph stays open, and checked
     now = play(some(), "", stored=now["stored"] | {"1 1.png": None})
-    assert (now["name"], now["done"]) == ("1.png", 2)  # the first that is not yet looked through
+    assert (now["name"], now["done"]) == ("1.png", 2)  # the first unchecked one
     now = play(some(), "now.sort('name'); now.open(2)")
     assert now["name"] == "2.png"
 
 
-def test_what_was_done_comes_back(play):
+def test_stored_corrections_are_restored(play):
     done = play(some(), "now.change(kind.removed(now.image, 0)); now.open(2); now.check(true)")
     assert (
         done["images"][0]["items"] == [None, [0, 2]]
@@ -167,24 +167,24 @@ def test_what_was_done_comes_back(play):
     )
     again = play(some(), "", stored=done["stored"])
     assert again["images"] == done["images"] and again["others"] == 0
-    # With photographs that have come since, and from another window that knew none of it.
+    # Also with photographs added since; and a later session keeps other photographs' stored entries.
     more = play([photograph("new.png"), *some()], "", stored=done["stored"])
     assert more["images"][1:] == done["images"]
     both = play(some(), "now.open(1); now.check(true)", stored=done["stored"])["stored"]
     assert set(both) == {"1 0.png", "1 1.png", "1 2.png"}
-    # Where the marks are others since it is not used, and told, and stays in the store.
+    # If a photograph's marks have changed since, its correction is not used, but counted, and stays stored.
     other = some()
     other[0]["items"][1] = [9, 9]
     now = play(other, "", stored=done["stored"])
     assert now["others"] == 1 and now["images"][0]["items"] == [[0, 1], [9, 9]] and now["stored"] == done["stored"]
-    # Of a photograph that is marked twice each has its own.
+    # The two entries of a photograph that is marked twice are stored separately.
     twice = [photograph("a.png"), photograph("a.png")]
     done = play(twice, "now.open(1); now.change(kind.removed(now.image, 0))")
     again = play([photograph("a.png"), photograph("a.png")], "", stored=done["stored"])
     assert [one["items"] for one in again["images"]] == [[[1, 2]], [None]]
 
 
-def test_what_no_browser_keeps_is_told(page):
+def test_kept_is_false_until_all_corrections_are_stored(page):
     code = """((images) => {
         let room = 0;
         const saved = [], told = [];
@@ -222,10 +222,10 @@ def test_everything_can_be_undone(play):
     )
 
 
-def test_a_landmark_that_is_missing_is_put_where_a_click_is_once_it_is_chosen(play):
+def test_a_click_places_a_missing_landmark_only_once_it_is_selected(play):
     removed = "now.remove()"
     click = "now.change(kind.added(now.image, now.selected, [30, -5]))"
-    now = play(some(), f"{removed}; {click}")  # a click to move the picture brings nothing back
+    now = play(some(), f"{removed}; {click}")  # the next landmark is selected, so a click does not bring it back
     assert now["images"][0]["items"] == [None, [0, 2]] and now["selected"] == 1
     now = play(some(), f"{removed}; now.change(kind.chips(now.image, 1)[0].chosen()); {click}")
     assert now["images"][0]["items"] == [[30, 0], [0, 2]]
@@ -241,21 +241,21 @@ def test_a_landmark_that_is_missing_is_put_where_a_click_is_once_it_is_chosen(pl
     assert [now["selected"] for now in steps] == [2, 2]
 
 
-def test_the_network_s_landmark_is_taken(play):
+def test_the_networks_landmark_can_be_accepted(play):
     one = photograph(items=[(1, 1), None], found=[[2, 2.5], [99, 3]])
     now = play([one], "now.change(kind.taken(now.image, kind.beside(now.image, 1)))", unit="px")
     assert now["images"][0]["items"] == [[1, 1], [40, 3]] and now["selected"] == 1
     assert play([photograph()], "now.change(kind.taken(now.image, kind.beside(now.image, 0)))")["stored"] == {}
 
 
-def test_files_of_a_folder_by_their_paths(page):
+def test_files_are_found_by_path_suffix(page):
     files = [["photos/old/a.png", 1], ["photos/a.png", 2], ["photos/b/c.png", 3]]
     found = page("((files) => Object.fromEntries(by_path(files)))", files)
     assert found["a.png"] == 2 and found["old/a.png"] == 1 and found["b/c.png"] == 3 and found["photos/a.png"] == 2
     assert page("((files) => Object.fromEntries(by_path(files)))", files[::-1]) == found
 
 
-def test_photographs_are_linked_and_those_that_no_browser_shows_are_copied(tmp_path, about_of):
+def test_photographs_are_linked_or_copied_if_browsers_cannot_show_them(tmp_path, about_of):
     images, out = tmp_path / "photo graphs", tmp_path / "runs" / "mine"
     (images / "s 1").mkdir(parents=True)
     out.mkdir(parents=True)
@@ -299,7 +299,7 @@ def test_names_cannot_break_the_page(tmp_path, about_of):
     assert text.count("</script>") == 1 and "<b>" not in text
 
 
-def test_the_page_says_whether_marks_stand_beside_the_networks(tmp_path, about_of):
+def test_unit_and_order_depend_on_whether_marks_are_manual(tmp_path, about_of):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     one = photograph("a.png")
     beside = [one | {"found": np.ones_like(one["items"])}]
@@ -320,7 +320,7 @@ def predictions(**changes):
     return landmarks.Predictions(**found | changes)
 
 
-def test_landmarks_and_their_doubts():
+def test_doubt_is_one_minus_score_or_distance_to_manual_landmarks():
     each = landmarks.to_proofread(predictions())
     assert not any("found" in one for one in each)
     np.testing.assert_allclose([one["doubt"] for one in each], [[0.2, 0.5], [0.6, 0.5], [0.2, 0.4]], atol=1e-9)
@@ -346,7 +346,7 @@ ONES = st.lists(BOXES, max_size=5, unique_by=lambda b: tuple(b))
 @settings(max_examples=40)
 @given(each=st.lists(st.tuples(ONES, st.sampled_from(["", "s 1"])), min_size=1, max_size=4))
 @pytest.mark.parametrize("ending", ["csv", "json"])
-def test_boxes_that_it_saves_read_back(page, tmp_path_factory, ending, each):
+def test_saved_boxes_read_back(page, tmp_path_factory, ending, each):
     images = [photograph(f'{n} "ä",.png', items, group=group) for n, (items, group) in enumerate(each)]
     path = tmp_path_factory.mktemp("saved") / f"corrected.{ending}"
     path.write_text(
@@ -361,7 +361,7 @@ def test_boxes_that_it_saves_read_back(page, tmp_path_factory, ending, each):
 
 @settings(max_examples=60)
 @given(boxes=ONES, others=ONES)
-def test_boxes_that_are_not_shared_are_what_the_best_pairs_leave(page, boxes, others):
+def test_unmatched_boxes_are_those_left_by_greedy_iou_matching(page, boxes, others):
     overlaps = np.zeros((len(boxes), len(others)))
     for i, j in np.ndindex(overlaps.shape):
         (a, b, c, d, *_), (e, f, g, h, *_) = boxes[i], others[j]
@@ -377,15 +377,15 @@ def test_boxes_that_are_not_shared_are_what_the_best_pairs_leave(page, boxes, ot
     assert page("unmatched", boxes, others) == sorted(expected)
 
 
-def test_boxes_keep_a_pixel_and_stay_in_the_image(page):
+def test_boxes_stay_a_pixel_wide_and_in_the_image(page):
     box = [10, 10, 20, 16, 1, 0.5]
     moved = lambda part, by, box=box: page("shifted", box, part, by, [30, 40])
     assert moved(None, [2.5, -1]) == [12.5, 9, 22.5, 15, 1, None]
-    assert moved(None, [-99, 99]) == [-5, 27, 5, 33, 1, None]  # as far as its middle
+    assert moved(None, [-99, 99]) == [-5, 27, 5, 33, 1, None]  # its centre stays in the image
     assert moved("x0 y1", [3, 2]) == [13, 10, 20, 18, 1, None]
     assert moved("x1 y0", [-50, 50]) == [10, 15, 11, 16, 1, None]
     assert moved("x0 y0", [-500, -500]) == [0, 0, 20, 16, 1, None]
-    assert moved("x0 y1", [-1, 99], [-4, 2, 5, 9, 0, None]) == [-4, 2, 5, 30, 0, None]  # what was beyond may stay
+    assert moved("x0 y1", [-1, 99], [-4, 2, 5, 9, 0, None]) == [-4, 2, 5, 30, 0, None]  # a side outside may stay there
     drawn = lambda start, end, usual=(5, 5): page("between", start, end, usual, 1, [30, 40])
     assert drawn([8, 9], [2, 29]) == [2, 9, 8, 29, 1, None]
     assert drawn([8, 9], [-2, 99]) == [0, 9, 8, 30, 1, None]
@@ -401,11 +401,11 @@ def scored(name="a.png", scores=(0.3, None, 0.7)):
     return photograph(name, [[k, k, k + 5, k + 5, 0, score] for k, score in enumerate(scores)])
 
 
-def test_the_threshold_of_what_is_right_stays(play):
+def test_checked_images_keep_their_threshold(play):
     lines = lambda script: len(play([scored(), scored("b.png", [0.9])], f"""
         {script}; now.files = kind.files.csv([images.find(({{ name }}) => name === "a.png")]); images.push(now.files)
     """, kind="boxes")["images"][-1].splitlines()) - 1  # fmt: skip
-    assert lines("") == 2  # 0.7 and the one by hand, at the 0.5 that the slider is put to
+    assert lines("") == 2  # score 0.7 and the manual box, at the slider's initial 0.5
     assert lines("slider.value = 0.3") == 3 and lines("slider.value = 0.8") == 1
     here = 'now.open(now.places.findIndex((n) => images[n].name === "a.png"))'
     assert lines(f"{here}; now.check(true); slider.value = 0.1") == 2
@@ -413,7 +413,7 @@ def test_the_threshold_of_what_is_right_stays(play):
     assert lines(f"{here}; now.check(true); slider.value = 0.1; now.undo()") == 3
 
 
-def test_the_threshold_that_was_set_comes_back_with_its_network(play):
+def test_a_set_threshold_is_restored_for_the_same_network(play):
     set_to = play([scored()], "slider.value = 0.2; now.keep()", kind="boxes")["stored"]
     told = "images.push(kind.told(images[0]))"
     assert play([scored()], told, kind="boxes")["images"][1] == "2"
@@ -421,7 +421,7 @@ def test_the_threshold_that_was_set_comes_back_with_its_network(play):
     assert play([scored()], told, kind="boxes", stored=set_to, threshold=0.6)["images"][1] == "2"
 
 
-def test_boxes_are_drawn_taken_named_and_deleted(play):
+def test_boxes_are_drawn_accepted_relabelled_and_deleted(play):
     one = photograph(items=[[1, 1, 6, 6, 0, None]], found=[[1, 1, 6, 7, 0, 0.9], [10, 10, 18, 20, 1, 0.8]])
     boxes = lambda script: play([one], script, kind="boxes")
     assert boxes("now.change(kind.drawn(now.image, [20, 20], null))")["images"][0]["items"][1] == [
@@ -442,7 +442,7 @@ def test_boxes_are_drawn_taken_named_and_deleted(play):
     assert told == ["1", ""]
 
 
-def test_marked_boxes_stand_beside_what_was_found():
+def test_manual_boxes_are_shown_beside_detections():
     at = lambda *corners: np.array([corners], float)
     annotations = [BoxAnnotation("a", at(0, 0, 9, 9), ("y",), group="g"), BoxAnnotation("b", at(1, 1, 5, 5), ("x",))]
     found = detection.Objects(
@@ -462,23 +462,23 @@ def test_marked_boxes_stand_beside_what_was_found():
     ]
 
 
-def test_what_is_found_is_what_detection_says_is_found(page):
+def test_the_pages_iou_threshold_is_that_of_detection(page):
     assert page("(() => FOUND)") == detection.OVERLAP
 
 
 @pytest.mark.parametrize(("k", "after", "before"), [(1, 4, 6), (4, 6, 1), (6, 1, 4), (5, 6, 4), (-1, 1, 6)], ids=str)
-def test_the_next_item_that_there_is(page, k, after, before):
+def test_next_and_previous_item_wrap_around(page, k, after, before):
     assert (page("neighbour", [1, 4, 6], k, 1), page("neighbour", [1, 4, 6], k, -1)) == (after, before)
     assert page("neighbour", [], k, 1) == page("neighbour", [], k, -1) == -1
     assert page("neighbour", [2], 2, 1) == page("neighbour", [2], 2, -1) == 2
 
 
-def test_the_selected_item_lies_above_the_others(page):
+def test_the_selected_item_is_drawn_on_top(page):
     assert page("topmost", [[0, 0], None, [1, 1], [2, 2]], 2) == [0, 1, 3, 2]
     assert page("topmost", [[0, 0], [1, 1]], -1) == [0, 1]
 
 
-def test_a_photograph_that_has_gone_is_asked_for_and_no_copy(tmp_path, about_of):
+def test_a_missing_photograph_is_linked_and_not_copied(tmp_path, about_of):
     one = {"name": "gone.tif", "size": (9, 9), "items": np.array([[1.0, 2], [np.nan, 3]]), "doubt": np.zeros(2)}
     (tmp_path / "out").mkdir()
     page = proofread.landmarks(tmp_path / "out", tmp_path, [one])

@@ -1,4 +1,4 @@
-"""Images kept on disk: read as an array is, and training from them the same as from memory, to the bit."""
+"""Images stored on disk: they read like an array, and training from them equals training from memory to the bit."""
 
 import json
 import runpy
@@ -21,12 +21,12 @@ CONFIG = Path(__file__).parent.parent / "configs" / "fish.py"
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "SHARD", 7 * 6 * 4 * 3)  # seven images in a file
+    monkeypatch.setattr(records, "SHARD", 7 * 6 * 4 * 3)  # seven images per file
     images = np.random.default_rng(0).integers(0, 256, (23, 6, 4, 3), np.uint8)
     return images, records.cache_images(iter(images), tmp_path / "kept", key="k", notes=[])
 
 
-def test_records_are_read_as_the_array_is(kept):
+def test_records_are_indexed_like_the_array(kept):
     images, found = kept
     assert len(list(found.folder.glob("*.array_record"))) == 4
     assert (found.shape, found.dtype, found.ndim, len(found)) == (images.shape, images.dtype, images.ndim, 23)
@@ -40,7 +40,7 @@ def test_records_are_read_as_the_array_is(kept):
     np.testing.assert_array_equal(list(found.stream(rows)), images[rows])
 
 
-def test_images_are_made_again_only_under_another_key(kept):
+def test_images_are_written_again_only_under_another_key(kept):
     images, found = kept
     notes: list = ["of now"]
     folder = found.folder.parent
@@ -49,7 +49,7 @@ def test_images_are_made_again_only_under_another_key(kept):
     fewer = records.cache_images(iter(images[:2]), folder, key="other", notes=notes)
     np.testing.assert_array_equal(fewer, images[:2])
     assert len(list(fewer.folder.glob("*.array_record"))) == 1
-    np.testing.assert_array_equal(again, images)  # read for the first time
+    np.testing.assert_array_equal(again, images)  # its first read, after another key was written
 
     def cut_short():
         yield images[0]
@@ -60,8 +60,8 @@ def test_images_are_made_again_only_under_another_key(kept):
     np.testing.assert_array_equal(records.cache_images(iter(images[:3]), folder, key="third", notes=[]), images[:3])
 
 
-def test_two_that_keep_the_same_images_write_them_once(tmp_path):
-    """The second waits for the first, and reads what that has written."""
+def test_concurrent_writers_store_the_images_once(tmp_path):
+    """The second call waits for the first and reads what it has written."""
     images, began = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), np.uint8), threading.Event()
 
     def slowly():
@@ -78,7 +78,7 @@ def test_two_that_keep_the_same_images_write_them_once(tmp_path):
         np.testing.assert_array_equal(first.result(), images)
 
 
-def test_photographs_that_cannot_be_read_are_remembered(tmp_path, monkeypatch):
+def test_unreadable_photographs_are_remembered(tmp_path, monkeypatch):
     for name in "abc":
         Image.new("RGB", (8, 6), (ord(name), 0, 0)).save(tmp_path / f"{name}.png")
     (tmp_path / "b.png").write_bytes(b"broken")
@@ -127,9 +127,9 @@ def same(workdir, resident):
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["streamed", "resident"])
-def test_a_run_ended_within_an_epoch_goes_on_to_the_same_end(keep, resident, tmp_path, monkeypatch):
+def test_a_run_killed_mid_epoch_resumes_to_the_same_result(keep, resident, tmp_path, monkeypatch):
     config = get_config(**{"data.keep": str(tmp_path / "kept") if keep else ""})
-    config.train.checkpoint_seconds = 0  # these two are not part of what a run is
+    config.train.checkpoint_seconds = 0  # like data.keep, this has no effect on the result
     workdir, saves, save = tmp_path / "run", [], checkpoint.save
 
     def killed(folder, tree, note):
@@ -150,7 +150,7 @@ def test_a_run_ended_within_an_epoch_goes_on_to_the_same_end(keep, resident, tmp
     assert found["mean_distance_px"] == resident[1]["mean_distance_px"]
 
 
-def test_boxes_and_volumes_are_kept_alike(tmp_path):
+def test_images_with_boxes_are_stored_too(tmp_path):
     path = CONFIG.with_name("spines.py")
     config = runpy.run_path(str(path))["get_config"]("smoke")
     config.data.count = 4

@@ -1,4 +1,4 @@
-"""The report: its numbers are the summary's, names are escaped, gaps do not stop it, drawings hit the right pixel."""
+"""The report: its numbers are the summary's, names are escaped, data may be missing, drawings hit the right pixels."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from jaxmarks.report import drawings, figures, landmarks, objects, tables
 
 
 def workdir(tmp_path, *, images=6, landmarks=3, visible=None, valid=True, folds=1, name="im{}.png"):
-    """A made-up run."""
+    """Writes the files of a made-up run; returns its summary."""
     rng = np.random.default_rng(0)
     true = rng.uniform(10, 80, (images, landmarks, 2))
     points = true + rng.normal(0, 2, true.shape)
@@ -47,7 +47,7 @@ def workdir(tmp_path, *, images=6, landmarks=3, visible=None, valid=True, folds=
         )
         for fold in range(folds) for e in range(1, 6)
     ]  # fmt: skip
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"stage": "tr')  # cut by a kill
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"stage": "tr')  # cut off by a kill
     return summary
 
 
@@ -78,7 +78,7 @@ def test_the_page_shows_the_summary_and_escapes_names(tmp_path):
     summary = workdir(tmp_path, name="<b>{}.png")
     page, text = parse(report.write(tmp_path, photograph))
     assert f"{summary['mean_distance_px']:.2f} px" in text and "20.25 px" in text and "0.9900" in text
-    assert "<b>0.png" in text and "b" in page.tags  # our own bold numbers
+    assert "<b>0.png" in text and "b" in page.tags  # the page's own bold numbers
     assert "<i>x</i>.png" in text and "i" not in page.tags
     assert "a.tps: line 3" in text
     assert "within mm 2.5 landmarks 37.5 %" in text
@@ -111,12 +111,12 @@ HIDDEN[:, 1] = False
     ],
     ids=str,
 )
-def test_gaps_do_not_stop_it(tmp_path, how):
+def test_missing_data_does_not_stop_the_report(tmp_path, how):
     workdir(tmp_path, **how)
     assert report.write(tmp_path, lambda name: None).exists()
 
 
-def test_a_report_without_training_metrics_goes_elsewhere(tmp_path):
+def test_a_report_in_another_folder_needs_no_metrics(tmp_path):
     workdir(tmp_path)
     out = tmp_path / "evaluate"
     out.mkdir()
@@ -134,14 +134,14 @@ def test_an_overlay_hits_the_right_pixels(tmp_path):
     blue = np.argwhere((drawn == (0x00, 0x72, 0xB2)).all(-1))
     np.testing.assert_allclose(blue.mean(0), [300, 600], atol=1)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), drawn)
-    # What a network that diverged predicts takes no longer to draw than anything else.
+    # Far-off predictions of a diverged network are clipped: drawing them would take very long.
     far = report.overlay(image, [[1e12, -3e8]], [[600.5, 300.5]])
     assert far.shape == image.shape
     large = report.overlay(np.zeros((3000, 4000, 1), np.uint8), [[2000, 1500]])
     assert large.shape == (750, 1000, 3)
 
 
-def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class_and_with_its_name(tmp_path):
+def test_boxes_are_drawn_in_place_with_their_class_colour_and_name(tmp_path):
     image = np.full((600, 800, 3), 128, np.uint8)
     boxes, classes = np.array([[100.5, 50.5, 300.5, 250.5], [400.5, 300.5, 700.5, 500.5]]), np.array([1, 0])
     colours = [(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)]
@@ -151,19 +151,19 @@ def test_boxes_are_drawn_where_they_are_in_the_colour_of_their_class_and_with_it
     assert [edges(one, colours[0]).min(0).tolist(), edges(one, colours[0]).max(0).tolist()] == [[100, 50], [700, 500]]
     assert not (one == 255).all(-1).any()
     drawn = report.rectangles(image, report.class_layers(boxes, classes, ("a", "b")))
-    for c, colour in enumerate(colours):  # the name stands over its box
+    for c, colour in enumerate(colours):  # the class name is above its box
         x0, y0, x1, y1 = boxes[classes == c][0] - 0.5
         rim = edges(drawn, colour)
         assert rim[:, 0].max() == x1 and rim[:, 1].max() == y1 and y0 - 25 < rim[:, 1].min() < y0
         white = np.argwhere((drawn > 200).all(-1))[:, ::-1]
         near = white[(white[:, 1] < y0) & (white[:, 1] > y0 - 25)]
         assert len(near) > 5 and x0 <= near[:, 0].min() and near[:, 0].max() < x0 + 25
-    # A padded label of -1 is no box; small images grow; a network that diverged is drawn in no time.
+    # A padded label of -1 draws no box; small images are enlarged; boxes of a diverged network are clipped.
     assert not (report.rectangles(image, report.class_layers(boxes, classes * 0 - 1, ("a",))) != 128).any()
     assert report.rectangles(np.zeros((20, 40, 1)), []).shape == (200, 400, 3)
     small = report.rectangles(np.zeros((3000, 4000, 1)), [([[2001, 1001, 2025, 1025]], "#ffffff", [])])
     assert small.shape == (1500, 2000, 3)
-    lit = np.argwhere(small[..., 0] == 255)[:, ::-1]  # a line of one pixel, for the box has twelve
+    lit = np.argwhere(small[..., 0] == 255)[:, ::-1]  # a line of one pixel, since the box is only twelve wide
     assert (lit.min(0).tolist(), lit.max(0).tolist(), len(lit)) == ([1000, 500], [1012, 512], 48)
     assert report.rectangles(image, [([[-1e12, -1e12, 1e12, 1e12]], "blue", ["far"])]).shape == image.shape
 
@@ -175,7 +175,7 @@ def epochs(*losses, fold=0, member=0, stage="train"):
     ]
 
 
-def test_the_best_epoch_of_each_network_is_that_of_the_lowest_validation_loss():
+def test_the_best_epoch_of_a_network_has_its_lowest_validation_loss():
     metrics = (
         epochs(3.0, None, 1.0, 2.0)
         + epochs(0.5, 0.7, float("nan"), member=1)
@@ -189,29 +189,29 @@ def test_the_best_epoch_of_each_network_is_that_of_the_lowest_validation_loss():
     }
 
 
-def test_the_farthest_landmarks_come_first_and_what_is_not_known_not_at_all():
+def test_worst_landmarks_come_first_and_missing_ones_are_left_out():
     distances = np.array([[1.0, np.nan, 7.0], [5.0, 7.0, np.nan]])
     rows = [(row["image"], row["landmark"], row["distance"]) for row in tables.worst(["a", "b"], distances)]
     assert rows == [("a", 3, 7), ("b", 2, 7), ("b", 1, 5), ("a", 1, 1)]
     assert [row["distance"] for row in tables.worst(["a", "b"], distances, most=2)] == [7, 7]
 
 
-def test_rows_of_landmarks_by_hand():
+def test_per_landmark_table_by_hand():
     distances = np.stack([np.arange(101.0) ** 2, np.full(101, np.nan)], axis=-1)
     one, other = tables.per_landmark(distances, [[1, 0, 0], [0, 0, 1]], ["eye", "tail"])
-    # Squares up to n: n (n + 1) (2 n + 1) / 6.
+    # The sum of the squares up to n is n (n + 1) (2 n + 1) / 6.
     assert (one["mean"], one["median"], one["p95"], one["images"]) == (pytest.approx(100 * 201 / 6), 50**2, 95**2, 101)
     assert (other["landmark"], other["images"], other["shares"]) == ("2 tail", 0, [0, 0, 1])
     assert other["mean"] is None and other["p95"] is None
 
 
-def test_the_distance_within_which_most_landmarks_lie():
+def test_threshold_reached_by_90_percent_or_the_largest():
     assert landmarks.threshold_reached_by({"1": 0.2, "2": 0.9, "4": 1.0}) == ("2", 0.9)
     assert landmarks.threshold_reached_by({"1": 0.2, "2": None, "4": 0.5, "8": 0.6}) == ("8", 0.6)
     assert landmarks.threshold_reached_by({"1": None}) is landmarks.threshold_reached_by({}) is None
 
 
-def test_overlays_go_from_the_best_over_the_median_to_the_worst(tmp_path):
+def test_overlays_show_the_best_the_median_and_the_worst(tmp_path):
     means = np.array([4.0, 1.0, np.nan, 5.0, 2.0, 3.0])
     points = np.full((6, 2, 2), 20.0)
     found = tables.Predictions([f"s/{n}.jpg" for n in range(6)], points, points, np.stack([means, means], -1))
@@ -219,7 +219,7 @@ def test_overlays_go_from_the_best_over_the_median_to_the_worst(tmp_path):
     assert sorted(p.name for p in (tmp_path / "overlays").iterdir()) == ["01_1.png", "02_5.png", "03_3.png"]
 
 
-def test_drawings_lie_row_by_row(tmp_path):
+def test_contact_sheets_fill_row_by_row(tmp_path):
     report.contact_sheet(
         [np.full((10, 20, 3), v, np.uint8) for v in (50, 150, 250)], tmp_path / "a.png", columns=2, width=20, gap=4
     )
@@ -229,7 +229,7 @@ def test_drawings_lie_row_by_row(tmp_path):
 
 
 def detections():
-    """Image a: one of two objects found, and a false alarm; b: found; c: missed, and a faint false alarm, which counts not."""
+    """Image a: one of two objects found, one false alarm; b: found; c: missed, and a false alarm below threshold."""
     box = lambda n: np.tile(np.array([[10, 10, 20, 20]], float), (n, 1))
     yes = lambda text: np.array([one == "1" for one in text])
     found = objects.Boxes(
@@ -239,7 +239,7 @@ def detections():
     return found, true
 
 
-def test_photographs_with_objects_go_from_the_fewest_mistakes_to_the_most(tmp_path, monkeypatch):
+def test_overlays_of_objects_are_ordered_by_mistakes(tmp_path, monkeypatch):
     shown = {}
 
     def rectangles(image, layers, *, path=None, longest=2000):
@@ -256,7 +256,7 @@ def test_photographs_with_objects_go_from_the_fewest_mistakes_to_the_most(tmp_pa
     ]
 
 
-def test_the_curves_of_a_detector_by_hand(tmp_path, monkeypatch):
+def test_detector_curves_by_hand(tmp_path, monkeypatch):
     drawn, axes = [], figures.axes
     monkeypatch.setattr(figures, "axes", lambda **options: drawn.append(axes(**options)) or drawn[-1])
     objects.curves(detections()[0], 4, 0.5, tmp_path)

@@ -1,4 +1,4 @@
-"""Results never take the place of other things, nor of what they are made from."""
+"""Results never overwrite other files, nor the inputs that they are made from."""
 
 import ml_collections
 import pytest
@@ -12,11 +12,11 @@ def claim(mode, run, named="", inputs=()):
         return out
 
 
-def test_a_folder_is_taken_again_by_its_mode_alone(tmp_path):
+def test_a_folder_is_reused_by_its_mode_alone(tmp_path):
     run, new = tmp_path / "run", tmp_path / "a" / "new"
     assert claim("predict", run) == run / "predict"
     assert claim("predict", run, named=new) == new
-    assert claim("predict", run, named=new) == new  # also after a kill, which leaves no result but the mark
+    assert claim("predict", run, named=new) == new  # also after a kill, which leaves only the mark
     assert claim("predict", run, named=run / "predict") == run / "predict"
     with pytest.raises(ValueError, match="it holds results of --mode=predict"):
         claim("evaluate", run, named=new)
@@ -24,11 +24,11 @@ def test_a_folder_is_taken_again_by_its_mode_alone(tmp_path):
     assert claim("export", run, named=tmp_path / "empty") == tmp_path / "empty"
 
 
-def test_results_that_are_not_written_anew_are_deleted_and_nothing_else(tmp_path):
+def test_only_unchanged_stale_results_are_deleted(tmp_path):
     def write(*names, fails=False):
         with results.folder("predict", tmp_path) as out:
-            (out / "corrected.csv").write_text(str(names))  # by somebody who saves meanwhile
-            (out / ".git" / f"{len(names)}").touch()  # or commits
+            (out / "corrected.csv").write_text(str(names))  # as if the user saved it meanwhile
+            (out / ".git" / f"{len(names)}").touch()  # or committed
             for name in names:
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 (out / name).write_text("same")
@@ -38,7 +38,7 @@ def test_results_that_are_not_written_anew_are_deleted_and_nothing_else(tmp_path
     visible = lambda: (p for p in (tmp_path / "predict").rglob("[!.]*") if ".git" not in p.parts)
     there = lambda: sorted(p.relative_to(tmp_path / "predict").as_posix() for p in visible())
     (tmp_path / "predict").mkdir()
-    (tmp_path / "predict" / "corrected.csv").touch()  # somebody's own
+    (tmp_path / "predict" / "corrected.csv").touch()  # the user's own file
     (tmp_path / "predict" / ".git").mkdir()
     write("summary.json", "anna/box.nii.gz", "anna/scouts.png", "ben/a/scouts.png", "dora.json")
     (tmp_path / "predict" / "anna" / "notes.txt").touch()
@@ -60,7 +60,7 @@ def test_results_that_are_not_written_anew_are_deleted_and_nothing_else(tmp_path
 
 
 @pytest.mark.parametrize("name", ["summary.json", "about.json", "config.json", ".hidden", "overlays"])
-def test_a_folder_of_other_things_is_refused(name, tmp_path):
+def test_a_folder_of_other_files_is_refused(name, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).touch()
     with pytest.raises(ValueError, match=f"{name} exists and is not a result of --mode=predict: name a new folder"):
@@ -70,39 +70,39 @@ def test_a_folder_of_other_things_is_refused(name, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == [name]
 
 
-def test_what_is_read_is_not_in_the_folder(tmp_path):
+def test_a_folder_that_holds_inputs_is_refused(tmp_path):
     run, images = tmp_path / "run", tmp_path / "photographs"
     images.mkdir()
     with pytest.raises(ValueError, match="results might overwrite"):
         claim("predict", run, named=images, inputs=[images])
     out = claim("predict", run)
-    (out / "predictions.tps").touch()  # which someone corrects, and then evaluates
+    (out / "predictions.tps").touch()  # which the user corrects and then evaluates
     for options in ({}, {"named": out}):
         with pytest.raises(ValueError, match=r"might overwrite .*predictions\.tps, which this command reads"):
             claim("predict", run, inputs=[images, out / "predictions.tps"], **options)
     assert claim("evaluate", run, inputs=[images, out / "predictions.tps"]) == run / "evaluate"
 
 
-def test_a_run_and_results_among_the_photographs_are_none(tmp_path):
+def test_images_of_runs_and_results_are_not_photographs(tmp_path):
     run = tmp_path / "runs" / "a"
     for folder in (run / "figures", claim("predict", run, named=tmp_path / "found", inputs=[tmp_path]), tmp_path / "b"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "a.png").touch()
     (run / "config.json").touch()
-    (tmp_path / "b" / "config.json").touch()  # of whom ever
+    (tmp_path / "b" / "config.json").touch()  # not of a run: metrics.jsonl is missing
     (run / "metrics.jsonl").touch()
     assert photographs.listing(tmp_path) == [tmp_path / "b" / "a.png"]
     assert photographs.listing(str(tmp_path / "found")) == [tmp_path / "found" / "a.png"]  # asked for by name
 
 
-def test_one_command_at_a_time(tmp_path):
+def test_a_folder_is_locked_for_one_command(tmp_path):
     with results.folder("predict", tmp_path), pytest.raises(ValueError, match="another command is writing to this"):
         claim("predict", tmp_path)
-    with runs.locked(tmp_path):  # the run may be trained meanwhile
+    with runs.locked(tmp_path):  # the run may be in training meanwhile
         assert claim("predict", tmp_path) == tmp_path / "predict"
 
 
-def test_the_inputs_of_all_datasets_and_annotators(tmp_path):
+def test_inputs_cover_all_datasets_and_annotators(tmp_path):
     (tmp_path / "a,b.tps").touch()
     sets = {
         "one": {"images": "p", "landmarks": "c.csv, d.csv"},

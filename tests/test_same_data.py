@@ -1,4 +1,4 @@
-"""A run knows which images its networks have seen, whatever becomes of the files."""
+"""A run recognises the images that its networks have seen, whatever happens to the files; and stop signals."""
 
 import contextlib
 import csv
@@ -62,7 +62,7 @@ def seen_by(workdir, fold):
     return {*images["train"], *images["valid"]}, images
 
 
-def test_the_images_of_a_network_are_saved_with_it(trained):
+def test_the_split_is_saved_with_each_network(trained):
     folder, _ = trained
     for fold in range(2):
         seen, images = seen_by(folder / "run", fold)
@@ -77,13 +77,13 @@ def test_predictions_have_the_order_and_the_ids_of_the_landmark_file(trained, tm
     assert [(s.image, s.id) for s in found] == [(f"{s}.png", f"M{9 - s}") for s in range(8)]
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     assert [r["image"] for r in rows[::8]] == [s.image for s in found] and {r["fold"] for r in rows} == {"0", "1"}
-    # y up, in photographs of 48 rows
+    # TPS has y up; the photographs have 48 rows
     np.testing.assert_allclose(found[3].points[0], [float(rows[24]["x"]), 48 - float(rows[24]["y"])], atol=2e-3)
 
 
 @contextlib.contextmanager
 def marks(folder, annotations):
-    """Other annotations in the file, which is then as it was."""
+    """Replaces the annotations in the landmark file within the block."""
     before = (folder / "marks.csv").read_text()
     formats.write(folder / "marks.csv", annotations)
     try:
@@ -93,12 +93,12 @@ def marks(folder, annotations):
 
 
 def rewritten(folder, annotations):
-    """The dataset with other annotations in its file."""
+    """Loads the dataset with other annotations in its landmark file."""
     with marks(folder, annotations):
         return loading.load(config_of(folder).data)
 
 
-def test_images_that_came_later_are_predicted_by_all_and_no_image_by_who_saw_it(trained, tmp_path):
+def test_new_images_are_scored_by_all_networks_others_by_their_fold(trained, tmp_path):
     folder, annotations = trained
     dataset = rewritten(folder, annotations)
     summary = evaluate.of_run(config_of(folder), folder / "run", dataset, out=tmp_path)
@@ -125,15 +125,15 @@ def test_images_that_came_later_are_predicted_by_all_and_no_image_by_who_saw_it(
         (lambda a: [Annotation(x.image, x.points + (n == 3), x.visible) for n, x in enumerate(a[:8])], "landmarks"),
     ],
 )
-def test_a_finished_run_is_not_taken_for_one_on_other_data(trained, change, what):
+def test_a_finished_run_refuses_changed_data(trained, change, what):
     folder, annotations = trained
     with marks(folder, change(annotations)):
         with pytest.raises(ValueError, match=f"fold 0: the data have changed since it was trained: {what}"):
             train.train(config_of(folder), folder / "run")
-    train.train(config_of(folder), folder / "run")  # as they were there is nothing to do
+    train.train(config_of(folder), folder / "run")  # with the original annotations there is nothing to do
 
 
-def test_a_training_that_was_stopped_goes_on_with_the_same_images_alone(trained, tmp_path, monkeypatch):
+def test_a_stopped_training_resumes_only_on_the_same_images(trained, tmp_path, monkeypatch):
     folder, annotations = trained
     config = config_of(folder)
     config.train.checkpoint_seconds = 0
@@ -148,7 +148,7 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_images_alone(trained,
     train.train(config, tmp_path)
 
 
-def test_corrected_marks_are_scored_by_who_held_the_images_out(trained, tmp_path):
+def test_corrected_landmarks_are_scored_by_the_held_out_fold(trained, tmp_path):
     folder, annotations = trained
     formats.write(tmp_path / "better.csv", [Annotation(a.image, a.points + 1, a.visible) for a in annotations[:8]])
     said = run(
@@ -169,7 +169,7 @@ def test_corrected_marks_are_scored_by_who_held_the_images_out(trained, tmp_path
 
 
 def run(*arguments, fails=False):
-    """The command line with these arguments, in place of what it says."""
+    """Runs jaxmarks.main with these arguments; returns its stdout, or with `fails` its stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "jaxmarks.main", *arguments],
         cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}, capture_output=True, text=True,
@@ -178,7 +178,7 @@ def run(*arguments, fails=False):
     return done.stderr if fails else done.stdout
 
 
-def test_what_a_fold_is_warned_of_is_told_once(trained, tmp_path):
+def test_a_caveat_of_a_fold_is_reported_once(trained, tmp_path):
     folder, annotations = trained
     note = runs.folder_of(folder / "run", "train", runs.Member(0)) / "best" / "note.json"
     before = note.read_text()
@@ -189,8 +189,8 @@ def test_what_a_fold_is_warned_of_is_told_once(trained, tmp_path):
     note.write_text(before)
 
 
-def test_a_run_that_is_trained_needs_no_plan(trained, tmp_path, monkeypatch):
-    """The same command writes its report anew where it could not be trained: on fewer devices, say."""
+def test_a_trained_run_needs_no_training_devices(trained, tmp_path, monkeypatch):
+    """The same command can write the report again on a machine that could not train it, as one with fewer devices."""
     folder, _ = trained
     shutil.copytree(folder / "run", tmp_path / "run")
 
@@ -204,23 +204,23 @@ def test_a_run_that_is_trained_needs_no_plan(trained, tmp_path, monkeypatch):
         train.train(config_of(folder), tmp_path / "run")
 
 
-def test_photographs_that_replaced_others_leave_no_baseline(trained, tmp_path):
+def test_without_training_images_there_is_no_baseline(trained, tmp_path):
     folder, annotations = trained
     summary = evaluate.of_run(config_of(folder), folder / "run", rewritten(folder, annotations[8:]), out=tmp_path)
     assert summary["images"] == 2 and summary["baselines"] == {}
 
 
-def test_two_first_commands_do_not_share_a_folder(trained, tmp_path):
-    """The second comes before the first has written a checkpoint."""
+def test_two_different_runs_do_not_share_a_folder(trained, tmp_path):
+    """The second command starts before the first has written a checkpoint."""
     config = config_of(trained[0])
     configs.save(config, tmp_path / "config.json")
-    (tmp_path / "metrics.jsonl").write_text("")  # the training has begun
+    (tmp_path / "metrics.jsonl").write_text("")  # its training has begun
     config.seed = 5
     with pytest.raises(ValueError, match="seed: 0 / 5"):
         runs.refuse_another(config, tmp_path)
 
 
-def test_a_slip_in_the_first_command_does_not_lock_the_folder(trained, tmp_path):
+def test_a_failed_first_command_does_not_lock_the_folder(trained, tmp_path):
     folder, _ = trained
     slip = config_of(folder)
     slip.data.images = str(folder / "nowhere")
@@ -233,8 +233,8 @@ def test_a_slip_in_the_first_command_does_not_lock_the_folder(trained, tmp_path)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["images"] == str(folder / "photographs")
 
 
-def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
-    """Only what the data are counts: schedulers copy them to a new folder for each job."""
+def test_a_run_recognises_its_data_in_another_folder(trained, tmp_path):
+    """Only the content of the data counts: schedulers copy them to a new folder for each job."""
     folder, _ = trained
     for name in ("run", "photographs"):
         shutil.copytree(folder / name, tmp_path / name)
@@ -249,7 +249,7 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
     config.seed = 5
     with pytest.raises(ValueError, match="seed: 0 / 5"):
         train.train(config, tmp_path / "run")
-    # Scored where they lie, each image is by the network that held it out.
+    # Scored in a folder other than the config's, each image is still scored by the network that held it out.
     config = config_of(folder)
     configs.save(config, tmp_path / "run" / "config.json")
     said = run(
@@ -258,7 +258,7 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
     )  # fmt: skip
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
     assert [fold["fold"] for fold in summary["folds"]] == [0, 1] and "optimistic" not in said
-    # So they are with other marks, for they are known by their names; which is said on the screen.
+    # With other landmarks as well, since only the photographs are compared; the output says so.
     formats.write(tmp_path / "marks.csv", formats.read(tmp_path / "marks.csv")[:5])
     said = run(
         "--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--config.data.images={tmp_path / 'photographs'}",
@@ -267,7 +267,7 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
     assert "each is scored by the networks that did not see it" in said
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
     assert sum(fold["images"] for fold in summary["folds"]) == 5 and all(f["fold"] >= 0 for f in summary["folds"])
-    # None of others is, and of what all networks of a run were trained on none is scored, which is said.
+    # Images that every trained network has seen are not scored; the output says so.
     config.split.run = (0,)
     configs.save(config, tmp_path / "run" / "config.json")
     said = run(
@@ -275,7 +275,7 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
         f"--config.data.landmarks={tmp_path / 'marks.csv'}",
     )  # fmt: skip
     assert re.search(r"[1-4] images are not scored: no trained fold holds them out", said)
-    # Under other names they are the same, in one folder with others, too, which all networks predict.
+    # Renamed images are recognised, also in one folder with new images, which all networks predict.
     shutil.move(tmp_path / "photographs", tmp_path / "others")
     for path in (tmp_path / "others").glob("*.png"):
         path.rename(path.with_stem(f"other-{path.stem}"))
@@ -286,14 +286,14 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
     assert {fold["fold"]: fold["images"] for fold in summary["folds"]} == {0: 4, -1: 2} and summary["unscored"] == 4
     assert "4 images are not scored: no trained fold holds them out" in said
-    for path in (tmp_path / "others").glob("*.png"):  # others they are when a pixel is another
+    for path in (tmp_path / "others").glob("*.png"):  # with another pixel an image is a new one
         with Image.open(path) as image:
             image.putpixel((0, 0), 77)
             image.save(path)
     run("--mode=evaluate", f"--workdir={tmp_path / 'run'}", *data)
     summary = json.loads((tmp_path / "run" / "evaluate" / "summary.json").read_text())
     assert [fold["fold"] for fold in summary["folds"]] == [-1] and summary["failures"] == []
-    # Where all are called as those of the training they are taken for them, saved anew, which is said.
+    # If all have names of the run's images, they are treated as those images saved again; the output says so.
     for path in (tmp_path / "others").glob("*.png"):
         path.rename(path.with_name(path.name.removeprefix("other-")))
     formats.write(tmp_path / "marks.csv", trained[1][:8])
@@ -303,8 +303,8 @@ def test_a_run_whose_data_lie_elsewhere_now_is_the_same_run(trained, tmp_path):
     assert "4 images have the names of images of the run but different file contents" in said
 
 
-def test_a_run_of_an_older_version_is_begun_from_and_scored(trained, tmp_path):
-    """It has saved names alone."""
+def test_an_older_versions_run_can_be_scored_and_started_from(trained, tmp_path):
+    """It saved only the names of its images."""
     folder, _ = trained
     shutil.copytree(folder / "run", tmp_path / "old")
     for path in (tmp_path / "old" / "checkpoints").rglob("best/note.json"):
@@ -322,10 +322,10 @@ def test_a_run_of_an_older_version_is_begun_from_and_scored(trained, tmp_path):
     assert any("have the names of images used in earlier training" in each["what"] for each in note["caveats"])
 
 
-def test_a_signal_ends_a_training_in_order(trained, tmp_path, monkeypatch):
+def test_a_training_stopped_by_a_signal_resumes_bit_for_bit(trained, tmp_path, monkeypatch):
     folder, _ = trained
     config, judge = config_of(folder), train.Training.validate
-    assert threading.current_thread() is threading.main_thread()  # else it would end the tests
+    assert threading.current_thread() is threading.main_thread()  # otherwise the signal would end the tests
 
     def signalled(self, epoch):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -340,7 +340,7 @@ def test_a_signal_ends_a_training_in_order(trained, tmp_path, monkeypatch):
     note = checkpoint.note(tmp_path / "checkpoints" / "train" / "fold0" / "resume")
     assert note["epoch"] == 1 and note["batch"] > 0
     train.train(config, tmp_path)
-    for fold in range(2):  # bit for bit
+    for fold in range(2):  # equal to an uninterrupted training, bit for bit
         mine, other = (
             checkpoint.restore(runs.folder_of(at, "train", runs.Member(fold)) / "last")[0]
             for at in (tmp_path, folder / "run")
@@ -351,14 +351,14 @@ def test_a_signal_ends_a_training_in_order(trained, tmp_path, monkeypatch):
 
 @pytest.fixture
 def interrupts():
-    """Sets what Ctrl-C does; afterwards it does what it did before."""
+    """Sets the handler of SIGINT; restores the previous one after the test."""
     before = signal.getsignal(signal.SIGINT)
     yield lambda handler: signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_signal_that_is_not_asked_for_acts_when_the_network_is_saved(trained, tmp_path, monkeypatch, interrupts):
-    """In the last epoch of a fold: it is not lost, or the next fold would be trained."""
+def test_a_signal_in_the_last_epoch_acts_once_the_network_is_saved(trained, tmp_path, monkeypatch, interrupts):
+    """Training does not poll for it any more; if it were lost, the next fold would be trained."""
     interrupts(signal.default_int_handler)
     judge = train.Training.validate
 
@@ -374,7 +374,7 @@ def test_a_signal_that_is_not_asked_for_acts_when_the_network_is_saved(trained, 
     assert checkpoint.note(folders[0] / "last") and not folders[1].exists()
 
 
-def test_the_second_signal_acts_at_once(interrupts):
+def test_a_second_signal_acts_at_once(interrupts):
     interrupts(signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), processes.deferring_signals():
         os.kill(os.getpid(), signal.SIGINT)
@@ -383,7 +383,7 @@ def test_the_second_signal_acts_at_once(interrupts):
     assert not processes.stop_requested()
 
 
-def test_a_signal_that_is_ignored_stays_so(interrupts):
+def test_an_ignored_signal_stays_ignored(interrupts):
     interrupts(signal.SIG_IGN)
     with processes.deferring_signals():
         os.kill(os.getpid(), signal.SIGINT)
@@ -399,28 +399,28 @@ def test_a_signal_that_is_ignored_stays_so(interrupts):
         ({"data.group_by": "((a"}, "not a valid regular expression"),
     ],
 )
-def test_splits_that_leave_nothing_are_refused_before_the_training(trained, changes, message):
+def test_impossible_split_settings_are_refused(trained, changes, message):
     config = config_of(trained[0])
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         splits.member_split(config, loading.load(config.data).samples, runs.Member(0), 1)
 
 
-def test_what_is_scored_holds_something_back(trained, tmp_path):
+def test_training_without_held_out_images_is_refused(trained, tmp_path):
     config = config_of(trained[0])
     config.split.valid, config.split.folds, config.split.run = 0.0, 1, (0,)
     with pytest.raises(ValueError, match="no image is held out"):
         train.train(config, tmp_path / "run")
 
 
-def test_a_config_for_ones_own_data_needs_them(tmp_path):
+def test_a_config_for_own_data_asks_for_their_files(tmp_path):
     for config, marks in (("fish", "landmarks"), ("spines", "boxes")):
         said = run(f"--config=configs/{config}.py:own,smoke", f"--workdir={tmp_path / 'run'}", fails=True)
         assert f"--config.data.{marks}=FILE" in said and not (tmp_path / "run").exists()
 
 
 def samples_of(*images):
-    """Samples of these (name, content, specimen)."""
+    """Returns samples with these (name, content, specimen)."""
     name, content, specimen = np.array(images).T
     return Samples(
         images=np.zeros((len(images), 4, 4, 1), np.uint8),
@@ -443,7 +443,7 @@ KNOWN = {
 }
 
 
-def test_images_that_are_scored_again_are_known_by_content_name_and_specimen():
+def test_leakage_is_found_by_content_name_and_specimen():
     samples = samples_of(
         ("x.png", "1", ""), ("a.png", "9", "M1"), ("c.png", "8", ""), ("d.png", "4", "M2"), ("n.png", "5", "M1"), ("e.png", "6", "")
     )  # fmt: skip
@@ -460,31 +460,31 @@ def test_images_that_are_scored_again_are_known_by_content_name_and_specimen():
     assert (
         caveats.of_leakage(with_training_names(samples, settings), [{"data": KNOWN}], np.full(len(samples), "")) == []
     )
-    # What earlier stages and runs have learnt, too; older versions did not save it so.
+    # Images of earlier stages and runs count, too; older versions saved them in another form, which is ignored.
     for note, images in (
         ({"data": KNOWN | {"images": {}}, "before": [KNOWN]}, ["x.png"]), ({"data": KNOWN | {"images": {}}, "before": {"": {}}}, [])
     ):  # fmt: skip
         assert [
             each["image"] for each in caveats.of_leakage(with_training_names(samples, settings), [note], samples.name)
         ] == images
-    # In training a pattern goes before the file's own groups.
+    # As in training, the pattern takes precedence over the groups in the file.
     caught = with_training_names(samples, ml_collections.ConfigDict({"data": {"group_by": r"^([an])\."}}))
     assert caught.specimen.tolist() == ["", "a", "", "M2", "n", ""]
-    # Of several datasets together the loading has caught them, with the dataset's name.
+    # For several datasets, loading has already applied the pattern and prefixed the dataset's name.
     several = ml_collections.ConfigDict({"data": {"group_by": r"^([an])\.", "sets": {"one": {}}}})
     assert with_training_names(samples, several).specimen.tolist() == samples.specimen.tolist()
 
 
-def test_parts_are_known_by_content_first_and_training_counts_where_versions_are_in_both():
+def test_parts_are_matched_by_content_first_and_train_takes_precedence():
     known = {
         "images": {"train": ["a", "b"], "valid": ["a", "c"], "test": ["d"]},
         "contents": {"a": "1", "b": "2", "c": "3", "d": "drawn, 4"},
     }
     found = splits.match_parts(known, samples_of(("a", "1", ""), ("b", "3", ""), ("x", "2", ""), ("d", "9", "")))
     assert found["content"].tolist() == ["train", "valid", "train", ""] and not found["specimen"].any()
-    assert found["name"].tolist() == ["train", "train", "", ""]  # a drawn image's name tells nothing
+    assert found["name"].tolist() == ["train", "train", "", ""]  # drawn images are not matched by name
     assert part_of(found).tolist() == ["train", "valid", "train", ""]
-    # Of one content, or specimen, under several names what was trained on counts, in whatever order they are known.
+    # If several names share a content or specimen, the one trained on counts, in whatever order they are saved.
     for names in ("pq", "qp"):
         twice = {
             "images": {"train": ["p"], "unused": ["q"]}, "contents": dict.fromkeys(names, "7"),
@@ -502,7 +502,7 @@ def test_parts_are_known_by_content_first_and_training_counts_where_versions_are
     assert part_of(resaved).tolist() == ["train", "valid", "test"]
 
 
-def test_what_a_network_starts_from_may_have_learnt_from_a_copy(tmp_path):
+def test_held_out_images_used_in_earlier_training_give_caveats(tmp_path):
     data = {"images": {"train": ["p.png"], "valid": ["q.png"], "test": ["r.png", "s.png"]}}
     samples = samples_of(("p.png", "7", ""), ("q.png", "1", ""), ("r.png", "3", ""), ("s.png", "4", ""))
     earlier = {
@@ -521,7 +521,7 @@ def test_what_a_network_starts_from_may_have_learnt_from_a_copy(tmp_path):
     assert len(found) == 3 and caveats.seen_before(runs.Member(0), samples, data, tmp_path, []) == []
 
 
-def test_copies_of_a_photograph_are_of_one_group(trained, tmp_path):
+def test_copies_of_a_photograph_stay_in_one_part(trained, tmp_path):
     folder, annotations = trained
     shutil.copytree(folder / "photographs", tmp_path / "photographs")
     (tmp_path / "photographs" / "again").mkdir()
@@ -544,7 +544,7 @@ def test_copies_of_a_photograph_are_of_one_group(trained, tmp_path):
             assert all({3, 10} <= {*part} or not {3, 10} & {*part} for part in split)
 
 
-def test_a_new_image_of_a_specimen_is_scored_by_who_did_not_see_it(trained, tmp_path):
+def test_a_new_image_is_scored_by_the_fold_that_tests_its_specimen(trained, tmp_path):
     folder, annotations = trained
     named = [dataclasses.replace(a, group=f"M{n}") for n, a in enumerate(annotations)]
     with marks(folder, named[:8]):
@@ -557,7 +557,7 @@ def test_a_new_image_of_a_specimen_is_scored_by_who_did_not_see_it(trained, tmp_
     assert fold["9.png"] == fold["2.png"] >= 0 and fold["8.png"] == -1
 
 
-def test_a_file_is_told_by_what_is_in_it(tmp_path):
+def test_only_identical_files_share_a_digest(tmp_path):
     draw = np.random.default_rng(0)
     one, other = (draw.bytes(200_000) for _ in range(2))
     for name, content in {
@@ -574,14 +574,14 @@ def test_a_file_is_told_by_what_is_in_it(tmp_path):
     assert found["a"] == found["b"] and len(set(found.values())) == 6
 
 
-def test_images_that_validate_and_are_trained_on_are_no_worse_for_having_been_learnt_from(tmp_path):
+def test_validation_images_that_are_also_trained_on_give_no_caveat(tmp_path):
     samples = samples_of(("p", "1", ""), ("q", "2", ""), ("r", "3", ""))
     data = {"images": {"train": ["p", "q"], "valid": ["q"], "test": ["r"]}}
     earlier = {"images": {"train": ["a", "b"], "valid": [], "test": []}, "contents": {"a": "1", "b": "2"}}
     assert caveats.seen_before(runs.Member(0), samples, data, tmp_path, [earlier]) == []
 
 
-def test_without_test_images_what_flatters_is_the_validation(tmp_path):
+def test_without_test_images_validation_leakage_biases_the_score(tmp_path):
     samples = samples_of(("p", "1", ""), ("q", "2", ""))
     data = {"images": {"train": ["p"], "valid": ["q"], "test": []}}
     earlier = {"images": {"train": ["b"], "valid": [], "test": []}, "contents": {"b": "2"}}
@@ -589,5 +589,5 @@ def test_without_test_images_what_flatters_is_the_validation(tmp_path):
     assert found["what"].endswith("images (q) were used in earlier training: the score may be too optimistic")
 
 
-def test_four_names_are_three_and_more():
+def test_a_list_of_names_stops_after_three():
     assert [caveats.first(set(names)) for names in ("b", "cba", "dcba")] == ["b", "a, b, c", "a, b, c, ..."]

@@ -1,4 +1,4 @@
-"""Scout triples as they come: each is read rightly, or the error says what is wrong and what to do."""
+"""Reading scout triples: each is read correctly, or the error says what is wrong and what to do."""
 
 import os
 from pathlib import Path
@@ -13,15 +13,15 @@ from scipy.spatial.transform import Rotation
 from jaxmarks.data import scans, scouts, slices
 from jaxmarks.data.samples import FormatError
 
-# A bright ball, off the middle, in a head of 70 mm radius around (4, -6, 10): where it is tells how a plane lies.
+# The phantom is a head of 70 mm radius around MIDDLE; BALL, bright and off-centre, reveals a plane's orientation.
 MIDDLE, BALL = np.array([4.0, -6.0, 10.0]), np.array([24.0, 19.0, 40.0])
 
 
 def value(points):
-    """The phantom at points (..., 3) in RAS mm; the ball is seen in all three planes through the middle, as a rod."""
+    """The phantom at points (..., 3) in RAS mm; rods make the ball visible in all three planes through MIDDLE."""
     away = points - MIDDLE
     head = np.clip((70 - np.linalg.norm(away, axis=-1)) / 2, 0, 1) * 100.0
-    for axis in range(3):  # a rod along each axis: each plane shows one end-on at the ball's place
+    for axis in range(3):  # a rod along each axis: each plane cuts one across, at the ball's position
         others = [a for a in range(3) if a != axis]
         near = np.linalg.norm((points - BALL)[..., others], axis=-1)
         head += 150 * np.clip(10 - near, 0, 1) * (np.abs(away[..., axis]) < 15)
@@ -29,7 +29,7 @@ def value(points):
 
 
 def plane_of(name, *, turn=(0, 0, 0), flips=(1, 1), transposed=False, pixel=(2.0, 2.0), count=(100, 110)):
-    """A plane through the middle, shown the usual way or flipped and transposed."""
+    """A plane through MIDDLE in radiological orientation, or rotated, flipped and transposed."""
     right, down = (Rotation.from_rotvec(turn, degrees=True).apply(np.array(v, float)) for v in scouts.SHOWN[name])
     x, y = (down * flips[1], right * flips[0]) if transposed else (right * flips[0], down * flips[1])
     x, y = x * pixel[0], y * pixel[1]
@@ -42,7 +42,7 @@ def image_of(plane, count=(100, 110)):
 
 
 def write_nifti(path, plane, image=None, codes=(1, 0)):
-    """One slice as NIfTI, its third axis along x cross y."""
+    """Writes one slice as NIfTI, with its third axis along x cross y."""
     image = image_of(plane) if image is None else image
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = plane[:, 0], plane[:, 1]
@@ -55,7 +55,7 @@ def write_nifti(path, plane, image=None, codes=(1, 0)):
 
 
 def write_dicom(path, plane, image=None, **changes):
-    """One slice as DICOM, in LPS; `changes` sets tags, None takes one away."""
+    """Writes one slice as DICOM, in LPS; `changes` sets tags, and None deletes one."""
     image = image_of(plane) if image is None else image
     made = pydicom.Dataset()
     made.file_meta = pydicom.dataset.FileMetaDataset()
@@ -85,7 +85,7 @@ def triple(folder, planes, write=write_nifti, ending=".nii.gz"):
 
 
 def ball_in(scout):
-    """Where the brightest spot of a scout lies, (3,) mm: the rod that its plane cuts across."""
+    """Returns the position (3,), in mm, of a scout's brightest spot: the rod that its plane cuts across."""
     bright = ndimage.gaussian_filter(scout.image, 1) > 170
     y, x = ndimage.center_of_mass(bright)
     return scout.plane @ [x + 0.5, y + 0.5, 1]
@@ -105,7 +105,7 @@ ODD = {
     ids=["nifti", "upper case", "pair", "dicom"],
 )
 @pytest.mark.parametrize("planes", [USUAL, ODD], ids=["as shown", "flipped and transposed"])
-def test_however_a_scout_is_stored_its_landmark_lies_where_it_is(tmp_path, planes, write, ending):
+def test_planes_and_positions_survive_every_storage_format(tmp_path, planes, write, ending):
     found, notes = triple(tmp_path, planes, write, ending)
     assert list(found) == list(slices.PLANES) and not notes
     for axis, (name, one) in enumerate(found.items()):
@@ -128,31 +128,31 @@ def test_a_frame_shows_the_head_upright_and_maps_back_exactly(tmp_path, planes):
         np.testing.assert_allclose(
             np.c_[there, np.ones(3)] @ one.plane.T, np.c_[points, np.ones(3)] @ framed.plane.T, atol=1e-6
         )
-        # The pixels went where the map says: the ball is found in the frame too, and the head in its middle.
+        # The pixels agree with the map: the ball is where it says, and the head in the middle of the frame.
         where = slices.pixels(framed.plane, BALL)
         y, x = ndimage.center_of_mass(ndimage.gaussian_filter(framed.image.astype(float), 1) > 215)
         np.testing.assert_allclose([x + 0.5, y + 0.5], where, atol=1.0)
         np.testing.assert_allclose(slices.pixels(framed.plane, MIDDLE), [64, 64], atol=4)
 
 
-def test_dicom_left_is_left():
+def test_lps_is_converted_to_ras():
     """LPS (10, 20, 30) is 10 mm to the left and 20 mm to the back."""
     np.testing.assert_array_equal(slices.lps_to_ras([10, 20, 30]), [-10, -20, 30])
 
 
-def test_a_plane_is_named_by_its_affine_and_not_by_its_file(tmp_path):
+def test_a_plane_is_named_by_its_affine_not_its_file_name(tmp_path):
     names = dict(zip(slices.PLANES, ("axial", "sagittal", "coronal"), strict=True))
     found, _ = triple(tmp_path, {names[name]: plane for name, plane in USUAL.items()})
     for name, one in found.items():
         assert one.file.endswith(f"{names[name]}.nii.gz")
 
 
-def test_two_sagittal_scouts_and_no_coronal_one(tmp_path):
+def test_a_missing_plane_error_lists_the_scouts(tmp_path):
     with pytest.raises(FormatError, match=r"no coronal scout .*sagittal: a.nii.gz, b.nii.gz; axial: c.nii.gz"):
         triple(tmp_path, {"a": USUAL["sagittal"], "b": USUAL["sagittal"], "c": USUAL["axial"]})
 
 
-def test_a_missing_plane_is_named(tmp_path):
+def test_all_missing_planes_are_named(tmp_path):
     with pytest.raises(FormatError, match="no coronal and no axial scout"):
         triple(tmp_path, {"only": USUAL["sagittal"]})
 
@@ -168,7 +168,7 @@ def test_oblique_slices_keep_their_affine_up_to_a_limit(tmp_path):
         scouts.read(sorted(tmp_path.iterdir()))
 
 
-def test_voxels_that_are_no_number_are_filled_or_refused(tmp_path):
+def test_a_few_nan_voxels_are_filled_and_many_refused(tmp_path):
     image = image_of(USUAL["axial"])
     image[40:44, 30:60] = np.nan
     for name, plane in USUAL.items():
@@ -182,7 +182,7 @@ def test_voxels_that_are_no_number_are_filled_or_refused(tmp_path):
         scouts.read(sorted(tmp_path.iterdir()))
 
 
-def test_a_dark_slice_shows_nothing(tmp_path):
+def test_a_blank_slice_is_refused(tmp_path):
     write_nifti(tmp_path / "a.nii", USUAL["axial"], np.zeros((100, 110), np.float32))
     with pytest.raises(FormatError, match="shows nothing: all its values are 0"):
         scouts.read([tmp_path / "a.nii"])
@@ -207,7 +207,7 @@ def test_a_dark_slice_shows_nothing(tmp_path):
         "no quaternion", "too large",
     ],
 )  # fmt: skip
-def test_a_wrong_nifti_orientation_is_refused(tmp_path, change, message):
+def test_an_invalid_nifti_header_is_refused(tmp_path, change, message):
     write_nifti(tmp_path / "a.nii", USUAL["axial"], codes=change.get("codes", (1, 0)))
     if "codes" not in change:
         made = nibabel.load(tmp_path / "a.nii")
@@ -235,7 +235,7 @@ def test_a_wrong_nifti_orientation_is_refused(tmp_path, change, message):
         scouts.read([tmp_path / "a.nii"])
 
 
-def test_a_qform_that_does_not_count_is_not_read(tmp_path):
+def test_an_invalid_qform_with_code_0_is_ignored(tmp_path):
     write_nifti(tmp_path / "a.nii", USUAL["axial"], codes=(1, 0))
     data = bytearray((tmp_path / "a.nii").read_bytes())
     data[256:268] = np.full(3, 5, np.float32).tobytes()  # the quaternion
@@ -246,7 +246,7 @@ def test_a_qform_that_does_not_count_is_not_read(tmp_path):
     np.testing.assert_allclose(affine[:3, 3], USUAL["axial"] @ [0.5, 0.5, 1], atol=1e-4)
 
 
-def test_dicom_without_orientation_is_refused_and_names_the_tag(tmp_path):
+def test_dicom_with_bad_orientation_or_truncated_is_refused(tmp_path):
     write_dicom(tmp_path / "a.dcm", USUAL["axial"], ImageOrientationPatient=None)
     with pytest.raises(FormatError, match=r"a.dcm: no ImageOrientationPatient"):
         scouts.read([tmp_path / "a.dcm"])
@@ -279,7 +279,7 @@ def test_wrong_dicom_tags_are_named(tmp_path, changes, message):
         scouts.read([tmp_path / "a.dcm"])
 
 
-def test_dicom_numbers_that_are_words_are_named(tmp_path):
+def test_non_numeric_dicom_values_are_reported(tmp_path):
     write_dicom(tmp_path / "a.dcm", USUAL["axial"])
     data = (tmp_path / "a.dcm").read_bytes()
     assert data.count(b"2\\2 ") == 1
@@ -290,24 +290,24 @@ def test_dicom_numbers_that_are_words_are_named(tmp_path):
 
 @pytest.mark.parametrize("other", ["1.3", ""])
 @pytest.mark.parametrize("tag", scans.ORIGIN)
-def test_scouts_of_two_patients_are_not_mixed(tmp_path, tag, other):
+def test_scouts_of_two_patients_or_studies_are_refused(tmp_path, tag, other):
     for name, plane in USUAL.items():
         write_dicom(tmp_path / f"{name}.dcm", plane, **{tag: "1.2" if name == "axial" else other})
     with pytest.raises(FormatError, match=rf"coronal.dcm: {tag}: '{other}', but '1.2' in .*axial.dcm"):
         scouts.read(sorted(tmp_path.iterdir()))
 
 
-def test_of_two_slices_at_one_place_none_is_taken(tmp_path):
+def test_two_slices_at_the_same_position_are_refused(tmp_path):
     with pytest.raises(FormatError, match="a second axial scout at the same position as"):
         triple(tmp_path, USUAL | {"again": USUAL["axial"]})
 
 
-def test_of_two_slices_none_is_the_middle(tmp_path):
+def test_two_slices_of_a_plane_are_refused(tmp_path):
     with pytest.raises(FormatError, match=r"a second axial scout besides .*nii.gz; keep one of the two"):
         triple(tmp_path, USUAL | {"lower": moved(USUAL["axial"], along=(0, 0, -20))})
 
 
-def test_empty_numbers_that_change_nothing_are_passed_over(tmp_path):
+def test_empty_dicom_rescale_tags_are_ignored(tmp_path):
     found, _ = triple(
         tmp_path, USUAL, lambda path, plane: write_dicom(path, plane, RescaleSlope="", RescaleIntercept=""), ".dcm"
     )
@@ -315,7 +315,7 @@ def test_empty_numbers_that_change_nothing_are_passed_over(tmp_path):
 
 
 def moved(plane, *, along=(0.0, 0.0, 0.0), turn=(0.0, 0.0, 0.0)):
-    """A plane elsewhere, by mm, and turned about its corner by degrees."""
+    """Shifts a plane by mm and rotates it about its corner by degrees."""
     found = np.concatenate([Rotation.from_rotvec(turn, degrees=True).apply(plane[:, :2].T).T, plane[:, 2:]], axis=1)
     found[:, 2] += along
     return found
@@ -324,7 +324,7 @@ def moved(plane, *, along=(0.0, 0.0, 0.0), turn=(0.0, 0.0, 0.0)):
 @pytest.mark.parametrize(
     "change", [{"along": (15, 0, 20)}, {"along": (0, 0, 20), "turn": (0, 5, 0)}], ids=["beside", "turned"]
 )
-def test_slices_that_are_no_stack_are_not_mixed(tmp_path, change):
+def test_slices_that_form_no_stack_are_refused(tmp_path, change):
     with pytest.raises(
         FormatError, match=r"a second axial scout that does not belong to one stack with .*axial.nii.gz; keep one"
     ):
@@ -332,7 +332,7 @@ def test_slices_that_are_no_stack_are_not_mixed(tmp_path, change):
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_of_an_even_stack_the_same_slice_is_taken_however_it_is_stored(tmp_path, backwards):
+def test_an_even_stack_gives_the_same_slice_in_either_order(tmp_path, backwards):
     for axis, (name, plane) in enumerate(USUAL.items()):
         places = [moved(plane, along=8 * step * np.eye(3)[axis]) for step in (-1, 0, 1, 2)]
         at = places[0] @ [0.5, 0.5, 1]
@@ -347,7 +347,7 @@ def test_of_an_even_stack_the_same_slice_is_taken_however_it_is_stored(tmp_path,
         assert slices.centre(one)[axis] == pytest.approx(slices.centre(one._replace(plane=USUAL[one.name]))[axis] + 8)
 
 
-def test_a_space_that_is_not_the_scanners_is_said_and_not_mixed(tmp_path):
+def test_template_space_is_reported_and_never_mixed(tmp_path):
     template = lambda path, plane: write_nifti(path, plane, codes=(4, 0))
     found, notes = triple(tmp_path, USUAL, template)
     assert {one.space for one in found.values()} == {4}
@@ -360,7 +360,7 @@ def test_a_space_that_is_not_the_scanners_is_said_and_not_mixed(tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_nifti, write_dicom])
-def test_each_examination_below_a_folder_is_a_triple_by_itself(tmp_path, write):
+def test_each_examination_in_a_folder_tree_is_its_own_triple(tmp_path, write):
     def put(folder, planes=USUAL):
         for name, plane in planes.items():
             place = tmp_path / folder / f"{name}{'.nii' if write is write_nifti else '.dcm'}"
@@ -369,7 +369,7 @@ def test_each_examination_below_a_folder_is_a_triple_by_itself(tmp_path, write):
 
     for folder in ("p1/ses-1", "p1/ses-2", "site/p2/scan", "site/p3/scan", "p4"):
         put(folder)
-    for name in USUAL:  # a series for each plane, in two sessions
+    for name in USUAL:  # one folder per plane: p5 in two sessions, p6 without sessions
         for session in ("a", "b"):
             put(f"p5/{session}/{name}", {name: USUAL[name]})
         put(f"p6/{name}", {name: USUAL[name]})
@@ -379,13 +379,13 @@ def test_each_examination_below_a_folder_is_a_triple_by_itself(tmp_path, write):
     whole = ("p1/ses-1", "p1/ses-2", "site/p2/scan", "site/p3/scan", "p4")
     series = {f"p5_{s}": {f"p5/{s}/{name}" for name in USUAL} for s in "ab"} | {"p6": {f"p6/{name}" for name in USUAL}}
     assert found == {folder.replace("/", "_"): {folder} for folder in whole} | series
-    put("p1", {"axial": USUAL["axial"]})  # beside two that are whole, and by itself lacking planes
+    put("p1", {"axial": USUAL["axial"]})  # beside two complete examinations, and itself incomplete
     assert {name: len(files) for name, files in scouts.triples(tmp_path) if name.startswith("p1")} == {
         "p1": 1, "p1_ses-1": 3, "p1_ses-2": 3
     }  # fmt: skip
 
 
-def test_halves_of_two_patients_are_not_joined_and_odd_files_stop_nothing(tmp_path, monkeypatch):
+def test_partial_patients_stay_apart_despite_links_and_odd_files(tmp_path, monkeypatch):
     for place, names in (("site/a", ("sagittal", "coronal")), ("site/b", ("axial",)), ("whole", tuple(USUAL))):
         (tmp_path / place).mkdir(parents=True)
         for name in names:
@@ -408,7 +408,7 @@ def test_halves_of_two_patients_are_not_joined_and_odd_files_stop_nothing(tmp_pa
         scouts.read([locked])
 
 
-def test_an_examination_may_be_named_itself(tmp_path):
+def test_a_folder_per_series_is_one_examination(tmp_path):
     for name, plane in USUAL.items():
         (tmp_path / name).mkdir()
         write_dicom(tmp_path / name / "1.dcm", plane)
@@ -418,7 +418,7 @@ def test_an_examination_may_be_named_itself(tmp_path):
     assert notes == ["slices of several folders are treated as one examination: axial, coronal, sagittal"]
 
 
-def test_of_several_dicom_series_that_of_all_planes_is_taken(tmp_path):
+def test_the_only_complete_dicom_series_is_used(tmp_path):
     for name, plane in USUAL.items():
         write_dicom(tmp_path / f"{name}.dcm", plane, SeriesInstanceUID="1.1")
     write_dicom(
@@ -435,7 +435,7 @@ def test_of_several_dicom_series_that_of_all_planes_is_taken(tmp_path):
         scouts.read(sorted(tmp_path.glob("*l*.dcm")))
 
 
-def test_a_nifti_file_without_voxels_or_of_another_kind_is_refused(tmp_path):
+def test_empty_nifti_and_analyze_files_are_refused(tmp_path):
     affine = np.diag([2.0, 2, 2, 1])
     nibabel.save(nibabel.Nifti1Image(np.zeros((9, 0, 1), np.float32), affine), tmp_path / "a.nii")
     with pytest.raises(FormatError, match=r"a.nii: \(9, 0, 1\) voxels"):
@@ -446,13 +446,13 @@ def test_a_nifti_file_without_voxels_or_of_another_kind_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [1e-42, 1e36])
-def test_a_slice_of_any_scale_is_shown(scale):
+def test_cleaning_ignores_intensity_scale(scale):
     plain = image_of(USUAL["axial"]).astype(np.float64)
     clean = scouts.cleaned((plain * scale).astype(np.float32), (2.0, 2.0))
     np.testing.assert_allclose(clean, scouts.cleaned(plain, (2.0, 2.0)), atol=0.05)
 
 
-def test_scouts_of_two_examinations_do_not_meet(tmp_path):
+def test_planes_that_do_not_meet_are_refused(tmp_path):
     elsewhere = USUAL["axial"].copy()
     elsewhere[2, 2] += 300
     for name, plane in USUAL.items():
@@ -461,12 +461,12 @@ def test_scouts_of_two_examinations_do_not_meet(tmp_path):
         scouts.read(sorted(tmp_path.iterdir()))
 
 
-def test_of_a_stack_the_middle_slice_is_taken(tmp_path):
+def test_the_middle_slice_of_a_stack_is_taken(tmp_path):
     for step in (-20, 0, 20):
         for axis, (name, plane) in enumerate(USUAL.items()):
             moved = plane.copy()
             moved[axis, 2] += step
-            write_dicom(tmp_path / f"{name}{step}", moved)  # without an ending: DICOM is known by its mark
+            write_dicom(tmp_path / f"{name}{step}", moved)  # no file ending: DICOM is recognised by its magic number
     ((name, files),) = scouts.triples(tmp_path)
     assert name == tmp_path.name and len(files) == 9
     for plane, one in scouts.read(files)[0].items():
@@ -475,7 +475,7 @@ def test_of_a_stack_the_middle_slice_is_taken(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "without its mark", "link to nowhere"])
 @pytest.mark.parametrize("ending", [".dcm", ".IMA", ""])
-def test_a_damaged_slice_is_named_and_not_passed_over(tmp_path, ending, damage):
+def test_a_damaged_slice_is_reported_and_not_skipped(tmp_path, ending, damage):
     for name, plane in USUAL.items():
         write_dicom(tmp_path / f"{name}{ending}", plane)
     bad = tmp_path / f"axial{ending}"
@@ -492,7 +492,7 @@ def test_a_damaged_slice_is_named_and_not_passed_over(tmp_path, ending, damage):
 
 
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1)], ids=["RAS", "left-handed", "LPS"])
-def test_a_volume_gives_its_own_middle_slices(tmp_path, signs):
+def test_a_volume_is_cut_through_the_head_centre(tmp_path, signs):
     affine = np.diag([*(2.5 * np.array(signs)), 1.0])
     affine[:3, 3] = -np.array(signs) * 110
     at = np.stack(np.meshgrid(*[np.arange(88)] * 3, indexing="ij"), -1) @ affine[:3, :3].T + affine[:3, 3]
@@ -506,7 +506,7 @@ def test_a_volume_gives_its_own_middle_slices(tmp_path, signs):
         np.testing.assert_allclose(ball_in(one), np.where(np.arange(3) == axis, middle, BALL), atol=1.5)
 
 
-def test_folders_of_triples_each_have_their_name(tmp_path):
+def test_triples_are_named_after_their_folders(tmp_path):
     for patient in ("one", "two"):
         (tmp_path / patient).mkdir()
         triple_files = USUAL if patient == "one" else ODD
@@ -520,7 +520,7 @@ def test_folders_of_triples_each_have_their_name(tmp_path):
         list(scouts.triples(tmp_path / "gone"))
 
 
-def test_names_tell_volumes_of_several_series_apart(tmp_path, monkeypatch):
+def test_volumes_of_one_file_name_get_distinct_names(tmp_path, monkeypatch):
     volume = nibabel.Nifti1Image(np.ones((50, 50, 50), np.float32), np.eye(4))
     for place in ("p/s1/T1.nii", "p/s2/T1.NII", "p/T1.nii.gz", "T1.nii"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
@@ -532,7 +532,7 @@ def test_names_tell_volumes_of_several_series_apart(tmp_path, monkeypatch):
     assert tmp_path.name in names and ".." not in names
 
 
-def test_shading_border_lines_and_units_are_taken_away():
+def test_cleaning_removes_shading_border_lines_and_units():
     plain = image_of(USUAL["axial"])
     y, x = np.mgrid[:100, :110] / 100 - 0.5
     shaded = 7 * plain * np.exp(1.2 * x + 0.8 * y) + 30
@@ -545,7 +545,7 @@ def test_shading_border_lines_and_units_are_taken_away():
         assert spread(clean / expected) < 0.5 * spread(shaded / plain)
 
 
-def test_without_the_extras_the_error_names_them(tmp_path, monkeypatch):
+def test_import_errors_name_the_missing_extra(tmp_path, monkeypatch):
     write_nifti(tmp_path / "a.nii", USUAL["axial"])
     write_dicom(tmp_path / "b.dcm", USUAL["axial"])
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)

@@ -1,4 +1,4 @@
-"""The shape of landmarks against SciPy and by hand, and landmarks that leapt from it found again."""
+"""Mean shapes and pose fits against SciPy and by hand, and outlying landmarks decoded again near their prediction."""
 
 import itertools
 
@@ -18,20 +18,20 @@ procrustes = jax.jit(shape.procrustes)
 
 
 def placed(points, scale, angle, shift):
-    """Points (K, 2) scaled, turned and shifted."""
+    """Points (K, 2) scaled, rotated and shifted."""
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return scale * points @ turn.T + shift
 
 
 def specimens(count, noise, seed=0):
-    """Specimens (count, 8, 2) of one shape in any place and size, with noise of a standard deviation for each landmark."""
+    """Specimens (count, 8, 2) of one shape in random poses and sizes; `noise` is each landmark's standard deviation."""
     draw = np.random.default_rng(seed)
     unit = (SHAPE - SHAPE.mean(0)) / np.sqrt(((SHAPE - SHAPE.mean(0)) ** 2).sum(-1).mean())
     each = [unit + np.reshape(noise, (-1, 1)) * draw.normal(size=unit.shape) for _ in range(count)]
     return np.stack([placed(p, draw.uniform(20, 80), draw.uniform(0, 6.28), draw.uniform(0, 200, 2)) for p in each])
 
 
-def test_the_mean_of_like_specimens_is_their_shape():
+def test_mean_of_identical_specimens_is_their_shape():
     points = specimens(9, np.zeros(8))
     visible = np.random.default_rng(1).random((9, 8)) < 0.6
     visible[:, :2] = True
@@ -39,21 +39,21 @@ def test_the_mean_of_like_specimens_is_their_shape():
     assert scipy.spatial.procrustes(mean, SHAPE)[2] < 1e-8
     np.testing.assert_allclose(mean.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose((mean**2).sum(-1).mean(), 1, rtol=1e-6)
-    np.testing.assert_allclose(spread, 1e-3)  # the least
+    np.testing.assert_allclose(spread, 1e-3)  # the minimum
     eager = shape.procrustes(points, visible)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), eager, (mean, spread))
 
 
-def test_the_mean_is_that_of_least_squares_and_the_spread_that_of_the_noise():
+def test_procrustes_recovers_the_shape_and_the_noise():
     noise = np.linspace(0.01, 0.08, 8)
     mean, spread = procrustes(specimens(600, noise), np.ones((600, 8), bool))
     assert scipy.spatial.procrustes(mean, SHAPE)[2] < 1e-4
-    # The landmarks lay the specimens over the mean, and so take part of the noise away: the more, the more of it.
+    # Aligning the specimens absorbs part of the noise, more of it at noisier landmarks; hence the tolerance.
     np.testing.assert_allclose(spread, np.sqrt((noise**2 + (noise**2).mean()) / 2), rtol=0.25)
     assert (np.diff(spread) > 0).all()
 
 
-def test_a_landmark_that_no_specimen_shows_lies_at_the_centroid():
+def test_a_never_visible_landmark_lies_at_the_centroid():
     visible = np.ones((5, 8), bool)
     visible[:, 3] = False
     mean, spread = procrustes(specimens(5, np.full(8, 0.02)), visible)
@@ -68,12 +68,12 @@ def test_a_landmark_that_no_specimen_shows_lies_at_the_centroid():
         (SHAPE[None], np.arange(8)[None] == 2),
     ],
 )
-def test_without_two_places_there_is_no_shape(points, visible):
+def test_shape_needs_two_distinct_points(points, visible):
     mean, spread = procrustes(points, visible)
     assert not mean.any() and np.isfinite(spread).all()
 
 
-def test_mirrored_specimens_have_the_shape_of_the_others():
+def test_mirrored_specimens_are_aligned_to_the_same_shape():
     points, visible = specimens(30, np.full(8, 0.02)), np.random.default_rng(1).random((30, 8)) < 0.7
     visible[:, :3] = True
     turned = points.copy()
@@ -81,7 +81,7 @@ def test_mirrored_specimens_have_the_shape_of_the_others():
     mirrored = jax.jit(lambda *all: shape.procrustes(*all, mirror=True))
     mean, spread = procrustes(points, visible)
     other, alike = mirrored(turned, visible)
-    # As the fullest lies, so lies the mean: maybe mirrored.
+    # The mean is oriented like the specimen with the most visible landmarks, which may be mirrored.
     aside = min(scipy.spatial.procrustes(mean, np.asarray(other) * [side, 1])[2] for side in (1, -1))
     assert aside < 1e-4
     np.testing.assert_allclose(alike, spread, rtol=0.05)
@@ -89,20 +89,20 @@ def test_mirrored_specimens_have_the_shape_of_the_others():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), mirrored(points, visible), (mean, spread))
 
 
-def test_the_mean_lies_as_the_specimen_that_it_starts_from():
+def test_the_mean_takes_the_orientation_of_its_start():
     points, visible = specimens(30, np.full(8, 0.02)), np.ones((30, 8), bool)
     for tall in (False, True):
         start = shape.align_principal_axis(points[3], visible[3], tall=tall)
         covariance = np.cov(np.asarray(start).T)
         assert (covariance[1, 1] > covariance[0, 0]) == tall
-        np.testing.assert_allclose(covariance[0, 1], 0, atol=1e-5)  # along its principal axes
+        np.testing.assert_allclose(covariance[0, 1], 0, atol=1e-5)  # aligned with its principal axes
         mean, _ = shape.procrustes(points[10:], visible[10:], start=(start, visible[3]))
         np.testing.assert_allclose(mean, start, atol=0.08)
         np.testing.assert_allclose((np.asarray(mean) ** 2).sum(-1).mean(), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_the_mean_is_laid_over_what_is_visible_whatever_some_say(mirror):
+def test_fit_pose_tolerates_an_outlier_and_invisible_landmarks(mirror):
     draw = np.random.default_rng(0)
     lay = jax.jit(lambda points, visible: shape.fit_pose(points, visible, MEAN, SPREAD, mirror=mirror))
     for n in range(40):
@@ -120,7 +120,7 @@ def test_the_mean_is_laid_over_what_is_visible_whatever_some_say(mirror):
 
 
 @pytest.mark.parametrize(("landmarks", "seen"), [(30, 2), (40, 4), (68, 5)])
-def test_a_few_visible_landmarks_of_many_lay_the_mean_over_them(landmarks, seen):
+def test_fit_pose_works_from_few_visible_landmarks_of_many(landmarks, seen):
     draw = np.random.default_rng(0)
     mean, spread = draw.normal(size=(landmarks, 2)), np.full(landmarks, 0.02)
     lay = jax.jit(lambda points, visible: shape.fit_pose(points, visible, mean, spread))
@@ -134,8 +134,8 @@ MEAN, SPREAD = map(np.asarray, procrustes(specimens(40, np.full(8, 0.03)), np.on
 expected = jax.jit(lambda points: shape.expected(points, MEAN, SPREAD))
 
 
-def test_landmarks_are_expected_where_the_shape_has_them_whatever_three_of_eight_say():
-    """Also where the five others lie near each other."""
+def test_expected_points_tolerate_three_outliers_of_eight():
+    """Displaces every subset of up to three, so that the others may also lie close together."""
     draw = np.random.default_rng(0)
     sets = [wrong for count in range(4) for wrong in itertools.combinations(range(8), count)]
     scale, true, points = [], [], []
@@ -143,7 +143,7 @@ def test_landmarks_are_expected_where_the_shape_has_them_whatever_three_of_eight
         scale.append(draw.uniform(20, 80))
         true.append(placed(MEAN, scale[-1], draw.uniform(0, 6.28), draw.uniform(-50, 250, 2)))
         points.append(true[-1].copy())
-        for k in wrong:  # anywhere, but not near
+        for k in wrong:  # anywhere but near its true position
             points[-1][k] += scale[-1] * np.array([draw.choice([-1, 1]) * draw.uniform(2, 8), draw.uniform(-8, 8)])
     scale, true = np.array(scale), np.stack(true)
     there, deviation = jax.vmap(expected)(np.stack(points))
@@ -151,7 +151,7 @@ def test_landmarks_are_expected_where_the_shape_has_them_whatever_three_of_eight
     np.testing.assert_allclose(deviation, scale[:, None] * SPREAD, rtol=0.02)
 
 
-def test_eager_jit_and_vmap_agree_and_degenerate_points_have_finite_places():
+def test_expected_is_equal_under_jit_and_vmap_and_finite_if_degenerate():
     points = np.stack([placed(MEAN, 40, 0.3, 60), np.full((8, 2), 9.0), np.zeros((8, 2))]).astype(np.float32)
     each = jax.tree.map(lambda *x: np.stack(x), *(shape.expected(p, MEAN, SPREAD) for p in points))
     for found in (jax.vmap(expected)(points), jax.tree.map(lambda *x: np.stack(x), *map(expected, points))):
@@ -166,7 +166,7 @@ def head(landmarks=8, **options):
 
 
 def doubled(stride=1, height=0.4):
-    """Maps of two images: all where the shape is, and one with a peak of the third landmark elsewhere, here of a `height`."""
+    """True points and maps of two images; in the second, landmark 2 has a false peak, and one of `height` in place."""
     true = np.stack([placed(MEAN, 25, 0.2, [64, 48]), placed(MEAN, 20, -0.4, [60, 40])])
     draw = lambda points: heatmaps.gaussian(jnp.asarray(points / stride), (96 // stride, 128 // stride), 3.0 / stride)
     other = true.copy()
@@ -176,7 +176,7 @@ def doubled(stride=1, height=0.4):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_landmark_that_leapt_is_found_where_the_others_put_it(stride):
+def test_an_outlying_landmark_moves_to_its_predicted_peak(stride):
     true, maps = doubled(stride)
     free, _ = head(leap=0.0).decode(maps)
     points, scores = jax.jit(head().decode)(maps)
@@ -188,13 +188,13 @@ def test_a_landmark_that_leapt_is_found_where_the_others_put_it(stride):
     np.testing.assert_allclose(np.asarray(points)[others], np.asarray(free)[others], atol=1e-4)
 
 
-def test_a_sure_landmark_stays_where_its_map_says_almost_nothing_elsewhere():
+def test_an_outlying_landmark_stays_if_the_other_peak_is_too_faint():
     _, maps = doubled(height=0.9 * heads.heatmap.FAINT)
     for one, other in zip(head().decode(maps), head(leap=0.0).decode(maps), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_a_landmark_found_again_is_where_its_map_says_and_not_nearer_to_the_others():
+def test_a_moved_landmark_is_not_pulled_towards_its_prediction():
     true, maps = doubled()
     aside = true[1, 2] + [2.5, 0.0]  # more than two standard deviations
     maps = maps.at[1, ..., 2].set(
@@ -207,7 +207,7 @@ def test_a_landmark_found_again_is_where_its_map_says_and_not_nearer_to_the_othe
     np.testing.assert_allclose(scores[1, 2], 0.4, atol=0.02)
 
 
-def test_a_mirrored_specimen_stays_where_its_maps_say():
+def test_points_of_a_mirrored_specimen_are_not_moved():
     lopsided = np.random.default_rng(3).uniform(-1, 1, (10, 2))
     facts = {"shape": [lopsided.tolist(), [0.03] * 10]}
     built = heads.build({"name": "heatmap", "sigma": 3.0, "leap": 5.0}, size=(96, 128), landmarks=10, **facts)
@@ -216,22 +216,22 @@ def test_a_mirrored_specimen_stays_where_its_maps_say():
     np.testing.assert_allclose(found, mirrored, atol=0.1)
 
 
-def test_without_a_shape_or_a_leap_the_maps_alone_say_where():
+def test_without_a_usable_shape_the_maps_alone_decide():
     _, maps = doubled()
     alone = heads.build({"name": "heatmap", "sigma": 3.0, "leap": 6.0}, size=(96, 128), landmarks=8)
     for built, shown in ((alone, maps), (head(landmarks=3), maps[..., :3])):
         np.testing.assert_allclose(built.decode(shown)[0], head(leap=0.0).decode(maps)[0][:, : shown.shape[-1]])
 
 
-def test_maps_without_any_peak_decode_to_finite_points_with_finite_gradients():
-    decode = head(decoder="soft_argmax").decode  # whose gradient compiles fast
+def test_maps_without_a_peak_have_finite_gradients():
+    decode = head(decoder="soft_argmax").decode  # its gradient compiles fast
     gradient = jax.jit(jax.grad(lambda maps: jnp.sum(decode(maps)[0])))
     for maps in (jnp.zeros((2, 96, 128, 8)), jnp.full((2, 96, 128, 8), 0.5), doubled()[1]):
         assert np.isfinite(gradient(maps)).all()
 
 
 @pytest.mark.parametrize("kind", [bool, int])
-def test_what_is_visible_may_be_numpys_and_of_any_kind_under_jit(kind):
+def test_visible_may_be_a_numpy_array_of_bool_or_int_under_jit(kind):
     points = np.random.default_rng(0).normal(size=(6, 5, 2)).astype(np.float32)
     visible = np.ones((6, 5), kind)
     visible[0, 0] = 0
@@ -240,22 +240,22 @@ def test_what_is_visible_may_be_numpys_and_of_any_kind_under_jit(kind):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
-def test_specimens_with_one_landmark_have_no_part_in_the_shape():
+def test_specimens_with_one_landmark_are_ignored():
     points, visible = specimens(12, np.full(8, 0.05)), np.ones((12, 8), bool)
     visible[6:] = np.arange(8) == np.arange(6)[:, None]
     for one, other in zip(procrustes(points[:6], visible[:6]), procrustes(points, visible), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_a_landmark_that_no_specimen_shows_strays_as_all_do():
+def test_a_never_visible_landmark_has_the_pooled_spread():
     visible = np.ones((20, 8), bool)
     visible[:, 3] = False
     _, spread = procrustes(specimens(20, np.full(8, 0.05)), visible)
     np.testing.assert_allclose(spread[3] ** 2, (np.delete(np.asarray(spread), 3) ** 2).mean(), rtol=1e-3)
 
 
-def test_landmarks_that_stray_less_say_more_where_the_others_are():
-    """Four that stray by a hundredth lie in place, four that stray by a fifth are off by that to one side."""
+def test_fit_pose_weights_landmarks_by_their_spread():
+    """Four landmarks with a spread of 0.01 are in place; four with a spread of 0.2 are all off by (0.2, 0.1)."""
     mean = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [0, -1.2], [1.2, 0], [0, 1.2], [-1.2, 0]])
     spread = np.repeat([0.01, 0.2], 4)
     points = 50 * (mean + np.repeat([[0, 0], [0.2, 0.1]], 4, axis=0)) + [90, 70]

@@ -1,4 +1,4 @@
-"""The shape-prior head: its regulariser against NumPy, both forms of its loss by hand, why one collapses, that one learns."""
+"""The shape-prior head: its regulariser against NumPy, both losses by hand, why one collapses, and that one learns."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def discs(count=8, seed=0):
 
 
 def trained(head, batch, steps=120):
-    """The network's outputs for the batch after full-batch Adam, and the losses on the way."""
+    """Trains a network with full-batch Adam; returns its outputs for the batch, and the loss before each step."""
     network = models.Network(models.build({"name": "sp_cnn", "width": 8, "kernel": 3}), head.layer)
     params = jax.jit(network.init)(jax.random.key(0), batch["images"][:1])["params"]
     targets, tx = head.targets(batch), optax.adam(3e-3)
@@ -77,7 +77,7 @@ def f1(found, batch, threshold):
 
 
 @given(seed=st.integers(0, 1000), window=st.sampled_from([1, 3, 7]))
-def test_the_regulariser_against_numpy(seed, window):
+def test_regulariser_matches_numpy(seed, window):
     rng = np.random.default_rng(seed)
     y, contours = rng.random((2, 9, 11)), rng.random((2, 9, 11)) < 0.4
     shapes = rng.normal(size=(3, 5, 5))
@@ -90,21 +90,21 @@ def test_the_regulariser_against_numpy(seed, window):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_the_regulariser_by_hand():
-    # One peak of 2 spreads over 3x3; of them the middle column is edge: three pixels of 2. A shape of one pixel gives
-    # their energy, 3 * 4; two pixels side by side, 1/sqrt 2 each, give it twice at half: the same.
+def test_regulariser_by_hand():
+    # Max pooling spreads a peak of 2 over 3x3 pixels, whose middle column is edge: three pixels of 2. A shape of one
+    # pixel gives their energy, 3 * 4. Two pixels side by side, 1/sqrt 2 each, give half of it twice: the same.
     y = jnp.zeros((1, 7, 7)).at[0, 3, 3].set(2.0)
     contours = jnp.zeros((1, 7, 7)).at[0, :, 3].set(1.0)
     dot, beside = jnp.zeros((2, 3, 3)).at[:, 1, 1].set(1.0)
     shapes = jnp.stack([dot, 5 * beside.at[1, 2].set(1.0)])
     np.testing.assert_allclose(shape_prior.regulariser(y, contours, shapes, window=3), [[12, 12]], rtol=1e-5)
-    # One below the other: 2, 4, 4, 2 over sqrt 2.
+    # Two pixels one below the other respond with 2, 4, 4, 2, each over sqrt 2.
     below = dot.at[2, 1].set(1.0)[None]
     np.testing.assert_allclose(shape_prior.regulariser(y, contours, below, window=3), [[20]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_both_losses_by_their_formulas(stride):
+def test_both_losses_match_their_formulas(stride):
     batch = discs(3)
     batch["real"] = jnp.array([True, True, False])
     maps = jnp.asarray(np.random.default_rng(0).normal(0, 2, (3, 40 // stride, 40 // stride, 1)), jnp.float32)
@@ -136,9 +136,9 @@ def test_both_losses_by_their_formulas(stride):
     np.testing.assert_allclose(head.loss(outputs, targets), [each[:2].sum(), 2], rtol=1e-4)
 
 
-def test_the_bounded_loss_counts_from_nothing_to_everything():
-    """For one object: an empty map costs 1 + 2/3 positive (a Gaussian's cube has 2/3 of its square's sum), a perfect one
-    wins a part of `weight`, and a full one all of it."""
+def test_bounded_loss_of_empty_perfect_and_full_maps():
+    """For one object, an empty map costs 1 + 2/3 positive (a Gaussian's cube sums to 2/3 of its square), a perfect map
+    gains part of `weight`, and a full one all of it."""
     batch = {
         "images": jnp.asarray(discs(1)["images"]), "boxes": jnp.float32([[[14, 14, 26, 26]]]),
         "labels": jnp.zeros((1, 1), jnp.int32), "real": jnp.ones(1, bool),
@@ -153,8 +153,8 @@ def test_the_bounded_loss_counts_from_nothing_to_everything():
     assert -0.25 < total < 0
     whole = head.loss(shape_prior.Outputs(jnp.full((1, *SIZE, 1), 30.0), None), targets)[0]
     without = build(weight=0.0, positive=6.0).loss(shape_prior.Outputs(jnp.full((1, *SIZE, 1), 30.0), None), targets)[0]
-    np.testing.assert_allclose(without - whole, 0.25, rtol=1e-2)  # of a sum of about 50
-    # Without an object there is nothing to win.
+    np.testing.assert_allclose(without - whole, 0.25, rtol=1e-2)  # a difference of losses of about 50
+    # Without an object there is nothing to gain.
     empty = head.targets(batch | {"labels": -jnp.ones((1, 1), jnp.int32)})
     assert head.loss(nothing, empty)[0] < 1e-6
     assert head.loss(perfect, empty)[0] > 0.9
@@ -162,7 +162,7 @@ def test_the_bounded_loss_counts_from_nothing_to_everything():
 
 @pytest.mark.parametrize("form", shape_prior.FORMS)
 @pytest.mark.parametrize("shapes", ["rings", "learned"])
-def test_gradients_are_those_of_differences(form, shapes):
+def test_gradients_match_finite_differences(form, shapes):
     batch = discs(2)
     head = build(form=form, shapes=shapes, count=2, sigma=3.0, weight=0.1 if form == "bounded" else 1e-4)
     outputs = head.layer.init_with_output(jax.random.key(0), jax.random.normal(jax.random.key(1), (2, *SIZE, 3)))[0]
@@ -178,7 +178,7 @@ def test_gradients_are_those_of_differences(form, shapes):
     np.testing.assert_allclose((ahead - behind) / 2e-3, slope, rtol=0.05, atol=2e-3)
 
 
-def test_padding_weighs_nothing():
+def test_padding_has_no_gradient():
     batch = discs(3)
     batch["real"] = jnp.array([True, False, False])
     maps = jax.random.normal(jax.random.key(0), (3, *SIZE, 1))
@@ -204,7 +204,7 @@ def test_perfect_maps_decode_to_their_boxes(stride, form):
     maps = jnp.log(drawn / (1 - drawn) + 1e-20) if form == "bounded" else drawn
     found = jax.jit(head.decode)(shape_prior.Outputs(maps, None))
     assert found.boxes.shape == (1, 6, 4)
-    # All at sub-pixel places, the better sampled peaks first; nothing else.
+    # All three at sub-pixel positions, and nothing else. Peaks that are sampled better score more, hence the sorting.
     assert (np.asarray(found.scores[0]) > 0).tolist() == [True] * 3 + [False] * 3
     order = np.lexsort((found.classes[0, :3], found.boxes[0, :3, 0]))
     np.testing.assert_allclose(found.boxes[0, :3][order], boxes[0], atol=0.02)
@@ -213,7 +213,7 @@ def test_perfect_maps_decode_to_their_boxes(stride, form):
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_a_dot_is_one_pixel_wherever_in_it_the_centre_lies(stride):
+def test_dot_is_one_pixel_wherever_in_it_the_centre_lies(stride):
     centres = np.array([[8.3, 9.9], [29.0, 12.01], [41.99, 33.1]])
     boxes = jnp.float32(np.concatenate([centres - 6, centres + 6], axis=-1)[None])
     drawn = np.asarray(shape_prior.draw(boxes, jnp.zeros((1, 3), int), 1, (40 // stride, 50 // stride), stride, None))
@@ -222,13 +222,13 @@ def test_a_dot_is_one_pixel_wherever_in_it_the_centre_lies(stride):
     np.testing.assert_allclose(drawn, expected, atol=0.01)
 
 
-def test_close_peaks_are_one_object_and_the_border_is_no_obstacle():
+def test_close_peaks_are_one_object_and_border_peaks_are_found():
     head = build()
     drawn = shape_prior.draw(
         jnp.float32([[[0, 14, 12, 26], [2, 14, 14, 26], [34, 34, 46, 46]]]), jnp.array([[0, 0, 0]]), 1, SIZE, 1, 1.0
     )
     found = head.decode(shape_prior.Outputs(jnp.log(0.9 * drawn / (1 - 0.9 * drawn)), None))
-    # Two at 2 px from each other, and one whose centre is the frame's corner.
+    # Of three peaks, two are 2 px apart, and the third is at the frame's corner.
     assert int((found.scores > 0).sum()) == 2
     corner = found.boxes[0, np.argmax(found.boxes[0, :2, 0])]
     np.testing.assert_allclose(corner, [34, 34, 46, 46], atol=0.6)
@@ -247,7 +247,7 @@ def test_rings_are_ellipses_of_the_box():
         np.testing.assert_array_equal(shape, shape[::-1, ::-1])
 
 
-def test_the_edges_of_a_batch_lie_on_its_discs():
+def test_edges_lie_on_the_discs():
     batch = discs(3)
     for images in (batch["images"], jnp.repeat(batch["images"], 3, axis=-1)):
         contours = np.asarray(build().targets(batch | {"images": images})[-1])
@@ -258,7 +258,7 @@ def test_the_edges_of_a_batch_lie_on_its_discs():
             assert np.abs(distance - 5).min() < 1.6, (n, row, column)
 
 
-def test_wrong_options_say_what_there_is():
+def test_errors_for_wrong_options_name_the_choices():
     for options, message in [({"form": "new"}, "printed"), ({"shapes": "squares"}, "learned")]:
         with pytest.raises(ValueError, match=message):
             build(**options)
@@ -269,7 +269,7 @@ def test_wrong_options_say_what_there_is():
 # --- Training ---
 
 
-def test_the_printed_form_collapses_to_no_predictions():
+def test_printed_form_collapses_to_no_predictions():
     batch = discs()
     head = build(form="printed", weight=1.0)
     outputs, losses = trained(head, batch, steps=50)
@@ -279,7 +279,7 @@ def test_the_printed_form_collapses_to_no_predictions():
     assert not (head.decode(outputs).scores > 0).any()
 
 
-def test_below_its_threshold_the_printed_prior_is_asleep():
+def test_printed_prior_has_no_effect_below_its_threshold():
     batch = discs(2)
     maps = jax.random.uniform(jax.random.key(0), (2, *SIZE, 1), maxval=0.49)
 
@@ -291,8 +291,8 @@ def test_below_its_threshold_the_printed_prior_is_asleep():
     assert np.abs(gradient(1.0, maps + 0.1) - gradient(0.0, maps + 0.1)).max() > 0.1
 
 
-def test_the_printed_form_has_no_bound_once_its_prior_is_awake():
-    """Twice the outputs, and for them four times the loss, which is negative from a tiny weight on."""
+def test_printed_loss_is_unbounded_once_its_prior_is_active():
+    """Doubling the outputs quadruples the loss, which is negative even at a tiny weight."""
     batch = discs()
     perfect = shape_prior.draw(batch["boxes"], batch["labels"], 1, SIZE, 1, 3.0)
     head = build(form="printed", sigma=3.0, weight=1e-4, threshold=0.0)
@@ -302,7 +302,7 @@ def test_the_printed_form_has_no_bound_once_its_prior_is_awake():
     np.testing.assert_allclose(losses[2] / losses[1], 4, rtol=0.02)
     outputs, losses = trained(head, batch, steps=50)
     assert losses[-1] < -1e3
-    assert float(outputs.maps.max()) > 100  # where the targets end at 1
+    assert float(outputs.maps.max()) > 100  # while targets are at most 1
 
 
 @pytest.mark.parametrize(("stride", "side"), [(1, 13), (2, 7), (4, 3)])
@@ -313,7 +313,7 @@ def test_learned_shapes_have_the_size_of_an_object_on_the_map(stride, side):
 
 
 @pytest.mark.parametrize("shapes", ["rings", pytest.param("learned", marks=pytest.mark.slow)])
-def test_the_default_learns_drawn_discs(shapes):
+def test_default_form_learns_drawn_discs(shapes):
     batch = discs()
     head = build(shapes=shapes)
     outputs, losses = trained(head, batch)

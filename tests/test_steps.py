@@ -1,4 +1,4 @@
-"""One device and two give the same; padding weighs nothing; missing landmarks have no gradient."""
+"""Training steps: one device and two agree, padding has no weight, missing landmarks have no gradient."""
 
 import functools
 import os
@@ -70,18 +70,18 @@ def train(devices, epochs=4, system="dropout", mixup=0.0):
 
 
 @pytest.mark.parametrize(("system", "mixup"), [("dropout", 0.75), ("batch statistics", 0.0)])
-def test_two_devices_under_pmap_train_as_one(system, mixup):
+def test_two_devices_under_pmap_train_like_one(system, mixup):
     assert jax.local_device_count() == 2
     (one, state), (two, other) = (train(devices, system=system, mixup=mixup) for devices in (1, 2))
-    # Batch statistics are differences of large sums: rounding shows in what they divide.
+    # Batch variances are differences of large sums: their rounding errors show in what is divided by them.
     np.testing.assert_allclose(two, one, rtol=1e-5 if system == "dropout" else 1e-3)
-    assert one[0] > 1.02 * one[-1]  # it learns, so equality says something
+    assert one[0] > 1.02 * one[-1]  # the loss falls, so that equality is meaningful
     assert int(state.step) == int(other.step) == 12
     for mine, theirs in zip(jax.tree.leaves(state.variables), jax.tree.leaves(other.variables), strict=True):
         np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-5 if system == "dropout" else 1e-3)
 
 
-def test_scanned_epoch_is_the_steps_one_by_one(monkeypatch):
+def test_scanned_epoch_equals_single_steps(monkeypatch):
     one = train(1, epochs=1)[0]
     monkeypatch.setattr(jax, "default_backend", lambda: "imagined accelerator")
     np.testing.assert_allclose(train(1, epochs=1)[0], one, rtol=1e-5)
@@ -89,7 +89,7 @@ def test_scanned_epoch_is_the_steps_one_by_one(monkeypatch):
 
 
 @pytest.mark.parametrize("numbers", [(0, 0, 1), (1, 1, 1)])
-def test_a_task_for_each_batch_scanned_or_not(numbers, monkeypatch):
+def test_each_batch_uses_its_task_scanned_or_not(numbers, monkeypatch):
     task, data, variables = setup()
     tx = optim.ramps((0.1, 0.01), epochs=1, steps_per_epoch=3)
     others = task._replace(augment=lambda keys, batch: task.plain(batch))
@@ -107,7 +107,7 @@ def test_a_task_for_each_batch_scanned_or_not(numbers, monkeypatch):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_streamed_images_train_as_resident_ones_do_also_from_within_an_epoch(devices):
+def test_streamed_images_train_like_resident_ones_also_mid_epoch(devices):
     task, data, variables = setup("batch statistics")
     tx = optim.ramps((0.1, 0.01), epochs=1, steps_per_epoch=3)
     run, key = steps.runner(task, tx=tx, devices=devices), jax.random.key(0)
@@ -131,7 +131,7 @@ def test_streamed_images_train_as_resident_ones_do_also_from_within_an_epoch(dev
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_the_second_step_compiles_nothing(devices):
+def test_second_step_does_not_recompile(devices):
     task, data, variables = setup("dropout")
     tx = optim.ramps((0.1, 0.01), epochs=1, steps_per_epoch=3)
     run, events = steps.runner(task, tx=tx, devices=devices), []
@@ -145,15 +145,15 @@ def test_the_second_step_compiles_nothing(devices):
     assert compilations() == first > 0
 
 
-def test_batches_pad_the_last_with_its_own_rows():
+def test_last_batch_is_padded_with_its_inverted_rows():
     np.testing.assert_array_equal(steps.batches(np.arange(5), 2), [[0, 1], [2, 3], [4, ~4]])
     np.testing.assert_array_equal(steps.batches(np.array([7, 3, 9, 5, 6]), 8), [[7, 3, 9, 5, 6, ~7, ~3, ~9]])
     np.testing.assert_array_equal(steps.batches(np.arange(4), 2), [[0, 1], [2, 3]])
 
 
-def test_rows_are_samples_times_versions_plus_version():
+def test_row_is_sample_times_versions_plus_version():
     data = {"images": jnp.arange(4), "visible": jnp.ones((4, 1), bool)}
-    # Of seven versions: the first and last of sample 0, the first of 1, the last of 3; and as padding the last of 1.
+    # With seven versions: the first and last of sample 0, the first of 1, the last of 3; as padding, the last of 1.
     rows = np.array([0, 6, 7, 27, ~13])
     batch = steps.gather(data, jnp.asarray(rows), 7)
     assert batch["index"].tolist() == batch["images"].tolist() == [0, 0, 1, 3, 1]
@@ -162,7 +162,7 @@ def test_rows_are_samples_times_versions_plus_version():
     assert steps.samples_of(rows, 7).tolist() == [0, 0, 1, 3, 1]
 
 
-def test_padding_leaves_batch_statistics_alone():
+def test_padding_does_not_affect_batch_statistics():
     task, data, variables = setup("batch statistics")
     tx = optim.ramps(epochs=1)
     plain = task._replace(augment=lambda keys, batch: task.plain(batch))
@@ -175,7 +175,7 @@ def test_padding_leaves_batch_statistics_alone():
     assert np.abs(after["conv1"]["norm"]["batch"]["mean"] - before["conv1"]["norm"]["batch"]["mean"]).max() > 1e-3
 
 
-def test_padding_weighs_nothing_in_the_loss():
+def test_padding_has_no_weight_in_the_loss():
     task, data, variables = setup()
     data = data | {"delta": jnp.ones(10)}
     valid = jax.jit(functools.partial(steps.valid_step, task=task, prepare=task.plain))
@@ -185,7 +185,7 @@ def test_padding_weighs_nothing_in_the_loss():
     np.testing.assert_allclose(loss([1]) + loss([2]), loss([1, 2]), rtol=1e-6)
 
 
-def test_a_missing_landmark_has_no_part_in_loss_or_gradient():
+def test_missing_landmark_does_not_affect_loss_or_gradient():
     task, data, variables = setup()
     moved = data | {"points": jnp.where(data["visible"][..., None], data["points"], 1e6)}
     rows, tx = jnp.arange(4), optim.ramps(epochs=1)
@@ -195,7 +195,7 @@ def test_a_missing_landmark_has_no_part_in_loss_or_gradient():
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_a_batch_without_landmarks_changes_nothing():
+def test_batch_without_landmarks_changes_no_variables():
     task, data, variables = setup()
     blind, tx = data | {"visible": jnp.zeros_like(data["visible"])}, optim.ramps(epochs=1)
     state, (total, count) = stepped(task, tx)(steps.create(variables, tx), blind, jnp.arange(4), jax.random.key(0))
@@ -204,8 +204,8 @@ def test_a_batch_without_landmarks_changes_nothing():
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_the_statistics_of_a_batch_alone():
-    """What a batch's own statistics give in evaluation is what it gives in training, whatever the running ones were."""
+def test_statistics_step_uses_only_the_batch():
+    """With its own statistics, a batch gives the same outputs in evaluation and training, whatever the running ones."""
     task, data, variables = setup("batch statistics")
     variables = variables | {"batch_stats": jax.tree.map(lambda x: x + 7.0, variables["batch_stats"])}
     rows = jnp.array([3, 0, 5])
@@ -224,7 +224,7 @@ def test_the_statistics_of_a_batch_alone():
     np.testing.assert_allclose(mean, np.asarray(convolved).mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
 
 
-def test_a_mean_over_batches_is_that_of_the_rows_also_where_the_last_batch_is_short():
+def test_mean_over_batches_weighs_rows_equally_with_a_short_last_batch():
     samples = phantoms.load("head", size=(24, 32), count=6)
     feed, rows = Feed(samples, versions=2, batch=4), np.array([0, 3, 11, 4, 8])
 
@@ -262,7 +262,7 @@ def test_mixup_by_hand(count):
 
 
 def linear():
-    """A task without noise whose network is a matrix, and its variables: quick to compile."""
+    """A task without noise whose network is one matrix, which compiles fast, and its variables."""
     task = setup()[0]
     weight = np.random.default_rng(1).normal(0, 0.01, (SIZE[0] * SIZE[1], 2 * LANDMARKS))
 
@@ -274,7 +274,7 @@ def linear():
     return quiet, {"params": {"w": jnp.asarray(weight, jnp.float32)}}
 
 
-def test_a_step_draws_the_share_of_mixup_and_mixes_what_the_network_sees():
+def test_train_step_draws_the_mixup_share_and_mixes_network_inputs():
     (task, variables), data, seen = linear(), setup()[1], []
     seeing = lambda v, images, **options: seen.append(images) or task.apply(v, images, **options)
     tx, key = optim.ramps(epochs=1), jax.random.key(3)
@@ -286,7 +286,7 @@ def test_a_step_draws_the_share_of_mixup_and_mixes_what_the_network_sees():
     assert 0.01 < share < 0.99
 
 
-def test_accumulated_batches_move_as_their_mean_gradient():
+def test_gradient_accumulation_equals_a_larger_batch():
     (task, variables), data = linear(), setup()[1]
     data = data | {"visible": jnp.ones_like(data["visible"])}
     adam = optim.build({"name": "adam", "learning_rate": 1e-2, "warmup": 0.0}, epochs=1, steps_per_epoch=2)
@@ -303,7 +303,7 @@ def test_accumulated_batches_move_as_their_mean_gradient():
     assert np.abs(ends[0][0] - variables["params"]["w"]).max() > 1e-3
 
 
-def test_a_loss_of_several_terms_is_their_sum_and_each_is_told():
+def test_loss_terms_are_summed_and_reported_separately():
     task, data, variables = setup()
     terms = lambda outputs, targets: (
         {"a": 0.25 * task.head.loss(outputs, targets)[0], "b": 0.75 * task.head.loss(outputs, targets)[0]}, task.head.loss(outputs, targets)[1]
@@ -323,7 +323,7 @@ def test_a_loss_of_several_terms_is_their_sum_and_each_is_told():
     assert entries("valid", {"loss": 2.0, "distance_px": None}) == {"valid/loss": 2.0, "valid/distance_px": None}
 
 
-def test_validation_tells_distances_in_pixels_of_the_photographs():
+def test_validation_distances_are_in_pixels_of_the_photographs():
     task, data, variables = setup()
     delta = np.linspace(1, 3, 10).astype(np.float32)
     rows = jnp.array([3, 0, ~3])
@@ -336,7 +336,7 @@ def test_validation_tells_distances_in_pixels_of_the_photographs():
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_bfloat16_trains_with_float32_parameters_statistics_and_losses(norm):
+def test_bfloat16_keeps_parameters_statistics_and_losses_in_float32(norm):
     network = models.Network(layers.DoubleConv(8, norm), nn.Dense(2))
     apply = steps.computing_in("bfloat16", network.apply)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
@@ -349,7 +349,7 @@ def test_bfloat16_trains_with_float32_parameters_statistics_and_losses(norm):
     slope = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (first, (outputs, changed)), grads = slope(variables["params"])
     assert {x.dtype for x in jax.tree.leaves((outputs, changed, grads))} == {jnp.dtype("float32")}
-    assert (outputs != outputs.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5  # the head's are not rounded
+    assert (outputs != outputs.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5  # not rounded to bfloat16
     exact, _ = jax.jit(functools.partial(network.apply, train=True, mutable=["batch_stats"]))(variables, images)
     np.testing.assert_allclose(outputs, exact, atol=0.1)
     params = variables["params"]
@@ -361,8 +361,8 @@ def test_bfloat16_trains_with_float32_parameters_statistics_and_losses(norm):
 
 
 @pytest.mark.slow
-def test_fewer_devices_than_there_are(tmp_path):
-    """Of three devices the first two train as one does; in a process of its own, which has three."""
+def test_two_of_three_devices_train_like_one(tmp_path):
+    """The first two of three devices, in a separate process that has three."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import jax, numpy as np, test_steps\n"

@@ -1,4 +1,4 @@
-"""From one anatomy to another: stages with data of their own, another run's network, and the tools of training together."""
+"""Transfer between anatomies: stages with their own data, starts from another run, and training options combined."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "fish.py"
 
 
 def photographs(folder, part, count=8):
-    """Drawn photographs of a part, and the arguments that name them."""
+    """Writes phantom photographs of a part and their landmarks; returns the config entries that name them."""
     folder.mkdir()
     annotations = []
     for s in range(count):
@@ -49,7 +49,7 @@ def get_config(**changes):
 
 @pytest.fixture(scope="module")
 def two_stages(tmp_path_factory):
-    """A run of two stages, pronota and then elytra, and what it said of the second's start."""
+    """A trained run of two stages, pronota and then elytra: folder, config, datasets and printed lines."""
     root = tmp_path_factory.mktemp("transfer")
     own = {part: photographs(root / part, part) for part in ("pronotum", "elytra")}
     config = get_config(**{f"data.{key}": value for key, value in own["elytra"].items()})
@@ -64,7 +64,7 @@ def two_stages(tmp_path_factory):
     return root, config, datasets, said
 
 
-def test_a_stage_has_data_and_landmarks_of_its_own(two_stages):
+def test_stages_have_their_own_data_and_landmarks(two_stages):
     root, config, datasets, said = two_stages
     assert [datasets[stage].samples.points.shape[1] for stage in ("chest", "train")] == [8, 11]
     note = checkpoint.note(root / "run/checkpoints/train/fold0/best")
@@ -80,7 +80,7 @@ def test_a_stage_has_data_and_landmarks_of_its_own(two_stages):
     assert len(names) == 4 and names < {f"{s}.png" for s in range(8)}
 
 
-def test_the_log_names_the_terms_of_the_loss(two_stages):
+def test_logged_loss_terms_add_up_to_the_loss(two_stages):
     root = two_stages[0]
     for line in map(json.loads, (root / "run" / "metrics.jsonl").read_text().splitlines()):
         for split in ("train", "valid"):
@@ -88,7 +88,7 @@ def test_the_log_names_the_terms_of_the_loss(two_stages):
         assert line["valid/distance_px"] > 0
 
 
-def test_another_runs_network_is_adapted_to_other_channels(two_stages, tmp_path, capsys):
+def test_init_from_adapts_to_another_number_of_channels(two_stages, tmp_path, capsys):
     root = two_stages[0]
     grey = get_config(
         **{"channels": 1, "init_from": str(root / "run"), "data.count": 8, "optimizer.learning_rate": 0.0}
@@ -106,8 +106,8 @@ def test_another_runs_network_is_adapted_to_other_channels(two_stages, tmp_path,
     np.testing.assert_allclose(grey, colour.sum(-2, keepdims=True), rtol=1e-5)
 
 
-def test_the_average_is_what_is_saved(tmp_path):
-    """After the first update the average is 2/11 of where it began, since that is less than the decay."""
+def test_the_moving_average_is_saved(tmp_path):
+    """The first update's decay is 2/11, which is below 0.2: the initial parameters keep that weight in the average."""
     ends = []
     for ema in (0.0, 0.2):
         config = get_config(
@@ -122,7 +122,7 @@ def test_the_average_is_what_is_saved(tmp_path):
         np.testing.assert_allclose(mean, first * 2 / 11 + plain * 9 / 11, rtol=1e-3, atol=1e-6)
 
 
-def test_settings_that_the_network_cannot_have_are_named(tmp_path):
+def test_unsupported_training_settings_are_refused(tmp_path):
     for key, value, message in (
         ("train.devices", jax.device_count() + 1, r"train\.devices=.: only . are available"),
         ("train.sizes", (24, 48), "fully connected"),
@@ -137,7 +137,7 @@ def test_settings_that_the_network_cannot_have_are_named(tmp_path):
             train.train(config, tmp_path / key)
 
 
-def test_parameters_to_leave_out_are_there(two_stages, tmp_path):
+def test_init_skip_must_match_a_parameter(two_stages, tmp_path):
     config = get_config(
         **{"init_from": str(two_stages[0] / "run"), "init_skip": "fc1", "data.count": 8, "split.valid": 0.0}
     )
@@ -146,7 +146,7 @@ def test_parameters_to_leave_out_are_there(two_stages, tmp_path):
 
 
 def initial(config):
-    """The parameters that the only fold of the only stage begins with."""
+    """The initial parameters of the only fold of the only stage."""
     network, _ = tasks.build(config, {"landmarks": 8})
     key = jax.random.fold_in(jax.random.key(config.seed), int.from_bytes(b"trai", "big") % 2**31)
     return tasks.initial(network, config, jax.random.fold_in(key, 0))["params"]
@@ -159,13 +159,13 @@ def test_detectors_refuse_mixup(tmp_path):
         train.train(config, tmp_path)
 
 
-def test_more_batches_to_accumulate_than_there_are_is_an_error(tmp_path):
+def test_accumulate_above_the_number_of_batches_is_refused(tmp_path):
     config = get_config(**{"train.accumulate": 50, "data.count": 8})
     with pytest.raises(ValueError, match=r"accumulate=50: the whole training has 4 batches"):
         train.train(config, tmp_path)
 
 
-def test_a_run_with_all_tools_resumes_bit_for_bit(tmp_path, monkeypatch):
+def test_a_run_with_all_options_resumes_bit_for_bit(tmp_path, monkeypatch):
     changes = {"train.steps": 12, "train.batch_size": 2, "train.checkpoint_seconds": -1, "data.count": 8}
     tools = {
         "train.ema": 0.5,
@@ -198,7 +198,7 @@ def test_a_run_with_all_tools_resumes_bit_for_bit(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] > 2
 
 
-def test_a_slip_in_the_last_stage_is_told_before_the_first_is_trained(two_stages, tmp_path):
+def test_errors_in_the_last_stage_are_raised_before_training(two_stages, tmp_path):
     _, config, *_ = two_stages
     for changes, message in (
         ({"flip": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0)}, "mirroring twice"),
@@ -216,7 +216,7 @@ def test_a_slip_in_the_last_stage_is_told_before_the_first_is_trained(two_stages
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_run_whose_last_stage_has_no_network_yet_gives_that_of_the_one_before(two_stages, tmp_path):
+def test_init_from_takes_the_last_stage_that_is_trained(two_stages, tmp_path):
     root = two_stages[0]
     (tmp_path / "config.json").write_text((root / "run" / "config.json").read_text())
     member = runs.Member(0)
@@ -244,14 +244,14 @@ def test_a_process_with_another_config_is_refused(two_stages, monkeypatch):
 
 
 def test_coarse_epochs_count_as_less_work():
-    """Of twelve epochs six are coarse, whose frames have two thirds of the sides, and so 4/9 of the pixels."""
+    """Six of twelve epochs are coarse: the sides of their frames are 2/3 as long, so they have 4/9 of the pixels."""
     work = functools.partial(train.Training.work, SimpleNamespace(coarse=6.0))
     np.testing.assert_allclose(
         [work(0, 12), work(0, 3), work(4, 8), work(8, 12)], [6 * 4 / 9 + 6, 3 * 4 / 9, 2 * 4 / 9 + 2, 4]
     )
 
 
-def test_a_validation_that_is_no_number_is_never_the_best():
+def test_a_nan_validation_loss_is_never_the_best():
     losses = iter([float("nan"), 1.0, 0.5, float("nan")])
     state = SimpleNamespace(opt_state=optax.EmptyState(), replace=lambda **_: state)
     one = SimpleNamespace(

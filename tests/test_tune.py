@@ -1,4 +1,4 @@
-"""Searches of settings: what a trial is worth, what is stopped, and how a search goes on, with a run that is a formula."""
+"""Hyperparameter searches: values of trials, pruning, resuming and errors, with a formula in place of training."""
 
 import csv
 import json
@@ -41,13 +41,13 @@ def root(monkeypatch):
 
 
 def error(config, number):
-    """What the made-up run reaches: best at a rate of 0.01 and l1."""
+    """Returns the distance that a simulated run reaches, smallest at a learning rate of 0.01 with l1."""
     del number
     return 1 + abs(math.log10(config.optimizer.learning_rate) + 2) + 5 * (config.head.loss == "mse")
 
 
 class Launcher:
-    """Stands in for jaxmarks.main: writes the epochs of two folds, the fourth the best, and asks whether to stop."""
+    """Stands in for jaxmarks.main: logs five epochs of two folds, the fourth best; asks after each if it must stop."""
 
     def __init__(self, before=lambda number: None, error=error):
         self.runs, self.stopped, self.before, self.error = [], [], before, error
@@ -64,7 +64,7 @@ class Launcher:
             for fold in (0, 1):
                 for epoch in range(1, 6):
                     far = self.error(config, len(self.runs)) + 0.5 * abs(epoch - 4) + fold
-                    # Closer in the last epoch, of which the network is not kept.
+                    # The last epoch has the smallest distance, but not the lowest loss, so its network is not kept.
                     far = 0.1 if epoch == 5 else far
                     line = {"stage": "train", "fold": fold, "epoch": epoch, "valid/loss": abs(epoch - 4) + 0.1}
                     file.write(json.dumps(line | {"valid/distance_px": far}) + "\n")
@@ -84,7 +84,7 @@ def search(tmp_path, launcher, *arguments, text=SPACE):
         return status, workdir, list(csv.DictReader(file))
 
 
-def test_a_trial_is_worth_its_metric_at_the_lowest_validation_loss_over_the_folds(tmp_path):
+def test_a_trials_value_is_the_folds_mean_at_the_lowest_validation_loss(tmp_path):
     status, workdir, lines = search(
         tmp_path, Launcher(), "--trials=4", "--config.data.images=D", "--config.data.landmarks=F"
     )
@@ -92,7 +92,7 @@ def test_a_trial_is_worth_its_metric_at_the_lowest_validation_loss_over_the_fold
     for line in lines:
         rate, mse = float(line["optimizer.learning_rate"]), line["head.loss"] == "mse"
         assert 1e-4 <= rate <= 0.1 and 4 <= int(line["train.batch_size"]) <= 8
-        expected = 1 + abs(math.log10(rate) + 2) + 5 * mse + 0.5  # the mean of two folds that are 1 apart
+        expected = 1 + abs(math.log10(rate) + 2) + 5 * mse + 0.5  # the mean of two folds that differ by 1
         assert float(line["valid/distance_px"]) == pytest.approx(expected)
     said = (workdir / "tuning.md").read_text()
     best = min(lines, key=lambda line: float(line["valid/distance_px"]))
@@ -109,13 +109,13 @@ def test_a_trial_is_worth_its_metric_at_the_lowest_validation_loss_over_the_fold
 def test_a_trial_worse_than_the_median_is_stopped_in_its_first_fold(tmp_path):
     launcher = Launcher(error=lambda config, number: {3: 9.0, 6: 9.0, 7: 0.0}.get(number, number / 10))
     _, _, lines = search(tmp_path, launcher, "--trials=7")
-    # The sixth, after five to compare with and the epochs of the warm-up; what was stopped has no value.
+    # Stopped is the sixth, after five trials to compare with and two epochs of warm-up; it has no value.
     assert launcher.stopped == [("5", 0, 2)]
     assert [line["state"] for line in lines] == ["complete"] * 5 + ["pruned", "complete"]
     assert lines[5]["valid/distance_px"] == "" and lines[5]["epochs"] == "2"
 
 
-def test_the_same_command_goes_on_and_another_is_refused(tmp_path):
+def test_the_same_command_resumes_and_another_is_refused(tmp_path):
     first = search(tmp_path, Launcher(), "--trials=2")[2]
     launcher = Launcher()
     status, _, lines = search(tmp_path, launcher, "--trials=4")
@@ -129,7 +129,7 @@ def test_the_same_command_goes_on_and_another_is_refused(tmp_path):
 
 
 def interrupted(tmp_path, how, trials):
-    """The launcher of a search whose second run `how` ended."""
+    """Runs a search whose second run raises `how`; returns its launcher."""
 
     def interrupt(number):
         if number == 2:
@@ -142,7 +142,7 @@ def interrupted(tmp_path, how, trials):
 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_trial_is_taken_up_again_in_its_folder(how, tmp_path):
+def test_an_interrupted_trial_resumes_in_its_folder(how, tmp_path):
     launcher = interrupted(tmp_path, how, 3)
     _, _, lines = search(tmp_path, launcher, "--trials=3")
     assert len(lines) == 3 and [name for name, _ in launcher.runs] == ["0", "1", "1", "3"]
@@ -151,18 +151,18 @@ def test_an_interrupted_trial_is_taken_up_again_in_its_folder(how, tmp_path):
 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_trial_is_taken_up_again_once(how, tmp_path, monkeypatch):
-    """Also when its last sign of life is so old that a worker without a word of farewell would count as dead."""
+def test_an_interrupted_trial_is_resumed_only_once(how, tmp_path, monkeypatch):
+    """Even if its last heartbeat is so old that its worker would count as dead."""
     monkeypatch.setattr(tune, "HEARTBEAT", 1)
     launcher = interrupted(tmp_path, how, 4)
-    time.sleep(3)  # twice the interval has passed
+    time.sleep(3)  # more than twice the heartbeat interval
     _, _, lines = search(tmp_path, launcher, "--trials=4")
     assert [name for name, _ in launcher.runs] == ["0", "1", "1", "3", "4"]
     assert [line["folder"] for line in lines] == ["0", "1", "3", "4"]
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # this worker asks by itself, and dies
-def test_the_trial_of_a_dead_worker_is_taken_up_again(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # this worker calls `ask` itself, and dies
+def test_the_trial_of_a_dead_worker_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "HEARTBEAT", 1)
     search(tmp_path, Launcher(), "--trials=1")
     [study] = optuna.get_all_study_summaries(f"sqlite:///{tmp_path}/out/study.db")
@@ -173,7 +173,7 @@ def test_the_trial_of_a_dead_worker_is_taken_up_again(tmp_path, monkeypatch):
     tune.suggest(trial, "train.batch_size", "int", 4, 8)
     trial.set_user_attr("folder", "1")
     storage.record_heartbeat(trial._trial_id)
-    time.sleep(3)  # twice the interval has passed
+    time.sleep(3)  # more than twice the heartbeat interval
     launcher = Launcher()
     search(tmp_path, launcher, "--trials=2")
     assert launcher.runs[0][0] == "1"
@@ -189,7 +189,7 @@ def test_failed_trials_are_listed_and_the_search_goes_on(tmp_path):
     assert search(tmp_path / "all", Launcher(lambda number: 3), "--trials=2")[0] == 1
 
 
-def test_a_trial_without_a_number_has_failed_and_epochs_without_one_are_not_the_best(tmp_path, capsys):
+def test_a_nan_metric_fails_the_trial_and_a_nan_loss_is_never_lowest(tmp_path, capsys):
     nan = lambda config, number: math.nan if number == 1 else 2.0
     status, _, lines = search(tmp_path, Launcher(error=nan), "--trials=2")
     assert status == 0 and [line["state"] for line in lines] == ["fail", "complete"]
@@ -198,7 +198,7 @@ def test_a_trial_without_a_number_has_failed_and_epochs_without_one_are_not_the_
     assert tune.trial_value({(0, 0): epochs}, "m") == 3.0
 
 
-def test_a_metric_that_no_log_has_ends_the_search_and_a_mended_one_begins_anew(tmp_path):
+def test_an_unlogged_metric_or_a_bad_storage_ends_the_search(tmp_path):
     text = SPACE.replace('"warmup"', '"metric": "valid/dist", "warmup"')
     launcher = Launcher()
     with pytest.raises(
@@ -218,11 +218,11 @@ def test_choices_may_be_tuples(tmp_path):
     status, _, lines = search(tmp_path, launcher, "--trials=3", text=text)
     drawn = [tuple(config.data.size) for _, config in launcher.runs]
     assert status == 0 and [line["data.size"] for line in lines] == [str(size) for size in drawn]
-    assert len(drawn) == 3 and set(drawn) <= {(48, 64), (96, 128)}  # which of them is drawn is chance
+    assert len(drawn) == 3 and set(drawn) <= {(48, 64), (96, 128)}  # which of them are drawn is random
 
 
 def test_two_workers_share_a_study(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "draw", lambda study, folder: None)  # pyplot is for one thread; workers are processes
+    monkeypatch.setattr(tune, "draw", lambda study, folder: None)  # pyplot is not thread-safe; workers are processes
     launchers = [Launcher(lambda number: time.sleep(0.2)) for _ in range(2)]
     search(tmp_path, launchers[0], "--trials=1")
     work = lambda launcher: search(tmp_path, launcher, "--trials=6")
@@ -252,7 +252,7 @@ def test_two_workers_share_a_study(tmp_path, monkeypatch):
         ("beetle.py", "bettle.py", "bettle.py"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_run(old, new, message, tmp_path):
+def test_invalid_spaces_are_refused_before_any_run(old, new, message, tmp_path):
     assert old in SPACE
     with pytest.raises(SystemExit, match=message):
         search(tmp_path, Launcher(lambda number: pytest.fail("a run was started")), text=SPACE.replace(old, new))
@@ -261,7 +261,7 @@ def test_what_is_wrong_is_said_before_anything_is_run(old, new, message, tmp_pat
         search(tmp_path, Launcher(), "--config.head.loss=l1")
 
 
-def test_a_grid_and_a_file_in_the_place_of_the_workdir_are_named(tmp_path):
+def test_a_grid_file_or_a_file_as_workdir_is_refused(tmp_path):
     grid = "configs/ablations/fish_sigma.py"
     with pytest.raises(SystemExit) as error:
         tune.main([f"--space={grid}"])
@@ -274,7 +274,7 @@ def test_a_grid_and_a_file_in_the_place_of_the_workdir_are_named(tmp_path):
         search(tmp_path, Launcher())
 
 
-def test_every_space_of_the_project_is_sound():
+def test_every_space_of_the_project_is_valid():
     files = sorted((ROOT / "configs" / "tuning").glob("*.py"))
     assert files
     for path in files:
@@ -283,7 +283,7 @@ def test_every_space_of_the_project_is_sound():
 
 
 @pytest.mark.slow
-def test_three_small_trials_by_the_real_command(tmp_path):
+def test_the_real_command_runs_and_resumes_a_search(tmp_path):
     command = [
         sys.executable,
         "launch/tune.py",

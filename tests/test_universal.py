@@ -1,4 +1,4 @@
-"""One network for several datasets: their landmarks side by side, a head for each, and the whole road of a run."""
+"""One network for several datasets: concatenated landmarks, a head per dataset, and complete runs."""
 
 import csv
 import json
@@ -39,13 +39,13 @@ from jaxmarks.data.samples import Annotation
 
 CONFIG = Path(__file__).parent.parent / "configs" / "universal.py"
 SIZE = (32, 32)
-# Of two datasets with 2 and 3 landmarks.
+# The landmark ranges of two datasets, with 2 and 3 landmarks.
 SETS = {"a": (0, 2), "b": (2, 5)}
 HEATMAP = {"name": "heatmap", "sigma": 2.0, "loss": "cross_entropy"}
 
 
 def get_config(sets=None, **changes):
-    """Pronota and heads, six of each, in small."""
+    """A small config with eight pronota and six heads, unless `sets` names other datasets."""
     config = runpy.run_path(str(CONFIG))["get_config"]("smoke")
     config.model, config.head = {"name": "sp_cnn", "width": 4, "kernel": 3}, HEATMAP
     config.augment, config.baselines = {"name": "none"}, ()
@@ -61,7 +61,7 @@ def get_config(sets=None, **changes):
 
 
 def own(folder, count=6, *, seed=0):
-    """Photographs of elytra twice the frame's size, one landmark outside, and the keys that name them."""
+    """Writes photographs of elytra at twice the frame's size, one landmark outside; returns their `data` keys."""
     folder.mkdir()
     annotations = []
     for s in range(count):
@@ -73,7 +73,7 @@ def own(folder, count=6, *, seed=0):
     return {"images": str(folder), "landmarks": str(folder / "points.csv")}
 
 
-def test_an_image_shows_the_landmarks_of_its_own_dataset_alone(tmp_path):
+def test_only_landmarks_of_an_images_own_dataset_are_visible(tmp_path):
     spec = get_config({"beetles": own(tmp_path / "own"), "head": {"part": "head", "count": 5}}).data
     dataset = loading.load(spec)
     samples, mine = dataset.samples, phantoms.load("head", size=SIZE, count=5)
@@ -92,7 +92,7 @@ def test_an_image_shows_the_landmarks_of_its_own_dataset_alone(tmp_path):
     assert problem["image"] == "beetles/1.png" and "landmark 5 at (99, 99)" in problem["what"]
     np.testing.assert_array_equal(dataset.photograph("beetles/3.png"), phantoms.draw("elytra", 3, size=(64, 64))[0])
     np.testing.assert_array_equal(dataset.photograph("head/head_002.png"), phantoms.draw("head", 2, size=(64, 64))[0])
-    # The heads may be mirrored, the photographs of which nobody said so may not.
+    # Heads may be mirrored; the photographs, whose config has no `flip`, may not.
     assert dataset.flip == (-1,) * 11 + tuple(11 + k for k in phantoms.FLIP["head"])
     assert (
         loading.facts(dataset)
@@ -115,7 +115,7 @@ def test_an_image_shows_the_landmarks_of_its_own_dataset_alone(tmp_path):
         ({"a": {"count": 3}, "boxes": {"count": 3}}, "not boxes or volumes"),
     ],
 )
-def test_what_no_dataset_can_be(sets, message):
+def test_invalid_sets_are_refused(sets, message):
     spec = get_config(sets).data
     if "boxes" in sets:
         spec.boxes = ""
@@ -123,7 +123,7 @@ def test_what_no_dataset_can_be(sets, message):
         loading.load(spec)
 
 
-def test_a_mirror_spares_what_has_no_place_in_it():
+def test_landmarks_without_a_partner_prevent_mirroring():
     images = np.random.default_rng(0).integers(0, 256, (4, 6, 8, 1), dtype=np.uint8)
     points = np.random.default_rng(1).uniform(1, 5, (4, 5, 2)).astype(np.float32)
     visible = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1]], bool)
@@ -141,14 +141,14 @@ def test_a_mirror_spares_what_has_no_place_in_it():
     np.testing.assert_allclose(found["points"][1, 2:], points[1, 2:], atol=1e-5)
     np.testing.assert_array_equal(found["visible"][:2], visible[:2])
     assert found["visible"][2].tolist() == [True, False, False, False, False]
-    # What has no partner stays unseen, also where the last landmark, which the index -1 names, is seen.
+    # Landmarks without a partner stay invisible, even if the last one, which an index of -1 would select, is visible.
     apply = jax.jit(augment.build(mirror, channels=1, flip=(-1, -1, -1, 4, 3)).apply)
     last = batch | {"visible": jnp.array([[0, 0, 0, 1, 1]] * 4, bool)}
     np.testing.assert_array_equal(apply(jax.random.split(jax.random.key(0), 4), last)["visible"], last["visible"])
 
 
 def batch(rng, domains, sets=SETS):
-    """Landmarks of images of these domains, side by side, one of them not visible."""
+    """Concatenated landmarks of images of these domains; the first landmark of the first image is invisible."""
     columns = list(sets.values())
     width = columns[-1][1]
     visible = np.array([[columns[d][0] <= k < columns[d][1] for k in range(width)] for d in domains])
@@ -158,7 +158,7 @@ def batch(rng, domains, sets=SETS):
 
 
 @pytest.mark.parametrize("spec", [HEATMAP, {"name": "softargmax", "divergence": 0.5}], ids=lambda spec: spec["name"])
-def test_the_loss_is_that_of_each_dataset_by_its_own_head(spec):
+def test_the_joint_loss_has_the_terms_of_separate_heads(spec):
     rng, domains = np.random.default_rng(0), [1, 0, 1, 0]
     both = heads.build(spec, size=SIZE, landmarks=5, sets=SETS)
     outputs = {"a": rng.normal(size=(4, 16, 16, 2)), "b": rng.normal(size=(4, 16, 16, 3))}
@@ -170,14 +170,14 @@ def test_the_loss_is_that_of_each_dataset_by_its_own_head(spec):
         total, count = jax.jit(one.loss)(outputs[name][rows], targets)
         terms = {f"{name}/{term}": part for term, part in total.items()} if isinstance(total, dict) else {name: total}
         expected, counts = expected | terms, counts + count
-        # What lies beside is a dataset's own head's.
+        # Each range of the decoded landmarks is that of the dataset's own head.
         for mine, theirs in zip(jax.jit(both.decode)(outputs), jax.jit(one.decode)(outputs[name]), strict=True):
             np.testing.assert_allclose(mine[:, start:stop], theirs, rtol=1e-5)
     total, count = jax.jit(both.loss)(outputs, both.targets(data))
     assert total.keys() == expected.keys() and count == counts == 9
     for term in total:
         np.testing.assert_allclose(total[term], expected[term], rtol=1e-5)
-    # One dataset alone has the loss of a head alone.
+    # A single dataset has the loss of a plain head.
     alone, plain = (
         heads.build(spec, size=SIZE, landmarks=3, sets={"b": (0, 3)}),
         heads.build(spec, size=SIZE, landmarks=3),
@@ -196,7 +196,7 @@ def network():
     return net, head, jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *SIZE, 1)))
 
 
-def test_a_batch_of_one_dataset_teaches_its_head_and_the_body_alone():
+def test_a_batch_of_one_dataset_trains_only_its_head_and_the_body():
     net, head, variables = network()
     assert {name: set(part) for name, part in variables["params"]["head"].items()} == {"a": {"maps"}, "b": {"maps"}}
     data = batch(np.random.default_rng(0), [1, 1, 1])
@@ -213,14 +213,14 @@ def test_a_batch_of_one_dataset_teaches_its_head_and_the_body_alone():
     )
 
 
-def test_a_set_that_nothing_is_held_back_of_is_refused_before_the_training(tmp_path):
+def test_a_dataset_without_held_out_images_is_refused_before_training(tmp_path):
     sets = {name: {"part": name, "count": count} for name, count in (("pronotum", 10), ("head", 4))}
     with pytest.raises(ValueError, match="fold 0: it holds out no image of dataset 1 for testing: change"):
         train.train(get_config(sets, **{"split.folds": 1, "split.run": (0,), "split.valid": 0.1}), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_several_devices_do_what_one_does():
+def test_two_devices_train_like_one():
     net, head, variables = network()
     data = batch(np.random.default_rng(0), [0, 1, 1, 0]) | {
         "images": jnp.asarray(np.random.default_rng(1).integers(0, 256, (4, *SIZE, 1), dtype=np.uint8))
@@ -240,23 +240,23 @@ def test_several_devices_do_what_one_does():
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
-def test_smaller_datasets_are_shown_again_until_all_are_shown_equally_often():
+def test_smaller_datasets_are_oversampled_to_the_size_of_the_largest():
     rows, domain = np.arange(100, 117), np.repeat([0, 1, 2], [10, 4, 3])
     found = [splits.balanced(rows, domain, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(found[0], found[1])
-    assert sorted(found[0]) != sorted(found[2])  # which rows come once more is drawn
+    assert sorted(found[0]) != sorted(found[2])  # which rows get one more is random
     values, counts = np.unique(found[0], return_counts=True)
     np.testing.assert_array_equal(values, rows)
     each = [counts[domain == d] for d in range(3)]
     assert [sum(c) for c in each] == [10, 10, 10]
     assert [(min(c), max(c)) for c in each] == [(1, 1), (2, 3), (3, 4)]
-    # One dataset stays as it is, and nothing is drawn for it.
+    # A single dataset stays as it is, without a random draw.
     draw = np.random.default_rng(0)
     np.testing.assert_array_equal(splits.balanced(rows, 0 * domain, draw), rows)
     assert draw.integers(1000) == np.random.default_rng(0).integers(1000)
 
 
-def test_an_epoch_is_as_long_as_the_rows_and_shows_every_part_alike():
+def test_an_epoch_keeps_its_length_and_shows_strata_equally_often():
     rows, part = np.arange(100, 117), np.repeat([0, 1, 2], [10, 4, 3])
     draw = np.random.default_rng(0)
     epochs = [splits.epoch(rows, part, draw) for _ in range(300)]
@@ -264,17 +264,17 @@ def test_an_epoch_is_as_long_as_the_rows_and_shows_every_part_alike():
     shown = part[np.concatenate(epochs) - 100]
     np.testing.assert_allclose(np.bincount(shown) / len(shown), 1 / 3, atol=0.02)
     assert set(np.concatenate(epochs)) == set(rows)
-    # Of one part all rows are shown.
+    # With a single stratum every row is shown once.
     assert sorted(splits.epoch(rows, 0 * part, draw)) == list(rows)
 
 
-def test_the_parts_that_are_balanced_are_datasets_groups_objects_or_none():
+def test_balance_selects_datasets_groups_objects_or_no_strata():
     labels = np.array([[0, 1], [-1, -1], [-1, -1]])
     samples = SimpleNamespace(domain=np.array([0, 0, 1]), group=np.array([4, 5, 6]), labels=labels)
     all_ = np.arange(3)
     found = {balance: list(splits.strata(balance, samples, all_)) for balance in ("set", "group", "image", "object")}
     assert found == {"set": [0, 0, 1], "group": [4, 5, 6], "image": [0, 0, 0], "object": [0, 1, 1]}
-    # Most of those that are shown have objects: nothing is to be balanced.
+    # Half of the samples shown have objects, so nothing is balanced.
     assert list(splits.strata("object", samples, all_[:2])) == [0, 0, 0]
     with pytest.raises(ValueError, match=r"train\.balance=specimen: choose one of set, group, image, object"):
         splits.strata("specimen", samples, all_)
@@ -294,7 +294,7 @@ def test_every_dataset_is_in_every_part_of_every_fold():
         assert [(domain[rows] == 1).sum() for rows in parts] == [6, 2, 4]
         assert [(domain[rows] == 0).sum() for rows in parts] == ([20, 6, 14] if fold < 2 else [20, 8, 12])
         tested += parts[2].tolist()
-        # The split of a dataset alone is its part of the split of all.
+        # A dataset is split as it would be alone.
         alone = splits.by_group(group[domain == 0], folds=3, fold=fold, valid=0.25, seed=0)
         for mine, rows in zip(alone, parts, strict=True):
             np.testing.assert_array_equal(np.flatnonzero(domain == 0)[mine], rows[domain[rows] == 0])
@@ -306,7 +306,7 @@ def test_every_dataset_is_in_every_part_of_every_fold():
 
 @pytest.fixture(scope="module")
 def universal(tmp_path_factory):
-    """A run on pronota and heads with a baseline, its config, its data and its summary."""
+    """A scored run on pronota and heads with a baseline: its folder, config, dataset and summary."""
     workdir = tmp_path_factory.mktemp("universal") / "run"
     config = get_config()
     config.baselines = ("mean_shape",)
@@ -333,7 +333,7 @@ def test_each_dataset_is_scored_as_if_it_were_alone(universal):
         assert (one["images"], one["landmarks"]) == (images, count)
         np.testing.assert_allclose(one["mean_distance_px"], found[name].mean(), rtol=1e-3)
         np.testing.assert_allclose(one["per_landmark_px"], found[name].mean(0), rtol=1e-3)
-        # The truth and the mean shape, from the drawings themselves.
+        # The ground truth and the mean shape, computed from the phantoms.
         drawn = phantoms.load(name, size=SIZE, count={"head": 6, "pronotum": 8}[name]).points * 2
         number = [int(row["image"][-7:-4]) for row in mine[::count]]
         true = np.array([[float(row["x_true"]), float(row["y_true"])] for row in mine]).reshape(images, count, 2)
@@ -357,7 +357,7 @@ def test_each_dataset_is_scored_as_if_it_were_alone(universal):
     )
 
 
-def test_what_is_said_of_the_networks_is_said_of_each_dataset(universal, tmp_path):
+def test_problems_without_an_image_are_listed_for_each_dataset(universal, tmp_path):
     _, _, dataset, _ = universal
     samples = dataset.samples
     found = landmarks.with_truth(samples, samples.source_points, samples.visible * 1.0, -1)
@@ -368,8 +368,8 @@ def test_what_is_said_of_the_networks_is_said_of_each_dataset(universal, tmp_pat
 
 
 @pytest.mark.parametrize("method", ["mean_shape", "registration"])
-def test_a_dataset_that_nothing_is_tested_of_needs_no_baseline(universal, tmp_path, method):
-    """Photographs of one dataset alone that no fold saw, say, are tested by themselves."""
+def test_datasets_without_test_images_are_left_out_of_scores(universal, tmp_path, method):
+    """Such as when all new photographs, which no fold has seen, belong to one dataset."""
     _, _, dataset, _ = universal
     samples = dataset.samples
     heads, pronota = np.flatnonzero(samples.domain == 0), np.flatnonzero(samples.domain == 1)
@@ -381,7 +381,7 @@ def test_a_dataset_that_nothing_is_tested_of_needs_no_baseline(universal, tmp_pa
     assert list(evaluate.score_sets({"network": predicted}, [], dataset, tmp_path)) == ["pronotum"]
 
 
-def test_a_dataset_that_no_training_image_is_left_of_leaves_no_baseline(universal, tmp_path):
+def test_a_tested_dataset_without_training_images_has_no_baseline(universal, tmp_path):
     workdir, config, dataset, _ = universal
     held = next(trained.folds(configs.stage(config, "train"), workdir, "train", dataset.samples))
     heads = held.trained[dataset.samples.domain[held.trained] == 0]
@@ -390,18 +390,18 @@ def test_a_dataset_that_no_training_image_is_left_of_leaves_no_baseline(universa
         assert list(summary["baselines"]) == baselines
 
 
-def test_the_log_has_the_terms_of_each_dataset(universal):
+def test_the_log_has_each_datasets_loss_term(universal):
     workdir, _, _, _ = universal
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         assert line["train/loss"] == pytest.approx(line["train/head"] + line["train/pronotum"])
         assert line["valid/loss"] == pytest.approx(line["valid/head"] + line["valid/pronotum"])
-    # Three pronota and two heads are trained on; a head comes twice, so that six images make two batches of four.
+    # Training uses three pronota and two heads: an epoch is two batches of up to four, and four steps are two epochs.
     assert len(lines) == 2
     assert checkpoint.note(workdir / "checkpoints/train/fold0/best")["images"] == 5
 
 
-def test_a_prediction_needs_the_dataset_that_photographs_are_like(universal, tmp_path, monkeypatch):
+def test_a_joined_run_predicts_only_for_a_named_dataset(universal, tmp_path, monkeypatch):
     workdir, _, dataset, _ = universal
     head = dataset.samples.select_domain(0, slice(0, 10))
     points, scores = predict.load(workdir, set="head")(head.images)
@@ -435,7 +435,7 @@ def test_a_prediction_needs_the_dataset_that_photographs_are_like(universal, tmp
     assert about["outputs"] == {"points": ["batch", 8, 2], "scores": ["batch", 8]}
 
 
-def test_a_body_goes_from_many_to_one_and_back(universal, tmp_path, capsys):
+def test_a_body_transfers_to_one_dataset_and_back(universal, tmp_path, capsys):
     many, _, _, _ = universal
     single = get_config(**{"init_from": str(many), "optimizer.learning_rate": 0.0, "data.part": "elytra"})
     single.data.sets = {}
@@ -453,7 +453,7 @@ def test_a_body_goes_from_many_to_one_and_back(universal, tmp_path, capsys):
     assert "  new: head/maps/bias (not in the source)" in said and "  unused: head/head/maps/bias" in said
     with pytest.raises(ValueError, match="--set=head: the run has one dataset"):
         predict.load(tmp_path / "one", set="head")
-    # A run that is older than these keys goes on.
+    # A finished run whose config lacks the newer keys is recognised and not trained again.
     old = json.loads((tmp_path / "one" / "config.json").read_text())
     del old["data"]["sets"], old["train"]["balance"]
     (tmp_path / "one" / "config.json").write_text(json.dumps(old))
@@ -462,7 +462,7 @@ def test_a_body_goes_from_many_to_one_and_back(universal, tmp_path, capsys):
     assert predict.load(tmp_path / "one")(np.zeros((1, *SIZE, 3), np.uint8))[0].shape == (1, 11, 2)
 
 
-def test_a_killed_run_ends_as_one_that_was_left_alone(universal, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(universal, tmp_path, monkeypatch):
     whole, _, _, _ = universal
     config = get_config(**{"train.checkpoint_seconds": -1})
     save = checkpoint.save
@@ -483,7 +483,7 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(universal, tmp_path, monke
     assert checkpoint.fingerprint(ends[0]) == checkpoint.fingerprint(ends[1])
 
 
-def test_the_config_names_datasets_of_ones_own():
+def test_the_own_variant_names_the_datasets():
     config = runpy.run_path(str(CONFIG))["get_config"]("own=ceph+chest")
     assert set(config.data.sets) == {"ceph", "chest"} and config.data.sets.chest.flip == ()
     config.update_from_flattened_dict({"data.sets.chest.images": "photographs", "data.sets.chest.fit": "stretch"})
@@ -491,14 +491,14 @@ def test_the_config_names_datasets_of_ones_own():
     assert (chest.images, chest.fit, tuple(chest.size)) == ("photographs", "stretch", (192, 256)) and not ceph.images
 
 
-def test_what_is_no_dataset_is_refused():
+def test_invalid_set_names_and_values_are_refused():
     with pytest.raises(ValueError, match=r"config variant own=left-wing\+b: 'left-wing' is not a valid dataset name"):
         runpy.run_path(str(CONFIG))["get_config"]("own=left-wing+b")
     with pytest.raises(ValueError, match=r"--config\.data\.sets\.w=3: give the keys in which it differs"):
         loading.of_set(ml_collections.ConfigDict({"images": "", "sets": {"w": 3}}), "w")
 
 
-def test_a_photograph_in_two_datasets_is_not_trained_on_in_one_and_tested_in_the_other(tmp_path):
+def test_a_photograph_in_two_datasets_is_in_one_group(tmp_path):
     first = own(tmp_path / "a")
     rows = (tmp_path / "a" / "points.csv").read_text().splitlines()
     (tmp_path / "a" / "fewer.csv").write_text("\n".join(",".join(row.split(",")[:5]) for row in rows[:5]) + "\n")
@@ -506,18 +506,18 @@ def test_a_photograph_in_two_datasets_is_not_trained_on_in_one_and_tested_in_the
     (tmp_path / "b").mkdir()
     samples = loading.load(get_config({"a": first, "b": second}).data).samples
     assert samples.group.tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1]
-    # So is a copy, wherever it lies.
+    # So is a copy in another folder.
     copies = loading.load(get_config({"a": first, "c": own(tmp_path / "c")}).data).samples
     assert copies.group.tolist() == [0, 0, 1, 1, 2, 2] * 2
 
 
-def test_groups_are_numbered_as_ever_where_no_photograph_is_shared(tmp_path):
+def test_groups_stay_separate_if_no_photograph_is_shared(tmp_path):
     group = loading.load(get_config({"a": own(tmp_path / "a"), "b": own(tmp_path / "b", seed=1)}).data).samples.group
     assert group.dtype == np.int64 and group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
-def test_specimens_and_copies_of_several_datasets(tmp_path):
+def test_datasets_keep_specimens_apart_and_may_share_photographs(tmp_path):
     dataset = loading.load(get_config({"a": own(tmp_path / "a"), "c": own(tmp_path / "c")}).data)
     assert dataset.samples.specimen.tolist() == [f"{name}/beetle {s // 2}" for name in "ac" for s in range(6)]
-    # A photograph in two datasets is meant to be, and no problem: each has one, of a landmark beside its image.
+    # A photograph in two datasets is no problem. The one problem of each dataset is the landmark outside its image.
     assert [p["image"] for p in dataset.problems] == ["a/1.png", "c/1.png"]

@@ -1,4 +1,4 @@
-"""Views of a frame against Pillow, a loop of NumPy, and landmarks drawn into them."""
+"""Views of a frame against Pillow, NumPy loops, and landmarks drawn into the frames."""
 
 import functools
 
@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 
 
 def close_of_one(points, visible, frame, size, most):
-    """A view of `views.close`, by hand."""
+    """Computes one view of `views.close` in NumPy."""
     height, width = frame
     shown = points[visible]
     share, (x, y) = 1.0, (width / 2, height / 2)
@@ -28,7 +28,7 @@ def close_of_one(points, visible, frame, size, most):
     return np.array([[share * width / size[1], 0, left], [0, share * height / size[0], top]])
 
 
-def test_close_views_are_those_by_hand():
+def test_close_views_match_a_numpy_reference():
     frame, size, most = (300, 420), (48, 64), 5.0
     count, landmarks = 200, 6
     centres, spreads = RNG.uniform(0, 300, (count, 1, 2)), RNG.uniform(0.1, 400, (count, 1, 1))
@@ -48,7 +48,7 @@ def test_close_views_are_those_by_hand():
     assert (shares == 1).any() and np.isclose(shares, 1 / most).any() and ((shares < 1) & (shares > 1 / most)).any()
 
 
-def test_a_view_close_to_a_border_shows_nothing_beyond_it():
+def test_close_views_near_a_border_stay_inside_the_frame():
     points = np.array([[[1.0, 2.0], [21.0, 12.0]], [[419.0, 299.0], [400.0, 280.0]]])
     found = np.asarray(views.close(points, np.ones((2, 2), bool), (300, 420), (30, 42), most=10))
     corners = geometry.affine(found, jnp.array([[[0.0, 0.0], [42.0, 30.0]]] * 2))
@@ -57,7 +57,7 @@ def test_a_view_close_to_a_border_shows_nothing_beyond_it():
 
 @pytest.mark.parametrize("box", [(0, 0, 90, 60), (12.5, 3.25, 57.5, 33.25), (70.3, 40.1, 79.3, 46.1)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_a_look_is_pillows_resized_box(box, dtype):
+def test_resample_matches_pillows_resized_box(box, dtype):
     image, size = RNG.integers(0, 256, (60, 90, 3), dtype=np.uint8), (20, 30)
     x0, y0, x1, y1 = box
     view = jnp.array([[[(x1 - x0) / 30, 0, x0], [0, (y1 - y0) / 20, y0]]])
@@ -69,7 +69,7 @@ def test_a_look_is_pillows_resized_box(box, dtype):
         np.testing.assert_allclose(np.asarray(found[0], float), expected, atol=1.01)  # Pillow rounds after each axis
 
 
-def test_a_landmark_is_where_its_pixels_are():
+def test_landmarks_map_to_their_pixels_in_the_view():
     frame, size = (240, 320), (60, 80)
     points = RNG.uniform((60, 50), (260, 190), (4, 3, 2)).astype(np.float32)
     near = views.close(points, np.ones((4, 3), bool), frame, size, most=8)
@@ -79,7 +79,7 @@ def test_a_landmark_is_where_its_pixels_are():
     np.testing.assert_allclose(geometry.affine(near, found), points, atol=0.2)
 
 
-def test_a_look_has_gradients():
+def test_resample_gradient_matches_a_finite_difference():
     view = jnp.array([[[0.8, 0.0, 1.3], [0.0, 1.7, 0.4]]])
     image = jnp.asarray(RNG.random((1, 12, 14, 1)), jnp.float32)
     weights = jnp.asarray(RNG.random((1, 6, 7, 1)), jnp.float32)
@@ -90,7 +90,7 @@ def test_a_look_has_gradients():
 
 
 def turned_views(count, frame, size, seed=0):
-    """Views at any angle, some mirrored, around any place of a frame."""
+    """Returns views at random angles, every other one mirrored, centred at random places of a frame."""
     draw = np.random.default_rng(seed)
     middle = geometry.similarity(0.0, 1.0, (-size[1] / 2, -size[0] / 2), (0.0, 0.0))
     each = []
@@ -102,7 +102,7 @@ def turned_views(count, frame, size, seed=0):
     return jnp.stack(each)
 
 
-def test_a_turned_look_shows_what_lies_there_and_the_edge_beyond_it():
+def test_turned_views_sample_the_frame_and_repeat_its_edge():
     frame, size = (120, 160), (48, 64)
     view = turned_views(12, frame, size)
     value = lambda x, y: 100 + 50 * np.sin(x / 19) + 40 * np.cos(y / 17)
@@ -113,13 +113,13 @@ def test_a_turned_look_shows_what_lies_there_and_the_edge_beyond_it():
     look = functools.partial(views.resample, size=size, turned=True)
     for function in (look, jax.jit(look)):
         found = np.asarray(function(images, view))
-        np.testing.assert_allclose(found, expected, atol=6)  # the antialiasing smooths the border's pixels
+        np.testing.assert_allclose(found, expected, atol=6)  # antialiasing smooths the pixels at the border
         assert np.abs(found - expected).mean() < 0.6
     flat = np.asarray(look(np.full((12, *frame, 3), 200, np.uint8), view))
     assert flat.dtype == np.uint8 and (flat == 200).all()
 
 
-def test_an_upright_view_is_the_same_where_others_are_turned():
+def test_upright_views_are_the_same_with_turned_sampling():
     images = RNG.integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
     whole = jnp.broadcast_to(views.whole((96, 128), (24, 32)), (2, 2, 3))
     one, other = (np.asarray(views.resample(images, whole, (24, 32), turned=turned), int) for turned in (False, True))
@@ -127,7 +127,7 @@ def test_an_upright_view_is_the_same_where_others_are_turned():
 
 
 @pytest.mark.parametrize("mirror", [1, -1])
-def test_posed_views_show_the_mean_where_it_stands(mirror):
+def test_posed_views_show_the_mean_shape_upright_and_centred(mirror):
     size, mean = (48, 64), np.array([[-1.5, 0.2], [0.3, -0.7], [1.2, 0.5]])
     angles, scales = RNG.uniform(-np.pi, np.pi, 20), RNG.uniform(10, 30, 20)
     turn = scales[:, None, None] * np.stack([[np.cos(angles), -np.sin(angles)], [np.sin(angles), np.cos(angles)]]).T

@@ -1,4 +1,4 @@
-"""YOLOv2-tiny: its shape, and Darknet's weights against PyTorch."""
+"""YOLOv2-tiny: its shapes, and Darknet's weights compared with PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxmarks.models import yolo_tiny
 
 
 def write_darknet(path, *, version=(0, 2), seed=0):
-    """A file as Darknet writes it, and its layers: (bias, scale, mean, variance, kernel (out, in, 3, 3))."""
+    """Writes a file as Darknet does; returns its layers as (bias, scale, mean, variance, kernel (out, in, 3, 3))."""
     rng = np.random.default_rng(seed)
     chunks = [np.array([*version, 5], "<i4").tobytes(), np.array([32013312], "<i8" if version >= (0, 2) else "<i4").tobytes()]  # fmt: skip
     into, known = 3, []
@@ -31,7 +31,7 @@ def write_darknet(path, *, version=(0, 2), seed=0):
 
 
 @pytest.mark.parametrize("version", [(0, 1), (0, 2)])
-def test_darknet_weights_against_torch(tmp_path, version):
+def test_darknet_weights_match_torch(tmp_path, version):
     torch = pytest.importorskip("torch")
     known = write_darknet(tmp_path / "tiny.weights", version=version)
     variables = yolo_tiny.read_weights(tmp_path / "tiny.weights")
@@ -54,7 +54,7 @@ def test_darknet_weights_against_torch(tmp_path, version):
     np.testing.assert_allclose(three, single, atol=1e-4 * np.abs(three).max())
 
 
-def test_a_file_that_is_not_darknets_says_so(tmp_path):
+def test_damaged_darknet_files_are_refused(tmp_path):
     write_darknet(tmp_path / "tiny.weights")
     raw = (tmp_path / "tiny.weights").read_bytes()
     (tmp_path / "short.weights").write_bytes(raw[:1000])
@@ -63,7 +63,7 @@ def test_a_file_that_is_not_darknets_says_so(tmp_path):
     (tmp_path / "other.weights").write_bytes(raw[:20] + np.full(len(raw) // 4, -1.0, "<f4").tobytes())
     with pytest.raises(ValueError, match="variances of convolution 1"):
         yolo_tiny.read_weights(tmp_path / "other.weights")
-    # Bias, scale and mean, each of 16 channels, then the variance and the kernel of the first convolution.
+    # A NaN in the first convolution's bias, scale or mean (16 values each), or, behind the variances, in its kernel.
     for at in (0, 17, 33, 65):
         odd = bytearray(raw)
         odd[20 + 4 * at : 24 + 4 * at] = np.array(np.nan, "<f4").tobytes()
@@ -73,8 +73,8 @@ def test_a_file_that_is_not_darknets_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(("tail", "layers"), [(0, 7), (1000 * 1025, 7), (-4, None), (8, None)])
-def test_the_first_layers_of_darknets_imagenet_network(tmp_path, tail, layers):
-    """With the convolution to 1,000 classes behind them, or cut before it; a file cut elsewhere is refused."""
+def test_the_first_layers_of_darknets_imagenet_network_are_read(tmp_path, tail, layers):
+    """With or without the convolution to 1,000 classes that follows them; a file that ends elsewhere is refused."""
     write_darknet(tmp_path / "tiny.weights")
     raw = (tmp_path / "tiny.weights").read_bytes()
     seven = 20 + 4 * sum(
@@ -94,12 +94,12 @@ def test_the_first_layers_of_darknets_imagenet_network(tmp_path, tail, layers):
 
 
 @pytest.mark.parametrize("source", ["imagenet", "hf:timm/resnet50.tv_in1k", "."])
-def test_what_is_no_file_of_darknet_names_the_one_that_is(source):
+def test_unknown_weights_error_suggests_a_darknet_file(source):
     with pytest.raises(FileNotFoundError, match=f"weights={source}: there is no such file; .*yolov2-tiny-voc.weights"):
         models.read_weights({"name": "yolo_tiny"}, source, channels=3)
 
 
-def test_the_papers_network():
+def test_shapes_of_the_papers_network():
     head = heads.build({"name": "yolo"}, size=(416, 416), classes=1, anchors=[[10.0, 10.0]] * 3)
     network = models.Network(models.build({"name": "yolo_tiny"}), head.layer)
     image = jnp.zeros((1, 416, 416, 3))
@@ -111,8 +111,8 @@ def test_the_papers_network():
         jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 400, 416, 3)))
 
 
-def test_a_frame_that_the_stride_does_not_divide_is_decoded_in_place():
-    """300 pixels at stride 16 have 19 cells, the last of which reaches to 304."""
+def test_boxes_are_placed_right_if_the_stride_does_not_divide_the_frame():
+    """300 pixels at stride 16 make 19 cells, of which the last extends to 304."""
     head = heads.build({"name": "yolo"}, size=(300, 300), classes=1, anchors=[[16.0, 16.0]])
     outputs = np.full((1, 19, 19, 1, 6), -20.0, np.float32)
     outputs[..., :4] = 0

@@ -582,7 +582,10 @@ def alive(number):
 
 def test_an_after_that_names_no_earlier_cell_is_refused(tmp_path):
     said = refused(tmp_path, CHAIN.replace("none / head", "none / tail"))
-    assert "other part / elytra: after='none / tail' is none of the cells before it: none / head, none / elytra" in said
+    assert (
+        "other part / elytra: after='none / tail' names no earlier cell; the earlier ones are: none / head, none / elytra"
+        in said
+    )
 
 
 def test_every_grid_of_the_project_is_valid():

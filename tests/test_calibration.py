@@ -166,7 +166,7 @@ def test_contradictory_scouts_are_refused_and_unreadable_ones_reported(drawn, tm
 
 def test_write_errors_and_duplicate_names_are_all_reported(drawn, tmp_path):
     one, _ = drawn
-    for name in ("a", "b", "c", "d"):
+    for name in ("a", "b", "c", "d", "e"):
         write(tmp_path / "all" / name, one.scouts)
     volume = nibabel.Nifti1Image(np.ones((50, 50, 50), np.float32), np.eye(4))
     nibabel.save(volume, tmp_path / "all" / "d.nii")  # read before the folder d, whose name it shares
@@ -176,7 +176,8 @@ def test_write_errors_and_duplicate_names_are_all_reported(drawn, tmp_path):
     (out / "a").write_text("a file")
     summary = run(drawn, tmp_path / "all", out)
     said = {failure["where"].removeprefix(f"{tmp_path}/all/"): failure["what"] for failure in summary["failures"]}
-    assert summary["images"] == 5 and list(said) == ["d.nii", "a/0.nii", "b/0.nii", "c/0.nii", "d/0.nii"]
+    assert (summary["images"], summary["volumes"]) == (6, 1) and (out / "e" / "box.nii.gz").exists()
+    assert list(said) == ["d.nii", "a/0.nii", "b/0.nii", "c/0.nii", "d/0.nii"]
     assert "shows nothing" in said["d.nii"] and "another triple of scouts is named d" in said["d/0.nii"]
     assert all("cannot be written" in said[f"{name}/0.nii"] for name in "abc")
 

@@ -1,5 +1,7 @@
 """Checkpoints are restored exactly, detect damage, survive a kill between renames, and merge by path and shape."""
 
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,6 +28,15 @@ def test_parameters_are_restored_without_a_template(tmp_path):
     checkpoint.save(tmp_path / "best", state().variables, {})
     found, _ = checkpoint.restore(tmp_path / "best")
     np.testing.assert_array_equal(found["params"]["body"]["w"], np.arange(6.0).reshape(2, 3))
+
+
+def test_arrays_that_are_not_those_of_the_note_are_refused(tmp_path):
+    for name, value in (("best", 0.0), ("other", 1e-45)):
+        checkpoint.save(tmp_path / name, {"w": jnp.full(3, value)}, {})
+    shutil.rmtree(tmp_path / "best" / "arrays")
+    (tmp_path / "other" / "arrays").rename(tmp_path / "best" / "arrays")
+    with pytest.raises(ValueError, match="SHA-256"):
+        checkpoint.restore(tmp_path / "best")
 
 
 def test_a_hash_mismatch_is_refused(tmp_path):

@@ -213,7 +213,8 @@ def test_soft_argmax_of_a_softmax_divides_logits_by_temperature():
     found, _ = decode.soft_argmax(jax.nn.softmax(logits, axis=(0, 1)), temperature=0.7)
     weights = np.asarray(jax.nn.softmax(logits / 0.7, axis=(0, 1)))
     x = (weights * (np.arange(9)[:, None] + 0.5)).sum((0, 1))
-    np.testing.assert_allclose(found[:, 0], x, rtol=1e-4)
+    y = (weights * (np.arange(8)[:, None, None] + 0.5)).sum((0, 1))
+    np.testing.assert_allclose(found, np.stack([x, y], -1), rtol=1e-4)
 
 
 def test_spread_is_the_root_mean_square_distance():

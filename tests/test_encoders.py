@@ -706,5 +706,7 @@ def test_all_maps_keep_half_precision(name):
 def test_encoder_specs_are_dicts_of_known_options():
     with pytest.raises(ValueError, match=r"model\.encoder=vgg19: give a dict of name and options, as"):
         encoders.build("vgg19")
-    with pytest.raises(ValueError, match=r"config\.model\.encoder\.depth: vgg19 has width, norm"):
+    with pytest.raises(
+        ValueError, match=r"config\.model\.encoder\.depth: vgg19 does not have this option .it has width, norm"
+    ):
         encoders.build({"name": "vgg19", "depth": 3})

@@ -69,7 +69,7 @@ def test_members_share_the_few_training_specimens(two):
 def test_members_share_the_validation_set_if_there_is_no_test_set(two):
     (_, first, _), (_, second, _) = splits_of(two, folds=1)
     np.testing.assert_array_equal(first, second)
-    with pytest.raises(ValueError, match=r"folds=1: the versions"):
+    with pytest.raises(ValueError, match=r"folds=1: the validation set"):
         splits_of(two, folds=1, by="random")
 
 

@@ -288,7 +288,7 @@ def test_every_cell_of_the_papers_tables_can_be_built(text):
 
 
 def test_direct_regression_needs_unet_or_resnet50():
-    with pytest.raises(ValueError, match="net=unet and net=resnet50"):
+    with pytest.raises(ValueError, match="net=unet or net=resnet50"):
         get_config("net=hrnet,target=direct")
 
 

@@ -133,7 +133,7 @@ def test_loss_names_accept_options():
         ("wing:breadth=1", "wing has no option 'breadth'; it has width, epsilon"),
         ("l1:width=1", "l1 has no option 'width'; it has no options"),
         ("wing:width=wide", "width must be a number, as 0.08"),
-        ("wing:width", "width is a number"),
+        ("wing:width", "width must be a number"),
         ("wing:width=nan", "width must be finite and above 0"),
         ("wing:epsilon=0", "epsilon must be finite and above 0"),
     ):

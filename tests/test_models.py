@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxmarks import heads, models, optim, steps
-from jaxmarks.models import layers
 
 
 def network(version, landmarks, size, **options):
@@ -127,4 +126,3 @@ def test_errors_for_unknown_names_list_the_known_ones():
         heads.build({"name": "driect"}, landmarks=2, size=(8, 8))
     with pytest.raises(ValueError, match="1, 2 or 3"):
         models.build({"name": "beetle", "version": 4})
-    assert layers.DEVICE_AXIS

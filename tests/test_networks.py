@@ -433,7 +433,7 @@ def test_invalid_options_are_refused(spec, message):
 
 
 def test_tanh_is_refused_with_cross_entropy():
-    with pytest.raises(ValueError, match=r"head\.tanh=True: not with head\.loss=cross_entropy"):
+    with pytest.raises(ValueError, match=r"head\.tanh=True: head\.loss=cross_entropy needs unbounded maps"):
         heads.build({"name": "heatmap", "tanh": True, "loss": "cross_entropy"}, landmarks=1, size=(8, 8))
 
 

@@ -165,7 +165,7 @@ def test_corrected_landmarks_are_scored_by_the_held_out_fold(trained, tmp_path):
             truth[r["image"], int(r["landmark"])], (float(r["x_true"]), float(r["y_true"])), atol=2e-3
         )
     error = run("--mode=evaluate", f"--workdir={folder / 'run'}", f"--config.data.images={tmp_path}", fails=True)
-    assert "name their landmarks, too" in error
+    assert "name its landmarks, too" in error
 
 
 def run(*arguments, fails=False):

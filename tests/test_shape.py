@@ -223,11 +223,11 @@ def test_without_a_usable_shape_the_maps_alone_decide():
         np.testing.assert_allclose(built.decode(shown)[0], head(leap=0.0).decode(maps)[0][:, : shown.shape[-1]])
 
 
-def test_maps_without_a_peak_have_finite_gradients():
+def test_maps_without_a_peak_have_finite_points_and_gradients():
     decode = head(decoder="soft_argmax").decode  # its gradient compiles fast
     gradient = jax.jit(jax.grad(lambda maps: jnp.sum(decode(maps)[0])))
     for maps in (jnp.zeros((2, 96, 128, 8)), jnp.full((2, 96, 128, 8), 0.5), doubled()[1]):
-        assert np.isfinite(gradient(maps)).all()
+        assert np.isfinite(gradient(maps)).all() and np.isfinite(decode(maps)[0]).all()
 
 
 @pytest.mark.parametrize("kind", [bool, int])

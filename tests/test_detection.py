@@ -1133,6 +1133,9 @@ def test_objects_too_small_or_large_are_reported_with_a_better_scale(side, advic
     drawn(tmp_path, side)
     problems = objects.load(tmp_path, tmp_path / "boxes.csv", size=(160, 160))[-1]
     assert [f"--config.data.scale={advice} makes it 20" in p["what"] for p in problems] == [True] * bool(advice)
+    if side == 100:  # not to more than tiles share
+        (told,) = objects.load(tmp_path, tmp_path / "boxes.csv", size=(160, 160), overlap=10)[-1]
+        assert "tiles cut it apart: --config.data.scale=0.1 makes it 10" in told["what"]
     whole = objects.load(tmp_path, tmp_path / "boxes.csv", size=(416, 416))[-1]  # no photograph is cut into tiles
     assert len(whole) == (side == 3)
     (told,) = objects.load(tmp_path, tmp_path / "boxes.csv", size=(416, 416), scale=1 / (2 * side))[-1]

@@ -188,6 +188,12 @@ def test_a_blank_slice_is_refused(tmp_path):
         scouts.read([tmp_path / "a.nii"])
 
 
+def test_a_slice_without_a_finite_position_is_refused():
+    plane = np.array([[1.0, 0, np.nan], [0, 1, 0], [0, 0, 0]])
+    with pytest.raises(FormatError, match=r"a.dcm: its place in the patient is no number, \[nan, 0.0, 0.0\] mm"):
+        slices.scout(np.eye(4), plane, "a.dcm", [])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

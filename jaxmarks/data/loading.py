@@ -85,7 +85,7 @@ def load(spec) -> Dataset:
     Copies of a photograph, under other names or in another of several datasets, get one group.
     If `spec.keep` names a folder, the images are `records.Records` there.
     """
-    dataset, keep = _merge_copies(_load(spec)), spec.get("keep")  # configs of objects and volumes have no such key
+    dataset, keep = _merge_copies(_load(spec)), spec.get("keep")  # configs of volumes have no such key
     images = dataset.samples.images
     if keep and isinstance(images, np.ndarray):
         kept = records.cache_images(images, keep, key=records.fingerprint(list(images.shape), images), notes=[])

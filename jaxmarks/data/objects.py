@@ -150,7 +150,8 @@ def object_size_problems(tiles: Samples, overlap: int, scale: float) -> list[dic
         return []
     what = f"the typical object is {side:{'.1f' if side >= 0.1 else '.1g'}} pixels wide in the network's frame"
     why = "so large that tiles cut it apart" if cut and side > overlap else "too small to be found reliably"
-    good = min(scale * GOOD / side, 100)  # the upper limit in `config.LIMITS`
+    wanted = min(GOOD, max(overlap, SMALL)) if cut else GOOD  # what tiles do not cut apart
+    good = min(scale * wanted / side, 100)  # the upper limit in `config.LIMITS`
     advice = f"--config.data.scale={good:.2g} makes it {side * good / scale:.2g}"
     return [problem(str(tiles.name[0]), f"{what}, {why}: {advice}", "--config.data.scale")]
 

@@ -71,7 +71,9 @@ def scout(image, plane, file, notes: list[str]) -> Scout:
     """
     bad = lambda what, remedy: FormatError(file, "", what, remedy)
     sides, rewrite = np.linalg.norm(plane[:, :2], axis=0), "export the file again with the scanner's orientation"
-    if not np.isfinite(plane).all() or (sides < SIDES[0]).any() or (sides > SIDES[1]).any():
+    if not np.isfinite(plane).all():
+        raise bad(f"its place in the patient is no number, {np.round(plane[:, 2], 1).tolist()} mm", rewrite)
+    if (sides < SIDES[0]).any() or (sides > SIDES[1]).any():
         raise bad(f"implausible pixels of {sides.round(4).tolist()} mm", rewrite)
     slant = plane[:, 0] @ plane[:, 1] / sides.prod()
     if abs(slant) > 0.02:

@@ -55,8 +55,8 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     config.augment.update({"rotation": 0.0, "shear": 0.0, "quarter_turns": True, "translation": 0.1, "noise": 0.03})
     config.train.batch_size, config.train.balance = 16, "object"
     config.baselines = ("blobs",)
-    laptop, papers = DETECTORS[detector]
-    laptop(config)
+    configure, configure_paper = DETECTORS[detector]
+    configure(config)
     if "own" in chosen:
         config.split.run, config.data.scale = (), 0.0
     if "random" in chosen or "paper" in chosen:
@@ -64,7 +64,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         config.augment.update(LIGHT)
     if "paper" in chosen:
         config.augment.update(PAPER_AUGMENT)
-        papers(config)
+        configure_paper(config)
     if "smoke" in chosen:
         smoke(config)
     return configs.complete(config)

@@ -45,13 +45,13 @@ def fit(points, scores, planes, template, spread=DEFAULT_SPREAD):
     Returns:
       A `calibrate.Calibration`, and the landmarks (K, 3) in RAS mm.
     """
-    typical = calibrate.Template(*(jnp.asarray(template[key], jnp.float32) for key in ("shares", "size")))
-    own, mine = jnp.arange(len(PLANE_OF)), planes[PLANE_OF]
-    space = calibrate.to_space(mine, points[PLANE_OF, own][:, None])[:, 0]
-    weights = scores[PLANE_OF, own] * jnp.array([1.0 if name in FACES else FIDUCIAL for _, name in LANDMARKS])
-    found = calibrate.calibrate(space, weights, typical, normals=calibrate.normal(mine))
-    wider = jnp.repeat(jnp.asarray(spread), 3)
-    return found._replace(covariance=found.covariance * wider * wider[:, None]), space
+    typical_box = calibrate.Template(*(jnp.asarray(template[key], jnp.float32) for key in ("shares", "size")))
+    indices, landmark_planes = jnp.arange(len(PLANE_OF)), planes[PLANE_OF]
+    positions = calibrate.to_space(landmark_planes, points[PLANE_OF, indices][:, None])[:, 0]
+    weights = scores[PLANE_OF, indices] * jnp.array([1.0 if name in FACES else FIDUCIAL for _, name in LANDMARKS])
+    fitted = calibrate.calibrate(positions, weights, typical_box, normals=calibrate.normal(landmark_planes))
+    factors = jnp.repeat(jnp.asarray(spread), 3)
+    return fitted._replace(covariance=fitted.covariance * factors * factors[:, None]), positions
 
 
 def refusal_reasons(found: calibrate.Calibration) -> list[str]:
@@ -59,7 +59,7 @@ def refusal_reasons(found: calibrate.Calibration) -> list[str]:
     why = []
     deviation = standard_deviations(found)
     agree, seen = found.residuals < calibrate.TUKEY * calibrate.TOLERANCE / 2, np.isfinite(found.residuals)
-    turned = float(calibrate.angle_between(jnp.eye(3), found.rotation))
+    turn_degrees = float(calibrate.angle_between(jnp.eye(3), found.rotation))
     if found.undetermined:
         why.append("too few landmarks were found, or they lie where they do not determine the volume")
     elif deviation[:3].max() > CENTRE_LIMIT or deviation[3:6].max() > ANGLE_LIMIT:
@@ -68,14 +68,14 @@ def refusal_reasons(found: calibrate.Calibration) -> list[str]:
         size = " x ".join(f"{side:.0f}" for side in found.size)
         why.append(f"the landmarks contradict each other: {agree.sum()} of {seen.sum()} agree on a volume of {size} mm")
     for n, plane in enumerate(() if found.contradicts else PLANES):
-        some, count = agree[PLANE_OF == n].sum(), seen[PLANE_OF == n].sum()
-        if some < SCOUT_AGREES * count:
+        hits, count = agree[PLANE_OF == n].sum(), seen[PLANE_OF == n].sum()
+        if hits < SCOUT_AGREES * count:
             why.append(
-                f"the {plane} scout contradicts the other two: {some} of its {count} landmarks agree with the volume; if"
+                f"the {plane} scout contradicts the other two: {hits} of its {count} landmarks agree with the volume; if"
                 " the patient has moved, acquire the scouts again"
             )
-    if turned > TURN_LIMIT:
-        why.append(f"the head would be turned by {turned:.0f} degrees: check the files' orientation")
+    if turn_degrees > TURN_LIMIT:
+        why.append(f"the head would be turned by {turn_degrees:.0f} degrees: check the files' orientation")
     return why
 
 
@@ -91,12 +91,12 @@ def orientation_problems(scores) -> list[str]:
     """
     why = []
     for number, plane in enumerate(PLANES):
-        each = np.minimum(scores[:, number, PLANE_OF == number], 1).mean(-1)
+        means = np.minimum(scores[:, number, PLANE_OF == number], 1).mean(-1)
         if plane != "sagittal":
-            each = np.delete(each, 4)
-        if each[0] < UNLIKE:
-            why.append(f"the {plane} scout does not look like one: the mean score of its landmarks is {each[0]:.2f}")
-        elif each.max() > each[0] + OTHER_WAY:
+            means = np.delete(means, 4)
+        if means[0] < UNLIKE:
+            why.append(f"the {plane} scout does not look like one: the mean score of its landmarks is {means[0]:.2f}")
+        elif means.max() > means[0] + OTHER_WAY:
             why.append(f"the {plane} scout looks turned or mirrored: check its file's orientation")
     return why
 
@@ -118,26 +118,26 @@ def fit_triples(names, points, scores, volumes: Volumes, template: dict, spread=
     """
     row, spread = {str(name): n for n, name in enumerate(names)}, np.broadcast_to(spread, (len(names), 3))
     triples = triples_of(names, volumes)
-    each = []
+    per_triple = []
     for t in triples:
-        three = [f"{volumes.names[t]}_{plane}" for plane in PLANES]
-        rows, planes = [row[name] for name in three], np.array([volumes.planes[name] for name in three], np.float32)
-        given = np.float32(points[rows]), np.float32(scores[rows]), planes, template, np.float32(spread[rows[0]])
-        each.append(jax.tree.map(np.asarray, fit(*given)[0]))
-    found = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
-    turned = calibrate.product(found.rotation, jnp.swapaxes(jnp.asarray(volumes.rotation[triples], jnp.float32), 1, 2))
+        images = [f"{volumes.names[t]}_{plane}" for plane in PLANES]
+        rows, planes = [row[name] for name in images], np.array([volumes.planes[name] for name in images], np.float32)
+        arguments = np.float32(points[rows]), np.float32(scores[rows]), planes, template, np.float32(spread[rows[0]])
+        per_triple.append(jax.tree.map(np.asarray, fit(*arguments)[0]))
+    fitted = jax.tree.map(lambda *leaves: np.stack(leaves), *per_triple)
+    turns = calibrate.product(fitted.rotation, jnp.swapaxes(jnp.asarray(volumes.rotation[triples], jnp.float32), 1, 2))
     errors = [
-        found.centre - volumes.centre[triples],
-        np.asarray(calibrate.rotation_vector(turned)),
-        found.size - volumes.size[triples],
+        fitted.centre - volumes.centre[triples],
+        np.asarray(calibrate.rotation_vector(turns)),
+        fitted.size - volumes.size[triples],
     ]
-    return np.array(triples), found, [refusal_reasons(one) for one in each], np.concatenate(errors, axis=-1)
+    return np.array(triples), fitted, [refusal_reasons(one) for one in per_triple], np.concatenate(errors, axis=-1)
 
 
 def triples_of(names, volumes: Volumes) -> list[int]:
     """Returns the triples, indices into `volumes`, whose three images are all among the names."""
-    known = set(map(str, names))
-    return [t for t, name in enumerate(volumes.names) if all(f"{name}_{plane}" in known for plane in PLANES)]
+    image_names = set(map(str, names))
+    return [t for t, name in enumerate(volumes.names) if all(f"{name}_{plane}" in image_names for plane in PLANES)]
 
 
 def standard_deviations(found: calibrate.Calibration) -> np.ndarray:
@@ -154,11 +154,11 @@ def choose_spread(names, points, scores, volumes: Volumes, template: dict) -> li
     """
     if not triples_of(names, volumes):
         return list(DEFAULT_SPREAD)
-    _, found, refused, errors = fit_triples(names, points, scores, volumes, template)
-    good = np.array([not why for why in refused])
-    if not good.any():
+    _, fitted, refusals, errors = fit_triples(names, points, scores, volumes, template)
+    accepted = np.array([not why for why in refusals])
+    if not accepted.any():
         return list(DEFAULT_SPREAD)
-    ratios = np.abs(errors / standard_deviations(found))[good].reshape(-1, 3, 3)
+    ratios = np.abs(errors / standard_deviations(fitted))[accepted].reshape(-1, 3, 3)
     return np.maximum(np.median(ratios, axis=(0, 2)) / MEDIAN, 1).round(3).tolist()
 
 
@@ -178,28 +178,28 @@ def score(names, points, scores, volumes: Volumes, template: dict, out: Path, sp
     """
     if not triples_of(names, volumes):
         raise ValueError("no head has all three scouts held out together: set --config.split.by=group")
-    triples, found, refused, errors = fit_triples(names, points, scores, volumes, template, spread)
+    triples, fitted, refusals, errors = fit_triples(names, points, scores, volumes, template, spread)
     truth = [jnp.asarray(array[triples], jnp.float32) for array in (volumes.centre, volumes.rotation, volumes.size)]
     columns = {
         "centre_mm": np.linalg.norm(errors[:, :3], axis=-1),
         "angle_degrees": np.linalg.norm(errors[:, 3:6], axis=-1),
-        "iou": np.asarray(jax.vmap(calibrate.box_iou)((found.centre, found.rotation, found.size), tuple(truth))),
+        "iou": np.asarray(jax.vmap(calibrate.box_iou)((fitted.centre, fitted.rotation, fitted.size), tuple(truth))),
     }
     Path(out).mkdir(parents=True, exist_ok=True)
     rows = [
-        [volumes.names[t], *(f"{c[n]:.4f}" for c in columns.values()), "; ".join(refused[n])]
+        [volumes.names[t], *(f"{c[n]:.4f}" for c in columns.values()), "; ".join(refusals[n])]
         for n, t in enumerate(triples)
     ]
     atomic.write_csv(Path(out) / "volumes.csv", [["triple", *columns, "refused"], *rows])
-    good = np.array([not why for why in refused], bool)
-    below = (np.abs(errors) < standard_deviations(found))[good].reshape(-1, 3, 3)
-    within = below.mean((0, 2)).tolist() if good.any() else [None] * 3
-    quantile = lambda values, q: float(np.quantile(values[good], q)) if good.any() else None
+    accepted = np.array([not why for why in refusals], bool)
+    is_within = (np.abs(errors) < standard_deviations(fitted))[accepted].reshape(-1, 3, 3)
+    within_shares = is_within.mean((0, 2)).tolist() if accepted.any() else [None] * 3
+    quantile = lambda values, q: float(np.quantile(values[accepted], q)) if accepted.any() else None
     return {
         "triples": len(triples),
-        "refused": int((~good).sum()),
+        "refused": int((~accepted).sum()),
         # 0.68 if the estimated uncertainty is right.
-        "within_told": dict(zip(("centre", "angles", "size"), within, strict=True)),
+        "within_told": dict(zip(("centre", "angles", "size"), within_shares, strict=True)),
         **{f"median_{name}": quantile(values, 0.5) for name, values in columns.items()},
         **{f"worst_5_percent_{name}": quantile(v, 0.05 if name == "iou" else 0.95) for name, v in columns.items()},
     }
@@ -225,7 +225,7 @@ def of_folder(calibrator: Calibrator, images: Path, out: Path) -> dict:
     A triple that cannot be read or written, has the name of another, or has its volume refused, is listed in
     `summary.json` under "failures" and does not stop the others. A refused one has no `box.nii.gz`.
     """
-    out, failures, names, done = Path(out), [], set(), 0
+    out, failures, names, volume_count = Path(out), [], set(), 0
     out.mkdir(parents=True, exist_ok=True)
     for name, files in scouts.triples(images):
         if name in names:
@@ -236,10 +236,10 @@ def of_folder(calibrator: Calibrator, images: Path, out: Path) -> dict:
                 why = of_files(calibrator, name, files, out / name)
             except OSError as error:
                 why = [f"cannot be written: {error}"]
-        done += not why
+        volume_count += not why
         if why:
             failures.append(problem(name, f"refused: {'; '.join(why)}", str(files[0])))
-    summary = {"images": done + len(failures), "volumes": done, "failures": failures}
+    summary = {"images": volume_count + len(failures), "volumes": volume_count, "failures": failures}
     atomic.write_json(out / "summary.json", summary)
     return summary
 
@@ -250,57 +250,57 @@ def of_files(calibrator: Calibrator, name: str, files: list[Path], out: Path) ->
     for old in ("box.nii.gz", "scouts.png"):  # of an earlier calibration, which may not have been refused
         (out / old).unlink(missing_ok=True)
     try:
-        three, notes = scouts.read(files)
-        chosen = {"scouts": {plane: one.file for plane, one in three.items()}, "notes": notes}
-        about = chosen | of_triple(calibrator, three, out)
+        triple, notes = scouts.read(files)
+        inputs = {"scouts": {plane: one.file for plane, one in triple.items()}, "notes": notes}
+        record = inputs | of_triple(calibrator, triple, out)
     except FormatError as error:
-        about = {"refused": True, "why": [f"cannot be read: {error}"]}
-    atomic.write_json(out / "calibration.json", {"name": name} | about)
-    return about["why"]
+        record = {"refused": True, "why": [f"cannot be read: {error}"]}
+    atomic.write_json(out / "calibration.json", {"name": name} | record)
+    return record["why"]
 
 
 def of_triple(calibrator: Calibrator, three: dict[str, slices.Scout], out: Path) -> dict:
     """Calibrates one triple, writes its box and its drawing, and returns the content of `calibration.json`."""
     framed = [scouts.framed(three[plane], calibrator.size, calibrator.spacing) for plane in PLANES]
-    seen = np.stack([f.image for f in framed])[..., None]
-    every = np.stack([np.rot90(image, k, (1, 2)) for image in (seen, seen[:, :, ::-1]) for k in range(4)])
-    points, scores = calibrator.find(every.reshape(-1, *seen.shape[1:]))
+    images = np.stack([f.image for f in framed])[..., None]
+    oriented = np.stack([np.rot90(image, k, (1, 2)) for image in (images, images[:, :, ::-1]) for k in range(4)])
+    points, scores = calibrator.find(oriented.reshape(-1, *images.shape[1:]))
     why = orientation_problems(np.reshape(scores, (8, 3, -1)))
     pixels, scores = np.asarray(points[:3]), np.asarray(scores[:3])
     planes = np.stack([f.plane for f in framed]).astype(np.float32)
-    found, space = jax.tree.map(np.asarray, fit(pixels, scores, planes, calibrator.template, calibrator.spread))
-    why, deviation = why + refusal_reasons(found), standard_deviations(found)
+    fitted, positions = jax.tree.map(np.asarray, fit(pixels, scores, planes, calibrator.template, calibrator.spread))
+    why, deviation = why + refusal_reasons(fitted), standard_deviations(fitted)
     if not why:
-        write_box(out / "box.nii.gz", found, space=three[PLANES[0]].space)
-    own = [pixels[n, PLANE_OF == n] for n in range(3)]
-    outlines = [np.zeros((0, 2)) if why else outline(found, f.plane) for f in framed]
-    report.slices([f.image for f in framed], own, outlines, out / "scouts.png", labels=PLANES)
-    numbers = lambda array: np.asarray(array, float).round(4).tolist()
+        write_box(out / "box.nii.gz", fitted, space=three[PLANES[0]].space)
+    plane_points = [pixels[n, PLANE_OF == n] for n in range(3)]
+    outlines = [np.zeros((0, 2)) if why else outline(fitted, f.plane) for f in framed]
+    report.slices([f.image for f in framed], plane_points, outlines, out / "scouts.png", labels=PLANES)
+    rounded = lambda array: np.asarray(array, float).round(4).tolist()
     return {
         "refused": bool(why),
         "why": why,
         "space": "RAS",
-        "centre_mm": numbers(found.centre),
-        "rotation": numbers(found.rotation),  # its columns are the box's axes
-        "axes": dict(zip(("right", "front", "up"), numbers(found.rotation.T), strict=True)),
-        "size_mm": numbers(found.size),
-        "turn_degrees": numbers(calibrate.rotation_vector(jnp.asarray(found.rotation))),
+        "centre_mm": rounded(fitted.centre),
+        "rotation": rounded(fitted.rotation),  # its columns are the box's axes
+        "axes": dict(zip(("right", "front", "up"), rounded(fitted.rotation.T), strict=True)),
+        "size_mm": rounded(fitted.size),
+        "turn_degrees": rounded(calibrate.rotation_vector(jnp.asarray(fitted.rotation))),
         "uncertainty": {
-            "centre_mm": numbers(deviation[:3]), "angles_degrees": numbers(deviation[3:6]),
-            "size_mm": numbers(deviation[6:]),
+            "centre_mm": rounded(deviation[:3]), "angles_degrees": rounded(deviation[3:6]),
+            "size_mm": rounded(deviation[6:]),
         },
         "in_LPS": {
-            "centre_mm": numbers(slices.lps_to_ras(found.centre)),
-            "rotation": numbers(slices.lps_to_ras(found.rotation.T).T),
+            "centre_mm": rounded(slices.lps_to_ras(fitted.centre)),
+            "rotation": rounded(slices.lps_to_ras(fitted.rotation.T).T),
         },
         "landmarks": [
             {
                 "plane": plane,
                 "name": name,
-                "position_mm": numbers(space[k]),
-                "score": numbers(scores[PLANE_OF[k], k]),
-                "weight": numbers(found.weights[k]),
-                "residual_mm": numbers(found.residuals[k]) if np.isfinite(found.residuals[k]) else None,
+                "position_mm": rounded(positions[k]),
+                "score": rounded(scores[PLANE_OF[k], k]),
+                "weight": rounded(fitted.weights[k]),
+                "residual_mm": rounded(fitted.residuals[k]) if np.isfinite(fitted.residuals[k]) else None,
             }
             for k, (plane, name) in enumerate(LANDMARKS)
         ],
@@ -312,14 +312,14 @@ def outline(found: calibrate.Calibration, plane) -> np.ndarray:
     corners = np.asarray(
         calibrate.corners(*(jnp.asarray(a) for a in (found.centre, found.rotation, found.size))), float
     )
-    away = (corners - plane[:, 2]) @ slices.normal(plane)
-    edges = [(i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit and away[i] * away[i | bit] < 0]
+    depth = (corners - plane[:, 2]) @ slices.normal(plane)
+    edges = [(i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit and depth[i] * depth[i | bit] < 0]
     if not edges:
         return np.zeros((0, 2))
-    cut = np.array([(away[j] * corners[i] - away[i] * corners[j]) / (away[j] - away[i]) for i, j in edges])
-    pixels = slices.pixels(plane, cut)
-    around = pixels - pixels.mean(0)
-    return pixels[np.argsort(np.arctan2(around[:, 1], around[:, 0]))]
+    crossings = np.array([(depth[j] * corners[i] - depth[i] * corners[j]) / (depth[j] - depth[i]) for i, j in edges])
+    pixels = slices.pixels(plane, crossings)
+    offsets = pixels - pixels.mean(0)
+    return pixels[np.argsort(np.arctan2(offsets[:, 1], offsets[:, 0]))]
 
 
 def write_box(path: Path, found: calibrate.Calibration, *, space: int = slices.SCANNER) -> None:

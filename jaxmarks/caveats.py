@@ -34,10 +34,10 @@ def of_training(settings, dataset, member, data: dict, source: Path | None, earl
       earlier: the splits of that checkpoint and of those before it, from `seen`.
     """
     trained, held = (np.isin(dataset.samples.name, data["images"][part]) for part in ("train", "valid"))
-    found = unseen(dataset, trained, member) + seen_before(member, dataset.samples, data, source, earlier)
+    caveats = unseen(dataset, trained, member) + seen_before(member, dataset.samples, data, source, earlier)
     if dataset.objects:
-        found += of_objects(settings, dataset, member, trained, held)
-    return found
+        caveats += of_objects(settings, dataset, member, trained, held)
+    return caveats
 
 
 def of_objects(settings, dataset, member, trained, held) -> list[dict]:
@@ -46,26 +46,26 @@ def of_objects(settings, dataset, member, trained, held) -> list[dict]:
     They concern validation samples (the mask `held`) without objects, on which no threshold can be chosen, and classes
     or colours that the network does not see in training (the mask `trained`).
     """
-    samples, what = dataset.samples, []
+    samples, messages = dataset.samples, []
     if not held.any():
-        what.append(
+        messages.append(
             "no image is held out for validation: the threshold is chosen on training images;"
             " raise --config.split.valid"
         )
     elif not (samples.labels[held] >= 0).any():
-        what.append(
+        messages.append(
             "no validation image shows an object: the threshold is chosen on training images;"
             " raise --config.split.valid"
         )
-    taught = np.unique(samples.labels[trained])
-    if missing := [name for number, name in enumerate(dataset.classes) if number not in taught]:
-        what.append(f"no training image shows an object of class {', '.join(missing)}: the network cannot find any")
+    trained_classes = np.unique(samples.labels[trained])
+    if missing := [name for number, name in enumerate(dataset.classes) if number not in trained_classes]:
+        messages.append(f"no training image shows an object of class {', '.join(missing)}: the network cannot find any")
     if settings.channels == 1 and coloured(samples.images[np.flatnonzero(trained)[:16]]):
-        what.append(
+        messages.append(
             "the images are coloured, but the network sees only their luminance: --config.channels=3 gives"
             " it the colours"
         )
-    return [caveat(member, each) for each in what]
+    return [caveat(member, message) for message in messages]
 
 
 def coloured(images) -> bool:
@@ -96,54 +96,54 @@ def of_leakage(samples, notes: list[dict], names: np.ndarray) -> list[dict]:
     names that training would give them (`trained.with_training_names`). The caveats show `names` (N,) instead, and
     leave out samples whose entry there is empty.
     """
-    known = [data for note in notes for data in (note["data"], *before(note))]
-    found = []
-    for key, mine in leaked(samples, known, ("train", "valid")).items():
-        if again := set(names[mine].tolist()) - {""}:
-            found.append(
-                problem(min(again), f"{len(again)} images {LEAKAGE[key].format(first(again))}", "the training images")
+    training_splits = [split for note in notes for split in (note["data"], *before(note))]
+    caveats = []
+    for kind, is_leaked in leaked(samples, training_splits, ("train", "valid")).items():
+        if leaks := set(names[is_leaked].tolist()) - {""}:
+            caveats.append(
+                problem(min(leaks), f"{len(leaks)} images {LEAKAGE[kind].format(first(leaks))}", "the training images")
             )
-    return found
+    return caveats
 
 
 def of_name_matches(names) -> list[dict]:
     """Returns a caveat about images (`names`) matched to those of the run by name alone, since their files differ."""
-    if not (again := set(names.tolist())):
+    if not (files := set(names.tolist())):
         return []
-    what = (
-        f"{len(again)} images have the names of images of the run but different file contents ({first(again)}): treated"
+    message = (
+        f"{len(files)} images have the names of images of the run but different file contents ({first(files)}): treated"
         " as those images saved again; rename them if they are different photographs"
     )
-    return [problem(min(again), what, "the images")]
+    return [problem(min(files), message, "the images")]
 
 
 def leaked(samples, known: list[dict], parts: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Marks samples (N,) that lie in `parts` of any split in `known`, each under the strongest evidence for it."""
-    each = [splits.match_parts(one, samples) for one in known]
-    found, told = {}, np.zeros(len(samples), bool)
-    for key in LEAKAGE:
-        mine = np.any([np.isin(one[key], parts) for one in each], axis=0) if each else told
-        found[key], told = mine & ~told, mine | told
-    return found
+    matches = [splits.match_parts(one, samples) for one in known]
+    masks, is_reported = {}, np.zeros(len(samples), bool)
+    for kind in LEAKAGE:
+        is_leaked = np.any([np.isin(one[kind], parts) for one in matches], axis=0) if matches else is_reported
+        masks[kind], is_reported = is_leaked & ~is_reported, is_leaked | is_reported
+    return masks
 
 
 def before(note: dict) -> list[dict]:
     """Returns the saved splits of the earlier networks that one started from; [] if its version did not save them."""
-    return found if isinstance(found := note.get("before"), list) else []
+    return earlier_splits if isinstance(earlier_splits := note.get("before"), list) else []
 
 
 def unseen(dataset, trained, member) -> list[dict]:
     """Returns caveats about landmarks that are visible in none of the training samples (the mask `trained`)."""
-    found, visible = [], dataset.samples.visible[trained].any(axis=0)
+    caveats, visible = [], dataset.samples.visible[trained].any(axis=0)
     for name, columns in zip(dataset.sets or ("",), dataset.columns, strict=True):
         missing = np.flatnonzero(~visible[columns]) + 1
         if not len(missing):
             continue
-        what = f"landmarks visible in no training image: {', '.join(map(str, missing))}; their"
+        message = f"landmarks visible in no training image: {', '.join(map(str, missing))}; their"
         if len(missing) == len(visible[columns]):
-            what = "no landmark is visible in any training image: there is nothing to learn, and"
-        found.append(caveat(member, f"{what} predictions mean nothing", f"{name}/" if name else ""))
-    return found
+            message = "no landmark is visible in any training image: there is nothing to learn, and"
+        caveats.append(caveat(member, f"{message} predictions mean nothing", f"{name}/" if name else ""))
+    return caveats
 
 
 def seen_before(member, samples, data: dict, source: Path | None, earlier: list[dict]) -> list[dict]:
@@ -155,16 +155,16 @@ def seen_before(member, samples, data: dict, source: Path | None, earlier: list[
     """
     images = data["images"]
     trained, valid, test = (np.isin(samples.name, images[part]) for part in ("train", "valid", "test"))
-    scored = "test" if images["test"] else "validation"
-    found = []
-    for part, held, others in (("test", test, ("train", "valid")), ("validation", valid & ~trained, ("train",))):
-        so = "the score may be too optimistic" if part == scored else "its best epoch may be badly chosen"
-        theirs = leaked(samples, earlier, others)
-        for key, what in AGAIN.items():
-            if again := set(samples.name[theirs[key] & held].tolist()):
-                what = f"{len(again)} of its {part} images ({first(again)}) {what} {so}"
-                found.append(caveat(member, f"it starts from {source.parent if source else ''}, and {what}"))
-    return found
+    scored_part = "test" if images["test"] else "validation"
+    caveats = []
+    for part, held, their_parts in (("test", test, ("train", "valid")), ("validation", valid & ~trained, ("train",))):
+        consequence = "the score may be too optimistic" if part == scored_part else "its best epoch may be badly chosen"
+        leaks = leaked(samples, earlier, their_parts)
+        for kind, message in AGAIN.items():
+            if names := set(samples.name[leaks[kind] & held].tolist()):
+                message = f"{len(names)} of its {part} images ({first(names)}) {message} {consequence}"
+                caveats.append(caveat(member, f"it starts from {source.parent if source else ''}, and {message}"))
+    return caveats
 
 
 def seen(source: Path | None) -> list[dict]:

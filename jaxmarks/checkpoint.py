@@ -46,11 +46,11 @@ def checkpointer_of_one():
     """Returns an Orbax checkpointer for this process alone; the default one would wait for all processes."""
     import orbax.checkpoint as ocp  # takes 0.25 s, which must not delay the first step
 
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"of{me}"
+    process = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"of{process}"
     )
-    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def note(folder: Path) -> dict | None:
@@ -65,8 +65,8 @@ def note(folder: Path) -> dict | None:
         former.rename(folder)
     path = folder / "note.json"
     try:
-        found = json.loads(path.read_text())
-        if "sha256" not in found:
+        content = json.loads(path.read_text())
+        if "sha256" not in content:
             raise ValueError("the key 'sha256' is missing")
     except FileNotFoundError:
         return None
@@ -74,7 +74,7 @@ def note(folder: Path) -> dict | None:
         raise ValueError(
             f"{path}: the file is damaged ({error}); copy the run's folder again, or delete {folder}"
         ) from None
-    return found
+    return content
 
 
 def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
@@ -86,29 +86,29 @@ def restore(folder: Path, like: Any = None) -> tuple[Any, dict]:
         SHA-256 that was taken when they were saved.
     """
     folder = Path(folder).absolute()
-    written = note(folder)
-    if written is None:
+    saved_note = note(folder)
+    if saved_note is None:
         raise FileNotFoundError(f"{folder}: no checkpoint; train this run first, or name another folder")
     with checkpointer_of_one() as checkpointer:
         if like is None:
-            about = checkpointer.metadata(folder / "arrays").item_metadata  # None if a file is missing
-            if about is None:
+            metadata = checkpointer.metadata(folder / "arrays").item_metadata  # None if a file is missing
+            if metadata is None:
                 raise ValueError(f"{folder}: files of its arrays are missing; copy the run's folder again")
-            like = dict(about.tree)
+            like = dict(metadata.tree)
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         try:
             tree = checkpointer.restore(folder / "arrays", target)
         except (OSError, ValueError) as error:
-            what = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"{folder}: its arrays cannot be read ({what}); copy the run's folder again, or delete this one"
+                f"{folder}: its arrays cannot be read ({reason}); copy the run's folder again, or delete this one"
             ) from None
-    if fingerprint(tree) != written["sha256"]:
+    if fingerprint(tree) != saved_note["sha256"]:
         raise ValueError(
             f"{folder}: its arrays are not those that were saved (SHA-256 differs); copy the run's"
             " folder again, or delete this one"
         )
-    return tree, written
+    return tree, saved_note
 
 
 def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, list[str]]]:
@@ -127,29 +127,29 @@ def merge(params: Any, source: Any, *, skip: str = "") -> tuple[Any, dict[str, l
       The merged parameters, and lists of the paths that were "loaded", "adapted" (with the channels), kept "new" (with
       the reason), or "unused" in the source.
     """
-    theirs, loaded, adapted, new = traverse_util.flatten_dict(source, sep="/"), [], {}, []
+    source_arrays, loaded, adapted, new = traverse_util.flatten_dict(source, sep="/"), [], {}, []
 
-    def choose(name, mine):
+    def choose(name, array):
         if skip and re.match(skip, name):
             new.append(f"{name} (skipped)")
-        elif name not in theirs:
+        elif name not in source_arrays:
             new.append(f"{name} (not in the source)")
-        elif (pixels := stacked_pixels(theirs[name].shape, mine.shape)) is not None:
-            h, w, before, features = theirs[name].shape
-            now = mine.shape[2] // pixels
-            adapted[name] = f"{name} (from {before // pixels} to {now} channels)"
-            grey = theirs[name].reshape(h, w, pixels, -1, features).sum(3, keepdims=True)
-            return jax.numpy.asarray(np.repeat(grey / now, now, axis=3).reshape(mine.shape), mine.dtype)
-        elif theirs[name].shape != mine.shape:
-            new.append(f"{name} (source has {theirs[name].shape}, network {mine.shape})")
+        elif (pixels := stacked_pixels(source_arrays[name].shape, array.shape)) is not None:
+            h, w, inputs, features = source_arrays[name].shape
+            channels = array.shape[2] // pixels
+            adapted[name] = f"{name} (from {inputs // pixels} to {channels} channels)"
+            grey = source_arrays[name].reshape(h, w, pixels, -1, features).sum(3, keepdims=True)
+            return jax.numpy.asarray(np.repeat(grey / channels, channels, axis=3).reshape(array.shape), array.dtype)
+        elif source_arrays[name].shape != array.shape:
+            new.append(f"{name} (source has {source_arrays[name].shape}, network {array.shape})")
         else:
             loaded.append(name)
-            return jax.numpy.asarray(theirs[name], mine.dtype)
-        return mine
+            return jax.numpy.asarray(source_arrays[name], array.dtype)
+        return array
 
-    chosen = {name: choose(name, mine) for name, mine in traverse_util.flatten_dict(params, sep="/").items()}
+    chosen = {name: choose(name, array) for name, array in traverse_util.flatten_dict(params, sep="/").items()}
     merged = traverse_util.unflatten_dict(chosen, sep="/")
-    unused = sorted(set(theirs) - set(loaded) - set(adapted))
+    unused = sorted(set(source_arrays) - set(loaded) - set(adapted))
     return merged, {"loaded": loaded, "adapted": list(adapted.values()), "new": new, "unused": unused}
 
 

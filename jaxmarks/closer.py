@@ -55,11 +55,11 @@ def posed_views(size: tuple[int, int], zoom: float, *, mean, spread, mirror: boo
     mean, spread = jnp.asarray(mean), jnp.asarray(spread)
 
     def near(points, visible, frame):
-        lies = jax.vmap(lambda *one: shape.fit_pose(*one, mean, spread, mirror=mirror))(points, visible)
+        pose = jax.vmap(lambda *one: shape.fit_pose(*one, mean, spread, mirror=mirror))(points, visible)
         # Too few landmarks, or coinciding ones, determine no pose: these frames are shown whole.
-        known = (visible.sum(-1) > (2 if mirror else 1)) & (geometry.scale(lies) > 1e-3)
-        posed = views.posed(jnp.where(known[:, None, None], lies, jnp.eye(2, 3)), mean, size, least=0.5, most=2 * zoom)
-        return jnp.where(known[:, None, None], posed, views.whole(frame, size))
+        valid = (visible.sum(-1) > (2 if mirror else 1)) & (geometry.scale(pose) > 1e-3)
+        posed = views.posed(jnp.where(valid[:, None, None], pose, jnp.eye(2, 3)), mean, size, least=0.5, most=2 * zoom)
+        return jnp.where(valid[:, None, None], posed, views.whole(frame, size))
 
     return Look(near, turned=True, mirror=mirror)
 
@@ -75,13 +75,13 @@ def with_second_look(task: steps.Task, size: tuple[int, int], second: Look) -> s
     """
     near, turned, mirror = second
 
-    def wholes(keys, frame):
+    def whole_views(keys, frame):
         """Returns views of the whole frames, turned (and mirrored) at random if specimens lie at any angle."""
         whole = views.whole(frame, size)
         if not turned:
             return whole
 
-        def one(key):
+        def turned_view(key):
             angle_key, mirror_key = jax.random.split(key)
             middle = jnp.array([frame[1], frame[0]]) / 2
             angle = jax.random.uniform(angle_key, minval=-math.pi, maxval=math.pi)
@@ -89,9 +89,9 @@ def with_second_look(task: steps.Task, size: tuple[int, int], second: Look) -> s
             mirrored = mirror & jax.random.bernoulli(mirror_key)
             return jnp.where(mirrored, geometry.compose(view, spatial.mirror(size)), view)
 
-        return jax.vmap(one)(keys)
+        return jax.vmap(turned_view)(keys)
 
-    def shown(batch, view):
+    def show(batch, view):
         """Returns the batch as these views show it to the network."""
         return batch | {
             "images": views.resample(batch["images"], view, size, turned=turned),
@@ -99,39 +99,39 @@ def with_second_look(task: steps.Task, size: tuple[int, int], second: Look) -> s
             "delta": batch["delta"] * geometry.scale(view),
         }
 
-    def part(batch):
+    def near_views(batch):
         # Not "visible", which is False in padding rows: they must get the view of the row that they repeat.
         return near(batch["points"], batch["marked"], frame=batch["images"].shape[1:3])
 
-    def some(keys, batch):
+    def mixed_views(keys, batch):
         """Draws views that show some frames whole, and the others around their landmarks."""
         whole = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 4), WHOLE))(keys)
-        others = jax.vmap(jax.random.fold_in, (0, None))(keys, 5)
-        return jnp.where(whole[:, None, None], wholes(others, batch["images"].shape[1:3]), part(batch))
+        view_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 5)
+        return jnp.where(whole[:, None, None], whole_views(view_keys, batch["images"].shape[1:3]), near_views(batch))
 
     def augment(keys, batch):
-        return task.augment(keys, shown(batch, some(keys, batch)))
+        return task.augment(keys, show(batch, mixed_views(keys, batch)))
 
     def plain(batch):
-        return task.plain(shown(batch, part(batch)))
+        return task.plain(show(batch, near_views(batch)))
 
     def training_views(batch):
-        return task.plain(shown(batch, some(steps.keys_of(jax.random.key(0), batch["index"]), batch)))
+        return task.plain(show(batch, mixed_views(steps.keys_of(jax.random.key(0), batch["index"]), batch)))
 
     def predict(variables, images):
         frame = images.shape[1:3]
 
-        def find(view, *, turned):
+        def look(view, *, turned):
             points, scores = steps.predict_step(variables, views.resample(images, view, size, turned=turned), task=task)
             there = geometry.affine(view, points)
             return jnp.clip(there, 0, jnp.array(frame[::-1])), scores  # a turned view may leave the frame
 
-        points, scores = find(jnp.broadcast_to(views.whole(frame, size), (images.shape[0], 2, 3)), turned=False)
-        typical = jnp.median(scores, axis=-1, keepdims=True)
-        there = scores >= jnp.minimum(typical, typical / 2)  # absent landmarks are found anywhere, at low scores
+        points, scores = look(jnp.broadcast_to(views.whole(frame, size), (images.shape[0], 2, 3)), turned=False)
+        median = jnp.median(scores, axis=-1, keepdims=True)
+        there = scores >= jnp.minimum(median, median / 2)  # absent landmarks are found anywhere, at low scores
         view = near(lax.stop_gradient(points), there, frame=frame)
-        closer, sure = find(view, turned=turned)
-        seen = geometry.inside(geometry.affine(geometry.invert(view), points), size)
-        return jnp.where(seen[..., None], closer, points), jnp.where(seen, sure, scores)
+        second_points, second_scores = look(view, turned=turned)
+        is_inside = geometry.inside(geometry.affine(geometry.invert(view), points), size)
+        return jnp.where(is_inside[..., None], second_points, points), jnp.where(is_inside, second_scores, scores)
 
     return task._replace(augment=augment, plain=plain, training_views=training_views, predict=predict)

@@ -47,19 +47,19 @@ def variants(text: str | None, *, flags: tuple[str, ...], options: dict[str, tup
       ValueError: an unknown variant or value; the message lists those that exist.
     """
     options = options or {}
-    found: dict = {}
+    chosen: dict = {}
     for word in filter(None, (text or "").split(",")):
-        key, given, value = word.partition("=")
-        if not given and key in flags:
-            found[key] = True
-        elif given and key in options:
+        key, separator, value = word.partition("=")
+        if not separator and key in flags:
+            chosen[key] = True
+        elif separator and key in options:
             if options[key] and value not in options[key]:
                 raise ValueError(f"config variant {word!r}: {key} must be one of {', '.join(options[key])}")
-            found[key] = value
+            chosen[key] = value
         else:
-            known = [*flags, *(f"{name}=..." for name in options)]
-            raise ValueError(f"unknown config variant {word!r}: choose from {', '.join(known)}")
-    return found
+            choices = [*flags, *(f"{name}=..." for name in options)]
+            raise ValueError(f"unknown config variant {word!r}: choose from {', '.join(choices)}")
+    return chosen
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -111,9 +111,9 @@ def stage(config: ml_collections.ConfigDict, name: str) -> ml_collections.Config
         try:
             parent[key] = value
         except TypeError:
-            own = parent[key]
-            like = f"some of its keys, {', '.join(own)}" if hasattr(own, "items") else f"a value like {own!r}"
-            raise ValueError(f"config.stage.{name}.{'.'.join(path)}={value!r}: give {like}") from None
+            old = parent[key]
+            hint = f"some of its keys, {', '.join(old)}" if hasattr(old, "items") else f"a value like {old!r}"
+            raise ValueError(f"config.stage.{name}.{'.'.join(path)}={value!r}: give {hint}") from None
     return settings
 
 
@@ -122,15 +122,17 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not config.stages or len(set(config.stages)) < len(config.stages):
         raise ValueError(f"--config.stages={tuple(config.stages)}: name at least one stage, and none twice")
     for name in config.stages:
-        settings, own = stage(config, name), {".".join(path) for path, _ in _leaves(config.stage.get(name) or {})}
-        said = lambda key, own=own, name=name: f"--config.stage.{name}.{key}" if key in own else f"--config.{key}"
+        settings, changed = stage(config, name), {".".join(path) for path, _ in _leaves(config.stage.get(name) or {})}
+        flag = lambda key, changed=changed, name=name: (
+            f"--config.stage.{name}.{key}" if key in changed else f"--config.{key}"
+        )
         for section in ("model", "head", "optimizer", "augment"):
             if "name" not in settings[section]:
                 raise ValueError(
-                    f"{said(section)}={settings[section].to_dict()}: the key 'name' is missing; give the whole section"
+                    f"{flag(section)}={settings[section].to_dict()}: the key 'name' is missing; give the whole section"
                 )
-        _check_numbers(settings, said)
-        _check_patterns(settings, said)
+        _check_numbers(settings, flag)
+        _check_patterns(settings, flag)
     start, weights, skip = config.init_from, config.weights, config.init_skip
     if start and weights:
         raise ValueError(
@@ -145,19 +147,20 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_numbers(settings, said):
-    known = {".".join(path): value for path, value in _leaves(settings) if value is not None}
-    for key, given in known.items():
+    leaves = {".".join(path): value for path, value in _leaves(settings) if value is not None}
+    for key, leaf in leaves.items():
         limits = LIMITS.get(re.sub(r"^data\.sets\.[^.]+\.", "data.", key))
-        for value in np.ravel(given) if limits else ():
+        for value in np.ravel(leaf) if limits else ():
             low, high = limits
             if not (isinstance(value, int | float | np.number) and low <= value <= high):
                 allowed = f"at least {low}" if high == MANY else f"from {low} to {high}"
-                raise ValueError(f"{said(key)}={given}: it must be {allowed}")
+                raise ValueError(f"{said(key)}={leaf}: it must be {allowed}")
     if settings.model.get("width") == 0 and options(settings, "model")["width"]:
         raise ValueError(f"{said('model.width')}=0: it must be at least 1")
     size, key = tuple(settings.data.size), said("data.size")
-    follows = not size and "pixels" in settings.data and key == "--config.data.size"  # the photographs; not in a stage
-    if not follows and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
+    # An empty size follows the photographs, except in a stage.
+    open_size = not size and "pixels" in settings.data and key == "--config.data.size"
+    if not open_size and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
         raise ValueError(f"{key}={size}: give height and width of the frame, as one pair: (192, 256)")
     if 0 < (scale := settings.data.get("scale") or 0) < 0.01:
         raise ValueError(
@@ -261,11 +264,11 @@ def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict
     effective = {"name", *(option for name in named for option in augment.options({"name": name}))}
     idle = [key for each in (default, *flat) for key in each if key.startswith("augment.") and key[8:] not in effective]
     default, *flat = [{key: value for key, value in each.items() if key not in idle} for each in (default, *flat)]
-    newer = {key: value for key, value in default.items() if key in flat[0] or key in flat[1]}
-    flat = [newer | each for each in flat]
+    fallback = {key: value for key, value in default.items() if key in flat[0] or key in flat[1]}
+    flat = [fallback | each for each in flat]
     compared = (set(flat[0]) | set(flat[1])) - {"data.side", "data.pixels"}  # `scale` and `size` derive from them
     as_json = lambda value: json.dumps(value, default=list)
-    value = lambda known, key: known.get(key, known.get(re.sub(r"^stage\.[^.]+\.", "", key)))
+    value = lambda leaves, key: leaves.get(key, leaves.get(re.sub(r"^stage\.[^.]+\.", "", key)))
     return [
         f"{key}: {value(flat[0], key)} / {value(flat[1], key)}"
         for key in sorted(compared)

@@ -60,20 +60,20 @@ def predict(call, networks, samples: Samples, *, overlap: float = heads.OVERLAP,
     """
     boxes, scores, classes = steps.predict(call, networks, samples.images, batch_size=batch_size)
     scale, shift = samples.to_source[:, [0, 1], [0, 1]], samples.to_source[:, :, 2]
-    source = boxes * np.tile(scale, 2)[:, None] + np.tile(shift, 2)[:, None]
-    centres = (source[..., :2] + source[..., 2:]) / 2
+    source_boxes = boxes * np.tile(scale, 2)[:, None] + np.tile(shift, 2)[:, None]
+    centres = (source_boxes[..., :2] + source_boxes[..., 2:]) / 2
     inside = ((centres >= 0) & (centres <= samples.source_size[:, None, ::-1])).all(-1)
     scores = np.where(inside & (scores >= FLOOR), scores, 0)
     names = list(dict.fromkeys(samples.name.tolist()))
     if len(names) == len(samples):
-        return Found(np.array(names), source, scores, classes)
+        return Found(np.array(names), source_boxes, scores, classes)
     corners, sizes = np.rint(shift / scale)[:, ::-1], np.rint(samples.source_size / scale[:, ::-1])
     cut = cut_off(boxes, corners, sizes, samples.images.shape[1:3])
     tiles = [np.flatnonzero(samples.name == name) for name in names]
-    joined = [merged(source[t], scores[t], classes[t], cut[t], overlap=overlap) for t in tiles]
-    most = max(len(s) for _, s, _ in joined)
-    pad = lambda array: np.pad(array, ((0, most - len(array)),) + ((0, 0),) * (array.ndim - 1))
-    return Found(np.array(names), *(np.stack([pad(j[i]) for j in joined]) for i in range(3)))
+    per_photograph = [merged(source_boxes[t], scores[t], classes[t], cut[t], overlap=overlap) for t in tiles]
+    max_count = max(len(s) for _, s, _ in per_photograph)
+    pad = lambda array: np.pad(array, ((0, max_count - len(array)),) + ((0, 0),) * (array.ndim - 1))
+    return Found(np.array(names), *(np.stack([pad(j[i]) for j in per_photograph]) for i in range(3)))
 
 
 def cut_off(boxes, corners, sizes, tile, *, edge=1.0):
@@ -89,10 +89,10 @@ def cut_off(boxes, corners, sizes, tile, *, edge=1.0):
     Returns:
       (T, N) bool.
     """
-    low, whole, extent = corners[:, None, ::-1], sizes[:, None, ::-1], np.array(tile[::-1])
-    before = (boxes[..., :2] < edge) & (low > 0)
-    after = (boxes[..., 2:] > extent - edge) & (low + extent < whole)
-    return (before | after).any(-1)
+    tile_start, photograph_size, tile_size = corners[:, None, ::-1], sizes[:, None, ::-1], np.array(tile[::-1])
+    cut_at_start = (boxes[..., :2] < edge) & (tile_start > 0)
+    cut_at_end = (boxes[..., 2:] > tile_size - edge) & (tile_start + tile_size < photograph_size)
+    return (cut_at_start | cut_at_end).any(-1)
 
 
 def merged(boxes, scores, classes, cut, *, overlap):
@@ -101,27 +101,26 @@ def merged(boxes, scores, classes, cut, *, overlap):
     Whole boxes rank before those that their tile's border may have `cut` off (T, N), each kind by falling score. A box
     is dropped if a better-ranked box of its class in another tile scores at least half as much and overlaps it: by an
     IoU above `overlap` or, if it is cut, by more than `CUT_COVERAGE` of its own area. Boxes of one tile do not suppress
-    each
-    other: the head has done that.
+    each other: the head has done that.
     """
     order = np.flatnonzero(scores > 0)
     order = order[np.lexsort((-scores.flat[order], cut.flat[order]))]  # the whole ones first, each kind by score
     tile = order // scores.shape[1]
     boxes, scores, classes, cut = boxes.reshape(-1, 4)[order], scores.flat[order], classes.flat[order], cut.flat[order]
-    areas, others, kept = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1), neighbours(boxes, tile), []
-    of_tile: dict[int, list[int]] = {t: [] for t in others}
-    for i, mine in enumerate(tile.tolist()):
-        better = np.array([n for t in others[mine] for n in of_tile[t]], int)
+    areas, adjacent_tiles, kept = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1), neighbours(boxes, tile), []
+    kept_in_tile: dict[int, list[int]] = {t: [] for t in adjacent_tiles}
+    for i, current_tile in enumerate(tile.tolist()):
+        better = np.array([n for t in adjacent_tiles[current_tile] for n in kept_in_tile[t]], int)
         better = better[(classes[better] == classes[i]) & (2 * scores[better] >= scores[i])]
         low, high = np.maximum(boxes[better, :2], boxes[i, :2]), np.minimum(boxes[better, 2:], boxes[i, 2:])
-        shared = np.prod(np.maximum(high - low, 0), axis=-1)
-        most = overlap * (areas[i] + areas[better] - shared)
-        most = np.minimum(most, CUT_COVERAGE * areas[i]) if cut[i] else most
-        if not (shared > most).any():
-            of_tile[mine].append(i)
+        intersection = np.prod(np.maximum(high - low, 0), axis=-1)
+        max_intersection = overlap * (areas[i] + areas[better] - intersection)
+        max_intersection = np.minimum(max_intersection, CUT_COVERAGE * areas[i]) if cut[i] else max_intersection
+        if not (intersection > max_intersection).any():
+            kept_in_tile[current_tile].append(i)
             kept.append(i)
-    best = np.array(kept, int)[np.argsort(-scores[kept], kind="stable")]
-    return boxes[best], scores[best], classes[best]
+    ranked = np.array(kept, int)[np.argsort(-scores[kept], kind="stable")]
+    return boxes[ranked], scores[ranked], classes[ranked]
 
 
 def neighbours(boxes, tile) -> dict[int, list[int]]:
@@ -129,10 +128,10 @@ def neighbours(boxes, tile) -> dict[int, list[int]]:
 
     Those are the tiles whose hulls, the rectangles around all of their boxes, intersect its own.
     """
-    names = np.unique(tile)
-    hulls = np.array([[*boxes[tile == t, :2].min(0), *boxes[tile == t, 2:].max(0)] for t in names]).reshape(-1, 4)
+    tiles = np.unique(tile)
+    hulls = np.array([[*boxes[tile == t, :2].min(0), *boxes[tile == t, 2:].max(0)] for t in tiles]).reshape(-1, 4)
     meet = ((hulls[:, None, :2] < hulls[:, 2:]) & (hulls[:, None, 2:] > hulls[:, :2])).all(-1)
-    return {t: names[row & (names != t)].tolist() for t, row in zip(names.tolist(), np.asarray(meet), strict=True)}
+    return {t: tiles[row & (tiles != t)].tolist() for t, row in zip(tiles.tolist(), np.asarray(meet), strict=True)}
 
 
 def names_of(notes: list[dict]) -> tuple[str, ...]:
@@ -187,29 +186,29 @@ def timed(call, networks, samples: Samples, *, overlap: float) -> tuple[Found, f
 
 def with_truth(found: Found, truth: Mapping, known: tuple[str, ...], fold: int) -> Objects:
     """Combines detections with the annotations `truth` (by image name), labelled by index in the classes `known`."""
-    mine = [truth[name] for name in found.name]
-    most = max((len(a.classes) for a in mine), default=0)
-    true, labels = np.zeros((len(mine), most, 4)), np.full((len(mine), most), -1)
-    for n, annotation in enumerate(mine):
+    annotations = [truth[name] for name in found.name]
+    max_count = max((len(a.classes) for a in annotations), default=0)
+    true, labels = np.zeros((len(annotations), max_count, 4)), np.full((len(annotations), max_count), -1)
+    for n, annotation in enumerate(annotations):
         true[n, : len(annotation.classes)] = annotation.boxes
         labels[n, : len(annotation.classes)] = class_indices(annotation.classes, known)
-    return Objects(found.name, np.full(len(mine), fold), *found[1:], true, labels)
+    return Objects(found.name, np.full(len(annotations), fold), *found[1:], true, labels)
 
 
 def join(parts: list[Objects]) -> Objects:
     """Concatenates the photographs of several folds, padded to the same numbers of objects."""
-    found, true = (max(getattr(p, key).shape[1] for p in parts) for key in ("scores", "labels"))
+    max_found, max_true = (max(getattr(p, key).shape[1] for p in parts) for key in ("scores", "labels"))
 
-    def widen(p):
-        more = lambda a, n, fill: np.pad(
+    def padded(p):
+        pad = lambda a, n, fill: np.pad(
             a, ((0, 0), (0, n - a.shape[1])) + ((0, 0),) * (a.ndim - 2), constant_values=fill
         )
         return p._replace(
-            boxes=more(p.boxes, found, 0), scores=more(p.scores, found, 0), classes=more(p.classes, found, 0),
-            true=more(p.true, true, 0), labels=more(p.labels, true, -1),
+            boxes=pad(p.boxes, max_found, 0), scores=pad(p.scores, max_found, 0), classes=pad(p.classes, max_found, 0),
+            true=pad(p.true, max_true, 0), labels=pad(p.labels, max_true, -1),
         )  # fmt: skip
 
-    return Objects(*(np.concatenate(column) for column in zip(*map(widen, parts), strict=True)))
+    return Objects(*(np.concatenate(column) for column in zip(*map(padded, parts), strict=True)))
 
 
 _pair = jax.jit(box_ops.pair_detections, static_argnames=("iou", "within"))
@@ -221,12 +220,12 @@ def pairs(found: Objects, *, golden: bool = False) -> np.ndarray:
 
     The criterion is `OVERLAP`, or, if `golden`, `GOLDEN_DISTANCE`.
     """
-    how = {"within": GOLDEN_DISTANCE} if golden else {"iou": OVERLAP}
+    criterion = {"within": GOLDEN_DISTANCE} if golden else {"iou": OVERLAP}
     result = np.full(found.scores.shape, -1)
     for label in np.unique(found.labels[found.labels >= 0]):
         valid = (found.scores > 0) & (found.classes == label)
-        mine = _pair(found.boxes, found.scores, valid, found.true, found.labels == label, **how)
-        result = np.maximum(result, np.asarray(mine))
+        class_pairs = _pair(found.boxes, found.scores, valid, found.true, found.labels == label, **criterion)
+        result = np.maximum(result, np.asarray(class_pairs))
     return result
 
 
@@ -248,44 +247,44 @@ def best_threshold(found: Objects) -> float:
 
     Where exactly the best lies on a flat maximum is chance.
     """
-    right, total = hits(found), (found.labels >= 0).sum()
+    is_hit, object_count = hits(found), (found.labels >= 0).sum()
     order = np.argsort(-found.scores, axis=None)
-    scores, correct = found.scores.ravel()[order], np.cumsum(right.ravel()[order])
-    f1 = 2 * correct / (np.arange(1, len(order) + 1) + max(total, 1))
-    lasts = np.append(scores[1:] < scores[:-1], True)[: len(scores)]  # of equal scores, which no threshold separates
-    some = lasts & (scores > 0)
-    scores, f1 = scores[some], f1[some]
+    scores, correct = found.scores.ravel()[order], np.cumsum(is_hit.ravel()[order])
+    f1 = 2 * correct / (np.arange(1, len(order) + 1) + max(object_count, 1))
+    is_last = np.append(scores[1:] < scores[:-1], True)[: len(scores)]  # of equal scores, which no threshold separates
+    usable = is_last & (scores > 0)
+    scores, f1 = scores[usable], f1[usable]
     if not len(f1) or f1.max() <= 0:
         return DEFAULT_THRESHOLD
-    at, best = int(np.argmax(f1)), f1.max()
-    worse = np.flatnonzero(f1 < best - F1_TOLERANCE * min(best, 1 - best))
-    first = max(worse[worse < at], default=-1) + 1
-    end = min(worse[worse > at], default=len(scores))  # the first after the flat maximum
+    best_index, best_f1 = int(np.argmax(f1)), f1.max()
+    worse = np.flatnonzero(f1 < best_f1 - F1_TOLERANCE * min(best_f1, 1 - best_f1))
+    first = max(worse[worse < best_index], default=-1) + 1
+    end = min(worse[worse > best_index], default=len(scores))  # the first after the flat maximum
     return float((scores[first] + (scores[end] if end < len(scores) else 0.0)) / 2)
 
 
 def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
     """Returns the numbers of `summary.json` at the threshold (one, or one per image) and over all, NaN if undefined."""
-    limit = np.broadcast_to(threshold, (len(found.name),))[:, None]
-    used = (found.scores >= limit) & (found.scores > 0)
+    thresholds = np.broadcast_to(threshold, (len(found.name),))[:, None]
+    accepted = (found.scores >= thresholds) & (found.scores > 0)
     rounded = lambda share: round(float(share), 7)  # the digits of float32
 
-    def at(right, used=used, true=found.labels >= 0):
-        shares = box_ops.precision_recall(right, found.scores, used, true.sum())
-        return jax.tree.map(rounded, shares) | {"objects": int(true.sum()), "detections": int(used.sum())}
+    def rates(is_hit, accepted=accepted, is_object=found.labels >= 0):
+        ratios = box_ops.precision_recall(is_hit, found.scores, accepted, is_object.sum())
+        return jax.tree.map(rounded, ratios) | {"objects": int(is_object.sum()), "detections": int(accepted.sum())}
 
     ap = _average_precision(
         found.boxes, found.scores, found.scores > 0, found.true, found.labels >= 0, classes=found.classes,
         truth_classes=found.labels, count=len(classes),
     )  # fmt: skip
-    right = hits(found)
+    is_hit = hits(found)
     return {
-        **at(right),
-        "f1_golden": at(hits(found, golden=True))["f1"],
+        **rates(is_hit),
+        "f1_golden": rates(hits(found, golden=True))["f1"],
         "map50": float(metrics.mean(ap["AP"][0])),
         "map": float(ap["mAP"]),
         "by_class": {
-            name: at(right, used & (found.classes == c), found.labels == c) | {"ap50": float(ap["AP"][0, c])}
+            name: rates(is_hit, accepted & (found.classes == c), found.labels == c) | {"ap50": float(ap["AP"][0, c])}
             for c, name in enumerate(classes)
         },
         "threshold": float(np.mean(threshold)),
@@ -311,34 +310,34 @@ def by_fold(found: Objects, threshold: np.ndarray, classes: tuple[str, ...]) -> 
     """Runs `summarise` on all photographs, with thresholds (N,), and on each fold; adds their standard deviations."""
     folds = []
     for fold in np.unique(found.fold):
-        mine = found.fold == fold
+        in_fold = found.fold == fold
         # Other folds' objects are masked, not removed: each new length of the arrays would need a compilation.
-        scores, labels = np.where(mine[:, None], found.scores, 0), np.where(mine[:, None], found.labels, -1)
-        own = {"threshold": float(np.mean(threshold[mine])), "images": int(mine.sum())}
-        shown = found._replace(scores=scores, labels=labels)
-        folds.append({"fold": int(fold)} | summarise(shown, threshold, classes) | own)
-    each, spread = [one for one in folds if one["fold"] >= 0], {}
-    for key in ("f1", "f1_golden", "map50", "map") if len(each) > 1 else ():
-        known = [one[key] for one in each if np.isfinite(one[key])]  # NaN for a fold without objects and detections
-        spread[f"std_over_folds_{key}"] = float(np.std(known)) if len(known) > 1 else np.nan
-    together = float(np.mean([one["threshold"] for one in folds]))  # as `threshold_of` all networks has it
-    about = {"threshold": together, "folds": folds, "classes": list(classes)}
-    return summarise(found, threshold, classes) | spread | about
+        scores, labels = np.where(in_fold[:, None], found.scores, 0), np.where(in_fold[:, None], found.labels, -1)
+        overrides = {"threshold": float(np.mean(threshold[in_fold])), "images": int(in_fold.sum())}
+        fold_only = found._replace(scores=scores, labels=labels)
+        folds.append({"fold": int(fold)} | summarise(fold_only, threshold, classes) | overrides)
+    numbered, spread = [one for one in folds if one["fold"] >= 0], {}
+    for key in ("f1", "f1_golden", "map50", "map") if len(numbered) > 1 else ():
+        valid = [one[key] for one in numbered if np.isfinite(one[key])]  # NaN for a fold without objects and detections
+        spread[f"std_over_folds_{key}"] = float(np.std(valid)) if len(valid) > 1 else np.nan
+    mean_threshold = float(np.mean([one["threshold"] for one in folds]))  # as `threshold_of` all networks has it
+    extras = {"threshold": mean_threshold, "folds": folds, "classes": list(classes)}
+    return summarise(found, threshold, classes) | spread | extras
 
 
 def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> None:
     """Writes all detections to `predictions.csv` and all true objects to `objects.csv`, each marked as a hit or not."""
-    limit = np.broadcast_to(threshold, (len(found.name),))
-    right = hits(found)
-    reached, corners = recalled(found, limit), lambda box: [f"{v:.2f}" for v in box]
+    thresholds = np.broadcast_to(threshold, (len(found.name),))
+    is_hit = hits(found)
+    is_found, format_box = recalled(found, thresholds), lambda box: [f"{v:.2f}" for v in box]
     rows = [
-        [found.name[n], classes[found.labels[n, k]], *corners(found.true[n, k]), int(reached[n, k]), found.fold[n]]
+        [found.name[n], classes[found.labels[n, k]], *format_box(found.true[n, k]), int(is_found[n, k]), found.fold[n]]
         for n, k in np.argwhere(found.labels >= 0)
     ]
     atomic.write_csv(Path(folder) / "objects.csv", ["image class x0 y0 x1 y1 hit fold".split(), *rows])
     rows = [
-        [found.name[n], classes[found.classes[n, k]], *corners(found.boxes[n, k]), f"{found.scores[n, k]:.4f}"]
-        + [int(found.scores[n, k] >= limit[n]), int(right[n, k]), found.fold[n]]
+        [found.name[n], classes[found.classes[n, k]], *format_box(found.boxes[n, k]), f"{found.scores[n, k]:.4f}"]
+        + [int(found.scores[n, k] >= thresholds[n]), int(is_hit[n, k]), found.fold[n]]
         for n, k in np.argwhere(found.scores > 0)
     ]
     columns = "image class x0 y0 x1 y1 score above_threshold hit fold".split()
@@ -353,21 +352,21 @@ def to_proofread(
     The threshold is one, or one per predicted photograph; a photograph without prediction has None for detections.
     `sizes` are (height, width) by name.
     """
-    limits = dict(zip(found.name.tolist(), np.broadcast_to(threshold, (len(found.name),)), strict=True))
-    place = {name: n for n, name in enumerate(found.name.tolist())}
+    thresholds = dict(zip(found.name.tolist(), np.broadcast_to(threshold, (len(found.name),)), strict=True))
+    index = {name: n for n, name in enumerate(found.name.tolist())}
     photographs = []
     for a in annotations:
         corners = np.round(a.boxes, 3).tolist()
         items = [[*box, c, None] for box, c in zip(corners, class_indices(a.classes, classes), strict=True)]
-        mine = detections(found, place[a.image], limits[a.image]) if a.image in place else None
-        photographs.append({"name": a.image, "size": sizes[a.image], "items": items, "found": mine, "group": a.group})
+        boxes = detections(found, index[a.image], thresholds[a.image]) if a.image in index else None
+        photographs.append({"name": a.image, "size": sizes[a.image], "items": items, "found": boxes, "group": a.group})
     return photographs
 
 
 def detections(found: Found | Objects, n: int, least: float) -> list[list]:
     """Returns the detections (x0, y0, x1, y1, class, score) in photograph `n` that score `least` or more."""
-    good = (found.scores[n] >= least) & (found.scores[n] > 0)
-    columns = np.round(found.boxes[n][good], 3), found.classes[n][good], np.round(found.scores[n][good], 7)
+    kept = (found.scores[n] >= least) & (found.scores[n] > 0)
+    columns = np.round(found.boxes[n][kept], 3), found.classes[n][kept], np.round(found.scores[n][kept], 7)
     return [[*box, c, score] for box, c, score in zip(*(column.tolist() for column in columns), strict=True)]
 
 

@@ -30,14 +30,14 @@ def choose_on_validation(
       held, shown: indices of the validation samples, and of the training samples.
     """
     if dataset.objects:
-        telling = (dataset.samples.labels[held] >= 0).any()
-        samples = dataset.samples.take(held if telling else shown)
+        has_objects = (dataset.samples.labels[held] >= 0).any()
+        samples = dataset.samples.take(held if has_objects else shown)
         overlap = detection.overlap_of([note])
         return {"threshold": detection.choose_threshold(call, [variables], samples, dataset, overlap=overlap)}
     if dataset.volumes and len(held):
         samples = dataset.samples.take(held)
-        found, volumes = landmarks.predict(call, [variables], samples), dataset.volumes
-        return {"spread": calibration.choose_spread(samples.name, *found, volumes, volumes.template)}
+        predictions, volumes = landmarks.predict(call, [variables], samples), dataset.volumes
+        return {"spread": calibration.choose_spread(samples.name, *predictions, volumes, volumes.template)}
     return {}
 
 
@@ -48,8 +48,8 @@ def of_run(config, workdir: Path, dataset: Dataset, *, out: Path | None = None, 
     """
     stage = runs.stages(config)[-1]
     settings = configs.stage(config, stage)
-    same = Path(dataset.images).resolve() == Path(settings.data.get("images", "")).resolve()
-    folds = trained.folds(settings, workdir, stage, dataset.samples, same=same)
+    same_folder = Path(dataset.images).resolve() == Path(settings.data.get("images", "")).resolve()
+    folds = trained.folds(settings, workdir, stage, dataset.samples, same=same_folder)
     about |= {"stage": stage, "seconds": runs.seconds(config, workdir)}
     return score(folds, settings.baselines, dataset, Path(out or workdir), **about)
 
@@ -69,76 +69,76 @@ def score(folds: Iterable[Held], others: tuple[str, ...], dataset: Dataset, out:
     """
     baselines.check(others, objects=bool(dataset.objects))
     out.mkdir(parents=True, exist_ok=True)
-    of_its_kind = score_objects if dataset.objects else score_landmarks
-    summary = atomic.plain(of_its_kind(folds, others, dataset, out) | about)
+    score_dataset = score_objects if dataset.objects else score_landmarks
+    summary = atomic.plain(score_dataset(folds, others, dataset, out) | about)
     atomic.write_json(out / "summary.json", summary)
     return summary
 
 
 def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dataset, out: Path) -> dict:
     """Scores a dataset of landmarks: returns the summary, and writes every file except its `summary.json`."""
-    samples, own = dataset.samples, dataset.own(dataset.samples)
+    samples, all_defined = dataset.samples, dataset.own(dataset.samples)
     parts: dict[str, list[landmarks.Predictions]] = {name: [] for name in ("network", *others)}
     problems, spread = list(dataset.problems), {}
     for held in folds:
         landmarks.check(dataset, held.notes)
-        rest, mine, shown = samples.take(held.trained), samples.take(held.tested), own[held.tested]
-        print_progress(held, mine)
-        points, scores = landmarks.predict(held.call, held.networks, mine)
-        parts["network"].append(landmarks.with_truth(mine, points, np.where(shown, scores, np.nan), held.fold))
-        fitted = not len(np.setdiff1d(mine.domain, rest.domain))  # every domain tested has training images
-        for name in others if fitted else ():
-            points = baseline(name, rest, mine, dataset.columns)
-            parts[name].append(landmarks.with_truth(mine, points, np.where(shown, 1.0, np.nan), held.fold))
+        train, test, defined = samples.take(held.trained), samples.take(held.tested), all_defined[held.tested]
+        print_progress(held, test)
+        points, scores = landmarks.predict(held.call, held.networks, test)
+        parts["network"].append(landmarks.with_truth(test, points, np.where(defined, scores, np.nan), held.fold))
+        can_fit = not len(np.setdiff1d(test.domain, train.domain))  # every domain tested has training images
+        for name in others if can_fit else ():
+            points = baseline(name, train, test, dataset.columns)
+            parts[name].append(landmarks.with_truth(test, points, np.where(defined, 1.0, np.nan), held.fold))
         problems += held.caveats
         spread[held.fold] = calibration.spread_of(held.notes)
-    complete = [name for name, part in parts.items() if len(part) == len(parts["network"])]
-    methods = {name: landmarks.ordered(landmarks.join(parts[name]), samples.name) for name in complete}
+    method_names = [name for name, part in parts.items() if len(part) == len(parts["network"])]
+    methods = {name: landmarks.ordered(landmarks.join(parts[name]), samples.name) for name in method_names}
     summary = scores_of(methods, dataset.disagreement)
-    found = methods["network"]
+    predictions = methods["network"]
     summary |= {"names": dataset.names, "failures": problems, "parameters": parameters(held)}
-    summary["unscored"] = unscored(samples, found.name)
+    summary["unscored"] = unscored(samples, predictions.name)
     if dataset.sets:
         summary["sets"] = score_sets(methods, problems, dataset, out)
     if dataset.volumes:
-        template, spreads = held.notes[0]["facts"]["template"], np.array([spread[fold] for fold in found.fold])
+        template, spreads = held.notes[0]["facts"]["template"], np.array([spread[fold] for fold in predictions.fold])
         summary["volume"] = calibration.score(
-            found.name, found.points, found.scores, dataset.volumes, template, out, spreads
+            predictions.name, predictions.points, predictions.scores, dataset.volumes, template, out, spreads
         )
-    landmarks.write(out, list(landmarks.by_set(found, dataset).values()) if dataset.sets else [found])
+    landmarks.write(out, list(landmarks.by_set(predictions, dataset).values()) if dataset.sets else [predictions])
     if dataset.images:
-        to_proofread(found, samples, dataset, out)
+        to_proofread(predictions, samples, dataset, out)
     return summary
 
 
 def to_proofread(found: landmarks.Predictions, samples: Samples, dataset: Dataset, out: Path) -> None:
     """Writes the proofreading page for the landmarks of all samples, including those without a prediction."""
-    rest = samples.take(~np.isin(samples.name, found.name))
+    unpredicted = samples.take(~np.isin(samples.name, found.name))
     groups = dict(zip(samples.name.tolist(), samples.specimen.tolist(), strict=True))
-    unknown = np.full(rest.points.shape, np.nan)
-    every = landmarks.join([found, landmarks.with_truth(rest, unknown, unknown[..., 0], -1)])
-    photographs = landmarks.to_proofread(landmarks.ordered(every, samples.name), groups)
+    no_points = np.full(unpredicted.points.shape, np.nan)
+    predictions = landmarks.join([found, landmarks.with_truth(unpredicted, no_points, no_points[..., 0], -1)])
+    photographs = landmarks.to_proofread(landmarks.ordered(predictions, samples.name), groups)
     report.proofread.landmarks(out, Path(dataset.images), photographs, names=dataset.names)
 
 
 def scores_of(methods: dict[str, landmarks.Predictions], disagreement: float | None) -> dict:
     """Returns the summary's scores of the network, of all other methods ("baselines") and of the annotators."""
-    each = {name: landmarks.summarise(found) for name, found in methods.items()}
-    return each.pop("network") | {"baselines": each, "annotators_px": disagreement}
+    summaries = {name: landmarks.summarise(predictions) for name, predictions in methods.items()}
+    return summaries.pop("network") | {"baselines": summaries, "annotators_px": disagreement}
 
 
 def score_sets(methods: dict[str, landmarks.Predictions], problems: list[dict], dataset: Dataset, out: Path) -> dict:
     """Scores each of several datasets that has predictions: returns summaries by name, and writes to `sets/NAME`."""
-    parts = {method: landmarks.by_set(found, dataset) for method, found in methods.items()}
+    parts = {method: landmarks.by_set(predictions, dataset) for method, predictions in methods.items()}
     summaries = {}
     for name in parts["network"]:
-        mine = {method: part[name] for method, part in parts.items()}
+        set_methods = {method: part[name] for method, part in parts.items()}
         # A problem that names no image concerns the networks, which all sets share.
-        own = [problem for problem in problems if not problem["image"] or problem["image"].startswith(f"{name}/")]
-        summaries[name] = scores_of(mine, dataset.sets[name].disagreement) | {"failures": own}
+        failures = [problem for problem in problems if not problem["image"] or problem["image"].startswith(f"{name}/")]
+        summaries[name] = scores_of(set_methods, dataset.sets[name].disagreement) | {"failures": failures}
         folder = out / "sets" / name
         folder.mkdir(parents=True, exist_ok=True)
-        landmarks.write(folder, [mine["network"]])
+        landmarks.write(folder, [set_methods["network"]])
         atomic.write_json(folder / "summary.json", summaries[name])
     return summaries
 
@@ -150,53 +150,55 @@ def baseline(name: str, rest: Samples, tested: Samples, columns: list[slice]) ->
     """
     points = np.zeros_like(tested.source_points)
     for domain in np.unique(tested.domain):
-        landmarks_of_it = columns[domain]
-        known, mine = rest.select_domain(domain, landmarks_of_it), tested.select_domain(domain, landmarks_of_it)
+        domain_columns = columns[domain]
+        train_part, test_part = rest.select_domain(domain, domain_columns), tested.select_domain(domain, domain_columns)
         if name == "mean_shape":
-            framed = mean_shape.predict(mean_shape.fit(known.points, known.visible), len(mine))
+            frame_points = mean_shape.predict(mean_shape.fit(train_part.points, train_part.visible), len(test_part))
         else:
-            framed, _ = registration.predict(registration.fit(known), mine.images)
-        points[tested.domain == domain, landmarks_of_it] = to_source(mine.to_source, framed)
+            frame_points, _ = registration.predict(registration.fit(train_part), test_part.images)
+        points[tested.domain == domain, domain_columns] = to_source(test_part.to_source, frame_points)
     return points
 
 
 def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Dataset, out: Path) -> dict:
     """Scores a dataset of objects: returns the summary, and writes every file except its `summary.json`."""
-    truth, samples = {a.image: a for a in dataset.objects}, dataset.samples
+    annotations, samples = {a.image: a for a in dataset.objects}, dataset.samples
     parts: dict[str, list[detection.Objects]] = {name: [] for name in ("network", *others)}
     problems, thresholds, milliseconds = list(dataset.problems), [], []
     for held in folds:
         classes = detection.names_of(held.notes)
-        rest, mine = samples.take(held.trained), samples.take(held.tested)
-        told = detection.class_name_problems(classes, dataset.classes)
-        print_progress(held, mine)
+        train, test = samples.take(held.trained), samples.take(held.tested)
+        class_problems = detection.class_name_problems(classes, dataset.classes)
+        print_progress(held, test)
         overlap = detection.overlap_of(held.notes)
-        seen, each_took = detection.timed(held.call, held.networks, mine, overlap=overlap)
-        parts["network"].append(detection.with_truth(seen, truth, classes, held.fold))
-        thresholds += [detection.threshold_of(held.notes)] * len(seen.name)
-        milliseconds += [each_took] * len(seen.name)
-        for name in others if len(rest) else ():
-            seen = blob_detections(rest, mine)
-            seen = seen._replace(classes=np.array(detection.class_indices(dataset.classes, classes))[seen.classes])
-            parts[name].append(detection.with_truth(seen, truth, classes, held.fold))
+        detections, image_milliseconds = detection.timed(held.call, held.networks, test, overlap=overlap)
+        parts["network"].append(detection.with_truth(detections, annotations, classes, held.fold))
+        thresholds += [detection.threshold_of(held.notes)] * len(detections.name)
+        milliseconds += [image_milliseconds] * len(detections.name)
+        for name in others if len(train) else ():
+            detections = blob_detections(train, test)
+            detections = detections._replace(
+                classes=np.array(detection.class_indices(dataset.classes, classes))[detections.classes]
+            )
+            parts[name].append(detection.with_truth(detections, annotations, classes, held.fold))
         problems += held.caveats
-    complete = [name for name, part in parts.items() if len(part) == len(parts["network"])]
-    methods = {name: detection.join(parts[name]) for name in complete}
-    found, threshold = methods.pop("network"), np.array(thresholds)
-    detection.write(out, found, threshold, classes)
+    method_names = [name for name, part in parts.items() if len(part) == len(parts["network"])]
+    methods = {name: detection.join(parts[name]) for name in method_names}
+    predictions, threshold = methods.pop("network"), np.array(thresholds)
+    detection.write(out, predictions, threshold, classes)
     if dataset.images:
         sizes = dict(zip(samples.name.tolist(), samples.source_size, strict=True))
-        photographs = detection.to_proofread(dataset.objects, found, threshold, sizes, classes)
+        photographs = detection.to_proofread(dataset.objects, predictions, threshold, sizes, classes)
         report.proofread.boxes(out, Path(dataset.images), photographs, names=classes, threshold=float(threshold.mean()))
-    summary = detection.by_fold(found, threshold, classes)
+    summary = detection.by_fold(predictions, threshold, classes)
     return summary | {
         "baselines": {
             name: detection.summarise(each, detection.DEFAULT_THRESHOLD, classes) for name, each in methods.items()
         },
-        "failures": problems + told + detection.undetected_class_problems(summary["by_class"]),
+        "failures": problems + class_problems + detection.undetected_class_problems(summary["by_class"]),
         "parameters": parameters(held),
         "ms_per_image": np.mean(milliseconds),
-        "unscored": unscored(samples, found.name),
+        "unscored": unscored(samples, predictions.name),
     }
 
 
@@ -207,9 +209,9 @@ def unscored(samples: Samples, scored) -> int:
 
 def blob_detections(rest: Samples, tested: Samples) -> detection.Found:
     """Detects objects of the tested photographs as blobs, with a detector fitted on at most 300 tiles of `rest`."""
-    some = rest.take(np.random.default_rng(0).permutation(len(rest))[:300])
-    spots = blobs.fit(np.asarray(some.images), some.boxes, some.labels)
-    return detection.predict(blobs.predict, spots, tested)
+    train_tiles = rest.take(np.random.default_rng(0).permutation(len(rest))[:300])
+    detectors = blobs.fit(np.asarray(train_tiles.images), train_tiles.boxes, train_tiles.labels)
+    return detection.predict(blobs.predict, detectors, tested)
 
 
 def print_progress(held: Held, tested: Samples) -> None:

@@ -14,11 +14,11 @@ def names(package: str, *, needs: str = "") -> list[str]:
 
 def module(package: str, name: str, *, needs: str):
     """Imports `package.name`, which must define `needs`; else raises ValueError, which lists the names that exist."""
-    found = importlib.import_module(f"{package}.{name}") if name in names(package) else None
-    if found is None or not hasattr(found, needs):
-        what = f" with `{needs}`" if found else ""
-        raise ValueError(f"no {package}.{name}{what}; choose one of {', '.join(names(package, needs=needs))}")
-    return found
+    imported = importlib.import_module(f"{package}.{name}") if name in names(package) else None
+    if imported is None or not hasattr(imported, needs):
+        requirement = f" with `{needs}`" if imported else ""
+        raise ValueError(f"no {package}.{name}{requirement}; choose one of {', '.join(names(package, needs=needs))}")
+    return imported
 
 
 def options(builder) -> dict:
@@ -41,19 +41,19 @@ def build(package: str, spec: Mapping, *, key: str, **facts):
     name = options.pop("name")
     builder = module(package, name, needs="build").build
     refuse_unknown(options, builder, key=key, name=name)
-    wanted = inspect.signature(builder).parameters
-    if missing := [k for k, p in wanted.items() if p.default is p.empty and k not in {*facts, *options}]:
+    parameters = inspect.signature(builder).parameters
+    if missing := [k for k, p in parameters.items() if p.default is p.empty and k not in {*facts, *options}]:
         raise ValueError(
             f"--config.{key}.name={name} needs {', '.join(missing)}; the data provide only {', '.join(facts)}"
         )
-    said = {k: fact for k, fact in facts.items() if k in wanted}
-    return builder(**said | {k: v for k, v in options.items() if v is not None or k not in said})
+    accepted = {k: fact for k, fact in facts.items() if k in parameters}
+    return builder(**accepted | {k: v for k, v in options.items() if v is not None or k not in accepted})
 
 
 def refuse_unknown(given, builder, *, key: str, name: str) -> None:
     """Raises ValueError if `builder` lacks an option in `given`: `fcn8 does not have this option`."""
-    known = inspect.signature(builder).parameters
-    if unknown := [option for option in given if option not in known]:
+    parameters = inspect.signature(builder).parameters
+    if unknown := [option for option in given if option not in parameters]:
         raise ValueError(
             f"--config.{key}.{unknown[0]}: {name} does not have this option (it has"
             f" {', '.join(options(builder)) or 'none'}); replace the whole"

@@ -73,22 +73,22 @@ def join(parts: list[Predictions]) -> Predictions:
 
 def ordered(found: Predictions, names: np.ndarray) -> Predictions:
     """Sorts predictions by the order of their images in `names`, those of the dataset."""
-    place = {name: n for n, name in reversed(list(enumerate(names.tolist())))}
-    order = np.argsort([place[name] for name in found.name.tolist()], kind="stable")
+    rank = {name: n for n, name in reversed(list(enumerate(names.tolist())))}
+    order = np.argsort([rank[name] for name in found.name.tolist()], kind="stable")
     return Predictions(*(column[order] for column in found))
 
 
 def check(dataset: Dataset, notes: list[dict]) -> None:
     """Raises ValueError if the number or the names of the landmarks differ between the networks and the dataset."""
-    here, facts = dataset.samples.points.shape[1], notes[0]["facts"]
-    if here != facts["landmarks"]:
-        raise ValueError(f"the data have {here} landmarks, but the run's network finds {facts['landmarks']}")
-    known = facts.get("names") or dataset.names
-    for k, (mine, theirs) in enumerate(zip(dataset.names, known, strict=False)):
-        if mine != theirs:
+    landmark_count, facts = dataset.samples.points.shape[1], notes[0]["facts"]
+    if landmark_count != facts["landmarks"]:
+        raise ValueError(f"the data have {landmark_count} landmarks, but the run's network finds {facts['landmarks']}")
+    run_names = facts.get("names") or dataset.names
+    for k, (name, wanted) in enumerate(zip(dataset.names, run_names, strict=False)):
+        if name != wanted:
             raise ValueError(
-                f"landmark {k + 1} is {mine!r} in the data, but {theirs!r} in the run: put the data's landmarks in the"
-                f" run's order, {', '.join(known)}"
+                f"landmark {k + 1} is {name!r} in the data, but {wanted!r} in the run: put the data's landmarks in the"
+                f" run's order, {', '.join(run_names)}"
             )
 
 
@@ -105,41 +105,41 @@ def summarise(found: Predictions) -> dict:
             f"{found.name[lost][0]} and {lost.sum() - 1} other images: the predictions are not finite, as the training"
             " has diverged; lower --config.optimizer.learning_rate"
         )
-    sides, names = extents(found.true, found.visible), np.unique(found.fold)
-    known = measure(
+    sides, fold_numbers = extents(found.true, found.visible), np.unique(found.fold)
+    computed = measure(
         found.points, found.true, found.visible, found.scores, found.mm_per_px, found.delta, sides,
-        found.fold == names[:, None],
+        found.fold == fold_numbers[:, None],
     )  # fmt: skip
-    measured = jax.tree.map(np.asarray, known)
+    measured = jax.tree.map(np.asarray, computed)
     overall, by_fold = measured["overall"], measured["by_fold"]
     folds = [
         {"fold": int(f), "mean_distance_px": by_fold["overall"]["mean"][i], "images": int((found.fold == f).sum())}
-        for i, f in enumerate(names)
+        for i, f in enumerate(fold_numbers)
     ]
-    scaled = np.isfinite(measured["mean_mm"])
-    ranked = np.ptp(np.nanmean(found.scores, axis=-1))  # equal scores do not rank images
+    has_scale = np.isfinite(measured["mean_mm"])
+    scores_vary = np.ptp(np.nanmean(found.scores, axis=-1))  # equal scores do not rank images
     rates = lambda name, limits, measured=measured: dict(zip(map(str, limits), measured[name], strict=True))
-    spread = jax.tree.map(lambda each: deviation(each[names >= 0]), by_fold)
+    deviations = jax.tree.map(lambda values: deviation(values[fold_numbers >= 0]), by_fold)
     summary = {
         "mean_distance_px": overall["mean"],
         "median_px": overall["median"],
         "p95_px": overall["p95"],
         "std_px": overall["std"],
-        "std_over_folds_px": spread["overall"]["mean"],
-        "std_over_folds_median_px": spread["overall"]["median"],
-        "std_over_folds_p95_px": spread["overall"]["p95"],
-        "std_over_folds_success_rates": rates("success", THRESHOLDS, spread),
-        "std_over_folds_hit_rates": rates("hits", MULTIPLES, spread),
+        "std_over_folds_px": deviations["overall"]["mean"],
+        "std_over_folds_median_px": deviations["overall"]["median"],
+        "std_over_folds_p95_px": deviations["overall"]["p95"],
+        "std_over_folds_success_rates": rates("success", THRESHOLDS, deviations),
+        "std_over_folds_hit_rates": rates("hits", MULTIPLES, deviations),
         "mean_distance_mm": measured["mean_mm"],
         "per_landmark_px": measured["per_landmark"],
-        "per_landmark_mm": measured["per_landmark_mm"] if scaled else None,
+        "per_landmark_mm": measured["per_landmark_mm"] if has_scale else None,
         **{name: measured["correlations"][name] for name in ("r2", "explained_variance", "pearson")},
         "success_rates": rates("success", THRESHOLDS),
         "hit_rates": rates("hits", MULTIPLES),
-        "sdr_mm": rates("success_mm", MILLIMETRES) if scaled else None,
+        "sdr_mm": rates("success_mm", MILLIMETRES) if has_scale else None,
         "pck": rates("pck", FRACTIONS),
         "oks": measured["oks"],
-        "map_oks": measured["map_oks"] if ranked else None,
+        "map_oks": measured["map_oks"] if scores_vary else None,
         "shares": measured["shares"],
         "images": len(found.name),
         "landmarks": found.points.shape[1],
@@ -157,7 +157,7 @@ def measure(points, true, visible, scores, mm_per_px, delta, sides, folds) -> di
     """
     distances = metrics.distances(points, true, visible)
 
-    def told(distances):
+    def summary_of(distances):
         return {
             "overall": metrics.summarise(distances),
             "success": metrics.success_rates(distances, THRESHOLDS),
@@ -167,8 +167,8 @@ def measure(points, true, visible, scores, mm_per_px, delta, sides, folds) -> di
     in_mm = distances * mm_per_px[:, None]
     similarities = metrics.oks(distances, jnp.sqrt(jnp.prod(sides, -1)))
     ranking = boxes.keypoint_average_precision(similarities, jnp.nanmean(scores, axis=-1))
-    return told(distances) | {
-        "by_fold": jax.vmap(lambda mine: told(jnp.where(mine[:, None], distances, jnp.nan)))(folds),
+    return summary_of(distances) | {
+        "by_fold": jax.vmap(lambda in_fold: summary_of(jnp.where(in_fold[:, None], distances, jnp.nan)))(folds),
         "mean_mm": metrics.mean(in_mm),
         "per_landmark": metrics.per_landmark(distances),
         "per_landmark_mm": metrics.per_landmark(in_mm),
@@ -198,8 +198,8 @@ def to_proofread(found: Predictions, groups: Mapping[str, str] | None = None) ->
       found: the predictions for photographs that lie in one folder.
       groups: the specimen of each photograph by name, where known.
     """
-    marked = found.visible.any()
-    if marked:
+    is_annotated = found.visible.any()
+    if is_annotated:
         points = np.where(found.visible[..., None], found.true, np.nan)
         doubt = np.linalg.norm(points - found.points, axis=-1)
     else:
@@ -207,30 +207,30 @@ def to_proofread(found: Predictions, groups: Mapping[str, str] | None = None) ->
     return [
         {"name": str(found.name[n]), "size": found.source_size[n], "items": points[n], "doubt": np.round(doubt[n], 3),
          "id": str(found.id[n]), "group": (groups or {}).get(str(found.name[n]), ""), "mm_per_px": found.mm_per_px[n]}
-        | ({"found": found.points[n]} if marked else {})
+        | ({"found": found.points[n]} if is_annotated else {})
         for n in range(len(found.name))
     ]  # fmt: skip
 
 
 def deviation(values: np.ndarray) -> np.ndarray:
     """Returns the standard deviation (...) of F values (F, ...), without those not finite; NaN for fewer than two."""
-    known = np.isfinite(values)
-    count = known.sum(0)
-    average = lambda each: np.where(known, each, 0).sum(0) / np.maximum(count, 1)
+    is_finite = np.isfinite(values)
+    count = is_finite.sum(0)
+    average = lambda array: np.where(is_finite, array, 0).sum(0) / np.maximum(count, 1)
     return np.where(count > 1, np.sqrt(average((values - average(values)) ** 2)), np.nan)
 
 
 def by_set(found: Predictions, dataset: Dataset) -> dict[str, Predictions]:
     """Splits predictions by dataset, each with its own images and landmarks; omits datasets without predictions."""
-    domain = dict(zip(dataset.samples.name.tolist(), dataset.samples.domain.tolist(), strict=True))
-    domains, each = np.array([domain[name] for name in found.name.tolist()]), {}
+    domain_of = dict(zip(dataset.samples.name.tolist(), dataset.samples.domain.tolist(), strict=True))
+    domains, by_name = np.array([domain_of[name] for name in found.name.tolist()]), {}
     for number, name in enumerate(dataset.sets):
         if not (domains == number).any():
             continue
-        mine, columns = Predictions(*(column[domains == number] for column in found)), dataset.columns[number]
-        cut = {key: getattr(mine, key)[:, columns] for key in ("points", "scores", "true", "visible")}
-        each[name] = mine._replace(**cut)
-    return each
+        predictions, columns = Predictions(*(column[domains == number] for column in found)), dataset.columns[number]
+        selected = {key: getattr(predictions, key)[:, columns] for key in ("points", "scores", "true", "visible")}
+        by_name[name] = predictions._replace(**selected)
+    return by_name
 
 
 def write(folder: Path, parts: list[Predictions]) -> None:
@@ -245,10 +245,10 @@ def rows(found: Predictions) -> Iterator[list]:
     distances = np.asarray(metrics.distances(found.points, found.true, found.visible))
     for n, name in enumerate(found.name):
         for k in range(found.points.shape[1]):
-            known = [*(f"{v:.3f}" for v in found.true[n, k]), f"{distances[n, k]:.3f}"]
+            true_columns = [*(f"{v:.3f}" for v in found.true[n, k]), f"{distances[n, k]:.3f}"]
             yield (
                 [name, k + 1, *(f"{v:.3f}" for v in found.points[n, k]), f"{found.scores[n, k]:.4f}"]
-                + (known if found.visible[n, k] else ["", "", ""])
+                + (true_columns if found.visible[n, k] else ["", "", ""])
                 + [found.fold[n]]
             )
 
@@ -258,18 +258,18 @@ def write_tps(path: Path, parts: list[Predictions]) -> None:
 
     IDs are those of the landmark file, or numbers from 0 if it has none.
     """
-    line = lambda text: " ".join(str(text).splitlines()).strip()
-    name = lambda found, n: line(found.name[n])
-    each = [(found, n) for found in parts for n in range(len(found.name))]
-    known = any(found.id[n] for found, n in each)
+    one_line = lambda text: " ".join(str(text).splitlines()).strip()
+    name_of = lambda part, n: one_line(part.name[n])
+    images = [(part, n) for part in parts for n in range(len(part.name))]
+    has_ids = any(part.id[n] for part, n in images)
     annotations = [
         Annotation(
-            image=name(found, n), points=found.points[n], id=line(found.id[n]) if known else str(i),
-            mm_per_px=float(found.mm_per_px[n]),
+            image=name_of(part, n), points=part.points[n], id=one_line(part.id[n]) if has_ids else str(i),
+            mm_per_px=float(part.mm_per_px[n]),
             # In TPS, two negative coordinates stand for a missing landmark.
-            visible=(found.points[n, :, 0] >= 0) | (found.points[n, :, 1] <= found.source_size[n, 0]),
+            visible=(part.points[n, :, 0] >= 0) | (part.points[n, :, 1] <= part.source_size[n, 0]),
         )
-        for i, (found, n) in enumerate(each)
+        for i, (part, n) in enumerate(images)
     ]  # fmt: skip
-    heights = {name(found, n): int(found.source_size[n, 0]) for found, n in each}
+    heights = {name_of(part, n): int(part.source_size[n, 0]) for part, n in images}
     formats.write(path, annotations, heights)

@@ -18,12 +18,12 @@ from jaxmarks import host
 
 def default_config(argv: list[str]) -> str:
     """Returns the default --config: that of the run in --workdir in all modes but train, else configs/beetle.py."""
-    found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("workdir", "mode"):
-        found.add_argument(f"--{name}", f"-{name}", default="", nargs="?")
-    known, _ = found.parse_known_args(argv[1:])
-    trained = known.mode not in ("", "train") and known.workdir
-    return f"{Path(__file__).with_name('run_config.py')}:{known.workdir}" if trained else "configs/beetle.py"
+        parser.add_argument(f"--{name}", f"-{name}", default="", nargs="?")
+    arguments, _ = parser.parse_known_args(argv[1:])
+    trained = arguments.mode not in ("", "train") and arguments.workdir
+    return f"{Path(__file__).with_name('run_config.py')}:{arguments.workdir}" if trained else "configs/beetle.py"
 
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -103,19 +103,19 @@ def parse(argv: list[str]) -> list[str]:
         CONFIG.value.to_json()  # raises the error if its file could not be read
         return rest
     except (flags.Error, OSError) as error:  # the reason follows UNAVAILABLE, or ends a traceback
-        said = str(error).strip().splitlines()[-1].strip()
-        if "Traceback" in str(error) and not said.startswith("ValueError: "):  # a bug in the config file
+        message = str(error).strip().splitlines()[-1].strip()
+        if "Traceback" in str(error) and not message.startswith("ValueError: "):  # a bug in the config file
             raise
-        refuse(said.removeprefix("ValueError: ").removeprefix(UNAVAILABLE))
+        refuse(message.removeprefix("ValueError: ").removeprefix(UNAVAILABLE))
     except (AttributeError, KeyError) as error:  # ml_collections' about an unknown key: its name, and similar ones
         inner: object = error
         while isinstance(inner, Exception):
             inner = inner.args[0] if inner.args else ""
-        key, *near = str(inner).splitlines() or [""]
+        key, *suggestions = str(inner).splitlines() or [""]
         word = next((word for word in argv if key.strip("'") in word.partition("=")[0].split(".")), None)
         if not word:  # a bug in the config file
             raise
-        refuse(f"{word}: the config has no such key. {' '.join(near)}".rstrip())
+        refuse(f"{word}: the config has no such key. {' '.join(suggestions)}".rstrip())
 
 
 def refuse(what, status: int = 2) -> NoReturn:
@@ -139,37 +139,37 @@ def main(argv):
         modes = {"train": train, "evaluate": evaluate, "predict": predict, "describe": describe, "export": export}
         modes[MODE.value](CONFIG.value, workdir)
     except KeyboardInterrupt:
-        goes_on = "; the same command resumes from the last checkpoint" if MODE.value == "train" else ""
-        print(f"jaxmarks: stopped{goes_on}", file=sys.stderr)
+        resume_hint = "; the same command resumes from the last checkpoint" if MODE.value == "train" else ""
+        print(f"jaxmarks: stopped{resume_hint}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError) as error:
         # Errors that a user can fix take one line; --verbosity=1 shows the traceback.
-        together = PROCESSES.value != 1
-        if logging.get_verbosity() >= logging.DEBUG or (isinstance(error, RuntimeError) and not together):
+        several_processes = PROCESSES.value != 1
+        if logging.get_verbosity() >= logging.DEBUG or (isinstance(error, RuntimeError) and not several_processes):
             raise
         status = 1 if isinstance(error, OSError | RuntimeError) and not isinstance(error, FileNotFoundError) else 2
-        if together:
+        if several_processes:
             processes.abandon(f"jaxmarks: {error}", status)
         refuse(error, status)
 
 
 def check_flags():
     """Raises ValueError if a flag would have no effect, or the threshold is NaN."""
-    given = explicit_flags()
+    explicit = explicit_flags()
     for name, modes in MODES_OF_FLAG.items():
-        if name in given and MODE.value not in modes:
+        if name in explicit and MODE.value not in modes:
             raise ValueError(f"--{name}: this flag is for --mode={' and '.join(modes)}, not for --mode={MODE.value}")
     if THRESHOLD.value is not None and math.isnan(THRESHOLD.value):
         raise ValueError("--threshold=nan: it must be from 0.05 to 1")
-    if alone := sorted(given & {"process", "coordinator"} if "processes" not in given else ()):
-        raise ValueError(f"--{alone[0]}: this flag is for several processes; give their number, too, with --processes")
+    if stray := sorted(explicit & {"process", "coordinator"} if "processes" not in explicit else ()):
+        raise ValueError(f"--{stray[0]}: this flag is for several processes; give their number, too, with --processes")
 
 
 def inputs_of(data) -> list[str]:
     """Returns the files and folders that a config's `data` names."""
-    each = [data, *(data.get("sets") or {}).values()]
-    named = [one.get(key) for one in each for key in ("images", "landmarks", "boxes", "volume") if one.get(key)]
-    return [part.strip() for path in named for part in ([path] if Path(path).exists() else path.split(","))]
+    sections = [data, *(data.get("sets") or {}).values()]
+    paths = [one.get(key) for one in sections for key in ("images", "landmarks", "boxes", "volume") if one.get(key)]
+    return [part.strip() for path in paths for part in ([path] if Path(path).exists() else path.split(","))]
 
 
 def refuse_unnamed_data(data) -> None:
@@ -179,8 +179,8 @@ def refuse_unnamed_data(data) -> None:
         return
     marks = "boxes" if "boxes" in data else "landmarks"
     for name in data.get("sets") or ("",):
-        key, one = (f"data.sets.{name}", data.sets[name]) if name else ("data", data)
-        if not one.get("images"):
+        key, section = (f"data.sets.{name}", data.sets[name]) if name else ("data", data)
+        if not section.get("images"):
             raise ValueError(
                 f"{path}:{variants} is for your own data: give --config.{key}.images=DIR --config.{key}.{marks}=FILE"
             )
@@ -195,11 +195,11 @@ def warn_other_config(config, workdir: Path) -> None:
     """Prints that --config has no effect if its body or head is not that of the run in the workdir."""
     from jaxmarks import runs
 
-    mine = runs.settings_of(workdir)
+    used = runs.settings_of(workdir)
     for section in ("model", "head") if "config" in explicit_flags() else ():
-        if config[section].name != mine[section].name:
+        if config[section].name != used[section].name:
             print(
-                f"--config has the {section} {config[section].name}, but the run in {workdir} has {mine[section].name},"
+                f"--config has the {section} {config[section].name}, but the run in {workdir} has {used[section].name},"
                 " which is used"
             )
 
@@ -212,12 +212,13 @@ def warn_unused(workdir: Path, *used: str) -> None:
     for key, value in overrides().items():
         if key in used:
             continue
-        own = functools.reduce(
+        trained_value = functools.reduce(
             lambda part, name: part.get(name, {}) if hasattr(part, "get") else {}, key.split("."), trained
         )
-        if json.dumps(own, default=list) != json.dumps(value, default=list):
+        if json.dumps(trained_value, default=list) != json.dumps(value, default=list):
             print(
-                f"--config.{key} has no effect: --mode={MODE.value} uses the value that the run was trained with, {own}"
+                f"--config.{key} has no effect: --mode={MODE.value} uses the value that the run was trained with,"
+                f" {trained_value}"
             )
 
 
@@ -283,19 +284,19 @@ def evaluate(config, workdir):
     from jaxmarks.data import loading
 
     warn_other_config(config, workdir)
-    data, other = data_to_score(config.data, runs.settings_of(workdir).data, workdir)
+    data, other_photographs = data_to_score(config.data, runs.settings_of(workdir).data, workdir)
     dataset = loading.load(data)
-    own = not other or (not SET.value and trained.is_from_split_of(workdir, dataset.samples))
-    if other and own:
+    own_data = not other_photographs or (not SET.value and trained.is_from_split_of(workdir, dataset.samples))
+    if other_photographs and own_data:
         print(
             "the run's own data include some of these photographs or specimens: each is scored by the networks that"
             " did not see it"
         )
     with results.folder("evaluate", workdir, named=OUT.value, inputs=inputs_of(data)) as out:
-        if own:
+        if own_data:
             summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
-            if left := summary["unscored"]:
-                print(f"{left} images are not scored: no trained fold holds them out")
+            if unscored := summary["unscored"]:
+                print(f"{unscored} images are not scored: no trained fold holds them out")
         else:
             summary = evaluation.of_new_data(workdir, dataset, out, set=SET.value)
         report.write(workdir, dataset.photograph, out=out)
@@ -305,8 +306,8 @@ def evaluate(config, workdir):
 
 def print_problems(problems: list[dict]) -> None:
     """Prints the first five problems and the number of the others; the summary lists all."""
-    for each in problems[:5]:
-        print(": ".join(filter(None, (each["image"], each["what"]))))
+    for problem in problems[:5]:
+        print(": ".join(filter(None, (problem["image"], problem["what"]))))
     if len(problems) > 5:
         print(f"and {len(problems) - 5} more")
 
@@ -315,29 +316,31 @@ def data_to_score(named, trained, workdir):
     """Returns the run's `data` with the inputs that the command line names, and whether these are other photographs."""
     from jaxmarks.data import loading
 
-    shown, marks = "volume" if "volume" in trained else "images", "boxes" if "boxes" in trained else "landmarks"
-    warn_unused(workdir, f"data.{shown}", f"data.{marks}", "data.group_by", *scale_keys(trained))
-    given = {key: named.get(key) for key in (shown, marks, "group_by") if named.get(key)}
-    if SET.value and not given:
+    input_key, truth_key = "volume" if "volume" in trained else "images", "boxes" if "boxes" in trained else "landmarks"
+    warn_unused(workdir, f"data.{input_key}", f"data.{truth_key}", "data.group_by", *scale_keys(trained))
+    inputs = {key: named.get(key) for key in (input_key, truth_key, "group_by") if named.get(key)}
+    if SET.value and not inputs:
         raise ValueError(
             f"--set={SET.value}: it says which dataset new photographs belong to; name these with"
-            f" --config.data.{shown}=DIR"
+            f" --config.data.{input_key}=DIR"
         )
-    mine = loading.of_set(trained, SET.value) if given else trained
-    path = lambda name: Path(name or "").resolve()
-    other = shown in given and path(given[shown]) != path(mine.get(shown))
-    if other and marks not in given:
-        raise ValueError(f"--config.data.{shown}={given[shown]}: name its {marks}, too: --config.data.{marks}=FILE")
-    if other and "group_by" in mine:
-        mine.group_by = ""
-    target = trained.sets[SET.value] if SET.value and not other else mine
-    target.update({key: value for key, value in given.items() if key in mine})
+    set_data = loading.of_set(trained, SET.value) if inputs else trained
+    resolved = lambda name: Path(name or "").resolve()
+    other_photographs = input_key in inputs and resolved(inputs[input_key]) != resolved(set_data.get(input_key))
+    if other_photographs and truth_key not in inputs:
+        raise ValueError(
+            f"--config.data.{input_key}={inputs[input_key]}: name its {truth_key}, too: --config.data.{truth_key}=FILE"
+        )
+    if other_photographs and "group_by" in set_data:
+        set_data.group_by = ""
+    target = trained.sets[SET.value] if SET.value and not other_photographs else set_data
+    target.update({key: value for key, value in inputs.items() if key in set_data})
     if (scale := given_scale(trained)) is not None:
         target.scale = scale
-    data = mine if other else trained
-    if given and "keep" in data:  # `keep` is for the images of the training
+    data = set_data if other_photographs else trained
+    if inputs and "keep" in data:  # `keep` is for the images of the training
         data.keep = ""
-    return data, other
+    return data, other_photographs
 
 
 def predict(config, workdir):
@@ -351,10 +354,10 @@ def predict(config, workdir):
     data = runs.settings_of(workdir).data
     warn_unused(workdir, "data.images", *scale_keys(data))
     with results.folder("predict", workdir, named=OUT.value, inputs=[config.data.images]) as out:
-        chosen = {"scale": given_scale(data), "threshold": THRESHOLD.value}
-        summary = predictions.on_folder(workdir, config.data.images, out, set=SET.value, **chosen)
-    what = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
-    print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {what}: {out}")
+        options = {"scale": given_scale(data), "threshold": THRESHOLD.value}
+        summary = predictions.on_folder(workdir, config.data.images, out, set=SET.value, **options)
+    counted = next(f"{summary[key]} {name}" for key, name in COUNTED.items() if key in summary)
+    print(f"{summary['images']} {'scout triples' if 'volumes' in summary else 'images'}, {counted}: {out}")
     if "volumes" not in summary:
         print(f"to check and correct them: {out / 'proofread.html'}")
     for failure in summary["failures"]:
@@ -373,15 +376,15 @@ def export(config, workdir):
                 " flag out"
             )
         with results.folder("export", workdir, named=OUT.value) as out:
-            about = serving.export_onnx(workdir, out, set=SET.value)
-        print(f"the networks take images {about['images']} and return {about['outputs']}: {out}")
+            description = serving.export_onnx(workdir, out, set=SET.value)
+        print(f"the networks take images {description['images']} and return {description['outputs']}: {out}")
         return
 
     if SIZE.value and not (len(SIZE.value) == 2 and all(side.isdecimal() and int(side) for side in SIZE.value)):
         raise ValueError(f"--size={','.join(SIZE.value)}: give height and width, such as 2448,3264")
     with results.folder("export", workdir, named=OUT.value) as out:
-        about = serving.export(workdir, out, size=tuple(map(int, SIZE.value)) or None, set=SET.value)
-    print(f"the artefact takes images {about['images']} and returns {about['outputs']}: {out}")
+        description = serving.export(workdir, out, size=tuple(map(int, SIZE.value)) or None, set=SET.value)
+    print(f"the artefact takes images {description['images']} and returns {description['outputs']}: {out}")
 
 
 def describe(config, workdir):
@@ -415,21 +418,21 @@ def print_summary(summary, out):
 
 def print_landmark_summary(summary):
     """Prints the result of a run on landmarks."""
-    others = "".join(
-        f", {name.replace('_', ' ')} {found['mean_distance_px']:.2f}"
-        for name, found in summary["baselines"].items()
-        if found["mean_distance_px"] is not None
+    baselines = "".join(
+        f", {name.replace('_', ' ')} {baseline['mean_distance_px']:.2f}"
+        for name, baseline in summary["baselines"].items()
+        if baseline["mean_distance_px"] is not None
     )
     if summary["mean_distance_px"] is None:
         print("no evaluated image has a visible landmark: there is no distance to report")
     else:
         print(
             f"mean distance {summary['mean_distance_px']:.2f} px (median {summary['median_px']:.2f}, 95 % within"
-            f" {summary['p95_px']:.2f}) on {summary['images']} images{others}"
+            f" {summary['p95_px']:.2f}) on {summary['images']} images{baselines}"
         )
-    for name, one in summary.get("sets", {}).items():
-        far = one["mean_distance_px"]
-        print(f"  {name}: {'-' if far is None else f'{far:.2f} px'} on {one['images']} images")
+    for name, set_scores in summary.get("sets", {}).items():
+        distance = set_scores["mean_distance_px"]
+        print(f"  {name}: {'-' if distance is None else f'{distance:.2f} px'} on {set_scores['images']} images")
     if volume := summary.get("volume"):
         medians = (
             ""

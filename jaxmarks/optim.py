@@ -212,11 +212,11 @@ def build(
         raise ValueError(f"optimizer.name={name!r}: choose one of nesterov, rmsprop, adam, adamw")
     if unknown := [key for key in spec if key not in KEYS]:
         raise ValueError(f"optimizer.{unknown[0]}={spec[unknown[0]]!r}: no such key; the keys are {', '.join(KEYS)}")
-    whole = f"""give the whole section, as --config.optimizer="{{'name': '{name}', 'learning_rate': 0.001}}\""""
+    advice = f"""give the whole section, as --config.optimizer="{{'name': '{name}', 'learning_rate': 0.001}}\""""
     if "learning_rate" not in spec:
-        raise ValueError(f"optimizer: the key 'learning_rate' is missing; {whole}")
+        raise ValueError(f"optimizer: the key 'learning_rate' is missing; {advice}")
     if "momentum" in spec and name != "nesterov":
-        raise ValueError(f"optimizer.momentum={spec['momentum']}: a momentum is for nesterov, not for {name}; {whole}")
+        raise ValueError(f"optimizer.momentum={spec['momentum']}: a momentum is for nesterov, not for {name}; {advice}")
     peak, schedule = spec["learning_rate"], spec.get("schedule", "one_cycle")
     if schedule not in ("one_cycle", "constant"):
         raise ValueError(f"optimizer.schedule={schedule!r}: choose one_cycle or constant")

@@ -49,8 +49,8 @@ def function(task, settings, facts: dict) -> Callable:
     def predict(networks, images):
         images = photographs(images)
         if images.shape[0] == 0:  # a network may divide by the batch size: it gets one image, whose results are dropped
-            one = jnp.zeros((1, *images.shape[1:]), images.dtype)
-            return jax.tree.map(lambda found: found[:0], call(networks, one))
+            blank = jnp.zeros((1, *images.shape[1:]), images.dtype)
+            return jax.tree.map(lambda leaf: leaf[:0], call(networks, blank))
         return call(networks, images)
 
     return predict
@@ -78,10 +78,10 @@ def landmark_predictor(task, settings) -> Callable:
     size, fit = loading.frame_size(settings.data), settings.data.fit
 
     def predict(networks, images):
-        source = images.shape[1:3]
-        framed = geometry.to_frame(images, size, fit=fit)
-        points, scores = call(networks, framed)
-        return geometry.affine(geometry.frame(source, size, fit), points), scores
+        source_size = images.shape[1:3]
+        frames = geometry.to_frame(images, size, fit=fit)
+        points, scores = call(networks, frames)
+        return geometry.affine(geometry.frame(source_size, size, fit), points), scores
 
     return predict
 
@@ -95,22 +95,24 @@ def detector_predictor(settings, facts: dict) -> Callable:
     fit, scale = settings.data.fit, settings.data.scale
 
     def predict(networks, images):
-        source, size = images.shape[1:3], tuple(settings.data.size)
-        matrix = geometry.frame(source, size, fit, scale)
+        source_size, size = images.shape[1:3], tuple(settings.data.size)
+        matrix = geometry.frame(source_size, size, fit, scale)
         if fit == "tile":
-            top, left, *extent = placement(source, size, fit, scale)
+            top, left, *extent = placement(source_size, size, fit, scale)
             size = tuple(side if n <= side else n + -n % STRIDE for n, side in zip(extent, size, strict=True))
             pads = [(before, n - before - m) for before, n, m in zip((top, left), size, extent, strict=True)]
-            framed = jnp.pad(geometry.resize(images, extent), ((0, 0), *pads, (0, 0)))
+            frames = jnp.pad(geometry.resize(images, extent), ((0, 0), *pads, (0, 0)))
         else:
-            framed = geometry.to_frame(images, size, fit=fit)
+            frames = geometry.to_frame(images, size, fit=fit)
         _, task = tasks.build(settings, facts, size=size)
-        found = steps.predictor(task)(networks, framed)
-        corners = geometry.affine(matrix, found.boxes.reshape(*found.boxes.shape[:-1], 2, 2))
-        good = geometry.inside(corners.mean(-2), source) & (found.scores >= detection.FLOOR)
-        found = found._replace(boxes=corners.reshape(found.boxes.shape), scores=jnp.where(good, found.scores, 0))
-        best = jnp.argsort(-found.scores)
-        return jax.vmap(lambda one, best: jax.tree.map(lambda x: x[best], one))(found, best)
+        detections = steps.predictor(task)(networks, frames)
+        corners = geometry.affine(matrix, detections.boxes.reshape(*detections.boxes.shape[:-1], 2, 2))
+        is_valid = geometry.inside(corners.mean(-2), source_size) & (detections.scores >= detection.FLOOR)
+        detections = detections._replace(
+            boxes=corners.reshape(detections.boxes.shape), scores=jnp.where(is_valid, detections.scores, 0)
+        )
+        order = jnp.argsort(-detections.scores)
+        return jax.vmap(lambda one, order: jax.tree.map(lambda x: x[order], one))(detections, order)
 
     return predict
 
@@ -151,20 +153,20 @@ def on_folder(
         size, fit = loading.frame_size(settings.data), settings.data.fit
         for samples, photographs in folders.batches(images, size=size, fit=fit, problems=problems):
             points, scores = landmarks.predict(call, networks, samples)
-            unknown = np.zeros(points.shape[:2], bool)
-            known = landmarks.with_truth(samples, points, scores, -1)
-            parts.append(known._replace(true=np.zeros_like(points), visible=unknown))
-            for name, photograph, shape, source in zip(
+            none_visible = np.zeros(points.shape[:2], bool)
+            batch_predictions = landmarks.with_truth(samples, points, scores, -1)
+            parts.append(batch_predictions._replace(true=np.zeros_like(points), visible=none_visible))
+            for name, photograph, image_points, source_size in zip(
                 samples.name, photographs, points, samples.source_size, strict=True
             ):
-                yield name, functools.partial(report.overlay, photograph, shrunk(shape, photograph, source))
+                yield name, functools.partial(report.overlay, photograph, shrunk(image_points, photograph, source_size))
 
     draw_all(drawings(), images, problems, out)
-    found = landmarks.join(parts)
-    summary = {"images": len(found.name), "landmarks": found.points.shape[1], "failures": problems}
+    predictions = landmarks.join(parts)
+    summary = {"images": len(predictions.name), "landmarks": predictions.points.shape[1], "failures": problems}
     summary["names"] = notes[0]["facts"].get("names", ())
-    landmarks.write(out, [found])
-    report.proofread.landmarks(out, images, landmarks.to_proofread(found), names=summary["names"])
+    landmarks.write(out, [predictions])
+    report.proofread.landmarks(out, images, landmarks.to_proofread(predictions), names=summary["names"])
     atomic.write_json(Path(out) / "summary.json", summary)
     return summary
 
@@ -184,21 +186,21 @@ def draw_all(drawings: Iterable[tuple[str, Callable]], images: Path, problems: l
       ValueError: there is no drawing, because of the `problems` with the folder `images`; earlier overlays are kept.
     """
 
-    def draw(one: tuple[str, Callable]):
-        name, write = one
+    def draw(drawing: tuple[str, Callable]):
+        name, write = drawing
         path = Path(out) / "overlays" / (name if name.lower().endswith((".jpg", ".jpeg")) else f"{name}.jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path=path)
 
     drawings = iter(drawings)
-    if not (first := list(itertools.islice(drawings, 1))):
+    if not (first_drawing := list(itertools.islice(drawings, 1))):
         raise ValueError(f"{images}: no photograph could be read; {'; '.join(p['what'] for p in problems)}")
-    drawings = itertools.chain(first, drawings)
+    drawings = itertools.chain(first_drawing, drawings)
     report.make_empty(Path(out) / "overlays")
-    said = time.perf_counter()
+    last_print = time.perf_counter()
     for count, _ in enumerate(ahead(draw, drawings, most=32), 1):
-        if time.perf_counter() - said > 10:
-            said = time.perf_counter()
+        if time.perf_counter() - last_print > 10:
+            last_print = time.perf_counter()
             print(f"{count} photographs done", flush=True)
 
 
@@ -210,30 +212,30 @@ def objects_in_folder(task, settings, networks, notes, images: Path, out: Path, 
     scores: list[np.ndarray] = []
     problems: list[dict] = []
     to_proofread: list[dict] = []
-    least = max(detection.FLOOR, threshold / 4)  # for users who lower the threshold on the proofreading page
+    minimum_score = max(detection.FLOOR, threshold / 4)  # for users who lower the threshold on the proofreading page
 
     def drawings():
         size = tuple(settings.data.size)
         for samples, photographs in objects.batches(images, size=size, **options, problems=problems):
-            sources = dict(zip(samples.name.tolist(), samples.source_size, strict=True))
+            source_sizes = dict(zip(samples.name.tolist(), samples.source_size, strict=True))
             found = detection.predict(call, networks, samples, overlap=overlap)
-            for n, (photograph, name, boxes, values, classes) in enumerate(zip(photographs, *found, strict=True)):
-                good = (values >= threshold) & (values > 0)
-                boxes, classes, source = boxes[good], classes[good], sources[str(name)]
+            for n, (photograph, name, boxes, image_scores, classes) in enumerate(zip(photographs, *found, strict=True)):
+                is_kept = (image_scores >= threshold) & (image_scores > 0)
+                boxes, classes, source_size = boxes[is_kept], classes[is_kept], source_sizes[str(name)]
                 labels = tuple(names[c] for c in classes)
-                annotations.append(BoxAnnotation(str(name), boxes, labels, size=tuple(source.tolist())))
-                scores.append(values[good])
-                items = detection.detections(found, n, least)
-                to_proofread.append({"name": str(name), "size": source, "items": items})
-                corners = shrunk(boxes.reshape(-1, 2, 2), photograph, source)
+                annotations.append(BoxAnnotation(str(name), boxes, labels, size=tuple(source_size.tolist())))
+                scores.append(image_scores[is_kept])
+                items = detection.detections(found, n, minimum_score)
+                to_proofread.append({"name": str(name), "size": source_size, "items": items})
+                corners = shrunk(boxes.reshape(-1, 2, 2), photograph, source_size)
                 layers = report.class_layers(corners.reshape(-1, 4), classes, names)
                 yield name, functools.partial(report.rectangles, photograph, layers)
 
     draw_all(drawings(), images, problems, out)
     for ending in ("csv", "json"):
         formats.boxes.write(Path(out) / f"predictions.{ending}", annotations, scores, classes=names)
-    report.proofread.boxes(out, images, to_proofread, names=names, threshold=threshold, least=least)
-    found = sum(len(values) for values in scores)
+    report.proofread.boxes(out, images, to_proofread, names=names, threshold=threshold, least=minimum_score)
+    found = sum(len(image_scores) for image_scores in scores)
     summary = {"images": len(annotations), "objects": found, "threshold": threshold, "failures": problems}
     atomic.write_json(Path(out) / "summary.json", summary)
     return summary

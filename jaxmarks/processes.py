@@ -51,8 +51,8 @@ def join(count: int = 0, *, coordinator: str = "", index: int = -1) -> None:
             heartbeat_timeout_seconds=2 * PATIENCE,
         )
     except ValueError as error:
-        how = "give --processes=N --coordinator=HOST:PORT --process=I, as no cluster that sets them was found"
-        raise ValueError(f"{error} To train with several processes, {how}") from None
+        advice = "give --processes=N --coordinator=HOST:PORT --process=I, as no cluster that sets them was found"
+        raise ValueError(f"{error} To train with several processes, {advice}") from None
 
 
 def devices_of_node() -> list[int] | None:
@@ -60,8 +60,8 @@ def devices_of_node() -> list[int] | None:
     if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
         return None
     tasks, gpus = (os.environ.get(f"SLURM_{key}", "") for key in ("STEP_TASKS_PER_NODE", "GPUS_ON_NODE"))
-    one = re.fullmatch(r"1(\(x\d+\))?", tasks)
-    return list(range(int(gpus))) if one and gpus.isdecimal() else None
+    single_task = re.fullmatch(r"1(\(x\d+\))?", tasks)
+    return list(range(int(gpus))) if single_task and gpus.isdecimal() else None
 
 
 def lead() -> bool:
@@ -117,18 +117,18 @@ class Watch:
     def __exit__(self, kind, error, traceback):
         if self.child:
             try:
-                what = " ".join(f"failed: {error}".split())[:500]
-                self.child.communicate(f"{what if kind else 'done'}\n", timeout=PATIENCE)
+                message = " ".join(f"failed: {error}".split())[:500]
+                self.child.communicate(f"{message if kind else 'done'}\n", timeout=PATIENCE)
             except (subprocess.TimeoutExpired, BrokenPipeError):
                 self.child.kill()
 
 
 def leave() -> bool:
     """Disconnects the processes once all have called this; returns whether this is the lead, which goes on alone."""
-    mine = lead()
+    is_lead = lead()
     if jax.process_count() > 1:
         jax.distributed.shutdown()
-    return mine
+    return is_lead
 
 
 def tell(text: str) -> None:
@@ -164,27 +164,27 @@ def deferring_signals():
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
 
     def restore():
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    def hear(number, _):
+    def on_signal(number, _):
         restore()
         _heard.append(number)
         os.write(2, b"jaxmarks: stop requested; saving. A second signal stops at once\n")
 
-    for number in before:
-        signal.signal(number, hear)
+    for number in handlers:
+        signal.signal(number, on_signal)
     try:
         yield
     finally:
         restore()
-        heard = _heard.copy()
+        received = _heard.copy()
         _heard.clear()
-    for number in heard:
+    for number in received:
         signal.raise_signal(number)
 
 

@@ -26,34 +26,34 @@ def folder(mode: str, run: Path, *, named: str = "", inputs: Iterable[str] = ())
       ValueError: results would replace inputs or other files, or another command writes to the folder.
     """
     out = Path(named or run / mode).absolute()
-    within = lambda inner, outer: Path(inner).resolve().is_relative_to(Path(outer).resolve())
-    for given in inputs:
-        if within(given, out):
+    is_within = lambda inner, outer: Path(inner).resolve().is_relative_to(Path(outer).resolve())
+    for source in inputs:
+        if is_within(source, out):
             raise ValueError(
-                f"{out}: results might overwrite {given}, which this command reads: name another folder with --out=DIR"
+                f"{out}: results might overwrite {source}, which this command reads: name another folder with --out=DIR"
             )
     if named and out.exists() and not (out / MARK).is_file():
-        what = (
+        file = (
             next((path.name for path in sorted(out.iterdir()) if path.name != ".lock"), "")
             if out.is_dir()
             else out.name
         )
-        if what:
-            raise ValueError(f"--out={named}: {what} exists and is not a result of --mode={mode}: name a new folder")
-    elif named and out.exists() and (earlier := marked(out)[0]) != mode:
-        raise ValueError(f"--out={named}: it holds results of --mode={earlier}; name another folder")
+        if file:
+            raise ValueError(f"--out={named}: {file} exists and is not a result of --mode={mode}: name a new folder")
+    elif named and out.exists() and (earlier_mode := marked(out)[0]) != mode:
+        raise ValueError(f"--out={named}: it holds results of --mode={earlier_mode}; name another folder")
     with runs.locked(out):
         before, (_, listed) = times(out), marked(out)
         write_mark(out, mode, listed)
         try:
             yield out
         finally:  # also after an error: its partial results are the mode's, too
-            now = times(out)
+            after = times(out)
             # A file that existed before and is not listed belongs to the user, even if it was written meanwhile.
-            written = {n: t for n, t in now.items() if t != before.get(n) and (n not in before or n in listed)}
+            written = {n: t for n, t in after.items() if t != before.get(n) and (n not in before or n in listed)}
             write_mark(out, mode, listed | written)
         for name, time in listed.items():
-            if name not in written and now.get(name) == time:
+            if name not in written and after.get(name) == time:
                 (out / name).unlink()
                 for parent in list(Path(name).parents)[:-1]:
                     with contextlib.suppress(OSError):  # not empty
@@ -81,6 +81,6 @@ def write_mark(out: Path, mode: str, files: dict[str, int]) -> None:
 
 def times(folder: Path) -> dict[str, int]:
     """Maps the relative path of each file below a folder, unless hidden, to its modification time in ns."""
-    hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)
-    files = [path for path in folder.rglob("*") if path.is_file() and not hidden(path)]
+    is_hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)
+    files = [path for path in folder.rglob("*") if path.is_file() and not is_hidden(path)]
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}

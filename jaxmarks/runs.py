@@ -104,11 +104,11 @@ def folder_of(workdir: Path, stage: str, member: Member) -> Path:
 def restore(workdir: Path, stage: str, members: list[Member]) -> tuple[list, list[dict]]:
     """Returns trained networks' variables, on the device, and their notes; raises ValueError if one is damaged."""
     folders = [folder_of(workdir, stage, member) / "best" for member in members]
-    found = [checkpoint.restore(folder) for folder in folders]
-    for folder, (_, note) in zip(folders, found, strict=True):
+    checkpoints = [checkpoint.restore(folder) for folder in folders]
+    for folder, (_, note) in zip(folders, checkpoints, strict=True):
         if "facts" not in note:
             raise ValueError(f"{folder / 'note.json'}: the key 'facts' is missing; copy the run's folder again")
-    return [jax.tree.map(jnp.asarray, variables) for variables, _ in found], [note for _, note in found]
+    return [jax.tree.map(jnp.asarray, variables) for variables, _ in checkpoints], [note for _, note in checkpoints]
 
 
 def seconds(config, workdir: Path) -> float:
@@ -143,9 +143,9 @@ def pick(workdir: Path, stage: str, member: Member) -> Path:
 
     If that network was not trained there, takes its fold's first, else the first of the lowest fold.
     """
-    if not (done := trained(workdir, stage)):
+    if not (checkpoints := trained(workdir, stage)):
         folder = folder_of(workdir, stage, member).parent
         raise FileNotFoundError(
             f"{folder}: it has no trained network; let that run end first, or change --config.init_from"
         )
-    return next(done[one] for one in (member, Member(member.fold), min(done)) if one in done)
+    return next(checkpoints[one] for one in (member, Member(member.fold), min(checkpoints)) if one in checkpoints)

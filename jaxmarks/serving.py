@@ -39,7 +39,7 @@ def export(
     Returns:
       The content of `about.json`: among others, the shape of the images, and the names and shapes of the outputs.
     """
-    exporting = exporter()
+    jax_export = exporter()
     task, settings, networks, notes = trained.networks_of(workdir, fold=fold, set=set)
     call, frame = predict.function(task, settings, notes[0]["facts"]), tuple(size or frame_size(settings.data))
     names = ("boxes", "scores", "classes") if "boxes" in settings.data else ("points", "scores")
@@ -48,11 +48,11 @@ def export(
     def function(leaves, images):
         return dict(zip(names, call(jax.tree.unflatten(structure, leaves), images), strict=True))
 
-    (batch,) = exporting.symbolic_shape("batch")
+    (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *frame, 3), np.uint8)
-    like = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    leaf_shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     with platforms.tracing_for("any"):
-        exported = exporting.export(jax.jit(function), platforms=PLATFORMS)(like, images)
+        exported = jax_export.export(jax.jit(function), platforms=PLATFORMS)(leaf_shapes, images)
     about = {
         "images": ["batch", *frame, 3],
         "outputs": {name: ["batch", *out.shape[1:]] for name, out in zip(sorted(names), exported.out_avals, strict=True)},
@@ -98,25 +98,25 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
             f"{workdir}: Faster R-CNN cannot be exported to ONNX, as its proposals cannot be converted;"
             " use --format=jax"
         )
-    looks = {key: settings.data.get(key, value) for key, value in SINGLE_LOOK.items()}
+    second_look = {key: settings.data.get(key, value) for key, value in SINGLE_LOOK.items()}
     settings.train.dtype = "float32"
     settings.data.update({key: value for key, value in SINGLE_LOOK.items() if key in settings.data})
     _, task = tasks.build(settings, notes[0]["facts"])
-    shape, decoded = (*settings.data.size, 3), settings.head.name == "direct"
+    shape, is_direct = (*settings.data.size, 3), settings.head.name == "direct"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
     def function(variables, images):
         outputs = task.apply(variables, task.plain({"images": images / 255})["images"], train=False)
-        if decoded:
+        if is_direct:
             return dict(zip(("points", "scores"), task.head.decode(outputs), strict=True))
         # Learned shapes depend on no image: they are parameters of the loss.
         return outputs._replace(shapes=None) if hasattr(outputs, "shapes") else outputs
 
-    like = jax.eval_shape(function, networks[0], jax.ShapeDtypeStruct((1, *shape), np.float32))
+    output_shapes = jax.eval_shape(function, networks[0], jax.ShapeDtypeStruct((1, *shape), np.float32))
     outputs = {
         jax.tree_util.keystr(path, simple=True, separator="_") or "outputs": ["batch", *leaf.shape[1:]]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(output_shapes)
     }
     files = []
     for member, variables in zip(runs.members(settings, fold), networks, strict=True):
@@ -134,7 +134,7 @@ def export_onnx(workdir: Path, folder: Path, *, fold: int | None = None, set: st
         "head": settings.head.to_dict(),
         "fit": settings.data.fit,
         "facts": notes[0]["facts"],
-    } | looks
+    } | second_look
     atomic.write_json(folder / "onnx.json", about)
     return about
 
@@ -145,9 +145,9 @@ def load(folder: Path) -> Callable:
     Raises:
       ValueError: one of its files is damaged.
     """
-    exporting, path = exporter(), Path(folder) / "function.bin"
+    jax_export, path = exporter(), Path(folder) / "function.bin"
     try:
-        function = exporting.deserialize(bytearray(path.read_bytes()))
+        function = jax_export.deserialize(bytearray(path.read_bytes()))
         path = Path(folder) / "parameters.npz"
         with np.load(path) as file:
             parameters = [file[f"arr_{i}"] for i in range(len(file.files))]

@@ -159,11 +159,11 @@ def mix(images, loss, share):
     neighbour = jnp.minimum(jnp.arange(len(images)) ^ 1, len(images) - 1)
     blend = lambda own, other: share * own + (1 - share) * other
 
-    def of_both(outputs, targets):
-        others = jax.tree.map(lambda target: target[neighbour], targets)
-        return jax.tree.map(blend, loss(outputs, targets), loss(outputs, others))
+    def mixed_loss(outputs, targets):
+        neighbour_targets = jax.tree.map(lambda target: target[neighbour], targets)
+        return jax.tree.map(blend, loss(outputs, targets), loss(outputs, neighbour_targets))
 
-    return blend(images, images[neighbour]), of_both
+    return blend(images, images[neighbour]), mixed_loss
 
 
 def valid_step(variables, data, rows, *, task, prepare):
@@ -182,20 +182,20 @@ def valid_step(variables, data, rows, *, task, prepare):
     """
     batch = prepare(gather(data, rows, task.versions))
     outputs = task.apply(variables, batch["images"], train=False)
-    found = {"loss": task.head.loss(outputs, task.head.targets(batch))}
+    sums = {"loss": task.head.loss(outputs, task.head.targets(batch))}
     visible = batch["visible"]
     if visible.shape[1]:
-        far = metrics.distances(task.head.decode(outputs)[0], batch["points"]) * batch["delta"][:, None]
-        found["distance_px"] = (jnp.sum(jnp.where(visible, far, 0)), jnp.sum(visible.astype(far.dtype)))
-    return found
+        distances = metrics.distances(task.head.decode(outputs)[0], batch["points"]) * batch["delta"][:, None]
+        sums["distance_px"] = (jnp.sum(jnp.where(visible, distances, 0)), jnp.sum(visible.astype(distances.dtype)))
+    return sums
 
 
 def statistics_step(variables, data, rows, *, task, prepare):
     """Returns the statistics ("batch_stats") of this batch alone, not a running mean; `prepare` as in `valid_step`."""
     images = prepare(gather(data, rows, task.versions))["images"]
-    none = variables | {"batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
+    zeroed = variables | {"batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
     dropout = {"dropout": jax.random.key(0)}
-    _, changed = task.apply(none, images, train=True, rngs=dropout, mutable=["batch_stats"])
+    _, changed = task.apply(zeroed, images, train=True, rngs=dropout, mutable=["batch_stats"])
     return jax.tree.map(lambda value: value / (1 - MOMENTUM), changed["batch_stats"])
 
 
@@ -214,10 +214,10 @@ def predictor(task: Task) -> Callable:
     """
 
     def call(networks, images):
-        found = [predict_step(variables, images, task=task) for variables in networks]
-        if len(found) == 1:
-            return found[0]
-        return task.head.join(jax.tree.map(lambda *each: jnp.stack(each, axis=1), *found))
+        predictions = [predict_step(variables, images, task=task) for variables in networks]
+        if len(predictions) == 1:
+            return predictions[0]
+        return task.head.join(jax.tree.map(lambda *each: jnp.stack(each, axis=1), *predictions))
 
     return jax.jit(call)
 
@@ -226,8 +226,8 @@ def predict(call: Callable, networks, images, *, batch_size: int):
     """Returns a `predictor`'s predictions for images (N, H, W, C), which may be `Records`, as arrays on the host."""
     parts = []
     for rows in batches(np.arange(len(images)), batch_size):
-        found = call(networks, jnp.asarray(images[samples_of(rows, 1)]))
-        parts.append(jax.tree.map(lambda x, real=rows >= 0: np.asarray(x)[real], found))
+        predictions = call(networks, jnp.asarray(images[samples_of(rows, 1)]))
+        parts.append(jax.tree.map(lambda x, real=rows >= 0: np.asarray(x)[real], predictions))
     return jax.tree.map(lambda *each: np.concatenate(each), *parts)
 
 
@@ -238,7 +238,7 @@ class Runner(NamedTuple):
       put: places a state, or the data, on the devices.
       get: returns the state as on one device.
       run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None, task_index=None) -> (state,
-        found), where `found` are the batches' (total, count), for `summed`, not waited for. `key` is the epoch's;
+        losses), where `losses` are the batches' (total, count), for `summed`, not waited for. `key` is the epoch's;
         `first` is the position of the first batch in the epoch. `stream` maps an iterable of rows (...) to an iterator
         of their images (..., H, W, C), which the data then lack. `task_index` (steps,) holds the index of each batch's
         task.
@@ -259,7 +259,7 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
     """
 
     axis = DEVICE_AXIS if devices > 1 else None
-    each_step = [functools.partial(train_step, task=task, tx=tx, mixup=mixup, axis=axis) for task in tasks]
+    task_steps = [functools.partial(train_step, task=task, tx=tx, mixup=mixup, axis=axis) for task in tasks]
 
     def scan(step, state, data, rows, keys):
         return lax.scan(lambda state, x: step(state, data, *x), state, (rows, keys))
@@ -267,39 +267,39 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
     if devices == 1:
         compiled = functools.partial(jax.jit, donate_argnums=0)
         put = get = spread = lambda tree: tree
-        lay: Callable = jnp.asarray
+        as_array: Callable = jnp.asarray
     else:
-        lay = np.asarray  # pmap moves each part to its device
+        as_array = np.asarray  # pmap moves each part to its device
         local = min(jax.local_device_count(), devices)
         chosen = jax.local_devices()[:local] if jax.process_count() == 1 else None  # several processes use all devices
         on_each = functools.partial(jax.pmap, axis_name=DEVICE_AXIS, devices=chosen)
         compiled = functools.partial(on_each, in_axes=(0, 0, 0, None), donate_argnums=0)
         # Placed by pmap, like the states that steps return: `replicate` names the axis differently, so that the second
         # step would be recompiled.
-        lay_out = on_each(lambda _, tree: tree, in_axes=(0, None))
-        put, get = functools.partial(lay_out, np.zeros(local)), jax_utils.unreplicate
-        mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+        place_on_each = on_each(lambda _, tree: tree, in_axes=(0, None))
+        put, get = functools.partial(place_on_each, np.zeros(local)), jax_utils.unreplicate
+        own_devices = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
         # (..., batch) -> (devices, ..., batch / devices): each device takes a contiguous part.
-        spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)[mine]
-    one_by_one = [compiled(step) for step in each_step]
-    all_at_once = [compiled(functools.partial(scan, step)) for step in each_step]
+        spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)[own_devices]
+    one_by_one = [compiled(step) for step in task_steps]
+    all_at_once = [compiled(functools.partial(scan, step)) for step in task_steps]
 
     def run(state, data, rows, key, first=0, stream=None, task_index=None):
         keys = keys_of(key, np.arange(first, first + len(rows)))
         task_index = np.zeros(len(rows), int) if task_index is None else task_index
         if scanned(stream) and len(set(task_index.tolist())) == 1:
-            state, each = all_at_once[task_index[0]](state, data, spread(rows), keys)
-            return state, [get(each)]
-        found: list = []
+            state, loss = all_at_once[task_index[0]](state, data, spread(rows), keys)
+            return state, [get(loss)]
+        losses: list = []
         parts = [spread(batch) for batch in rows]
         images = stream(parts) if stream else None
-        for number, batch, batch_key in zip(task_index, parts, keys, strict=True):
-            shown = data | {"streamed": lay(next(images))} if images else data
-            state, each = one_by_one[number](state, shown, batch, batch_key)
-            if images and len(found) > 1:
-                jax.block_until_ready(found[-2])  # no more than two batches wait on the device
-            found.append(get(each))
-        return state, found
+        for index, batch, batch_key in zip(task_index, parts, keys, strict=True):
+            step_data = data | {"streamed": as_array(next(images))} if images else data
+            state, loss = one_by_one[index](state, step_data, batch, batch_key)
+            if images and len(losses) > 1:
+                jax.block_until_ready(losses[-2])  # no more than two batches wait on the device
+            losses.append(get(loss))
+        return state, losses
 
     return Runner(put, get, run)
 
@@ -311,8 +311,8 @@ def scanned(stream) -> bool:
 
 def summed(found: list):
     """Sums the (total, count) of all batches that a `Runner` has run: floats, or dicts of floats."""
-    together = lambda *each: float(np.sum(np.concatenate([np.ravel(x) for x in each]), dtype=np.float64))
-    return jax.tree.map(together, *jax.device_get(found))
+    total = lambda *each: float(np.sum(np.concatenate([np.ravel(x) for x in each]), dtype=np.float64))
+    return jax.tree.map(total, *jax.device_get(found))
 
 
 def samples_of(rows: np.ndarray, versions: int) -> np.ndarray:

@@ -36,8 +36,8 @@ def build(settings, facts: dict, flip=None, size=None):
     """
     head = heads.build(settings.head, size=size or tuple(settings.data.size), **facts)
     network = models.Network(models.build(settings.model), head.layer)
-    shown = size if settings.train.sizes or settings.train.coarse else None
-    augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=shown)
+    shown_size = size if settings.train.sizes or settings.train.coarse else None
+    augmentation = augment.build(settings.augment, channels=settings.channels, flip=flip, size=shown_size)
     plain = lambda batch: augment.plain(batch, channels=settings.channels)
     apply = steps.computing_in(settings.train.dtype, network.apply)
     task = steps.Task(apply, head, augmentation.apply, plain, augmentation.versions)
@@ -82,21 +82,21 @@ def sizes(settings) -> list[tuple[int, int]]:
     if not (heights or coarse):
         return []
     if heights:
-        given, none = f"--config.train.sizes={heights}", "()"
-        shown = [(side, round(side * width / height)) for side in heights]
+        setting, off = f"--config.train.sizes={heights}", "()"
+        shown_sizes = [(side, round(side * width / height)) for side in heights]
     else:
-        given, none = f"--config.train.coarse={coarse}", "0"
-        shown = [tuple(STEP * math.ceil(COARSE * side / STEP) for side in (height, width)), (height, width)]
-    body, images = models.build(settings.model), jnp.zeros((1, *min(shown), settings.channels), jnp.float32)
+        setting, off = f"--config.train.coarse={coarse}", "0"
+        shown_sizes = [tuple(STEP * math.ceil(COARSE * side / STEP) for side in (height, width)), (height, width)]
+    body, images = models.build(settings.model), jnp.zeros((1, *min(shown_sizes), settings.channels), jnp.float32)
     try:
         features = jax.eval_shape(lambda: body.init_with_output(jax.random.key(0), images)[0])
     except ValueError as error:
-        raise ValueError(f"{given} shows frames of {min(shown)}: {error}; or leave it {none}") from None
+        raise ValueError(f"{setting} shows frames of {min(shown_sizes)}: {error}; or leave it {off}") from None
     if features.ndim < 4:
         raise ValueError(
-            f"{given}: {settings.model.name} ends in fully connected layers, which take one size only; leave it {none}"
+            f"{setting}: {settings.model.name} ends in fully connected layers, which take one size only; leave it {off}"
         )
-    return shown
+    return shown_sizes
 
 
 # Boxes of one class with a higher IoU are one object that was marked twice.
@@ -114,20 +114,20 @@ def fitted_facts(settings, samples, shown) -> dict:
     that were marked twice (`TWICE`). It is at least 0.2, since predicted boxes of adjacent objects may overlap, and at
     most 0.5. A `head.overlap` replaces it.
     """
-    known = samples.labels >= 0
-    if not known.any():
+    is_box = samples.labels >= 0
+    if not is_box.any():
         return shape_of(settings, samples, shown)
-    each = jax.jit(lambda *all: lax.map(lambda one: box_ops.crowding(*one), all))(samples.boxes, samples.labels, known)
-    each = np.asarray(each)[known]
-    learnt = float(np.clip(np.quantile(np.where(each > TWICE, 0, each), 0.99), 0.2, 0.5))
-    chosen = settings.head.get("overlap")
-    found = {"overlap": learnt if chosen is None else chosen}
+    ious = jax.jit(lambda *all: lax.map(lambda one: box_ops.crowding(*one), all))(samples.boxes, samples.labels, is_box)
+    ious = np.asarray(ious)[is_box]
+    fitted = float(np.clip(np.quantile(np.where(ious > TWICE, 0, ious), 0.99), 0.2, 0.5))
+    configured = settings.head.get("overlap")
+    facts = {"overlap": fitted if configured is None else configured}
     if "anchor_count" in settings.head:
-        boxes = samples.boxes[known]
+        boxes = samples.boxes[is_box]
         extents, key = jnp.asarray(boxes[:, 2:] - boxes[:, :2]), jax.random.key(settings.seed)
         anchors, _ = box_ops.kmeans_anchors(extents, key, count=settings.head.anchor_count)
-        found["anchors"] = np.asarray(anchors).tolist()
-    return found
+        facts["anchors"] = np.asarray(anchors).tolist()
+    return facts
 
 
 # Landmarks with this mean standard deviation or more, relative to the shape's size, do not predict each other.
@@ -147,13 +147,13 @@ def shape_of(settings, samples, shown) -> dict:
     points, visible, start = samples.points, samples.visible, None
     if pose in configs.TURNED_POSES:
         height, width = settings.data.size
-        places = [len(np.unique(p[v], axis=0)) for p, v in zip(points, visible, strict=True)]
-        fullest = np.argmax(places)  # among all images, so that every fold's shape has the same pose
+        distinct_counts = [len(np.unique(p[v], axis=0)) for p, v in zip(points, visible, strict=True)]
+        fullest = np.argmax(distinct_counts)  # among all images, so that every fold's shape has the same pose
         start = shape.align_principal_axis(points[fullest], visible[fullest], tall=height > width), visible[fullest]
     fit = jax.jit(functools.partial(shape.procrustes, mirror=pose == "mirrored"))
     mean, spread = fit(points[shown], visible[shown], start=start)
-    loose = pose not in configs.TURNED_POSES and spread.mean() >= LOOSE
-    return {"shape": [mean.tolist(), spread.tolist()]} if mean.any() and not loose else {}
+    is_loose = pose not in configs.TURNED_POSES and spread.mean() >= LOOSE
+    return {"shape": [mean.tolist(), spread.tolist()]} if mean.any() and not is_loose else {}
 
 
 def initial(network, settings, key):
@@ -161,15 +161,15 @@ def initial(network, settings, key):
     images = jnp.zeros((1, *settings.data.size, settings.channels), jnp.float32)
     # This runs once: compiling its many random generators with full optimisation takes four times as long, for the same
     # numbers.
-    quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(network.init, compiler_options=quick)(key, images)
+    compiler_options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(network.init, compiler_options=compiler_options)(key, images)
 
 
 def pretrained(settings, source: Path | None):
     """Returns the variables to start from, another run's (`source`) or pretrained ones, and their name."""
     if source:
-        theirs, note = checkpoint.restore(source)
-        return theirs, f"{source} (epoch {note['best_epoch']})"
+        variables, note = checkpoint.restore(source)
+        return variables, f"{source} (epoch {note['best_epoch']})"
     return models.read_weights(settings.model, settings.weights, channels=settings.channels), settings.weights
 
 
@@ -182,18 +182,18 @@ def initialise_from(variables, theirs, about: str, skip: str):
     Raises:
       ValueError: nothing matches, or `skip` matches no parameter.
     """
-    params, fate = checkpoint.merge(variables["params"], theirs["params"], skip=skip)
-    if skip and not any(name.endswith("(skipped)") for name in fate["new"]):
+    params, names_by_kind = checkpoint.merge(variables["params"], theirs["params"], skip=skip)
+    if skip and not any(name.endswith("(skipped)") for name in names_by_kind["new"]):
         raise ValueError(
             f"--config.init_skip={skip!r} matches no parameter from its start; the parameters are"
-            f" {', '.join(fate['loaded'])}"
+            f" {', '.join(names_by_kind['loaded'])}"
         )
-    if not fate["loaded"]:
-        raise ValueError(f"{about}: none of its parameters fits this network: {'; '.join(fate['new'])}")
-    processes.tell(f"initialised from {about}: {len(fate['loaded'])} arrays")
+    if not names_by_kind["loaded"]:
+        raise ValueError(f"{about}: none of its parameters fits this network: {'; '.join(names_by_kind['new'])}")
+    processes.tell(f"initialised from {about}: {len(names_by_kind['loaded'])} arrays")
     for kind in ("adapted", "new", "unused"):
-        if fate[kind]:
-            processes.tell(f"  {kind}: {', '.join(fate[kind])}")
+        if names_by_kind[kind]:
+            processes.tell(f"  {kind}: {', '.join(names_by_kind[kind])}")
     merged = variables | {"params": params}
     if "batch_stats" in variables:
         merged["batch_stats"], _ = checkpoint.merge(variables["batch_stats"], theirs.get("batch_stats", {}), skip=skip)
@@ -206,8 +206,8 @@ def inputs(settings, task):
     If versions are split at random, both augment the batch as training does.
     """
     if settings.split.by == "random" and task.versions > 1:
-        of_versions = lambda batch: task.augment(steps.keys_of(jax.random.key(settings.seed), batch["index"]), batch)
-        return of_versions, of_versions
+        augmented = lambda batch: task.augment(steps.keys_of(jax.random.key(settings.seed), batch["index"]), batch)
+        return augmented, augmented
     return task.plain, task.training_views or task.plain
 
 

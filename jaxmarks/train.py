@@ -111,14 +111,14 @@ def train(config, workdir: Path) -> dict[str, Dataset]:
     """
     workdir = atomic.folder(workdir)
     with contextlib.ExitStack() as stack:
-        refused = ""
+        refusal = ""
         if processes.lead():
             try:
                 stack.enter_context(runs.locked(workdir))
             except ValueError as error:
-                refused = str(error)
-        if refused := processes.agree(refused):  # so that all processes end
-            raise ValueError(refused)
+                refusal = str(error)
+        if refusal := processes.agree(refusal):  # so that all processes end
+            raise ValueError(refusal)
         stack.enter_context(processes.Watch(workdir))
         return run_stages(config, workdir)
 
@@ -128,12 +128,12 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     tasks.check(config)
     fill_in(config, workdir)
     configs.check(config)  # a value that was filled in may not suit every stage
-    datasets, names = {}, runs.stages(config)
-    last = configs.stage(config, names[-1])
+    datasets, stage_names = {}, runs.stages(config)
+    last = configs.stage(config, stage_names[-1])
     baselines.check(last.baselines, objects="boxes" in last.data)  # or scoring would fail after the training
     refuse_other_processes(config)
     runs.refuse_another(config, workdir)
-    for name in names:  # check all before training the first, which may take hours
+    for name in stage_names:  # check all before training the first, which may take hours
         settings = configs.stage(config, name)
         datasets[name] = dataset = processes.in_turn(functools.partial(load, settings.data))
         for problem in dataset.problems:
@@ -147,13 +147,13 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
         refuse_unlearnable(settings, dataset)
         for member in runs.members(settings):
             folder = runs.folder_of(workdir, name, member)
-            ended = checkpoint.note(folder / "last")
-            if not ended:  # a trained network may be scored on a machine that could not train it
+            last_note = checkpoint.note(folder / "last")
+            if not last_note:  # a trained network may be scored on a machine that could not train it
                 planned(settings, dataset.samples, member)
-            refuse_others(ended or checkpoint.note(folder / "resume"), f"{name} fold {member}", dataset.samples)
-        if len(names) > 1:
+            refuse_others(last_note or checkpoint.note(folder / "resume"), f"{name} fold {member}", dataset.samples)
+        if len(stage_names) > 1:
             tasks.check_trainable(settings, facts(dataset), dataset.flip)
-        if name == names[-1]:
+        if name == stage_names[-1]:
             refuse_unscored(settings, dataset.samples)
     if processes.lead():
         configs.save(config, workdir / "config.json")  # the data's paths may have changed
@@ -165,7 +165,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
                 if processes.lead():
                     checkpoint.remove(folder / "resume")  # left if a kill came after `last` was saved
                 continue
-            source = runs.source_of(config, workdir, names[:number], member)
+            source = runs.source_of(config, workdir, stage_names[:number], member)
             training = Training(settings, workdir, name, member, dataset, source)
             try:
                 with processes.deferring_signals():
@@ -186,26 +186,28 @@ def fill_in(config, workdir: Path) -> None:
     Raises:
       ValueError: an open key derives from another key (`DERIVED_FROM`), of which that run has another value.
     """
-    left = [key for key in ("size", *CHOICE_MESSAGES) if config.data.get(key) in ((), 0, "")]
+    open_keys = [key for key in ("size", *CHOICE_MESSAGES) if config.data.get(key) in ((), 0, "")]
     if runs.begun(workdir):
-        theirs = SILENT_DEFAULTS | runs.config_of(workdir).data.to_dict()
-        for key, by in DERIVED_FROM.items():
-            if key in left and theirs.get(by, config.data[by]) != config.data[by]:
+        saved = SILENT_DEFAULTS | runs.config_of(workdir).data.to_dict()
+        for key, origin in DERIVED_FROM.items():
+            if key in open_keys and saved.get(origin, config.data[origin]) != config.data[origin]:
                 raise ValueError(
-                    f"{workdir} holds a run with --config.data.{by}={theirs[by]}, not {config.data[by]}. Name another"
-                    " --workdir, or delete this folder"
+                    f"{workdir} holds a run with --config.data.{origin}={saved[origin]}, not {config.data[origin]}."
+                    " Name another --workdir, or delete this folder"
                 )
-        config.data.update({key: tuple(theirs[key]) if key == "size" else theirs[key] for key in left if key in theirs})
+        config.data.update(
+            {key: tuple(saved[key]) if key == "size" else saved[key] for key in open_keys if key in saved}
+        )
     fitting.fill_in(config.data)
-    for key in set(left) & set(CHOICE_MESSAGES):
+    for key in set(open_keys) & set(CHOICE_MESSAGES):
         if (value := config.data[key]) != SILENT_DEFAULTS[key]:
             processes.tell(CHOICE_MESSAGES[key].format(value))
 
 
 def refuse_other_processes(config) -> None:
     """Raises ValueError if this process's config differs from that of process 0, which writes the files."""
-    theirs = ml_collections.ConfigDict(processes.agree(json.loads(config.to_json())))
-    if differences := configs.differences(theirs, config):
+    lead_config = ml_collections.ConfigDict(processes.agree(json.loads(config.to_json())))
+    if differences := configs.differences(lead_config, config):
         raise ValueError(
             f"process {jax.process_index()} has another config than process 0 (value there / here):"
             f" {'; '.join(differences)}. Start all processes with the same config"
@@ -224,26 +226,26 @@ class Training:
         self.name, self.folder = f"{stage} fold {member}", runs.folder_of(workdir, stage, member)
         samples = dataset.samples
         versions, self.split, self.plan = planned(settings, samples, member)
-        plan, shown = self.plan, np.unique(self.split.train // versions)
-        known = facts(dataset) | tasks.fitted_facts(settings, samples, shown)
-        network, self.task = tasks.build(settings, known, dataset.flip)
+        plan, train_samples = self.plan, np.unique(self.split.train // versions)
+        data_facts = facts(dataset) | tasks.fitted_facts(settings, samples, train_samples)
+        network, self.task = tasks.build(settings, data_facts, dataset.flip)
         self.data: dict = {"digest": samples.digest} | splits.split_record(self.split, settings, samples, versions)
-        earlier = caveats.seen(source)
-        found = caveats.of_training(settings, dataset, member, self.data, source, earlier)
-        if settings.data.get("pose") in configs.TURNED_POSES and "shape" not in known:
-            found.append(
+        earlier_splits = caveats.seen(source)
+        problems = caveats.of_training(settings, dataset, member, self.data, source, earlier_splits)
+        if settings.data.get("pose") in configs.TURNED_POSES and "shape" not in data_facts:
+            problems.append(
                 caveats.caveat(
                     member, "no training image shows enough landmarks to determine its specimen's pose: none is turned"
                 )
             )
-        for each in found:
-            processes.tell(f"[{stage}] {each['image']}{each['what']}")
+        for problem in problems:
+            processes.tell(f"[{stage}] {problem['image']}{problem['what']}")
         self.about: dict = {
-            "facts": known,
-            "caveats": found,
-            "images": len(shown),
+            "facts": data_facts,
+            "caveats": problems,
+            "images": len(train_samples),
             "data": self.data,
-            "before": earlier,
+            "before": earlier_splits,
         }
 
         if plan.batch > (asked := settings.train.batch_size):
@@ -255,8 +257,8 @@ class Training:
         self.key = jax.random.fold_in(key, member.seed)
         variables = tasks.initial(network, settings, self.key)
         tx = optimiser(settings, variables["params"], plan)
-        sized = [tasks.build(settings, known, dataset.flip, size)[1] for size in tasks.sizes(settings)]
-        self.tasks = sized or [self.task]
+        sized_tasks = [tasks.build(settings, data_facts, dataset.flip, size)[1] for size in tasks.sizes(settings)]
+        self.tasks = sized_tasks or [self.task]
         self.runner = steps.runner(*self.tasks, tx=tx, devices=plan.devices, mixup=settings.train.mixup)
         state, self.best, self.progress = begin(settings, variables, tx, source, self.folder / "resume", self.name)
         self.state = self.runner.put(state)
@@ -266,29 +268,29 @@ class Training:
         self.settle, self.score = validation_functions(settings, self.task, self.feed, plan)
         quiet, tensorboard = not processes.lead(), settings.train.tensorboard
         self.log = MetricsLog(workdir, stage, *member, after=self.progress.epoch, tensorboard=tensorboard, quiet=quiet)
-        drawn = member == runs.members(settings)[0] and processes.lead()
-        self.figure = Path(workdir) / "figures" / f"batch_{stage}.png" if drawn else None
+        draws_figure = member == runs.members(settings)[0] and processes.lead()
+        self.figure = Path(workdir) / "figures" / f"batch_{stage}.png" if draws_figure else None
 
     def run(self) -> None:
         """Trains the epochs that are left."""
-        first, epochs, before = self.progress.epoch, self.plan.epochs, self.progress.seconds
-        began = self.saved_at = said_at = time.perf_counter()
+        first, epochs, earlier_seconds = self.progress.epoch, self.plan.epochs, self.progress.seconds
+        began = self.saved_at = printed_at = time.perf_counter()
         for epoch in range(first + 1, epochs + 1):
             started = time.perf_counter()
-            found = self.train_epoch(epoch)
-            trained = time.perf_counter()
+            means = self.train_epoch(epoch)
+            trained_at = time.perf_counter()
             rates = {rate: float(value) for rate, value in optim.hyperparameters(self.unreplicated().opt_state).items()}
-            found |= self.validate(epoch)
+            means |= self.validate(epoch)
             now = time.perf_counter()
-            self.progress.end(epoch, before + now - began)
+            self.progress.end(epoch, earlier_seconds + now - began)
             images, seconds = len(self.plan.train), round(self.progress.seconds, 1)
             self.log.write(
-                epoch=epoch, **found, **rates, images_per_s=round(images / (trained - started), 1), seconds=seconds
+                epoch=epoch, **means, **rates, images_per_s=round(images / (trained_at - started), 1), seconds=seconds
             )
-            if now - said_at > 5 or epoch in (1, epochs):
-                done, rest = self.work(first, epoch), self.work(epoch, epochs)
-                said_at, left = now, (now - began) / done * rest
-                print_progress(self.name, epoch, epochs, found, rates, images / (now - started), left)
+            if now - printed_at > 5 or epoch in (1, epochs):
+                done, remaining = self.work(first, epoch), self.work(epoch, epochs)
+                printed_at, seconds_left = now, (now - began) / done * remaining
+                print_progress(self.name, epoch, epochs, means, rates, images / (now - started), seconds_left)
             if self.out_of_patience():
                 processes.tell(
                     f"[{self.name}] no lower validation loss since epoch {self.progress.best_epoch}: stopped"
@@ -304,14 +306,14 @@ class Training:
         rows = steps.batches(splits.epoch(self.plan.train, self.plan.stratum, draw), self.plan.batch)
         task_index = self.task_of_batch(epoch, draw)
         key = jax.random.fold_in(self.key, epoch)
-        most = self.settings.train.span if steps.scanned(self.feed.stream) else min(self.settings.train.span, ASKING)
+        limit = self.settings.train.span if steps.scanned(self.feed.stream) else min(self.settings.train.span, ASKING)
         while self.progress.batch < len(rows):
             start = self.progress.batch
-            here = slice(start, start + most)
-            self.state, found = self.runner.run(
-                self.state, self.on_device, rows[here], key, start, self.feed.stream, task_index[here]
+            chunk = slice(start, start + limit)
+            self.state, losses = self.runner.run(
+                self.state, self.on_device, rows[chunk], key, start, self.feed.stream, task_index[chunk]
             )
-            self.progress.add(len(rows[here]), steps.summed(found))
+            self.progress.add(len(rows[chunk]), steps.summed(losses))
             if self.figure and epoch == 1 and not start:
                 # Only now, so that it does not delay the first steps.
                 draw_batch(self.figure, self.task, self.feed, self.plan.statistics_rows[:16], self.key, self.dataset)
@@ -322,10 +324,10 @@ class Training:
                 raise InterruptedError(
                     f"{self.name}, epoch {epoch}: stopped on request, and saved; the same command resumes it"
                 )
-        found = entries("train", {"loss": mean(*self.progress.sums) or 0.0})
-        loss = found["train/loss"]
+        losses = entries("train", {"loss": mean(*self.progress.sums) or 0.0})
+        loss = losses["train/loss"]
         self.refuse_diverged(np.isfinite(loss), f"epoch {epoch}: the training loss is {loss}")
-        return found
+        return losses
 
     def work(self, first: int, last: int) -> float:
         """Returns the work of the epochs from `first` + 1 to `last`, in units of an epoch that is not coarse."""
@@ -351,15 +353,15 @@ class Training:
         if not len(self.plan.valid):
             return {"valid/loss": None}
         variables = self.settle(self.unreplicated())
-        found = {"valid/loss": None} | self.score(variables)
-        loss = found["valid/loss"]
+        means = {"valid/loss": None} | self.score(variables)
+        loss = means["valid/loss"]
         if loss is not None and np.isfinite(loss):
             if self.progress.best_valid is None or loss < self.progress.best_valid:
                 self.progress.best_valid, self.progress.best_epoch = loss, epoch
                 self.best = jax.tree.map(jnp.copy, variables)
             if epoch > self.coarse:  # in coarse epochs, no progress means nothing
                 self.state = self.state.replace(opt_state=optim.observe(self.state.opt_state, loss))
-        return found
+        return means
 
     def refuse_diverged(self, good: bool, what: str) -> None:
         """Raises FloatingPointError with the message `what` unless `good`."""
@@ -391,15 +393,19 @@ class Training:
     def finish(self) -> None:
         """Saves the best and the last variables, and removes the resume checkpoint."""
         last, progress = self.settle(self.unreplicated()), self.progress
-        good = all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(last)))
-        self.refuse_diverged(good, "its parameters are not finite")
+        finite = all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(last)))
+        self.refuse_diverged(finite, "its parameters are not finite")
         if progress.best_valid is None:
             self.best, progress.best_epoch = last, progress.epoch
-        about = self.about | {key: getattr(progress, key) for key in ("epoch", "best_valid", "best_epoch", "seconds")}
-        held, shown = (np.unique(rows // self.task.versions) for rows in (self.split.valid, self.split.train))
-        about |= evaluate.choose_on_validation(steps.predictor(self.task), self.best, about, self.dataset, held, shown)
-        save(self.folder / "best", self.best, about)
-        save(self.folder / "last", last, about)
+        note = self.about | {key: getattr(progress, key) for key in ("epoch", "best_valid", "best_epoch", "seconds")}
+        valid_samples, train_samples = (
+            np.unique(rows // self.task.versions) for rows in (self.split.valid, self.split.train)
+        )
+        note |= evaluate.choose_on_validation(
+            steps.predictor(self.task), self.best, note, self.dataset, valid_samples, train_samples
+        )
+        save(self.folder / "best", self.best, note)
+        save(self.folder / "last", last, note)
         if processes.lead():
             checkpoint.remove(self.folder / "resume")
         processes.wait()
@@ -427,17 +433,17 @@ def refuse_others(note: dict | None, name: str, samples) -> None:
 
 def refuse_unscored(settings, samples) -> None:
     """Raises ValueError if a stage to be scored holds out no image, or a fold holds out none of one of the datasets."""
-    each = {fold: splits.member_split(settings, samples, runs.Member(fold), 1) for fold in runs.folds(settings)}
-    for fold, split in each.items():
-        held = split.test if len(split.test) else split.valid
-        lacking = np.setdiff1d(samples.domain, samples.domain[held])
-        if len(held) and len(lacking):
+    by_fold = {fold: splits.member_split(settings, samples, runs.Member(fold), 1) for fold in runs.folds(settings)}
+    for fold, split in by_fold.items():
+        held_out = split.test if len(split.test) else split.valid
+        missing = np.setdiff1d(samples.domain, samples.domain[held_out])
+        if len(held_out) and len(missing):
             raise ValueError(
-                f"fold {fold}: it holds out no image of dataset {lacking[0] + 1} for testing: change"
+                f"fold {fold}: it holds out no image of dataset {missing[0] + 1} for testing: change"
                 f" --config.split.folds={settings.split.folds} or --config.split.valid={settings.split.valid}, or leave"
                 " that fold out of --config.split.run"
             )
-    if not any(len(split.test) or len(split.valid) for split in each.values()):
+    if not any(len(split.test) or len(split.valid) for split in by_fold.values()):
         raise ValueError(
             f"--config.split.folds={settings.split.folds} --config.split.valid={settings.split.valid}: no image is held"
             " out to score the network on: raise one of them"
@@ -471,8 +477,8 @@ def planned(settings, samples, member: runs.Member) -> tuple[int, splits.Split, 
 def plan_of(settings, split: splits.Split, strata: np.ndarray, member: runs.Member, versions: int) -> Plan:
     """Returns the plan of a network with this split; `strata` (N,) are those of all samples."""
     options, draw = settings.train, np.random.default_rng((settings.seed, member.seed))
-    waits = {"train.patience": options.patience, "optimizer.plateau": settings.optimizer.get("plateau")}
-    for key, value in waits.items():
+    patience = {"train.patience": options.patience, "optimizer.plateau": settings.optimizer.get("plateau")}
+    for key, value in patience.items():
         if value and not len(split.valid):
             raise ValueError(f"--config.{key}={value} needs validation images: raise --config.split.valid")
     stratum, count = strata[split.train // versions], len(split.train)
@@ -481,8 +487,8 @@ def plan_of(settings, split: splits.Split, strata: np.ndarray, member: runs.Memb
     if options.balance != "object":  # for "object", tiles without objects keep their share, as in the test
         valid = splits.balanced(valid, strata[valid // versions], draw)
     devices = devices_of(options)
-    together = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours in mixup share a device
-    batch = -(-min(options.batch_size, count) // together) * together
+    multiple = devices * (2 if options.mixup and devices > 1 else 1)  # neighbours in mixup share a device
+    batch = -(-min(options.batch_size, count) // multiple) * multiple
     steps_per_epoch = -(-count // batch)
     epochs = options.epochs or -(-options.steps // steps_per_epoch)
     if epochs * steps_per_epoch < options.accumulate:
@@ -525,16 +531,16 @@ def begin(settings, variables, tx, source: Path | None, resume: Path, name: str)
 
     A new training starts from `source`, else from `settings.weights`, else from `variables`.
     """
-    noted = checkpoint.note(resume)
-    if not noted:
+    note = checkpoint.note(resume)
+    if not note:
         if source or settings.weights:
-            theirs, about = tasks.pretrained(settings, source)
-            variables = tasks.initialise_from(variables, theirs, about, settings.init_skip)
+            pretrained, origin = tasks.pretrained(settings, source)
+            variables = tasks.initialise_from(variables, pretrained, origin, settings.init_skip)
         return steps.create(variables, tx), variables, Progress()
     saved, _ = checkpoint.restore(resume, {"state": steps.create(variables, tx), "best": variables})
-    progress = Progress(**{f.name: noted[f.name] for f in dataclasses.fields(Progress) if f.name in noted})
-    within = f" and {progress.batch} batches" if progress.batch else ""
-    processes.tell(f"[{name}] resumed after epoch {progress.epoch}{within}")
+    progress = Progress(**{f.name: note[f.name] for f in dataclasses.fields(Progress) if f.name in note})
+    batches = f" and {progress.batch} batches" if progress.batch else ""
+    processes.tell(f"[{name}] resumed after epoch {progress.epoch}{batches}")
     return *(jax.tree.map(jnp.asarray, saved[key]) for key in ("state", "best")), progress
 
 
@@ -544,9 +550,9 @@ def validation_functions(settings, task: steps.Task, feed: Feed, plan: Plan):
     The variables are the parameters or their moving average, with statistics of many batches, since running statistics
     cover only the last few.
     """
-    to_judge, to_settle = tasks.inputs(settings, task)
-    validate = jax.jit(functools.partial(steps.valid_step, task=task, prepare=to_judge))
-    measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=to_settle))
+    validation_input, statistics_input = tasks.inputs(settings, task)
+    validate = jax.jit(functools.partial(steps.valid_step, task=task, prepare=validation_input))
+    measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=statistics_input))
 
     def settle(state):
         variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}
@@ -555,8 +561,8 @@ def validation_functions(settings, task: steps.Task, feed: Feed, plan: Plan):
         return variables | {"batch_stats": feed.mean(measure, variables, plan.statistics_rows)}
 
     def score(variables):
-        found = feed.each(validate, variables, plan.valid)
-        sums = processes.agree(jax.tree.map(lambda *x: float(np.sum(x)), *found))
+        batch_sums = feed.each(validate, variables, plan.valid)
+        sums = processes.agree(jax.tree.map(lambda *x: float(np.sum(x)), *batch_sums))
         return entries("valid", {name: mean(*pair) for name, pair in sums.items()})
 
     return settle, score
@@ -575,12 +581,12 @@ def mean(total, count):
 
 def entries(split: str, means: dict) -> dict:
     """Returns means by name as log entries: a dict of terms as their sum, and each term under its own name."""
-    found = {}
+    logged = {}
     for name, value in means.items():
         terms = value if isinstance(value, dict) else {}
-        found[f"{split}/{name}"] = sum(terms.values()) if terms else value
-        found |= {f"{split}/{term}": part for term, part in terms.items()}
-    return found
+        logged[f"{split}/{name}"] = sum(terms.values()) if terms else value
+        logged |= {f"{split}/{term}": part for term, part in terms.items()}
+    return logged
 
 
 def draw_batch(path: Path, task: steps.Task, feed: Feed, rows, key, dataset: Dataset) -> None:
@@ -597,8 +603,8 @@ def draw_batch(path: Path, task: steps.Task, feed: Feed, rows, key, dataset: Dat
         ]
     else:
         points = np.where(batch["visible"][..., None], 4 * batch["points"], np.nan)
-        own = [dataset.columns[domain] for domain in dataset.samples.domain[rows // task.versions]]
-        drawn = [report.overlay(image, p[c]) for image, p, c in zip(images, points, own, strict=True)]
+        columns = [dataset.columns[domain] for domain in dataset.samples.domain[rows // task.versions]]
+        drawn = [report.overlay(image, p[c]) for image, p, c in zip(images, points, columns, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     report.contact_sheet(drawn, path)
 

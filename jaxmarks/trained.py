@@ -51,8 +51,8 @@ def is_from_split_of(workdir: Path, samples: Samples) -> bool:
     note = next(filter(None, map(checkpoint.note, runs.trained(workdir, stage).values())), None)
     if note is None:
         return False
-    known = splits.match_parts(note["data"], samples)
-    return bool(((part_of(known) != "") | (known["specimen"] != "")).any())
+    matches = splits.match_parts(note["data"], samples)
+    return bool(((part_of(matches) != "") | (matches["specimen"] != "")).any())
 
 
 def part_of(known: dict[str, np.ndarray], *, same: bool = False) -> np.ndarray:
@@ -81,8 +81,8 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Tra
     variables, notes = runs.restore(workdir, stage, runs.members(settings, fold))
     if set:
         start, stop = notes[0]["facts"]["sets"][set]
-        own = lambda params: params | {"head": params["head"][set]}
-        variables = [tree | {"params": own(tree["params"])} for tree in variables]
+        select_head = lambda params: params | {"head": params["head"][set]}
+        variables = [tree | {"params": select_head(tree["params"])} for tree in variables]
         notes = [note | {"facts": {"landmarks": stop - start}} for note in notes]
     _, task = tasks.build(settings, notes[0]["facts"])
     return Trained(task, settings, variables, notes)
@@ -91,19 +91,19 @@ def networks_of(workdir: Path, *, fold: int | None = None, set: str = "") -> Tra
 def all_on(workdir: Path, samples: Samples, *, set: str = "") -> Held:
     """Returns all networks of a run (for its dataset `set`) together, to be tested on samples outside its split."""
     task, settings, networks, notes = networks_of(workdir, set=set)
-    everyone = np.arange(len(samples))
-    told = caveats.of_leakage(with_training_names(samples, settings, set), notes, samples.name)
-    return Held(-1, steps.predictor(task), networks, notes, everyone[:0], everyone, told)
+    all_rows = np.arange(len(samples))
+    doubts = caveats.of_leakage(with_training_names(samples, settings, set), notes, samples.name)
+    return Held(-1, steps.predictor(task), networks, notes, all_rows[:0], all_rows, doubts)
 
 
 def with_training_names(samples: Samples, settings, set: str = "") -> Samples:
     """Returns samples with the names and specimens that a run's training (on its dataset `set`) would give them."""
     # For several datasets, loading has already applied `group_by` and prefixed the dataset's name.
     pattern = "" if settings.data.get("sets") else settings.data.get("group_by", "")
-    caught = [(pattern and folder.caught_in(name, pattern)) or "" for name in samples.name.tolist()]
-    within = lambda values: np.array([value and f"{set}/{value}" for value in values.tolist()]) if set else values
-    specimens = np.where(np.array(caught) != "", caught, samples.specimen)
-    return dataclasses.replace(samples, name=within(samples.name), specimen=within(specimens))
+    captured = [(pattern and folder.caught_in(name, pattern)) or "" for name in samples.name.tolist()]
+    with_prefix = lambda values: np.array([value and f"{set}/{value}" for value in values.tolist()]) if set else values
+    specimens = np.where(np.array(captured) != "", captured, samples.specimen)
+    return dataclasses.replace(samples, name=with_prefix(samples.name), specimen=with_prefix(specimens))
 
 
 def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool = True) -> Iterator[Held]:
@@ -127,25 +127,25 @@ def folds(settings, workdir: Path, stage: str, samples: Samples, *, same: bool =
 
     for fold in runs.folds(settings):
         networks, notes = runs.restore(workdir, stage, runs.members(settings, fold))
-        data = notes[0]["data"]
-        known = splits.match_parts(data, samples)
-        part = part_of(known, same=same)
-        tested = np.where(part != "", part, known["specimen"]) == ("test" if data["images"]["test"] else "valid")
-        new, learnt = new & (part == "") & ~tested, learnt | (part == "train")
-        if tested.any():
-            told = caveats.of_notes(notes) + caveats.of_test(fold, data["images"])
-            if "contents" in data:
-                told += caveats.of_name_matches(samples.name[tested & (part != "") & (known["content"] == "")])
-            trained, tests = np.flatnonzero(part == "train"), np.flatnonzero(tested)
-            yield Held(fold, call_of(notes[0]["facts"]), networks, notes, trained, tests, told)
+        split = notes[0]["data"]
+        matches = splits.match_parts(split, samples)
+        part = part_of(matches, same=same)
+        is_test = np.where(part != "", part, matches["specimen"]) == ("test" if split["images"]["test"] else "valid")
+        new, learnt = new & (part == "") & ~is_test, learnt | (part == "train")
+        if is_test.any():
+            doubts = caveats.of_notes(notes) + caveats.of_test(fold, split["images"])
+            if "contents" in split:
+                doubts += caveats.of_name_matches(samples.name[is_test & (part != "") & (matches["content"] == "")])
+            train_rows, test_rows = np.flatnonzero(part == "train"), np.flatnonzero(is_test)
+            yield Held(fold, call_of(notes[0]["facts"]), networks, notes, train_rows, test_rows, doubts)
     if new.any():
         networks, notes = runs.restore(workdir, stage, runs.members(settings))
-        what = f"{new.sum()} images are new since the training, this one the first: all networks together predict them"
+        text = f"{new.sum()} images are new since the training, this one the first: all networks together predict them"
         # The caveats of the networks themselves have come with the folds.
-        told = [
-            problem(str(samples.name[new][0]), what, "the images"),
+        doubts = [
+            problem(str(samples.name[new][0]), text, "the images"),
             *caveats.of_leakage(samples, notes, np.where(new, samples.name, "")),
         ]
-        yield Held(-1, call_of(notes[0]["facts"]), networks, notes, np.flatnonzero(learnt), np.flatnonzero(new), told)
+        yield Held(-1, call_of(notes[0]["facts"]), networks, notes, np.flatnonzero(learnt), np.flatnonzero(new), doubts)
     elif not calls:
         raise ValueError("the data have none of the images that the run holds out: there is nothing to score it on")

@@ -106,9 +106,9 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
         sys.exit(f"ablate: {error}")
     started = time.perf_counter()
     results = finished(runs, grid["metrics"])
-    mine = runs_of_part(runs, *options.share)
-    todo = [run for run in mine if run.folder not in results]
-    print(f"{len(mine)} runs, {len(mine) - len(todo)} of them complete: {options.workdir}", flush=True)
+    part_runs = runs_of_part(runs, *options.share)
+    todo = [run for run in part_runs if run.folder not in results]
+    print(f"{len(part_runs)} runs, {len(part_runs) - len(todo)} of them complete: {options.workdir}", flush=True)
     about = {
         "title": grid["title"],
         "command": shlex.join(["python", *command]),
@@ -118,10 +118,10 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
     environment = dict(os.environ)
     if options.jobs > 1:  # by default each process takes three quarters of a GPU's memory
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / options.jobs:.3f}")
-    others = [run for run in runs if run not in mine]
+    other_runs = [run for run in runs if run not in part_runs]
 
     def update_tables():
-        results.update(finished(others, grid["metrics"]))
+        results.update(finished(other_runs, grid["metrics"]))
         write(options.workdir, runs, results, about | {"elapsed": time.perf_counter() - started})
 
     update_tables()
@@ -135,8 +135,8 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
             for number, future in enumerate(as_completed(waiting), 1):
                 run, result = waiting[future], future.result()
                 results[run.folder] = result
-                said = f"failed: {result.strip()}" if isinstance(result, str) else shown(result, grid["metrics"][0])
-                print(f"[{number}/{len(todo)}] {name(run)}, seed {run.seed}: {said}", flush=True)
+                outcome = f"failed: {result.strip()}" if isinstance(result, str) else shown(result, grid["metrics"][0])
+                print(f"[{number}/{len(todo)}] {name(run)}, seed {run.seed}: {outcome}", flush=True)
                 update_tables()
         except BaseException:
             ending.set()
@@ -172,8 +172,8 @@ def parse(arguments):
 
 def load_grid(text: str) -> dict:
     """Returns the grid of FILE.py[:variant] with defaults filled in; its title is the docstring's first line."""
-    found, title = load(text, "get_grid")
-    grid = {"overrides": {}, "seeds": (0,), "metrics": ("mean_distance_px",)} | found
+    loaded, title = load(text, "get_grid")
+    grid = {"overrides": {}, "seeds": (0,), "metrics": ("mean_distance_px",)} | loaded
     check_keys("grid key", grid, GRID_KEYS)
     if not grid.get("cells") or not grid.get("config"):
         raise ValueError(f"{text}: the grid has no {'config' if grid.get('cells') else 'cells'}")
@@ -208,9 +208,9 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
                 raise ValueError("seed cannot be an override; give --seeds=0,1,2, or the grid's seeds")
             sources = {run.seed: run.folder for run in runs if name(run) == cell.get("after")}
             if "after" in cell and not sources:
-                before = dict.fromkeys(map(name, runs))
+                cells = dict.fromkeys(map(name, runs))
                 raise ValueError(
-                    f"after={cell['after']!r} names no earlier cell; the earlier ones are: {', '.join(before) or 'none'}"
+                    f"after={cell['after']!r} names no earlier cell; the earlier ones are: {', '.join(cells) or 'none'}"
                 )
             for seed in seeds or grid["seeds"]:
                 folder = workdir / "--".join(filter(None, [slug(row), slug(column)])) / str(seed)
@@ -252,11 +252,11 @@ def complete(run: Run, metrics) -> dict | None:
     """Returns a run's summary, or None if it is missing, lacks a metric, or belongs to another config."""
     try:
         summary = tables.read_summary(run.folder / "summary.json")
-        same = not configs.differences(configs.load(run.folder / "config.json"), run.config)
+        same_config = not configs.differences(configs.load(run.folder / "config.json"), run.config)
     except (OSError, ValueError):  # missing, or truncated by a kill
         return None
-    whole = all(value(summary, metric, None) is not None for metric in metrics)
-    return summary if same and whole else None
+    has_metrics = all(value(summary, metric, None) is not None for metric in metrics)
+    return summary if same_config and has_metrics else None
 
 
 def train(run: Run, metrics, launch, environment, source: Future | None = None) -> dict | str:
@@ -265,17 +265,17 @@ def train(run: Run, metrics, launch, environment, source: Future | None = None) 
         return f"not trained: the run that it starts from failed ({run.after})"
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / "log.txt"
-    before = log.stat().st_size if log.exists() else 0
+    log_size = log.stat().st_size if log.exists() else 0
     status = launch(run.arguments, log, environment)
     summary = complete(run, metrics)
     if status == 0 and summary:
         return summary
-    why = (
+    reason = (
         f"exit status {status}"
         if status
         else f"no number for {', '.join(metrics)}: summary.json lacks it, is missing, or is of another config"
     )
-    return "\n".join([*tail(log, before), f"({why}; {log})"])
+    return "\n".join([*tail(log, log_size), f"({reason}; {log})"])
 
 
 # The tables.
@@ -359,10 +359,10 @@ def network_entry(given: list[dict | str | None], metric: str, best: float | Non
 
 def baseline_entry(summaries: list[dict], metric: str) -> Entry:
     """Returns a baseline's entry: its number, or lowest to highest if the runs are scored on different images."""
-    found = sorted({statistics([s], metric) for s in summaries if not math.isnan(value(s, metric))})
-    texts = dict.fromkeys(with_deviation(*one, metric) for one in found)
+    scores = sorted({statistics([s], metric) for s in summaries if not math.isnan(value(s, metric))})
+    texts = dict.fromkeys(with_deviation(*score, metric) for score in scores)
     if len(texts) > 1:
-        texts = dict.fromkeys([f" {DASH} ".join(number(one[0], metric) for one in (found[0], found[-1]))])
+        texts = dict.fromkeys([f" {DASH} ".join(number(score[0], metric) for score in (scores[0], scores[-1]))])
     return Entry("".join(texts) or DASH)
 
 
@@ -371,18 +371,18 @@ def layout(runs: list[Run], results: dict, metric: str) -> list[tuple[str, dict[
     cells: dict[tuple[str, str], list] = collections.defaultdict(list)
     for run in runs:
         cells[run.row, run.column].append(results.get(run.folder))
-    done = {key: [result for result in given if isinstance(result, dict)] for key, given in cells.items()}
+    completed = {key: [result for result in outcomes if isinstance(result, dict)] for key, outcomes in cells.items()}
     networks = {row: {} for row, _ in cells}
-    baselines = {method: {} for summaries in done.values() for s in summaries for method in s["baselines"]}
+    baselines = {method: {} for summaries in completed.values() for s in summaries for method in s["baselines"]}
     for column in dict.fromkeys(column for _, column in cells):
-        means = [statistics(summaries, metric)[0] for (_, c), summaries in done.items() if c == column]
-        known_means = [mean for mean in means if not math.isnan(mean)]
-        best = (max if higher_is_better(metric) else min)(known_means, default=None)
+        means = [statistics(summaries, metric)[0] for (_, c), summaries in completed.items() if c == column]
+        finite_means = [mean for mean in means if not math.isnan(mean)]
+        best = (max if higher_is_better(metric) else min)(finite_means, default=None)
         for row, entries in networks.items():
-            given = cells.get((row, column))
-            entries[column] = network_entry(given, metric, best) if given else Entry("")
+            outcomes = cells.get((row, column))
+            entries[column] = network_entry(outcomes, metric, best) if outcomes else Entry("")
         for method, entries in baselines.items():
-            scored = [s["baselines"] for (_, c), summaries in done.items() if c == column for s in summaries]
+            scored = [s["baselines"] for (_, c), summaries in completed.items() if c == column for s in summaries]
             entries[column] = baseline_entry([scores[method] for scores in scored if method in scores], metric)
     return [*networks.items(), *((method.replace("_", " "), entries) for method, entries in baselines.items())]
 
@@ -390,8 +390,8 @@ def layout(runs: list[Run], results: dict, metric: str) -> list[tuple[str, dict[
 def caption(runs: list[Run], results: dict, metric: str) -> str:
     """Describes what a table shows, and over what its deviations are taken."""
     seeds = len({run.seed for run in runs})
-    done = [r for r in results.values() if isinstance(r, dict)]
-    folds = sorted({len(r.get("folds", [])) for r in done if value(r, over_folds(metric), None) is not None})
+    summaries = [r for r in results.values() if isinstance(r, dict)]
+    folds = sorted({len(r.get("folds", [])) for r in summaries if value(r, over_folds(metric), None) is not None})
     if seeds > 1:
         spread = f" ± the standard deviation over {seeds} seeds"
         spread += " (of a baseline, over its folds)" if folds else ""
@@ -406,17 +406,17 @@ def caption(runs: list[Run], results: dict, metric: str) -> str:
 
 def describe_data(runs: list[Run], results: dict) -> str:
     """Describes the images and landmarks that cells are scored on, per column (or row) where they differ."""
-    found: dict = {}
+    columns_by_text: dict = {}
     for run in runs:
         summary = results.get(run.folder)
         if isinstance(summary, dict):
-            where = f" from {run.config.data.images}" if run.config.get("data", {}).get("images") else ""
+            source = f" from {run.config.data.images}" if run.config.get("data", {}).get("images") else ""
             what = f"{summary['objects']} objects" if "objects" in summary else f"{summary['landmarks']} landmarks each"
-            text = f"{summary['images']} held-out images{where}, {what}"
-            found.setdefault(text, {})[run.column or run.row] = None
-    if len(found) < 2:
-        return "".join(found)
-    return "; ".join(f"{', '.join(columns)}: {text}" for text, columns in found.items())
+            text = f"{summary['images']} held-out images{source}, {what}"
+            columns_by_text.setdefault(text, {})[run.column or run.row] = None
+    if len(columns_by_text) < 2:
+        return "".join(columns_by_text)
+    return "; ".join(f"{', '.join(columns)}: {text}" for text, columns in columns_by_text.items())
 
 
 def records(runs: list[Run], results: dict, metrics) -> list[dict]:
@@ -492,8 +492,8 @@ def markdown(page: dict) -> str:
         columns = {"row": ""} | {f"in {c}": c or title for c in page["columns"]}
         parts += [f"{text}\n", tables.markdown(table, columns)]
     parts += ["    " + page["command"] + "\n", " ".join(filter(None, page["notes"])) + "\n"]
-    for label, said in page["failures"]:
-        parts += [f"**Failed: {label}**\n", "".join(f"    {line}\n" for line in said.splitlines())]
+    for label, message in page["failures"]:
+        parts += [f"**Failed: {label}**\n", "".join(f"    {line}\n" for line in message.splitlines())]
     return "\n".join(parts)
 
 

@@ -100,22 +100,22 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         make(options.out, "--out")
-        found = earlier(options.out / "bench.json")
+        results = earlier(options.out / "bench.json")
     except ValueError as error:
         sys.exit(f"bench: {error}")
     words = sys.argv[1:] if arguments is None else arguments
-    here = {"command": shlex.join(["python", "launch/bench.py", *words]), **about()}
+    provenance = {"command": shlex.join(["python", "launch/bench.py", *words]), **about()}
     failed = False
     for part in options.parts:
         print(f"{part} ...", flush=True)
         rows: list[dict] = []
-        found |= {part: rows, "measured": found["measured"] | {part: here}}
+        results |= {part: rows, "measured": results["measured"] | {part: provenance}}
         for row in guarded(globals()[part], options):
             rows.append(row)
-            atomic.write_json(options.out / "bench.json", found)
-            atomic.write(options.out / "bench.md", markdown(found))
+            atomic.write_json(options.out / "bench.json", results)
+            atomic.write(options.out / "bench.md", markdown(results))
         failed |= any("error" in row and row.get("side", "jaxmarks") == "jaxmarks" for row in rows)
-    print(markdown(found))
+    print(markdown(results))
     return int(failed)
 
 
@@ -133,9 +133,9 @@ def earlier(path: Path) -> dict:
     Without a file there are no parts. Raises ValueError for a file of another format.
     """
     try:
-        found = json.loads(path.read_text())
-        parts = [part for part in PARTS if part in found]
-        return {"measured": {part: found["measured"][part] for part in parts}} | {part: found[part] for part in parts}
+        saved = json.loads(path.read_text())
+        parts = [part for part in PARTS if part in saved]
+        return {"measured": {part: saved["measured"][part] for part in parts}} | {part: saved[part] for part in parts}
     except FileNotFoundError:
         return {"measured": {}}
     except (ValueError, KeyError, TypeError):
@@ -146,15 +146,15 @@ def parse(arguments):
     """Returns the options, with the names in them checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def among(known):
-        def names(text):
+    def among(allowed):
+        def parse_names(text):
             chosen = [name for name in text.split(",") if name]
             for name in chosen:
-                if name not in known:
-                    raise argparse.ArgumentTypeError(f"unknown name {name}; choose from {', '.join(known)}")
+                if name not in allowed:
+                    raise argparse.ArgumentTypeError(f"unknown name {name}; choose from {', '.join(allowed)}")
             return chosen
 
-        return names
+        return parse_names
 
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--parts", type=among(PARTS), default=list(PARTS))
@@ -169,9 +169,9 @@ def parse(arguments):
     parser.add_argument("--augment", action="store_true", help="augment images in our training steps, as configured")
     parser.add_argument("--quick", action="store_true", help="tiny networks, for tests: the measurements mean nothing")
     options = parser.parse_args(arguments)
-    for flag, chosen, known in (("parts", options.parts, PARTS), ("only", options.only, NETWORKS)):
+    for flag, chosen, allowed in (("parts", options.parts, PARTS), ("only", options.only, NETWORKS)):
         if not chosen:
-            parser.error(f"--{flag} is empty; choose from {', '.join(known)}")
+            parser.error(f"--{flag} is empty; choose from {', '.join(allowed)}")
     if options.repeats < 1:
         parser.error(f"--repeats={options.repeats}: give at least 1")
     if shutil.which(options.keras_python) is None:
@@ -201,8 +201,8 @@ def spec(name: str, *, quick=False, augment=False, **changes) -> dict:
     fitting.fill_in(base.data)
     settings = json.loads(base.to_json())
     for key, value in overrides.items():
-        section, _, name_in_it = key.partition(".")
-        settings[section][name_in_it] = value
+        section, _, subkey = key.partition(".")
+        settings[section][subkey] = value
     if not augment:
         settings["augment"] = {"name": "none"}
     return {"network": name, "batch": settings["train"]["batch_size"], "settings": settings, "facts": facts}
@@ -259,40 +259,40 @@ def timed(sides: dict[str, Worker], kind: str, repeats: int) -> tuple[dict[str, 
 
     After a warm-up the sides take turns of about a second (at most 100 steps). A side that fails takes no further turn.
     """
-    count: dict[str, int] = {}
-    found: dict[str, list[dict]] = {side: [] for side in sides}
+    step_counts: dict[str, int] = {}
+    answers: dict[str, list[dict]] = {side: [] for side in sides}
     errors: dict[str, RuntimeError] = {}
 
     def begin(side, ask):
         ask(run=kind, steps=1)
-        count[side] = max(1, min(100, round(1 / ask(run=kind, steps=1)["seconds"])))
-        ask(run=kind, steps=count[side])  # where steps are scanned, the compiled program depends on their number
+        step_counts[side] = max(1, min(100, round(1 / ask(run=kind, steps=1)["seconds"])))
+        ask(run=kind, steps=step_counts[side])  # where steps are scanned, the compiled program depends on their number
 
     def turn(side, ask):
-        found[side].append(ask(run=kind, steps=count[side]))
+        answers[side].append(ask(run=kind, steps=step_counts[side]))
 
-    for each in (begin, *[turn] * repeats):
-        for side, asked in sides.items():
+    for action in (begin, *[turn] * repeats):
+        for side, side_worker in sides.items():
             if side not in errors:
                 try:
-                    each(side, asked.ask)
+                    action(side, side_worker.ask)
                 except RuntimeError as error:
                     errors[side] = error
-    return found, errors
+    return answers, errors
 
 
 def alone(ours: Worker, repeats: int) -> dict:
     """Returns the `spread` of our training step in ms; raises RuntimeError if it fails."""
-    found, errors = timed({"jaxmarks": ours}, "train", repeats)
+    answers, errors = timed({"jaxmarks": ours}, "train", repeats)
     for error in errors.values():
         raise error
-    return spread(found["jaxmarks"])
+    return spread(answers["jaxmarks"])
 
 
 def spread(taken: list, key: str = "seconds", *, unit: float = 1000) -> dict:
     """Returns {"median", "least", "most"}, times `unit` (by default s -> ms), of numbers or of answers' `key`."""
-    each = [unit * (one[key] if isinstance(one, dict) else one) for one in taken]
-    return {"median": statistics.median(each), "least": min(each), "most": max(each)}
+    values = [unit * (one[key] if isinstance(one, dict) else one) for one in taken]
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def steps(options) -> Iterator[dict]:
@@ -306,13 +306,13 @@ def side_by_side(name: str, options) -> list[dict]:
 
     The row of a side that fails holds its error and what was measured before it; the other sides go on.
     """
-    wanted = spec(name, quick=options.quick, augment=options.augment)
-    others = options.peers if name in peers.NETWORKS else ()
-    rows = [{"network": name, "batch": wanted["batch"], "side": side} for side in ("jaxmarks", *others)]
+    network_spec = spec(name, quick=options.quick, augment=options.augment)
+    libraries = options.peers if name in peers.NETWORKS else ()
+    rows = [{"network": name, "batch": network_spec["batch"], "side": side} for side in ("jaxmarks", *libraries)]
     sides: dict[str, Worker] = {}
 
     @contextlib.contextmanager
-    def blamed(row):
+    def recording_error(row):
         try:
             yield
         except RuntimeError as error:
@@ -321,27 +321,27 @@ def side_by_side(name: str, options) -> list[dict]:
 
     try:
         for row in rows:
-            asked = sides[row["side"]] = worker(row["side"], options)
-            with blamed(row):
-                row["parameters"] = asked.ask(set=wanted)["parameters"]
-                asked.ask(run="train", steps=1)
-        ours = rows[0].get("parameters")  # None if our side failed; then no peer is rejected
+            side_worker = sides[row["side"]] = worker(row["side"], options)
+            with recording_error(row):
+                row["parameters"] = side_worker.ask(set=network_spec)["parameters"]
+                side_worker.ask(run="train", steps=1)
+        our_count = rows[0].get("parameters")  # None if our side failed; then no peer is rejected
         for row in rows:
             if row["side"] in sides:
-                with blamed(row):
-                    if ours not in (None, row["parameters"]):
+                with recording_error(row):
+                    if our_count not in (None, row["parameters"]):
                         raise RuntimeError(
-                            f"{row['parameters']:,} parameters, not {ours:,} as ours: not the same network"
+                            f"{row['parameters']:,} parameters, not {our_count:,} as ours: not the same network"
                         )
         for kind in ("train", "predict"):
-            taken, errors = timed(sides, kind, options.repeats)
+            answers, errors = timed(sides, kind, options.repeats)
             for row in rows:
                 if row["side"] in sides:
-                    with blamed(row):
+                    with recording_error(row):
                         if row["side"] in errors:
                             raise errors[row["side"]]
-                        row[kind] = spread(taken[row["side"]])
-                        row[f"{kind}, cpu"] = spread(taken[row["side"]], "cpu")
+                        row[kind] = spread(answers[row["side"]])
+                        row[f"{kind}, cpu"] = spread(answers[row["side"]], "cpu")
                         if kind == "train":
                             row["peak_mb"] = round(sides[row["side"]].ask(memory=True)["peak_mb"])
     finally:
@@ -355,34 +355,34 @@ def folds(options) -> Iterator[dict]:
     with worker("jaxmarks", options) as ours:
         for name in options.only:
             ours.ask(set=spec(name, quick=options.quick, augment=options.augment))
-            taken: dict[str, list] = {"one after another": [], "at once": []}
+            answers: dict[str, list] = {"one after another": [], "at once": []}
             for turn in range(1 + options.repeats):
-                for way, found in taken.items():
-                    found += [ours.ask(run=way, steps=1)] * (turn > 0)
-            yield {"network": name} | {way: spread(found) for way, found in taken.items()}
+                for way, way_answers in answers.items():
+                    way_answers += [ours.ask(run=way, steps=1)] * (turn > 0)
+            yield {"network": name} | {way: spread(way_answers) for way, way_answers in answers.items()}
 
 
 def start(options) -> Iterator[dict]:
     """Yields ms from the command to the end of the first training step, of first and later starts; and of imports."""
     for name, config in STARTED.items():
-        words = [f"--config={ROOT / config}{':smoke' if options.quick else ''}"]
+        arguments = [f"--config={ROOT / config}{':smoke' if options.quick else ''}"]
         first, later = [], []
         for _ in range(1 if options.quick else max(1, options.repeats // 2)):
             with tempfile.TemporaryDirectory() as folder:
-                for where in (first, later):
-                    where.append(
+                for times in (first, later):
+                    times.append(
                         seconds_until_output(
-                            "first step", [*words, f"--workdir={folder}/{len(later)}-{len(first)}"], folder
+                            "first step", [*arguments, f"--workdir={folder}/{len(later)}-{len(first)}"], folder
                         )
                     )
         yield {"what": f"first step, configs/{name}.py", "first": spread(first), "later": spread(later)}
     for statement in ("import jaxmarks", "import jax", "import jaxmarks.predict"):
-        taken = []
+        seconds = []
         for _ in range(options.repeats):
             began = time.perf_counter()
             subprocess.run([sys.executable, "-c", statement], check=True)
-            taken.append(time.perf_counter() - began)
-        yield {"what": statement, "later": spread(taken)}
+            seconds.append(time.perf_counter() - began)
+        yield {"what": statement, "later": spread(seconds)}
 
 
 def seconds_until_output(said: str, words: list[str], cache: str) -> float:
@@ -395,14 +395,14 @@ def seconds_until_output(said: str, words: list[str], cache: str) -> float:
         "JAXMARKS_CACHE": str(cache),
     }
     command = [sys.executable, str(ROOT / "launch" / "bench.py"), "--first-step", *words]
-    began, taken = time.perf_counter(), None
+    began, seconds = time.perf_counter(), None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
         for line in process.stdout:
-            if taken is None and said in line:
-                taken = time.perf_counter() - began
-    if taken is None:
+            if seconds is None and said in line:
+                seconds = time.perf_counter() - began
+    if seconds is None:
         raise RuntimeError(f"{shlex.join(command)} ended with status {process.returncode} before its first step")
-    return taken
+    return seconds
 
 
 def first_step(arguments: list[str]) -> None:
@@ -415,14 +415,14 @@ def first_step(arguments: list[str]) -> None:
     make = step_functions.runner
 
     def runner(*args, **options):
-        made = make(*args, **options)
+        original = make(*args, **options)
 
         def first_step(state, data, rows, key, *_):
-            jax.block_until_ready(made.run(state, data, rows[:1], key))
+            jax.block_until_ready(original.run(state, data, rows[:1], key))
             print("first step", flush=True)
             os._exit(0)
 
-        return made._replace(run=first_step)
+        return original._replace(run=first_step)
 
     step_functions.runner = runner
     command_line.run(["jaxmarks.main", *arguments])
@@ -447,15 +447,15 @@ def load(options) -> list[dict]:
         def ours():
             return sum(len(part) for part, _ in folders.batches(folder, size=(192, 256), problems=[]))
 
-        def one(file):
+        def read_frame(file):
             return np.asarray(Image.open(file).convert("RGB").resize((256, 192)))
 
         def plain():
-            return len([one(file) for file in Path(folder).glob("*.jpg")])
+            return len([read_frame(file) for file in Path(folder).glob("*.jpg")])
 
         def threads():
             with concurrent.futures.ThreadPoolExecutor() as pool:
-                return len(list(pool.map(one, Path(folder).glob("*.jpg"))))
+                return len(list(pool.map(read_frame, Path(folder).glob("*.jpg"))))
 
         sides = {"jaxmarks": ours, "Pillow, a loop": plain, "Pillow, threads": threads}
         rates: dict[str, list[float]] = {side: [] for side in sides}
@@ -464,7 +464,7 @@ def load(options) -> list[dict]:
                 began = time.perf_counter()
                 assert read() == count
                 rates[side].append(count / (time.perf_counter() - began))
-    return [{"side": side, "images_per_s": spread(each, unit=1)} for side, each in rates.items()]
+    return [{"side": side, "images_per_s": spread(values, unit=1)} for side, values in rates.items()]
 
 
 def accuracy(options) -> list[dict]:
@@ -484,24 +484,24 @@ def device(options) -> Iterator[dict]:
 
     The shares are of a measured matmul's FLOP/s and, for devices in PEAKS, of the peak FLOP/s.
     """
-    for place, precision in enumerate(PRECISIONS):
+    for index, precision in enumerate(PRECISIONS):
         dtype = "bfloat16" if precision == "bfloat16" else "float32"
         environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest" if precision == "float32" else precision}
         with worker("jaxmarks", options, environment) as ours:
             about = ours.ask(devices=True)
-            can = next((peaks[place] for name, peaks in PEAKS.items() if name in about["kind"]), None)
-            some = 1 if about["platform"] == "cpu" else 20  # steps per turn, so that launching them is not measured
-            matmul = ours.ask(peak=512 if options.quick else 8192, dtype=dtype, count=some)["matmul"]
+            peak = next((peaks[index] for name, peaks in PEAKS.items() if name in about["kind"]), None)
+            count = 1 if about["platform"] == "cpu" else 20  # steps per turn, so that launching them is not measured
+            matmul = ours.ask(peak=512 if options.quick else 8192, dtype=dtype, count=count)["matmul"]
             for name in options.only:
                 row = {"network": name, "precision": precision}
                 try:
-                    row |= on_device(ours, name, dtype, some, options)
+                    row |= on_device(ours, name, dtype, count, options)
                 except RuntimeError as error:
                     yield row | {"error": str(error)}
                     continue
                 for kind in ("train", "predict"):
                     row |= {f"{kind}, of a matmul": round(row[f"{kind}_flops_per_s"] / matmul, 3)}
-                    row |= {f"{kind}, of the peak": round(row[f"{kind}_flops_per_s"] / can, 3)} if can else {}
+                    row |= {f"{kind}, of the peak": round(row[f"{kind}_flops_per_s"] / peak, 3)} if peak else {}
                 yield row | {"matmul": matmul}
 
 
@@ -509,9 +509,9 @@ def on_device(ours: Worker, name: str, dtype: str, some: int, options) -> dict:
     """Returns ms, images/s and FLOP/s of a network's training and prediction, with `some` steps per turn."""
     changes = ON_DEVICE.get(name, {}) | {"train.dtype": dtype}
     changes |= {"train.batch_size": options.batch} if options.batch else {}
-    wanted = spec(name, quick=options.quick, augment=options.augment, **changes)
-    row = {"batch": wanted["batch"]} | ours.ask(set=wanted) | ours.ask(cost=True)
-    for kind, images in (("train", wanted["batch"]), ("predict 1", 1), ("predict 32", 32)):
+    network_spec = spec(name, quick=options.quick, augment=options.augment, **changes)
+    row = {"batch": network_spec["batch"]} | ours.ask(set=network_spec) | ours.ask(cost=True)
+    for kind, images in (("train", network_spec["batch"]), ("predict 1", 1), ("predict 32", 32)):
         ours.ask(run=kind, steps=some)  # compiles
         row[kind] = spread([ours.ask(run=kind, steps=some) for _ in range(options.repeats)])
         row[f"{kind}, images/s"] = round(1000 * images / row[kind]["median"], 1)
@@ -524,25 +524,25 @@ def on_device(ours: Worker, name: str, dtype: str, some: int, options) -> dict:
 def growth(options) -> Iterator[dict]:
     """Yields ms of our training step, and draws figures, over batch size, pixels, landmarks and devices."""
     name = "unet_small" if "unet_small" in options.only else options.only[0]
-    base = spec(name, quick=options.quick)
-    height, width = base["settings"]["data"]["size"]
+    base_spec = spec(name, quick=options.quick)
+    height, width = base_spec["settings"]["data"]["size"]
     sizes = [(height // 2, width // 2), (height, width), (2 * height, 2 * width)]
     axes = {
         "batch": [({"train.batch_size": n}, n) for n in (1, 2, 4, 8, 16, 32)],
         "pixels": [({"data.size": size}, size[0] * size[1]) for size in sizes],
-        "landmarks": [({"landmarks": n}, n) for n in (4, 16, 64)] if "landmarks" in base["facts"] else [],
+        "landmarks": [({"landmarks": n}, n) for n in (4, 16, 64)] if "landmarks" in base_spec["facts"] else [],
     }
     measured: dict[str, list] = {}
 
-    def row(axis, value, taken):
-        found = {"network": name, "axis": axis, "value": value, "train": taken}
-        measured.setdefault(axis, []).append(found)
+    def row(axis, value, train_ms):
+        entry = {"network": name, "axis": axis, "value": value, "train": train_ms}
+        measured.setdefault(axis, []).append(entry)
         draw(measured[axis], options.out / f"growth_{axis}.png")
-        return found
+        return entry
 
     with worker("jaxmarks", options) as ours:
-        for axis, points in axes.items():
-            for changes, value in points:
+        for axis, cases in axes.items():
+            for changes, value in cases:
                 ours.ask(set=spec(name, quick=options.quick, augment=options.augment, **changes))
                 yield row(axis, value, alone(ours, options.repeats))
         devices = ours.ask(devices=True)
@@ -550,8 +550,8 @@ def growth(options) -> Iterator[dict]:
         # The CPU poses as several devices, which share its cores.
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
         with worker("jaxmarks", options, os.environ | {"XLA_FLAGS": flags}) as ours:
-            wanted = spec(name, quick=options.quick, augment=options.augment, **{"train.devices": count})
-            ours.ask(set=wanted)
+            network_spec = spec(name, quick=options.quick, augment=options.augment, **{"train.devices": count})
+            ours.ask(set=network_spec)
             yield row("devices", count, alone(ours, options.repeats))
 
 
@@ -587,68 +587,68 @@ def build(wanted: dict):
     network, task = tasks.build(settings, wanted["facts"])
     variables = tasks.initial(network, settings, jax.random.key(0))
     tx = optim.build(settings.optimizer, epochs=100, steps_per_epoch=100)
-    run = step_functions.runner(task, tx=tx, devices=settings.train.devices or 1)
+    runner = step_functions.runner(task, tx=tx, devices=settings.train.devices or 1)
     examples, batch = peers.examples(wanted), wanted["batch"]
     no_points = np.zeros((batch, 0, 2), np.float32)
-    classes = "classes" in wanted["facts"]
+    has_classes = "classes" in wanted["facts"]
     host = {
         "images": examples["images"],
-        "points": no_points if classes else examples["points"],
+        "points": no_points if has_classes else examples["points"],
         "visible": np.ones((batch, wanted["facts"].get("landmarks", 0)), bool),
         "boxes": examples["boxes"],
-        "labels": np.full(examples["boxes"].shape[:2], 0 if classes else -1, np.int32),
+        "labels": np.full(examples["boxes"].shape[:2], 0 if has_classes else -1, np.int32),
     }
     device_data = {name: jnp.asarray(array) for name, array in host.items()}
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     # A training step donates the memory of its state, so predictions use `variables`.
-    held = {
-        "state": run.put(step_functions.create(variables, tx)),
-        "data": run.put(device_data),
+    buffers = {
+        "state": runner.put(step_functions.create(variables, tx)),
+        "data": runner.put(device_data),
     }
     predict_step = jax.jit(functools.partial(step_functions.predict_step, task=task))
 
     def train_steps(count):
         rows = np.tile(np.arange(batch, dtype=np.int32), (count, 1))
-        held["state"], _ = run.run(held["state"], held["data"], rows, jax.random.key(1))
-        jax.block_until_ready(held["state"])
+        buffers["state"], _ = runner.run(buffers["state"], buffers["data"], rows, jax.random.key(1))
+        jax.block_until_ready(buffers["state"])
 
     step = functools.partial(step_functions.train_step, task=task, tx=tx)
-    of_two = lambda: [step_functions.create(variables, tx) for _ in range(2)]
+    two_states = lambda: [step_functions.create(variables, tx) for _ in range(2)]
     rows_of_two, keys_of_two = np.tile(np.arange(batch, dtype=np.int32), (2, 1)), jax.random.split(jax.random.key(1))
 
     def one_after_another(count):
-        held.setdefault("two", of_two())
+        buffers.setdefault("two", two_states())
         for _ in range(count):
             for fold, arguments in enumerate(zip(rows_of_two, keys_of_two, strict=True)):
-                held["two"][fold], _ = stepped(held["two"][fold], device_data, *arguments)
-        jax.block_until_ready(held["two"])
+                buffers["two"][fold], _ = jitted_step(buffers["two"][fold], device_data, *arguments)
+        jax.block_until_ready(buffers["two"])
 
     def at_once(count):
-        held.setdefault("both", jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_two()))
+        buffers.setdefault("both", jax.tree.map(lambda *leaves: jnp.stack(leaves), *two_states()))
         for _ in range(count):
-            held["both"], _ = both(held["both"], device_data, rows_of_two, keys_of_two)
-        jax.block_until_ready(held["both"])
+            buffers["both"], _ = vmapped_step(buffers["both"], device_data, rows_of_two, keys_of_two)
+        jax.block_until_ready(buffers["both"])
 
-    stepped = jax.jit(step, donate_argnums=0)
-    both = jax.jit(jax.vmap(step, in_axes=(0, None, 0, 0)), donate_argnums=0)
+    jitted_step = jax.jit(step, donate_argnums=0)
+    vmapped_step = jax.jit(jax.vmap(step, in_axes=(0, None, 0, 0)), donate_argnums=0)
 
     def cost():
         state, rows = step_functions.create(variables, tx), jnp.arange(batch)
         train = flops(step, state, device_data, rows, jax.random.key(0))
-        return {"train flops": train / batch, "predict flops": flops(predict_step, variables, some(1))}
+        return {"train flops": train / batch, "predict flops": flops(predict_step, variables, image_batch(1))}
 
     @functools.cache
-    def some(count):
+    def image_batch(count):
         return jnp.asarray(np.resize(examples["images"], (count, *examples["images"].shape[1:])))
 
-    def predict_some(images, count):
+    def predict_batch(images, count):
         for _ in range(count):
-            found = predict_step(variables, some(images))
-        jax.block_until_ready(found)
+            outputs = predict_step(variables, image_batch(images))
+        jax.block_until_ready(outputs)
 
     ways = {"one after another": one_after_another, "at once": at_once}
-    ways |= {f"predict {images}": functools.partial(predict_some, images) for images in (1, 32)}
-    return parameters, {"train": train_steps, "predict": functools.partial(predict_some, batch), "cost": cost} | ways
+    ways |= {f"predict {images}": functools.partial(predict_batch, images) for images in (1, 32)}
+    return parameters, {"train": train_steps, "predict": functools.partial(predict_batch, batch), "cost": cost} | ways
 
 
 def flops(function, *arguments) -> int:
@@ -659,31 +659,31 @@ def flops(function, *arguments) -> int:
     """
     import jax
 
-    def own(equation):
+    def equation_flops(equation):
         produced = math.prod(equation.outvars[0].aval.shape)
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             return 2 * produced * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
         if equation.primitive.name == "conv_general_dilated":
             kernel, axes = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
-            each = math.prod(kernel[axis] for axis in axes[1:])  # all axes but that of the output channels
-            return 2 * produced * each // math.prod(equation.params["lhs_dilation"])  # less the zeros between pixels
+            fan_in = math.prod(kernel[axis] for axis in axes[1:])  # all axes but that of the output channels
+            return 2 * produced * fan_in // math.prod(equation.params["lhs_dilation"])  # less the zeros between pixels
         return 0
 
-    def inside(equation):
+    def inner_jaxprs(equation):
         for value in equation.params.values():
             for part in value if isinstance(value, tuple | list) else (value,):
                 part = getattr(part, "jaxpr", part)
                 if hasattr(part, "eqns"):
                     yield part
 
-    def within(traced):
+    def jaxpr_flops(jaxpr):
         return sum(
-            own(equation) + equation.params.get("length", 1) * sum(map(within, inside(equation)))
-            for equation in traced.eqns
+            equation_flops(equation) + equation.params.get("length", 1) * sum(map(jaxpr_flops, inner_jaxprs(equation)))
+            for equation in jaxpr.eqns
         )
 
-    return within(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def matmul(side: int, dtype: str, count: int) -> float:
@@ -694,14 +694,14 @@ def matmul(side: int, dtype: str, count: int) -> float:
     matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)  # not ones, for which a device draws less power
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(matrix, matrix))
-    taken = []
+    times = []
     for _ in range(3):
         began = time.perf_counter()
         for _ in range(count):
-            found = product(matrix, matrix)
-        jax.block_until_ready(found)
-        taken.append(time.perf_counter() - began)
-    return 2 * side**3 * count / min(taken)
+            result = product(matrix, matrix)
+        jax.block_until_ready(result)
+        times.append(time.perf_counter() - began)
+    return 2 * side**3 * count / min(times)
 
 
 def work() -> None:
@@ -729,7 +729,7 @@ def work() -> None:
 def markdown(found: dict) -> str:
     """Formats the results as tables; a part says how it was measured only if the part before was measured otherwise."""
     parts: list[str] = []
-    said = None
+    previous = None
     span = lambda cell, digits=0: (
         f"{cell['median']:.{digits}f} ({cell['least']:.{digits}f}-{cell['most']:.{digits}f})" if cell else ""
     )
@@ -750,11 +750,11 @@ def markdown(found: dict) -> str:
         if lines:
             columns = {key: key for line in lines for key in line}
             filled = [{key: line.get(key, "") for key in columns} for line in lines]
-            how = found["measured"][part]
-            versions = ", ".join(f"{name} {version}" for name, version in how["versions"].items() if version)
-            about = [f"`{how['command']}`\n", f"{how['hardware']}; {versions}; {how['date']}\n"]
-            parts += [f"## {part}\n", *(about if how != said else []), tables.markdown(filled, columns)]
-            said = how
+            provenance = found["measured"][part]
+            versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items() if version)
+            about = [f"`{provenance['command']}`\n", f"{provenance['hardware']}; {versions}; {provenance['date']}\n"]
+            parts += [f"## {part}\n", *(about if provenance != previous else []), tables.markdown(filled, columns)]
+            previous = provenance
     return "\n".join(parts) + "\n"
 
 

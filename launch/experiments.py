@@ -51,15 +51,15 @@ def load(text: str, function: str) -> tuple[dict, str]:
     except Exception as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if function not in module:
-        others = (
-            f"it defines {other}: give it to {taker}={text}" for other, taker in TAKERS.items() if other in module
+        hints = (
+            f"it defines {name}: give it to {command}={text}" for name, command in TAKERS.items() if name in module
         )
-        raise ValueError(f"{path} does not define {function}; {next(others, 'write one that returns a dict')}")
+        raise ValueError(f"{path} does not define {function}; {next(hints, 'write one that returns a dict')}")
     title = (module["__doc__"] or Path(path).stem).strip().splitlines()[0].rstrip(".")
-    found = module[function](variants)
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: {function} returns {found!r}; it must return a dict")
-    return found, title
+    result = module[function](variants)
+    if not isinstance(result, dict):
+        raise ValueError(f"{path}: {function} returns {result!r}; it must return a dict")
+    return result, title
 
 
 def default_workdir(text: str) -> Path:
@@ -78,13 +78,13 @@ def make(folder: Path, flag: str) -> None:
 
 def parse_overrides(parser: argparse.ArgumentParser, words: list[str]) -> dict[str, str]:
     """Parses the left-over `words`: `--config.train.steps=300` becomes {"train.steps": "300"}; others are refused."""
-    common = {}
+    overrides = {}
     for word in words:
         match = re.fullmatch(r"--config\.([\w.]+)=(.*)", word, re.DOTALL)
         if not match:
             parser.error(f"unknown argument {word}; write --config.key=value")
-        common[match[1]] = match[2]
-    return common
+        overrides[match[1]] = match[2]
+    return overrides
 
 
 def check_keys(what: str, given, allowed) -> None:
@@ -130,9 +130,9 @@ def merge(keys: set[str], *layers: dict[str, Any]) -> dict[str, Any]:
     for layer in layers:
         for key, value in layer.items():
             check_keys("config key", [key], keys)
-            inside = next((k for k in merged if key.startswith(f"{k}.") and isinstance(merged[k], dict)), None)
-            if inside:
-                merged[inside] = with_value(merged[inside], key.removeprefix(f"{inside}.").split("."), value)
+            section = next((k for k in merged if key.startswith(f"{k}.") and isinstance(merged[k], dict)), None)
+            if section:
+                merged[section] = with_value(merged[section], key.removeprefix(f"{section}.").split("."), value)
             else:
                 merged = {k: v for k, v in merged.items() if not f"{k}.".startswith(f"{key}.")} | {key: value}
             if isinstance(value, dict):
@@ -172,8 +172,8 @@ def run_to_end(arguments: list[str], log: Path, environment: dict[str, str], *, 
     with log.open("a") as file:
         print("$", shlex.join(command), file=file, flush=True)
         # In a process group of its own, which Ctrl-C does not reach: a second signal would end the run at once.
-        how = {"env": environment, "stdout": file, "stderr": subprocess.STDOUT, "process_group": 0}
-        process = subprocess.Popen(with_parent(command), **how)
+        options = {"env": environment, "stdout": file, "stderr": subprocess.STDOUT, "process_group": 0}
+        process = subprocess.Popen(with_parent(command), **options)
         try:
             while not stop():
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -188,8 +188,8 @@ def run_to_end(arguments: list[str], log: Path, environment: dict[str, str], *, 
 
 def with_parent(command: list[str]) -> list[str]:
     """Wraps a command so that, on Linux, it does not outlive the process that starts it."""
-    before = [sys.executable, "-I", "-S", "-c", WITH_PARENT, str(os.getpid())]
-    return [*before, *command] if sys.platform == "linux" else command
+    wrapper = [sys.executable, "-I", "-S", "-c", WITH_PARENT, str(os.getpid())]
+    return [*wrapper, *command] if sys.platform == "linux" else command
 
 
 def tail(log: Path, before: int = 0) -> list[str]:
@@ -199,6 +199,6 @@ def tail(log: Path, before: int = 0) -> list[str]:
 
 def hardware() -> str:
     """Names the accelerators, or else the number of CPU cores; asks JAX in a subprocess, to leave the device free."""
-    ask = "import jax; print(*(d.device_kind for d in jax.devices() if d.platform != 'cpu'), sep=', ')"
-    found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout.strip()
-    return found or f"{os.cpu_count()} CPU cores"
+    script = "import jax; print(*(d.device_kind for d in jax.devices() if d.platform != 'cpu'), sep=', ')"
+    accelerators = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip()
+    return accelerators or f"{os.cpu_count()} CPU cores"

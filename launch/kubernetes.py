@@ -49,9 +49,9 @@ def check(options: argparse.Namespace) -> None:
     for key, least in {"hosts": 1, "gpus": 0, "chips": 1, "restarts": 0}.items():
         if (number := getattr(options, key)) < least:
             raise ValueError(f"--{key}={number}: give at least {least}")
-    mine = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    mine.add_argument("--workdir", "-workdir", default="")
-    workdir = mine.parse_known_args(options.arguments)[0].workdir
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--workdir", "-workdir", default="")
+    workdir = parser.parse_known_args(options.arguments)[0].workdir
     if not workdir.startswith("/shared/"):
         raise ValueError(
             f"--workdir={workdir}: give a folder in /shared, after --; a run elsewhere is lost with its host"

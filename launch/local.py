@@ -23,9 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if options.processes < 1:
         parser.error(f"--processes={options.processes}: give at least 1")
-    with socket.socket() as free:  # the port is free only at this moment, which is enough on one machine
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    with socket.socket() as probe:  # the port is free only at this moment, which is enough on one machine
+        probe.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
     command = [
         sys.executable,
         "-m",
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"--coordinator={coordinator}",
     ]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    running = [
+    processes = [
         subprocess.Popen(
             [*command, f"--process={i}", *rest], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,  # else Ctrl-C would reach it twice, from the terminal and from the handler below
@@ -42,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
         for i in range(options.processes)
     ]  # fmt: skip
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda sent, frame: [process.send_signal(sent) for process in running])
-    echoes = [threading.Thread(target=echo, args=each) for each in enumerate(running)]
+        signal.signal(number, lambda signum, frame: [process.send_signal(signum) for process in processes])
+    echoes = [threading.Thread(target=echo, args=each) for each in enumerate(processes)]
     for thread in echoes:
         thread.start()
-    statuses = [process.wait() for process in running]
+    statuses = [process.wait() for process in processes]
     for thread in echoes:
         thread.join()
     return next((status if status > 0 else 128 - status for status in statuses if status), 0)

@@ -41,28 +41,28 @@ def serve(build, **others):
 
     def answer(command):
         word = next(iter(command))
-        if word in others and (found := others[word](command)) is not None:
-            return found
+        if word in others and (reply := others[word](command)) is not None:
+            return reply
         if word == "memory":
             return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
         if word == "set":
             runs.clear()  # frees the old network before the next takes memory
-            parameters, made = build(command["set"])
-            runs.update(made)
+            parameters, functions = build(command["set"])
+            runs.update(functions)
             return {"parameters": parameters}
         if word == "run":
-            started, used = time.perf_counter(), time.process_time()
+            started, cpu_started = time.perf_counter(), time.process_time()
             runs[command["run"]](command["steps"])
-            taken = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - used}
-            return {key: value / command["steps"] for key, value in taken.items()}
+            elapsed = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu_started}
+            return {key: value / command["steps"] for key, value in elapsed.items()}
         return runs[word]()
 
     for line in sys.stdin:
         try:
-            found = answer(json.loads(line))
+            reply = answer(json.loads(line))
         except Exception as error:
-            found = {"error": f"{type(error).__name__}: {error}"[:500]}
-        print(json.dumps(found), file=answers, flush=True)
+            reply = {"error": f"{type(error).__name__}: {error}"[:500]}
+        print(json.dumps(reply), file=answers, flush=True)
 
 
 def examples(spec):
@@ -93,28 +93,28 @@ def torch_worker(side):
         data = {name: torch.as_tensor(array, device=device) for name, array in examples(spec).items()}
         data["images"] = data["images"].permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
-        def total():
+        def compute_loss():
             return loss(network(data["images"] / 255), data)
 
         outputs = lambda: network(data["images"] / 255)
         if "compile" in side:
-            total, outputs = torch.compile(total), torch.compile(outputs)
+            compute_loss, outputs = torch.compile(compute_loss), torch.compile(outputs)
 
         def train(steps):
             network.train()
             for _ in range(steps):
                 optimizer.zero_grad()
-                found = total()
-                found.backward()
+                result = compute_loss()
+                result.backward()
                 optimizer.step()
-            found.item()
+            result.item()
 
         @torch.inference_mode()
         def predict(steps):
             network.eval()
             for _ in range(steps):
-                found = outputs()
-            found.sum().item()
+                result = outputs()
+            result.sum().item()
 
         return sum(p.numel() for p in network.parameters()), {"train": train, "predict": predict}
 
@@ -141,9 +141,9 @@ def torch_network(spec):
         for features, kernel, rate in zip((32, 64, 128), (3, 2, 2), rates, strict=False):
             parts += [nn.Conv2d(into, features, kernel), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(rate)]
             into, height, width = features, (height - kernel + 1) // 2, (width - kernel + 1) // 2
-        full = model["width"] or 1000
-        parts += [nn.Flatten(), nn.Linear(into * height * width, full), nn.ReLU(), nn.Dropout(rates[3])]
-        return nn.Sequential(*parts, nn.Linear(full, full), nn.ReLU(), nn.Linear(full, 2 * landmarks))
+        hidden = model["width"] or 1000
+        parts += [nn.Flatten(), nn.Linear(into * height * width, hidden), nn.ReLU(), nn.Dropout(rates[3])]
+        return nn.Sequential(*parts, nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2 * landmarks))
 
     class UNet(nn.Module):
         def __init__(self):
@@ -152,8 +152,8 @@ def torch_network(spec):
             self.fold = nn.PixelUnshuffle(stride)
             widths = [model.get("width", 64) * 2**level for level in range(depth + 1)]
             double = lambda into, out: nn.Sequential(conv_norm(into, out), nn.ReLU(), conv_norm(out, out), nn.ReLU())
-            before = [channels * stride**2, *widths]
-            self.down = nn.ModuleList(double(into, out) for into, out in zip(before, widths, strict=False))
+            input_widths = [channels * stride**2, *widths]
+            self.down = nn.ModuleList(double(into, out) for into, out in zip(input_widths, widths, strict=False))
             self.up = nn.ModuleList(nn.ConvTranspose2d(2 * width, width, 2, 2) for width in widths[:-1])
             self.merge = nn.ModuleList(double(2 * width, width) for width in widths[:-1])
             self.maps = nn.Conv2d(widths[0], landmarks, 1)
@@ -193,10 +193,10 @@ def torch_network(spec):
     class Level(nn.Module):
         def __init__(self, depth, into, width, out):
             super().__init__()
-            three = lambda last: [Block(into, width), Block(width, width), Block(width, last)]
+            three_blocks = lambda last: [Block(into, width), Block(width, width), Block(width, last)]
             inner = Level(depth - 1, width, width, out) if depth > 1 else Block(width, out)
-            self.low = nn.Sequential(nn.MaxPool2d(2), *three(width), inner, Block(out, out))
-            self.high = nn.Sequential(*three(out))
+            self.low = nn.Sequential(nn.MaxPool2d(2), *three_blocks(width), inner, Block(out, out))
+            self.high = nn.Sequential(*three_blocks(out))
 
         def forward(self, x):
             low = F.interpolate(self.low(x), scale_factor=2, mode="bilinear", align_corners=False)
@@ -210,8 +210,8 @@ def torch_network(spec):
         out = [*mix(8 * n, 8 * n), *mix(8 * n, 4 * n), nn.Conv2d(4 * n, landmarks, 1)]
         return nn.Sequential(*entry, Level(model["depth"], 4 * n, 4 * n, 8 * n), *out)
 
-    kinds = {"network3": beetle, "yolo_tiny": yolo, "hourglass": hourglass}
-    return kinds.get(spec["network"], UNet)()
+    builders = {"network3": beetle, "yolo_tiny": yolo, "hourglass": hourglass}
+    return builders.get(spec["network"], UNet)()
 
 
 def torch_loss(spec):
@@ -225,7 +225,7 @@ def torch_loss(spec):
     def direct(outputs, data):
         return torch.mean((outputs.reshape(data["points"].shape) - (2 * data["points"] / frame(outputs) - 1)) ** 2)
 
-    def drawn(outputs, points):
+    def gaussians(outputs, points):
         """Returns Gaussians (B, K, h, w), and the stride of the maps."""
         step = 2 ** math.ceil(math.log2(height / outputs.shape[2]))
         sigma = head["sigma"] / step
@@ -234,27 +234,27 @@ def torch_loss(spec):
         down, across = axis(outputs.shape[2], points[..., 1]), axis(outputs.shape[3], points[..., 0])
         return down[..., :, None] * across[..., None, :], step
 
-    share = lambda target: target / (target.sum(dim=(2, 3), keepdim=True) + 1e-12)
+    normalised = lambda target: target / (target.sum(dim=(2, 3), keepdim=True) + 1e-12)
     log_softmax = lambda maps: F.log_softmax(maps.flatten(2), -1).reshape(maps.shape)
 
     def heatmap(outputs, data):
-        target, _ = drawn(outputs, data["points"])
+        target, _ = gaussians(outputs, data["points"])
         if head["loss"] == "mse":
             return torch.mean((outputs - target) ** 2)
-        return -(share(target) * log_softmax(outputs)).sum(dim=(2, 3)).mean()
+        return -(normalised(target) * log_softmax(outputs)).sum(dim=(2, 3)).mean()
 
     def softargmax(outputs, data):
-        target, step = drawn(outputs, data["points"])
-        found = log_softmax(outputs)
-        p, q = found.exp(), share(target)
+        target, step = gaussians(outputs, data["points"])
+        log_p = log_softmax(outputs)
+        p, q = log_p.exp(), normalised(target)
         centres = lambda n: torch.arange(n, device=p.device) + 0.5
         x, y = (p.sum(2) * centres(p.shape[3])).sum(-1), (p.sum(3) * centres(p.shape[2])).sum(-1)
-        size = (2 * (torch.stack([x, y], -1) * step - data["points"]) / frame(outputs)).abs()
+        error = (2 * (torch.stack([x, y], -1) * step - data["points"]) / frame(outputs)).abs()
         limit, epsilon = 0.08, 0.016
-        beyond = size - (limit - limit * math.log1p(limit / epsilon))
-        wing = torch.where(size < limit, limit * torch.log1p(size / epsilon), beyond).mean()
+        beyond = error - (limit - limit * math.log1p(limit / epsilon))
+        wing = torch.where(error < limit, limit * torch.log1p(error / epsilon), beyond).mean()
         middle = torch.log((p + q) / 2 + 1e-30)
-        divergence = ((p * (found - middle) + q * (torch.log(q + 1e-30) - middle)) / 2).sum(dim=(2, 3)).mean()
+        divergence = ((p * (log_p - middle) + q * (torch.log(q + 1e-30) - middle)) / 2).sum(dim=(2, 3)).mean()
         return wing + head["divergence"] * divergence
 
     def yolo(outputs, data):
@@ -264,48 +264,48 @@ def torch_loss(spec):
         outputs = outputs.permute(0, 2, 3, 1).reshape(b, h, w, len(anchors), -1)
         boxes = data["boxes"]
         centre, extent = (boxes[..., :2] + boxes[..., 2:]) / 2 / step, boxes[..., 2:] - boxes[..., :2]
-        common = torch.minimum(extent[..., None, :], anchors).prod(-1)
-        union = extent.prod(-1)[..., None] + anchors.prod(-1) - common
-        fit = common / union  # (B, M, A)
+        intersection = torch.minimum(extent[..., None, :], anchors).prod(-1)
+        union = extent.prod(-1)[..., None] + anchors.prod(-1) - intersection
+        anchor_iou = intersection / union  # (B, M, A)
         column, row = centre.floor().long().unbind(-1)
         image = torch.arange(b, device=outputs.device)[:, None]
         cell = (image * h + row) * w + column
         # If several boxes want one anchor, the leftmost gets it, and the others the best one left in their cell.
         from_left = centre[..., 0].argsort(-1)
-        place, none = from_left.argsort(-1), boxes.shape[1]
-        taken = torch.full((b * h * w + 1, len(anchors)), none, device=outputs.device)  # the last row is discarded
-        wanting = torch.ones_like(row, dtype=torch.bool)
+        rank, no_box = from_left.argsort(-1), boxes.shape[1]
+        owner = torch.full((b * h * w + 1, len(anchors)), no_box, device=outputs.device)  # the last row is discarded
+        pending = torch.ones_like(row, dtype=torch.bool)
         for _ in range(len(anchors)):
-            free = taken[cell] == none
-            best = torch.where(free, fit, -1).argmax(-1)
-            wanting = wanting & free.any(-1)
-            slot = torch.where(wanting, cell, b * h * w) * len(anchors) + best
-            taken = taken.flatten().scatter_reduce(0, slot.flatten(), place.flatten(), "amin").reshape(taken.shape)
-            wanting = wanting & (taken[cell, best] != place)
-        grid = image[..., None, None]
-        index = torch.cat([from_left, torch.full_like(image, none)], 1)[grid, taken[:-1].reshape(b, h, w, -1)]
-        mine = index < none
+            free = owner[cell] == no_box
+            best = torch.where(free, anchor_iou, -1).argmax(-1)
+            pending = pending & free.any(-1)
+            slot = torch.where(pending, cell, b * h * w) * len(anchors) + best
+            owner = owner.flatten().scatter_reduce(0, slot.flatten(), rank.flatten(), "amin").reshape(owner.shape)
+            pending = pending & (owner[cell, best] != rank)
+        image_index = image[..., None, None]
+        index = torch.cat([from_left, torch.full_like(image, no_box)], 1)[image_index, owner[:-1].reshape(b, h, w, -1)]
+        has_box = index < no_box
         targets = torch.cat([centre - centre.floor(), torch.log(extent)], -1)
-        targets = torch.cat([targets, torch.zeros_like(targets[:, :1])], 1)[grid, index]
-        wanted = (targets - torch.cat([torch.zeros_like(anchors), torch.log(anchors)], -1)) * mine[..., None]
+        targets = torch.cat([targets, torch.zeros_like(targets[:, :1])], 1)[image_index, index]
+        goal = (targets - torch.cat([torch.zeros_like(anchors), torch.log(anchors)], -1)) * has_box[..., None]
         cells = torch.stack(
             torch.meshgrid(torch.arange(w, device=index.device), torch.arange(h, device=index.device), indexing="xy"),
             -1,
         )[:, :, None]
         at = (cells + outputs[..., :2].sigmoid()) * step
         half = torch.exp(outputs[..., 2:4]) * anchors / 2
-        flat = torch.cat([at - half, at + half], -1).reshape(b, -1, 1, 4)
-        low, high = torch.maximum(flat[..., :2], boxes[:, None, :, :2]), torch.minimum(
-            flat[..., 2:], boxes[:, None, :, 2:]
+        predicted = torch.cat([at - half, at + half], -1).reshape(b, -1, 1, 4)
+        low, high = torch.maximum(predicted[..., :2], boxes[:, None, :, :2]), torch.minimum(
+            predicted[..., 2:], boxes[:, None, :, 2:]
         )  # fmt: skip
         shared = (high - low).clamp(min=0).prod(-1)
-        overlap = shared / ((flat[..., 2:] - flat[..., :2]).prod(-1) + extent.prod(-1)[:, None] - shared)
-        own = overlap.gather(-1, index.reshape(b, -1, 1).clamp(max=boxes.shape[1] - 1)).reshape(mine.shape).detach()
-        most = overlap.amax(-1).reshape(mine.shape).detach()
-        placed = torch.cat([outputs[..., :2].sigmoid(), outputs[..., 2:4]], -1)
+        overlap = shared / ((predicted[..., 2:] - predicted[..., :2]).prod(-1) + extent.prod(-1)[:, None] - shared)
+        iou = overlap.gather(-1, index.reshape(b, -1, 1).clamp(max=boxes.shape[1] - 1)).reshape(has_box.shape).detach()
+        best_iou = overlap.amax(-1).reshape(has_box.shape).detach()
+        regressed = torch.cat([outputs[..., :2].sigmoid(), outputs[..., 2:4]], -1)
         confidence = outputs[..., 4].sigmoid()
-        total = ((placed - wanted) ** 2).sum(-1) * mine + 5 * mine * (own - confidence) ** 2
-        return (total + ~mine * (most < 0.6) * confidence**2).sum() / b
+        total = ((regressed - goal) ** 2).sum(-1) * has_box + 5 * has_box * (iou - confidence) ** 2
+        return (total + ~has_box * (best_iou < 0.6) * confidence**2).sum() / b
 
     return {"direct": direct, "heatmap": heatmap, "softargmax": softargmax, "yolo": yolo}[head["name"]]
 
@@ -365,12 +365,12 @@ def keras_worker(side):
     def build(spec):
         keras.utils.set_random_seed(0)
         settings, landmarks = spec["settings"], spec["facts"].get("landmarks")
-        kinds = {"network3": beetle, "unet31": unet, "unet_small": unet}
-        if spec["network"] not in kinds:
+        builders = {"network3": beetle, "unet31": unet, "unet_small": unet}
+        if spec["network"] not in builders:
             raise NotImplementedError(f"there is no Keras version of {spec['network']}")
         data, (height, width) = examples(spec), settings["data"]["size"]
         images = keras.Input(data["images"].shape[1:], dtype="uint8")
-        outputs = kinds[spec["network"]](ops.cast(images, "float32") / 255, settings["model"], landmarks)
+        outputs = builders[spec["network"]](ops.cast(images, "float32") / 255, settings["model"], landmarks)
         network = keras.Model(images, outputs)
         frame = tf.constant([width, height], tf.float32)
         sigma = settings["head"].get("sigma", 1.0)

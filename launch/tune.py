@@ -126,8 +126,8 @@ def parse(arguments):
 
 def load_space(text: str) -> dict:
     """Returns the space of FILE.py[:variant] with defaults filled in; its title is the docstring's first line."""
-    found, title = load(text, "get_space")
-    space = {"overrides": {}, "metric": "valid/distance_px", "warmup": 5} | found
+    loaded, title = load(text, "get_space")
+    space = {"overrides": {}, "metric": "valid/distance_px", "warmup": 5} | loaded
     check_keys("space key", space, SPACE_KEYS)
     for key in ("config", "space"):
         if not space.get(key):
@@ -227,8 +227,8 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
     arguments = [*command(space, common, values, baselines=()), f"--workdir={folder}"]
     stage = resolve(arguments[:-1]).stages[-1]
     log, metrics = folder / "log.txt", folder / "metrics.jsonl"
-    before = log.stat().st_size if log.exists() else 0
-    reported, stopped, started = set(), [], time.perf_counter()
+    log_size = log.stat().st_size if log.exists() else 0
+    reported, pruned, started = set(), [], time.perf_counter()
 
     def stop():
         """Reports the first network's new epochs, asks the pruner while it trains, and returns whether to stop."""
@@ -238,8 +238,8 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
                 reported.add(epoch["epoch"])
                 trial.report(epoch[space["metric"]], epoch["epoch"])
         if len(networks) == 1 and trial.should_prune():
-            stopped.append(True)
-        return bool(stopped)
+            pruned.append(True)
+        return bool(pruned)
 
     try:
         status = launch(arguments, log, dict(os.environ), stop=stop)
@@ -249,21 +249,21 @@ def run(trial: optuna.Trial, space: dict, workdir: Path, common: dict, launch) -
         trial.study.enqueue_trial(trial.params, user_attrs={"folder": name})
         raise
     trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))
-    if status and stopped:
+    if status and pruned:
         raise optuna.TrialPruned
     networks = epochs_by_network(metrics, stage)
     value = trial_value(networks, space["metric"])
     if status or value is None:
-        there = {key for epochs in networks.values() for epoch in epochs for key in epoch}
-        why = f"exit status {status}" if status else f"no number for {space['metric']}"
-        lines = tail(log, before)
-        said = "\n".join([*lines, f"({why}; {log})"])
-        trial.set_user_attr("failed", said)
-        trial.set_user_attr("why", lines[-1] if status and lines else why)
-        if not status and space["metric"] not in there:
-            known = ", ".join(sorted(key for key in there if key.startswith("valid/")))
-            raise MetricError(f"metric={space['metric']!r} is not in {metrics}; choose one of {known}")
-        raise RunError(said)
+        logged_keys = {key for epochs in networks.values() for epoch in epochs for key in epoch}
+        reason = f"exit status {status}" if status else f"no number for {space['metric']}"
+        lines = tail(log, log_size)
+        message = "\n".join([*lines, f"({reason}; {log})"])
+        trial.set_user_attr("failed", message)
+        trial.set_user_attr("why", lines[-1] if status and lines else reason)
+        if not status and space["metric"] not in logged_keys:
+            choices = ", ".join(sorted(key for key in logged_keys if key.startswith("valid/")))
+            raise MetricError(f"metric={space['metric']!r} is not in {metrics}; choose one of {choices}")
+        raise RunError(message)
     return value
 
 
@@ -301,10 +301,10 @@ def trial_value(networks: dict[tuple[int, int], list[dict]], metric: str) -> flo
 def print_trial(study: optuna.Study, trial) -> None:
     """Prints one line about a trial that has ended."""
     best = best_first(done(study))
-    how = {"COMPLETE": lambda: f"{trial.value:.4f}", "PRUNED": lambda: "stopped early"}
-    said = how.get(trial.state.name, lambda: f"failed: {trial.user_attrs.get('failed', 'no number')}")()
+    outcomes = {"COMPLETE": lambda: f"{trial.value:.4f}", "PRUNED": lambda: "stopped early"}
+    outcome = outcomes.get(trial.state.name, lambda: f"failed: {trial.user_attrs.get('failed', 'no number')}")()
     values = ", ".join(f"{key} {value}" for key, value in trial.params.items())
-    print(f"[trial {trial.number}] {said} ({values}){f', best {best[0].value:.4f}' if best else ''}", flush=True)
+    print(f"[trial {trial.number}] {outcome} ({values}){f', best {best[0].value:.4f}' if best else ''}", flush=True)
 
 
 def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None:
@@ -328,11 +328,11 @@ def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None
         short = lambda cell: f"{cell:.4g}" if isinstance(cell, float) else cell
         rows = {line["trial"]: {key: short(cell) for key, cell in line.items()} for line in lines}
         parts += [tables.markdown([rows[t.number] for t in best[:10]], columns)]
-        words = command(space, common, best[0].params)
+        arguments = command(space, common, best[0].params)
         parts += ["The command that trains and scores the best:\n"]
-        parts += [f"    {shlex.join(['python', '-m', 'jaxmarks.main', *words, f'--workdir={workdir}/best'])}\n"]
-    failed = dict.fromkeys(t.user_attrs["why"] for t in ended if t.state.name == "FAIL")
-    parts += [f"**Failed:** {said}\n" for said in failed]
+        parts += [f"    {shlex.join(['python', '-m', 'jaxmarks.main', *arguments, f'--workdir={workdir}/best'])}\n"]
+    reasons = dict.fromkeys(t.user_attrs["why"] for t in ended if t.state.name == "FAIL")
+    parts += [f"**Failed:** {reason}\n" for reason in reasons]
     atomic.write(workdir / "tuning.md", "\n".join(parts))
     if len(best) > 1:
         draw(study, workdir / "figures")

@@ -53,13 +53,13 @@ def build(
             f"augment.name={name} cannot resize frames: set --config.train.sizes='()' and --config.train.coarse=0, or"
             " augment.name=modern"
         )
-    mine = options(spec)
-    others = {option for other in KNOWN for option in options({"name": other})}
-    if unknown := [option for option in spec if option not in {"name", *others}]:
-        raise ValueError(f"augment.{unknown[0]}: unknown option; {name} has {', '.join(mine) or 'no options'}")
-    taken = inspect.signature(chosen.build).parameters
-    given = {key: spec[key] for key in mine if key in spec} | {key: facts[key] for key in facts if key in taken}
-    return Augmentation(chosen.versions, chosen.build(**given))
+    allowed = options(spec)
+    all_options = {option for other in KNOWN for option in options({"name": other})}
+    if unknown := [option for option in spec if option not in {"name", *all_options}]:
+        raise ValueError(f"augment.{unknown[0]}: unknown option; {name} has {', '.join(allowed) or 'no options'}")
+    accepts = inspect.signature(chosen.build).parameters
+    settings = {key: spec[key] for key in allowed if key in spec} | {key: facts[key] for key in facts if key in accepts}
+    return Augmentation(chosen.versions, chosen.build(**settings))
 
 
 def options(spec: Mapping[str, Any]) -> dict[str, Any]:

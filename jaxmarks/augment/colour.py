@@ -78,8 +78,8 @@ def normal(key, shape):
     """
     count = math.prod(shape)
     words = jax.random.bits(key, (-(-count // 3),), jnp.uint32)
-    chosen = words[:, None] >> jnp.array([0, 10, 20], jnp.uint32) & 1023
-    return jnp.array(NORMAL, jnp.float32).at[chosen.reshape(-1)[:count].reshape(shape)].get(mode="promise_in_bounds")
+    indices = words[:, None] >> jnp.array([0, 10, 20], jnp.uint32) & 1023
+    return jnp.array(NORMAL, jnp.float32).at[indices.reshape(-1)[:count].reshape(shape)].get(mode="promise_in_bounds")
 
 
 def blur(key, image, *, strength):

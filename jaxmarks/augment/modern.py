@@ -101,23 +101,23 @@ def build(
 
     def paint(functions, keys, images):
         for number, (function, strength) in enumerate(functions):
-            own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            images = jax.vmap(functools.partial(function, strength=strength))(own, images)
+            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            images = jax.vmap(functools.partial(function, strength=strength))(step_keys, images)
         return images
 
     def apply(keys, batch):
         frame, count = batch["images"].shape[1:3], len(batch["images"])
-        marks = {"boxes": jnp.zeros((count, 0, 4)), "labels": jnp.zeros((count, 0), jnp.int32)} | batch
+        annotations = {"boxes": jnp.zeros((count, 0, 4)), "labels": jnp.zeros((count, 0), jnp.int32)} | batch
         place_keys, tint_keys, tone_keys = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
         source, *new = jax.vmap(lambda *sample: place(*sample, frame))(
-            place_keys, *(marks[name] for name in SPATIAL_KEYS)
+            place_keys, *(annotations[name] for name in SPATIAL_KEYS)
         )
         moved = dict(zip(SPATIAL_KEYS, new, strict=True))
         # Channel-wise colour before conversion to grey, and that before resampling, which then has one channel.
         images = colour.to_channels(paint(tints, tint_keys, colour.to_float(batch["images"])), channels)
         images = paint(tones, tone_keys, geometry.sample(images, source))
-        kinds = {"visible": jnp.bool_, "labels": jnp.int32}
-        moved = {name: moved[name].astype(kinds.get(name, jnp.float32)) for name in SPATIAL_KEYS if name in batch}
+        dtypes = {"visible": jnp.bool_, "labels": jnp.int32}
+        moved = {name: moved[name].astype(dtypes.get(name, jnp.float32)) for name in SPATIAL_KEYS if name in batch}
         return batch | {"images": jnp.clip(images, 0, 1).astype(jnp.float32)} | moved
 
     return apply

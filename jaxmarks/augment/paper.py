@@ -24,13 +24,13 @@ def build(*, channels: int, maximum: int = 50, seed: int = 0):
     if maximum < 1:
         raise ValueError(f"augment.maximum={maximum}: give at least 1: the constant is drawn from 1..maximum")
 
-    def one(image, index, version):
+    def make_version(image, index, version):
         constant = jax.random.randint(constant_key(seed, index, version), (), 1, maximum + 1)
-        chosen = jnp.arange(3) == version % 3
-        lifted = jnp.minimum(image.astype(jnp.int32) + constant * (chosen & (version < 3)), 255)
-        alone = (version >= 3) & (version < 6)
+        is_channel = jnp.arange(3) == version % 3
+        brighter = jnp.minimum(image.astype(jnp.int32) + constant * (is_channel & (version < 3)), 255)
+        single = (version >= 3) & (version < 6)
         return colour.mix(
-            lifted.astype(jnp.float32) / 255, jnp.where(alone, chosen, jnp.array(colour.LUMINANCE, jnp.float32))
+            brighter.astype(jnp.float32) / 255, jnp.where(single, is_channel, jnp.array(colour.LUMINANCE, jnp.float32))
         )
 
     def apply(keys, batch):
@@ -38,7 +38,7 @@ def build(*, channels: int, maximum: int = 50, seed: int = 0):
         images = batch["images"]
         if images.shape[-1] != 3 or images.dtype != jnp.uint8:
             raise ValueError(f"augment paper_x7 needs uint8 colour images, not {images.dtype} {images.shape}")
-        return batch | {"images": jax.vmap(one)(images, batch["index"], batch["version"])}
+        return batch | {"images": jax.vmap(make_version)(images, batch["index"], batch["version"])}
 
     return apply
 

@@ -67,7 +67,7 @@ def through_flow(flow, points, *, iterations=8):
     Solves q + flow(q) = p by the fixed-point iteration q <- p - flow(q), which converges where the flow's slope is
     below 1, by that factor in each of the `iterations`.
     """
-    found = points
+    estimate = points
     for _ in range(iterations):
-        found = points - geometry.sample(flow[None], found[None, None])[0, 0]
-    return found
+        estimate = points - geometry.sample(flow[None], estimate[None, None])[0, 0]
+    return estimate

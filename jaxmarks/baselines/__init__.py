@@ -8,10 +8,10 @@ OBJECTS = ("blobs",)
 
 def check(names: Sequence[str], *, objects: bool) -> None:
     """Raises ValueError if one of the names is not a baseline for landmarks, or for objects if `objects` is set."""
-    known = OBJECTS if objects else LANDMARKS
+    choices = OBJECTS if objects else LANDMARKS
     for name in names:
-        if name not in known:
+        if name not in choices:
             raise ValueError(
                 f"--config.baselines: {'objects' if objects else 'landmarks'} have no baseline {name}; choose from"
-                f" {', '.join(known)}"
+                f" {', '.join(choices)}"
             )

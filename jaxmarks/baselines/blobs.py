@@ -64,16 +64,16 @@ def predict(
       boxes (N, limit, 4), scores (N, limit) and classes (N, limit) int. A score is response / (response + threshold);
       0 means no object.
     """
-    each = []
+    per_image = []
     for image in _grey(np.asarray(images)):
-        found = [(spots, *_spots(image, spots)) for spots in parameters]
-        boxes = np.concatenate([np.zeros((0, 4)), *(b for _, b, _ in found)])
-        scores = np.concatenate([np.zeros(0), *(r / (r + spots.threshold) for spots, _, r in found)])
-        classes = np.concatenate([np.zeros(0, int), *(np.full(len(r), spots.label) for spots, _, r in found)])
+        per_class = [(detector, *_spots(image, detector)) for detector in parameters]
+        boxes = np.concatenate([np.zeros((0, 4)), *(b for _, b, _ in per_class)])
+        scores = np.concatenate([np.zeros(0), *(r / (r + detector.threshold) for detector, _, r in per_class)])
+        classes = np.concatenate([np.zeros(0, int), *(np.full(len(r), detector.label) for detector, _, r in per_class)])
         order = np.argsort(-scores, kind="stable")[:limit]
-        each.append((boxes[order], scores[order], classes[order]))
+        per_image.append((boxes[order], scores[order], classes[order]))
     pad = lambda a: np.pad(a, ((0, limit - len(a)),) + ((0, 0),) * (a.ndim - 1))
-    boxes, scores, classes = (np.stack([pad(e[i]) for e in each]) for i in range(3))
+    boxes, scores, classes = (np.stack([pad(e[i]) for e in per_image]) for i in range(3))
     return boxes, scores, classes
 
 
@@ -87,39 +87,39 @@ def _fit(grey, boxes, mine, label):
     size = np.median((boxes[..., 2:] - boxes[..., :2])[mine], axis=0)
     sign, side, best = _sign(grey, boxes, mine), float(size.mean()), (-1.0, None)
     for low, high in RANGES:
-        spots = SpotDetector(label, FAINTEST, (low * side, high * side), tuple(size.tolist()), sign)
+        detector = SpotDetector(label, FAINTEST, (low * side, high * side), tuple(size.tolist()), sign)
         responses, hits = [], []
-        for image, true, is_mine in zip(grey, boxes, mine, strict=True):
-            found, response = _spots(image, spots)
+        for image, image_boxes, in_class in zip(grey, boxes, mine, strict=True):
+            spot_boxes, response = _spots(image, detector)
             responses.append(response)
-            hits.append(_hits(found, true[is_mine]))
+            hits.append(_hits(spot_boxes, image_boxes[in_class]))
         f1, threshold = _best(np.concatenate(responses), np.concatenate(hits), mine.sum())
         if f1 > best[0]:
-            best = f1, spots._replace(threshold=threshold)
+            best = f1, detector._replace(threshold=threshold)
     return best[1]
 
 
 def _sign(grey, boxes, mine):
     """Returns 1 if the boxes' centres are on average brighter than their images' means, else -1."""
-    brighter = []
-    for image, true, is_mine in zip(grey, boxes, mine, strict=True):
-        centres = ((true[:, :2] + true[:, 2:]) / 2)[is_mine]
+    contrasts = []
+    for image, image_boxes, in_class in zip(grey, boxes, mine, strict=True):
+        centres = ((image_boxes[:, :2] + image_boxes[:, 2:]) / 2)[in_class]
         column, row = (np.clip(centres[:, i].astype(int), 0, image.shape[1 - i] - 1) for i in (0, 1))
-        brighter.append(image[row, column] - image.mean())
-    return 1 if np.concatenate(brighter).mean() >= 0 else -1
+        contrasts.append(image[row, column] - image.mean())
+    return 1 if np.concatenate(contrasts).mean() >= 0 else -1
 
 
 def _spots(image, spots):
     """Returns boxes (L, 4) and responses (L,) of the spots in an image (H, W), the strongest first."""
     image = spots.sign * image
     low, high = spots.sigmas
-    found = skimage.feature.blob_log(image, low, high, SIGMAS, threshold=FAINTEST)
-    row, column, sigma = found.T
-    responses = np.zeros(len(found))
+    blobs = skimage.feature.blob_log(image, low, high, SIGMAS, threshold=FAINTEST)
+    row, column, sigma = blobs.T
+    responses = np.zeros(len(blobs))
     for s in np.unique(sigma):
-        cube = -(s**2) * scipy.ndimage.gaussian_laplace(image, s)
-        at = sigma == s
-        responses[at] = cube[row[at].astype(int), column[at].astype(int)]
+        laplacian = -(s**2) * scipy.ndimage.gaussian_laplace(image, s)
+        at_scale = sigma == s
+        responses[at_scale] = laplacian[row[at_scale].astype(int), column[at_scale].astype(int)]
     centre = np.stack([column, row], axis=-1) + 0.5
     half = np.array(spots.size) / 2
     order = np.argsort(-responses, kind="stable")

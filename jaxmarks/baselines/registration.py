@@ -176,12 +176,12 @@ def refine(model: Model, image: np.ndarray, linear: np.ndarray, shift: np.ndarra
     """
     # The image is warped into the model's frame, so that descriptors need neither rotation nor scale of their own.
     centres = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in model.size[::-1])), -1) @ linear.T + shift - 0.5
-    laid = scipy.ndimage.map_coordinates(grey(image), [centres[..., 1], centres[..., 0]], order=1, mode="nearest")
+    warped = scipy.ndimage.map_coordinates(grey(image), [centres[..., 1], centres[..., 0]], order=1, mode="nearest")
     radius = max(1, round(reach * model.size[1]))
     steps = np.stack(np.meshgrid(*[np.arange(-radius, radius + 1.0)] * 2), -1).reshape(-1, 2)
     candidates = model.points[:, None] + steps
-    found = describe(laid, candidates.reshape(-1, 2)).reshape(*candidates.shape[:2], -1)
-    cost = ((found - model.descriptors[:, None]) ** 2).sum(-1) + 0.2 * (steps**2).sum(-1) / radius**2
+    descriptors = describe(warped, candidates.reshape(-1, 2)).reshape(*candidates.shape[:2], -1)
+    cost = ((descriptors - model.descriptors[:, None]) ** 2).sum(-1) + 0.2 * (steps**2).sum(-1) / radius**2
     moved = candidates[np.arange(len(candidates)), cost.argmin(1)]
     return moved @ linear.T + shift
 

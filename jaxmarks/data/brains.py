@@ -105,26 +105,26 @@ def read(volume, landmarks) -> Person:
     voxels, affine, _ = scans.nifti(volume)
     voxels, affine = reorient_to_ras(voxels, affine)
     fiducials = read_fiducials(landmarks)
-    whole = "give a T1-weighted volume of a whole head"
+    advice = "give a T1-weighted volume of a whole head"
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if (sides > VOXEL).any() or (sides * voxels.shape < EXTENT).any():
         raise FormatError(
-            volume, "", f"{voxels.shape} voxels of {sides.round(2).tolist()} mm are too coarse or too few", whole
+            volume, "", f"{voxels.shape} voxels of {sides.round(2).tolist()} mm are too coarse or too few", advice
         )
     if not np.isfinite(voxels).all():
         raise FormatError(volume, "", f"{(~np.isfinite(voxels)).sum()} voxels are NaN or infinite", "set them to 0")
     if voxels.max() <= 0:
-        raise FormatError(volume, "", f"no voxel is above 0, the largest is {voxels.max():g}", whole)
+        raise FormatError(volume, "", f"no voxel is above 0, the largest is {voxels.max():g}", advice)
     check_fiducials(fiducials, voxels.shape, affine, volume, landmarks)
     voxels = np.clip(voxels, 0, None)
     seed = np.linalg.inv(affine) @ [*fiducials[AC - 1], 1]
     brain = brain_of(voxels, affine, seed[:3], volume)
     person = build(voxels / np.quantile(voxels[brain], 0.99), brain, affine, fiducials)
-    share = person.fiducials[AC - 1] / person.size
-    if np.abs(share - AC_SHARE).max() > AC_OFF:
+    ac_share = person.fiducials[AC - 1] / person.size
+    if np.abs(ac_share - AC_SHARE).max() > AC_OFF:
         raise FormatError(
             landmarks, "AC",
-            f"it lies at {share.round(2).tolist()} of the sides of the brain's box in {volume}, from its centre,"
+            f"it lies at {ac_share.round(2).tolist()} of the sides of the brain's box in {volume}, from its centre,"
             f" far from the usual {list(AC_SHARE)}", "give the AFIDs of this volume",
         )  # fmt: skip
     return person
@@ -135,23 +135,23 @@ def reorient_to_ras(voxels, affine):
     import nibabel  # available, as it has read the volume
 
     order = nibabel.io_orientation(affine)
-    stored = nibabel.orientations.inv_ornt_aff(order, voxels.shape)
-    return nibabel.apply_orientation(voxels, order), affine @ stored
+    to_stored = nibabel.orientations.inv_ornt_aff(order, voxels.shape)
+    return nibabel.apply_orientation(voxels, order), affine @ to_stored
 
 
 def check_fiducials(fiducials, shape, affine, volume, file) -> None:
     """Checks that AFIDs (32, 3) lie in their volume as those of a head do; raises FormatError otherwise."""
-    at = (fiducials - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
-    for number, place in enumerate(at, 1):
-        if ((place < -0.5) | (place > np.array(shape) - 0.5)).any():
+    voxel_indices = (fiducials - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    for number, index in enumerate(voxel_indices, 1):
+        if ((index < -0.5) | (index > np.array(shape) - 0.5)).any():
             raise FormatError(
                 file, NAMES.get(number, f"AFID {number}"),
                 f"{fiducials[number - 1].tolist()} mm is outside the volume {volume}", "give the AFIDs of this volume",
             )  # fmt: skip
-    apart = np.linalg.norm(fiducials[AC - 1] - fiducials[PC - 1])
-    if not AC_PC[0] <= apart <= AC_PC[1]:
+    distance = np.linalg.norm(fiducials[AC - 1] - fiducials[PC - 1])
+    if not AC_PC[0] <= distance <= AC_PC[1]:
         raise FormatError(
-            file, "AC, PC", f"they are {apart:.1f} mm apart, not {AC_PC[0]:g} to {AC_PC[1]:g}", "mark them anew"
+            file, "AC, PC", f"they are {distance:.1f} mm apart, not {AC_PC[0]:g} to {AC_PC[1]:g}", "mark them anew"
         )
     axes = axes_of(fiducials)
     turn = np.degrees(scipy.spatial.transform.Rotation.from_matrix(axes).magnitude())
@@ -160,11 +160,11 @@ def check_fiducials(fiducials, shape, affine, volume, file) -> None:
             file, "", f"according to the AFIDs the head is rotated by {turn:.0f} degrees from the RAS axes",
             "check the coordinate system, and whether AC and PC, or right and left, are exchanged",
         )  # fmt: skip
-    middle = np.array([fiducials[k - 1] for k in MIDLINE]) @ axes[:, 0]
-    off = np.abs(middle - np.median(middle))
-    if off.max() > OFF_PLANE:
+    midline = np.array([fiducials[k - 1] for k in MIDLINE]) @ axes[:, 0]
+    offsets = np.abs(midline - np.median(midline))
+    if offsets.max() > OFF_PLANE:
         raise FormatError(
-            file, f"AFID {MIDLINE[off.argmax()]}", f"{off.max():.1f} mm off the plane of the midline points",
+            file, f"AFID {MIDLINE[offsets.argmax()]}", f"{offsets.max():.1f} mm off the plane of the midline points",
             "check it and the other midline points, AFIDs " + ", ".join(map(str, MIDLINE)),
         )  # fmt: skip
     for right, left in PAIRS:
@@ -181,18 +181,18 @@ def read_fiducials(path) -> np.ndarray:
       FormatError: as `slicer.read`; AC, PC or another required AFID is missing; a label is not a number from 1 to 32,
         or occurs twice.
     """
-    found = np.full((32, 3), np.nan)
+    fiducials = np.full((32, 3), np.nan)
     for label, place, where in slicer.read(path):
         number = int(label) if label.strip().isdecimal() else 0
         if not 1 <= number <= 32:
             raise FormatError(where, "", f"label {label!r} is not the number of an AFID", "write 1 to 32")
-        if np.isfinite(found[number - 1]).all():
+        if np.isfinite(fiducials[number - 1]).all():
             raise FormatError(where, "", f"a second AFID {number}", "delete one of the two")
-        found[number - 1] = place
-    missing = [k for k in sorted({*NAMES, *MIDLINE}) if not np.isfinite(found[k - 1]).all()]
+        fiducials[number - 1] = place
+    missing = [k for k in sorted({*NAMES, *MIDLINE}) if not np.isfinite(fiducials[k - 1]).all()]
     if missing:
         raise FormatError(path, "", f"AFIDs {', '.join(map(str, missing))} are missing", "mark all of them")
-    return found
+    return fiducials
 
 
 def brain_of(voxels, affine, seed, file) -> np.ndarray:
@@ -210,13 +210,13 @@ def brain_of(voxels, affine, seed, file) -> np.ndarray:
     for threshold in np.arange(0.35, 0.66, 0.025):
         mask = coarse > threshold * bright
         core = scipy.ndimage.distance_transform_edt(mask, spacing) > 5.5
-        parts, _ = scipy.ndimage.label(core)
+        components, _ = scipy.ndimage.label(core)
         if not core.any():
             break
-        _, nearest = scipy.ndimage.distance_transform_edt(parts == 0, spacing, return_indices=True)
-        here = tuple(np.clip(np.round(seed / step).astype(int), 0, np.array(coarse.shape) - 1))
-        part = parts[tuple(nearest[(slice(None), *here)])]
-        brain = mask & (scipy.ndimage.distance_transform_edt(parts != part, spacing) <= 6.5)
+        _, nearest = scipy.ndimage.distance_transform_edt(components == 0, spacing, return_indices=True)
+        seed_block = tuple(np.clip(np.round(seed / step).astype(int), 0, np.array(coarse.shape) - 1))
+        component = components[tuple(nearest[(slice(None), *seed_block)])]
+        brain = mask & (scipy.ndimage.distance_transform_edt(components != component, spacing) <= 6.5)
         litres = brain.sum() * spacing.prod() / 1e6
         if 0.8 <= litres <= 1.9:
             full = brain.repeat(step[0], 0).repeat(step[1], 1).repeat(step[2], 2)
@@ -232,13 +232,13 @@ def axes_of(fiducials) -> np.ndarray:
     from PC to AC, made orthogonal to the first.
     """
     pairs = np.array([fiducials[r - 1] - fiducials[l - 1] for r, l in PAIRS])
-    middle = np.array([fiducials[k - 1] for k in MIDLINE])
+    midline = np.array([fiducials[k - 1] for k in MIDLINE])
     pairs = pairs[np.isfinite(pairs).all(1)]
-    spread = middle - middle.mean(0)
+    spread = midline - midline.mean(0)
     _, vectors = np.linalg.eigh(pairs.T @ pairs - 30 * spread.T @ spread)
     right = vectors[:, -1]
-    towards = pairs.sum(0) if len(pairs) else np.array([1.0, 0, 0])
-    right = right * np.sign(right @ towards)
+    rightwards = pairs.sum(0) if len(pairs) else np.array([1.0, 0, 0])
+    right = right * np.sign(right @ rightwards)
     front = fiducials[AC - 1] - fiducials[PC - 1]
     front = front - (front @ right) * right
     front /= np.linalg.norm(front)
@@ -258,8 +258,8 @@ def build(voxels, brain, affine, fiducials) -> Person:
     points *= 1 + 0.5 * abs(np.linalg.det(affine[:3, :3])) ** (1 / 3) / np.linalg.norm(points, axis=1, keepdims=True)
     # Points inside the hull are outermost in no pose, and hardly ever after a smooth deformation.
     points = points[scipy.spatial.ConvexHull(points).vertices]
-    turn = np.linalg.inv(affine[:3, :3])
-    to_voxel = np.concatenate([turn @ axes, (turn @ (axes @ middle - affine[:3, 3]))[:, None]], axis=1)
+    inverse = np.linalg.inv(affine[:3, :3])
+    to_voxel = np.concatenate([inverse @ axes, (inverse @ (axes @ middle - affine[:3, 3]))[:, None]], axis=1)
     return Person(voxels.astype(np.float32), brain, to_voxel, fiducials @ axes - middle, points, np.ptp(points, axis=0))
 
 
@@ -289,11 +289,11 @@ def phantom(*, pixel: float = 2.0) -> Person:
     """Draws a person from ellipsoids in voxels of `pixel` mm, with fiducials where a head has them, for trials."""
     axes = [np.arange(-extent, extent, pixel) for extent in (100.0, 124.0, 116.0)]
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
-    solid = lambda c, r: ((x - c[0]) / r[0]) ** 2 + ((y - c[1]) / r[1]) ** 2 + ((z - c[2]) / r[2]) ** 2 < 1
-    brain = solid((0, 0, 10), (70, 88, 64)) | solid((0, -50, -42), (48, 34, 28))
-    voxels = 0.75 * (solid((0, 0, 4), (88, 106, 88)) & ~solid((0, 0, 5), (80, 97, 80)))
-    voxels = np.where(solid((0, -20, -95), (50, 55, 60)) & (voxels == 0) & (z < -60), 0.5, voxels)
-    voxels = np.where(brain, 0.62 + 0.1 * solid((0, 0, 12), (54, 70, 48)), voxels)
+    ellipsoid = lambda c, r: ((x - c[0]) / r[0]) ** 2 + ((y - c[1]) / r[1]) ** 2 + ((z - c[2]) / r[2]) ** 2 < 1
+    brain = ellipsoid((0, 0, 10), (70, 88, 64)) | ellipsoid((0, -50, -42), (48, 34, 28))
+    voxels = 0.75 * (ellipsoid((0, 0, 4), (88, 106, 88)) & ~ellipsoid((0, 0, 5), (80, 97, 80)))
+    voxels = np.where(ellipsoid((0, -20, -95), (50, 55, 60)) & (voxels == 0) & (z < -60), 0.5, voxels)
+    voxels = np.where(brain, 0.62 + 0.1 * ellipsoid((0, 0, 12), (54, 70, 48)), voxels)
     fiducials = np.full((32, 3), np.nan)
     fiducials[[k - 1 for k in MIDLINE]] = [
         (0, 18, 0), (0, -9, 0), (0, -22, -8), (0, -6, -22), (0, 2, -10), (0, -36, 4), (0, 8, -15), (0, -15, 3),
@@ -301,9 +301,9 @@ def phantom(*, pixel: float = 2.0) -> Person:
     ]  # fmt: skip
     fiducials[[14, 15]] = [(16, 21, 30), (-16, 21, 30)]
     for side in (9, -9):  # ventricles, whose tips are the pair at AC
-        voxels = np.where(solid((side, 8, 22), (8, 32, 9)), 0.2, voxels)
-    for number, bright in ((1, 1.0), (2, 1.0), (19, 1.0), (20, 0.95), (10, 0.3), (4, 0.95), (15, 0.25), (16, 0.25)):
-        voxels = np.where(solid(fiducials[number - 1], (9, 5, 5)), bright, voxels)
+        voxels = np.where(ellipsoid((side, 8, 22), (8, 32, 9)), 0.2, voxels)
+    for number, level in ((1, 1.0), (2, 1.0), (19, 1.0), (20, 0.95), (10, 0.3), (4, 0.95), (15, 0.25), (16, 0.25)):
+        voxels = np.where(ellipsoid(fiducials[number - 1], (9, 5, 5)), level, voxels)
     affine = np.diag([pixel, pixel, pixel, 1.0])
     affine[:3, 3] = [a[0] for a in axes]
     return build(scipy.ndimage.gaussian_filter(voxels.astype(np.float32), 0.6), brain, affine, fiducials)
@@ -360,36 +360,36 @@ def draw(
         at = np.moveaxis((points + REACH) * (4 * KNOTS / (2 * REACH)) - 0.5, -1, 0)
         return points + np.stack([scipy.ndimage.map_coordinates(f, at, order=1, mode="nearest") for f in flow], axis=-1)
 
-    def carried(points):
+    def to_ras(points):
         """Maps points (N, 3) of the person to RAS mm: inverts `bend` by fixed-point iteration, scales, and poses."""
-        found = points
+        deformed = points
         for _ in range(12):
-            found = points - (bend(found) - found)
-        return found * scale @ pose.T + shift
+            deformed = points - (bend(deformed) - deformed)
+        return deformed * scale @ pose.T + shift
 
-    surface, fiducials = carried(person.surface), carried(person.fiducials)
+    surface, fiducials = to_ras(person.surface), to_ras(person.fiducials)
     axes = axes_of(fiducials)
     low, high = (surface @ axes).min(0), (surface @ axes).max(0)
     centre, size = axes @ (low + high) / 2, high - low
     faces = {name: centre + axes @ (np.array(share) * size) for name, share in FACES.items()}
     landmarks = landmarks_of(fiducials, faces)
 
-    look = Appearance(rng)
+    appearance = Appearance(rng)
     triple = {}
     for name in PLANES:
         # An operator lets the slices cross near the commissures; each slice is somewhat off.
-        away = np.array([rng.uniform(-8, 8), rng.uniform(-15, 15), rng.uniform(-15, 15)])
-        through = centre + pose @ (np.array([0.0, 4.0, 0.0]) + away)
+        offset = np.array([rng.uniform(-8, 8), rng.uniform(-15, 15), rng.uniform(-15, 15)])
+        target = centre + pose @ (np.array([0.0, 4.0, 0.0]) + offset)
         slant = random_rotation(rng, tilt)
         spacing, count = rng.uniform(*pixel), int(rng.integers(132, 168))
         right, down = (slant @ np.array(v, float) for v in scouts.SHOWN[name])
         # The centre of the field of view, off that of the head.
-        middle = through + right * rng.uniform(-12, 12) + down * rng.uniform(-12, 12)
-        plane = np.stack([right * spacing, down * spacing, middle - (right + down) * spacing * count / 2], axis=-1)
+        view_centre = target + right * rng.uniform(-12, 12) + down * rng.uniform(-12, 12)
+        plane = np.stack([right * spacing, down * spacing, view_centre - (right + down) * spacing * count / 2], axis=-1)
         y, x = np.mgrid[:count, :count] + 0.5
-        space = np.stack([x, y, np.ones_like(x)], -1) @ plane.T
-        local = bend((space - shift) @ pose / scale)
-        triple[name] = Scout(look(person, local), plane, name, f"a drawn {name} scout")
+        ras_points = np.stack([x, y, np.ones_like(x)], -1) @ plane.T
+        head_points = bend((ras_points - shift) @ pose / scale)
+        triple[name] = Scout(appearance(person, head_points), plane, name, f"a drawn {name} scout")
     return SyntheticTriple(triple, landmarks, centre, axes, size)
 
 
@@ -413,12 +413,12 @@ class Appearance:
 
     def __call__(self, person: Person, local):
         """Renders the slice (H, W) whose pixels show the person at points `local` (H, W, 3) in head axes."""
-        at = np.moveaxis(local @ person.to_voxel[:, :3].T + person.to_voxel[:, 3], -1, 0)
+        voxel_indices = np.moveaxis(local @ person.to_voxel[:, :3].T + person.to_voxel[:, 3], -1, 0)
         mode = "nearest" if self.goes_on else "constant"
-        image = scipy.ndimage.map_coordinates(person.voxels, at, order=1, mode=mode, output=np.float32)
+        image = scipy.ndimage.map_coordinates(person.voxels, voxel_indices, order=1, mode=mode, output=np.float32)
         image *= local[..., 2] > self.floor
         if self.stripped:
-            image *= scipy.ndimage.map_coordinates(person.brain.view(np.uint8), at, order=0, mode="constant")
+            image *= scipy.ndimage.map_coordinates(person.brain.view(np.uint8), voxel_indices, order=0, mode="constant")
         image = np.interp(image, self.levels, self.values) ** self.gamma
         unit = local / 100
         image *= np.exp(np.clip(unit @ self.slopes + unit**2 @ self.bend, -1, 1))
@@ -449,13 +449,13 @@ def load(spec) -> tuple[Samples, Volumes, Callable]:
     person = read(spec.volume, spec.landmarks) if spec.volume else phantom()
     size, count = tuple(spec.size), spec.count
 
-    def triple(i):
+    def draw_triple(i):
         rng = np.random.default_rng((spec.seed, i))
         return draw(person, rng, turn=spec.turn, tilt=spec.tilt, elastic=spec.elastic)
 
     def photograph(name):
         i, plane = name.split("_")
-        source = triple(int(i)).scouts[plane]
+        source = draw_triple(int(i)).scouts[plane]
         image = scouts.cleaned(source.image, np.linalg.norm(source.plane[:, :2], axis=0)[::-1])
         return np.round(255 * image).astype(np.uint8)[..., None].repeat(3, -1)
 
@@ -463,17 +463,17 @@ def load(spec) -> tuple[Samples, Volumes, Callable]:
     columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(Samples) if f.default is dataclasses.MISSING}
     planes, truth = {}, []
     for i in range(count):
-        drawn = triple(i)
-        truth.append((drawn.centre, drawn.rotation, drawn.size))
-        for number, (plane, source) in enumerate(drawn.scouts.items()):
+        triple = draw_triple(i)
+        truth.append((triple.centre, triple.rotation, triple.size))
+        for plane_index, (plane, source) in enumerate(triple.scouts.items()):
             framed, name = scouts.framed(source, size, spec.spacing), f"{i:04d}_{plane}"
-            points = slices.pixels(framed.plane, drawn.landmarks)
+            points = slices.pixels(framed.plane, triple.landmarks)
             inside = ((points >= 0) & (points <= size[::-1])).all(-1)
             planes[name] = source.plane
             row = {
                 "images": framed.image[..., None],
                 "points": points.astype(np.float32),
-                "visible": inside & (PLANE_OF == number),
+                "visible": inside & (PLANE_OF == plane_index),
                 "group": i,
                 "name": name,
                 "to_source": framed.to_source,

@@ -36,27 +36,27 @@ def fill_in(spec) -> None:
     """
     if "boxes" in spec:
         if not spec.scale:
-            own = spec.images and spec.boxes and spec.fit == "tile"
-            spec.scale = objects.fitting_scale(spec.images, spec.boxes, side=spec.side) if own else 1.0
+            is_tiled = spec.images and spec.boxes and spec.fit == "tile"
+            spec.scale = objects.fitting_scale(spec.images, spec.boxes, side=spec.side) if is_tiled else 1.0
         return
-    left = [key for key, value in (("pose", ""), ("zoom", 0)) if spec.get(key) == value]
-    if left and spec.sets:  # of several datasets each photograph is looked at whole
-        spec.update({key: SINGLE_LOOK[key] for key in left})
-        left = []
-    if len(spec.size) and not left:
+    open_keys = [key for key, value in (("pose", ""), ("zoom", 0)) if spec.get(key) == value]
+    if open_keys and spec.sets:  # of several datasets each photograph is looked at whole
+        spec.update({key: SINGLE_LOOK[key] for key in open_keys})
+        open_keys = []
+    if len(spec.size) and not open_keys:
         return
-    found = [one for name in spec.sets or ("",) for one in _annotated(of_set(spec, name))]
+    photographs = [one for name in spec.sets or ("",) for one in _annotated(of_set(spec, name))]
     if not len(spec.size):
-        height, width = np.transpose([size for _, size in found] or [(3, 4)])
-        tall = np.exp(np.median(np.log(height / width)) / 2)  # the height of a frame of area 1
-        pixels = min(spec.pixels, max(MIN_PIXEL_BUDGET, np.median(height * width))) if found else spec.pixels
-        sides = np.sqrt(pixels) * np.array([tall, 1 / tall])
+        height, width = np.transpose([size for _, size in photographs] or [(3, 4)])
+        unit_height = np.exp(np.median(np.log(height / width)) / 2)  # the height of a frame of area 1
+        pixels = min(spec.pixels, max(MIN_PIXEL_BUDGET, np.median(height * width))) if photographs else spec.pixels
+        sides = np.sqrt(pixels) * np.array([unit_height, 1 / unit_height])
         spec.size = tuple(STEP * max(1, math.ceil(side / STEP - 0.15)) for side in sides)  # 194 becomes 192
-    if "pose" in left:
-        spec.pose = pose([annotation for annotation, _ in found])
-    if "zoom" in left:
+    if "pose" in open_keys:
+        spec.pose = pose([annotation for annotation, _ in photographs])
+    if "zoom" in open_keys:
         turned = spec.pose != SINGLE_LOOK["pose"]
-        spec.zoom = zoom(found, tuple(spec.size), spec.fit, turned=turned)
+        spec.zoom = zoom(photographs, tuple(spec.size), spec.fit, turned=turned)
 
 
 def pose(annotations: list[Annotation]) -> str:
@@ -65,13 +65,13 @@ def pose(annotations: list[Annotation]) -> str:
     Also "upright" where their shapes have little in common. All are laid over one reference: of the nine specimens with
     the most visible landmarks, the one with the smallest median residual.
     """
-    fullest = sorted(annotations, key=lambda one: -one.visible.sum())[:9]
-    over = [np.array([fit for one in annotations if (fit := _fit(one, reference))]) for reference in fullest]
-    over = [fits for fits in over if len(fits)]
-    if not over:
+    references = sorted(annotations, key=lambda one: -one.visible.sum())[:9]
+    all_fits = [np.array([fit for one in annotations if (fit := _fit(one, reference))]) for reference in references]
+    all_fits = [fits for fits in all_fits if len(fits)]
+    if not all_fits:
         return "upright"
-    strays, angles, mirrored = min(over, key=lambda fits: np.median(fits[:, 0])).T
-    if np.median(strays) > MAX_RESIDUAL:
+    residuals, angles, mirrored = min(all_fits, key=lambda fits: np.median(fits[:, 0])).T
+    if np.median(residuals) > MAX_RESIDUAL:
         return "upright"
     if MIN_MIRRORED_SHARE <= np.mean(mirrored) <= 1 - MIN_MIRRORED_SHARE:
         return "mirrored"
@@ -84,14 +84,14 @@ def _fit(one: Annotation, reference: Annotation) -> tuple[float, float, bool] | 
     The residual is a share of the landmarks' variance. The fit mirrors only if the residual is otherwise above
     `MAX_RESIDUAL` and mirroring more than halves it. None where the two share fewer than three visible landmarks.
     """
-    both = one.visible & reference.visible
-    if both.sum() < 3:
+    shared = one.visible & reference.visible
+    if shared.sum() < 3:
         return None
-    z, onto = (each - each.mean() for each in np.array([one.points[both], reference.points[both]]) @ [1, 1j])
-    fits = np.array([np.vdot(z, onto), np.vdot(z.conj(), onto)])
-    away = 1 - abs(fits) ** 2 / max(np.vdot(z, z).real * np.vdot(onto, onto).real, 1e-12)
-    mirrored = int(away[0] > MAX_RESIDUAL and away[1] < away[0] / 2)
-    return away[mirrored], np.angle(fits[mirrored]), bool(mirrored)
+    z, target = (each - each.mean() for each in np.array([one.points[shared], reference.points[shared]]) @ [1, 1j])
+    products = np.array([np.vdot(z, target), np.vdot(z.conj(), target)])
+    residuals = 1 - abs(products) ** 2 / max(np.vdot(z, z).real * np.vdot(target, target).real, 1e-12)
+    mirrored = int(residuals[0] > MAX_RESIDUAL and residuals[1] < residuals[0] / 2)
+    return residuals[mirrored], np.angle(products[mirrored]), bool(mirrored)
 
 
 def zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=False) -> float:
@@ -106,16 +106,16 @@ def zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=F
       fit: how photographs are placed in the frame.
       turned: whether the second look is rotated as the specimen lies.
     """
-    shares, pixels = [], []
-    for annotation, source in found:
+    shares, steps = [], []
+    for annotation, source_size in found:
         points = annotation.points[annotation.visible]
         if len(points) > 1 and 2 * len(points) >= len(annotation.visible):  # else their extent is unknown
-            step = np.diag(np.array(frame(source, size, fit))[:, :2])
+            step = np.diag(np.array(frame(source_size, size, fit))[:, :2])
             shares.append(max(_extents(points / step, turned=turned, tall=size[0] > size[1]) / size[::-1]))
-            pixels.append(max(step))
+            steps.append(max(step))
     if not shares or not (share := np.median(shares)) > 0:
         return 1.0
-    closer = min(FILL / share, float(np.median(pixels)), MAX_ZOOM, math.sqrt(MAX_FRAME_PIXELS / math.prod(size)))
+    closer = min(FILL / share, float(np.median(steps)), MAX_ZOOM, math.sqrt(MAX_FRAME_PIXELS / math.prod(size)))
     return 1.0 if closer < MIN_ZOOM else float(f"{closer:.2g}")
 
 

@@ -62,64 +62,66 @@ def load(
         raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
     annotations = formats.read(landmarks, images, problems, curves=curves)
 
-    find_here = finder(images)
+    find_photograph = finder(images)
 
-    def place(a):
+    def locate(annotation):
         try:
-            return find_here(a.image)
+            return find_photograph(annotation.image)
         except OSError as error:
             return str(error)
 
-    places = [place(a) for a in annotations]
-    files = [file for file in places if isinstance(file, Path)]
-    pixels, read = frames(files, size=size, channels=channels, fit=fit, keep=keep)
-    outcomes = dict(zip(files, read, strict=True))
-    kept, points, visible, used, unsized = [], [], [], set(), dict[Path, None]()
+    locations = [locate(annotation) for annotation in annotations]
+    files = [file for file in locations if isinstance(file, Path)]
+    pixels, results = frames(files, size=size, channels=channels, fit=fit, keep=keep)
+    outcomes = dict(zip(files, results, strict=True))
+    kept, points, visible, used_files, unsized = [], [], [], set(), dict[Path, None]()
     for each in problems:  # a photograph with an unusable annotation is not one without landmarks
         with contextlib.suppress(OSError):
-            used.add(find_here(each["image"]))
-    for a, file in zip(annotations, places, strict=True):
-        used.add(file)
+            used_files.add(find_photograph(each["image"]))
+    for annotation, file in zip(annotations, locations, strict=True):
+        used_files.add(file)
         outcome = outcomes.get(file, file)
         if isinstance(outcome, str):
-            problems.append(problem(a.image, f"{outcome}: left out", a.where))
+            problems.append(problem(annotation.image, f"{outcome}: left out", annotation.where))
             continue
         h, w, digest = outcome
-        problems += [problem(a.image, what, a.where) for what in not_decoded(file)]
+        problems += [problem(annotation.image, what, annotation.where) for what in not_decoded(file)]
         matrix = np.array(frame((h, w), size, fit))
-        outside = a.visible & ~((a.points >= 0) & (a.points <= (w, h))).all(1)
+        outside = annotation.visible & ~((annotation.points >= 0) & (annotation.points <= (w, h))).all(1)
         for k in np.flatnonzero(outside):
-            x, y = a.points[k]
+            x, y = annotation.points[k]
             what = f"landmark {k + 1} at ({x:g}, {y:g}) lies outside the image of {w}x{h}: treated as missing"
-            problems.append(problem(a.image, what, a.where))
-        kept.append((a, (h, w), digest))
-        if a.size is None:
+            problems.append(problem(annotation.image, what, annotation.where))
+        kept.append((annotation, (h, w), digest))
+        if annotation.size is None:
             unsized[file] = None
-        visible.append(a.visible & ~outside)
-        points.append(np.where(visible[-1][:, None], (a.points - matrix[:, 2]) / (matrix[0, 0], matrix[1, 1]), 0))
+        visible.append(annotation.visible & ~outside)
+        points.append(
+            np.where(visible[-1][:, None], (annotation.points - matrix[:, 2]) / (matrix[0, 0], matrix[1, 1]), 0)
+        )
     problems += unsupported_format_problems(images)
     if not kept:
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3]) or "the landmark file names no image"
         raise FormatError(landmarks, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
-    others = [p for p in listing(images) if p not in used]
-    if others:
-        what = f"{len(others)} photographs have no landmarks: {', '.join(name_of(p, images) for p in others[:5])}"
-        problems.append(problem(name_of(others[0], images), what, str(landmarks)))
+    unmarked = [p for p in listing(images) if p not in used_files]
+    if unmarked:
+        what = f"{len(unmarked)} photographs have no landmarks: {', '.join(name_of(p, images) for p in unmarked[:5])}"
+        problems.append(problem(name_of(unmarked[0], images), what, str(landmarks)))
     problems += exif_rotation_problems(unsized, images)
-    annotated, sources, contents = zip(*kept, strict=True)
-    names = [a.image for a in annotated]
-    samples = _samples(pixels, sources, names, size, fit, np.stack(points), np.stack(visible))
-    numbers: dict[str, int] = {}
-    known = {a.image: a.group for a in annotated if a.group}
-    called = [group_of(name, known, group_by) for name in names]
-    told = {
-        "group": np.array([numbers.setdefault(group, len(numbers)) for group in called]),
-        "specimen": np.array(["" if group == name else group for group, name in zip(called, names, strict=True)]),
-        "mm_per_px": np.array([a.mm_per_px for a in annotated]),
-        "id": np.array([a.id for a in annotated]),
+    annotated, source_sizes, contents = zip(*kept, strict=True)
+    names = [annotation.image for annotation in annotated]
+    samples = _samples(pixels, source_sizes, names, size, fit, np.stack(points), np.stack(visible))
+    group_numbers: dict[str, int] = {}
+    file_groups = {annotation.image: annotation.group for annotation in annotated if annotation.group}
+    group_names = [group_of(name, file_groups, group_by) for name in names]
+    fields = {
+        "group": np.array([group_numbers.setdefault(group, len(group_numbers)) for group in group_names]),
+        "specimen": np.array(["" if group == name else group for group, name in zip(group_names, names, strict=True)]),
+        "mm_per_px": np.array([annotation.mm_per_px for annotation in annotated]),
+        "id": np.array([annotation.id for annotation in annotated]),
         "content": np.array(contents),
     }
-    return dataclasses.replace(samples, **told), annotations[0].names, problems
+    return dataclasses.replace(samples, **fields), annotations[0].names, problems
 
 
 def group_of(image: str, known: Mapping[str, str], pattern: str) -> str:
@@ -143,8 +145,8 @@ def group_of(image: str, known: Mapping[str, str], pattern: str) -> str:
 
 def caught_in(image: str, pattern: str) -> str | None:
     """Returns what a pattern's first group captures in an image's file name, else in its whole path, else None."""
-    found = re.search(pattern, PurePosixPath(image).name) or re.search(pattern, image)
-    return found[1] if found and found.groups() else None
+    match = re.search(pattern, PurePosixPath(image).name) or re.search(pattern, image)
+    return match[1] if match and match.groups() else None
 
 
 def frames(files: list[Path], *, size, channels, fit, keep=""):
@@ -154,27 +156,27 @@ def frames(files: list[Path], *, size, channels, fit, keep=""):
       The images (N, H, W, C) of the readable files, as an array or, if `keep` names a folder, as Records there; and for
       every file its (height, width, `content`), or a message that says what is wrong with it.
     """
-    read: list = []
+    outcomes: list = []
 
-    def one(file):
+    def read_frame(file):
         try:
-            image, source = framed(file, size=size, channels=channels, fit=fit)
-            return image, (*source, content(file))
+            image, source_size = framed(file, size=size, channels=channels, fit=fit)
+            return image, (*source_size, content(file))
         except OSError as error:
             return f"cannot be read ({error})"
 
-    def good():
-        for result in ahead(one, files, most=64):
-            read.append(result if isinstance(result, str) else result[1])
+    def readable_images():
+        for result in ahead(read_frame, files, most=64):
+            outcomes.append(result if isinstance(result, str) else result[1])
             if not isinstance(result, str):
                 yield result[0]
 
     if not keep:
-        images = list(good())
-        return (np.stack(images) if images else np.zeros((0, *size, channels), np.uint8)), read
+        images = list(readable_images())
+        return (np.stack(images) if images else np.zeros((0, *size, channels), np.uint8)), outcomes
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = records.fingerprint("4", [size, channels, fit], stats)  # "4" is the version of the code that makes the frames
-    return records.cache_images(good(), keep, key=key, notes=read), read
+    return records.cache_images(readable_images(), keep, key=key, notes=outcomes), outcomes
 
 
 def framed(file, *, size, channels, fit) -> tuple[np.ndarray, tuple[int, int]]:
@@ -182,12 +184,12 @@ def framed(file, *, size, channels, fit) -> tuple[np.ndarray, tuple[int, int]]:
 
     Raises OSError if it is unreadable.
     """
-    source = image_size(file)
-    _, _, rows, columns = placement(source, size, fit)
+    source_size = image_size(file)
+    _, _, rows, columns = placement(source_size, size, fit)
     # Decoding at twice the size is enough for the antialiased result to equal that of a full decode.
     image, extent = reduced(file, at_least=(2 * rows, 2 * columns))
-    image = into_frame(image, size, fit, source=source, extent=extent)
-    return (image if channels == 3 else np.asarray(Image.fromarray(image).convert("L"))[..., None]), source
+    image = into_frame(image, size, fit, source=source_size, extent=extent)
+    return (image if channels == 3 else np.asarray(Image.fromarray(image).convert("L"))[..., None]), source_size
 
 
 def into_frame(image: np.ndarray, size, fit, *, source=None, extent=None) -> np.ndarray:
@@ -229,28 +231,28 @@ def batches(
     most `longest`. Problems, such as unreadable files, are appended to `problems`.
     """
 
-    def one(file):
-        source = image_size(file)
-        _, _, rows, columns = placement(source, size, fit)
-        height, width = shrunk(source, longest)
+    def read_photograph(file):
+        source_size = image_size(file)
+        _, _, rows, columns = placement(source_size, size, fit)
+        height, width = shrunk(source_size, longest)
         image, extent = reduced(file, at_least=(max(2 * rows, height), max(2 * columns, width)))
         small = _resized(image, (height, width), extent)
-        return into_frame(image, size, fit, source=source, extent=extent), source, small
+        return into_frame(image, size, fit, source=source_size, extent=extent), source_size, small
 
-    def together(part):
-        names, read = zip(*part, strict=True)
-        images, sources, photographs = zip(*read, strict=True)
-        none = np.zeros((len(part), 0, 2)), np.zeros((len(part), 0), bool)
-        return _samples(np.stack(images), sources, names, size, fit, *none), list(photographs)
+    def collate(batch):
+        names, results = zip(*batch, strict=True)
+        images, source_sizes, photographs = zip(*results, strict=True)
+        no_landmarks = np.zeros((len(batch), 0, 2)), np.zeros((len(batch), 0), bool)
+        return _samples(np.stack(images), source_sizes, names, size, fit, *no_landmarks), list(photographs)
 
-    part: list[tuple] = []
-    for each in readable(Path(folder), one, most=2 * batch_size, problems=problems):
-        part.append(each)
-        if len(part) == batch_size:
-            yield together(part)
-            part = []
-    if part:
-        yield together(part)
+    batch: list[tuple] = []
+    for item in readable(Path(folder), read_photograph, most=2 * batch_size, problems=problems):
+        batch.append(item)
+        if len(batch) == batch_size:
+            yield collate(batch)
+            batch = []
+    if batch:
+        yield collate(batch)
 
 
 def photograph(folder, name: str) -> np.ndarray | None:

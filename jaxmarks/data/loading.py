@@ -66,10 +66,10 @@ class Dataset(NamedTuple):
 
     def own(self, samples: Samples) -> np.ndarray:
         """Marks the landmarks of each sample's domain, (N, K) bool."""
-        found = np.zeros(samples.visible.shape, bool)
+        is_own = np.zeros(samples.visible.shape, bool)
         for domain, columns in enumerate(self.columns):
-            found[samples.domain == domain, columns] = True
-        return found
+            is_own[samples.domain == domain, columns] = True
+        return is_own
 
 
 def frame_size(spec) -> tuple[int, int]:
@@ -88,8 +88,8 @@ def load(spec) -> Dataset:
     dataset, keep = _merge_copies(_load(spec)), spec.get("keep")  # configs of volumes have no such key
     images = dataset.samples.images
     if keep and isinstance(images, np.ndarray):
-        kept = records.cache_images(images, keep, key=records.fingerprint(list(images.shape), images), notes=[])
-        dataset = dataset._replace(samples=dataclasses.replace(dataset.samples, images=kept))  # type: ignore[arg-type]
+        saved = records.cache_images(images, keep, key=records.fingerprint(list(images.shape), images), notes=[])
+        dataset = dataset._replace(samples=dataclasses.replace(dataset.samples, images=saved))  # type: ignore[arg-type]
     return dataset
 
 
@@ -122,13 +122,13 @@ def known_facts(spec) -> dict:
         return {"landmarks": len(brains.LANDMARKS)}
     if spec.landmarks:
         problems: list[dict] = []
-        found = formats.read(spec.landmarks, spec.images, problems=problems, curves=spec.curves)
-        if not found:
-            what = "; ".join(sorted({each["what"] for each in problems})[:3]) or "the landmark file names no image"
+        annotations = formats.read(spec.landmarks, spec.images, problems=problems, curves=spec.curves)
+        if not annotations:
+            reasons = "; ".join(sorted({each["what"] for each in problems})[:3]) or "the landmark file names no image"
             raise FormatError(
-                spec.landmarks, "", f"not one usable photograph in {spec.images} ({what})", "check both paths"
+                spec.landmarks, "", f"not one usable photograph in {spec.images} ({reasons})", "check both paths"
             )
-        return {"landmarks": found[0].points.shape[0]}
+        return {"landmarks": annotations[0].points.shape[0]}
     return {"landmarks": len(_kept(spec, spec.part.split("+")[0]))}
 
 
@@ -141,12 +141,12 @@ def of_set(spec, name: str):
     """
     sets = spec.get("sets") or {}
     if bool(name) != bool(sets) or (name and name not in sets):
-        known = (
+        available = (
             f"datasets {', '.join(sets)}: name one of them, such as --set={next(iter(sets))}"
             if sets
             else "one dataset, which has no name: leave --set out"
         )
-        raise ValueError(f"--set={name}: the run has {known}")
+        raise ValueError(f"--set={name}: the run has {available}")
     if not name:
         return spec
     if not hasattr(sets[name], "items"):
@@ -178,12 +178,12 @@ def _load_sets(spec):
     columns = _columns({name: one.samples.points.shape[1] for name, one in each.items()})
     width, parts, problems = sum(one.samples.points.shape[1] for one in each.values()), [], []
     for domain, (name, one) in enumerate(each.items()):
-        samples, beside = one.samples, [(0, 0), (columns[name][0], width - columns[name][1])]
+        samples, padding = one.samples, [(0, 0), (columns[name][0], width - columns[name][1])]
         parts.append(
             dataclasses.replace(
                 samples,
-                points=np.pad(samples.points, [*beside, (0, 0)]),
-                visible=np.pad(samples.visible, beside),
+                points=np.pad(samples.points, [*padding, (0, 0)]),
+                visible=np.pad(samples.visible, padding),
                 name=np.array([f"{name}/{image}" for image in samples.name]),
                 specimen=np.array([one and f"{name}/{one}" for one in samples.specimen.tolist()]),
                 domain=np.full(len(samples), domain, np.int32),
@@ -192,8 +192,8 @@ def _load_sets(spec):
         problems += [each | {"image": f"{name}/{each['image']}"} for each in one.problems]
 
     def photograph(name):
-        dataset, _, image = name.partition("/")
-        return each[dataset].photograph(image)
+        set_name, _, image = name.partition("/")
+        return each[set_name].photograph(image)
 
     # A dataset that must not be mirrored gets -1, which matters only if another one may be.
     orders = [
@@ -213,12 +213,12 @@ def _merge_copies(dataset: Dataset) -> Dataset:
 
     Copies within a single dataset are also listed as a problem.
     """
-    samples, problems, first = dataset.samples, list(dataset.problems), dict[str, str]()
+    samples, problems, originals = dataset.samples, list(dataset.problems), dict[str, str]()
     pairs = zip(samples.content.tolist(), samples.name.tolist(), strict=True)
-    again = {name: first[content] for content, name in pairs if first.setdefault(content, name) != name}
-    if again and not dataset.sets:
-        image, of = next(iter(again.items()))
-        what = f"{len(again)} photographs are copies of others, this one of {of}: each gets the group of its original"
+    copies = {name: originals[content] for content, name in pairs if originals.setdefault(content, name) != name}
+    if copies and not dataset.sets:
+        image, of = next(iter(copies.items()))
+        what = f"{len(copies)} photographs are copies of others, this one of {of}: each gets the group of its original"
         problems.append(problem(image, what, dataset.images))
     samples = dataclasses.replace(samples, group=_link_groups(samples.group, samples.content))
     return dataset._replace(samples=samples, problems=problems)
@@ -227,11 +227,11 @@ def _merge_copies(dataset: Dataset) -> Dataset:
 def _link_groups(group, content):
     """Merges those groups (N,) that share a content (N,)."""
     _, numbers = np.unique(content, return_inverse=True)
-    count, contents = group.max(initial=-1) + 1, numbers.max(initial=-1) + 1
+    groups, contents = group.max(initial=-1) + 1, numbers.max(initial=-1) + 1
     pairs = np.unique([group, numbers], axis=1)
     if pairs.shape[1] == contents:  # the usual case; scipy's graphs take 0.3 s to import
         return group
-    graph = scipy.sparse.coo_array((np.ones(len(group)), (group, count + numbers)), [count + contents] * 2)
+    graph = scipy.sparse.coo_array((np.ones(len(group)), (group, groups + numbers)), [groups + contents] * 2)
     return scipy.sparse.csgraph.connected_components(graph, directed=False)[1][group].astype(group.dtype)
 
 
@@ -295,8 +295,8 @@ def _objects(spec):
         samples = _as_drawn(objects.samples(parts, size, classes), spec)
         number = lambda name: int(name.removeprefix("dendrite_").removesuffix(".png"))
         photograph = lambda name: dendrite.draw(number(name), seed=spec.seed, classes=spec.classes)[0]
-    about = {"objects": tuple(annotations), "classes": classes, "images": spec.images}
-    return Dataset(samples, problems, (), photograph, **about)
+    fields = {"objects": tuple(annotations), "classes": classes, "images": spec.images}
+    return Dataset(samples, problems, (), photograph, **fields)
 
 
 def facts(dataset: Dataset) -> dict:
@@ -333,14 +333,14 @@ def _drawn(part, **options) -> Samples:
     digest = records.fingerprint(code, part, options, fields, np.__version__)
     path = Path(folder) / "phantoms" / f"{part}-{digest[:16]}.npz"
     try:
-        with path.open("rb") as file, np.load(file) as kept:
-            return Samples(**kept)
+        with path.open("rb") as file, np.load(file) as archive:
+            return Samples(**archive)
     except (OSError, ValueError, zipfile.BadZipFile):  # not cached yet, or truncated
         drawn = phantoms.load(part, **options)
     with contextlib.suppress(OSError):  # an unwritable folder costs time, but must not end the run
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.whole(path, binary=True) as whole:
-            np.savez(whole, **vars(drawn))
+        with atomic.whole(path, binary=True) as target:
+            np.savez(target, **vars(drawn))
     return drawn
 
 
@@ -353,27 +353,27 @@ def _phantoms(spec):
     unknown = set(parts) - set(phantoms.PARTS)
     if unknown:
         raise ValueError(f"--config.data.part={spec.part}: the parts are {', '.join(phantoms.PARTS)}")
-    there = {f"{part}/{k}" for part, count in phantoms.PARTS.items() for k in range(1, count + 1)}
-    if wrong := [name for name in spec.drop if name not in there]:
+    landmark_names = {f"{part}/{k}" for part, count in phantoms.PARTS.items() for k in range(1, count + 1)}
+    if wrong := [name for name in spec.drop if name not in landmark_names]:
         raise ValueError(
             f"--config.data.drop={tuple(spec.drop)}: there is no landmark {wrong[0]}; write them like elytra/1"
         )
-    size, source = frame_size(spec), tuple(spec.source_size)
-    how = {"share": spec.share, "turn": spec.turn}
-    scale = np.array([source[1] / size[1], source[0] / size[0]])
+    size, source_size = frame_size(spec), tuple(spec.source_size)
+    options = {"share": spec.share, "turn": spec.turn}
+    scale = np.array([source_size[1] / size[1], source_size[0] / size[0]])
     drawn = []
     for part in parts:
         kept = _kept(spec, part)
-        one = _drawn(part, size=size, seed=spec.seed, count=spec.count, **how)
+        samples = _drawn(part, size=size, seed=spec.seed, count=spec.count, **options)
         affine = np.concatenate([np.diag(scale), np.zeros((2, 1))], axis=1)
         drawn.append(
             dataclasses.replace(
-                one,
-                points=one.points[:, kept],
-                visible=one.visible[:, kept],
-                to_source=np.broadcast_to(affine, (len(one), 2, 3)),
-                mm_per_px=one.mm_per_px / scale[0],
-                source_size=np.broadcast_to(source, (len(one), 2)),
+                samples,
+                points=samples.points[:, kept],
+                visible=samples.visible[:, kept],
+                to_source=np.broadcast_to(affine, (len(samples), 2, 3)),
+                mm_per_px=samples.mm_per_px / scale[0],
+                source_size=np.broadcast_to(source_size, (len(samples), 2)),
             )
         )
     counts = {part: d.points.shape[1] for part, d in zip(parts, drawn, strict=True)}
@@ -382,7 +382,7 @@ def _phantoms(spec):
 
     def photograph(name):
         part, specimen = name.removesuffix(".png").rsplit("_", 1)
-        return phantoms.draw(part, int(specimen), size=source, seed=spec.seed, **how)[0]
+        return phantoms.draw(part, int(specimen), size=source_size, seed=spec.seed, **options)[0]
 
     flip = _flip(spec, parts[0]) if len(parts) == 1 else None
     return Dataset(_as_drawn(concatenate(drawn), spec), [], flip, photograph)
@@ -391,5 +391,5 @@ def _phantoms(spec):
 def _as_drawn(samples: Samples, spec) -> Samples:
     """Sets the `content` of drawn samples to what distinguishes equal names: their volume's digest, and the seed."""
     volume = f"{content(spec.volume)}, " if spec.get("volume") else ""
-    drawn = np.array([f"{DRAWN}{volume}seed {spec.seed}: {name}" for name in samples.name])
-    return dataclasses.replace(samples, content=drawn)
+    contents = np.array([f"{DRAWN}{volume}seed {spec.seed}: {name}" for name in samples.name])
+    return dataclasses.replace(samples, content=contents)

@@ -65,10 +65,10 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
     problems: list[dict] = []
     if not images.is_dir():
         raise FormatError(images, "", "no such folder", "give the folder of photographs with --config.data.images")
-    found = by_photograph(read_boxes(boxes, problems), images, problems)
-    classes = tuple(sorted({name for a, _ in found for name in a.classes}))
+    pairs = by_photograph(read_boxes(boxes, problems), images, problems)
+    classes = tuple(sorted({name for a, _ in pairs for name in a.classes}))
 
-    def one(pair):
+    def read_photograph(pair):
         annotation, file = pair
         try:
             photograph = decode(file)
@@ -80,12 +80,12 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
 
     kept, parts, unsized, contents, scenes = [], [], [], [], []
     groups: dict[str, int] = {}
-    for (annotation, file), result in zip(found, ahead(one, found, most=64), strict=True):
+    for (annotation, file), result in zip(pairs, ahead(read_photograph, pairs, most=64), strict=True):
         if isinstance(result, str):
             problems.append(note(annotation, f"{result}: left out"))
             continue
-        told, (annotation, frames, notes, digest) = annotation, result
-        if not told.upright and unsure(file, told.size, frames[0][2]):
+        file_annotation, (annotation, frames, notes, digest) = annotation, result
+        if not file_annotation.upright and unsure(file, file_annotation.size, frames[0][2]):
             unsized.append(file)
         problems += notes
         kept.append(annotation)
@@ -94,7 +94,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         contents += [digest] * len(frames)
         scenes += ["" if scene == annotation.image else scene] * len(frames)
         parts += [(annotation, group, *frame) for frame in frames]
-    if unused := set(listing(images)) - {file for _, file in found}:
+    if unused := set(listing(images)) - {file for _, file in pairs}:
         first = min(unused).relative_to(images).as_posix()
         what = f"{len(unused)} photographs in the folder, this one among them, are not in the file of boxes: not used"
         problems.append(problem(first, what, str(boxes)))
@@ -103,8 +103,8 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3])
         raise FormatError(boxes, "", f"not one usable photograph in {images} ({reasons})", "check both paths")
     problems += exif_rotation_problems(unsized, images)
-    told_of_each = {"content": np.array(contents), "specimen": np.array(scenes)}
-    loaded = dataclasses.replace(samples(parts, size, classes), **told_of_each)
+    fields = {"content": np.array(contents), "specimen": np.array(scenes)}
+    loaded = dataclasses.replace(samples(parts, size, classes), **fields)
     return loaded, kept, classes, problems + (object_size_problems(loaded, overlap, scale) if fit == "tile" else [])
 
 
@@ -113,16 +113,16 @@ def read(boxes, images, problems: list[dict]) -> list[BoxAnnotation]:
 
     Problems with a photograph or a box are appended to `problems`.
     """
-    found = []
+    annotations = []
     for annotation, file in by_photograph(read_boxes(boxes, problems), Path(images), problems):
         try:
-            mine, notes = on_photograph(annotation, file, image_size(file))
+            converted, notes = on_photograph(annotation, file, image_size(file))
         except OSError as error:
             problems.append(note(annotation, f"{error}: left out"))
             continue
-        found.append(mine)
+        annotations.append(converted)
         problems += notes
-    return found
+    return annotations
 
 
 def fitting_scale(images, boxes, *, side) -> float:
@@ -135,8 +135,8 @@ def fitting_scale(images, boxes, *, side) -> float:
     for annotation in subsample(read_boxes(boxes, [])):
         with contextlib.suppress(OSError):
             file = find(annotation.image)
-            whole = math.prod(image_size(file)) if annotation.relative else 1
-            sides += np.sqrt(whole * np.prod(annotation.boxes[:, 2:] - annotation.boxes[:, :2], axis=-1)).tolist()
+            area = math.prod(image_size(file)) if annotation.relative else 1
+            sides += np.sqrt(area * np.prod(annotation.boxes[:, 2:] - annotation.boxes[:, :2], axis=-1)).tolist()
     scale = side / np.median([s for s in sides if s > 0] or [side])
     return 1.0 if max(scale, 1 / scale) <= SCALE_TOLERANCE else float(f"{min(scale, MAX_SCALE):.2g}")
 
@@ -150,9 +150,9 @@ def object_size_problems(tiles: Samples, overlap: int, scale: float) -> list[dic
         return []
     what = f"the typical object is {side:{'.1f' if side >= 0.1 else '.1g'}} pixels wide in the network's frame"
     why = "so large that tiles cut it apart" if cut and side > overlap else "too small to be found reliably"
-    wanted = min(GOOD, max(overlap, SMALL)) if cut else GOOD  # what tiles do not cut apart
-    good = min(scale * wanted / side, 100)  # the upper limit in `config.LIMITS`
-    advice = f"--config.data.scale={good:.2g} makes it {side * good / scale:.2g}"
+    wanted_side = min(GOOD, max(overlap, SMALL)) if cut else GOOD  # what tiles do not cut apart
+    good_scale = min(scale * wanted_side / side, 100)  # the upper limit in `config.LIMITS`
+    advice = f"--config.data.scale={good_scale:.2g} makes it {side * good_scale / scale:.2g}"
     return [problem(str(tiles.name[0]), f"{what}, {why}: {advice}", "--config.data.scale")]
 
 
@@ -169,32 +169,32 @@ def by_photograph(
     An annotation without a photograph there is left out, and annotations of the same photograph are merged; both are
     appended to `problems`.
     """
-    find, each = finder(images), dict[Path, list[BoxAnnotation]]()
+    find, by_file = finder(images), dict[Path, list[BoxAnnotation]]()
     for annotation in annotations:
         try:
-            each.setdefault(find(annotation.image), []).append(annotation)
+            by_file.setdefault(find(annotation.image), []).append(annotation)
         except OSError as error:
             problems.append(note(annotation, f"{error}: left out"))
-    found = []
-    for file, same in each.items():
-        first = dataclasses.replace(same[0], image=name_of(file, images))
-        for other in same[1:]:
+    pairs = []
+    for file, matching in by_file.items():
+        merged = dataclasses.replace(matching[0], image=name_of(file, images))
+        for other in matching[1:]:
             problems.append(
-                note(other, f"the same photograph as {same[0].image} ({same[0].where}): their boxes are joined")
+                note(other, f"the same photograph as {matching[0].image} ({matching[0].where}): their boxes are joined")
             )
             for key in ("group", "size"):
-                mine, theirs = getattr(first, key), getattr(other, key)
-                if mine and theirs and mine != theirs:
-                    problems.append(note(other, f"{key} {theirs}, but {mine} in {first.where}: the latter is used"))
-                first = dataclasses.replace(first, **{key: mine or theirs})
-            once = merge_box_places(merge_box_places({}, first), other)
-            if again := len(first.classes) + len(other.classes) - len(once):
-                problems.append(note(other, f"{again} boxes given twice: kept once"))
-            boxes = np.array([key[:4] for key in once], np.float64).reshape(-1, 4)
-            classes, places = tuple(key[4] for key in once), tuple(once.values())
-            first = dataclasses.replace(first, boxes=boxes, classes=classes, places=places)
-        found.append((first, file))
-    return found
+                current, new = getattr(merged, key), getattr(other, key)
+                if current and new and current != new:
+                    problems.append(note(other, f"{key} {new}, but {current} in {merged.where}: the latter is used"))
+                merged = dataclasses.replace(merged, **{key: current or new})
+            distinct = merge_box_places(merge_box_places({}, merged), other)
+            if duplicates := len(merged.classes) + len(other.classes) - len(distinct):
+                problems.append(note(other, f"{duplicates} boxes given twice: kept once"))
+            boxes = np.array([key[:4] for key in distinct], np.float64).reshape(-1, 4)
+            classes, places = tuple(key[4] for key in distinct), tuple(distinct.values())
+            merged = dataclasses.replace(merged, boxes=boxes, classes=classes, places=places)
+        pairs.append((merged, file))
+    return pairs
 
 
 def merge_box_places(known: dict[tuple, str], annotation: BoxAnnotation) -> dict[tuple, str]:
@@ -215,8 +215,8 @@ def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnot
     h, w = size
     turn = turn_of(file, annotation.size, size, upright=annotation.upright)
     if annotation.relative:
-        shown = (h, w) if turn >= 5 else (w, h)
-        annotation = dataclasses.replace(annotation, boxes=annotation.boxes * (shown * 2), relative=False)
+        shown_size = (h, w) if turn >= 5 else (w, h)
+        annotation = dataclasses.replace(annotation, boxes=annotation.boxes * (shown_size * 2), relative=False)
     if turn > 1:
         x, y = EXIF_TURNS[turn](annotation.boxes[:, ::2], annotation.boxes[:, 1::2], h, w)
         corners = np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=-1)
@@ -231,37 +231,37 @@ def on_photograph(annotation: BoxAnnotation, file: Path, size) -> tuple[BoxAnnot
         problems.append(note(annotation, what, places[i]))
     keep = lambda values: tuple(value for value, seen in zip(values, inside, strict=True) if seen)
     names, places = keep(annotation.classes), keep(places)
-    found = dataclasses.replace(annotation, boxes=annotation.boxes[inside], classes=names, places=places, upright=False)
-    return found, problems
+    kept = dataclasses.replace(annotation, boxes=annotation.boxes[inside], classes=names, places=places, upright=False)
+    return kept, problems
 
 
 def cut(image: np.ndarray, size, *, fit, scale=1.0, overlap=0) -> Iterator[tuple[np.ndarray, np.ndarray, tuple]]:
     """Yields the frames (H, W, 3) of an image (h, w, 3) uint8, each with its affine (2, 3) to the image, and (h, w)."""
-    source = image.shape[:2]
-    top, left, rows, columns = placement(source, size, fit, scale)
+    source_size = image.shape[:2]
+    top, left, rows, columns = placement(source_size, size, fit, scale)
     corners = tiles((rows, columns), size, overlap) if fit == "tile" else [(0, 0)]
-    sx, sy = source[1] / columns, source[0] / rows
-    small = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
+    sx, sy = source_size[1] / columns, source_size[0] / rows
+    resized = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
     for y, x in corners:
-        part = small[y : y + size[0], x : x + size[1]]
-        pads = [(before, n - before - m) for before, n, m in zip((top, left), size, part.shape[:2], strict=True)]
+        tile = resized[y : y + size[0], x : x + size[1]]
+        pads = [(before, n - before - m) for before, n, m in zip((top, left), size, tile.shape[:2], strict=True)]
         matrix = np.array([[sx, 0, (x - left) * sx], [0, sy, (y - top) * sy]])
-        yield np.pad(part, (*pads, (0, 0)), mode="constant" if fit == "tile" else "edge"), matrix, source
+        yield np.pad(tile, (*pads, (0, 0)), mode="constant" if fit == "tile" else "edge"), matrix, source_size
 
 
 def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tuple]], size, classes) -> Samples:
     """Makes Samples of tiles (annotation, group, pixels, affine, source size); tiles get the boxes centred in them."""
-    mine = []
+    objects_in_tiles = []
     for annotation, _, _, matrix, _ in parts:
         boxes = (annotation.boxes.reshape(-1, 2, 2) - matrix[:, 2]) / np.diag(matrix)
         centres = boxes.mean(1)
         inside = ((centres >= 0) & (centres <= size[::-1])).all(-1)
         labels = np.array([classes.index(name) for name in annotation.classes], np.int32)
-        mine.append((boxes.reshape(-1, 4)[inside], labels[inside]))
-    most = max((len(labels) for _, labels in mine), default=0)
-    boxes, labels = np.zeros((len(parts), most, 4), np.float32), np.full((len(parts), most), -1, np.int32)
-    for n, (corners, numbers) in enumerate(mine):
-        boxes[n, : len(corners)], labels[n, : len(numbers)] = corners, numbers
+        objects_in_tiles.append((boxes.reshape(-1, 4)[inside], labels[inside]))
+    max_count = max((len(labels) for _, labels in objects_in_tiles), default=0)
+    boxes, labels = np.zeros((len(parts), max_count, 4), np.float32), np.full((len(parts), max_count), -1, np.int32)
+    for n, (tile_boxes, tile_labels) in enumerate(objects_in_tiles):
+        boxes[n, : len(tile_boxes)], labels[n, : len(tile_labels)] = tile_boxes, tile_labels
     annotations, groups, pixels, matrices, sizes = zip(*parts, strict=True)
     return Samples(
         images=np.stack(pixels),
@@ -285,17 +285,17 @@ def batches(
     Each batch of samples comes with the photographs themselves, as in `folder.batches`. Problems, such as unreadable
     files, are appended to `problems`.
     """
-    none: np.ndarray = np.zeros((0, 4))
+    no_boxes: np.ndarray = np.zeros((0, 4))
 
-    def one(file):
+    def read_frames(file):
         image = decode(file)
         small = Image.fromarray(image).resize(shrunk(image.shape[:2], longest)[::-1], Image.Resampling.BILINEAR)
         return list(cut(image, size, fit=fit, scale=scale, overlap=overlap)), np.asarray(small)
 
     parts: list[tuple] = []
     photographs: list[np.ndarray] = []
-    for name, (mine, small) in readable(Path(folder), one, most=2 * (os.cpu_count() or 1), problems=problems):
-        parts += [(BoxAnnotation(name, none, ()), 0, *tile) for tile in mine]
+    for name, (frames, small) in readable(Path(folder), read_frames, most=2 * (os.cpu_count() or 1), problems=problems):
+        parts += [(BoxAnnotation(name, no_boxes, ()), 0, *frame) for frame in frames]
         photographs.append(small)
         if len(parts) >= most or len(photographs) >= 32:
             yield samples(parts, size, ()), photographs

@@ -39,17 +39,17 @@ def files_in(folder, endings) -> list[Path]:
 
     Links to folders are followed, each folder once. Subfolders with results or runs (`MARK`, `RUN`) are skipped.
     """
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    paths, visited = [], set()
+    for directory, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        ours = place != os.fspath(folder) and (MARK in names or RUN.issubset(names))
-        if ours or (real := os.path.realpath(place)) in seen:  # or a folder that a link has led to before
+        is_output = directory != os.fspath(folder) and (MARK in names or RUN.issubset(names))
+        if is_output or (real := os.path.realpath(directory)) in visited:  # or a folder that a link has led to before
             folders.clear()
             continue
-        seen.add(real)
-        files = (Path(place, name) for name in names if not name.startswith("."))
-        found += [file for file in files if file.suffix.lower() in endings and file.is_file()]
-    return sorted(found)
+        visited.add(real)
+        files = (Path(directory, name) for name in names if not name.startswith("."))
+        paths += [file for file in files if file.suffix.lower() in endings and file.is_file()]
+    return sorted(paths)
 
 
 def listing(folder) -> list[Path]:
@@ -94,8 +94,8 @@ def finder(folder) -> Callable[[str], Path]:
         stem = path.stem if path.suffix.lower() in ENDINGS else path.name
         for files, key in ((names, path.name), (stems, path.name), (stems, stem)):
             matches = [file for file in files.get(_plain(key), ()) if _may_be(path, file.relative_to(folder))]
-            shared = {file: _shared(path, file.relative_to(folder)) for file in matches}
-            matches = [file for file in matches if shared[file] == max(shared.values())]
+            agreement = {file: _shared(path, file.relative_to(folder)) for file in matches}
+            matches = [file for file in matches if agreement[file] == max(agreement.values())]
             if len(matches) > 1:
                 several = ", ".join(p.relative_to(folder).as_posix() for p in matches[:3])
                 raise OSError(f"{len(matches)} images match this name ({several}): write the path relative to {folder}")
@@ -113,15 +113,15 @@ def _plain(name: str) -> str:
 def _may_be(path: PureWindowsPath, file: Path) -> bool:
     """Whether a file in a subfolder may be the one that a path means: s1/a.png is not s2/a.png."""
     elsewhere = path.anchor or ".." in path.parts  # a path from another machine
-    mine, theirs = _folders(file)[:1], _folders(path)[:1]
-    return bool(elsewhere) or not (mine and theirs) or mine == theirs
+    file_folder, path_folder = _folders(file)[:1], _folders(path)[:1]
+    return bool(elsewhere) or not (file_folder and path_folder) or file_folder == path_folder
 
 
 def _shared(path: PureWindowsPath, file: Path) -> tuple[bool, int]:
     """Ranks how well a file's folders match a path's: whether all do, and how many do from the innermost outwards."""
-    mine, theirs = _folders(file), _folders(path)
-    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(mine, theirs, strict=False))
-    return mine == theirs, len(list(alike))
+    file_folders, path_folders = _folders(file), _folders(path)
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(file_folders, path_folders, strict=False))
+    return file_folders == path_folders, len(list(alike))
 
 
 def _folders(path: PurePath) -> list[str]:
@@ -153,8 +153,8 @@ def opened(path) -> Iterator[Image.Image]:
     except (OSError, MemoryError, ImportError):
         raise
     except Image.DecompressionBombError:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise OSError(f"more than {most} megapixels: scale it down, and its annotations with it") from None
+        megapixels = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise OSError(f"more than {megapixels} megapixels: scale it down, and its annotations with it") from None
     except Exception as error:
         raise OSError(str(error) or type(error).__name__) from error
 
@@ -225,10 +225,10 @@ def turn_of(path, told: tuple[int, int] | None, stored: tuple[int, int], *, upri
     if told in (None, stored) and not upright:
         return 1
     turn = orientation(path)
-    shown = stored[::-1] if turn >= 5 else stored
-    if told not in (None, stored, shown):
+    upright_size = stored[::-1] if turn >= 5 else stored
+    if told not in (None, stored, upright_size):
         raise OSError(f"annotated at {told[1]}x{told[0]} pixels, but the photograph has {stored[1]}x{stored[0]}")
-    return turn if told == shown != stored or (upright and told in (None, shown)) else 1
+    return turn if told == upright_size != stored or (upright and told in (None, upright_size)) else 1
 
 
 def unsure(path, told: tuple[int, int] | None, stored: tuple[int, int]) -> bool:
@@ -277,18 +277,18 @@ def not_decoded(path) -> list[str]:
     by which Pillow turns it. Empty for a file that is no readable image, and for a JPEG, whose further pages are
     previews.
     """
-    found: list[str] = []
+    messages: list[str] = []
     if Path(path).suffix.lower() in PAGED:
         with contextlib.suppress(OSError), opened(path) as image:
             if image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) > 1:
-                found.append("a TIFF with an orientation tag: coordinates refer to the upright picture")
+                messages.append("a TIFF with an orientation tag: coordinates refer to the upright picture")
             if _deep_colour(image) and not _read_deep(image):
-                found.append(
+                messages.append(
                     "16 bits per colour, of which only the upper 8 are used: save as uncompressed TIFF, or in greyscale"
                 )
             if (pages := getattr(image, "n_frames", 1)) > 1:
-                found.append(f"{pages} pages, of which only the first is read: combine them into one image")
-    return found
+                messages.append(f"{pages} pages, of which only the first is read: combine them into one image")
+    return messages
 
 
 def _deep_colour(image: Image.Image) -> bool:
@@ -313,12 +313,12 @@ def browsable(path) -> bool:
 
 def stretched(values: np.ndarray) -> np.ndarray:
     """Stretches greys or colours between their 0.001 and 0.999 quantiles to uint8; raises OSError if none is finite."""
-    known = values[np.isfinite(values)]
-    if not len(known):
+    finite = values[np.isfinite(values)]
+    if not len(finite):
         raise OSError("no pixel is a finite number")
-    low, high = np.quantile(known, 0.001, method="lower"), np.quantile(known, 0.999, method="higher")
-    share = np.clip(np.nan_to_num(values, nan=low, posinf=high, neginf=low), low, high) - low
-    return np.round(share / max(high - low, 1e-12) * 255).astype(np.uint8)
+    low, high = np.quantile(finite, 0.001, method="lower"), np.quantile(finite, 0.999, method="higher")
+    offset = np.clip(np.nan_to_num(values, nan=low, posinf=high, neginf=low), low, high) - low
+    return np.round(offset / max(high - low, 1e-12) * 255).astype(np.uint8)
 
 
 def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tuple[float, float]]:
@@ -332,7 +332,7 @@ def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tupl
         extent = drafted[1][:1:-1] if drafted else image.size[::-1]
         deep = _deep_colour(image) and _read_deep(image)  # before `load` discards this and the orientation
         turn = image.getexif().get(ORIENTATION, 1) if deep else 1
-        planes = deep and image.tag_v2.get(PLANAR) == 2  # type: ignore[attr-defined]
+        planar = deep and image.tag_v2.get(PLANAR) == 2  # type: ignore[attr-defined]
         image.load()
         if image.mode.startswith(("I", "F")):
             return np.repeat(stretched(np.asarray(image, np.float64))[..., None], 3, axis=-1), extent
@@ -340,7 +340,7 @@ def reduced(path, *, at_least: tuple[int, int] | None) -> tuple[np.ndarray, tupl
             import tifffile
 
             values = tifffile.imread(path, key=0)
-            values = np.moveaxis(values, 0, -1) if planes else values
+            values = np.moveaxis(values, 0, -1) if planar else values
             values = TRANSPOSED[turn](values) if turn in TRANSPOSED else values
             if values.shape[:2] != image.size[::-1] or values.shape[2:] not in ((3,), (4,)) or image.mode[:3] != "RGB":
                 raise OSError("16 bits per colour in a layout that is not read: save it as interleaved RGB")
@@ -384,13 +384,13 @@ def readable(
         except OSError as error:
             return error
 
-    good = []
+    readable_files = []
     for file, result in zip(files, ahead(attempt, files, most=most), strict=True):
         name = file.relative_to(folder).as_posix()
         if isinstance(result, OSError):
             problems.append(problem(name, f"cannot be read ({result}): left out", str(file)))
         else:
             problems += [problem(name, what, str(file)) for what in not_decoded(file)]
-            good.append(file)
+            readable_files.append(file)
             yield name, result
-    problems += exif_rotation_problems(good, folder) + unsupported_format_problems(folder)
+    problems += exif_rotation_problems(readable_files, folder) + unsupported_format_problems(folder)

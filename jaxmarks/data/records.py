@@ -51,19 +51,19 @@ class Records:
     def __getitem__(self, rows):
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
             return self.read(np.asarray([rows]))[0]
-        part = copy.copy(self)  # shares the open files
-        part._chosen = self._chosen[rows]
-        return part
+        subset = copy.copy(self)  # shares the open files
+        subset._chosen = self._chosen[rows]
+        return subset
 
     def __array__(self, dtype=None, copy=None):
         return self.read(np.arange(len(self))).astype(dtype or self.dtype, copy=False)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Reads the images (..., H, W, C) of rows (...)."""
-        flat = self._chosen[np.ravel(rows)]
-        images = np.empty((len(flat), *self._frame), np.uint8)
+        indices = self._chosen[np.ravel(rows)]
+        images = np.empty((len(indices), *self._frame), np.uint8)
         for image, data in zip(
-            images, self._source.__getitems__(flat.tolist()) if self._source and len(flat) else (), strict=True
+            images, self._source.__getitems__(indices.tolist()) if self._source and len(indices) else (), strict=True
         ):
             image[:] = np.frombuffer(data, np.uint8).reshape(self._frame)
         return images.reshape(*np.shape(rows), *self._frame)
@@ -84,13 +84,13 @@ def cache_images(images: Iterable[np.ndarray], folder: Path, *, key: str, notes:
       notes: JSON-serialisable facts about the images, filled while `images` is iterated and stored with them; on return
         the list holds the stored notes.
     """
-    home = atomic.folder(Path(folder) / key[:16])
-    with (home / "lock").open("w") as lock:
+    key_folder = atomic.folder(Path(folder) / key[:16])
+    with (key_folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (home / "about.json").exists():
-            write(images, home, notes)
-    notes[:] = json.loads((home / "about.json").read_text())["notes"]
-    return Records(home)
+        if not (key_folder / "about.json").exists():
+            write(images, key_folder, notes)
+    notes[:] = json.loads((key_folder / "about.json").read_text())["notes"]
+    return Records(key_folder)
 
 
 def write(images: Iterable[np.ndarray], folder: Path, notes: list) -> None:
@@ -99,18 +99,18 @@ def write(images: Iterable[np.ndarray], folder: Path, notes: list) -> None:
 
     for path in folder.glob("*.array_record"):
         path.unlink()
-    count, frame, writer, written = 0, (0, 0, 0), None, 0
+    count, shape, writer, shard_bytes = 0, (0, 0, 0), None, 0
     for image in images:
-        if writer is None or written >= SHARD:
+        if writer is None or shard_bytes >= SHARD:
             if writer is not None:
                 writer.close()
             writer = ArrayRecordWriter(str(folder / f"images-{count:09d}.array_record"), "group_size:1")
-            written = 0
+            shard_bytes = 0
         writer.write(np.ascontiguousarray(image, np.uint8).tobytes())
-        count, frame, written = count + 1, image.shape, written + image.nbytes
+        count, shape, shard_bytes = count + 1, image.shape, shard_bytes + image.nbytes
     if writer is not None:
         writer.close()
-    atomic.write(folder / "about.json", json.dumps({"shape": [count, *frame], "notes": notes}) + "\n")
+    atomic.write(folder / "about.json", json.dumps({"shape": [count, *shape], "notes": notes}) + "\n")
 
 
 def fingerprint(*parts) -> str:

@@ -96,12 +96,12 @@ class Samples:
 
     def __post_init__(self):
         count = len(self)
-        nothing = {
+        defaults = {
             "boxes": np.zeros((count, 0, 4), np.float32), "labels": np.zeros((count, 0), np.int32),
             "domain": np.zeros(count, np.int32), "id": np.full(count, ""), "specimen": np.full(count, ""),
             "content": self.name,
         }  # fmt: skip
-        for name, value in nothing.items():
+        for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
@@ -114,13 +114,13 @@ class Samples:
 
     def select_domain(self, domain, columns):
         """Returns the samples of one domain, with only the landmarks in `columns` (a slice)."""
-        mine = self.take(self.domain == domain)
-        return dataclasses.replace(mine, points=mine.points[:, columns], visible=mine.visible[:, columns])
+        selected = self.take(self.domain == domain)
+        return dataclasses.replace(selected, points=selected.points[:, columns], visible=selected.visible[:, columns])
 
     @property
     def digest(self) -> str:
         """SHA-256 of the images' names, the groups, landmarks, boxes and labels; the pixels do not enter."""
-        marks = [np.round(np.where(known[..., None], found, 0), 2) for known, found in
+        marks = [np.round(np.where(is_present[..., None], coordinates, 0), 2) for is_present, coordinates in
                  ((self.visible, self.points), (self.labels >= 0, self.boxes))]  # fmt: skip
         digest = hashlib.sha256("\n".join(self.name.tolist()).encode())
         for array in (self.group, self.visible, self.labels, *marks):

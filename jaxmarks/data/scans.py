@@ -21,8 +21,8 @@ ORIGIN = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
 def stem(file) -> str:
     """Returns a file's name without its NIfTI ending; .nii.gz is one ending."""
     name = Path(file).name
-    ends = next((end for end in ENDINGS if name.lower().endswith(end)), "")
-    return name[: len(name) - len(ends)]
+    suffix = next((end for end in ENDINGS if name.lower().endswith(end)), "")
+    return name[: len(name) - len(suffix)]
 
 
 def plane_of(file) -> str | None:
@@ -86,19 +86,19 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
     forms = [(image.get_sform, int(header["sform_code"])), (image.get_qform, int(header["qform_code"]))]
     space = next((code for _, code in forms if code > 0), 0)
     try:
-        known = [form() for form, code in forms if code > 0]
+        affines = [form() for form, code in forms if code > 0]
     except Exception as error:  # an invalid quaternion
         raise FormatError(
             file, "", f"its orientation cannot be read ({error})", "correct the header's qform"
         ) from error
-    if not known:
+    if not affines:
         raise FormatError(
             file, "", "sform_code and qform_code are both 0, so its orientation in the patient is unknown",
             "convert it from the scanner's DICOM again: the orientation must not be guessed",
         )  # fmt: skip
     if header["xyzt_units"] & 7 not in (0, 2):  # the three lowest bits: 0 is unknown, 2 is millimetres
         raise FormatError(file, "xyzt_units", "its coordinates are not in millimetres", "convert the header to mm")
-    affine = known[0]
+    affine = affines[0]
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (sides < 1e-3).any():
         raise FormatError(
@@ -109,10 +109,10 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
         raise FormatError(file, "", "the axes of the header's affine are not at right angles", "resample the volume")
     shape = (*image.shape, 1, 1)[:3]
     corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
-    apart = np.linalg.norm(corners @ (known[-1] - affine)[:3, :3].T + (known[-1] - affine)[:3, 3], axis=-1).max()
-    if not apart <= AGREE:
+    distance = np.linalg.norm(corners @ (affines[-1] - affine)[:3, :3].T + (affines[-1] - affine)[:3, 3], axis=-1).max()
+    if not distance <= AGREE:
         raise FormatError(
-            file, "", f"sform and qform contradict each other, by {apart:.1f} mm at a corner of the volume",
+            file, "", f"sform and qform contradict each other, by {distance:.1f} mm at a corner of the volume",
             "set the code of the wrong one to 0",
         )  # fmt: skip
     if image.get_data_dtype().kind not in "iuf" or 0 in image.shape:
@@ -135,9 +135,9 @@ def nifti(file) -> tuple[np.ndarray, np.ndarray, int]:
 def cut(voxels, affine, axis: int, index: int, file, notes) -> Scout:
     """Cuts the slice at a voxel index along one axis out of a volume."""
     x, y = (a for a in range(3) if a != axis)
-    first = np.full(3, -0.5)
-    first[axis] = index
-    plane = np.stack([affine[:3, x], affine[:3, y], affine[:3, :3] @ first + affine[:3, 3]], axis=-1)
+    corner = np.full(3, -0.5)
+    corner[axis] = index
+    plane = np.stack([affine[:3, x], affine[:3, y], affine[:3, :3] @ corner + affine[:3, 3]], axis=-1)
     return scout(np.take(voxels, index, axis).T, plane, file, notes)
 
 
@@ -166,8 +166,8 @@ def is_dicom(file) -> bool:
 
 def ending(file) -> str:
     """Returns a file's ending in lower case; "" for a number, as in a name that ends with an identifier (UID)."""
-    found = Path(file).suffix.lower()
-    return "" if found[1:].isdigit() else found
+    suffix = Path(file).suffix.lower()
+    return "" if suffix[1:].isdigit() else suffix
 
 
 def numbers(read, tag: str, count: int, file, default=None) -> np.ndarray:
@@ -177,17 +177,17 @@ def numbers(read, tag: str, count: int, file, default=None) -> np.ndarray:
       FormatError: the tag is absent and there is no default, or its value is not `count` finite numbers.
     """
     remedy = "export it from the scanner again: the value must not be guessed"
-    given = read.get(tag)
-    given = default if given in (None, "") else given
-    if given is None:
+    value = read.get(tag)
+    value = default if value in (None, "") else value
+    if value is None:
         raise FormatError(file, "", f"no {tag}, so the image's position in the patient is unknown", remedy)
     try:
-        found = np.array(given, float).ravel()
+        values = np.array(value, float).ravel()
     except (TypeError, ValueError) as error:
         raise FormatError(file, tag, f"its value is not {count} numbers ({error})", remedy) from error
-    if len(found) != count or not np.isfinite(found).all():
-        raise FormatError(file, tag, f"{found.tolist()} is not {count} finite numbers", remedy)
-    return found
+    if len(values) != count or not np.isfinite(values).all():
+        raise FormatError(file, tag, f"{values.tolist()} is not {count} finite numbers", remedy)
+    return values
 
 
 def dicom(file, notes: list[str]) -> Scout:
@@ -201,22 +201,22 @@ def dicom(file, notes: list[str]) -> Scout:
     except ImportError as error:
         raise ImportError(f"{file}: reading DICOM needs pydicom: pip install 'jaxmarks[dicom]'") from error
     try:
-        read = pydicom.dcmread(file)
-        pixels = np.asarray(read.pixel_array, np.float32)
+        dataset = pydicom.dcmread(file)
+        pixels = np.asarray(dataset.pixel_array, np.float32)
     except Exception as error:  # pydicom passes on whatever its codecs raise
         remedy = "give an uncompressed DICOM image, or remove the file"
         raise FormatError(file, "", f"cannot be read ({error})", remedy) from error
-    grey = read.get("PhotometricInterpretation")
-    if pixels.ndim != 2 or grey not in ("MONOCHROME1", "MONOCHROME2"):
-        raise FormatError(file, "", f"{pixels.shape} pixels of type {grey}", "give greyscale images of one frame each")
-    if "PerFrameFunctionalGroupsSequence" in read:
-        what = f"an enhanced image ({getattr(read.get('SOPClassUID'), 'name', 'without a class')})"
+    kind = dataset.get("PhotometricInterpretation")
+    if pixels.ndim != 2 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise FormatError(file, "", f"{pixels.shape} pixels of type {kind}", "give greyscale images of one frame each")
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        what = f"an enhanced image ({getattr(dataset.get('SOPClassUID'), 'name', 'without a class')})"
         raise FormatError(file, "", what, "export it as classic DICOM, one file for each frame")
-    pixels = pixels * numbers(read, "RescaleSlope", 1, file, 1) + numbers(read, "RescaleIntercept", 1, file, 0)
-    if grey == "MONOCHROME1":
+    pixels = pixels * numbers(dataset, "RescaleSlope", 1, file, 1) + numbers(dataset, "RescaleIntercept", 1, file, 0)
+    if kind == "MONOCHROME1":
         pixels = pixels.max() - pixels
-    cosines = numbers(read, "ImageOrientationPatient", 6, file).reshape(2, 3)
-    spacing, position = numbers(read, "PixelSpacing", 2, file), numbers(read, "ImagePositionPatient", 3, file)
+    cosines = numbers(dataset, "ImageOrientationPatient", 6, file).reshape(2, 3)
+    spacing, position = numbers(dataset, "PixelSpacing", 2, file), numbers(dataset, "ImagePositionPatient", 3, file)
     anew = "export it from the scanner again"
     if np.abs(np.linalg.norm(cosines, axis=1) - 1).max() > 0.01:
         raise FormatError(file, "ImageOrientationPatient", f"the vectors {cosines.tolist()} are not of length 1", anew)
@@ -226,6 +226,6 @@ def dicom(file, notes: list[str]) -> Scout:
     between_rows, between_columns = spacing
     x, y = along * between_columns, down * between_rows
     corner = lps_to_ras(position) - (x + y) / 2
-    origin = tuple((tag, str(read.get(tag) or "")) for tag in ORIGIN)
-    made = scout(pixels, np.stack([x, y, corner], axis=-1), file, notes)
-    return made._replace(origin=origin, series=str(read.get("SeriesInstanceUID") or ""))
+    origin = tuple((tag, str(dataset.get(tag) or "")) for tag in ORIGIN)
+    dicom_scout = scout(pixels, np.stack([x, y, corner], axis=-1), file, notes)
+    return dicom_scout._replace(origin=origin, series=str(dataset.get("SeriesInstanceUID") or ""))

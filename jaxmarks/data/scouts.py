@@ -64,21 +64,21 @@ def triples(path) -> Iterator[tuple[str, list[Path]]]:
     if path.is_file():
         yield scans.stem(path), [path]
         return
-    path, some = path.resolve(), False  # ".." has no name
-    for one in examinations(path, links=True):
-        name = "_".join(one.folder.relative_to(path).parts) or path.name
-        nifti = [p for p in one.files if scans.is_nifti(p)]
-        thick = [p for p in nifti if scans.is_volume(p)]
-        for file in thick:
+    path, any_found = path.resolve(), False  # ".." has no name
+    for examination in examinations(path, links=True):
+        name = "_".join(examination.folder.relative_to(path).parts) or path.name
+        nifti = [p for p in examination.files if scans.is_nifti(p)]
+        volumes = [p for p in nifti if scans.is_volume(p)]
+        for file in volumes:
             yield "_".join([*file.parent.relative_to(path).parts, scans.stem(file)]), [file]
-        thin, others = [p for p in nifti if p not in thick], [p for p in one.files if not scans.is_nifti(p)]
+        scouts, others = [p for p in nifti if p not in volumes], [p for p in examination.files if not scans.is_nifti(p)]
         endings = {".dcm", ".ima", *(scans.ending(p) for p in others if scans.is_dicom(p))}
         dicom = [p for p in others if scans.ending(p) in endings or p.is_dir()]
-        for files, kind in ((thin, "nifti"), (dicom, "dicom")):
+        for files, kind in ((scouts, "nifti"), (dicom, "dicom")):
             if files:
-                yield name + (f"_{kind}" if thin and dicom else ""), files
-        some = some or bool(nifti or dicom)
-    if not some:
+                yield name + (f"_{kind}" if scouts and dicom else ""), files
+        any_found = any_found or bool(nifti or dicom)
+    if not any_found:
         raise FormatError(path, "", "it contains no NIfTI or DICOM file", "give scouts with --config.data.images")
 
 
@@ -95,29 +95,29 @@ def examinations(folder: Path, *, links: bool = False) -> list[Examination]:
       links: whether to follow links to folders, directly in this folder only.
     """
     try:
-        inside = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "DICOMDIR")
+        entries = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "DICOMDIR")
     except OSError:
         return [Examination(folder, [folder], set())]
-    files = [p for p in inside if p.is_file() or not p.exists()]  # or a broken link
-    inner = [each for p in inside if p.is_dir() and (links or not p.is_symlink()) for each in examinations(p)]
-    own = Examination(folder, files, planes_of(files))
-    if own.whole or any(len(each.planes) > 1 for each in inner):
-        return [own, *inner] if files else inner
-    for each in inner:
-        own.files.extend(each.files)
-        own.planes.update(each.planes)
-    return [own]
+    files = [p for p in entries if p.is_file() or not p.exists()]  # or a broken link
+    nested = [each for p in entries if p.is_dir() and (links or not p.is_symlink()) for each in examinations(p)]
+    outer = Examination(folder, files, planes_of(files))
+    if outer.whole or any(len(each.planes) > 1 for each in nested):
+        return [outer, *nested] if files else nested
+    for each in nested:
+        outer.files.extend(each.files)
+        outer.planes.update(each.planes)
+    return [outer]
 
 
 def planes_of(files: list[Path]) -> set[str]:
     """Returns the planes that files show according to their headers; stops reading once all three are found."""
-    found: set[str] = set()
+    planes: set[str] = set()
     for file in files:
         if plane := scans.plane_of(file):
-            found.add(plane)
-        if found == set(PLANES):
+            planes.add(plane)
+        if planes == set(PLANES):
             break
-    return found
+    return planes
 
 
 def read(files) -> tuple[dict[str, Scout], list[str]]:
@@ -138,29 +138,29 @@ def read(files) -> tuple[dict[str, Scout], list[str]]:
             slices.append(scans.dicom(file, notes))
             continue
         voxels, affine, space = scans.nifti(file)
-        cuts = volume_slices if len(files) == 1 and scans.is_volume(file) else scans.stack
-        slices += [one._replace(space=space) for one in cuts(voxels, affine, file, notes)]
+        slices_of = volume_slices if len(files) == 1 and scans.is_volume(file) else scans.stack
+        slices += [scout._replace(space=space) for scout in slices_of(voxels, affine, file, notes)]
     slices = one_series(slices, notes)
     check_same_examination(slices)
-    if len(folders := {Path(one.file).parent for one in slices}) > 1:
+    if len(folders := {Path(scout.file).parent for scout in slices}) > 1:
         notes.append(
             f"slices of several folders are treated as one examination: {', '.join(sorted(f.name for f in folders))}"
         )
     if (space := slices[0].space) != SCANNER:
-        where = SPACES.get(space, "those of another template")
+        meaning = SPACES.get(space, "those of another template")
         notes.append(
-            f"coordinates are {where} (sform or qform code {space}), not the scanner's, and so are the volume's"
+            f"coordinates are {meaning} (sform or qform code {space}), not the scanner's, and so are the volume's"
         )
     groups = {name: [s for s in slices if s.name == name] for name in PLANES}
     missing = [name for name in PLANES if not groups[name]]
     if missing:
-        there = "; ".join(
+        present = "; ".join(
             f"{name}: {', '.join(sorted({Path(s.file).name for s in group}))}"
             for name, group in groups.items()
             if group
         )
         raise FormatError(
-            files[0].parent, "", f"no {' and no '.join(missing)} scout (by their orientation, there are {there})",
+            files[0].parent, "", f"no {' and no '.join(missing)} scout (by their orientation, there are {present})",
             f"give one slice of each plane, or a volume (a file of at most {scans.STACK} slices is taken as a stack)",
         )  # fmt: skip
     scouts = {name: middle(group) for name, group in groups.items()}
@@ -174,28 +174,28 @@ def one_series(slices: list[Scout], notes: list[str]) -> list[Scout]:
     Raises FormatError if several do.
     """
     series = {one.series: [s for s in slices if s.series == one.series] for one in slices}
-    whole = [uid for uid, some in series.items() if {s.name for s in some} == set(PLANES)]
-    if len(whole) > 1:
-        first, second = (series[uid][0].file for uid in whole[:2])
+    complete = [uid for uid, members in series.items() if {s.name for s in members} == set(PLANES)]
+    if len(complete) > 1:
+        first, second = (series[uid][0].file for uid in complete[:2])
         raise FormatError(
             second, "SeriesInstanceUID", f"a second series of all three planes besides that of {first}", "keep one"
         )
-    if not whole or len(series) == 1:
+    if not complete or len(series) == 1:
         return slices
-    others = [Path(s.file).name for s in slices if s.series != whole[0]]
-    notes.append(f"not used, because another series has all three planes: {', '.join(others)}")
-    return series[whole[0]]
+    unused = [Path(s.file).name for s in slices if s.series != complete[0]]
+    notes.append(f"not used, because another series has all three planes: {', '.join(unused)}")
+    return series[complete[0]]
 
 
 def check_same_examination(slices: list[Scout]) -> None:
     """Checks that the slices are of one patient, study and frame of reference; raises FormatError otherwise."""
-    first: dict[str, tuple[str, str]] = {}
-    for one in slices:
-        for tag, value in (*one.origin, ("sform or qform code", str(one.space))):
-            other, file = first.setdefault(tag, (value, one.file))
-            if value != other:
+    first_values: dict[str, tuple[str, str]] = {}
+    for scout in slices:
+        for tag, value in (*scout.origin, ("sform or qform code", str(scout.space))):
+            first_value, first_file = first_values.setdefault(tag, (value, scout.file))
+            if value != first_value:
                 raise FormatError(
-                    one.file, tag, f"{value!r}, but {other!r} in {file}", "give scouts of one examination"
+                    scout.file, tag, f"{value!r}, but {first_value!r} in {first_file}", "give scouts of one examination"
                 )
 
 
@@ -207,15 +207,15 @@ def middle(slices: list[Scout]) -> Scout:
     """
     axis = normal(slices[0].plane)
     axis = axis * np.sign(axis[np.abs(axis).argmax()])
-    across = lambda s: float(axis @ centre(s))
-    slices = sorted(slices, key=across)
+    position = lambda s: float(axis @ centre(s))
+    slices = sorted(slices, key=position)
     for one, other in itertools.pairwise(slices):
         bad = lambda what, one=one, other=other: FormatError(
             other.file, "", f"a second {one.name} scout {what} {one.file}", "keep one of the two"
         )
         if not behind(one, other):
             raise bad("that does not belong to one stack with")
-        if across(other) - across(one) < APART:
+        if position(other) - position(one) < APART:
             raise bad("at the same position as")
         if len(slices) == 2:
             raise bad("besides")
@@ -248,17 +248,17 @@ def check_planes_intersect(scouts: dict[str, Scout], where) -> None:
 
 def volume_slices(voxels, affine, file, notes) -> Iterator[Scout]:
     """Yields the slices of a volume along its three axes through the middle of the head."""
-    where = np.argwhere(head_of(np.nan_to_num(voxels)))
-    if not len(where):
+    head_voxels = np.argwhere(head_of(np.nan_to_num(voxels)))
+    if not len(head_voxels):
         raise FormatError(file, "", "this volume shows no head: all of it is dark", "give a volume of a head")
-    low, high = np.quantile(where, [0.01, 0.99], axis=0)
+    low, high = np.quantile(head_voxels, [0.01, 0.99], axis=0)
     middles = (low + high) / 2
     # Below the head there may be a neck, so the middle lies at most 0.4 HEAD below the crown.
-    up = int(np.argmax(np.abs(affine[2, :3])))
-    crown = high[up] if affine[2, up] > 0 else low[up]
-    reach = 0.4 * HEAD / np.linalg.norm(affine[:3, up]) * (-1 if affine[2, up] > 0 else 1)
-    if abs(middles[up] - crown) > abs(reach):
-        middles[up] = crown + reach
+    up_axis = int(np.argmax(np.abs(affine[2, :3])))
+    crown = high[up_axis] if affine[2, up_axis] > 0 else low[up_axis]
+    reach = 0.4 * HEAD / np.linalg.norm(affine[:3, up_axis]) * (-1 if affine[2, up_axis] > 0 else 1)
+    if abs(middles[up_axis] - crown) > abs(reach):
+        middles[up_axis] = crown + reach
     for axis in range(3):
         yield scans.cut(voxels, affine, axis, round(float(middles[axis])), file, notes)
 
@@ -294,11 +294,11 @@ def cleaned(image, sides) -> np.ndarray:
     head = head_of(image).astype(np.float32)
     blur = lambda values: scipy.ndimage.gaussian_filter(values, np.divide(30.0, sides), truncate=2.5)
     average = (image * head).sum() / max(head.sum(), 1)
-    even = image / (
+    unshaded = image / (
         (blur(image * head) + 0.05 * average) / (blur(head) + 0.05) + 1e-6
     )  # far from the head, its average
-    bright = np.quantile(even[head > 0], 0.99) if head.any() else even.max()
-    return np.clip(even / max(float(bright), 1e-6), 0, 1)
+    bright = np.quantile(unshaded[head > 0], 0.99) if head.any() else unshaded.max()
+    return np.clip(unshaded / max(float(bright), 1e-6), 0, 1)
 
 
 def framed(source: Scout, size, spacing) -> Framed:
@@ -315,22 +315,22 @@ def framed(source: Scout, size, spacing) -> Framed:
     steps = source.plane[:, :2]
     sides = np.linalg.norm(steps, axis=0)
     image = cleaned(source.image, sides[::-1])
-    units, shown = steps / sides, np.array(SHOWN[source.name], float).T
+    unit_steps, shown_axes = steps / sides, np.array(SHOWN[source.name], float).T
     # Which of the image's axes points right in the frame and which points down, and whether each is reversed.
-    agree = units.T @ shown
-    order = [0, 1] if abs(agree[0, 0] * agree[1, 1]) >= abs(agree[1, 0] * agree[0, 1]) else [1, 0]
+    agreement = unit_steps.T @ shown_axes
+    order = [0, 1] if abs(agreement[0, 0] * agreement[1, 1]) >= abs(agreement[1, 0] * agreement[0, 1]) else [1, 0]
     turn = np.zeros((2, 2))  # frame pixels -> source pixels, without the shift
     for column, axis in enumerate(order):
-        turn[axis, column] = np.sign(agree[axis, column]) * spacing / sides[axis]
+        turn[axis, column] = np.sign(agreement[axis, column]) * spacing / sides[axis]
     # The head's position relative to the image's centre, along the frame's axes, in pixels of the frame.
     rows, columns = np.nonzero(head_of(image))
     middle = np.array([source.image.shape[1], source.image.shape[0]]) / 2
-    at = (np.stack([columns, rows], -1) + 0.5 - middle) @ np.linalg.inv(turn).T
-    low, high = np.quantile(at, [0.01, 0.99], axis=0) if len(at) else (np.zeros(2), np.zeros(2))
-    look = (low + high) / 2
+    head_points = (np.stack([columns, rows], -1) + 0.5 - middle) @ np.linalg.inv(turn).T
+    low, high = np.quantile(head_points, [0.01, 0.99], axis=0) if len(head_points) else (np.zeros(2), np.zeros(2))
+    head_centre = (low + high) / 2
     if source.name != "axial":  # below the head there may be a neck
-        look[1] = min(look[1], low[1] + HEAD / 2 / spacing)
-    shift = middle + turn @ (look - np.array(size[::-1]) / 2)
+        head_centre[1] = min(head_centre[1], low[1] + HEAD / 2 / spacing)
+    shift = middle + turn @ (head_centre - np.array(size[::-1]) / 2)
     to_source = np.concatenate([turn, shift[:, None]], axis=1)
     plane = source.plane @ np.vstack([to_source, [0, 0, 1]])
     # Smoothed first where the frame is coarser than the scout, to prevent aliasing.

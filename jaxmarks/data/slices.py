@@ -54,8 +54,8 @@ def pixels(plane, points):
 
 def normal(plane):
     """Returns the unit normal (3,) of a plane (3, 3)."""
-    found = np.cross(plane[:, 0], plane[:, 1])
-    return found / np.linalg.norm(found)
+    vector = np.cross(plane[:, 0], plane[:, 1])
+    return vector / np.linalg.norm(vector)
 
 
 def centre(scout: Scout):
@@ -70,16 +70,16 @@ def scout(image, plane, file, notes: list[str]) -> Scout:
     Up to a share `HOLES` of the voxels may be non-finite; each of these gets the value of its nearest finite neighbour.
     """
     bad = lambda what, remedy: FormatError(file, "", what, remedy)
-    sides, rewrite = np.linalg.norm(plane[:, :2], axis=0), "export the file again with the scanner's orientation"
+    sides, advice = np.linalg.norm(plane[:, :2], axis=0), "export the file again with the scanner's orientation"
     if not np.isfinite(plane).all():
-        raise bad(f"its place in the patient is no number, {np.round(plane[:, 2], 1).tolist()} mm", rewrite)
+        raise bad(f"its place in the patient is no number, {np.round(plane[:, 2], 1).tolist()} mm", advice)
     if (sides < SIDES[0]).any() or (sides > SIDES[1]).any():
-        raise bad(f"implausible pixels of {sides.round(4).tolist()} mm", rewrite)
+        raise bad(f"implausible pixels of {sides.round(4).tolist()} mm", advice)
     slant = plane[:, 0] @ plane[:, 1] / sides.prod()
     if abs(slant) > 0.02:
-        raise bad(f"rows and columns meet at {np.degrees(np.arccos(slant)):.0f} degrees, not at a right angle", rewrite)
-    across = np.abs(normal(plane))
-    angle, name = np.degrees(np.arccos(min(across.max(), 1))), PLANES[int(across.argmax())]
+        raise bad(f"rows and columns meet at {np.degrees(np.arccos(slant)):.0f} degrees, not at a right angle", advice)
+    alignment = np.abs(normal(plane))
+    angle, name = np.degrees(np.arccos(min(alignment.max(), 1))), PLANES[int(alignment.argmax())]
     if angle > OBLIQUE:
         raise bad(
             f"an oblique slice, {angle:.0f} degrees from the {name} plane",

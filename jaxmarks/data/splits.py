@@ -40,36 +40,36 @@ def by_group(
       member: index in the fold's ensemble; its members share the test set and differ in their validation groups.
       kind: (N,) int, constant within each group; the groups of each kind are spread evenly over the parts.
     """
-    names = np.unique(group)
+    groups = np.unique(group)
     if not 0 <= fold < folds:
         raise ValueError(f"fold {fold} of {folds} does not exist: folds are numbered from 0 to {folds - 1}")
-    if len(names) < folds:
+    if len(groups) < folds:
         remedy = (
-            "set --config.split.folds to at most that" if len(names) > 1 else "give at least two, one of them to test"
+            "set --config.split.folds to at most that" if len(groups) > 1 else "give at least two, one of them to test"
         )
-        raise ValueError(f"{len(names)} groups cannot make {folds} folds; {remedy}")
+        raise ValueError(f"{len(groups)} groups cannot make {folds} folds; {remedy}")
     kinds = {} if kind is None else dict(zip(group.tolist(), kind.tolist(), strict=True))
-    order = _evenly(np.random.default_rng(seed).permutation(names), kinds)
-    test = np.array_split(order, folds)[fold] if folds > 1 else order[:0]
-    rest = order[~np.isin(order, test)]
+    shuffled = _evenly(np.random.default_rng(seed).permutation(groups), kinds)
+    test_groups = np.array_split(shuffled, folds)[fold] if folds > 1 else shuffled[:0]
+    remaining = shuffled[~np.isin(shuffled, test_groups)]
     # Shuffled anew for each fold, or all folds would have the same validation groups.
-    rest = _evenly(np.random.default_rng((seed, fold)).permutation(rest), kinds)
+    remaining = _evenly(np.random.default_rng((seed, fold)).permutation(remaining), kinds)
     if not 0 <= valid < 1:
         raise ValueError(f"--config.split.valid={valid}: give a fraction from 0 to below 1")
-    held = round(valid * len(rest))
-    rest = np.roll(rest, -member * held)
-    where = lambda chosen: np.flatnonzero(np.isin(group, chosen))
-    return Split(where(rest[held:]), where(rest[:held]), where(test))
+    valid_count = round(valid * len(remaining))
+    remaining = np.roll(remaining, -member * valid_count)
+    rows_of = lambda chosen: np.flatnonzero(np.isin(group, chosen))
+    return Split(rows_of(remaining[valid_count:]), rows_of(remaining[:valid_count]), rows_of(test_groups))
 
 
 def _evenly(names: np.ndarray, kinds: dict) -> np.ndarray:
     """Reorders `names` so that each kind is spread evenly over the whole; no change where all are of one kind."""
     kind = np.array([kinds.get(name, 0) for name in names], int)
-    place = np.zeros(len(names))
+    position = np.zeros(len(names))
     for value in np.unique(kind):
-        mine = np.flatnonzero(kind == value)
-        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
-    return names[np.argsort(place, kind="stable")]
+        rows = np.flatnonzero(kind == value)
+        position[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return names[np.argsort(position, kind="stable")]
 
 
 def by_group_in_each(domain: np.ndarray, group: np.ndarray, **options) -> Split:
@@ -81,13 +81,13 @@ def by_group_in_each(domain: np.ndarray, group: np.ndarray, **options) -> Split:
     pairs = np.unique(np.stack([domain, group]), axis=1)
     if pairs.shape[1] > len(np.unique(group)):
         # A group's kind is the set of domains that contain it.
-        having = {value: tuple(pairs[0, pairs[1] == value]) for value in np.unique(group)}
-        number = {domains: n for n, domains in enumerate(sorted(set(having.values())))}
-        return by_group(group, kind=np.array([number[having[value]] for value in group]), **options)
+        domains_of_group = {value: tuple(pairs[0, pairs[1] == value]) for value in np.unique(group)}
+        kind_numbers = {domains: n for n, domains in enumerate(sorted(set(domains_of_group.values())))}
+        return by_group(group, kind=np.array([kind_numbers[domains_of_group[value]] for value in group]), **options)
     parts = []
     for value in np.unique(domain):
-        mine = np.flatnonzero(domain == value)
-        parts.append([mine[rows] for rows in by_group(group[mine], **options)])
+        domain_rows = np.flatnonzero(domain == value)
+        parts.append([domain_rows[rows] for rows in by_group(group[domain_rows], **options)])
     return Split(*(np.sort(np.concatenate(part)) for part in zip(*parts, strict=True)))
 
 
@@ -96,10 +96,10 @@ def balanced(rows: np.ndarray, stratum: np.ndarray, draw: np.random.Generator) -
 
     Within a stratum the rows' counts differ by at most one; `draw` decides at random which rows get one more.
     """
-    each = [rows[stratum == value] for value in np.unique(stratum)]
-    most = max(map(len, each), default=0)
-    again = [np.resize(draw.permutation(own), most - len(own)) for own in each if len(own) < most]
-    return np.concatenate([rows, *again])
+    pools = [rows[stratum == value] for value in np.unique(stratum)]
+    largest = max(map(len, pools), default=0)
+    extra = [np.resize(draw.permutation(pool), largest - len(pool)) for pool in pools if len(pool) < largest]
+    return np.concatenate([rows, *extra])
 
 
 def epoch(rows: np.ndarray, stratum: np.ndarray, draw: np.random.Generator) -> np.ndarray:
@@ -113,9 +113,9 @@ def random(rows: np.ndarray, *, valid: float, seed: int, member: int = 0) -> tup
     Versions of one photograph fall on both sides, so the validation loss is optimistic.
     """
     order = np.random.default_rng(seed).permutation(rows)
-    held = round(valid * len(rows))
-    order = np.roll(order, -member * held)
-    return order[held:], order[:held]
+    valid_count = round(valid * len(rows))
+    order = np.roll(order, -member * valid_count)
+    return order[valid_count:], order[:valid_count]
 
 
 def member_split(settings, samples: Samples, member, versions: int) -> Split:
@@ -147,29 +147,29 @@ def member_split(settings, samples: Samples, member, versions: int) -> Split:
         )
     group = samples.group
     if split.by == "image":  # keeps together the tiles of a photograph, and its copies
-        order = {content: n for n, content in enumerate(dict.fromkeys(samples.content.tolist()))}
-        group = np.array([order[content] for content in samples.content.tolist()])
+        content_numbers = {content: n for n, content in enumerate(dict.fromkeys(samples.content.tolist()))}
+        group = np.array([content_numbers[content] for content in samples.content.tolist()])
     # An ensemble's members share one split where validation images replace the test set, or `few` limits the training.
-    number = 0 if split.folds == 1 or split.few else member.number
+    index = 0 if split.folds == 1 or split.few else member.number
     train, valid, test = by_group_in_each(
-        samples.domain, group, folds=split.folds, fold=member.fold, valid=split.valid, seed=split.seed, member=number
+        samples.domain, group, folds=split.folds, fold=member.fold, valid=split.valid, seed=split.seed, member=index
     )
     if split.few:
         draw, domains = np.random.default_rng((settings.seed, member.fold)), samples.domain[train]
-        kept = np.zeros(len(train), bool)
+        is_kept = np.zeros(len(train), bool)
         for d in np.unique(domains):
-            drawn = draw.permutation(np.unique(group[train[domains == d]]))[: split.few]
-            kept |= (domains == d) & np.isin(group[train], drawn)
-        train = train[kept]
+            drawn_groups = draw.permutation(np.unique(group[train[domains == d]]))[: split.few]
+            is_kept |= (domains == d) & np.isin(group[train], drawn_groups)
+        train = train[is_kept]
     if not len(train):
         raise ValueError(
             f"fold {member.fold}: no image is left to train on: lower --config.split.valid={split.valid}, or give more images"
         )
-    expand = lambda chosen: (chosen[:, None] * versions + np.arange(versions)).reshape(-1)
+    expand = lambda indices: (indices[:, None] * versions + np.arange(versions)).reshape(-1)
     if split.by != "random":
         return Split(expand(train), valid * versions + versions - 1, test)
-    every = expand(np.sort(np.concatenate([train, valid])))
-    return Split(*random(every, valid=split.valid, seed=split.seed + member.fold, member=number), test)
+    all_rows = expand(np.sort(np.concatenate([train, valid])))
+    return Split(*random(all_rows, valid=split.valid, seed=split.seed + member.fold, member=index), test)
 
 
 def split_record(split: Split, settings, samples: Samples, versions: int) -> dict:
@@ -179,9 +179,9 @@ def split_record(split: Split, settings, samples: Samples, versions: int) -> dic
     "contents" maps names to contents, and "specimens" names to named specimens; "specimens" is empty for a split by
     image, which may divide them.
     """
-    chosen = {"train": split.train // versions, "valid": split.valid // versions, "test": split.test}
-    unused = np.setdiff1d(np.arange(len(samples)), np.concatenate(list(chosen.values())))
-    images = {part: np.unique(samples.name[rows]).tolist() for part, rows in (chosen | {"unused": unused}).items()}
+    indices = {"train": split.train // versions, "valid": split.valid // versions, "test": split.test}
+    unused = np.setdiff1d(np.arange(len(samples)), np.concatenate(list(indices.values())))
+    images = {part: np.unique(samples.name[rows]).tolist() for part, rows in (indices | {"unused": unused}).items()}
     by_name = lambda values: {name: value for name, value in zip(samples.name.tolist(), values, strict=True) if value}
     specimens = {} if settings.split.by == "image" else by_name(samples.specimen.tolist())
     return {"images": images, "contents": by_name(samples.content.tolist()), "specimens": specimens}
@@ -195,15 +195,15 @@ def match_parts(known: dict, samples: Samples) -> dict[str, np.ndarray]:
     jaxmarks saved only the names.
     """
     images, contents, specimens = known["images"], known.get("contents", {}), known.get("specimens", {})
-    each = [(name, part) for part in ("unused", "test", "valid", "train") for name in images.get(part, ())]
-    named = dict(each)  # of several parts the last counts, here and of one content under several names
-    over = lambda values: {values[name]: part for name, part in each if name in values}
-    files = {name: part for name, part in named.items() if not contents.get(name, "").startswith(DRAWN)}
-    find = lambda values, parts: np.array([parts.get(value, "") for value in values.tolist()])
+    name_parts = [(name, part) for part in ("unused", "test", "valid", "train") for name in images.get(part, ())]
+    part_of = dict(name_parts)  # of several parts the last counts, here and of one content under several names
+    by_value = lambda values: {values[name]: part for name, part in name_parts if name in values}
+    photographs = {name: part for name, part in part_of.items() if not contents.get(name, "").startswith(DRAWN)}
+    look_up = lambda values, parts: np.array([parts.get(value, "") for value in values.tolist()])
     return {
-        "content": find(samples.content, over(contents)),
-        "name": find(samples.name, files),
-        "specimen": find(samples.specimen, over(specimens)),
+        "content": look_up(samples.content, by_value(contents)),
+        "name": look_up(samples.name, photographs),
+        "specimen": look_up(samples.specimen, by_value(specimens)),
     }
 
 
@@ -213,9 +213,9 @@ def strata(balance: str, samples: Samples, shown: np.ndarray) -> np.ndarray:
     Strata are, by `balance`: "set", the datasets; "group", the groups; "object", images with and without objects, if
     most of the training samples `shown` (indices) have none, else a single stratum; "image", a single stratum.
     """
-    alike, empty = np.zeros_like(samples.group), np.asarray((samples.labels < 0).all(axis=1), int)
-    by_objects = empty if empty[shown].mean() > 0.5 else alike
-    known = {"set": samples.domain, "group": samples.group, "image": alike, "object": by_objects}
-    if balance not in known:
-        raise ValueError(f"--config.train.balance={balance}: choose one of {', '.join(known)}")
-    return known[balance]
+    single, is_empty = np.zeros_like(samples.group), np.asarray((samples.labels < 0).all(axis=1), int)
+    by_objects = is_empty if is_empty[shown].mean() > 0.5 else single
+    choices = {"set": samples.domain, "group": samples.group, "image": single, "object": by_objects}
+    if balance not in choices:
+        raise ValueError(f"--config.train.balance={balance}: choose one of {', '.join(choices)}")
+    return choices[balance]

@@ -61,8 +61,8 @@ class Detections(NamedTuple):
 def build(spec: Mapping[str, Any], *, size: tuple[int, int], **facts) -> Head:
     """Builds the head `spec["name"]` for frames of `size` (H, W), with the spec's options and the data's facts."""
     if sets := facts.pop("sets", None):
-        one = lambda landmarks: build(spec, size=size, **facts | {"landmarks": landmarks})
-        return find.module(__name__, "several", needs="join").join(sets, one)
+        build_one = lambda landmarks: build(spec, size=size, **facts | {"landmarks": landmarks})
+        return find.module(__name__, "several", needs="join").join(sets, build_one)
     return find.build(__name__, spec, key="head", size=tuple(size), **facts)
 
 
@@ -104,8 +104,8 @@ def detection_merger(overlap: float | None) -> Callable:
     """Returns the `join` of object heads: boxes with a larger IoU than this (default `OVERLAP`) are one object."""
     overlap = OVERLAP if overlap is None else overlap
 
-    def join(found: Detections) -> Detections:
-        return Detections(*jax.vmap(functools.partial(box_ops.merge_networks, iou=overlap))(*found))
+    def join(detections: Detections) -> Detections:
+        return Detections(*jax.vmap(functools.partial(box_ops.merge_networks, iou=overlap))(*detections))
 
     return join
 
@@ -127,11 +127,11 @@ def suppressed(boxes, scores, classes, *, limit: int, overlap: float | None, vot
     not only the one at a peak.
     """
     overlap = OVERLAP if overlap is None else overlap
-    some, place = lax.top_k(scores, candidate_count(limit, 4, len(scores)))
-    boxes, classes = boxes[place], classes[place].astype(jnp.int32)
-    chosen, kept = box_ops.nms(boxes, some, limit=min(limit, len(place)), iou=overlap, classes=classes)
-    placed = boxes[chosen]
+    top_scores, top_indices = lax.top_k(scores, candidate_count(limit, 4, len(scores)))
+    boxes, classes = boxes[top_indices], classes[top_indices].astype(jnp.int32)
+    chosen, kept = box_ops.nms(boxes, top_scores, limit=min(limit, len(top_indices)), iou=overlap, classes=classes)
+    chosen_boxes = boxes[chosen]
     if vote:
-        weights = jnp.where(kept[:, None] & (classes[chosen][:, None] == classes), some, 0)
-        placed = box_ops.vote(placed, boxes, weights, iou=overlap)
-    return Detections(placed, jnp.where(kept, some[chosen], 0), classes[chosen])
+        weights = jnp.where(kept[:, None] & (classes[chosen][:, None] == classes), top_scores, 0)
+        chosen_boxes = box_ops.vote(chosen_boxes, boxes, weights, iou=overlap)
+    return Detections(chosen_boxes, jnp.where(kept, top_scores[chosen], 0), classes[chosen])

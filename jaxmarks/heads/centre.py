@@ -43,42 +43,42 @@ def build(*, classes, sizes, size, sigma=3.0, overlap=None, limit=300, size_weig
       limit: the maximum number of objects in an image.
       size_weight: weight of the size loss; the class and offset losses have weight 1.
     """
-    typical = jnp.asarray(sizes, jnp.float32)
+    typical_size = jnp.asarray(sizes, jnp.float32)
 
     def loss(outputs, targets):
         boxes, labels, real = targets
         stride = stride_of(outputs, size)
         shape = outputs.shape[1:3]
         centred = box_ops.to_centres(boxes)
-        here = real[:, None] & (labels >= 0) & geometry.inside(centred[..., :2], size)
+        is_object = real[:, None] & (labels >= 0) & geometry.inside(centred[..., :2], size)
         centre = centred[..., :2] / stride
         column, row = (jnp.clip(jnp.floor(centre[..., i]).astype(jnp.int32), 0, shape[1 - i] - 1) for i in (0, 1))
-        drawn = heatmaps.gaussian(jnp.stack([column, row], -1) + 0.5, shape, sigma / stride)
-        target = heatmaps.largest_of_class(drawn, jnp.where(here, labels, -1), classes)
+        gaussians = heatmaps.gaussian(jnp.stack([column, row], -1) + 0.5, shape, sigma / stride)
+        target = heatmaps.largest_of_class(gaussians, jnp.where(is_object, labels, -1), classes)
         logits = outputs[..., :classes]
         total = jnp.sum(focal(logits, target) * real[:, None, None, None])
 
-        at = jax.vmap(lambda maps, r, c: maps[r, c])(outputs[..., classes:], row, column)  # (B, M, 4)
-        wanted = jnp.concatenate(
-            [centre - jnp.stack([column, row], -1), jnp.log(jnp.maximum(centred[..., 2:], 1.0) / typical)], axis=-1
+        at_centres = jax.vmap(lambda maps, r, c: maps[r, c])(outputs[..., classes:], row, column)  # (B, M, 4)
+        box_targets = jnp.concatenate(
+            [centre - jnp.stack([column, row], -1), jnp.log(jnp.maximum(centred[..., 2:], 1.0) / typical_size)], axis=-1
         )
         weights = jnp.array([1.0, 1.0, size_weight, size_weight])
-        total += jnp.sum(jnp.abs(at - wanted) * weights * here[..., None])
-        return total, jnp.sum(here.astype(outputs.dtype))
+        total += jnp.sum(jnp.abs(at_centres - box_targets) * weights * is_object[..., None])
+        return total, jnp.sum(is_object.astype(outputs.dtype))
 
     def decode(outputs):
         stride = stride_of(outputs, size)
         logits = outputs[..., :classes]
         b, _, width, _ = logits.shape
         peaks = jnp.where(is_peak(logits), jax.nn.sigmoid(logits), 0).reshape(b, -1)
-        top, place = lax.top_k(peaks, candidate_count(limit, 1, peaks.shape[1]))
-        pixel, label = place // classes, place % classes
-        found = jnp.take_along_axis(outputs[..., classes:].reshape(b, -1, 4), pixel[..., None], axis=1)
+        top_scores, top_indices = lax.top_k(peaks, candidate_count(limit, 1, peaks.shape[1]))
+        pixel, label = top_indices // classes, top_indices % classes
+        at_peaks = jnp.take_along_axis(outputs[..., classes:].reshape(b, -1, 4), pixel[..., None], axis=1)
         corner = jnp.stack([pixel % width, pixel // width], axis=-1)
-        centre = (corner + found[..., :2]) * stride
-        extent = typical * jnp.exp(jnp.clip(found[..., 2:], -3.0, 3.0))
+        centre = (corner + at_peaks[..., :2]) * stride
+        extent = typical_size * jnp.exp(jnp.clip(at_peaks[..., 2:], -3.0, 3.0))
         boxes = box_ops.to_corners(jnp.concatenate([centre, extent], axis=-1))
-        return jax.vmap(functools.partial(suppressed, limit=limit, overlap=overlap))(boxes, top, label)
+        return jax.vmap(functools.partial(suppressed, limit=limit, overlap=overlap))(boxes, top_scores, label)
 
     return Head(CentreMaps(classes), objects, loss, decode, detection_merger(overlap))
 
@@ -96,9 +96,9 @@ def is_peak(maps):
 
     Pass logits, not their sigmoids, which XLA may compute twice and round differently.
     """
-    around = nn.max_pool(maps, (3, 3), padding="SAME")
-    low = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    local_maximum = nn.max_pool(maps, (3, 3), padding="SAME")
+    padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     h, w = maps.shape[1:3]
-    before = ((0, 0), (0, 1), (0, 2), (1, 0))  # the row above, and the pixel to the left
-    equal = functools.reduce(jnp.logical_or, [low[:, y : y + h, x : x + w] == maps for y, x in before])
-    return (maps >= around) & ~equal
+    earlier = ((0, 0), (0, 1), (0, 2), (1, 0))  # the row above, and the pixel to the left
+    ties_earlier = functools.reduce(jnp.logical_or, [padded[:, y : y + h, x : x + w] == maps for y, x in earlier])
+    return (maps >= local_maximum) & ~ties_earlier

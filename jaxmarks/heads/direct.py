@@ -45,7 +45,7 @@ def build(*, landmarks, size, loss="mse", interval="symmetric"):
         points = geometry.normalise(points, size)
         return (points + 1) / 2 if unit else points, visible
 
-    def masked(outputs, targets):
+    def masked_loss(outputs, targets):
         points, visible = targets
         mask = visible[..., None].astype(outputs.dtype)
         return jnp.sum(penalty(outputs - points) * mask), 2 * jnp.sum(mask)
@@ -55,4 +55,4 @@ def build(*, landmarks, size, loss="mse", interval="symmetric"):
         nearest = jnp.clip(points, 0, jnp.array([size[1], size[0]], points.dtype))
         return nearest, jnp.all(points == nearest, axis=-1).astype(points.dtype)
 
-    return Head(Coordinates(landmarks), targets, masked, decode)
+    return Head(Coordinates(landmarks), targets, masked_loss, decode)

@@ -92,9 +92,9 @@ class FasterRCNN(nn.Module):
                 count=self.proposals, candidates=self.candidates, overlap=self.overlap,
             )
         )(*lax.stop_gradient((logits, offsets)))  # fmt: skip
-        cut = jax.vmap(lambda f, b: box_ops.roi_align(f, b / stride, size=(self.pool, self.pool)))(features, proposals)
-        boxes = 1 if self.class_agnostic else self.classes
-        return Outputs(logits, offsets, proposals, *Regions(self.classes, boxes, self.hidden, name="roi")(cut))
+        rois = jax.vmap(lambda f, b: box_ops.roi_align(f, b / stride, size=(self.pool, self.pool)))(features, proposals)
+        box_count = 1 if self.class_agnostic else self.classes
+        return Outputs(logits, offsets, proposals, *Regions(self.classes, box_count, self.hidden, name="roi")(rois))
 
 
 def propose(scores, boxes, *, count, candidates, overlap):
@@ -111,8 +111,8 @@ def propose(scores, boxes, *, count, candidates, overlap):
       (P, 4) by descending score, padded with 0.
     """
     boxes = boxes.reshape(-1, 4)
-    scores, place = lax.top_k(jnp.where(box_ops.area(boxes) > 0, scores, -jnp.inf), min(candidates, len(boxes)))
-    boxes = boxes[place]
+    scores, top_indices = lax.top_k(jnp.where(box_ops.area(boxes) > 0, scores, -jnp.inf), min(candidates, len(boxes)))
+    boxes = boxes[top_indices]
     chosen, kept = box_ops.nms(boxes, scores, limit=count, iou=overlap, valid=scores > -jnp.inf)
     return jnp.where(kept[:, None], boxes[chosen], 0)
 
@@ -133,10 +133,10 @@ def sampling_weights(labels, *, count, share):
       (N,), which sums to the number that would be sampled.
     """
     positive, negative = labels == 1, labels == 0
-    positives = jnp.minimum(positive.sum(), int(count * share))
-    negatives = jnp.minimum(negative.sum(), count - positives)
-    weight = lambda drawn, among: drawn / jnp.maximum(among.sum(), 1).astype(jnp.float32)
-    return positive * weight(positives, positive) + negative * weight(negatives, negative)
+    positive_count = jnp.minimum(positive.sum(), int(count * share))
+    negative_count = jnp.minimum(negative.sum(), count - positive_count)
+    weight = lambda sampled, mask: sampled / jnp.maximum(mask.sum(), 1).astype(jnp.float32)
+    return positive * weight(positive_count, positive) + negative * weight(negative_count, negative)
 
 
 def build(
@@ -206,42 +206,42 @@ def build(
         truth = box_ops.clip(truth, size)
         anchors = box_ops.anchor_grid(outputs.logits.shape[1:3], stride_of(outputs.logits, size), shapes).reshape(-1, 4)
 
-        def of_anchors(outputs, truth, labels):
+        def anchor_loss(outputs, truth, labels):
             index, label = box_ops.match(anchors, truth, labels >= 0, positive=0.7, negative=0.3)
             weights = sampling_weights(label, count=anchor_samples, share=0.5)
             logits = outputs.logits.ravel()
             entropy = jax.nn.softplus(logits) - logits * (label == 1)
-            wanted = box_ops.rcnn_encode(truth[index], anchors, weights=WEIGHTS)
-            return weighted(weights, entropy, label, outputs.offsets.reshape(-1, 4) - wanted)
+            target_offsets = box_ops.rcnn_encode(truth[index], anchors, weights=WEIGHTS)
+            return weighted_loss(weights, entropy, label, outputs.offsets.reshape(-1, 4) - target_offsets)
 
-        def of_proposals(outputs, truth, labels):
+        def proposal_loss(outputs, truth, labels):
             proposed = outputs.proposals
             index, label = box_ops.match(proposed, truth, labels >= 0, positive=0.5, negative=0.5, force=False)
             label = jnp.where(box_ops.area(proposed) > 0, label, -1)
             weights = sampling_weights(label, count=proposal_samples, share=0.25)
-            row, of_class = jnp.arange(len(proposed)), jnp.maximum(labels[index], 0)
-            entropy = -jax.nn.log_softmax(outputs.classes)[row, jnp.where(label == 1, 1 + of_class, 0)]
-            wanted = box_ops.rcnn_encode(truth[index], proposed, weights=WEIGHTS)
-            offsets = outputs.boxes[row, 0 if class_agnostic else of_class]
-            return weighted(weights, entropy, label, offsets - wanted)
+            row, class_index = jnp.arange(len(proposed)), jnp.maximum(labels[index], 0)
+            entropy = -jax.nn.log_softmax(outputs.classes)[row, jnp.where(label == 1, 1 + class_index, 0)]
+            target_offsets = box_ops.rcnn_encode(truth[index], proposed, weights=WEIGHTS)
+            offsets = outputs.boxes[row, 0 if class_agnostic else class_index]
+            return weighted_loss(weights, entropy, label, offsets - target_offsets)
 
-        def weighted(weights, entropy, label, residual):
+        def weighted_loss(weights, entropy, label, residual):
             box = losses.smooth_l1(residual, beta=1.0).sum(-1)
             return jnp.sum(weights * (entropy + jnp.where(label == 1, alpha * box, 0))) / jnp.maximum(weights.sum(), 1)
 
         truth, labels = with_padding_box(truth, labels)
-        counted = {"joint": (of_anchors, of_proposals), "rpn": (of_anchors,), "detector": (of_proposals,)}[phase]
-        each = sum(jax.vmap(stage)(outputs, truth, labels) for stage in counted)
-        return jnp.sum(jnp.where(real, each, 0)), jnp.sum(real.astype(each.dtype))
+        stages = {"joint": (anchor_loss, proposal_loss), "rpn": (anchor_loss,), "detector": (proposal_loss,)}[phase]
+        image_losses = sum(jax.vmap(stage)(outputs, truth, labels) for stage in stages)
+        return jnp.sum(jnp.where(real, image_losses, 0)), jnp.sum(real.astype(image_losses.dtype))
 
     def decode(outputs):
-        def one(proposed, logits, offsets):
+        def decode_image(proposed, logits, offsets):
             scores = jax.nn.softmax(logits)[:, 1:] * (box_ops.area(proposed) > 0)[:, None]
             boxes = box_ops.clip(box_ops.rcnn_decode(offsets, proposed[:, None], weights=WEIGHTS), size)
             boxes = jnp.broadcast_to(boxes, (*scores.shape, 4)).reshape(-1, 4)
             labels = jnp.tile(jnp.arange(classes), len(scores))
             return suppressed(boxes, scores.ravel(), labels, limit=limit, overlap=overlap, vote=True)
 
-        return jax.vmap(one)(outputs.proposals, outputs.classes, outputs.boxes)
+        return jax.vmap(decode_image)(outputs.proposals, outputs.classes, outputs.boxes)
 
     return Head(layer, objects, loss, decode, detection_merger(overlap))

@@ -74,11 +74,11 @@ def build(
         raise ValueError(f"head.tanh=True: head.loss={loss} needs unbounded maps; set head.tanh=False")
     draw, mass = TARGETS[target]
     penalty = losses.named(loss, prefix="heatmap_")
-    found = decoders.named(decoder)
-    follows = names.base_name(decoder) == "local_soft_argmax" and "window=" not in decoder  # sigma sets the window
-    whole = shape and leap > 0 and landmarks >= 4
+    decode_maps = decoders.named(decoder)
+    sets_window = names.base_name(decoder) == "local_soft_argmax" and "window=" not in decoder  # sigma sets the window
+    uses_shape = shape and leap > 0 and landmarks >= 4
 
-    def masked(outputs, targets):
+    def masked_loss(outputs, targets):
         points, visible = targets
         stride = stride_of(outputs, size)
         each = penalty(outputs, draw(points / stride, outputs.shape[1:3], sigma / stride))
@@ -88,39 +88,39 @@ def build(
         stride = stride_of(outputs, size)
         if distribution:  # scaled to the target's sum, so that scores are comparable between losses
             outputs = jax.nn.softmax(outputs, axis=(1, 2)) * mass(sigma / stride)
-        finder = functools.partial(found, window=max(1.0, sigma / stride)) if follows else found
+        finder = functools.partial(decode_maps, window=max(1.0, sigma / stride)) if sets_window else decode_maps
         points, scores = finder(outputs)
-        if whole:
+        if uses_shape:
             points, scores = consistent(outputs, points, scores, finder, stride)
         return points * stride, scores
 
     def consistent(maps, points, scores, finder, stride):
         """Returns points and scores, with points too far from where the others predict them decoded again."""
         mean, spread = map(jnp.asarray, shape)
-        there, deviation = jax.vmap(lambda each: shapes.expected(each, mean, spread))(lax.stop_gradient(points))
+        predicted, deviation = jax.vmap(lambda each: shapes.expected(each, mean, spread))(lax.stop_gradient(points))
         deviation = jnp.maximum(deviation, 1 / stride)  # at least a pixel of the frame
-        strays = jnp.sum((points - there) ** 2, -1) / deviation**2
-        fits = jnp.median(strays, -1, keepdims=True) <= shapes.SURE**2  # False for example for a mirrored specimen
-        leapt = fits & (strays > leap**2)
+        errors = jnp.sum((points - predicted) ** 2, -1) / deviation**2
+        fits = jnp.median(errors, -1, keepdims=True) <= shapes.SURE**2  # False for example for a mirrored specimen
+        leapt = fits & (errors > leap**2)
 
-        def again():
+        def decode_again():
             near = heatmaps.gaussian(
-                jnp.where(leapt[..., None], there, points), maps.shape[1:3], 2 * deviation[:, None]
+                jnp.where(leapt[..., None], predicted, points), maps.shape[1:3], 2 * deviation[:, None]
             )
             peak, _ = decoders.argmax(jnp.maximum(maps, 0) * near)
-            # Decodes the map itself around the peak: the maximum of its product with `near` is shifted towards `there`.
-            others, heights = finder(jnp.where(around(peak, maps.shape[1:3], 3 * max(1.0, sigma / stride)), maps, 0))
+            # Decodes the map itself around the peak: the maximum of map times `near` is shifted towards `predicted`.
+            moved, heights = finder(jnp.where(around(peak, maps.shape[1:3], 3 * max(1.0, sigma / stride)), maps, 0))
             better = leapt & (heights >= FAINT * scores)
-            return jnp.where(better[..., None], others, points), jnp.where(better, heights, scores)
+            return jnp.where(better[..., None], moved, points), jnp.where(better, heights, scores)
 
-        return lax.cond(leapt.any(), again, lambda: (points, scores))
+        return lax.cond(leapt.any(), decode_again, lambda: (points, scores))
 
-    return Head(Maps(landmarks, tanh), visible_points, masked, decode)
+    return Head(Maps(landmarks, tanh), visible_points, masked_loss, decode)
 
 
 def around(points, shape, radius):
     """Marks (B, H, W, K) the pixels of a map of `shape` (H, W) within `radius` of points (B, K, 2) along both axes."""
     rows, columns = (jnp.arange(side) + 0.5 for side in shape)
-    down = jnp.abs(rows[:, None] - points[:, None, :, 1]) <= radius
-    across = jnp.abs(columns[:, None] - points[:, None, :, 0]) <= radius
-    return down[:, :, None] & across[:, None]
+    near_rows = jnp.abs(rows[:, None] - points[:, None, :, 1]) <= radius
+    near_columns = jnp.abs(columns[:, None] - points[:, None, :, 0]) <= radius
+    return near_rows[:, :, None] & near_columns[:, None]

@@ -32,23 +32,23 @@ def join(sets: Mapping[str, tuple[int, int]], one: Callable[[int], Head]) -> Hea
       sets: the range (start, stop) of each dataset's landmarks among the K.
       one: builds a landmark head from a dataset's number of landmarks. The counts of all heads must have the same unit.
     """
-    each = {name: one(stop - start) for name, (start, stop) in sets.items()}
+    heads = {name: one(stop - start) for name, (start, stop) in sets.items()}
 
     def targets(batch):
-        mine = lambda start, stop: {key: batch[key][:, start:stop] for key in ("points", "visible")}
-        return {name: head.targets(batch | mine(*sets[name])) for name, head in each.items()}
+        own_landmarks = lambda start, stop: {key: batch[key][:, start:stop] for key in ("points", "visible")}
+        return {name: head.targets(batch | own_landmarks(*sets[name])) for name, head in heads.items()}
 
     def loss(outputs, targets):
         terms, counts = {}, []
-        for name, head in each.items():
+        for name, head in heads.items():
             total, count = head.loss(outputs[name], targets[name])
-            named = {f"{name}/{term}": part for term, part in total.items()} if isinstance(total, dict) else {}
-            terms |= named or {name: total}
+            named_terms = {f"{name}/{term}": part for term, part in total.items()} if isinstance(total, dict) else {}
+            terms |= named_terms or {name: total}
             counts.append(count)
         return terms, sum(counts)
 
     def decode(outputs):
-        points, scores = zip(*(head.decode(outputs[name]) for name, head in each.items()), strict=True)
+        points, scores = zip(*(head.decode(outputs[name]) for name, head in heads.items()), strict=True)
         return jnp.concatenate(points, axis=1), jnp.concatenate(scores, axis=1)
 
-    return Head(Beside({name: head.layer for name, head in each.items()}), targets, loss, decode)
+    return Head(Beside({name: head.layer for name, head in heads.items()}), targets, loss, decode)

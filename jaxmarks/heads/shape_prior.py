@@ -81,10 +81,10 @@ class ShapeMaps(nn.Module):
     def __call__(self, features):
         need_map(features)
         maps = nn.Dense(self.classes, bias_init=nn.initializers.constant(self.bias), name="maps")(features)
-        drawn = nn.initializers.normal(1.0)
+        initialiser = nn.initializers.normal(1.0)
         side = odd(self.extent / stride_of(maps, self.size))
         shape = (self.learned, side, side)
-        return Outputs(maps, self.param("shapes", drawn, shape, jnp.float32) if self.learned else None)
+        return Outputs(maps, self.param("shapes", initialiser, shape, jnp.float32) if self.learned else None)
 
 
 def build(
@@ -141,7 +141,7 @@ def build(
     sigma = 3.0 if sigma is None and bounded else sigma
     learned = isinstance(shapes, str) and shapes == "learned"
     width, height = (float(side) for side in sizes)
-    across = max(width, height)
+    longer_side = max(width, height)
 
     def prior(outputs, stride):
         if learned:
@@ -154,8 +154,8 @@ def build(
     def targets(batch):
         """Returns boxes, labels, "real", and the edges (B, H, W) of batch["images"] (B, H, W, C), floats in [0, 1]."""
         grey = batch["images"].mean(-1)
-        calm = edges.bilateral(grey, sigma_space=smooth, sigma_colour=contrast) if smooth else grey
-        return *objects(batch), edges.canny(calm, sigma=edge_sigma, low=low, high=high)
+        smoothed = edges.bilateral(grey, sigma_space=smooth, sigma_colour=contrast) if smooth else grey
+        return *objects(batch), edges.canny(smoothed, sigma=edge_sigma, low=low, high=high)
 
     def loss(outputs, targets):
         boxes, labels, real, contours = targets
@@ -166,17 +166,17 @@ def build(
         error = (y - target) ** 2
         contours = coarser(contours.astype(y.dtype), stride)
         any_class = jnp.max(y, axis=-1)  # the shapes are shared by all classes
-        reach = odd(across / stride) if window is None else window
-        energy = lambda centres: regulariser(centres, contours, prior(outputs, stride), window=reach).sum(-1)
+        pool_window = odd(longer_side / stride) if window is None else window
+        energy = lambda centres: regulariser(centres, contours, prior(outputs, stride), window=pool_window).sum(-1)
         if bounded:
             error = jnp.sum((1 + positive * target) * error, axis=(1, 2, 3)) / (math.pi * (sigma / stride) ** 2)
-            most = energy(jnp.ones_like(any_class))
-            share = energy(any_class) / jnp.maximum(most, TINY)  # both are 0 for an image without edges
-            number = jnp.sum(labels >= 0, axis=1)
-            total = error - weight * number * share
-            return jnp.sum(total * real), jnp.sum(number * real).astype(y.dtype)
-        awake = jnp.where(any_class > threshold, any_class, 0)
-        total = error.mean((1, 2, 3)) - weight * energy(awake)
+            largest_energy = energy(jnp.ones_like(any_class))
+            share = energy(any_class) / jnp.maximum(largest_energy, TINY)  # both are 0 for an image without edges
+            object_count = jnp.sum(labels >= 0, axis=1)
+            total = error - weight * object_count * share
+            return jnp.sum(total * real), jnp.sum(object_count * real).astype(y.dtype)
+        above_threshold = jnp.where(any_class > threshold, any_class, 0)
+        total = error.mean((1, 2, 3)) - weight * energy(above_threshold)
         return jnp.sum(total * real), jnp.sum(real.astype(y.dtype))
 
     def decode(outputs):
@@ -184,10 +184,10 @@ def build(
         y = jnp.clip(evidence(outputs), 0, 1)
         b, _, w, _ = y.shape
         peaks = jnp.where(is_peak(outputs.maps) & (y > floor), y, 0).reshape(b, -1)
-        scores, place = lax.top_k(peaks, candidate_count(limit, 2, peaks.shape[1]))
-        pixel, label = place // classes, place % classes
+        scores, top_indices = lax.top_k(peaks, candidate_count(limit, 2, peaks.shape[1]))
+        pixel, label = top_indices // classes, top_indices % classes
         corner = jnp.stack([pixel % w, pixel // w], axis=-1)
-        shift = jnp.take_along_axis(vertex(y).reshape(b, -1, 2), place[..., None], axis=1)
+        shift = jnp.take_along_axis(vertex(y).reshape(b, -1, 2), top_indices[..., None], axis=1)
         centre = (corner + 0.5 + shift) * stride
         extent = jnp.broadcast_to(jnp.array([width, height], y.dtype), centre.shape)
         boxes = box_ops.to_corners(jnp.concatenate([centre, extent], axis=-1))
@@ -195,7 +195,7 @@ def build(
         return jax.vmap(functools.partial(suppressed, limit=limit, overlap=overlap))(boxes, scores, label)
 
     bias = -math.log(9) if bounded else 0.0
-    layer = ShapeMaps(classes, bias, count if learned else 0, across, tuple(size))
+    layer = ShapeMaps(classes, bias, count if learned else 0, longer_side, tuple(size))
     return Head(layer, targets, loss, decode, detection_merger(overlap))
 
 
@@ -211,10 +211,10 @@ def regulariser(y, contours, shapes, *, window):
     Returns:
       (B, S).
     """
-    near = max_pool(y[..., None], window) * contours[..., None]
-    shapes = (shapes / jnp.sqrt(jnp.sum(shapes**2, axis=(1, 2), keepdims=True) + TINY)).astype(near.dtype)
+    near_edges = max_pool(y[..., None], window) * contours[..., None]
+    shapes = (shapes / jnp.sqrt(jnp.sum(shapes**2, axis=(1, 2), keepdims=True) + TINY)).astype(near_edges.dtype)
     kernels = jnp.moveaxis(shapes[:, ::-1, ::-1], 0, -1)[:, :, None]  # flipped, since lax computes a correlation
-    match = lax.conv_general_dilated(near, kernels, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    match = lax.conv_general_dilated(near_edges, kernels, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return jnp.sum(match**2, axis=(1, 2))
 
 
@@ -234,10 +234,10 @@ def draw(boxes, labels, classes, shape, stride, sigma):
     """
     centres = box_ops.to_centres(boxes)[..., :2] / stride
     if sigma is None:
-        drawn = heatmaps.gaussian(jnp.floor(centres) + 0.5, shape, DOT)
+        gaussians = heatmaps.gaussian(jnp.floor(centres) + 0.5, shape, DOT)
     else:
-        drawn = heatmaps.gaussian(centres, shape, sigma / stride)
-    return heatmaps.largest_of_class(drawn, labels, classes)
+        gaussians = heatmaps.gaussian(centres, shape, sigma / stride)
+    return heatmaps.largest_of_class(gaussians, labels, classes)
 
 
 def coarser(maps, stride):
@@ -254,8 +254,8 @@ def max_pool(maps, window):
         maps, span = jnp.pad(maps, pads, constant_values=-jnp.inf), 1
         while span < window:  # doubles the span of pixels that each maximum covers
             step = min(span, window - span)
-            left = maps.shape[axis] - step
-            maps = jnp.maximum(*(lax.slice_in_dim(maps, i, i + left, axis=axis) for i in (0, step)))
+            length = maps.shape[axis] - step
+            maps = jnp.maximum(*(lax.slice_in_dim(maps, i, i + length, axis=axis) for i in (0, step)))
             span += step
     return maps
 

@@ -28,14 +28,14 @@ def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
     penalty = losses.named(loss)
     draw, mass = TARGETS["gaussian"]
 
-    def expected(outputs):
+    def decode(outputs):
         probabilities, stride = jax.nn.softmax(outputs, axis=(1, 2)), stride_of(outputs, size)
         points, peaks = decoders.soft_argmax(probabilities, temperature=1.0)
         return points * stride, peaks * mass(sigma / stride)
 
-    def masked(outputs, targets):
+    def masked_loss(outputs, targets):
         points, visible = targets
-        residual = geometry.normalise(expected(outputs)[0], size) - geometry.normalise(points, size)
+        residual = geometry.normalise(decode(outputs)[0], size) - geometry.normalise(points, size)
         terms = {names.base_name(loss): penalty(residual).mean(-1)}
         if divergence:
             stride = stride_of(outputs, size)
@@ -44,4 +44,4 @@ def build(*, landmarks, size, loss="wing", divergence=1.0, sigma=3.0):
         totals = {name: jnp.sum(jnp.where(visible, each, 0)) for name, each in terms.items()}
         return totals, jnp.sum(visible.astype(outputs.dtype))
 
-    return Head(Maps(landmarks), visible_points, masked, expected)
+    return Head(Maps(landmarks), visible_points, masked_loss, decode)

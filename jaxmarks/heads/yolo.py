@@ -60,33 +60,33 @@ def build(
     def loss(outputs, targets):
         (boxes, labels), real = with_padding_box(*targets[:2]), targets[2]
         stride, grid = stride_of(outputs, size), outputs.shape[1:3]
-        wanted, matched = jax.vmap(
+        box_targets, matched = jax.vmap(
             lambda b, v: box_ops.yolo_encode(b, v, anchors, size=grid, stride=stride)
         )(boxes, labels >= 0)  # fmt: skip
-        mine = (matched >= 0).astype(outputs.dtype)
+        has_object = (matched >= 0).astype(outputs.dtype)
         proposed = box_ops.yolo_decode(outputs[..., :4], anchors, stride=stride)
         flat = proposed.reshape(len(boxes), -1, 4)
         overlaps = jnp.where((labels >= 0)[:, None], box_ops.iou(flat, boxes), 0)  # (B, h w A, M)
-        best = jnp.max(overlaps, axis=-1, initial=0.0).reshape(mine.shape)
+        best_iou = jnp.max(overlaps, axis=-1, initial=0.0).reshape(has_object.shape)
         index = jnp.maximum(matched, 0)
-        own = jnp.take_along_axis(overlaps, index.reshape(len(boxes), -1, 1), axis=-1).reshape(mine.shape)
+        own_iou = jnp.take_along_axis(overlaps, index.reshape(len(boxes), -1, 1), axis=-1).reshape(has_object.shape)
 
-        placed = jnp.concatenate([jax.nn.sigmoid(outputs[..., :2]), outputs[..., 2:4]], axis=-1)
-        total = coordinates * jnp.sum((placed - wanted) ** 2, axis=-1) * mine
+        box_outputs = jnp.concatenate([jax.nn.sigmoid(outputs[..., :2]), outputs[..., 2:4]], axis=-1)
+        total = coordinates * jnp.sum((box_outputs - box_targets) ** 2, axis=-1) * has_object
         confidence = jax.nn.sigmoid(outputs[..., 4])
-        total += with_object * mine * (lax.stop_gradient(own) - confidence) ** 2
-        total += without_object * (1 - mine) * (lax.stop_gradient(best) < ignore) * confidence**2
+        total += with_object * has_object * (lax.stop_gradient(own_iou) - confidence) ** 2
+        total += without_object * (1 - has_object) * (lax.stop_gradient(best_iou) < ignore) * confidence**2
         if classes > 1:
             label = jax.vmap(lambda labels, i: labels[i])(jnp.maximum(labels, 0), index)
             likelihood = jnp.take_along_axis(jax.nn.log_softmax(outputs[..., 5:]), label[..., None], axis=-1)
-            total -= mine * likelihood[..., 0]
+            total -= has_object * likelihood[..., 0]
         return jnp.sum(total * real[:, None, None, None]), jnp.sum(real.astype(outputs.dtype))
 
     def decode(outputs):
         boxes = box_ops.yolo_decode(outputs[..., :4], anchors, stride=stride_of(outputs, size))
-        share = jax.nn.softmax(outputs[..., 5:], axis=-1)
-        scores = (jax.nn.sigmoid(outputs[..., 4:5]) * share).reshape(outputs.shape[0], -1, classes)
-        one = functools.partial(suppressed, limit=limit, overlap=overlap, vote=True)
-        return jax.vmap(one)(boxes.reshape(outputs.shape[0], -1, 4), scores.max(-1), scores.argmax(-1))
+        probabilities = jax.nn.softmax(outputs[..., 5:], axis=-1)
+        scores = (jax.nn.sigmoid(outputs[..., 4:5]) * probabilities).reshape(outputs.shape[0], -1, classes)
+        suppress = functools.partial(suppressed, limit=limit, overlap=overlap, vote=True)
+        return jax.vmap(suppress)(boxes.reshape(outputs.shape[0], -1, 4), scores.max(-1), scores.argmax(-1))
 
     return Head(Grid(len(anchors), classes), objects, loss, decode, detection_merger(overlap))

@@ -60,8 +60,8 @@ def check_weights(spec: Mapping[str, Any], source: str) -> None:
     if spec.get("encoder"):
         encoders.check_weights(spec["encoder"], source)
     elif spec["name"] not in (bodies := find.names(__name__, needs="read_weights")):
-        others = ", ".join(find.names(encoders.__name__, needs="COLOURS"))
+        encoder_names = ", ".join(find.names(encoders.__name__, needs="COLOURS"))
         raise ValueError(
             f"--config.weights={source}: {spec['name']} has no pretrained weights; they exist for the bodies"
-            f" {', '.join(bodies)} and the encoders {others}"
+            f" {', '.join(bodies)} and the encoders {encoder_names}"
         )

@@ -46,10 +46,10 @@ class Beetle(nn.Module):
         for i, (features, kernel_size, rate) in enumerate(shapes, 1):
             x = ElementaryBlock(features, kernel_size, rate, name=f"block{i}")(x, train=train)
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
-        dense = nn.initializers.glorot_uniform()
-        x = nn.relu(nn.Dense(self.width, kernel_init=dense, name="fc1")(x))
+        glorot = nn.initializers.glorot_uniform()
+        x = nn.relu(nn.Dense(self.width, kernel_init=glorot, name="fc1")(x))
         x = layers.Dropout(self.dropout[3], name="dropout")(x, train=train)
-        return nn.relu(nn.Dense(self.width, kernel_init=dense, name="fc2")(x))
+        return nn.relu(nn.Dense(self.width, kernel_init=glorot, name="fc2")(x))
 
 
 def build(*, version=3, width=0, dropout=(), standardise=False):
@@ -63,9 +63,9 @@ def build(*, version=3, width=0, dropout=(), standardise=False):
     """
     if version not in (1, 2, 3):
         raise ValueError(f"model.version={version}: choose 1, 2 or 3, the paper's networks")
-    none = (0.0, 0.0, 0.0, 0.0)
+    no_dropout = (0.0, 0.0, 0.0, 0.0)
     return Beetle(
         width=width or (500 if version == 1 else 1000),
-        dropout=tuple(dropout) or (Beetle.dropout if version == 3 else none),
+        dropout=tuple(dropout) or (Beetle.dropout if version == 3 else no_dropout),
         standardise=standardise,
     )

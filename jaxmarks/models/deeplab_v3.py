@@ -29,10 +29,10 @@ class ASPP(nn.Module):
             conv = layers.ConvNorm(self.features, size, norm=self.norm, dilation=rate, name=name)
             return nn.relu(conv(x, train=train))
 
-        views = [block(x, "point"), *(block(x, f"rate{rate}", 3, rate) for rate in self.rates)]
+        branches = [block(x, "point"), *(block(x, f"rate{rate}", 3, rate) for rate in self.rates)]
         mean = block(x.mean((1, 2), keepdims=True), "mean")
-        views.append(jnp.broadcast_to(mean, views[0].shape))
-        x = block(jnp.concatenate(views, axis=-1), "project")
+        branches.append(jnp.broadcast_to(mean, branches[0].shape))
+        x = block(jnp.concatenate(branches, axis=-1), "project")
         return layers.Dropout(self.dropout, name="dropout")(x, train=train)
 
 
@@ -51,11 +51,11 @@ class DeepLabV3(nn.Module):
     def __call__(self, x, *, train=False):
         size = x.shape[1:3]
         x = layers.pad_to(x, 32)
-        whole = [side // self.stride for side in x.shape[1:3]]
+        padded_size = [side // self.stride for side in x.shape[1:3]]
         x = self.encoder(x, train=train)[SOURCES[self.source]]
         x = ASPP(self.width, self.rates, self.norm, self.dropout, name="aspp")(x, train=train)
         x = nn.relu(layers.ConvNorm(self.width, norm=self.norm, name="conv")(x, train=train))
-        return layers.crop(layers.resize(x, whole), size, self.stride)
+        return layers.crop(layers.resize(x, padded_size), size, self.stride)
 
 
 def build(*, encoder=None, width=256, rates=(6, 12, 18), source=16, stride=4, norm="batch", dropout=0.0):

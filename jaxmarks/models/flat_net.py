@@ -24,11 +24,11 @@ class FlatNet(nn.Module):
             return nn.relu(conv(x, train=train))
 
         x = layers.space_to_depth(x, self.stride)
-        views = []
+        branches = []
         for rate in self.rates:
-            view = block(x, self.width, f"L1_{rate}", 9, rate)
-            views.append(block(view, 2 * self.width, f"L2_{rate}", 9, rate))
-        x = jnp.concatenate(views, axis=-1)
+            branch = block(x, self.width, f"L1_{rate}", 9, rate)
+            branches.append(block(branch, 2 * self.width, f"L2_{rate}", 9, rate))
+        x = jnp.concatenate(branches, axis=-1)
         x = block(x, 8 * self.width, "L4", 5)
         x = block(x, 4 * self.width, "L5", 1)
         return block(x, 2 * self.width, "L6", 1)

@@ -77,8 +77,8 @@ class HRNet(nn.Module):
         for stage, modules in enumerate(self.modules[1:], 2):
             # The new branch starts from the coarsest one (in stage 2 from stage 1's wider output), at half its size.
             coarsest = x if stage == 2 else branches[-1]
-            new = layers.ConvNorm(self.width * 2 ** (stage - 1), 3, 2, self.norm, name=f"branch{stage - 1}")
-            branches.append(nn.relu(new(coarsest, train=train)))
+            new_branch = layers.ConvNorm(self.width * 2 ** (stage - 1), 3, 2, self.norm, name=f"branch{stage - 1}")
+            branches.append(nn.relu(new_branch(coarsest, train=train)))
             for module in range(modules):
                 for b in range(stage):
                     for i in range(self.blocks):

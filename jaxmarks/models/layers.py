@@ -37,8 +37,8 @@ def conv(x, kernel, *, strides=(1, 1), padding="SAME", dilation=1, groups=1):
 
     Group g maps the g-th C / groups input channels to the g-th F / groups output channels.
     """
-    how = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
-    return chosen(functools.partial(_conv_on_cpu, **how), functools.partial(_lax_conv, **how), x, kernel)
+    settings = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
+    return chosen(functools.partial(_conv_on_cpu, **settings), functools.partial(_lax_conv, **settings), x, kernel)
 
 
 def _lax_conv(x, kernel, padding, *, strides=(1, 1), dilation=1, groups=1):
@@ -170,10 +170,10 @@ def _conv_backward(gradient, pads, saved, g):
         return jax.vjp(functools.partial(_lax_conv, padding=pads), x, kernel)[1](g)
     h, w = kernel.shape[:2]
     # The cotangent is padded so that its convolution with the flipped kernel is as large as x.
-    turned = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip((h, w), pads, strict=True)]
-    to_x = _conv_same_size(g, kernel[::-1, ::-1].swapaxes(2, 3), turned)
+    cotangent_pads = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip((h, w), pads, strict=True)]
+    x_gradient = _conv_same_size(g, kernel[::-1, ::-1].swapaxes(2, 3), cotangent_pads)
     padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pair, 0) for pair in pads), (0, 0, 0)))
-    return to_x, gradient(padded, g, (h, w)).astype(kernel.dtype)
+    return x_gradient, gradient(padded, g, (h, w)).astype(kernel.dtype)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
@@ -195,10 +195,10 @@ def _by_patches(x, g, size):
 
 def _by_patches_channels_first(x, g, size):
     """Computes the same as `_by_patches` with the channels first, which is faster if they are few."""
-    turned = x.transpose(3, 0, 1, 2)
+    channels_first = x.transpose(3, 0, 1, 2)
     (h, w), (rows, columns) = size, g.shape[1:3]
-    each = [turned[:, :, i : i + rows, j : j + columns] for i in range(h) for j in range(w)]
-    patches = jnp.concatenate(each, axis=0)
+    slices = [channels_first[:, :, i : i + rows, j : j + columns] for i in range(h) for j in range(w)]
+    patches = jnp.concatenate(slices, axis=0)
     return _contract("cbhw,bhwf->cf", patches, g).reshape(*size, x.shape[-1], g.shape[-1])
 
 
@@ -207,18 +207,18 @@ def _by_rows(x, g, size):
     (h, w), rows, spare = size, g.shape[1], x.shape[2] - g.shape[2]
     side_by_side = [jnp.pad(g, ((0, 0), (0, 0), (j, spare - j), (0, 0))) for j in range(w)]
     wide = jnp.concatenate(side_by_side, axis=-1)
-    found = [_contract("bhwf,bhwc->fc", wide, x[:, i : i + rows]) for i in range(h)]
-    return jnp.stack(found).reshape(h, w, g.shape[-1], x.shape[-1]).swapaxes(2, 3)
+    row_gradients = [_contract("bhwf,bhwc->fc", wide, x[:, i : i + rows]) for i in range(h)]
+    return jnp.stack(row_gradients).reshape(h, w, g.shape[-1], x.shape[-1]).swapaxes(2, 3)
 
 
 def _by_images(x, g, size):
     """Computes the same as `_by_rows` image by image, with the cotangent's channels first."""
     (h, w), rows, spare = size, g.shape[1], x.shape[2] - g.shape[2]
-    turned = g.transpose(0, 3, 1, 2)
-    side_by_side = [jnp.pad(turned, ((0, 0), (0, 0), (0, 0), (j, spare - j))) for j in range(w)]
+    channels_first = g.transpose(0, 3, 1, 2)
+    side_by_side = [jnp.pad(channels_first, ((0, 0), (0, 0), (0, 0), (j, spare - j))) for j in range(w)]
     wide = jnp.concatenate(side_by_side, axis=1)
-    found = [_contract("bfhw,bhwc->bfc", wide, x[:, i : i + rows]).sum(0) for i in range(h)]
-    return jnp.stack(found).reshape(h, w, g.shape[-1], x.shape[-1]).swapaxes(2, 3)
+    row_gradients = [_contract("bfhw,bhwc->bfc", wide, x[:, i : i + rows]).sum(0) for i in range(h)]
+    return jnp.stack(row_gradients).reshape(h, w, g.shape[-1], x.shape[-1]).swapaxes(2, 3)
 
 
 def _contract(formula, x, g):
@@ -258,10 +258,10 @@ def _grouped_as_dense(x, kernel, groups, **how):
     """
     h, w, into, out = kernel.shape
     blocks = math.gcd(groups, max(1, min(8, x.shape[-1] // 64)))
-    each = groups // blocks
-    kernels = kernel.reshape(h, w, into, blocks, each, out // groups)
-    kernels = jnp.einsum("hwibgf,dg->bhwdigf", kernels, jnp.eye(each, dtype=kernel.dtype))
-    kernels = kernels.reshape(blocks, h, w, each * into, out // blocks)
+    block_groups = groups // blocks
+    kernels = kernel.reshape(h, w, into, blocks, block_groups, out // groups)
+    kernels = jnp.einsum("hwibgf,dg->bhwdigf", kernels, jnp.eye(block_groups, dtype=kernel.dtype))
+    kernels = kernels.reshape(blocks, h, w, block_groups * into, out // blocks)
     return jnp.concatenate(
         [_conv_on_cpu(part, k, groups=1, **how) for part, k in zip(jnp.split(x, blocks, -1), kernels, strict=True)], -1
     )
@@ -314,8 +314,8 @@ def _max_pool_backward(x, g):
     share = g / sum(each.astype(g.dtype) for each in equal)
     parts = [jnp.where(each, share, 0) for each in equal]
     rows = [jnp.stack(parts[i : i + 2], axis=3) for i in (0, 2)]
-    to_x = jnp.stack(rows, axis=2).reshape(b, h // 2 * 2, w // 2 * 2, c)
-    return (jnp.pad(to_x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))),)
+    x_gradient = jnp.stack(rows, axis=2).reshape(b, h // 2 * 2, w // 2 * 2, c)
+    return (jnp.pad(x_gradient, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))),)
 
 
 _max_pool.defvjp(lambda x: (_max_pool(x), x), _max_pool_backward)
@@ -376,8 +376,8 @@ def resize(x, size):
 
 def _interpolation_weights(old, new):
     """Returns the weights (new, old) of linear interpolation along an axis from `old` to `new` pixels."""
-    place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(old)))
+    position = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(old)))
 
 
 class Conv(nn.Module):

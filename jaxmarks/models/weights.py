@@ -89,29 +89,29 @@ def convert(
       ValueError: arrays are missing, unknown, of another shape or have impossible values (the first five of each kind
         are named); or the network's norm is "group", or "batch" where the arrays have no normalisation.
     """
-    first, used, missing, other, odd = next(iter(names)), set(), [], [], []
+    first_layer, used, missing, misshapen, impossible = next(iter(names)), set(), [], [], []
 
-    def numbers(key, shape):
+    def checked_array(key, shape):
         """Returns an array with axes in our order; if it is unusable, records why and returns zeros."""
         used.add(key)
         array = np.asarray(arrays[key])
         array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
         if array.shape != shape:
-            other.append(f"{key} ({array.shape} in the file, {shape} in the network)")
+            misshapen.append(f"{key} ({array.shape} in the file, {shape} in the network)")
         elif not jnp.issubdtype(array.dtype, jnp.floating):
-            odd.append(f"{key} (numbers of type {array.dtype})")
+            impossible.append(f"{key} (numbers of type {array.dtype})")
         else:
             with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, and are reported
-                found = array.astype(np.float32)
-            wrong = ~np.isfinite(found)
+                values = array.astype(np.float32)
+            invalid = ~np.isfinite(values)
             if key.endswith(LEAVES["var"]):
-                wrong |= found < 0
-            if not wrong.any():
-                return found
-            odd.append(f"{key} ({array[wrong][0]})")
+                invalid |= values < 0
+            if not invalid.any():
+                return values
+            impossible.append(f"{key} ({array[invalid][0]})")
         return np.zeros(shape, np.float32)
 
-    def take(path, leaf):
+    def convert_leaf(path, leaf):
         _, *layer, kind, name = [part.key for part in path]  # collection/layer/conv/kernel, .../norm/batch/scale
         if kind == "group":
             raise ValueError(
@@ -124,16 +124,16 @@ def convert(
         if key not in arrays:
             missing.append(key)
             return np.zeros(leaf.shape, np.float32)
-        if layer == first and name == "kernel" and np.shape(arrays[key])[1:2] == (3,):
+        if layer == first_layer and name == "kernel" and np.shape(arrays[key])[1:2] == (3,):
             height, width, channels, features = leaf.shape
-            array = numbers(key, (height, width, 3, features))
+            array = checked_array(key, (height, width, 3, features))
             return array if channels == 3 else np.repeat(array.sum(2, keepdims=True) / channels, channels, 2)
-        array = numbers(key, leaf.shape)
+        array = checked_array(key, leaf.shape)
         if name == "mean" and f"{conv}.bias" in arrays:  # a bias before the norm, as VGG's, only shifts the mean
-            array = array - numbers(f"{conv}.bias", leaf.shape)
+            array = array - checked_array(f"{conv}.bias", leaf.shape)
         return array
 
-    variables = jax.tree_util.tree_map_with_path(take, like)
+    variables = jax.tree_util.tree_map_with_path(convert_leaf, like)
     normalised = lambda keys: any(k.endswith(LEAVES["var"]) for k in keys)
     if used and normalised(missing) and not normalised(arrays):
         raise ValueError(
@@ -142,13 +142,18 @@ def convert(
         )
     spare = [k for k in arrays if k not in used and not k.endswith(".num_batches_tracked")]
     unused = [k for k in spare if not k.startswith(tuple(beside))]
-    if missing or unused or other or odd:
-        wrong = {"missing": missing, "unexpected": unused, "of another shape": other, "with impossible values": odd}
-        said = "; ".join(f"{what}: {_listed(keys)}" for what, keys in wrong.items() if keys)
-        before = next((k.removesuffix(key) for key in missing[:1] for k in arrays if k.endswith(f".{key}")), "")
-        if before and all(k.startswith(before) for k in arrays):  # as "module." of DataParallel
-            said += f'; save the file again without the "{before}" before each name'
-        raise ValueError(f"{about}: not the weights of this network; {said}")
+    if missing or unused or misshapen or impossible:
+        invalid = {
+            "missing": missing,
+            "unexpected": unused,
+            "of another shape": misshapen,
+            "with impossible values": impossible,
+        }
+        message = "; ".join(f"{what}: {_listed(keys)}" for what, keys in invalid.items() if keys)
+        prefix = next((k.removesuffix(key) for key in missing[:1] for k in arrays if k.endswith(f".{key}")), "")
+        if prefix and all(k.startswith(prefix) for k in arrays):  # as "module." of DataParallel
+            message += f'; save the file again without the "{prefix}" before each name'
+        raise ValueError(f"{about}: not the weights of this network; {message}")
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
@@ -187,12 +192,12 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
       ValueError: the file contains other objects, or is damaged.
     """
     try:
-        found = _read_torch_zip(path) if zipfile.is_zipfile(path) else _read_torch_stream(path)
-        if isinstance(found, dict):  # dict's own methods: a pickle may have replaced the object's
-            found = dict.get(found, "state_dict", found)
-        if not isinstance(found, dict):
-            raise ValueError(f"it contains an object of type {type(found).__name__}, not a dict")
-        arrays = dict(dict.items(found))
+        state_dict = _read_torch_zip(path) if zipfile.is_zipfile(path) else _read_torch_stream(path)
+        if isinstance(state_dict, dict):  # dict's own methods: a pickle may have replaced the object's
+            state_dict = dict.get(state_dict, "state_dict", state_dict)
+        if not isinstance(state_dict, dict):
+            raise ValueError(f"it contains an object of type {type(state_dict).__name__}, not a dict")
+        arrays = dict(dict.items(state_dict))
         strange = [str(k) for k, v in arrays.items() if not (isinstance(k, str) and isinstance(v, np.ndarray))]
     except Exception as error:  # in a damaged pickle anything may go wrong
         raise ValueError(
@@ -264,10 +269,10 @@ def _read_torch_zip(path):
 
         @functools.cache
         def storage(dtype, key, location, count):
-            found = content(f"{folder}data/{key}")
-            if len(found) != count * dtype.itemsize:
-                raise ValueError(f"storage {key} has {len(found)} bytes, not {count} numbers of type {dtype}")
-            return np.frombuffer(found, dtype)
+            data = content(f"{folder}data/{key}")
+            if len(data) != count * dtype.itemsize:
+                raise ValueError(f"storage {key} has {len(data)} bytes, not {count} numbers of type {dtype}")
+            return np.frombuffer(data, dtype)
 
         names = file.namelist()
         folder = next((name for name in names if name.endswith("data.pkl")), "no data.pkl").removesuffix("data.pkl")
@@ -297,7 +302,7 @@ def _read_torch_stream(path):
         load()
         if not load()["little_endian"]:
             raise ValueError("its numbers are big-endian, which is not supported")
-        found = load()
+        state_dict = load()
         keys = load()
         for key in keys:
             if int.from_bytes(file.read(8), "little") != len(storages[key]):
@@ -306,7 +311,7 @@ def _read_torch_stream(path):
                 raise ValueError(f"the file ends within storage {key}")
         if absent := set(storages) - set(keys):  # these are uninitialised memory
             raise ValueError(f"the numbers of storages {_listed(sorted(map(str, absent)))} are not in the file")
-    return found
+    return state_dict
 
 
 # --- Where weights come from ---
@@ -323,9 +328,9 @@ def read_lpips(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         layers = _Unpickler(file, known).load()["VGG16_0"]
     arrays = {}
-    for i, at in enumerate((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)):
-        arrays[f"features.{at}.weight"] = layers[f"Conv_{i}"]["kernel"].transpose(3, 2, 0, 1)
-        arrays[f"features.{at}.bias"] = layers[f"Conv_{i}"]["bias"]
+    for i, index in enumerate((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)):
+        arrays[f"features.{index}.weight"] = layers[f"Conv_{i}"]["kernel"].transpose(3, 2, 0, 1)
+        arrays[f"features.{index}.bias"] = layers[f"Conv_{i}"]["bias"]
     return arrays
 
 
@@ -354,10 +359,10 @@ PACKAGES = {
 def check_sha256(path: Path, sha256: str) -> None:
     """Raises ValueError if a file does not have the expected SHA-256."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
         raise ValueError(
-            f"{path}: its SHA-256 is {found}, not {sha256}; it is damaged: delete it and download it again"
+            f"{path}: its SHA-256 is {digest}, not {sha256}; it is damaged: delete it and download it again"
         )
 
 
@@ -391,27 +396,27 @@ def _from_hub(name, colours):
             return Path(huggingface_hub.hf_hub_download(name, file))
 
     try:
-        about, path = fetch("config.json"), fetch("model.safetensors")
+        config, path = fetch("config.json"), fetch("model.safetensors")
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"weights=hf:{name}: not in the cache ({huggingface_hub.constants.HF_HUB_CACHE}), and the Hugging Face hub"
             f" did not provide it ({str(error).strip().splitlines()[0]}). Download its model.safetensors on a machine"
             " with internet, and give that file: --config.weights=FILE"
         ) from None
-    mine = dict(zip(("mean", "std"), colours, strict=True))
+    own_colours = dict(zip(("mean", "std"), colours, strict=True))
     try:
-        theirs = mine | json.loads(about.read_text("utf-8")).get("pretrained_cfg", {})
-        unlike = [what for what in mine if not np.allclose(theirs[what], mine[what], atol=0.01)]
+        theirs = own_colours | json.loads(config.read_text("utf-8")).get("pretrained_cfg", {})
+        differing = [what for what in own_colours if not np.allclose(theirs[what], own_colours[what], atol=0.01)]
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{about}: cannot be read as JSON whose pretrained_cfg gives mean and std as three numbers each ({error});"
+            f"{config}: cannot be read as JSON whose pretrained_cfg gives mean and std as three numbers each ({error});"
             " delete it and download it again, or give the .safetensors file, --config.weights=FILE"
         ) from None
-    if unlike:
-        what = unlike[0]
+    if differing:
+        what = differing[0]
         raise ValueError(
             f"hf:{name}: its weights expect colours of {what} {theirs[what]}, but this encoder standardises them with"
-            f" {mine[what]}; choose other weights"
+            f" {own_colours[what]}; choose other weights"
         )
     # In the cache a file's name is a link to a blob, which is named by its SHA-256.
     blob = path.resolve().name

@@ -76,21 +76,21 @@ def read_weights(path, *, channels=3, width=16, norm="batch"):
     numbers = numbers[: len(numbers) // 4 * 4].view("<f4")
     shapes = [(3, 3, into, out) for into, out in zip((3, *WIDTHS), WIDTHS, strict=False)]
     ends = np.cumsum([4 * shape[-1] + np.prod(shape) for shape in shapes])
-    whole = int((ends <= len(numbers)).sum())
-    left = len(numbers) - (ends[whole - 1] if whole else 0)
-    if not whole or (whole < len(shapes) and left not in (0, IMAGENET_CONV_VALUES)):
+    complete = int((ends <= len(numbers)).sum())
+    rest = len(numbers) - (ends[complete - 1] if complete else 0)
+    if not complete or (complete < len(shapes) and rest not in (0, IMAGENET_CONV_VALUES)):
         raise ValueError(
-            f"{path}: its {len(raw)} bytes end within convolution {whole + 1} of YOLOv2-tiny; give a complete"
+            f"{path}: its {len(raw)} bytes end within convolution {complete + 1} of YOLOv2-tiny; give a complete"
             " yolov2-tiny-voc.weights, or darknet.weights of ImageNet"
         )
-    params, stats, at = {}, {}, 0
+    params, stats, position = {}, {}, 0
 
     def take(*shape):
-        nonlocal at
-        at += int(np.prod(shape))
-        return numbers[at - int(np.prod(shape)) : at].reshape(shape)
+        nonlocal position
+        position += int(np.prod(shape))
+        return numbers[position - int(np.prod(shape)) : position].reshape(shape)
 
-    for i, (h, w, into, out) in enumerate(shapes[:whole], 1):
+    for i, (h, w, into, out) in enumerate(shapes[:complete], 1):
         bias, scale, mean, variance = (take(out) for _ in range(4))
         if not (np.isfinite(variance).all() and (variance >= 0).all()):
             raise ValueError(

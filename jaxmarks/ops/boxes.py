@@ -79,8 +79,8 @@ def crowding(boxes, classes, valid):
       (N,), 0 for a box without neighbours and where `valid` is False.
     """
     classes, valid = jnp.asarray(classes), jnp.asarray(valid)
-    other = (classes[:, None] == classes) & valid[:, None] & valid & ~jnp.eye(len(classes), dtype=bool)
-    return jnp.max(iou(boxes, boxes), axis=-1, initial=0, where=other)
+    is_neighbour = (classes[:, None] == classes) & valid[:, None] & valid & ~jnp.eye(len(classes), dtype=bool)
+    return jnp.max(iou(boxes, boxes), axis=-1, initial=0, where=is_neighbour)
 
 
 def _join(low, high):
@@ -118,14 +118,14 @@ def nms(boxes, scores, *, limit, iou=0.5, classes=None, valid=None):
     if not len(boxes):
         return jnp.zeros(limit, jnp.int32), jnp.zeros(limit, bool)
     one_by_one, at_once = (functools.partial(way, limit=limit, iou=iou) for way in (_one_by_one, _at_once))
-    given = (None if array is None else jnp.asarray(array) for array in (classes, valid))
-    return platforms.chosen(one_by_one, at_once, jnp.asarray(boxes), at_least_float32(scores), *given)
+    optional = (None if array is None else jnp.asarray(array) for array in (classes, valid))
+    return platforms.chosen(one_by_one, at_once, jnp.asarray(boxes), at_least_float32(scores), *optional)
 
 
 def _one_by_one(boxes, scores, classes, valid, *, limit, iou):
     """Implements `nms` for CPUs: one kept box after another, best first."""
     indices, scores = _suppress(
-        boxes, scores, classes, valid, limit, lambda left, o: jnp.where(o > iou, -jnp.inf, left)
+        boxes, scores, classes, valid, limit, lambda remaining, overlap: jnp.where(overlap > iou, -jnp.inf, remaining)
     )
     return indices, scores > -jnp.inf
 
@@ -140,14 +140,14 @@ def _at_once(boxes, scores, classes, valid, *, limit, iou):
     usable = (True if valid is None else valid) & (scores > -jnp.inf)  # False for NaN
     order = jnp.argsort(jnp.where(usable, -scores, jnp.inf)).astype(jnp.int32)
     ranked, usable, rank = boxes[order], usable[order], jnp.arange(len(boxes))
-    covers = (_iou(ranked[:, None], ranked) > iou) & (rank[:, None] < rank)
+    suppresses = (_iou(ranked[:, None], ranked) > iou) & (rank[:, None] < rank)
     if classes is not None:
         classes = jnp.asarray(classes)[order]
-        covers &= classes[:, None] == classes
-    again = lambda kept: usable & ~(covers & kept[:, None]).any(0)
-    _, kept = lax.while_loop(lambda s: (s[0] != s[1]).any(), lambda s: (s[1], again(s[1])), (usable, again(usable)))
-    place = jnp.where(kept, jnp.cumsum(kept) - 1, limit)
-    chosen = jnp.zeros(limit, jnp.int32).at[place].set(order, mode="drop")
+        suppresses &= classes[:, None] == classes
+    step = lambda kept: usable & ~(suppresses & kept[:, None]).any(0)
+    _, kept = lax.while_loop(lambda s: (s[0] != s[1]).any(), lambda s: (s[1], step(s[1])), (usable, step(usable)))
+    slot = jnp.where(kept, jnp.cumsum(kept) - 1, limit)
+    chosen = jnp.zeros(limit, jnp.int32).at[slot].set(order, mode="drop")
     return chosen, jnp.arange(limit) < kept.sum()
 
 
@@ -174,10 +174,10 @@ def soft_nms(boxes, scores, *, limit, method="gaussian", sigma=0.5, iou=0.3, flo
     if method not in ("gaussian", "linear"):
         raise ValueError(f"method={method!r}: give 'gaussian' or 'linear'")
 
-    def decay(left, overlap):
+    def decay(remaining, overlap):
         factor = jnp.exp(-(overlap**2) / sigma) if method == "gaussian" else jnp.where(overlap > iou, 1 - overlap, 1)
-        alive = left >= floor  # guarded twice: removed boxes are -inf, with a NaN gradient
-        return jnp.where(alive, jnp.where(alive, left, 0) * factor, -jnp.inf)
+        alive = remaining >= floor  # guarded twice: removed boxes are -inf, with a NaN gradient
+        return jnp.where(alive, jnp.where(alive, remaining, 0) * factor, -jnp.inf)
 
     indices, decayed = _suppress(boxes, scores, classes, valid, limit, decay)
     kept = decayed >= floor
@@ -199,15 +199,15 @@ def _suppress(boxes, scores, classes, valid, limit, decay):
     )
     usable = ~jnp.isnan(scores) if valid is None else valid & ~jnp.isnan(scores)
 
-    def step(left, _):
-        best = jnp.argmax(left).astype(jnp.int32)
+    def step(remaining, _):
+        best = jnp.argmax(remaining).astype(jnp.int32)
         overlap = _iou(boxes[best], boxes)
         if classes is not None:
             overlap = jnp.where(classes == classes[best], overlap, 0)
-        return decay(left, overlap).astype(left.dtype).at[best].set(-jnp.inf), (best, left[best])
+        return decay(remaining, overlap).astype(remaining.dtype).at[best].set(-jnp.inf), (best, remaining[best])
 
-    _, (indices, taken) = lax.scan(step, jnp.where(usable, scores, -jnp.inf), length=limit)
-    return jnp.where(taken > -jnp.inf, indices, 0), taken
+    _, (indices, best_scores) = lax.scan(step, jnp.where(usable, scores, -jnp.inf), length=limit)
+    return jnp.where(best_scores > -jnp.inf, indices, 0), best_scores
 
 
 def vote(winners, boxes, weights, *, iou):
@@ -257,14 +257,14 @@ def merge_networks(boxes, scores, classes, *, iou):
     scores = jnp.where(scores > 0, scores, 0)
     flat, labels, count = boxes.reshape(-1, 4), classes.ravel(), boxes.shape[1]
     chosen, kept = nms(flat, scores.ravel(), limit=count, iou=iou, classes=labels, valid=scores.ravel() > 0)
-    alike = labels[chosen][:, None] == labels
-    same = alike & (_iou(flat[chosen][:, None], flat) > iou)
-    own = jnp.arange(flat.shape[0]) == chosen[:, None]  # True even for a box without area
-    each = jnp.where(same | own, scores.ravel(), 0).reshape(count, *scores.shape).max(-1, initial=0)
-    mean = jnp.where(kept, each.mean(-1), 0)
+    same_class = labels[chosen][:, None] == labels
+    overlaps = same_class & (_iou(flat[chosen][:, None], flat) > iou)
+    is_itself = jnp.arange(flat.shape[0]) == chosen[:, None]  # True even for a box without area
+    network_scores = jnp.where(overlaps | is_itself, scores.ravel(), 0).reshape(count, *scores.shape).max(-1, initial=0)
+    mean = jnp.where(kept, network_scores.mean(-1), 0)
     order = jnp.argsort(-mean)
-    placed = vote(flat[chosen], flat, jnp.where(alike & kept[:, None], scores.ravel(), 0), iou=iou)
-    return placed[order], mean[order], labels[chosen][order]
+    voted_boxes = vote(flat[chosen], flat, jnp.where(same_class & kept[:, None], scores.ravel(), 0), iou=iou)
+    return voted_boxes[order], mean[order], labels[chosen][order]
 
 
 # Anchors and encodings
@@ -345,23 +345,23 @@ def yolo_encode(boxes, valid, anchors, *, size, stride):
     anchors, count, columns_rows = jnp.asarray(anchors), len(boxes), jnp.array(size[::-1])
     centred = to_centres(boxes)
     position = centred[:, :2] / stride
-    wanting = valid & (area(boxes) > 0) & ((position >= 0) & (position <= columns_rows)).all(-1)
+    unassigned = valid & (area(boxes) > 0) & ((position >= 0) & (position <= columns_rows)).all(-1)
     cell = jnp.clip(jnp.floor(position), 0, columns_rows - 1)
-    column, row = jnp.where(wanting[:, None], cell, 0).astype(jnp.int32).T
+    column, row = jnp.where(unassigned[:, None], cell, 0).astype(jnp.int32).T
     fit = _shape_iou(centred[:, 2:], anchors)
     from_left = jnp.argsort(position[:, 0])
-    place = jnp.zeros(count, jnp.int32).at[from_left].set(jnp.arange(count, dtype=jnp.int32))
-    taken = jnp.full((*size, len(anchors)), count, jnp.int32)  # rank from the left of the assigned box; free: `count`
+    rank = jnp.zeros(count, jnp.int32).at[from_left].set(jnp.arange(count, dtype=jnp.int32))
+    owner = jnp.full((*size, len(anchors)), count, jnp.int32)  # rank from the left of the assigned box; free: `count`
     for _ in range(len(anchors)):
-        free = taken[row, column] == count
-        best = jnp.argmax(jnp.where(free, fit, -1), axis=-1)
-        wanting &= free.any(-1)
+        free = owner[row, column] == count
+        best_anchor = jnp.argmax(jnp.where(free, fit, -1), axis=-1)
+        unassigned &= free.any(-1)
         # The leftmost box wins in whatever order the device scatters; a row beyond the grid is dropped.
-        taken = taken.at[jnp.where(wanting, row, size[0]), column, best].min(place, mode="drop")
-        wanting &= taken[row, column, best] != place
-    matched = jnp.append(from_left.astype(jnp.int32), -1)[taken]
-    known = _join(position - cell, jnp.log(jnp.maximum(centred[:, 2:], SMALLEST)))
-    targets = jnp.pad(known, ((0, 1), (0, 0)))[matched] - _join(jnp.zeros_like(anchors), jnp.log(anchors))
+        owner = owner.at[jnp.where(unassigned, row, size[0]), column, best_anchor].min(rank, mode="drop")
+        unassigned &= owner[row, column, best_anchor] != rank
+    matched = jnp.append(from_left.astype(jnp.int32), -1)[owner]
+    encoded = _join(position - cell, jnp.log(jnp.maximum(centred[:, 2:], SMALLEST)))
+    targets = jnp.pad(encoded, ((0, 1), (0, 0)))[matched] - _join(jnp.zeros_like(anchors), jnp.log(anchors))
     return jnp.where(matched[..., None] >= 0, targets, 0), matched
 
 
@@ -393,13 +393,13 @@ def kmeans_anchors(sizes, key, *, count, restarts=8, iterations=50):
         mean = (member[:, :, None] * sizes[:, None]).sum(0) / jnp.maximum(total, 1)
         return jnp.where(total > 0, mean, centres), None
 
-    def once(key):
-        none, rows = jnp.zeros((count, 2), sizes.dtype), jnp.arange(count)
-        centres, _ = lax.scan(draw, none, (rows, jax.random.split(key, count)))
+    def cluster(key):
+        unset, rows = jnp.zeros((count, 2), sizes.dtype), jnp.arange(count)
+        centres, _ = lax.scan(draw, unset, (rows, jax.random.split(key, count)))
         centres, _ = lax.scan(refine, centres, length=iterations)
         return centres, _shape_iou(sizes, centres).max(-1).mean()
 
-    centres, quality = jax.vmap(once)(jax.random.split(key, restarts))
+    centres, quality = jax.vmap(cluster)(jax.random.split(key, restarts))
     best = jnp.argmax(quality)
     return centres[best][jnp.argsort(jnp.prod(centres[best], -1))], quality[best]
 
@@ -439,11 +439,11 @@ def match(anchors, truth, valid, *, positive=0.7, negative=0.3, force=True):
     if not len(truth):
         return jnp.zeros(len(anchors), jnp.int32), jnp.zeros(len(anchors), jnp.int32)
     overlap = jnp.where(valid, iou(anchors, truth), 0)
-    best = overlap.max(-1)
-    chosen = (jnp.arange(len(anchors))[:, None] == jnp.argmax(overlap, 0)) & (overlap > 0) & force
-    forced = chosen.any(-1)
-    index = jnp.argmax(jnp.where(forced[:, None] & ~chosen, 0, overlap), -1).astype(jnp.int32)
-    label = jnp.where(forced | (best >= positive), 1, jnp.where(best < negative, 0, -1))
+    best_overlap = overlap.max(-1)
+    best_of_box = (jnp.arange(len(anchors))[:, None] == jnp.argmax(overlap, 0)) & (overlap > 0) & force
+    forced = best_of_box.any(-1)
+    index = jnp.argmax(jnp.where(forced[:, None] & ~best_of_box, 0, overlap), -1).astype(jnp.int32)
+    label = jnp.where(forced | (best_overlap >= positive), 1, jnp.where(best_overlap < negative, 0, -1))
     return index, label.astype(jnp.int32)
 
 
@@ -473,10 +473,10 @@ def roi_align(features, boxes, *, size=(7, 7), sampling=2):
 def _bin_weights(low, high, bins, sampling, length):
     """Returns the weights (N, bins, length) of an axis's pixels in the bins of the intervals low..high (N,)."""
     share = (jnp.arange(bins * sampling) + 0.5) / (bins * sampling)
-    at = low[:, None] + (high - low)[:, None] * share - 0.5  # shifted so that the first pixel's centre is 0
-    near = jnp.clip(at, 0, length - 1)[..., None]
-    weights = jnp.maximum(1 - jnp.abs(near - jnp.arange(length)), 0)
-    weights = jnp.where(((at >= -1) & (at <= length))[..., None], weights, 0)
+    position = low[:, None] + (high - low)[:, None] * share - 0.5  # shifted so that the first pixel's centre is 0
+    clipped = jnp.clip(position, 0, length - 1)[..., None]
+    weights = jnp.maximum(1 - jnp.abs(clipped - jnp.arange(length)), 0)
+    weights = jnp.where(((position >= -1) & (position <= length))[..., None], weights, 0)
     return weights.reshape(-1, bins, sampling, length).mean(2)
 
 
@@ -526,7 +526,7 @@ def _pair(nearness, scores, valid, truth_valid, least):
     if 0 in nearness.shape:
         return jnp.full(scores.shape, -1, jnp.int32)
 
-    def one(nearness, scores, valid, free):
+    def pair_image(nearness, scores, valid, free):
         def step(free, row):
             candidates = jnp.where(free, nearness[row], -jnp.inf)
             best = len(free) - 1 - jnp.argmax(candidates[::-1]).astype(jnp.int32)  # the last of equally near ones
@@ -534,10 +534,10 @@ def _pair(nearness, scores, valid, truth_valid, least):
             return free & ~(hit & (jnp.arange(len(free)) == best)), jnp.where(hit, best, -1)
 
         order = jnp.argsort(-scores)
-        _, found = lax.scan(step, free, order)
-        return jnp.zeros_like(found).at[order].set(found)
+        _, matched = lax.scan(step, free, order)
+        return jnp.zeros_like(matched).at[order].set(matched)
 
-    return jnp.vectorize(one, signature="(n,m),(n),(n),(m)->(n)")(nearness, scores, valid, truth_valid)
+    return jnp.vectorize(pair_image, signature="(n,m),(n),(n),(m)->(n)")(nearness, scores, valid, truth_valid)
 
 
 def precision_recall(hits, scores, valid, total, *, threshold=0.0):
@@ -554,12 +554,12 @@ def precision_recall(hits, scores, valid, total, *, threshold=0.0):
       a dict of precision (NaN without detections), recall (NaN without ground truth) and f1 (NaN where both are NaN).
     """
     used = valid & (scores >= threshold)
-    found, detected = jnp.sum(hits & used), jnp.sum(used)
+    matched, detected = jnp.sum(hits & used), jnp.sum(used)
     share = lambda part, whole: jnp.where(whole > 0, part / jnp.maximum(whole, 1), jnp.nan)
     return {
-        "precision": share(found, detected),
-        "recall": share(found, total),
-        "f1": share(2 * found, detected + total),
+        "precision": share(matched, detected),
+        "recall": share(matched, total),
+        "f1": share(2 * matched, detected + total),
     }
 
 
@@ -575,11 +575,11 @@ def precision_recall_curve(hits, scores, valid, total):
     Returns:
       precision (D,), recall (D,) and scores (D,); detections that are not valid are NaN at the end.
     """
-    found, scores = _ranked(hits, scores, valid)
-    known = scores > -jnp.inf
-    precision = found / (jnp.arange(len(found)) + 1)
-    recall = jnp.where(total > 0, found / jnp.maximum(total, 1), jnp.nan)
-    return tuple(jnp.where(known, values, jnp.nan) for values in (precision, recall, scores))
+    matched, scores = _ranked(hits, scores, valid)
+    is_valid = scores > -jnp.inf
+    precision = matched / (jnp.arange(len(matched)) + 1)
+    recall = jnp.where(total > 0, matched / jnp.maximum(total, 1), jnp.nan)
+    return tuple(jnp.where(is_valid, values, jnp.nan) for values in (precision, recall, scores))
 
 
 def average_precision(hits, scores, valid, total, *, rule="coco"):
@@ -601,14 +601,14 @@ def average_precision(hits, scores, valid, total, *, rule="coco"):
     """
     if rule not in ("coco", "voc"):
         raise ValueError(f"rule={rule!r}: give 'coco' or 'voc'")
-    found, _ = _ranked(hits, scores, valid)
+    matched, _ = _ranked(hits, scores, valid)
     # Detections that are not valid come last and are not matched, so their precision is never the best.
-    best = lax.cummax(found / (jnp.arange(len(found)) + 1), reverse=True)
+    best_precision = lax.cummax(matched / (jnp.arange(len(matched)) + 1), reverse=True)
     if rule == "coco":
-        reached = jnp.searchsorted(100 * found, jnp.arange(101) * total)
-        result = jnp.append(best, 0)[reached].mean()  # 0 beyond the last recall
+        reached = jnp.searchsorted(100 * matched, jnp.arange(101) * total)
+        result = jnp.append(best_precision, 0)[reached].mean()  # 0 beyond the last recall
     else:
-        result = jnp.sum(best * jnp.diff(found, prepend=0)) / jnp.maximum(total, 1)
+        result = jnp.sum(best_precision * jnp.diff(matched, prepend=0)) / jnp.maximum(total, 1)
     return jnp.where(total > 0, result, jnp.nan)
 
 
@@ -652,12 +652,12 @@ def mean_average_precision(
     truth_classes = jnp.zeros(truth_valid.shape, jnp.int32) if truth_classes is None else truth_classes
     overlap = iou(boxes, truth)
 
-    def one(least, wanted):
-        known, real = valid & (classes == wanted), truth_valid & (truth_classes == wanted)
-        hits = _pair(overlap, scores, known, real, least) >= 0
-        return average_precision(hits, scores, known, real.sum(), rule=rule)
+    def class_ap(threshold, label):
+        detected, real = valid & (classes == label), truth_valid & (truth_classes == label)
+        hits = _pair(overlap, scores, detected, real, threshold) >= 0
+        return average_precision(hits, scores, detected, real.sum(), rule=rule)
 
-    over_classes = jax.vmap(one, (None, 0))
+    over_classes = jax.vmap(class_ap, (None, 0))
     ap = jax.vmap(over_classes, (0, None))(jnp.asarray(thresholds), jnp.arange(count))
     return {"mAP": metrics.mean(ap), "AP": ap}
 
@@ -674,9 +674,9 @@ def keypoint_average_precision(similarities, scores, *, thresholds=COCO_THRESHOL
       a dict of "AP" (T,), per threshold, and its mean "mAP".
     """
     similarities = at_least_float32(similarities)
-    known = ~jnp.isnan(similarities)
-    one = lambda least: average_precision(similarities >= least, scores, known, known.sum())
-    ap = jax.vmap(one)(jnp.asarray(thresholds, similarities.dtype))
+    is_valid = ~jnp.isnan(similarities)
+    ap_at = lambda threshold: average_precision(similarities >= threshold, scores, is_valid, is_valid.sum())
+    ap = jax.vmap(ap_at)(jnp.asarray(thresholds, similarities.dtype))
     return {"mAP": metrics.mean(ap), "AP": ap}
 
 

@@ -101,9 +101,9 @@ def rotation_vector(rotation):
 
     The angle is computed from its sine and cosine, so small angles are accurate.
     """
-    sine, cosine, along = _turn(rotation)
+    sine, cosine, axis_sine = _turn(rotation)
     stretch = jnp.where(sine > 0, jnp.arctan2(sine, cosine) / jnp.where(sine > 0, sine, 1), 1.0)
-    return jnp.rad2deg(along * stretch[..., None])
+    return jnp.rad2deg(axis_sine * stretch[..., None])
 
 
 def _turn(r):
@@ -127,8 +127,8 @@ def rotation_of(vector):
 def cross_matrix(vector):
     """Returns the matrix (..., 3, 3) whose product with w is the cross product of the vector (..., 3) and w."""
     x, y, z = (vector[..., i] for i in range(3))
-    none = jnp.zeros_like(x)
-    rows = [[none, -z, y], [z, none, -x], [-y, x, none]]
+    zero = jnp.zeros_like(x)
+    rows = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
     return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
 
 
@@ -145,8 +145,8 @@ def rigid(source, target, weights):
     """
     share = weights / jnp.maximum(jnp.sum(weights), 1e-12)
     a, b = (jnp.sum(share[:, None] * p, 0) for p in (source, target))
-    spread = product((share[:, None] * (target - b)).T, source - a)
-    u, _, vt = jnp.linalg.svd(spread)
+    covariance = product((share[:, None] * (target - b)).T, source - a)
+    u, _, vt = jnp.linalg.svd(covariance)
     sign = jnp.where(jnp.linalg.det(u) * jnp.linalg.det(vt) < 0, -1.0, 1.0)
     rotation = product(u * jnp.array([1.0, 1.0, 0.0], u.dtype), vt) + sign * product(u[:, 2:], vt[2:])
     return rotation, b - jnp.sum(rotation * a, -1)
@@ -175,15 +175,15 @@ def box_iou(one, other, *, count=32_768):
     turn = product(other_rotation.T, rotation)
     shift = jnp.sum(other_rotation * (centre - other_centre)[:, None], 0)
     start = (shift + product(feet * size, turn.T)) / other_size
-    way = turn[:, 2] * size[2] / other_size
-    parallel = jnp.abs(way) < 1e-9
-    ends = (jnp.array([-0.5, 0.5], start.dtype)[:, None, None] - start) / jnp.where(parallel, 1.0, way)
+    direction = turn[:, 2] * size[2] / other_size
+    parallel = jnp.abs(direction) < 1e-9
+    ends = (jnp.array([-0.5, 0.5], start.dtype)[:, None, None] - start) / jnp.where(parallel, 1.0, direction)
     inside = jnp.abs(start) <= 0.5
     enter = jnp.where(parallel, jnp.where(inside, 0.0, 1.0), ends.min(0)).max(-1)
     leave = jnp.where(parallel, jnp.where(inside, 1.0, 0.0), ends.max(0)).min(-1)
     length = jnp.clip(jnp.minimum(leave, 1) - jnp.maximum(enter, 0), 0)
-    both = jnp.mean(length) * jnp.prod(size)
-    return both / (jnp.prod(size) + jnp.prod(other_size) - both)
+    intersection = jnp.mean(length) * jnp.prod(size)
+    return intersection / (jnp.prod(size) + jnp.prod(other_size) - intersection)
 
 
 def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
@@ -209,28 +209,28 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
     """
     points = at_least_float32(points)
     count, dtype = len(points), points.dtype
-    weights, shares, usual_size = (jnp.asarray(x, dtype) for x in (weights, template.shares, template.size))
+    weights, shares, typical_size = (jnp.asarray(x, dtype) for x in (weights, template.shares, template.size))
     weights = weights / jnp.maximum(jnp.max(weights), 1e-12)
     points = jnp.where(weights[:, None] > 0, points, 0)  # points that were not found may be NaN
     middle = jnp.sum(weights[:, None] * points, 0) / jnp.maximum(jnp.sum(weights), 1e-12)
     points = jnp.where(weights[:, None] > 0, points - middle, 0)
-    project = jnp.broadcast_to(jnp.eye(3, dtype=dtype), (count, 3, 3))
+    projection = jnp.broadcast_to(jnp.eye(3, dtype=dtype), (count, 3, 3))
     if normals is not None:
         normals = jnp.where(weights[:, None] > 0, jnp.asarray(normals, dtype), 0)
-        project = project - normals[:, :, None] * normals[:, None, :]
-    known = jnp.trace(project, axis1=1, axis2=2)  # coordinates that a landmark determines: 3, or 2 in a plane
+        projection = projection - normals[:, :, None] * normals[:, None, :]
+    coordinates = jnp.trace(projection, axis1=1, axis2=2)  # coordinates that a landmark determines: 3, or 2 in a plane
 
     def difference(centre, rotation, size):
         """Returns the vectors (K, 3) in mm from the landmarks to their positions in the volume, projected by P_k."""
-        found = centre + product(shares * size, rotation.T)
-        return jnp.sum(project * (found - points)[:, None, :], -1)
+        positions = centre + product(shares * size, rotation.T)
+        return jnp.sum(projection * (positions - points)[:, None, :], -1)
 
     def jacobian(rotation, size):
         """Returns the Jacobian (K, 3, 9) of `difference`: shift (mm), rotation (radians, patient's axes), log sides."""
         arms = product(shares * size, rotation.T)
         grown = rotation * (shares * size)[:, None, :]
         shift = jnp.broadcast_to(jnp.eye(3, dtype=dtype), (count, 3, 3))
-        return product(project, jnp.concatenate([shift, -cross_matrix(arms), grown], -1))
+        return product(projection, jnp.concatenate([shift, -cross_matrix(arms), grown], -1))
 
     def equations(trust, rotation, size):
         """Returns the normal matrix (9, 9) scaled to a unit diagonal, the scale (9,), and the Jacobian."""
@@ -243,9 +243,9 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
     def step(volume, trust):
         centre, rotation, size = volume
         matrix, scale, slope = equations(trust, rotation, size)
-        pull = jnp.sum(trust[:, None, None] * slope * difference(*volume)[..., None], (0, 1)) / scale
-        # The ridge shortens steps in undetermined directions. It does not move the solution, where the pull is zero.
-        move = -jnp.linalg.solve(matrix + 1e-5 * jnp.eye(9, dtype=dtype), pull) / scale
+        gradient = jnp.sum(trust[:, None, None] * slope * difference(*volume)[..., None], (0, 1)) / scale
+        # The ridge shortens steps in undetermined directions. The solution, where the gradient is zero, does not move.
+        move = -jnp.linalg.solve(matrix + 1e-5 * jnp.eye(9, dtype=dtype), gradient) / scale
         turned = product(rotation_of(jnp.rad2deg(move[3:6])), rotation)
         return centre + move[:3], turned, size * jnp.exp(jnp.clip(move[6:], -0.3, 0.3))
 
@@ -256,18 +256,18 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
         return root(jnp.sum(vectors**2, -1))
 
     def descend(start, widths):
-        rotation, shift = rigid(shares * usual_size, points, start)
-        volume = shift, rotation, usual_size
+        rotation, shift = rigid(shares * typical_size, points, start)
+        volume = shift, rotation, typical_size
 
-        def one(volume, width):
-            believed = weights * biweight(length(difference(*volume)), width * TUKEY * tolerance)
-            return step(volume, jnp.where(jnp.isinf(width), start, believed)), None
+        def robust_step(volume, width):
+            robust_weights = weights * biweight(length(difference(*volume)), width * TUKEY * tolerance)
+            return step(volume, jnp.where(jnp.isinf(width), start, robust_weights)), None
 
-        volume, _ = lax.scan(one, volume, widths)
-        trusted = biweight(length(difference(*volume)), TUKEY * tolerance)
-        loss = jnp.sum(weights * TUKEY**2 / 6 * (1 - trusted**1.5))
-        unlike = jnp.log(volume[2] / usual_size) / SIZE_SPREAD
-        return volume, loss + jnp.sum(unlike**2) / 2
+        volume, _ = lax.scan(robust_step, volume, widths)
+        biweights = biweight(length(difference(*volume)), TUKEY * tolerance)
+        loss = jnp.sum(weights * TUKEY**2 / 6 * (1 - biweights**1.5))
+        size_deviation = jnp.log(volume[2] / typical_size) / SIZE_SPREAD
+        return volume, loss + jnp.sum(size_deviation**2) / 2
 
     starts = jnp.concatenate([weights * (1 - jnp.eye(count, dtype=dtype)), weights[None]])
     # The first three steps from each start are plain least squares with the start's weights.
@@ -278,17 +278,17 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
     centre, rotation, size = jax.tree.map(lambda leaf: leaf[best], volumes)
 
     residuals = length(difference(centre, rotation, size))
-    trusted = biweight(residuals, TUKEY * tolerance)
-    trust = weights * trusted
+    biweights = biweight(residuals, TUKEY * tolerance)
+    trust = weights * biweights
     matrix, scale, _ = equations(trust, rotation, size)
-    spare = jnp.sum(jnp.where(trust > 0, known * trusted, 0)) - 9
-    variance = jnp.sum(trust * residuals**2) / jnp.maximum(spare, 1e-3)
+    degrees_of_freedom = jnp.sum(jnp.where(trust > 0, coordinates * biweights, 0)) - 9
+    variance = jnp.sum(trust * residuals**2) / jnp.maximum(degrees_of_freedom, 1e-3)
     units = jnp.concatenate([jnp.ones(3, dtype), jnp.full(3, 180 / jnp.pi, dtype), size]) / scale
     # The ridge keeps the inverse finite where the volume is `undetermined` and the inverse meaningless.
     covariance = jnp.linalg.inv(matrix + 1e-6 * jnp.eye(9, dtype=dtype)) * variance * units * units[:, None]
-    undetermined = (spare <= 0) | ~(jnp.linalg.eigvalsh(matrix)[0] > SINGULAR)
+    undetermined = (degrees_of_freedom <= 0) | ~(jnp.linalg.eigvalsh(matrix)[0] > SINGULAR)
     agreeing = jnp.sum(weights * (residuals < TUKEY * tolerance / 2)) >= AGREEING * jnp.sum(weights)
-    usual = jnp.all(jnp.abs(jnp.log(size / usual_size)) < jnp.log(SIZE_LIMIT))
+    plausible = jnp.all(jnp.abs(jnp.log(size / typical_size)) < jnp.log(SIZE_LIMIT))
     return Calibration(
         centre=centre + middle,
         rotation=rotation,
@@ -296,6 +296,6 @@ def calibrate(points, weights, template, *, normals=None, tolerance=TOLERANCE):
         residuals=jnp.where(weights > 0, residuals, jnp.nan),
         weights=trust,
         covariance=covariance,
-        contradicts=~(agreeing & usual),
+        contradicts=~(agreeing & plausible),
         undetermined=undetermined,
     )

@@ -72,23 +72,23 @@ def local_soft_argmax(maps, *, window=2.0, iterations=4):
     points, scores = argmax(maps)
     radius = math.ceil(3 * window) + 1
     patch, x, y = _patch(_evidence(maps, scores), points, radius)
-    limit = points
+    peaks = points
 
     def follow(_, points):
-        near = lambda at, c: jnp.exp(-0.5 * ((at - c) / window) ** 2)
-        weights = patch * near(x, points[..., None, None, 0]) * near(y, points[..., None, None, 1])
+        gaussian = lambda position, c: jnp.exp(-0.5 * ((position - c) / window) ** 2)
+        weights = patch * gaussian(x, points[..., None, None, 0]) * gaussian(y, points[..., None, None, 1])
         total = weights.sum((-2, -1)) + TINY
         step = []
-        for axis, at in enumerate((x, y)):
-            off = at - points[..., None, None, axis]
-            mean = (weights * off).sum((-2, -1)) / total
-            variance = (weights * off**2).sum((-2, -1)) / total - mean**2
+        for axis, position in enumerate((x, y)):
+            offset = position - points[..., None, None, axis]
+            mean = (weights * offset).sum((-2, -1)) / total
+            variance = (weights * offset**2).sum((-2, -1)) / total - mean**2
             # With a flat or cut-off map the variance approaches window^2: the factor is limited to 50.
             step.append(mean * window**2 / jnp.maximum(window**2 - variance, 0.02 * window**2))
-        return limit + jnp.clip(points + jnp.stack(step, -1) - limit, -1.0, 1.0)
+        return peaks + jnp.clip(points + jnp.stack(step, -1) - peaks, -1.0, 1.0)
 
     points = lax.fori_loop(0, iterations, follow, points)
-    return _unless_cut_off(maps, limit, radius + 0.5, points), scores
+    return _unless_cut_off(maps, peaks, radius + 0.5, points), scores
 
 
 def dark(maps, *, sigma=1.0):
@@ -193,16 +193,16 @@ def _patch(maps, points, radius):
     """
     height, width, count = maps.shape[-3:]
     rows, columns = min(height, 2 * radius + 1), min(width, 2 * radius + 1)
-    lead = maps.shape[:-3]
+    leading = maps.shape[:-3]
     corner = lambda at, side, n: jnp.clip(at.astype(jnp.int32) - n // 2, 0, side - n)
     left, top = corner(points[..., 0], width, columns), corner(points[..., 1], height, rows)
 
     def cut(image, top, left):
         return lax.dynamic_slice(image, (top, left), (rows, columns))
 
-    each = math.prod((*lead, count))
-    images = jnp.moveaxis(maps, -1, -3).reshape(each, height, width)
-    patch = jax.vmap(cut)(images, top.reshape(each), left.reshape(each)).reshape(*lead, count, rows, columns)
+    total = math.prod((*leading, count))
+    images = jnp.moveaxis(maps, -1, -3).reshape(total, height, width)
+    patch = jax.vmap(cut)(images, top.reshape(total), left.reshape(total)).reshape(*leading, count, rows, columns)
     x = left[..., None, None] + jnp.arange(columns) + 0.5
     y = top[..., None, None] + jnp.arange(rows)[:, None] + 0.5
     return patch, x.astype(maps.dtype), y.astype(maps.dtype)
@@ -244,6 +244,6 @@ def _newton(centre, peak, gx, gy, hxx, hxy, hyy):
     is_peak = (determinant > TINY) & (hxx < 0)
     safe = jnp.where(is_peak, determinant, 1.0)
     step = jnp.stack([hyy * gx - hxy * gy, hxx * gy - hxy * gx], axis=-1) / safe[..., None]
-    found = centre - step
-    good = is_peak & (jnp.abs(found - peak) <= 1.5).all(-1)
-    return jnp.where(good[..., None], found, peak)
+    vertex = centre - step
+    accepted = is_peak & (jnp.abs(vertex - peak) <= 1.5).all(-1)
+    return jnp.where(accepted[..., None], vertex, peak)

@@ -32,11 +32,11 @@ def bilateral(image, *, sigma_space, sigma_colour):
 
     def add(k, sums):
         down, across = k // side, k % side
-        other = lax.dynamic_slice_in_dim(padded, down, image.shape[-2], -2)
-        other = lax.dynamic_slice_in_dim(other, across, image.shape[-1], -1)
-        far = ((down - radius) ** 2 + (across - radius) ** 2) / sigma_space**2
-        weight = jnp.exp(-0.5 * (far + ((other - image) / sigma_colour) ** 2))
-        return sums[0] + weight * other, sums[1] + weight
+        shifted = lax.dynamic_slice_in_dim(padded, down, image.shape[-2], -2)
+        shifted = lax.dynamic_slice_in_dim(shifted, across, image.shape[-1], -1)
+        squared_distance = ((down - radius) ** 2 + (across - radius) ** 2) / sigma_space**2
+        weight = jnp.exp(-0.5 * (squared_distance + ((shifted - image) / sigma_colour) ** 2))
+        return sums[0] + weight * shifted, sums[1] + weight
 
     # A loop, since unrolled it would be thousands of operations to compile.
     total, weights = lax.fori_loop(0, side**2, add, (jnp.zeros_like(image), jnp.zeros_like(image)))
@@ -64,37 +64,37 @@ def canny(image, *, sigma, low, high):
     weights = filters.gaussian_weights(sigma, int(4 * sigma + 0.5))
     smooth = filters.separable(image, weights, (-2, -1), mode="edge")
     gy, gx = _sobel(smooth)
-    length = jnp.hypot(gx, gy)
-    padded = _pad(length, 1)
+    magnitude = jnp.hypot(gx, gy)
+    padded = _pad(magnitude, 1)
     at = lambda down, across: padded[..., 1 + down : 1 + down + height, 1 + across : 1 + across + width]
 
     steep = jnp.abs(gy) > jnp.abs(gx)
-    alike = (gy > 0) == (gx > 0)  # y is down: the gradient lies along the diagonal from the top left
+    same_sign = (gy > 0) == (gx > 0)  # y is down: the gradient lies along the diagonal from the top left
     larger, smaller = jnp.maximum(jnp.abs(gx), jnp.abs(gy)), jnp.minimum(jnp.abs(gx), jnp.abs(gy))
     share = smaller / jnp.where(larger > 0, larger, 1)
 
     def ahead(sign):
         """Interpolates the magnitude one step along the gradient, between the straight and the diagonal neighbour."""
-        straight = jnp.where(steep, at(sign, 0), jnp.where(alike, at(0, sign), at(0, -sign)))
-        diagonal = jnp.where(alike, at(sign, sign), at(sign, -sign))
+        straight = jnp.where(steep, at(sign, 0), jnp.where(same_sign, at(0, sign), at(0, -sign)))
+        diagonal = jnp.where(same_sign, at(sign, sign), at(sign, -sign))
         return share * diagonal + (1 - share) * straight
 
-    ridge = (length > 0) & (ahead(1) <= length) & (ahead(-1) <= length)
+    ridge = (magnitude > 0) & (ahead(1) <= magnitude) & (ahead(-1) <= magnitude)
     inside = jnp.zeros((height, width), bool).at[1:-1, 1:-1].set(True)
-    weak = ridge & inside & (length >= low)
-    return hysteresis(weak & (length >= high), weak)
+    weak = ridge & inside & (magnitude >= low)
+    return hysteresis(weak & (magnitude >= high), weak)
 
 
 def hysteresis(strong, weak):
     """Keeps the pixels of `weak` that are connected within it to one of `strong`; both are (..., H, W) bool."""
 
     def grow(state):
-        count, _, now = state
-        return count + 1, now, weak & _dilate(now)
+        count, _, current = state
+        return count + 1, current, weak & _dilate(current)
 
     def unfinished(state):
-        count, before, now = state
-        return (count < weak.shape[-2] * weak.shape[-1]) & (before != now).any()  # no path is longer than this
+        count, previous, current = state
+        return (count < weak.shape[-2] * weak.shape[-1]) & (previous != current).any()  # no path is longer than this
 
     return lax.while_loop(unfinished, grow, (0, jnp.zeros_like(weak), strong & weak))[2]
 

@@ -11,5 +11,5 @@ def at_least_float32(x):
 
 def root(squares):
     """Returns the square root, with gradient 0 at 0 instead of infinity: a distance of 0 has no direction."""
-    none = squares == 0
-    return jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, squares)))
+    is_zero = squares == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))

@@ -51,9 +51,9 @@ def tiles(size, tile, overlap):
     if not 0 <= overlap < min(tile):
         raise ValueError(f"overlap={overlap}: give 0 to {min(tile) - 1} pixels for tiles of {tile}")
 
-    def starts(length, part):
-        last = max(length - part, 0)
-        steps = -(-last // (part - overlap))
+    def starts(length, tile_side):
+        last = max(length - tile_side, 0)
+        steps = -(-last // (tile_side - overlap))
         return [last * i // max(steps, 1) for i in range(steps + 1)]
 
     return [(top, left) for top in starts(size[0], tile[0]) for left in starts(size[1], tile[1])]

@@ -108,12 +108,12 @@ def sample(images, points):
     left = jnp.clip(x.astype(jnp.int32), 0, max(w - 2, 0))
     top = jnp.clip(y.astype(jnp.int32), 0, max(h - 2, 0))
     fx, fy = (x - left)[..., None], (y - top)[..., None]
-    first = (jnp.arange(b, dtype=jnp.int32)[:, None, None] * h + top) * w + left
+    top_left = (jnp.arange(b, dtype=jnp.int32)[:, None, None] * h + top) * w + left
     right, below = min(w - 1, 1), min(h - 1, 1) * w
     flat = jnp.asarray(images).reshape(b * h * w, c)
-    at = lambda index: flat.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
-    upper = at(first) * (1 - fx) + at(first + right) * fx
-    lower = at(first + below) * (1 - fx) + at(first + below + right) * fx
+    gather = lambda index: flat.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
+    upper = gather(top_left) * (1 - fx) + gather(top_left + right) * fx
+    lower = gather(top_left + below) * (1 - fx) + gather(top_left + below + right) * fx
     return upper * (1 - fy) + lower * fy
 
 

@@ -39,11 +39,11 @@ def _outer(points, shape, profile):
     of 200 to 1e-5, two store it to 1e-8.
     """
     points = points if hasattr(points, "dtype") else jnp.asarray(points)
-    inside = jnp.zeros_like(points) if isinstance(points, jax.Array) else points % 1
-    pixel, inside = at_least_float32(points - inside), at_least_float32(inside)
+    remainder = jnp.zeros_like(points) if isinstance(points, jax.Array) else points % 1
+    pixel, remainder = at_least_float32(points - remainder), at_least_float32(remainder)
     height, width = (jnp.arange(side, dtype=pixel.dtype) + 0.5 for side in shape)
-    off = lambda centres, axis: centres[:, None] - pixel[..., None, :, axis] - inside[..., None, :, axis]
-    across, down = profile(off(width, 0)), profile(off(height, 1))
+    offset = lambda centres, axis: centres[:, None] - pixel[..., None, :, axis] - remainder[..., None, :, axis]
+    across, down = profile(offset(width, 0)), profile(offset(height, 1))
     return down[..., :, None, :] * across[..., None, :, :]
 
 
@@ -53,6 +53,6 @@ def largest_of_class(maps, labels, classes):
     A label below 0 is padding; a class without objects is 0. Computed class by class, since a map per object and class
     would not fit in memory.
     """
-    mine = jax.nn.one_hot(labels, classes, dtype=maps.dtype)
-    each = [jnp.max(maps * mine[:, None, None, :, c], axis=-1, initial=0.0) for c in range(classes)]
-    return jnp.stack(each, axis=-1)
+    one_hot = jax.nn.one_hot(labels, classes, dtype=maps.dtype)
+    class_maxima = [jnp.max(maps * one_hot[:, None, None, :, c], axis=-1, initial=0.0) for c in range(classes)]
+    return jnp.stack(class_maxima, axis=-1)

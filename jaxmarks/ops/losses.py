@@ -76,10 +76,10 @@ def heatmap_cross_entropy(logits, targets):
 
 def heatmap_jensen_shannon(logits, targets):
     """Returns the Jensen-Shannon divergence, in [0, log 2], between each map's softmax and the normalised target."""
-    found = _log_softmax(logits)
-    p, q = jnp.exp(found), _distribution(targets)
-    middle = jnp.log((p + q) / 2 + 1e-30)  # where both are 0, so are this term and its gradient
-    return jnp.sum((p * (found - middle) + q * (jnp.log(q + 1e-30) - middle)) / 2, axis=(-3, -2))
+    log_p = _log_softmax(logits)
+    p, q = jnp.exp(log_p), _distribution(targets)
+    log_mean = jnp.log((p + q) / 2 + 1e-30)  # where both are 0, so are this term and its gradient
+    return jnp.sum((p * (log_p - log_mean) + q * (jnp.log(q + 1e-30) - log_mean)) / 2, axis=(-3, -2))
 
 
 def _log_softmax(logits):
@@ -88,8 +88,8 @@ def _log_softmax(logits):
     NaN stays NaN, so that training stops. jnp.maximum would not keep it: compiled for the CPU by JAX 0.12, it may
     return -1e30.
     """
-    found = jax.nn.log_softmax(at_least_float32(logits), axis=(-3, -2))
-    return jnp.where(found < -1e30, -1e30, found)
+    log_softmax = jax.nn.log_softmax(at_least_float32(logits), axis=(-3, -2))
+    return jnp.where(log_softmax < -1e30, -1e30, log_softmax)
 
 
 def _distribution(targets):
@@ -103,7 +103,7 @@ def named(text, *, prefix=""):
     See `names.resolve`.
     """
     penalties = (mse, l1, smooth_l1, wing, soft_wing)
-    of_heatmaps = (
+    heatmap_losses = (
         heatmap_mse,
         heatmap_l1,
         heatmap_weighted_mse,
@@ -111,4 +111,4 @@ def named(text, *, prefix=""):
         heatmap_cross_entropy,
         heatmap_jensen_shannon,
     )
-    return names.resolve(text, of_heatmaps if prefix else penalties, key="head.loss", prefix=prefix)
+    return names.resolve(text, heatmap_losses if prefix else penalties, key="head.loss", prefix=prefix)

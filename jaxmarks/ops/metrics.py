@@ -21,8 +21,8 @@ def distances(predicted, true, visible=None):
         return root(jnp.sum((predicted - true) ** 2, axis=-1))
     visible = jnp.asarray(visible)
     # The input is guarded as well as the result: missing points may be NaN, and would make the gradient NaN.
-    found = root(jnp.sum(jnp.where(visible[..., None], predicted - true, 0) ** 2, axis=-1))
-    return jnp.where(visible, jnp.where(jnp.isnan(found), jnp.inf, found), jnp.nan)
+    euclidean = root(jnp.sum(jnp.where(visible[..., None], predicted - true, 0) ** 2, axis=-1))
+    return jnp.where(visible, jnp.where(jnp.isnan(euclidean), jnp.inf, euclidean), jnp.nan)
 
 
 def mean(values, axis=None, *, known=None):
@@ -43,9 +43,9 @@ def summarise(distances):
     values = jnp.append(at_least_float32(distances), jnp.nan)  # so that there are quantiles without any distances, too
     known = ~jnp.isnan(values)
     levels = jnp.array([0.5, 0.95, 1.0])
-    between = jnp.nanquantile(values, levels)
+    interpolated = jnp.nanquantile(values, levels)
     # Interpolation may multiply an infinite neighbour by a weight of 0, which is NaN.
-    quantiles = jnp.where(jnp.isnan(between), jnp.nanquantile(values, levels, method="higher"), between)
+    quantiles = jnp.where(jnp.isnan(interpolated), jnp.nanquantile(values, levels, method="higher"), interpolated)
     average, (median, p95, largest) = mean(values), quantiles
     # Inputs are guarded as well as results, here and below: the gradient of a NaN is NaN.
     offset = jnp.where(known, values, average) - average
@@ -71,14 +71,14 @@ def correlations(predicted, true, visible=None):
     if visible is not None:
         known &= (jnp.asarray(visible) != 0)[..., None]
     p, t = (jnp.where(known, a, 0) for a in (predicted, true))
-    of_known = functools.partial(mean, known=known)
+    known_mean = functools.partial(mean, known=known)
     # Centred first: float32 squares of coordinates in the thousands would lose small differences.
-    a, b, error = (v - of_known(v) for v in (p, t, t - p))
-    spread = of_known(b**2)
+    a, b, error = (v - known_mean(v) for v in (p, t, t - p))
+    spread = known_mean(b**2)
     return {
-        "r2": 1 - of_known((t - p) ** 2) / spread,
-        "explained_variance": 1 - of_known(error**2) / spread,
-        "pearson": of_known(a * b) / jnp.sqrt(of_known(a**2) * spread),
+        "r2": 1 - known_mean((t - p) ** 2) / spread,
+        "explained_variance": 1 - known_mean(error**2) / spread,
+        "pearson": known_mean(a * b) / jnp.sqrt(known_mean(a**2) * spread),
     }
 
 

@@ -19,11 +19,11 @@ def resolve(text: str, known: Iterable[Callable], *, key: str, prefix: str = "")
       ValueError: an unknown name, an option that the function does not have, or a value that is not a number above 0.
     """
     name, _, options = text.partition(":")
-    each = {one.__name__.removeprefix(prefix): one for one in known}
-    if name not in each:
-        raise ValueError(f"{key}={name!r}: choose one of {', '.join(each)}")
-    defaults = {n: p.default for n, p in inspect.signature(each[name]).parameters.items() if p.kind == p.KEYWORD_ONLY}
-    given = {}
+    named = {function.__name__.removeprefix(prefix): function for function in known}
+    if name not in named:
+        raise ValueError(f"{key}={name!r}: choose one of {', '.join(named)}")
+    defaults = {n: p.default for n, p in inspect.signature(named[name]).parameters.items() if p.kind == p.KEYWORD_ONLY}
+    values = {}
     for word in filter(None, options.split(",")):
         option, _, value = word.partition("=")
         if option not in defaults:
@@ -31,12 +31,12 @@ def resolve(text: str, known: Iterable[Callable], *, key: str, prefix: str = "")
                 f"{key}={text!r}: {name} has no option {option!r}; it has {', '.join(defaults) or 'no options'}"
             )
         try:
-            given[option] = type(defaults[option])(value)
+            values[option] = type(defaults[option])(value)
         except ValueError:
             raise ValueError(f"{key}={text!r}: {option} must be a number, as {defaults[option]}") from None
-        if not 0 < given[option] < math.inf:
+        if not 0 < values[option] < math.inf:
             raise ValueError(f"{key}={text!r}: {option} must be finite and above 0")
-    return functools.partial(each[name], **given) if given else each[name]
+    return functools.partial(named[name], **values) if values else named[name]
 
 
 def base_name(text: str) -> str:

@@ -36,32 +36,32 @@ def procrustes(points, visible, *, start=None, mirror=False, rounds=20):
     weight = at_least_float32(visible)
     z = jnp.where(visible, _complex(at_least_float32(points)), 0)
 
-    def over(z, mean, shared):
+    def align(z, mean, shared):
         a, t = similarity(z, mean, shared)
         return a[:, None] * z + t[:, None]
 
-    def laid(mean, known):
+    def align_all(mean, known):
         """Returns the specimens aligned with the mean, and their landmarks' weights."""
         shared = weight * known
-        each = over(z, mean, shared)
+        aligned = align(z, mean, shared)
         if mirror:
-            other = over(z.conj(), mean, shared)
-            away = lambda z: (shared * abs(z - mean) ** 2).sum(1, keepdims=True)
-            each = jnp.where(away(other) < away(each), other, each)
-        return each, weight * (shared.sum(1, keepdims=True) >= 2)
+            mirrored = align(z.conj(), mean, shared)
+            squared_errors = lambda z: (shared * abs(z - mean) ** 2).sum(1, keepdims=True)
+            aligned = jnp.where(squared_errors(mirrored) < squared_errors(aligned), mirrored, aligned)
+        return aligned, weight * (shared.sum(1, keepdims=True) >= 2)
 
-    def again(_, state):
-        each, counts = laid(*state)
+    def update(_, state):
+        aligned, counts = align_all(*state)
         count = counts.sum(0)
-        return _normalised((counts * each).sum(0) / jnp.maximum(count, 1), count > 0)
+        return _normalised((counts * aligned).sum(0) / jnp.maximum(count, 1), count > 0)
 
     fullest = jnp.argmax(weight.sum(1))
     first, known = (z[fullest], visible[fullest]) if start is None else (_complex(at_least_float32(start[0])), start[1])
-    mean, known = lax.fori_loop(0, rounds, again, _normalised(first, known))
-    each, counts = laid(mean, known)
-    away = counts * abs(each - mean) ** 2 / 2
-    pooled = away.sum() / jnp.maximum(counts.sum(), 1)
-    variance = jnp.where(known, away.sum(0) / jnp.maximum(counts.sum(0), 1), pooled)
+    mean, known = lax.fori_loop(0, rounds, update, _normalised(first, known))
+    aligned, counts = align_all(mean, known)
+    squared_errors = counts * abs(aligned - mean) ** 2 / 2
+    pooled = squared_errors.sum() / jnp.maximum(counts.sum(), 1)
+    variance = jnp.where(known, squared_errors.sum(0) / jnp.maximum(counts.sum(0), 1), pooled)
     return _pairs(mean), jnp.maximum(jnp.sqrt((variance + pooled) / 2), 1e-3)
 
 
@@ -133,42 +133,42 @@ def fit_pose(points, visible, mean, spread, *, mirror=False):
     """
     z = jnp.where(visible, _complex(at_least_float32(points)), 0)
     shape = _complex(at_least_float32(mean))
-    a, t, away = _laid(z, visible, shape, spread)
+    a, t, loss = _laid(z, visible, shape, spread)
     if not mirror:
         return _matrix(a, t, 1.0)
-    b, s, farther = _laid(z, visible, shape.conj(), spread)
-    return jnp.where(farther < away, _matrix(b, s, -1.0), _matrix(a, t, 1.0))
+    b, s, mirrored_loss = _laid(z, visible, shape.conj(), spread)
+    return jnp.where(mirrored_loss < loss, _matrix(b, s, -1.0), _matrix(a, t, 1.0))
 
 
 def _laid(z, visible, shape, spread):
     """Returns the similarity (a, t) of `fit_pose`, and the robust loss of its fit to the visible landmarks."""
     i, j = jnp.triu_indices(len(shape), 1)
     farther = jnp.argsort(-abs(shape[i] - shape[j]))[: max(PAIRS, (len(i) + 1) // 2)]
-    some = farther[:: -(-len(farther) // PAIRS)]
-    i, j = i[some], j[some]
+    tried = farther[:: -(-len(farther) // PAIRS)]
+    i, j = i[tried], j[tried]
 
-    def strays(a, t):
+    def deviations(a, t):
         """Returns each landmark's distance, in standard deviations, from where the similarities map the mean."""
         unit = jnp.maximum(abs(a)[..., None] * spread, 1e-6)
         return abs(a[..., None] * shape + t[..., None] - z) / unit
 
-    between = shape[j] - shape[i]
-    a = (z[j] - z[i]) / jnp.where(between == 0, 1, between)
+    difference = shape[j] - shape[i]
+    a = (z[j] - z[i]) / jnp.where(difference == 0, 1, difference)
     t = z[i] - a * shape[i]
-    median, seen = jnp.nanmedian(jnp.where(visible, strays(a, t), jnp.nan), axis=-1), visible[i] & visible[j]
-    best = jnp.argmin(jnp.where(seen, median, jnp.inf))
+    median, usable = jnp.nanmedian(jnp.where(visible, deviations(a, t), jnp.nan), axis=-1), visible[i] & visible[j]
+    best = jnp.argmin(jnp.where(usable, median, jnp.inf))
     # If only a few of many landmarks are visible, none of their pairs may be tried: start from the fit to all.
-    first = [
-        jnp.where(seen.any(), pair[best], whole)
-        for pair, whole in zip((a, t), similarity(shape, z, visible), strict=True)
+    start = [
+        jnp.where(usable.any(), pair[best], overall)
+        for pair, overall in zip((a, t), similarity(shape, z, visible), strict=True)
     ]
 
-    def lay(_, found):
-        weight = visible / (spread * (1 + (strays(*found) / SURE) ** 2)) ** 2
+    def refine(_, pose):
+        weight = visible / (spread * (1 + (deviations(*pose) / SURE) ** 2)) ** 2
         return similarity(shape, z, weight)
 
-    a, t = lax.fori_loop(0, 5, lay, tuple(first))
-    return a, t, jnp.where(visible, jnp.log1p((strays(a, t) / SURE) ** 2), 0).sum()
+    a, t = lax.fori_loop(0, 5, refine, tuple(start))
+    return a, t, jnp.where(visible, jnp.log1p((deviations(a, t) / SURE) ** 2), 0).sum()
 
 
 def _matrix(a, t, side):

@@ -47,8 +47,8 @@ def posed(lies, mean, size, *, least, most):
       least, most: the smallest and largest scale of a view, in frame pixels per view pixel.
     """
     low, high, sides = mean.min(0), mean.max(0), jnp.array([size[1], size[0]], jnp.float32)
-    large = geometry.scale(lies)[:, None]
-    step = jnp.clip(jnp.max((high - low) / sides) / FILL, least / large, most / large)  # mean-shape units per pixel
+    unit = geometry.scale(lies)[:, None]
+    step = jnp.clip(jnp.max((high - low) / sides) / FILL, least / unit, most / unit)  # mean-shape units per pixel
     return geometry.compose(lies, _window((low + high) / 2 - step * sides / 2, step))
 
 
@@ -69,19 +69,19 @@ def resample(images, views, size, *, turned=False):
       turned: whether views may be rotated or mirrored. They are then sampled bilinearly from upright views of the same
         scale, and repeat a frame's edge outside it.
     """
-    seen = (_turned if turned else _upright)(images.astype(jnp.float32), views, size)
-    return (jnp.round(seen) if jnp.issubdtype(images.dtype, jnp.integer) else seen).astype(images.dtype)
+    resampled = (_turned if turned else _upright)(images.astype(jnp.float32), views, size)
+    return (jnp.round(resampled) if jnp.issubdtype(images.dtype, jnp.integer) else resampled).astype(images.dtype)
 
 
 def _upright(images, views, size):
-    def one(image, view):
+    def resample_one(image, view):
         scale = 1 / jnp.stack([view[1, 1], view[0, 0]])
         shift = -jnp.stack([view[1, 2], view[0, 2]]) * scale
         return jax.image.scale_and_translate(
             image, (*size, image.shape[-1]), (0, 1), scale, shift, "linear", antialias=True
         )
 
-    return jax.vmap(one)(images, views)
+    return jax.vmap(resample_one)(images, views)
 
 
 def _turned(images, views, size):
@@ -90,9 +90,9 @@ def _turned(images, views, size):
     side = 2 * math.ceil(math.hypot(*size) / 2)  # even like most sizes, so unrotated views are not blurred
     step = geometry.scale(views)[:, None]
     middle = jnp.broadcast_to(jnp.array([[size[1] / 2, size[0] / 2]]), (count, 1, 2))
-    around = _window(geometry.affine(views, middle)[:, 0] - step * side / 2, step)
+    upright_views = _window(geometry.affine(views, middle)[:, 0] - step * side / 2, step)
     centres = jnp.broadcast_to(geometry.pixel_centres(size).reshape(-1, 2), (count, size[0] * size[1], 2))
     # Upright views are empty outside the frame, and bilinear sampling reads pixels up to one away.
-    there = jnp.clip(geometry.affine(views, centres), step[..., None], sides - step[..., None])
-    there = geometry.affine(geometry.invert(around), there).reshape(count, *size, 2)
-    return geometry.sample(_upright(images, around, (side, side)), there)
+    positions = jnp.clip(geometry.affine(views, centres), step[..., None], sides - step[..., None])
+    positions = geometry.affine(geometry.invert(upright_views), positions).reshape(count, *size, 2)
+    return geometry.sample(_upright(images, upright_views, (side, side)), positions)

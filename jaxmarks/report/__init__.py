@@ -49,23 +49,23 @@ def write(workdir, photograph: Callable[[str], np.ndarray | None], *, out=None) 
     summary = tables.read_summary(out / "summary.json")
     for name in summary.get("sets", {}):
         write(workdir, photograph, out=out / "sets" / name)
-    of_its_kind = objects if "f1" in summary else landmarks
+    report_module = objects if "f1" in summary else landmarks
     metrics, folder = tables.read_metrics(workdir / "metrics.jsonl"), out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for name in FIGURES:
         (folder / f"{name}.png").unlink(missing_ok=True)  # from an earlier report, perhaps on other data
     if metrics:
         figures.loss(metrics, folder / "loss.png")
-    template, about = of_its_kind.draw(out, summary, metrics, photograph)
+    template, page_values = report_module.draw(out, summary, metrics, photograph)
     config = workdir / "config.json"
-    text = page(
+    html = page(
         template,
         title=f"{workdir.name}, {out.name}" if out.parent.name == "sets" else workdir.name,
         summary=summary,
         figures={name: embed(path) for name in FIGURES if (path := folder / f"{name}.png").exists()},
         config=config.read_text() if config.exists() else "",
         proofread=(out / proofread.PAGE).exists(),
-        **about,
+        **page_values,
     )
-    atomic.write(out / "report.html", text)
+    atomic.write(out / "report.html", html)
     return out / "report.html"

@@ -32,22 +32,22 @@ def overlay(image, predicted, true=None, visible=None, *, path: Path | None = No
     Returns:
       The drawing, (H', W', 3) uint8.
     """
-    canvas, place = _canvas(image, longest=longest)
+    canvas, project = _canvas(image, longest=longest)
     draw, unit = ImageDraw.Draw(canvas), max(1.5, max(canvas.size) / 220)
-    predicted = place(predicted)
-    true = np.full_like(predicted, np.nan) if true is None else place(true)
+    predicted = project(predicted)
+    true = np.full_like(predicted, np.nan) if true is None else project(true)
     if visible is not None:
         true = np.where(np.asarray(visible, bool)[:, None], true, np.nan)
-    found, known = (np.isfinite(points).all(-1) for points in (predicted, true))
+    has_prediction, has_truth = (np.isfinite(points).all(-1) for points in (predicted, true))
     # Light marks have a dark rim and dark ones a light rim, so that they are visible on any photograph.
-    for k in np.flatnonzero(found & known):
+    for k in np.flatnonzero(has_prediction & has_truth):
         for grow, colour in ((2, "black"), (0, "white")):
             draw.line([*predicted[k], *true[k]], fill=colour, width=max(1, round(unit / 2)) + grow)
-    for u, v in true[known]:
+    for u, v in true[has_truth]:
         for grow, colour in ((unit / 2, "white"), (0, BLUE)):
             r = 1.7 * unit + grow
             draw.ellipse([u - r, v - r, u + r, v + r], outline=colour, width=max(1, round(unit / 2 + grow)))
-    for k in np.flatnonzero(found):
+    for k in np.flatnonzero(has_prediction):
         x, y = predicted[k]
         for r, colour in ((1.25 * unit, "black"), (0.9 * unit, ORANGE)):
             draw.ellipse([x - r, y - r, x + r, y + r], fill=colour)
@@ -73,20 +73,20 @@ def rectangles(image, layers, *, path: Path | None = None, longest: int = 2000) 
     Returns:
       The drawing, (H', W', 3) uint8.
     """
-    canvas, place = _canvas(image, longest=longest, least=400)
+    canvas, project = _canvas(image, longest=longest, least=400)
     corners = [np.zeros((0, 2, 2)), *(np.reshape(boxes, (-1, 2, 2)) for boxes, *_ in layers)]
-    sides, whole = np.abs(np.diff(place(np.concatenate(corners)), axis=1)), max(canvas.size)
-    typical = float(np.median(sides)) if len(sides) else whole
-    width, size = max(1, round(min(whole / 400, typical / 12))), max(10, min(whole / 70, typical))
+    sides, canvas_side = np.abs(np.diff(project(np.concatenate(corners)), axis=1)), max(canvas.size)
+    typical_side = float(np.median(sides)) if len(sides) else canvas_side
+    width, size = max(1, round(min(canvas_side / 400, typical_side / 12))), max(10, min(canvas_side / 70, typical_side))
     draw = ImageDraw.Draw(canvas)
     for boxes, colour, names in layers:
         for n, box in enumerate(np.asarray(boxes, float).reshape(-1, 2, 2)):
-            (x0, y0), (x1, y1) = place(box)
+            (x0, y0), (x1, y1) = project(box)
             draw.rectangle([x0, y0, max(x0, x1), max(y0, y1)], outline=colour, width=width)
             if len(names):
-                where = x0 + 1, y0 if y0 > 1.2 * size else y1 + 1.2 * size
+                position = x0 + 1, y0 if y0 > 1.2 * size else y1 + 1.2 * size
                 draw.text(
-                    where, names[n], fill="white", stroke_fill=colour, stroke_width=2, font_size=size, anchor="lb"
+                    position, names[n], fill="white", stroke_fill=colour, stroke_width=2, font_size=size, anchor="lb"
                 )
     if path:
         canvas.save(path, quality=90)
@@ -105,10 +105,10 @@ def _canvas(image, *, longest: int, least: int = 0):
     height, width = image.shape[:2]
     factor = min(longest / max(height, width), max(1.0, least / max(height, width)))
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    place = lambda points: np.clip(
+    project = lambda points: np.clip(
         np.asarray(points, float) * np.divide(size, (width, height)) - 0.5, np.negative(size), np.multiply(2, size)
     )
-    return Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).convert("RGB").resize(size), place
+    return Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).convert("RGB").resize(size), project
 
 
 def class_layers(boxes, classes, names) -> list[tuple]:
@@ -116,17 +116,17 @@ def class_layers(boxes, classes, names) -> list[tuple]:
 
     Each class has its own colour and, if there are several classes, its name beside the boxes.
     """
-    kinds = [(boxes[classes == c], METHODS[c % len(METHODS)], name) for c, name in enumerate(names)]
-    return [(mine, colour, [name] * len(mine) if len(names) > 1 else ()) for mine, colour, name in kinds]
+    by_class = [(boxes[classes == c], METHODS[c % len(METHODS)], name) for c, name in enumerate(names)]
+    return [(group, colour, [name] * len(group) if len(names) > 1 else ()) for group, colour, name in by_class]
 
 
 def contact_sheet(images, path: Path, *, labels=None, columns: int = 4, width: int = 300, gap: int = 4) -> None:
     """Lays out drawings (H, W, 3) uint8 in a grid of cells that are `width` px wide, with their labels below them."""
     cells = [Image.fromarray(image) for image in images]
     cells = [cell.resize((width, max(1, round(width * cell.height / cell.width)))) for cell in cells]
-    line = 18 if labels else 0
+    label_height = 18 if labels else 0
     columns = min(columns, len(cells))
-    step_x, step_y = width + gap, max(cell.height for cell in cells) + line + gap
+    step_x, step_y = width + gap, max(cell.height for cell in cells) + label_height + gap
     sheet = Image.new("RGB", (columns * step_x - gap, -(-len(cells) // columns) * step_y - gap), "#1f2937")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for i, cell in enumerate(cells):
@@ -145,14 +145,14 @@ def draw_examples(names, photograph: Callable, one: Callable, folder: Path, *, m
     path) writes a drawing to the path, and returns a drawing for the sheet and its label.
     """
     make_empty(folder / "overlays")
-    chosen, shown = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)), []
-    for rank, place in enumerate(chosen, 1):
-        name = str(names[place])
+    indices, examples = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)), []
+    for rank, index in enumerate(indices, 1):
+        name = str(names[index])
         if (image := photograph(name)) is not None:
-            shown.append(one(place, image, folder / "overlays" / f"{rank:02d}_{Path(name).stem}.png"))
-    if shown:
-        drawn, labels = zip(*shown, strict=True)
-        contact_sheet(drawn, folder / "overlays.png", labels=labels, **layout)
+            examples.append(one(index, image, folder / "overlays" / f"{rank:02d}_{Path(name).stem}.png"))
+    if examples:
+        drawings, labels = zip(*examples, strict=True)
+        contact_sheet(drawings, folder / "overlays.png", labels=labels, **layout)
 
 
 def slices(images, points, outlines, path: Path, *, labels, enlarge: int = 4) -> None:

@@ -31,7 +31,7 @@ def loss(metrics: list[dict], path: Path) -> None:
         networks = sorted({m["network"] for m in metrics if m["stage"] == stage})
         for network, shade in zip(networks, np.linspace(1, 0.45, len(networks)), strict=True):
             column = lambda key, network=network, stage=stage: tables.of_network(metrics, stage, network, key)
-            name = lambda text, first=network == networks[0]: text if first else None
+            label_once = lambda text, first=network == networks[0]: text if first else None
             epoch = column("epoch")
             style = {
                 "lw": 1.2 if len(networks) == 1 else 0.7,
@@ -42,7 +42,7 @@ def loss(metrics: list[dict], path: Path) -> None:
                 # A log axis cannot show a loss of 0.
                 values = np.where(column(key) > 0, column(key), np.nan)
                 if np.isfinite(values).any():
-                    top.plot(epoch, values, color=colour, label=name(text), **style)
+                    top.plot(epoch, values, color=colour, label=label_once(text), **style)
                     top.set_yscale("log")
             if best.get((stage, network), (0, 0))[1] > 0:
                 top.plot(
@@ -52,7 +52,7 @@ def loss(metrics: list[dict], path: Path) -> None:
                     color=ORANGE,
                     mec="white",
                     mew=0.7,
-                    label=name("best epoch"),
+                    label=label_once("best epoch"),
                     zorder=3,
                 )
         below.plot(epoch, column("learning_rate"), color=GREEN, lw=1)
@@ -60,11 +60,11 @@ def loss(metrics: list[dict], path: Path) -> None:
         below.set_xlabel("epoch", fontsize=8)
         momentum = column("momentum")
         if np.isfinite(momentum).any():
-            other = below.twinx()
-            other.plot(epoch, momentum, color=PURPLE, lw=1)
-            other.set_ylabel("momentum", fontsize=8, color=PURPLE)
-            other.tick_params(labelsize=7)
-            other.spines["top"].set_visible(False)
+            momentum_axes = below.twinx()
+            momentum_axes.plot(epoch, momentum, color=PURPLE, lw=1)
+            momentum_axes.set_ylabel("momentum", fontsize=8, color=PURPLE)
+            momentum_axes.tick_params(labelsize=7)
+            momentum_axes.spines["top"].set_visible(False)
         top.set_title(f"{stage}, {len(networks)} network{'s' if len(networks) > 1 else ''}", fontsize=9, loc="left")
         top.set_ylabel("loss", fontsize=8)
         if top.lines:
@@ -78,8 +78,8 @@ def histograms(distances: np.ndarray, path: Path) -> None:
     columns = min(count, 6)
     rows = -(-count // columns)
     figure, grid = axes(rows, columns, size=(1.5 * columns + 0.6, 1.15 * rows + 0.5), sharex=True)
-    known = distances[np.isfinite(distances)]
-    top = np.quantile(known, 0.99) if known.size else 1.0
+    finite = distances[np.isfinite(distances)]
+    limit = np.quantile(finite, 0.99) if finite.size else 1.0
     for k, ax in enumerate(grid.flat):
         if k >= count:
             ax.set_visible(False)
@@ -88,9 +88,9 @@ def histograms(distances: np.ndarray, path: Path) -> None:
         ax.set_yticks([])
         ax.text(0.97, 0.95, str(k + 1), transform=ax.transAxes, ha="right", va="top", fontsize=9, weight="bold")
         if values.size:
-            ax.hist(np.minimum(values, top), bins=24, range=(0, top), color=SKY)
+            ax.hist(np.minimum(values, limit), bins=24, range=(0, limit), color=SKY)
             ax.axvline(values.mean(), color=BLUE, lw=1.2)
-            ax.axvline(min(np.quantile(values, 0.95), top), color=ORANGE, lw=1.2, ls="--")
+            ax.axvline(min(np.quantile(values, 0.95), limit), color=ORANGE, lw=1.2, ls="--")
     figure.supxlabel("distance (px)", fontsize=8)
     figure.savefig(path)
 

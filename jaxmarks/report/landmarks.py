@@ -9,46 +9,48 @@ from jaxmarks.report import drawings, figures, tables
 
 def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str, dict]:
     """Draws every figure for which the files in `out` have data; returns the page's template and more values for it."""
-    folder, found = out / "figures", tables.read_predictions(out / "predictions.csv")
-    if np.isfinite(found.distances).any():
+    folder, predictions = out / "figures", tables.read_predictions(out / "predictions.csv")
+    if np.isfinite(predictions.distances).any():
         methods = {"network": summary} | (summary.get("baselines") or {})
         curves = {name.replace("_", " "): method.get("per_landmark_px") for name, method in methods.items()}
         if "sets" not in summary:
             figures.per_landmark({name: curve for name, curve in curves.items() if curve}, folder / "per_landmark.png")
-            figures.histograms(found.distances, folder / "histogram.png")
-        figures.cumulative(found.distances, folder / "cumulative.png")
+            figures.histograms(predictions.distances, folder / "histogram.png")
+        figures.cumulative(predictions.distances, folder / "cumulative.png")
     if "volume" in summary:  # a scout shows only its plane's landmarks: predictions of others are meaningless
-        found = found._replace(points=np.where(np.isfinite(found.distances)[..., None], found.points, np.nan))
-    overlays(found, photograph, folder)
+        predictions = predictions._replace(
+            points=np.where(np.isfinite(predictions.distances)[..., None], predictions.points, np.nan)
+        )
+    overlays(predictions, photograph, folder)
     best = {key: value for key, value in tables.best_epochs(metrics).items() if key[0] == metrics[-1]["stage"]}
-    several = "sets" in summary
-    rows = [] if several else tables.per_landmark(found.distances, summary.get("shares"), summary.get("names"))
+    has_sets = "sets" in summary
+    rows = [] if has_sets else tables.per_landmark(predictions.distances, summary.get("shares"), summary.get("names"))
     return "landmarks.html.jinja", {
         "success": threshold_reached_by(summary.get("success_rates") or {}),
         "landmarks": rows,
         "best": {fold: [value for (_, (f, _)), value in best.items() if f == fold] for _, (fold, _) in best},
-        "worst": tables.worst(found.images, found.distances),
+        "worst": tables.worst(predictions.images, predictions.distances),
     }
 
 
 def overlays(found: tables.Predictions, photograph, folder: Path, *, most: int = 9) -> None:
     """Draws up to `most` images, evenly from the best to the worst, each by itself and all on one sheet."""
-    known = np.isfinite(found.distances)
-    with_truth = known.any(axis=1)
-    means = np.where(known, found.distances, 0).sum(1) / np.maximum(known.sum(1), 1)
+    has_distance = np.isfinite(found.distances)
+    with_truth = has_distance.any(axis=1)
+    means = np.where(has_distance, found.distances, 0).sum(1) / np.maximum(has_distance.sum(1), 1)
     # Images without ground truth can be neither best nor worst: they are drawn only if there are no others.
     order = np.flatnonzero(with_truth if with_truth.any() else ~with_truth)
     order = order[np.argsort(means[order], kind="stable")]
 
-    def one(place, image, path):
-        i = order[place]
-        marks = found.points[i], found.true[i], known[i]
+    def draw_one(rank, image, path):
+        i = order[rank]
+        marks = found.points[i], found.true[i], has_distance[i]
         drawings.overlay(image, *marks, path=path)
         label = f"{Path(found.images[i]).name}  {means[i]:.1f} px" if with_truth[i] else found.images[i]
         return drawings.overlay(image, *marks, longest=400), label
 
     names = [found.images[i] for i in order]
-    drawings.draw_examples(names, photograph, one, folder, most=most, columns=3, width=400)
+    drawings.draw_examples(names, photograph, draw_one, folder, most=most, columns=3, width=400)
 
 
 def threshold_reached_by(rates: dict[str, float | None], *, share: float = 0.9) -> tuple[str, float] | None:
@@ -56,5 +58,5 @@ def threshold_reached_by(rates: dict[str, float | None], *, share: float = 0.9) 
 
     Returns None if there is no rate.
     """
-    known = [(limit, rate) for limit, rate in rates.items() if rate is not None]
-    return next((pair for pair in known if pair[1] >= share), known[-1] if known else None)
+    available = [(limit, rate) for limit, rate in rates.items() if rate is not None]
+    return next((pair for pair in available if pair[1] >= share), available[-1] if available else None)

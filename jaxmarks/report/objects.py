@@ -28,7 +28,7 @@ def read(path: Path) -> Boxes:
     """Reads the boxes of `predictions.csv`, or the true ones of `objects.csv`, which have no score (it is set to 1)."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    column = lambda key, other: np.array([float(row.get(key) or other) for row in rows])
+    column = lambda key, default: np.array([float(row.get(key) or default) for row in rows])
     corners = np.stack([column(key, 0) for key in ("x0", "y0", "x1", "y1")], axis=-1).reshape(-1, 4)
     hit = column("hit", 0) > 0
     image, name = (np.array([row[key] for row in rows], str) for key in ("image", "class"))
@@ -37,18 +37,18 @@ def read(path: Path) -> Boxes:
 
 def draw(out: Path, summary: dict, _, photograph) -> tuple[str, dict]:
     """Draws every figure for which the files in `out` have data; returns the page's template and more values for it."""
-    folder, found, true = out / "figures", read(out / "predictions.csv"), read(out / "objects.csv")
-    if len(found.score) and len(true.image):
-        curves(found, len(true.image), summary.get("threshold"), folder)
-    overlays(found, true, photograph, folder)
+    folder, detections, objects = out / "figures", read(out / "predictions.csv"), read(out / "objects.csv")
+    if len(detections.score) and len(objects.image):
+        curves(detections, len(objects.image), summary.get("threshold"), folder)
+    overlays(detections, objects, photograph, folder)
     return "objects.html.jinja", {}
 
 
 def curves(found: Boxes, total: int, threshold: float | None, folder: Path) -> None:
     """Plots precision against recall, and F1, precision and recall by threshold; marks the thresholds in use."""
     order = np.argsort(-found.score, kind="stable")
-    right, number = np.cumsum(found.hit[order]), np.arange(1, len(order) + 1)
-    precision, recall, f1 = right / number, right / total, 2 * right / (number + total)
+    correct, count = np.cumsum(found.hit[order]), np.arange(1, len(order) + 1)
+    precision, recall, f1 = correct / count, correct / total, 2 * correct / (count + total)
     figure, grid = figures.axes(size=(4.6, 3.6))
     grid[0, 0].plot(recall, precision, color=drawings.BLUE, lw=1.5)
     if found.above.any():  # each fold has its own threshold, so the dot need not lie on the line
@@ -73,23 +73,23 @@ def overlays(
 
     Found objects are green, missed ones blue and false alarms orange; with several classes, boxes are labelled.
     """
-    several = len(np.unique(np.concatenate([true.name, found.name]))) > 1
-    layer = lambda of, which, colour: (of.corners[which], colour, of.name[which] if several else ())
+    labelled = len(np.unique(np.concatenate([true.name, found.name]))) > 1
+    layer = lambda boxes, mask, colour: (boxes.corners[mask], colour, boxes.name[mask] if labelled else ())
     names = np.unique(np.concatenate([true.image, found.image]))
     missed = {name: int((~true.hit[true.image == name]).sum()) for name in names}
     alarms = {name: int((found.above & ~found.hit & (found.image == name)).sum()) for name in names}
     order = sorted(names, key=lambda name: (missed[name] + alarms[name], name))
 
-    def one(place, image, path):
-        name = order[place]
-        here = found.above & (found.image == name)
+    def draw_one(rank, image, path):
+        name = order[rank]
+        shown = found.above & (found.image == name)
         layers = (
             layer(true, (true.image == name) & ~true.hit, drawings.BLUE),
-            layer(found, here & ~found.hit, drawings.ORANGE),
-            layer(found, here & found.hit, drawings.GREEN),
+            layer(found, shown & ~found.hit, drawings.ORANGE),
+            layer(found, shown & found.hit, drawings.GREEN),
         )
         label = f"{Path(name).name}  {missed[name]} missed, {alarms[name]} false"
         drawings.rectangles(image, layers, path=path)
         return drawings.rectangles(image, layers, longest=400), label
 
-    drawings.draw_examples(order, photograph, one, folder, most=most, columns=4, width=300)
+    drawings.draw_examples(order, photograph, draw_one, folder, most=most, columns=4, width=300)

@@ -31,14 +31,14 @@ def landmarks(out: Path, images: Path, photographs: list[dict], *, names: Iterab
     Returns:
       The path of the page.
     """
-    marked = any("found" in each for each in photographs)
+    by_hand = any("found" in entry for entry in photographs)
     help = "Drag a landmark, or move it with the arrow keys (Shift: ten times as far)." + (
-        " Orange: the network's landmarks." if marked else ""
+        " Orange: the network's landmarks." if by_hand else ""
     )
-    first = "largest difference from the network first" if marked else "least certain first"
-    shown = [each | {key: _points(each[key]) for key in {"items", "found"} & each.keys()} for each in photographs]
-    about = {"names": names, "unit": "px" if marked else ""}
-    return _write(out, images, shown, "landmarks", about, first=first, help=help)
+    first = "largest difference from the network first" if by_hand else "least certain first"
+    entries = [entry | {key: _points(entry[key]) for key in {"items", "found"} & entry.keys()} for entry in photographs]
+    about = {"names": names, "unit": "px" if by_hand else ""}
+    return _write(out, images, entries, "landmarks", about, first=first, help=help)
 
 
 def boxes(
@@ -58,11 +58,11 @@ def boxes(
     Returns:
       The path of the page.
     """
-    marked = any("found" in each for each in photographs)
+    by_hand = any("found" in entry for entry in photographs)
     help = "Drag a box or its corner. With Shift, drag to draw a new box, or click for one of typical size."
-    if marked:
+    if by_hand:
         help += " Dashed: the network's boxes; a click accepts one."
-    first = "largest difference from the network first" if marked else "least certain first"
+    first = "largest difference from the network first" if by_hand else "least certain first"
     about = {"names": names, "threshold": threshold, "least": least}
     return _write(out, images, photographs, "boxes", about, first=first, help=help)
 
@@ -70,10 +70,10 @@ def boxes(
 def _write(out, images, photographs: list[dict], kind: str, about: dict, **words: str) -> Path:
     """Writes the page, which links to the photographs, or to copies (in `COPIES`) if a browser would not show them."""
     out, images = Path(out), Path(images).absolute()
-    source = lambda numbered: _source(images / numbered[1]["name"], out, numbered[0])
-    sources = ahead(source, enumerate(photographs), most=32)
-    shown = [each | found for each, found in zip(photographs, sources, strict=True)]
-    about = atomic.plain(about | {"names": list(about["names"]), "images": shown})
+    link_of = lambda numbered: _source(images / numbered[1]["name"], out, numbered[0])
+    links = ahead(link_of, enumerate(photographs), most=32)
+    entries = [entry | link for entry, link in zip(photographs, links, strict=True)]
+    about = atomic.plain(about | {"names": list(about["names"]), "images": entries})
     title = "/".join(images.parts[-2:])
     atomic.write(out / PAGE, page("proofread.html.jinja", title=title, kind=kind, about=about, **words))
     return out / PAGE

@@ -28,13 +28,13 @@ def read_predictions(path: Path) -> Predictions:
     landmark = np.array([int(row["landmark"]) for row in rows], int) - 1
     image = np.cumsum(landmark == 0) - 1
 
-    def value(key):
-        found = np.full((sum(landmark == 0), max(landmark, default=-1) + 1), np.nan)
-        found[image, landmark] = [float(row[key] or "nan") for row in rows]
-        return found
+    def column(key):
+        array = np.full((sum(landmark == 0), max(landmark, default=-1) + 1), np.nan)
+        array[image, landmark] = [float(row[key] or "nan") for row in rows]
+        return array
 
-    points, true = (np.stack([value("x" + end), value("y" + end)], -1) for end in ("", "_true"))
-    return Predictions([row["image"] for row in rows if row["landmark"] == "1"], points, true, value("distance"))
+    points, true = (np.stack([column("x" + end), column("y" + end)], -1) for end in ("", "_true"))
+    return Predictions([row["image"] for row in rows if row["landmark"] == "1"], points, true, column("distance"))
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -42,15 +42,15 @@ def read_metrics(path: Path) -> list[dict]:
 
     Each epoch has a "stage" and, added here, a "network": (fold, member of the fold's ensemble).
     """
-    found = []
+    epochs = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
         if isinstance(entry, dict) and {"stage", "fold", "epoch"} <= entry.keys():
-            found.append(entry | {"network": (entry["fold"], entry.get("member", 0))})
-    return found
+            epochs.append(entry | {"network": (entry["fold"], entry.get("member", 0))})
+    return epochs
 
 
 def read_summary(path: Path) -> dict:
@@ -60,20 +60,20 @@ def read_summary(path: Path) -> dict:
 
 def of_network(metrics: list[dict], stage: str, network: tuple[int, int], key: str) -> np.ndarray:
     """Returns the column `key` over the epochs of one network in one stage, NaN where it holds no finite number."""
-    mine = [m for m in metrics if (m["stage"], m["network"]) == (stage, network)]
-    values = np.array([np.nan if m.get(key) is None else m[key] for m in mine], float)
+    epochs = [m for m in metrics if (m["stage"], m["network"]) == (stage, network)]
+    values = np.array([np.nan if m.get(key) is None else m[key] for m in epochs], float)
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def best_epochs(metrics: list[dict]) -> dict[tuple[str, tuple[int, int]], tuple[int, float]]:
     """Maps (stage, network) to (epoch, loss) at its lowest validation loss; networks without one are left out."""
-    found = {}
+    epochs = {}
     for stage, network in dict.fromkeys((m["stage"], m["network"]) for m in metrics):
-        valid = of_network(metrics, stage, network, "valid/loss")
-        if np.isfinite(valid).any():
-            best = np.nanargmin(valid)
-            found[stage, network] = int(of_network(metrics, stage, network, "epoch")[best]), float(valid[best])
-    return found
+        losses = of_network(metrics, stage, network, "valid/loss")
+        if np.isfinite(losses).any():
+            best = np.nanargmin(losses)
+            epochs[stage, network] = int(of_network(metrics, stage, network, "epoch")[best]), float(losses[best])
+    return epochs
 
 
 def per_landmark(distances: np.ndarray, shares=None, names=()) -> list[dict]:

@@ -96,8 +96,8 @@ class PublicLandmarks(tfds.core.GeneratorBasedBuilder):
         config, problems = self.builder_config, []
         images = manual / config.images
         annotations = formats.read(manual / config.landmarks, images, problems)
-        for each in problems:
-            logging.warning("%s: %s", each["image"], each["what"])
+        for problem in problems:
+            logging.warning("%s: %s", problem["image"], problem["what"])
         for i, a in enumerate(annotations):
             photograph = folder.photograph(images, a.image)
             if photograph is None:
@@ -126,17 +126,17 @@ def encode(image: np.ndarray) -> io.BytesIO:
 def to_samples(source, *, size: tuple[int, int], fit: str = "pad") -> Samples:
     """Converts the examples of a data source (`builder.as_data_source(split)`) to Samples at `size` (H, W)."""
     examples = [source[i] for i in range(len(source))]
-    names: dict[str, int] = {}
+    group_numbers: dict[str, int] = {}
     framed = [folder.into_frame(e["image"], size, fit) for e in examples]
     matrices = np.array([folder.frame(e["image"].shape[:2], size, fit) for e in examples])
     points = np.stack([e["points"] for e in examples])
     visible = np.stack([e["visible"] for e in examples])
-    inside = (points - matrices[:, None, :, 2]) / matrices[:, None, (0, 1), (0, 1)]
+    framed_points = (points - matrices[:, None, :, 2]) / matrices[:, None, (0, 1), (0, 1)]
     return Samples(
         images=np.stack(framed),
-        points=np.where(visible[..., None], inside, 0).astype(np.float32),
+        points=np.where(visible[..., None], framed_points, 0).astype(np.float32),
         visible=visible,
-        group=np.array([names.setdefault(e["group"].decode(), len(names)) for e in examples]),
+        group=np.array([group_numbers.setdefault(e["group"].decode(), len(group_numbers)) for e in examples]),
         name=np.array([e["name"].decode() for e in examples]),
         to_source=matrices,
         mm_per_px=np.array([float(e["mm_per_px"]) for e in examples]),

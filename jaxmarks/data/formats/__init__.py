@@ -45,12 +45,12 @@ def read(path, images=None, problems: list[dict] | None = None, *, curves: int =
     Raises:
       FormatError: a file cannot be read; the message names the file, the place and the value.
     """
-    noted: list[dict] = [] if problems is None else problems
-    files = [_read(one, images, noted, curves) for one in annotators(path)]
-    found = files[0] if len(files) == 1 else consensus(files, noted)
-    if problems is None and noted:
-        raise FormatError(noted[0]["where"], "", f"{noted[0]['image']}: {noted[0]['what']}", "correct it")
-    return found
+    reported: list[dict] = [] if problems is None else problems
+    by_annotator = [_read(file, images, reported, curves) for file in annotators(path)]
+    annotations = by_annotator[0] if len(by_annotator) == 1 else consensus(by_annotator, reported)
+    if problems is None and reported:
+        raise FormatError(reported[0]["where"], "", f"{reported[0]['image']}: {reported[0]['what']}", "correct it")
+    return annotations
 
 
 def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotation]:
@@ -59,29 +59,29 @@ def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotat
         raise FormatError(path, "", "no such file", "give the path of a landmark file")
     suffix = path.suffix.lower()
     if path.is_dir() and (files := deeplabcut.files_of(path)):
-        if others := files_in(path, {".json"}):
-            what = f"{len(others)} .json files such as {others[0].name} are not read, because {files[0].name} is there"
-            problems.append(problem("", what, str(others[0])))
-        found = deeplabcut.read({file: text.csv_cells(file, deeplabcut.HEADER)[0] for file in files}, problems)
+        if unread := files_in(path, {".json"}):
+            what = f"{len(unread)} .json files such as {unread[0].name} are not read, because {files[0].name} is there"
+            problems.append(problem("", what, str(unread[0])))
+        annotations = deeplabcut.read({file: text.csv_cells(file, deeplabcut.HEADER)[0] for file in files}, problems)
     elif path.is_dir():
-        found = labelme.read(path, problems, images)
+        annotations = labelme.read(path, problems, images)
     elif suffix == ".tps":
-        found = _read_tps(path, images, problems, curves)
+        annotations = _read_tps(path, images, problems, curves)
     elif suffix in (".csv", ".tsv", ".txt"):
         cells = text.csv_cells(path, "image,x1,y1,... or image,landmark,x,y")
         rows, _ = cells
-        of_frames = rows[0][1][0].lower() == "scorer"
-        found = deeplabcut.read({path: rows}, problems) if of_frames else table.read(path, cells, problems)
+        is_deeplabcut = rows[0][1][0].lower() == "scorer"
+        annotations = deeplabcut.read({path: rows}, problems) if is_deeplabcut else table.read(path, cells, problems)
     elif suffix == ".xml":
-        found = imglab.read(path, problems)
+        annotations = imglab.read(path, problems)
     elif suffix == ".json":
-        found = _read_json(path, problems, images)
+        annotations = _read_json(path, problems, images)
     else:
         raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"the known formats are {KNOWN}")
     if images is not None:
-        found = _beside_photographs(found, Path(images), problems)
-    _check(path, found, problems)
-    return found
+        annotations = _beside_photographs(annotations, Path(images), problems)
+    _check(path, annotations, problems)
+    return annotations
 
 
 def annotators(path) -> list[Path]:
@@ -102,64 +102,64 @@ def consensus(files: list[list[Annotation]], problems: list[dict]) -> list[Annot
       FormatError: the annotators mark different numbers of landmarks or name them differently, or one of them annotates
         an image twice.
     """
-    counts = {len(a.points): a.where for annotations in files for a in annotations}
-    if len(counts) > 1:
-        (one, here), (other, there) = list(counts.items())[:2]
+    place_by_count = {len(a.points): a.where for annotations in files for a in annotations}
+    if len(place_by_count) > 1:
+        (count, place), (other, other_place) = list(place_by_count.items())[:2]
         raise FormatError(
-            here, "", f"{one} landmarks, but {other} in {there}", "all annotators must mark the same ones"
+            place, "", f"{count} landmarks, but {other} in {other_place}", "all annotators must mark the same ones"
         )
-    called = {a.names: a.where for annotations in files for a in annotations if a.names}
-    if len(called) > 1:
-        (mine, place), (theirs, where) = list(called.items())[:2]
-        at = next(at for at, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
-        what = f"landmark {at + 1} is called {theirs[at]!r}, but {mine[at]!r} in {place}"
+    place_by_names = {a.names: a.where for annotations in files for a in annotations if a.names}
+    if len(place_by_names) > 1:
+        (first_names, first_place), (other_names, where) = list(place_by_names.items())[:2]
+        n = next(n for n, pair in enumerate(zip(first_names, other_names, strict=True)) if pair[0] != pair[1])
+        what = f"landmark {n + 1} is called {other_names[n]!r}, but {first_names[n]!r} in {first_place}"
         raise FormatError(where, "", what, "all annotators must use the same names in the same order")
-    landmarks = next(iter(called), ())
+    names = next(iter(place_by_names), ())
     by_image = [{a.image: a for a in annotations} for annotations in files]
     for annotations, images in zip(files, by_image, strict=True):
         if len(images) < len(annotations):
-            twice = next(a for a in annotations if images[a.image] is not a)
+            duplicate = next(a for a in annotations if images[a.image] is not a)
             raise FormatError(
-                twice.where, "", f"{twice.image} is annotated twice", "give each image once per annotator"
+                duplicate.where, "", f"{duplicate.image} is annotated twice", "give each image once per annotator"
             )
-    found, names = [], dict.fromkeys(a.image for annotations in files for a in annotations)
-    if some := [name for name in names if not all(name in images for images in by_image)]:
+    merged, image_names = [], dict.fromkeys(a.image for annotations in files for a in annotations)
+    if partial := [name for name in image_names if not all(name in images for images in by_image)]:
         what = (
-            f"{len(some)} images, this one among them, are not marked by all {len(files)} annotators: the existing"
+            f"{len(partial)} images, this one among them, are not marked by all {len(files)} annotators: the existing"
             " marks are used"
         )
-        problems.append(problem(some[0], what, files[0][0].where if files[0] else ""))
-    for name in names:
-        each = [images[name] for images in by_image if name in images]
-        visible = np.stack([a.visible for a in each])
-        points = np.where(visible[..., None], np.stack([a.points for a in each]), 0).sum(0)
-        seen = np.logical_or.reduce(visible)
-        for k in np.flatnonzero(seen & (visible.sum(0) < len(each))):
+        problems.append(problem(partial[0], what, files[0][0].where if files[0] else ""))
+    for name in image_names:
+        marks = [images[name] for images in by_image if name in images]
+        visible = np.stack([a.visible for a in marks])
+        points = np.where(visible[..., None], np.stack([a.points for a in marks]), 0).sum(0)
+        marked = np.logical_or.reduce(visible)
+        for k in np.flatnonzero(marked & (visible.sum(0) < len(marks))):
             what = (
-                f"landmark {k + 1} is marked by only {visible[:, k].sum()} of {len(each)} annotators: the existing"
+                f"landmark {k + 1} is marked by only {visible[:, k].sum()} of {len(marks)} annotators: the existing"
                 " marks are used"
             )
-            problems.append(problem(name, what, each[0].where))
+            problems.append(problem(name, what, marks[0].where))
         points = points / np.maximum(visible.sum(0), 1)[:, None]
-        found.append(
+        merged.append(
             dataclasses.replace(
-                each[0], points=points, visible=seen, names=landmarks, **_first_known_metadata(each, problems)
+                marks[0], points=points, visible=marked, names=names, **_first_known_metadata(marks, problems)
             )
         )
-    return found
+    return merged
 
 
 def _first_known_metadata(each: list[Annotation], problems) -> dict:
     """Returns an image's scale, group and ID, each from the first annotator who gives it; reports conflicting ones."""
-    told: dict = {}
-    for key, unknown in (("mm_per_px", math.isnan), ("group", operator.not_), ("id", operator.not_)):
-        known = [(getattr(a, key), a) for a in each if not unknown(getattr(a, key))]
-        for value, a in known:
-            first = told.setdefault(key, value)
+    metadata: dict = {}
+    for key, is_unknown in (("mm_per_px", math.isnan), ("group", operator.not_), ("id", operator.not_)):
+        values = [(getattr(a, key), a) for a in each if not is_unknown(getattr(a, key))]
+        for value, a in values:
+            first = metadata.setdefault(key, value)
             if value != first:
-                what = f"{key} {value}, but {first} in {known[0][1].where}: the latter is used"
+                what = f"{key} {value}, but {first} in {values[0][1].where}: the latter is used"
                 problems.append(problem(a.image, what, a.where))
-    return told
+    return metadata
 
 
 def disagreement(path, images=None, *, curves: int = 0) -> float | None:
@@ -170,14 +170,14 @@ def disagreement(path, images=None, *, curves: int = 0) -> float | None:
     paths = annotators(path)
     if len(paths) < 2:  # spares reading the file again
         return None
-    files = [{a.image: a for a in read(one, images, [], curves=curves)} for one in paths]
-    gaps: list[float] = []
-    for i, one in enumerate(files):
-        for other in files[i + 1 :]:
-            for name in one.keys() & other.keys():
-                both = one[name].visible & other[name].visible
-                gaps += np.linalg.norm(one[name].points - other[name].points, axis=1)[both].tolist()
-    return math.fsum(gaps) / len(gaps) if gaps else None
+    by_annotator = [{a.image: a for a in read(one, images, [], curves=curves)} for one in paths]
+    distances: list[float] = []
+    for i, one in enumerate(by_annotator):
+        for other in by_annotator[i + 1 :]:
+            for image in one.keys() & other.keys():
+                both_visible = one[image].visible & other[image].visible
+                distances += np.linalg.norm(one[image].points - other[image].points, axis=1)[both_visible].tolist()
+    return math.fsum(distances) / len(distances) if distances else None
 
 
 def _read_json(path, problems, images):
@@ -191,83 +191,83 @@ def _read_json(path, problems, images):
 
 def _beside_photographs(found, images, problems) -> list[Annotation]:
     """Renames annotations after their photographs and maps them to stored pixels; without a photograph, keeps them."""
-    find, kept = finder(images), []
+    find, annotations = finder(images), []
     for a in found:
         try:
             file = find(a.image)
             name = name_of(file, images)
             if a.size is None and not a.upright:  # without a size they can only refer to the stored pixels
-                kept.append(dataclasses.replace(a, image=name))
+                annotations.append(dataclasses.replace(a, image=name))
                 continue
-            stored = image_size(file)
-            told = None if not a.upright and unsure(file, a.size, stored) else stored
+            stored_size = image_size(file)
+            size = None if not a.upright and unsure(file, a.size, stored_size) else stored_size
         except OSError:  # whatever needs the photograph reports that it is missing
-            kept.append(a)
+            annotations.append(a)
             continue
         try:
-            turn = turn_of(file, a.size, stored, upright=a.upright)
+            turn = turn_of(file, a.size, stored_size, upright=a.upright)
         except OSError as error:
             problems.append(problem(name, f"{error}: left out", a.where))
             continue
         points = a.points
         if turn > 1:
-            turned = np.stack(EXIF_TURNS[turn](points[:, 0], points[:, 1], *stored), axis=-1)
+            turned = np.stack(EXIF_TURNS[turn](points[:, 0], points[:, 1], *stored_size), axis=-1)
             points = np.where(a.visible[:, None], turned, 0.0)
-        kept.append(dataclasses.replace(a, image=name, points=points, size=told, upright=False))
-    return kept
+        annotations.append(dataclasses.replace(a, image=name, points=points, size=size, upright=False))
+    return annotations
 
 
 def _read_tps(path, images, problems, curves):
-    specimens, heights, kept = tps.read(path), [], []
+    specimens, heights, usable = tps.read(path), [], []
     images = path.parent if images is None else Path(images)
     find = finder(images)
-    unused = {
+    unused_points = {
         "CURVES": (
             [s for s in specimens if s.curves and not curves],
             "; --config.data.curves=10 adds ten points of each curve",
         ),
         "OUTLINES": ([s for s in specimens if s.outlines], ""),
     }
-    for key, (left, remedy) in unused.items():
-        if left:
-            what = f"{key} of {len(left)} records are not used: only landmarks (LM=) are learnt{remedy}"
-            problems.append(problem(left[0].image or left[0].id, what, f"{path}: line {left[0].line}"))
+    for key, (records, remedy) in unused_points.items():
+        if records:
+            what = f"{key} of {len(records)} records are not used: only landmarks (LM=) are learnt{remedy}"
+            problems.append(problem(records[0].image or records[0].id, what, f"{path}: line {records[0].line}"))
     if curves:
         specimens = tps.with_curves(specimens, curves, path, problems)
-    marked = any(len(s.points) for s in specimens)
+    any_marked = any(len(s.points) for s in specimens)
     for s in specimens:
         name, where = s.image or s.id, f"{path}: line {s.line}"
         if not name:
             raise FormatError(path, f"line {s.line}", "a record with neither IMAGE= nor ID=", "add IMAGE=file name")
-        if marked and not len(s.points):
+        if any_marked and not len(s.points):
             problems.append(problem(name, "LM=0, no landmark is marked yet: left out", where))
             continue
         try:
             file = find(name)
             heights.append(image_size(file)[0])
-            kept.append(dataclasses.replace(s, image=name_of(file, images)))
+            usable.append(dataclasses.replace(s, image=name_of(file, images)))
         except OSError as error:
             problems.append(problem(name, f"{error}: left out", where))
-    return tps.to_annotations(kept, heights, path)
+    return tps.to_annotations(usable, heights, path)
 
 
 def _check(path, found, problems):
     """Requires the same number of landmarks, above 0, in all images; reports IDs and images that occur twice."""
     if found and not len(found[0].points):
         raise FormatError(found[0].where or path, "", "no image has a landmark", "digitise the photographs first")
-    ids: dict[str, Annotation] = {}
-    images: dict[str, Annotation] = {}
+    by_id: dict[str, Annotation] = {}
+    by_image: dict[str, Annotation] = {}
     for a in found:
         if len(a.points) != len(found[0].points):
             what = f"{len(a.points)} landmarks, but {len(found[0].points)} in {found[0].where}"
             raise FormatError(a.where or path, "", what, "give every image the same landmarks, NA where one is missing")
-        if a.id and a.id in ids and ids[a.id].image != a.image:
-            problems.append(problem(a.image, f"ID {a.id} is also that of {ids[a.id].image}", a.where))
-        if a.image in images:
-            where = f"{a.where}; {images[a.image].where}"
+        if a.id and a.id in by_id and by_id[a.id].image != a.image:
+            problems.append(problem(a.image, f"ID {a.id} is also that of {by_id[a.id].image}", a.where))
+        if a.image in by_image:
+            where = f"{a.where}; {by_image[a.image].where}"
             problems.append(problem(a.image, "annotated twice: both annotations are kept, in one group", where))
-        ids.setdefault(a.id, a)
-        images.setdefault(a.image, a)
+        by_id.setdefault(a.id, a)
+        by_image.setdefault(a.image, a)
 
 
 def write(path, annotations: list[Annotation], heights: Mapping[str, int] | None = None) -> None:

@@ -117,36 +117,36 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
         raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"the known formats are {KNOWN}")
     if not images:
         raise FormatError(path, "", "the file names no image", "give a file of boxes")
-    found = [_annotation(name, image, shift, found_problems) for name, image in images.items()]
+    annotations = [_annotation(name, image, shift, found_problems) for name, image in images.items()]
     if problems is None and found_problems:
         first = found_problems[0]
         raise FormatError(first["where"], "", f"{first['image']}: {first['what']}", "correct it")
-    return found
+    return annotations
 
 
 def _annotation(name, image, shift, problems):
     """Converts an image's boxes to continuous coordinates; reports invalid boxes and leaves them out."""
-    first, last = shift
+    low_offset, high_offset = shift
     boxes: dict[tuple, str] = {}
     for corners, label, where in image.objects:
-        note = lambda what, where=where: problems.append(problem(name, what, where))
+        report = lambda what, where=where: problems.append(problem(name, what, where))
         if any(map(math.isnan, corners)):
-            note(f"a box with a corner that is NaN or missing, {_shown(corners)}: left out")
+            report(f"a box with a corner that is NaN or missing, {_shown(corners)}: left out")
             continue
         swapped = list(corners)
         for low, high in ((0, 2), (1, 3)):
             # Compared as continuous coordinates: in CSV and VOC equal corners are a box of one pixel, not reversed.
-            if corners[high] + last < corners[low] + first:
+            if corners[high] + high_offset < corners[low] + low_offset:
                 swapped[low], swapped[high] = corners[high], corners[low]
         if swapped != corners:
-            note(f"reversed corners, {_shown(corners)}: swapped")
-        box = (swapped[0] + first, swapped[1] + first, swapped[2] + last, swapped[3] + last)
+            report(f"reversed corners, {_shown(corners)}: swapped")
+        box = (swapped[0] + low_offset, swapped[1] + low_offset, swapped[2] + high_offset, swapped[3] + high_offset)
         if any(map(math.isinf, box)):
             raise FormatError(where, "", f"{_shown(corners)} is not finite", "write corners in pixels")
         if box[0] == box[2] or box[1] == box[3]:
-            note(f"a box without area, {_shown(corners)}: left out")
+            report(f"a box without area, {_shown(corners)}: left out")
         elif (*box, label) in boxes:
-            note(f"the box {_shown(corners)} is given twice, first in {boxes[*box, label]}: kept once")
+            report(f"the box {_shown(corners)} is given twice, first in {boxes[*box, label]}: kept once")
         else:
             boxes[*box, label] = where
     return BoxAnnotation(
@@ -170,11 +170,11 @@ def _entry(images, name, where, size, group, problems):
     """Returns an image's entry, created if new; reports a group or size that differs from the entry's."""
     entry = images.setdefault(name, _Image(where, size, group))
     for key, value in (("group", group), ("size", size)):
-        known = getattr(entry, key)
-        if value and known and value != known:
-            what = f"{key} {value}, but {known} in {entry.where}: the latter is used"
+        entry_value = getattr(entry, key)
+        if value and entry_value and value != entry_value:
+            what = f"{key} {value}, but {entry_value} in {entry.where}: the latter is used"
             problems.append(problem(name, what, where))
-        setattr(entry, key, known or value)
+        setattr(entry, key, entry_value or value)
     return entry
 
 
@@ -226,23 +226,23 @@ def _size(where, width, height):
 
 def _read_folder(path, problems):
     """Reads the images of a folder of VOC, LabelMe or YOLO files; also returns their format's corner offsets."""
-    voc, others = (files_in(path, {ending}) for ending in (".xml", ".json"))
-    files = yolo.files_of(path)
-    labels = list(filter(yolo.is_label, files))
-    if labels:
-        others = [file for file in others if file.name != "notes.json"]  # part of Label Studio's YOLO export
-    kinds = {"VOC .xml": len(voc), "LabelMe .json": len(others), "YOLO .txt": len(labels)}
-    if len(there := [f"{count} {kind}" for kind, count in kinds.items() if count]) > 1:
-        what = f"{' and '.join(there)} files in one folder: several annotations of the same images?"
+    voc_files, json_files = (files_in(path, {ending}) for ending in (".xml", ".json"))
+    txt_files = yolo.files_of(path)
+    label_files = list(filter(yolo.is_label, txt_files))
+    if label_files:
+        json_files = [file for file in json_files if file.name != "notes.json"]  # part of Label Studio's YOLO export
+    counts = {"VOC .xml": len(voc_files), "LabelMe .json": len(json_files), "YOLO .txt": len(label_files)}
+    if len(present := [f"{count} {kind}" for kind, count in counts.items() if count]) > 1:
+        what = f"{' and '.join(present)} files in one folder: several annotations of the same images?"
         raise FormatError(path, "", what, "keep one kind")
-    if voc:
-        return _read_voc(path, {file: texts.read_xml(file) for file in voc}, problems), VOC_OFFSETS
-    if others:
-        return _read_labelme(path, others, problems), JSON_OFFSETS
-    if not files:
+    if voc_files:
+        return _read_voc(path, {file: texts.read_xml(file) for file in voc_files}, problems), VOC_OFFSETS
+    if json_files:
+        return _read_labelme(path, json_files, problems), JSON_OFFSETS
+    if not txt_files:
         what, advice = "no .xml, no .json and no .txt in this folder", "give a folder of VOC, LabelMe or YOLO files"
         raise FormatError(path, "", what, advice)
-    return _read_yolo(path, files, problems), YOLO_OFFSETS
+    return _read_yolo(path, txt_files, problems), YOLO_OFFSETS
 
 
 def _named(path, names: dict[Path, str]) -> dict[Path, str]:
@@ -250,8 +250,8 @@ def _named(path, names: dict[Path, str]) -> dict[Path, str]:
     folders: dict[str, set] = collections.defaultdict(set)
     for file, name in names.items():
         folders[name].add(file.parent)
-    several = lambda name: len(folders[name]) > 1
-    return {f: (f.parent.relative_to(path) / name).as_posix() if several(name) else name for f, name in names.items()}
+    shared = lambda name: len(folders[name]) > 1
+    return {f: (f.parent.relative_to(path) / name).as_posix() if shared(name) else name for f, name in names.items()}
 
 
 def _report_duplicate_image(images, name, where, problems):
@@ -304,9 +304,9 @@ def _read_coco(path, document, problems):
             raise FormatError(where, "", "no file_name", "write the photograph's name")
         _report_duplicate_image(images, name, where, problems)
         sides = [image.get("width"), image.get("height")]
-        known = [_json_number(where, math.nan if side is None else side) for side in sides]
+        pixels = [_json_number(where, math.nan if side is None else side) for side in sides]
         group = "" if image.get("group") is None else str(image["group"])
-        by_id[i] = name, _entry(images, name, where, _size(where, *known), group, problems)
+        by_id[i] = name, _entry(images, name, where, _size(where, *pixels), group, problems)
     for where, entry in coco.objects(path, document, "annotations"):
         name, image = _lookup(where, by_id, entry, "image_id")
         label = _lookup(where, categories, entry, "category_id")
@@ -340,36 +340,36 @@ def _json_number(where, value):
 
 
 def _read_voc(path, roots, problems):
-    cell = lambda element, tag: (element.findtext(tag) or "").strip()
+    text_of = lambda element, tag: (element.findtext(tag) or "").strip()
     for file, root in roots.items():
         if root.tag != "annotation":
             raise FormatError(file, "", f"the root is <{root.tag}>, not <annotation>", "give a VOC file")
-    named = _named(path, {file: cell(root, "filename") or file.stem for file, root in roots.items()})
+    names = _named(path, {file: text_of(root, "filename") or file.stem for file, root in roots.items()})
     images: dict[str, _Image] = {}
     for file, root in roots.items():
-        name = named[file]
+        name = names[file]
         _report_duplicate_image(images, name, str(file), problems)
-        sides = [_number(file, cell(root, f"size/{side}")) for side in ("width", "height")]
+        sides = [_number(file, text_of(root, f"size/{side}")) for side in ("width", "height")]
         entry = _entry(images, name, str(file), _size(file, *sides), "", problems)
         for i, element in enumerate(root.findall("object")):
             where = f"{file}: object {i + 1}"
-            if not cell(element, "name"):
+            if not text_of(element, "name"):
                 raise FormatError(where, "", "a box without a class", "write its <name>")
             absent = next((tag for tag in CORNERS if element.find(f"bndbox/{tag}") is None), None)
             if absent:
                 raise FormatError(where, "", f"no <{absent}> in <bndbox>", "write xmin, ymin, xmax and ymax")
-            corners = [_number(where, cell(element, f"bndbox/{tag}")) for tag in CORNERS]
-            entry.objects.append((corners, cell(element, "name"), where))
+            corners = [_number(where, text_of(element, f"bndbox/{tag}")) for tag in CORNERS]
+            entry.objects.append((corners, text_of(element, "name"), where))
     return images
 
 
 def _read_dlib(path, root, problems):
     images: dict[str, _Image] = {}
-    for each in imglab.photographs(path, root, problems):
-        _report_duplicate_image(images, each.name, each.where, problems)
-        entry = _entry(images, each.name, each.where, each.size, "", problems)
+    for photograph in imglab.photographs(path, root, problems):
+        _report_duplicate_image(images, photograph.name, photograph.where, problems)
+        entry = _entry(images, photograph.name, photograph.where, photograph.size, "", problems)
         entry.objects += [
-            (imglab.corners(where, box), imglab.label(box) or DEFAULT_CLASS, where) for where, box in each.boxes
+            (imglab.corners(where, box), imglab.label(box) or DEFAULT_CLASS, where) for where, box in photograph.boxes
         ]
     return images
 
@@ -408,10 +408,10 @@ def write(
             raise ValueError(f"{path}: {a.image}: boxes in fractions of the image's sides; convert them to pixels")
         if not np.isfinite(a.boxes).all() or not all(label.strip() for label in a.classes):
             raise ValueError(f"{path}: {a.image}: a box has a coordinate that is not finite, or no class")
-    known = tuple(classes) or tuple(sorted({label for a in annotations for label in a.classes}))
-    if other := sorted({label for a in annotations for label in a.classes} - set(known)):
-        raise ValueError(f"{path}: boxes of class {', '.join(other)}, but the classes are {', '.join(known)}")
-    writers[path.suffix.lower()](path, annotations, scores, known)
+    class_names = tuple(classes) or tuple(sorted({label for a in annotations for label in a.classes}))
+    if unknown := sorted({label for a in annotations for label in a.classes} - set(class_names)):
+        raise ValueError(f"{path}: boxes of class {', '.join(unknown)}, but the classes are {', '.join(class_names)}")
+    writers[path.suffix.lower()](path, annotations, scores, class_names)
 
 
 def _write_csv(path, annotations, scores, classes):
@@ -442,8 +442,8 @@ def _write_coco(path, annotations, scores, classes):
         for k, (x0, y0, x1, y1) in enumerate(a.boxes.tolist()):
             box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
             score = {"score": float(scores[i][k])} if scores is not None else {}
-            known = {"id": len(entries) + 1, "image_id": i + 1, "category_id": ids[a.classes[k]]}
-            entries.append(known | box | score)
+            keys = {"id": len(entries) + 1, "image_id": i + 1, "category_id": ids[a.classes[k]]}
+            entries.append(keys | box | score)
     categories = [{"id": i, "name": label} for label, i in ids.items()]
     document = {"images": images, "annotations": entries, "categories": categories}
     atomic.write(path, json.dumps(document))

@@ -23,10 +23,10 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     """
     images, entries = by_id(path, document, "images"), objects(path, document, "annotations")
     categories = [c for _, c in objects(path, document, "categories")] if "categories" in document else []
-    named = {
+    names_by_category = {
         str(c.get("id")): c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list) and c["keypoints"]
     }
-    names = next(iter(named.values()), None)
+    names = next(iter(names_by_category.values()), None)
     for where, image in images.values():
         if not isinstance(image.get("file_name"), str):
             raise FormatError(where, "", "no file_name", "write the photograph's name")
@@ -38,13 +38,13 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
         if not isinstance(keypoints, list) or not isinstance(entry.get("image_id"), int | str):
             raise FormatError(where, "", "keypoints is not a list, or image_id is missing", "write both")
         if len(keypoints) % 3 or (names and len(keypoints) != 3 * len(names)):
-            due = f"3 x {len(names)} numbers" if names else "a multiple of 3 numbers"
+            expected = f"3 x {len(names)} numbers" if names else "a multiple of 3 numbers"
             raise FormatError(
-                where, "", f"{len(keypoints)} numbers in keypoints", f"write x, y, visibility of each: {due}"
+                where, "", f"{len(keypoints)} numbers in keypoints", f"write x, y, visibility of each: {expected}"
             )
-        own = named.get(str(entry.get("category_id")), names)
-        if own != names:
-            what = f"keypoints {own}, but {names} in another category"
+        entry_names = names_by_category.get(str(entry.get("category_id")), names)
+        if entry_names != names:
+            what = f"keypoints {entry_names}, but {names} in another category"
             raise FormatError(where, "", what, "keep one kind of specimen in a file")
         try:
             triples = np.array(keypoints, float).reshape(-1, 3)
@@ -58,26 +58,26 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     count = len(names) if names else max((len(t) for _, t in by_image.values()), default=0)
     if not count:
         raise FormatError(path, "annotations", "no keypoints", "give a file of keypoints")
-    unknown = set(by_image) - set(images)
-    if unknown:
-        first = next(iter(unknown))
-        raise FormatError(by_image[first][0], "", f"image_id {first!r} is not among the images", "add the image")
-    found = []
+    unknown_ids = set(by_image) - set(images)
+    if unknown_ids:
+        image_id = next(iter(unknown_ids))
+        raise FormatError(by_image[image_id][0], "", f"image_id {image_id!r} is not among the images", "add the image")
+    annotations = []
     for where, image in images.values():
         scale = math.nan if image.get("mm_per_px") is None else image["mm_per_px"]
         if not isinstance(scale, int | float) or scale <= 0 or math.isinf(scale):
             raise FormatError(
                 where, "", f"mm_per_px {scale!r} is not a length", "write the mm per pixel, or leave it out"
             )
-        at, triples = by_image.get(image.get("id"), (None, np.zeros((count, 3))))
-        if at is None:
+        entry_place, triples = by_image.get(image.get("id"), (None, np.zeros((count, 3))))
+        if entry_place is None:
             problems.append(problem(image["file_name"], "no visible keypoints: all landmarks are missing", where))
         finite = np.isfinite(triples).all(1)
         for k in np.flatnonzero(~finite & (triples[:, 2] > 0)):
             what = f"landmark {k + 1} is NaN or infinite: treated as missing"
-            problems.append(problem(image["file_name"], what, at))
+            problems.append(problem(image["file_name"], what, entry_place))
         visible = finite & (triples[:, 2] > 0)
-        found.append(
+        annotations.append(
             Annotation(
                 image=image["file_name"],
                 points=np.where(visible[:, None], triples[:, :2], 0.0),
@@ -90,7 +90,7 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
                 names=text.informative_names(names or ()),
             )
         )
-    return found
+    return annotations
 
 
 def write(path, annotations: list[Annotation]) -> None:
@@ -100,16 +100,16 @@ def write(path, annotations: list[Annotation]) -> None:
     numbers; otherwise they are numbered from 1.
     """
     images, entries = [], []
-    known = {a.id for a in annotations if re.fullmatch("0|[1-9][0-9]{0,15}", a.id)}
-    own = len(known) == len(annotations)
+    ids = {a.id for a in annotations if re.fullmatch("0|[1-9][0-9]{0,15}", a.id)}
+    keep_ids = len(ids) == len(annotations)
     for number, a in enumerate(annotations, 1):
-        i = int(a.id) if own else number
+        i = int(a.id) if keep_ids else number
         size = {"height": a.size[0], "width": a.size[1]} if a.size else {}
         image = {"id": i, "file_name": a.image} | size | ({"group": a.group} if a.group else {})
         images.append(image | ({"mm_per_px": a.mm_per_px} if np.isfinite(a.mm_per_px) else {}))
         keypoints = np.column_stack([np.where(a.visible[:, None], a.points, 0), 2 * a.visible]).reshape(-1).tolist()
-        seen = a.points[a.visible] if a.visible.any() else np.zeros((1, 2))
-        corner, extent = seen.min(0), np.ptp(seen, axis=0)
+        visible_points = a.points[a.visible] if a.visible.any() else np.zeros((1, 2))
+        corner, extent = visible_points.min(0), np.ptp(visible_points, axis=0)
         entries.append(
             {
                 "id": i,
@@ -130,23 +130,23 @@ def write(path, annotations: list[Annotation]) -> None:
 
 def objects(path, document, key) -> list[tuple[str, dict]]:
     """Returns (place, object) for each entry of the list under `key`."""
-    found = document.get(key)
-    if not isinstance(found, list):
+    entries = document.get(key)
+    if not isinstance(entries, list):
         raise FormatError(path, f"key {key!r}", "no such list", "a COCO file has images and annotations")
-    for i, entry in enumerate(found):
+    for i, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise FormatError(path, f"{key}[{i}]", f"{entry!r} is not an object", "correct or delete the entry")
-    return [(f"{path}: {key}[{i}]", entry) for i, entry in enumerate(found)]
+    return [(f"{path}: {key}[{i}]", entry) for i, entry in enumerate(entries)]
 
 
 def by_id(path, document, key) -> dict[int | str, tuple[str, dict]]:
     """Returns the `objects` under `key` by their id."""
-    found: dict = {}
+    entries: dict = {}
     for where, entry in objects(path, document, key):
         if not isinstance(entry.get("id"), int | str):
             raise FormatError(where, "", "no id", "write a number")
-        if entry["id"] in found:
-            what = f"id {entry['id']!r} is given twice, first in {found[entry['id']][0]}"
+        if entry["id"] in entries:
+            what = f"id {entry['id']!r} is given twice, first in {entries[entry['id']][0]}"
             raise FormatError(where, "", what, "give every entry its own id")
-        found[entry["id"]] = where, entry
-    return found
+        entries[entry["id"]] = where, entry
+    return entries

@@ -34,11 +34,11 @@ def read(files: dict[Path, list], problems: list[dict]) -> list[Annotation]:
         raise FormatError(next(iter(files)), "", "a header without frames", "label some frames")
     parts = list(dict.fromkeys(part for *_, marks in frames for part in marks))
     folder = lambda name: PureWindowsPath(name).parent.as_posix()  # accepts \ and /
-    several = len({folder(name) for name, *_ in frames}) > 1
-    if not several:
+    several_videos = len({folder(name) for name, *_ in frames}) > 1
+    if not several_videos:
         what = f"all {len(frames)} frames are of one video: scores on its frames tell little about other videos"
         problems.append(problem(frames[0][0], what, frames[0][1]))
-    group = lambda name: folder(name) if several else ""
+    group = lambda name: folder(name) if several_videos else ""
     return [
         Annotation(
             image=name,
@@ -61,15 +61,15 @@ def _read(path, rows, problems):
         if not name:
             raise FormatError(where, "", "no frame is named", "write its path")
         marks: dict[str, tuple[float, float]] = {}
-        marked: dict[str, None] = {}
-        for (animal, part), places in columns.items():
-            point = _point(where, part, [cells[places[axis]] for axis in "xy"], name, problems)
+        marked_animals: dict[str, None] = {}
+        for (animal, part), cell_indices in columns.items():
+            point = _point(where, part, [cells[cell_indices[axis]] for axis in "xy"], name, problems)
             if part not in marks or math.isnan(marks[part][0]):
                 marks[part] = point
             if not math.isnan(point[0]) and animal != "single":  # DeepLabCut's name for parts of no animal
-                marked[animal] = None
-        if len(marked) > 1:
-            what = f"two animals are marked, {' and '.join(list(marked)[:2])}"
+                marked_animals[animal] = None
+        if len(marked_animals) > 1:
+            what = f"two animals are marked, {' and '.join(list(marked_animals)[:2])}"
             raise FormatError(where, "", what, "crop each animal to its own image, or keep one")
         yield name, where, marks
 
@@ -79,11 +79,11 @@ def _columns(path, rows):
 
     The columns are {(animal, body part): {"x": cell index, ...}}; without a row "individuals" the animal is "".
     """
-    (first, cells), *_ = rows
+    (first_line, cells), *_ = rows
     if cells[0].lower() != "scorer":
-        raise FormatError(path, f"line {first}", "no row 'scorer'", f"a DeepLabCut file has {HEADER}")
-    width, header, below = len(cells), dict[str, list[str]](), iter(rows)
-    for line, row in below:
+        raise FormatError(path, f"line {first_line}", "no row 'scorer'", f"a DeepLabCut file has {HEADER}")
+    width, header, remaining_rows = len(cells), dict[str, list[str]](), iter(rows)
+    for line, row in remaining_rows:
         if len(row) != width:
             raise text.of_another_length(path, line, row, width)
         header[row[0].lower()] = row
@@ -91,7 +91,7 @@ def _columns(path, rows):
             break
     absent = next((name for name in ("bodyparts", "coords") if name not in header), None)
     if absent:
-        raise FormatError(path, f"line {first}", f"no row {absent!r}", f"a DeepLabCut file has {HEADER}")
+        raise FormatError(path, f"line {first_line}", f"no row {absent!r}", f"a DeepLabCut file has {HEADER}")
     coords = [cell.lower() for cell in header["coords"]]
     path_cells = next((n for n, cell in enumerate(coords) if cell == "x"), width)
     animals = header.get("individuals", [""] * width)
@@ -100,16 +100,16 @@ def _columns(path, rows):
         columns.setdefault((animals[n], header["bodyparts"][n]), {})[coords[n]] = n
     if not columns:
         raise FormatError(path, "", "no column x in the row 'coords'", f"a DeepLabCut file has {HEADER}")
-    for (animal, part), places in columns.items():
-        if not {"x", "y"} <= set(places):
+    for (animal, part), cell_indices in columns.items():
+        if not {"x", "y"} <= set(cell_indices):
             raise FormatError(path, "", f"{f'{animal} {part}'.strip()} has no x or no y column", "write both")
-    return width, path_cells, columns, below
+    return width, path_cells, columns, remaining_rows
 
 
 def _point(where, part, cells, name, problems) -> tuple[float, float]:
-    gone = [cell.lower() in text.MISSING for cell in cells]
-    if any(gone):
-        if not all(gone):
+    missing = [cell.lower() in text.MISSING for cell in cells]
+    if any(missing):
+        if not all(missing):
             problems.append(problem(name, f"{part} has only one coordinate: treated as missing", where))
         return math.nan, math.nan
     try:

@@ -55,25 +55,25 @@ def read(path, problems: list[dict]) -> list[Annotation]:
       FormatError: not a file of imglab; a part without a name, given twice, or with a coordinate that is not a number;
         two boxes with parts on one image; the message names the place.
     """
-    found = []
-    for each in photographs(path, text.read_xml(path), problems):
-        marked = [(at, parts) for at, box in each.boxes if (parts := _parts(at, box, each.name, problems))]
-        if len(marked) > 1:
-            what = f"a second box with parts on {each.name}"
-            raise FormatError(marked[1][0], "", what, "crop each specimen to its own image, or keep one")
-        found.append((each, marked[0][1] if marked else {}))
-        if not marked:
-            problems.append(problem(each.name, "no parts: all landmarks are missing", each.where))
-    labels = sorted({label for _, parts in found for label in parts}, key=text.natural)
+    specimens = []
+    for image in photographs(path, text.read_xml(path), problems):
+        with_parts = [(at, parts) for at, box in image.boxes if (parts := _parts(at, box, image.name, problems))]
+        if len(with_parts) > 1:
+            what = f"a second box with parts on {image.name}"
+            raise FormatError(with_parts[1][0], "", what, "crop each specimen to its own image, or keep one")
+        specimens.append((image, with_parts[0][1] if with_parts else {}))
+        if not with_parts:
+            problems.append(problem(image.name, "no parts: all landmarks are missing", image.where))
+    labels = sorted({label for _, parts in specimens for label in parts}, key=text.natural)
     if not labels:
         raise FormatError(path, "", "no <part> in any box", "mark landmarks as parts of a box")
-    text.report_rare_labels(labels, [(each.name, each.where, parts) for each, parts in found], problems)
+    text.report_rare_labels(labels, [(image.name, image.where, parts) for image, parts in specimens], problems)
     names = text.informative_names(labels)
     return [
         Annotation(
-            image=each.name, **text.points_and_visible(parts, labels), where=each.where, size=each.size, names=names
+            image=image.name, **text.points_and_visible(parts, labels), where=image.where, size=image.size, names=names
         )
-        for each, parts in found
+        for image, parts in specimens
     ]
 
 

@@ -42,11 +42,11 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
     text.report_rare_labels(
         labels, [(image or file.stem, str(file), points) for file, image, _, points in read], problems
     )
-    found = []
+    annotations = []
     for file, image, size, points in read:
         if not points:
             problems.append(problem(image or file.stem, "no points: all landmarks are missing", str(file)))
-        found.append(
+        annotations.append(
             Annotation(
                 image=image or file.stem,
                 **text.points_and_visible(points, labels),
@@ -56,7 +56,7 @@ def read(path, problems: list[dict], images=None) -> list[Annotation]:
                 names=text.informative_names(labels),
             )
         )
-    return found
+    return annotations
 
 
 def areas(file: Path, problems: list[dict]):
@@ -112,14 +112,14 @@ def _document(file):
 
 def _shapes(file, document, kinds, image, problems):
     """Yields (place, label, kind, points (N, 2)) for each shape of these `kinds`; reports the others in `problems`."""
-    others: collections.Counter = collections.Counter()
+    other_kinds: collections.Counter = collections.Counter()
     for i, shape in enumerate(document["shapes"]):
         where = f"shapes[{i}]"
         if not isinstance(shape, dict):
             raise FormatError(file, where, f"{shape!r} is not an object", "correct or delete the entry")
         kind, label = str(shape.get("shape_type", "point")), str(shape.get("label", "")).strip()
         if kind not in kinds:
-            others[kind] += 1
+            other_kinds[kind] += 1
             continue
         if not label:
             raise FormatError(file, where, f"a {kind} without a label", "name what it shows")
@@ -130,10 +130,10 @@ def _shapes(file, document, kinds, image, problems):
         if not len(points):
             raise FormatError(file, where, f"{shape.get('points')!r} is not a list of points", "write [[x, y], ...]")
         yield where, label, kind, points
-    if others:
-        named = ", ".join(f"{count} of type {kind}" for kind, count in sorted(others.items()))
+    if other_kinds:
+        listing = ", ".join(f"{count} of type {kind}" for kind, count in sorted(other_kinds.items()))
         wanted = "points" if "point" in kinds else "areas"
-        problems.append(problem(image, f"shapes that are not {wanted} ({named}): not used", str(file)))
+        problems.append(problem(image, f"shapes that are not {wanted} ({listing}): not used", str(file)))
 
 
 def _relative_image_path(name, file, place, images) -> str:
@@ -162,18 +162,18 @@ def write(folder, annotations: list[Annotation]) -> None:
     Raises:
       ValueError: a landmark is visible in no image, which LabelMe cannot represent.
     """
-    shown = np.any([a.visible for a in annotations], axis=0) if annotations else np.ones(0, bool)
-    if not shown.all():
+    marked = np.any([a.visible for a in annotations], axis=0) if annotations else np.ones(0, bool)
+    if not marked.all():
         raise ValueError(
-            f"{folder}: landmark {np.argmin(shown) + 1} is visible in no image, so no file would name it; write a CSV"
+            f"{folder}: landmark {np.argmin(marked) + 1} is visible in no image, so no file would name it; write a CSV"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written: set[str] = set()
+    used: set[str] = set()
     for a in annotations:
         stem = Path(a.image).stem
-        file = next(name for n in itertools.count(1) if (name := stem if n == 1 else f"{stem}_{n}") not in written)
-        written.add(file)
+        file_name = next(name for n in itertools.count(1) if (name := stem if n == 1 else f"{stem}_{n}") not in used)
+        used.add(file_name)
         shapes: list[dict] = [
             {
                 "label": a.names[k] if a.names else f"l{k + 1}",
@@ -187,4 +187,4 @@ def write(folder, annotations: list[Annotation]) -> None:
         document: dict = {"version": "5.0.1", "flags": {}, "shapes": shapes, "imagePath": a.image, "imageData": None}
         if a.size:
             document["imageHeight"], document["imageWidth"] = a.size
-        atomic.write(folder / f"{file}.json", json.dumps(document, indent=1))
+        atomic.write(folder / f"{file_name}.json", json.dumps(document, indent=1))

@@ -44,12 +44,12 @@ def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation
     if not rows:
         raise FormatError(path, f"line {line}", "a header without rows", "add one row for each image")
     entries = [(number, dict(zip(names, cells, strict=True))) for number, cells in rows]
-    nameless = next((number for number, row in entries if not row["image"]), None)
-    if nameless:
-        raise FormatError(path, f"line {nameless}", "no image name", "write the photograph's file name")
-    once = len({row["image"] for _, row in entries}) == len(entries)
+    nameless_line = next((number for number, row in entries if not row["image"]), None)
+    if nameless_line:
+        raise FormatError(path, f"line {nameless_line}", "no image name", "write the photograph's file name")
+    unique = len({row["image"] for _, row in entries}) == len(entries)
     layout: Callable = functools.partial(_wide, line=line)
-    if {"x", "y"} <= set(names) and not ({"x1", "y1"} <= set(names) and once):  # else x, y are a further point
+    if {"x", "y"} <= set(names) and not ({"x1", "y1"} <= set(names) and unique):  # else x, y are a further point
         layout = _long if "landmark" in names else _in_order
     return layout(path, names, entries, functools.partial(_number, path, decimal_comma=decimal_comma), problems)
 
@@ -64,11 +64,11 @@ def _wide(path, names, entries, number_of, problems, *, line):
         raise FormatError(
             path, f"line {line}", what, "the expected header is image,x1,y1,x2,y2,... or image,landmark,x,y"
         )
-    found = []
+    annotations = []
     for number, row in entries:
         cells = [(row[f"x{k}"], row[f"y{k}"], number) for k in range(1, count + 1)]
-        found.append(_annotation(path, number, row, cells, number_of, problems))
-    return found
+        annotations.append(_annotation(path, number, row, cells, number_of, problems))
+    return annotations
 
 
 def _long(path, names, entries, number_of, problems):
@@ -89,19 +89,19 @@ def _long(path, names, entries, number_of, problems):
         order = [str(k) for k in range(1, max(map(int, labels)) + 1)]
     else:
         order = sorted(labels, key=texts.natural)
-    found, having = [], []
+    found, marked_images = [], []
     for image, rows in by_image.items():
-        given: dict[str, tuple] = {}
+        marks: dict[str, tuple] = {}
         for number, row in rows:
             label = str(int(row["landmark"])) if numbered else row["landmark"]
-            if label in given:
-                what = f"landmark {label} of {row['image']} is given twice (first in line {given[label][2]})"
+            if label in marks:
+                what = f"landmark {label} of {row['image']} is given twice (first in line {marks[label][2]})"
                 raise FormatError(path, f"line {number}", what, "delete one")
-            given[label] = (row["x"], row["y"], number)
-        having.append((image, f"{path}: line {rows[0][0]}", given))
-        cells = [given.get(label, ("", "", rows[0][0])) for label in order]
+            marks[label] = (row["x"], row["y"], number)
+        marked_images.append((image, f"{path}: line {rows[0][0]}", marks))
+        cells = [marks.get(label, ("", "", rows[0][0])) for label in order]
         found.append(_annotation(path, rows[0][0], _common(path, rows), cells, number_of, problems))
-    texts.report_rare_labels(order, having, problems)
+    texts.report_rare_labels(order, marked_images, problems)
     return found if numbered else [dataclasses.replace(a, names=texts.informative_names(order)) for a in found]
 
 
@@ -109,13 +109,13 @@ def _in_order(path, names, entries, number_of, problems):
     by_image: dict[str, list] = {}
     for number, row in entries:
         region = REGION.search(row["image"])
-        image, behind = (row["image"][: region.end(1)], region[2]) if region else (row["image"], "")
+        image, suffix = (row["image"][: region.end(1)], region[2]) if region else (row["image"], "")
         rows = by_image.setdefault(image, [])
-        rows.append((number, row | {"image": image, "landmark": str(len(rows) + 1), REGION_COLUMN: behind}))
-    (first, some), *others = by_image.items()
-    for image, rows in others:
-        if len(rows) != len(some):  # it is unknown which landmark is missing
-            what = f"{image} has {len(rows)} rows, but {first} has {len(some)}"
+        rows.append((number, row | {"image": image, "landmark": str(len(rows) + 1), REGION_COLUMN: suffix}))
+    (first_image, first_rows), *other_images = by_image.items()
+    for image, rows in other_images:
+        if len(rows) != len(first_rows):  # it is unknown which landmark is missing
+            what = f"{image} has {len(rows)} rows, but {first_image} has {len(first_rows)}"
             raise FormatError(
                 path, f"line {rows[0][0]}", what, "add a column landmark, or a row of NA for each missing landmark"
             )
@@ -130,14 +130,14 @@ def _refuse_another_order(path, column: str, images: list[list[tuple[int, str]]]
     That is so if most images have the same cells, each once, and one of these has them in another order than the first.
     `images` holds the column as (line, cell) for each image's rows.
     """
-    cells = [[cell.lower() for _, cell in rows] for rows in images]
-    ((names, having),) = collections.Counter(map(frozenset, cells)).most_common(1)
-    if 2 * having <= len(images) or len(names) < len(cells[0]) or names & texts.MISSING:
+    lower_cells = [[cell.lower() for _, cell in rows] for rows in images]
+    ((common, image_count),) = collections.Counter(map(frozenset, lower_cells)).most_common(1)
+    if 2 * image_count <= len(images) or len(common) < len(lower_cells[0]) or common & texts.MISSING:
         return
-    alike = [(rows, mine) for rows, mine in zip(images, cells, strict=True) if names == {*mine}]
-    for rows, mine in alike:
-        for (line, cell), lower, (_, expected), first in zip(rows, mine, *alike[0], strict=True):
-            if lower != first:
+    matching = [(rows, lowered) for rows, lowered in zip(images, lower_cells, strict=True) if common == {*lowered}]
+    for rows, lowered in matching:
+        for (line, cell), lower_cell, (_, expected), expected_lower in zip(rows, lowered, *matching[0], strict=True):
+            if lower_cell != expected_lower:
                 what = f"{column} is {cell!r} where other images have {expected!r}, but rows are landmarks in order"
                 remedy = "rename that column to landmark if it names the landmarks, else delete it"
                 raise FormatError(path, f"line {line}", what, remedy)
@@ -163,17 +163,17 @@ def _annotation(path, number, row, cells, number_of, problems):
     points, visible = np.zeros((len(cells), 2)), np.ones(len(cells), bool)
     for k, (x, y, line) in enumerate(cells):
         pair = x.lower(), y.lower()
-        gone = [cell in texts.MISSING for cell in pair]
-        if any(gone):
+        missing = [cell in texts.MISSING for cell in pair]
+        if any(missing):
             visible[k] = False
-            if "nan" in pair or not all(gone):
+            if "nan" in pair or not all(missing):
                 what = (
                     f"landmark {k + 1} {'is NaN' if 'nan' in pair else 'has only one coordinate'}: treated as missing"
                 )
                 problems.append(problem(row["image"], what, f"{path}: line {line}"))
             continue
         points[k] = number_of(line, x), number_of(line, y)
-    said = lambda name: "" if (cell := row.get(name, "")).lower() in texts.MISSING else cell
+    text_of = lambda name: "" if (cell := row.get(name, "")).lower() in texts.MISSING else cell
     cell = row.get("mm_per_px", "")
     scale = math.nan if cell.lower() in texts.MISSING else number_of(number, cell)
     if scale <= 0:
@@ -185,8 +185,8 @@ def _annotation(path, number, row, cells, number_of, problems):
         points=points,
         visible=visible,
         mm_per_px=scale,
-        id=said("id"),
-        group=said("group"),
+        id=text_of("id"),
+        group=text_of("group"),
         where=f"{path}: line {number}",
     )
 

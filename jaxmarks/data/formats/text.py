@@ -62,19 +62,19 @@ def csv_cells(path, header: str) -> tuple[list[tuple[int, list[str]]], str]:
         names the line.
     """
     text, rows, line = read(path, "CSV"), [], 1
-    told = re.match(r"\s*sep=([;\t,])[;\t,]*\s*(\r\n|\r|\n)", text, re.IGNORECASE)
-    if told:  # written by Excel
-        line += len(told[0].splitlines())
-        text = text[told.end() :]
-    head = next((each for each in text.splitlines() if each.strip()), "")
-    delimiter = told[1] if told else max(";\t,", key=head.count)
-    read_with = lambda **how: csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **how)
-    before = line
+    declaration = re.match(r"\s*sep=([;\t,])[;\t,]*\s*(\r\n|\r|\n)", text, re.IGNORECASE)
+    if declaration:  # written by Excel
+        line += len(declaration[0].splitlines())
+        text = text[declaration.end() :]
+    header_row = next((row for row in text.splitlines() if row.strip()), "")
+    delimiter = declaration[1] if declaration else max(";\t,", key=header_row.count)
+    read_with = lambda **options: csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **options)
+    lines_above = line
     try:
         for cells in (reader := read_with()):
             if any(cell.strip() for cell in cells):
                 rows.append((line, [cell.strip() for cell in cells]))
-            line = before + reader.line_num
+            line = lines_above + reader.line_num
     except csv.Error as error:
         raise FormatError(path, f"line {line}", f"not valid CSV: {error}", "look for an unclosed quote") from None
     if not rows:
@@ -100,21 +100,21 @@ def csv_rows(path, table: tuple[list, str], synonyms: Mapping[str, tuple[str, ..
     Raises:
       FormatError: a column name occurs twice, or a row's length differs from the header's.
     """
-    ((first, cells), *rows), delimiter = table
+    ((header_line, cells), *rows), delimiter = table
     names = [name.lower() for name in cells]
-    for name, others in synonyms.items():  # a synonym counts only if no column has the name itself
-        other = next((other for other in others if other in names), None)
-        if name not in names and other:
-            names[names.index(other)] = name
-    twice = next((name for name in names if name and names.count(name) > 1), None)
-    if twice:
-        raise FormatError(path, f"line {first}", f"column {twice!r} occurs twice", "rename one")
-    for at, cells in rows:
+    for name, alternatives in synonyms.items():  # a synonym counts only if no column has the name itself
+        synonym = next((synonym for synonym in alternatives if synonym in names), None)
+        if name not in names and synonym:
+            names[names.index(synonym)] = name
+    repeated = next((name for name in names if name and names.count(name) > 1), None)
+    if repeated:
+        raise FormatError(path, f"line {header_line}", f"column {repeated!r} occurs twice", "rename one")
+    for line, cells in rows:
         if len(cells) != len(names):
-            raise of_another_length(path, at, cells, len(names))
-    places = [n for n, name in enumerate(names) if re.fullmatch(r"[xy](\d*|min|max)", name)]
-    point = any(re.fullmatch(r"[+-]?\d*\.\d+", cells[n]) for _, cells in rows for n in places)
-    return (first, names), rows, delimiter != "," and not point
+            raise of_another_length(path, line, cells, len(names))
+    coordinates = [n for n, name in enumerate(names) if re.fullmatch(r"[xy](\d*|min|max)", name)]
+    has_point = any(re.fullmatch(r"[+-]?\d*\.\d+", cells[n]) for _, cells in rows for n in coordinates)
+    return (header_line, names), rows, delimiter != "," and not has_point
 
 
 def of_another_length(path, line: int, cells: list[str], width: int) -> FormatError:
@@ -136,10 +136,10 @@ def report_rare_labels(labels: Iterable[str], images: list[tuple[str, str, Any]]
     `images` holds (name, place, labels) of each image.
     """
     for label in labels:
-        having = [(image, where) for image, where, mine in images if label in mine]
-        if having and (10 * len(having) < len(images) or (len(having) == 1 and len(images) > 3)):
-            what = f"landmark {label} is in only {len(having)} of {len(images)} images: is its name misspelt?"
-            problems.append(problem(having[0][0], what, having[0][1]))
+        with_label = [(image, where) for image, where, image_labels in images if label in image_labels]
+        if with_label and (10 * len(with_label) < len(images) or (len(with_label) == 1 and len(images) > 3)):
+            what = f"landmark {label} is in only {len(with_label)} of {len(images)} images: is its name misspelt?"
+            problems.append(problem(with_label[0][0], what, with_label[0][1]))
 
 
 def points_and_visible(marks: Mapping[str, tuple[float, float]], labels: Iterable[str]) -> dict[str, Any]:

@@ -68,45 +68,45 @@ def loads(text: str, path="<text>") -> list[Specimen]:
     if not lines:
         raise FormatError(path, "line 1", "the file is empty", "give a TPS file with LM= records")
     specimens: list[Specimen] = []
-    at = 0
-    while at < len(lines):
-        number, line = lines[at]
+    position = 0
+    while position < len(lines):
+        number, line = lines[position]
         key, value = _key(path, number, line, begun=bool(specimens))
-        at += 1
+        position += 1
         if key in ("LM", "LM3"):
             count = _count(path, number, key, value)
-            rows = _rows(path, lines, at, count, 3 if key == "LM3" else 2, f"{key}={value}", number)
-            at += count
+            rows = _rows(path, lines, position, count, 3 if key == "LM3" else 2, f"{key}={value}", number)
+            position += count
             visible = ~(np.isnan(rows).any(1) | (rows[:, :2] < 0).all(1))
             rows = np.where(visible[:, None], rows, 0.0)
             specimens.append(Specimen(rows[:, :2], visible, depth=rows[:, 2] if key == "LM3" else None, line=number))
-            seen: dict[str, int] = {}
+            key_lines: dict[str, int] = {}
             continue
         if not specimens:
             raise FormatError(path, f"line {number}", f"{key}= before the first LM=", "begin the record with LM=")
         record = specimens[-1]
-        if key in seen:
+        if key in key_lines:
             raise FormatError(
-                path, f"line {number}", f"{key}= is given twice in one record (first in line {seen[key]})",
+                path, f"line {number}", f"{key}= is given twice in one record (first in line {key_lines[key]})",
                 "delete one, or begin the next record with LM="
             )  # fmt: skip
-        seen[key] = number
+        key_lines[key] = number
         if key in ("CURVES", "OUTLINES"):
             target = record.curves if key == "CURVES" else record.outlines
             for _ in range(_count(path, number, key, value)):
-                if at == len(lines):
+                if position == len(lines):
                     raise FormatError(
                         path, f"line {number}", f"{key}={value}, but the file ends", "complete the record"
                     )
-                n, line = lines[at]
-                inner, m = _key(path, n, line, begun=True)
-                if inner != "POINTS":
+                n, line = lines[position]
+                inner_key, inner_value = _key(path, n, line, begun=True)
+                if inner_key != "POINTS":
                     raise FormatError(
                         path, f"line {n}", f"{line.strip()!r} where POINTS= is expected", f"correct {key}={value}"
                     )
-                size = _count(path, n, inner, m)
-                target.append(_rows(path, lines, at + 1, size, 2, f"POINTS={m}", n))
-                at += 1 + size
+                point_count = _count(path, n, inner_key, inner_value)
+                target.append(_rows(path, lines, position + 1, point_count, 2, f"POINTS={inner_value}", n))
+                position += 1 + point_count
         elif key == "SCALE":
             record.scale = _scale(path, number, value)
         elif key in ("IMAGE", "ID", "COMMENT"):
@@ -117,9 +117,9 @@ def loads(text: str, path="<text>") -> list[Specimen]:
 
 
 def _key(path, number, line, *, begun):
-    found = _KEY.match(line)
-    if found:
-        return found[1].upper(), found[2]
+    match = _KEY.match(line)
+    if match:
+        return match[1].upper(), match[2]
     what = f"{line.strip()[:60]!r} is neither KEY=value nor one of the landmarks that LM= announced"
     raise FormatError(
         path, f"line {number}", what, "correct the count after LM=" if begun else "a TPS file begins with LM=count"
@@ -178,9 +178,9 @@ def _rows(path, lines, at, count, dimensions, head, head_line):
 
 def resample(curve: np.ndarray, count: int) -> np.ndarray:
     """Returns `count` points (count, 2) equally spaced along the polyline through points (M, 2), ends included."""
-    along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(curve, axis=0).T))])
-    at = np.linspace(0.0, along[-1], count)
-    return np.stack([np.interp(at, along, column) for column in curve.T], axis=-1)
+    arc_lengths = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(curve, axis=0).T))])
+    positions = np.linspace(0.0, arc_lengths[-1], count)
+    return np.stack([np.interp(positions, arc_lengths, column) for column in curve.T], axis=-1)
 
 
 def with_curves(specimens: list[Specimen], count: int, path="", problems: list[dict] | None = None) -> list[Specimen]:
@@ -206,24 +206,24 @@ def with_curves(specimens: list[Specimen], count: int, path="", problems: list[d
             what = f"CURVES={len(s.curves)}, but CURVES={len(curved[0].curves)} in the record of line {curved[0].line}"
             remedy = "digitise the same curves on every photograph, or delete CURVES= with its points where they differ"
             raise FormatError(path, f"line {s.line}", what, remedy)
-    found = []
+    extended = []
     for s in specimens:
         if not (curved and (s.curves or len(s.points))):  # no curves in the file, or an empty record
-            found.append(s)
+            extended.append(s)
             continue
         points, visible = [s.points], [s.visible]
         for k, curve in enumerate(s.curves or [np.zeros((0, 2))] * len(curved[0].curves)):
-            seen = len(curve) > 1 and bool(np.isfinite(curve).all())
-            points.append(resample(curve, count) if seen else np.zeros((count, 2)))
-            visible.append(np.full(count, seen))
-            if not seen and problems is not None:
-                short = f"has {len(curve)} points" if s.curves else "is not there"
-                why = "has a missing point" if len(curve) > 1 else short
-                what, where = f"curve {k + 1} {why}: treated as missing", f"{path}: line {s.line}"
+            complete = len(curve) > 1 and bool(np.isfinite(curve).all())
+            points.append(resample(curve, count) if complete else np.zeros((count, 2)))
+            visible.append(np.full(count, complete))
+            if not complete and problems is not None:
+                too_few = f"has {len(curve)} points" if s.curves else "is not there"
+                reason = "has a missing point" if len(curve) > 1 else too_few
+                what, where = f"curve {k + 1} {reason}: treated as missing", f"{path}: line {s.line}"
                 problems.append(problem(s.image or s.id, what, where))
         joined = np.concatenate(points), np.concatenate(visible)
-        found.append(dataclasses.replace(s, points=joined[0], visible=joined[1], depth=None, curves=[]))
-    return found
+        extended.append(dataclasses.replace(s, points=joined[0], visible=joined[1], depth=None, curves=[]))
+    return extended
 
 
 def write(path, specimens: list[Specimen]) -> None:
@@ -266,15 +266,15 @@ def dumps(specimens: list[Specimen]) -> str:
             raise ValueError(
                 f"{s.image or s.id or 'a record'}: the scale {s.scale} is not a length; give that of a pixel, or None"
             )
-        told = {key: getattr(s, key.lower()) for key in ("IMAGE", "ID", "COMMENT") if getattr(s, key.lower())}
-        told |= {} if s.scale is None else {"SCALE": _number(s.scale)}
-        if taken := OWN & set(s.extra):
+        fields = {key: getattr(s, key.lower()) for key in ("IMAGE", "ID", "COMMENT") if getattr(s, key.lower())}
+        fields |= {} if s.scale is None else {"SCALE": _number(s.scale)}
+        if reserved := OWN & set(s.extra):
             raise ValueError(
-                f"{s.image or s.id or 'a record'}: {min(taken)}= in extra is one of TPS's own keys; use another"
+                f"{s.image or s.id or 'a record'}: {min(reserved)}= in extra is one of TPS's own keys; use another"
             )
-        for key, value in (told | s.extra).items():
+        for key, value in (fields | s.extra).items():
             line = f"{key}={value}"
-            if (found := _KEY.match(line)) is None or (found[1].upper(), found[2]) != (key, str(value)):
+            if (match := _KEY.match(line)) is None or (match[1].upper(), match[2]) != (key, str(value)):
                 raise ValueError(
                     f"{line!r} would be read differently: use a key of capitals and digits, and a text without"
                     " line breaks or blanks at its ends"

@@ -38,11 +38,11 @@ class Classes(NamedTuple):
 def files_of(folder: Path) -> list[Path]:
     """Returns the label files of a folder and its subfolders: all .txt but README and lists of names or photographs."""
 
-    def other(file):
+    def is_list_or_readme(file):
         name = file.name.lower()
         return name in LISTS or name.startswith("readme") or (name in SPLITS and _lists_photographs(file))
 
-    return [file for file in files_in(folder, {".txt"}) if not other(file)]
+    return [file for file in files_in(folder, {".txt"}) if not is_list_or_readme(file)]
 
 
 def is_label(file: Path) -> bool:
@@ -69,20 +69,20 @@ def classes(folder: Path, root: Path) -> Classes:
       FormatError: no file defines class names, a file is damaged, or two files define different names.
     """
     folder, root = (Path(os.path.abspath(path)) for path in (folder, root))
-    last = [root, *root.parents][:3][-1]
-    places = [place for place in (folder, *folder.parents) if place.is_relative_to(last)]
-    found = [one for place in places for one in _classes_files_in(place)]
-    if not found:
+    top_folder = [root, *root.parents][:3][-1]
+    searched_folders = [place for place in (folder, *folder.parents) if place.is_relative_to(top_folder)]
+    definitions = [definition for place in searched_folders for definition in _classes_files_in(place)]
+    if not definitions:
         what = f"no {', '.join((*LISTS, *YAML))} in this folder or one above it gives the class names"
         raise FormatError(
             folder, "", what, "add a classes.txt to it, with one name per line in the order of the class numbers from 0"
         )
-    for other in found[1:]:
-        if other.names != found[0].names:
+    for other in definitions[1:]:
+        if other.names != definitions[0].names:
             raise FormatError(
-                found[0].file, "", f"its class names differ from those in {other.file}", "delete the wrong file"
+                definitions[0].file, "", f"its class names differ from those in {other.file}", "delete the wrong file"
             )
-    return found[0]._replace(keypoints=max(one.keypoints for one in found))
+    return definitions[0]._replace(keypoints=max(definition.keypoints for definition in definitions))
 
 
 def _classes_files_in(place):
@@ -117,34 +117,34 @@ def _of_list(file):
 
 def _of_yaml(file):
     try:
-        found = yaml.load(text.read(file, "YAML"), yaml.BaseLoader)  # keeps words as written: "no" is a name
+        document = yaml.load(text.read(file, "YAML"), yaml.BaseLoader)  # keeps words as written: "no" is a name
     except (yaml.YAMLError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f"line {mark.line + 1}" if mark else ""
         raise FormatError(
             file, place, f"not valid YAML: {problem or str(error).splitlines()[0]}", "correct it"
         ) from None
-    found = found if isinstance(found, dict) else {}
-    names, wrong = (
-        found.get("names"),
+    document = document if isinstance(document, dict) else {}
+    names, malformed = (
+        document.get("names"),
         FormatError(
             file, "", "no list 'names' of the classes, or a kpt_shape that is not numbers", "write names: [spine, stub]"
         ),
     )
     if not names or not isinstance(names, list | dict):
-        raise wrong
+        raise malformed
     try:
         pairs = enumerate(names) if isinstance(names, list) else ((int(n), name) for n, name in names.items())
-        known = dict(pairs)
-        keypoints = math.prod(map(int, found["kpt_shape"])) if "kpt_shape" in found else 0
+        by_number = dict(pairs)
+        keypoints = math.prod(map(int, document["kpt_shape"])) if "kpt_shape" in document else 0
     except (ValueError, TypeError):
-        raise wrong from None
-    for number, name in known.items():
+        raise malformed from None
+    for number, name in by_number.items():
         if not isinstance(name, str) or not name.strip():
             raise FormatError(file, "", f"class {number} is called {str(name)[:40]!r}", "write a name")
-    if found.get("nc", str(len(known))) != str(len(known)):
-        raise FormatError(file, "", f"nc: {found['nc']}, but {len(known)} names", "name each class once")
-    return Classes({number: name.strip() for number, name in known.items()}, file, keypoints)
+    if document.get("nc", str(len(by_number))) != str(len(by_number)):
+        raise FormatError(file, "", f"nc: {document['nc']}, but {len(by_number)} names", "name each class once")
+    return Classes({number: name.strip() for number, name in by_number.items()}, file, keypoints)
 
 
 def boxes(file: Path, known: Classes) -> list[tuple[list[float], str, str]]:
@@ -157,7 +157,7 @@ def boxes(file: Path, known: Classes) -> list[tuple[list[float], str, str]]:
     Raises:
       FormatError: a malformed line, or a class without a name.
     """
-    found = []
+    objects = []
     for n, line in enumerate(_lines(file), 1):
         if not (words := line.split()):
             continue
@@ -170,26 +170,26 @@ def boxes(file: Path, known: Classes) -> list[tuple[list[float], str, str]]:
             advice = f"a line is class x y width height{form}, in fractions of the photograph's sides"
             raise FormatError(where, "", what, advice)
         if label not in known.names:
-            there = ", ".join(f"{number} {name}" for number, name in list(known.names.items())[:10])
+            listing = ", ".join(f"{number} {name}" for number, name in list(known.names.items())[:10])
             raise FormatError(
-                where, "", f"class {words[0][:40]!r} has no name", f"{known.file} has {there}: add its name"
+                where, "", f"class {words[0][:40]!r} has no name", f"{known.file} has {listing}: add its name"
             )
         try:
             values = np.array([text.number(word) for word in words[1:]])
         except ValueError as error:
             raise FormatError(where, "", f"a value is not a number ({error})", "write fractions such as 0.25") from None
         values = values[:4] if known.keypoints else values
-        beyond = (values < -SLACK) | (values > 1 + SLACK)
-        if beyond.any():
-            what = f"{words[1 + np.argmax(beyond)]} is not a fraction of the photograph's side"
+        outside = (values < -SLACK) | (values > 1 + SLACK)
+        if outside.any():
+            what = f"{words[1 + np.argmax(outside)]} is not a fraction of the photograph's side"
             raise FormatError(where, "", what, "write from 0 to 1: divide pixels by its width and height")
         if len(values) == 4:
             centre, half = values[:2], values[2:] / 2
             low, high = centre - half, centre + half
         else:
             low, high = (extreme(values.reshape(-1, 2), axis=0) for extreme in (np.min, np.max))
-        found.append(([*low.tolist(), *high.tolist()], known.names[label], where))
-    return found
+        objects.append(([*low.tolist(), *high.tolist()], known.names[label], where))
+    return objects
 
 
 def _class(word):

@@ -47,16 +47,16 @@ def read_weights(spec: Mapping[str, Any], source: str, *, channels: int = 3) -> 
     like = jax.eval_shape(encoder.init, jax.random.key(0), images)
     source = module.IMAGENET if source == "imagenet" else source
     arrays = weights.read(source, colours=module.COLOURS)
-    known = weights.naming(arrays, encoder.namings())
-    return weights.convert(arrays, like, known, beside=module.CLASSIFIER, about=source)
+    names = weights.naming(arrays, encoder.namings())
+    return weights.convert(arrays, like, names, beside=module.CLASSIFIER, about=source)
 
 
 def check_weights(spec: Mapping[str, Any], source: str) -> None:
     """Raises ValueError if the encoder of `spec` has no pretrained weights; the message lists those that have."""
     if not hasattr(find.module(__name__, spec["name"], needs="build"), "COLOURS"):
-        others = ", ".join(find.names(__name__, needs="COLOURS"))
+        available = ", ".join(find.names(__name__, needs="COLOURS"))
         raise ValueError(
-            f"--config.weights={source}: the encoder {spec['name']} has no pretrained weights; these have: {others}"
+            f"--config.weights={source}: the encoder {spec['name']} has no pretrained weights; these have: {available}"
         )
 
 

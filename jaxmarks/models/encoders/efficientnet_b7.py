@@ -29,9 +29,9 @@ STAGES = (
 
 def scaled(channels, width):
     """Returns the channels times `width`, rounded to a multiple of 8 (at least 8) that is at most a tenth smaller."""
-    wanted = channels * width
-    rounded = max(8, int(wanted + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * wanted else rounded + 8
+    exact = channels * width
+    rounded = max(8, int(exact + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * exact else rounded + 8
 
 
 class Block(nn.Module):
@@ -55,9 +55,9 @@ class Block(nn.Module):
         channels = x.shape[-1]
         act = nn.relu6 if self.lite else nn.swish
 
-        def conv(x, features, name, size=1, **how):
+        def conv(x, features, name, size=1, **options):
             return layers.ConvNorm(
-                features, size, norm=self.norm, padding="SAME", epsilon=1e-3, name=name, **how
+                features, size, norm=self.norm, padding="SAME", epsilon=1e-3, name=name, **options
             )(x, train=train)  # fmt: skip
 
         y = x
@@ -118,13 +118,13 @@ class EfficientNet(nn.Module):
             parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
             if STAGES[stage - 1][3] == 1:
                 parts = {"depthwise": "conv_dw", "project": "conv_pw"}
-            mine, theirs, there = f"block{stage}_{i}", f"blocks.{stage - 1}.{i}", f"_blocks.{n}"
+            block, timm_block, nth_block = f"block{stage}_{i}", f"blocks.{stage - 1}.{i}", f"_blocks.{n}"
             for k, (part, name) in enumerate(parts.items(), 1):
-                timm[f"{mine}/{part}"] = (f"{theirs}.{name}", f"{theirs}.bn{k}")
-                numbered[f"{mine}/{part}"] = (f"{there}._{part}_conv", f"{there}._bn{k + 2 - len(parts)}")
+                timm[f"{block}/{part}"] = (f"{timm_block}.{name}", f"{timm_block}.bn{k}")
+                numbered[f"{block}/{part}"] = (f"{nth_block}._{part}_conv", f"{nth_block}._bn{k + 2 - len(parts)}")
             for part, name in (("squeeze", "reduce"), ("excite", "expand")):
-                timm[f"{mine}/{part}"] = (f"{theirs}.se.conv_{name}", "")
-                numbered[f"{mine}/{part}"] = (f"{there}._se_{name}", "")
+                timm[f"{block}/{part}"] = (f"{timm_block}.se.conv_{name}", "")
+                numbered[f"{block}/{part}"] = (f"{nth_block}._se_{name}", "")
         return [timm, numbered]
 
 

@@ -39,12 +39,12 @@ class VGG(nn.Module):
 
     def namings(self):
         """Returns the names of each layer's convolution and normalisation in torchvision's files (and timm's)."""
-        names, at = {}, 0
+        names, index = {}, 0
         for i, depth in enumerate(self.depths, 1):
             for j in range(1, depth + 1):
-                names[f"conv{i}_{j}"] = (f"features.{at}", f"features.{at + 1}")
-                at += 3 if self.norm == "batch" else 2  # the ReLU has a number too
-            at += 1  # and the pooling
+                names[f"conv{i}_{j}"] = (f"features.{index}", f"features.{index + 1}")
+                index += 3 if self.norm == "batch" else 2  # the ReLU has a number too
+            index += 1  # and the pooling
         return [names]
 
 

@@ -1,71 +1,71 @@
-// The page on which landmarks or boxes are looked through and put right: what both have in common. All but `proofread` knows
-// nothing of the page, here and in the files of the kinds (proofread_landmarks.js; proofread_boxes.js, which is given its
-// slider), and is tested.
+// The page for checking and correcting landmarks or boxes: shared code. Only `proofread` uses the page; all other code,
+// here and in proofread_landmarks.js and proofread_boxes.js (which is passed its slider), does not, and is tested.
 //
-// An image is {name, source, copied, size: [height, width], items, group, ...}, its items those of its kind, and its source
-// the address of the photograph or, `copied`, of a copy for browsers. A kind is an object of
-//   doubt(image)                      how much it needs to be looked at, or null;   told(image): the same in words
-//   first(image)                      the item that is selected when it is opened, -1 for none
-//   next(image, selected, by)         the next item that there is
-//   moved(item, part, [dx, dy], size) the item, a part of which is moved
-//   removed(image, k)                 {items, selected} without one
-//   added(image, selected, point)     {items, selected} after a click beside all items, or null
-//   drawn(image, from, to)            the same after a stroke in drawing mode, or null; a kind may lack it
-//   taken(image, k)                   the same after the network's item k was taken, or null
-//   beside(image, selected)           the network's item that stands for the selected one, or -1
-//   limit()                           what has to be known of the page to tell an image's items once it is right
-//   get(), put(value)                 what is set on the page for all images, to be kept as well; a kind may lack them
-//   draw(image, selected, px, add)    draws the items with add(kind, attributes, parent, text), px being a screen's pixel
-//   chips(image, selected)            buttons: {text, title, on, off, chosen: () -> {items, selected}}
-//   where(image, selected)            words on what is selected
-//   files                             what can be saved: ending -> images -> text
+// An image is {name, source, copied, size: [height, width], items, group, ...}. The kind defines its items; `source` is the
+// URL of the photograph or, if `copied`, of a copy for browsers. A result is {items, selected}; what is left out, or all if
+// it is null, stays as it is. A kind is an object of
+//   doubt(image)                      how much it needs checking, or null;   told(image): its text in the list
+//   first(image)                      index of the item selected on opening, or -1
+//   next(image, selected, by)         index of the next existing item (by < 0: previous)
+//   moved(item, part, [dx, dy], size) the item after moving `part` of it
+//   removed(image, k)                 result of removing item k
+//   added(image, selected, point)     result of a click that hits no item
+//   drawn(image, from, to)            result of a drag in drawing mode (click: `to` is null); optional
+//   taken(image, k)                   result of accepting the network's item k
+//   beside(image, selected)           the network's item for the selected one, or -1
+//   limit()                           page state, kept with a checked image, on which its final items depend
+//   get(), put(value)                 settings for all images, also stored; optional
+//   draw(image, selected, px, add)    draws items by add(name, attributes, parent, text); px: a screen pixel's size
+//   chips(image, selected)            buttons: {text, title, on, off, chosen: () -> result}
+//   where(image, selected)            text about the selected item
+//   files                             formats for saving: ending -> images -> text
 
 "use strict";
 
-// A number in at most so many decimals: a thousandth of a pixel is below what a hand can tell.
+// Rounded to a thousandth of a pixel, finer than any hand can place.
 const rounded = (value) => Math.round(value * 1000) / 1000;
 
 const clipped = (value, low, high) => Math.min(Math.max(value, low), high);
 
-// A point within an image of size [height, width].
+// The point, rounded and clipped to an image of size [height, width].
 const inside = ([x, y], [height, width]) => [clipped(rounded(x), 0, width), clipped(rounded(y), 0, height)];
 
-// The items with another one in the place of item k; lists of items never change themselves.
+// A copy of the items with item k replaced; item lists are never modified in place.
 const replaced = (items, k, item) => items.map((old, i) => (i === k ? item : old));
 
-// The numbers of items, the selected one last, as what is drawn last lies above all others.
+// Indices of the items, the selected one last: what is drawn last lies on top.
 const topmost = (items, selected) => [...items.keys()].sort((a, b) => (a === selected) - (b === selected));
 
-// The number after k, or before it, of those that are `there`, in a circle; -1 where none is.
+// The number after k (before it if by < 0) in the ascending list `there`, wrapping around; -1 if it is empty.
 const neighbour = (there, k, by) =>
   (by > 0 ? there.find((n) => n > k) ?? there[0] : there.findLast((n) => n < k) ?? there.at(-1)) ?? -1;
 
-// The text of a table, as CSV.
+// The rows of a table as CSV text.
 function table(rows) {
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   return rows.map((cells) => cells.map((cell) => quoted(String(cell ?? ""))).join(",") + "\r\n").join("");
 }
 
-// The images' numbers, the most doubtful first, or as they come.
+// Indices of the images, the most doubtful first or in their given order.
 function order(images, doubt, by) {
   const numbers = images.map((_, n) => n), each = images.map((image) => doubt(image) ?? -Infinity);
   return by === "doubt" ? numbers.sort((a, b) => (each[a] === each[b] ? a - b : each[b] - each[a])) : numbers;
 }
 
-// Where a picture of [height, width] lies to fill a window of [height, width]: its scale, left and top.
+// The view (scale, left, top) in which a picture fills a window of [rows, columns].
 function fitted([height, width], [rows, columns]) {
   const scale = Math.min(rows / height, columns / width) * 0.96;
   return { scale, left: (columns - scale * width) / 2, top: (rows - scale * height) / 2 };
 }
 
-// A view that is `factor` times as close, in which what is at (x, y) of the window stays there.
+// The view, zoomed by `factor`, with the point (x, y) of the window kept in place.
 const zoomed = (view, factor, x, y) => ({
   scale: view.scale * factor,
   left: x - factor * (x - view.left),
   top: y - factor * (y - view.top),
 });
 
-// The files of a folder by the ends of their paths; of several the one in the fewest folders.
+// A folder's files by every ending of their paths; if several share one, the file in the fewest folders.
 function by_path(files) {
   const found = new Map(), each = files.map(([path, file]) => [path.split("/"), file]);
   for (const [parts, file] of each.sort(([a], [b]) => a.length - b.length)) {
@@ -77,20 +77,20 @@ function by_path(files) {
   return found;
 }
 
-// A number that tells texts apart (FNV-1a, 32 bits).
+// A hash that tells texts apart (FNV-1a, 32 bits).
 function digest(text) {
   let hash = 0x811c9dc5;
   for (let i = 0; i < text.length; i++) hash = Math.imul(hash ^ text.charCodeAt(i), 0x01000193);
   return hash >>> 0;
 }
 
-// What is done with the images, in a `store` of texts (get, set, which may throw) that outlives the page: an entry for each
-// image, so that pages that are open twice, and photographs that come later, leave the others' alone.
+// The user's work, in a `store` of texts that outlives the page (its get and set may throw). Each image has its own entry,
+// so that pages opened twice and photographs added later leave other images' entries alone.
 function session(images, kind, store) {
   const times = {}, undone = [], unkept = new Set();
   let readable = true, others = 0;
   for (const image of images) {
-    times[image.name] = (times[image.name] ?? 0) + 1; // a photograph may be marked twice
+    times[image.name] = (times[image.name] ?? 0) + 1; // a photograph may be annotated twice
     Object.assign(image, { key: `${times[image.name]} ${image.name}`, had: digest(JSON.stringify(image.items)) });
     Object.assign(image, { checked: false, changed: false, limit: null });
     try {
@@ -115,15 +115,15 @@ function session(images, kind, store) {
     get done() {
       return images.filter((image) => image.checked).length;
     },
-    // Whether the store takes what is done, and how many images had other items when it was done.
+    // Whether the store could be read and holds all of the user's work.
     get kept() {
       return readable && !unkept.size;
     },
-    others,
+    others, // images whose stored work is ignored: their original items changed
     keep(image = at.image) {
       unkept.add(image);
       try {
-        for (const one of unkept) { // those, too, for which there was no room before
+        for (const one of unkept) { // including those that did not fit before
           const { key, items, checked, changed, limit, had } = one;
           store.set(key, checked || changed ? JSON.stringify({ items, checked, changed, limit, had }) : null);
           unkept.delete(one);
@@ -135,7 +135,7 @@ function session(images, kind, store) {
       at.place = clipped(place, 0, images.length - 1);
       at.selected = kind.first(at.image);
     },
-    // Before something changes, so that it can be undone.
+    // Called before a change, so that it can be undone.
     remember() {
       const { image, selected } = at, { items, checked, changed, limit } = image;
       return undone.push([image, { items, checked, changed, limit }, selected]);
@@ -149,7 +149,7 @@ function session(images, kind, store) {
       at.selected = selected;
       return true;
     },
-    // What a kind's function gives takes effect: other items, another selection, or null for nothing.
+    // Applies a result of the kind: new items, a new selection, both, or null for neither.
     change(result) {
       if (result?.items) {
         at.remember();
@@ -158,7 +158,7 @@ function session(images, kind, store) {
       }
       at.selected = result?.selected ?? at.selected;
     },
-    // The selected item while it is dragged.
+    // Updates the selected item while it is dragged.
     drag(item) {
       Object.assign(at.image, { items: replaced(at.image.items, at.selected, item), changed: true });
     },
@@ -171,7 +171,7 @@ function session(images, kind, store) {
       Object.assign(at.image, { checked: on, limit: on ? kind.limit() : null });
       at.keep();
     },
-    // It is right, and the next one is shown.
+    // Marks the image as checked and opens the next one.
     next() {
       at.check(true);
       at.open(at.place + 1);
@@ -206,7 +206,7 @@ function proofread(images, kind) {
     return made;
   }
 
-  // The list of photographs, anew.
+  // Rebuilds the list of photographs.
   function list() {
     find("list").replaceChildren();
     now.places.forEach((n, row) => {
@@ -217,7 +217,7 @@ function proofread(images, kind) {
     });
   }
 
-  // A photograph's line of the list: how it stands, and how doubtful it is.
+  // Updates a photograph's row in the list: its state, name and `told`.
   function tell(row) {
     const image = images[now.places[row]], [state, name, doubt] = find("list").children[row].children;
     state.textContent = image.checked ? "✓" : image.changed ? "•" : "";
@@ -225,7 +225,7 @@ function proofread(images, kind) {
     doubt.textContent = kind.told(image);
   }
 
-  // The photograph's items, their lines as thick on the screen at every scale.
+  // Draws the photograph's items, lines equally thick on screen at every scale.
   function draw() {
     const { image, selected } = now, [height, width] = image.size;
     sheet.style.transform = `translate(${view.left}px, ${view.top}px) scale(${view.scale})`;
@@ -238,7 +238,7 @@ function proofread(images, kind) {
     kind.draw(image, selected, 1 / view.scale, (name, attributes, parent = marks, text = "") => add(name, attributes, parent, text));
   }
 
-  // All that changes with the photograph's items.
+  // Updates all that depends on the photograph's items.
   function show() {
     const { image, selected, place } = now;
     draw();
@@ -260,12 +260,12 @@ function proofread(images, kind) {
     find("check").textContent = image.checked ? "Mark as unchecked" : "Checked, next";
   }
 
-  // The photograph of the session's place, whole.
+  // Shows the session's current photograph, whole.
   function opened() {
     const { name, source, copied } = now.image, file = chosen.get(copied ? decodeURIComponent(source) : name);
     drag = null;
     URL.revokeObjectURL(picture.src);
-    picture.style.visibility = "hidden"; // else the last one stays until this is there
+    picture.style.visibility = "hidden"; // until it has loaded: else the last one stays
     picture.src = file ? URL.createObjectURL(file) : source;
     find("lost").hidden = true;
     find("which").textContent = `Choose the folder ${copied ? "“proofread” that was written with this page" : "of photographs"}`;
@@ -339,7 +339,7 @@ function proofread(images, kind) {
     draw();
   };
   stage.onpointerdown = (event) => {
-    if (event.button || drag) return; // a second finger
+    if (event.button || drag) return; // another button or a second finger
     stage.setPointerCapture(event.pointerId);
     drag = { id: event.pointerId, start: window_of(event), from: pixel_of(event), view, moved: false };
     const { item, part, taken } = event.target.closest("[data-item], [data-taken]")?.dataset ?? {};
@@ -354,7 +354,7 @@ function proofread(images, kind) {
   stage.onpointermove = (event) => {
     if (drag?.id !== event.pointerId) return;
     const [x, y] = window_of(event), [across, down] = pixel_of(event), [left, top] = drag.from;
-    drag.moved ||= Math.hypot(x - drag.start[0], y - drag.start[1]) > 2; // a hand that clicks is not quite still
+    drag.moved ||= Math.hypot(x - drag.start[0], y - drag.start[1]) > 2; // a click, too, moves a little
     if (!drag.moved) return;
     if (drag.item) {
       drag.undo ??= now.remember();
@@ -411,7 +411,7 @@ function proofread(images, kind) {
   }
   find("by").onchange = () => {
     now.sort(find("by").value);
-    find("by").blur(); // keys are for the photograph
+    find("by").blur(); // keys should act on the photograph
     list();
     show();
   };
@@ -423,7 +423,7 @@ function proofread(images, kind) {
   const keys = {
     PageDown: () => open(now.place + 1),
     PageUp: () => open(now.place - 1),
-    Enter: (event) => event.repeat || right(), // a key that is held
+    Enter: (event) => event.repeat || right(), // not while the key is held
     Delete: (event) => event.repeat || remove(),
     Backspace: (event) => event.repeat || remove(),
     n: take,
@@ -443,9 +443,9 @@ function proofread(images, kind) {
   };
   window.onresize = fit;
   window.onbeforeunload = (event) => {
-    if (!now.kept) event.preventDefault(); // asks
+    if (!now.kept) event.preventDefault(); // the browser asks first
   };
-  kind.changed = () => { // what is set on the page for all images
+  kind.changed = () => { // called when a setting for all images changes
     now.selected = -1;
     now.keep();
     now.places.forEach((_, row) => tell(row));

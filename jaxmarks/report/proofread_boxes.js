@@ -1,13 +1,13 @@
-// Boxes: `items` are [x0, y0, x1, y1, class, score] in continuous pixels, y down, the score null of what was drawn or put
-// right by hand; `found` are the network's where the items were marked by hand, null of an image that it did not predict. A
-// class is its number among the names. An image that is right has the threshold of that moment as its `limit`.
+// Boxes: `items` are [x0, y0, x1, y1, class, score] in continuous pixels, y down. The class is an index into the names; the
+// score is null if drawn or corrected by hand. If the items were annotated by hand, `found` are the network's, or null for
+// an image without prediction. The `limit` of a checked image is the threshold at which it was checked.
 
 "use strict";
 
-// What counts as found: so much overlap, as `OVERLAP` of detection.py.
+// Boxes match from this IoU on; the same as `OVERLAP` in detection.py.
 const FOUND = 0.4;
 
-// The share of two boxes' union that they have in common.
+// Intersection over union of two boxes.
 function iou(a, b) {
   const side = (low, high) => Math.max(0, Math.min(a[high], b[high]) - Math.max(a[low], b[low]));
   const area = (box) => (box[2] - box[0]) * (box[3] - box[1]);
@@ -15,7 +15,7 @@ function iou(a, b) {
   return shared / (area(a) + area(b) - shared);
 }
 
-// The boxes of one list that no box of the other finds, each of which finds one of its class: the best pairs come first.
+// Indices of boxes that match none of the others. Boxes match one to one within a class, the largest IoU first.
 function unmatched(boxes, others) {
   const pairs = boxes.flatMap((a, i) => others.map((b, j) => [a[4] === b[4] ? iou(a, b) : 0, i, j]))
     .filter(([overlap]) => overlap >= FOUND);
@@ -29,7 +29,7 @@ function unmatched(boxes, others) {
   return [...left];
 }
 
-// The text of a CSV file: first and last pixel inside, counted from 0; an image without objects has a row of its own.
+// CSV text: a box's first and last pixel, counted from 0; an image without objects has a row of its own.
 function boxes_csv(images, names) {
   const rows = images.flatMap(({ name, size: [height, width], group, items }) => {
     const row = (...cells) => [name, width, height, ...cells, group];
@@ -39,7 +39,7 @@ function boxes_csv(images, names) {
   return table([["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "group"], ...rows]);
 }
 
-// The text of a COCO file.
+// COCO text.
 function coco(images, names) {
   const categories = names.map((name, c) => ({ id: c + 1, name }));
   const photographs = images.map(({ name, size: [height, width], group }, n) => (
@@ -51,8 +51,8 @@ function coco(images, names) {
   return JSON.stringify({ images: photographs, annotations, categories }, null, 1) + "\n";
 }
 
-// A box with a part moved: a corner ("x0 y0", "x1 y0", ...) or, without one, the whole. It stays a pixel wide and high; its
-// middle, or the corner, stays in the image of size [height, width], or where it was beyond.
+// A box with one corner ("x0 y0", "x1 y0", ...) or, without `part`, all of it moved, at least a pixel wide and high. The
+// centre stays in the image of [height, width] or moves no further out; a corner stays in the image or the old box.
 function shifted([x0, y0, x1, y1, c], part, [dx, dy], [height, width]) {
   const axis = (low, high, by, side, name) => {
     const middle = (low + high) / 2, first = Math.min(low, 0), last = Math.max(high, side);
@@ -66,8 +66,8 @@ function shifted([x0, y0, x1, y1, c], part, [dx, dy], [height, width]) {
   return [left, top, right, bottom].map(rounded).concat(c, null);
 }
 
-// The box of a class between two points of an image; of one point alone that of a typical [width, height] about it. Of a
-// point beside the image there is none.
+// The box of class c between two points of an image. Without `to`: one of a typical [width, height] centred at `from`, or
+// null if that is outside the image.
 function between(from, to, [width, height], c, size) {
   const [x, y] = inside(from, size);
   if (!to) {
@@ -79,24 +79,24 @@ function between(from, to, [width, height], c, size) {
   return box[2] - box[0] >= 1 && box[3] - box[1] >= 1 ? [...box, c, null] : null;
 }
 
-// The middle width and height of all boxes.
+// The median width and height of all boxes.
 function typical(images) {
   const middle = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? 20;
   const all = images.flatMap(({ items, found }) => [...items, ...(found ?? [])]);
   return [middle(all.map((box) => box[2] - box[0])), middle(all.map((box) => box[3] - box[1]))];
 }
 
-// The kind, whose threshold is the value of a `slider`, the element before one for its words.
+// The kind. The value of `slider` is its threshold, which the element after the slider shows as text.
 function boxes({ names, threshold, images }, slider) {
   const usual = typical(images), marked = images.some((image) => "found" in image);
-  let fresh = 0; // the class of boxes that are drawn
+  let fresh = 0; // class of new boxes
   const limit = () => Number(slider.value);
   const counts = (image) => ([, , , , , score]) => score === null || score >= (image.limit ?? limit());
   const shown = (image) => [...image.items.keys()].filter((k) => counts(image)(image.items[k]));
   const strange = ({ items, found }) => (found ? unmatched(found, items) : []);
   const final = (all) => all.map((image) => ({ ...image, items: image.items.filter(counts(image)) }));
   const differ = (image) => (image.found ? strange(image).length + unmatched(image.items, image.found).length : null);
-  // How near a score is to the threshold: 1 where it is that.
+  // How close the nearest score is to the initial threshold: 1 if equal.
   const near = ({ items }) => Math.max(0, ...items.map(([, , , , , score]) => (score === null ? 0 : Math.min(score / threshold, threshold / score))));
   const kind = {
     doubt: marked ? differ : near,
@@ -113,9 +113,9 @@ function boxes({ names, threshold, images }, slider) {
     taken({ items, found }, k) {
       return found?.[k] ? { items: [...items, [...found[k].slice(0, 5), null]], selected: items.length } : null;
     },
-    beside: () => -1, // it is clicked
+    beside: () => -1, // the user clicks the network's box
     limit,
-    get: () => ({ of: threshold, at: limit() }), // of another threshold it was another network's
+    get: () => ({ of: threshold, at: limit() }), // with another threshold, it was another network's
     put: (value) => value?.of === threshold && set(value.at),
     where({ items }, k) {
       if (!items[k]) return "";
@@ -162,6 +162,6 @@ function boxes({ names, threshold, images }, slider) {
     set(slider.value);
     kind.changed();
   };
-  slider.onchange = slider.onpointerup = () => slider.blur(); // keys are for the photograph
+  slider.onchange = slider.onpointerup = () => slider.blur(); // keys should act on the photograph
   return kind;
 }

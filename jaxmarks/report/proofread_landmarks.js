@@ -1,9 +1,9 @@
-// Landmarks: `items` are [x, y] in pixels, y down, or null where one is missing; `found` are the network's where the items
-// were marked by hand, and `doubt` is told of each. Besides an image has an id and mm_per_px.
+// Landmarks: `items` are [x, y] in pixels, y down, or null if missing. If they were annotated by hand, `found` are the
+// network's. `doubt` has a value for each landmark. An image may also have an id and mm_per_px.
 
 "use strict";
 
-// The text of a TPS file, y up from the lower edge as tpsDig has it.
+// TPS text, with y up from the lower edge, as in tpsDig.
 function tps(images) {
   const row = (point, height) => (point ? `${point[0]} ${rounded(height - point[1])}` : "NA NA");
   return images.map((image) => [
@@ -15,7 +15,7 @@ function tps(images) {
   ].join("\n") + "\n").join("");
 }
 
-// The text of a CSV file, image,x1,y1,...,group,mm_per_px,id, y down.
+// CSV text: image,x1,y1,...,group,mm_per_px,id, with y down.
 function landmarks_csv(images) {
   const each = images[0].items.flatMap((_, k) => [`x${k + 1}`, `y${k + 1}`]);
   const row = ({ name, items, group, mm_per_px, id }) =>
@@ -23,7 +23,7 @@ function landmarks_csv(images) {
   return table([["image", ...each, "group", "mm_per_px", "id"], ...images.map(row)]);
 }
 
-// The landmark that most needs to be looked at: the first of the largest doubt.
+// Index of the landmark that most needs checking: the first with the largest doubt.
 const worst = ({ doubt }) => doubt.reduce((best, one, k) => ((one ?? -1) > (doubt[best] ?? -1) ? k : best), 0);
 
 function landmarks({ names, unit }) {
@@ -32,14 +32,14 @@ function landmarks({ names, unit }) {
   const next = ({ items }, k, by) => neighbour([...items.keys()].filter((n) => items[n]), k, by);
   return {
     doubt,
-    told(image) { // by the worst landmark's distance from the network's, or score
+    told(image) { // the worst landmark's distance from the network's, or its score
       const most = doubt(image);
       return most === null ? "" : unit === "px" ? `${most.toFixed(1)} px` : (1 - most).toFixed(2);
     },
     first: (image) => (image.items[worst(image)] ? worst(image) : image.items.findIndex(Boolean)),
     next,
     moved: ([x, y], part, [dx, dy], size) => inside([x + dx, y + dy], size),
-    removed(image, k) { // the next one is selected: a click beside all would bring this one back
+    removed(image, k) { // selects the next one, as a click on empty space would bring this one back
       const items = replaced(image.items, k, null);
       return { items, selected: next({ items }, k, 1) };
     },

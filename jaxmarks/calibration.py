@@ -54,20 +54,20 @@ def fit(points, scores, planes, template, spread=DEFAULT_SPREAD):
     return fitted._replace(covariance=fitted.covariance * factors * factors[:, None]), positions
 
 
-def refusal_reasons(found: calibrate.Calibration) -> list[str]:
+def refusal_reasons(calibration: calibrate.Calibration) -> list[str]:
     """Returns the reasons why the volume of one triple must not be used; [] if it may."""
     why = []
-    deviation = standard_deviations(found)
-    agree, seen = found.residuals < calibrate.TUKEY * calibrate.TOLERANCE / 2, np.isfinite(found.residuals)
-    turn_degrees = float(calibrate.angle_between(jnp.eye(3), found.rotation))
-    if found.undetermined:
+    deviation = standard_deviations(calibration)
+    agree, seen = calibration.residuals < calibrate.TUKEY * calibrate.TOLERANCE / 2, np.isfinite(calibration.residuals)
+    turn_degrees = float(calibrate.angle_between(jnp.eye(3), calibration.rotation))
+    if calibration.undetermined:
         why.append("too few landmarks were found, or they lie where they do not determine the volume")
     elif deviation[:3].max() > CENTRE_LIMIT or deviation[3:6].max() > ANGLE_LIMIT:
         why.append(f"the volume is uncertain by {deviation[:3].max():.1f} mm and {deviation[3:6].max():.1f} degrees")
-    if found.contradicts:
-        size = " x ".join(f"{side:.0f}" for side in found.size)
+    if calibration.contradicts:
+        size = " x ".join(f"{side:.0f}" for side in calibration.size)
         why.append(f"the landmarks contradict each other: {agree.sum()} of {seen.sum()} agree on a volume of {size} mm")
-    for n, plane in enumerate(() if found.contradicts else PLANES):
+    for n, plane in enumerate(() if calibration.contradicts else PLANES):
         hits, count = agree[PLANE_OF == n].sum(), seen[PLANE_OF == n].sum()
         if hits < SCOUT_AGREES * count:
             why.append(
@@ -140,9 +140,9 @@ def triples_of(names, volumes: Volumes) -> list[int]:
     return [t for t, name in enumerate(volumes.names) if all(f"{name}_{plane}" in image_names for plane in PLANES)]
 
 
-def standard_deviations(found: calibrate.Calibration) -> np.ndarray:
+def standard_deviations(calibration: calibrate.Calibration) -> np.ndarray:
     """Returns the standard deviations (..., 9) of calibrations, from their covariance."""
-    return np.sqrt(np.maximum(np.diagonal(found.covariance, axis1=-2, axis2=-1), 1e-12))
+    return np.sqrt(np.maximum(np.diagonal(calibration.covariance, axis1=-2, axis2=-1), 1e-12))
 
 
 def choose_spread(names, points, scores, volumes: Volumes, template: dict) -> list[float]:
@@ -307,10 +307,11 @@ def of_triple(calibrator: Calibrator, three: dict[str, slices.Scout], out: Path)
     }  # fmt: skip
 
 
-def outline(found: calibrate.Calibration, plane) -> np.ndarray:
+def outline(calibration: calibrate.Calibration, plane) -> np.ndarray:
     """Returns the polygon in which the box cuts a plane: ordered corners (E, 2) in the plane's pixels; E may be 0."""
     corners = np.asarray(
-        calibrate.corners(*(jnp.asarray(a) for a in (found.centre, found.rotation, found.size))), float
+        calibrate.corners(*(jnp.asarray(a) for a in (calibration.centre, calibration.rotation, calibration.size))),
+        float,
     )
     depth = (corners - plane[:, 2]) @ slices.normal(plane)
     edges = [(i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit and depth[i] * depth[i | bit] < 0]
@@ -322,7 +323,7 @@ def outline(found: calibrate.Calibration, plane) -> np.ndarray:
     return pixels[np.argsort(np.arctan2(offsets[:, 1], offsets[:, 0]))]
 
 
-def write_box(path: Path, found: calibrate.Calibration, *, space: int = slices.SCANNER) -> None:
+def write_box(path: Path, calibration: calibrate.Calibration, *, space: int = slices.SCANNER) -> None:
     """Writes an empty NIfTI volume of about 1 mm voxels whose header describes the box: what a scanner would acquire.
 
     `space` is the sform and qform code of the scouts' space.
@@ -331,10 +332,10 @@ def write_box(path: Path, found: calibrate.Calibration, *, space: int = slices.S
         import nibabel
     except ImportError as error:
         raise ImportError(f"{path}: writing NIfTI needs nibabel: pip install 'jaxmarks[nifti]'") from error
-    shape = np.maximum(np.round(found.size), 1).astype(int)
+    shape = np.maximum(np.round(calibration.size), 1).astype(int)
     affine = np.eye(4)
-    affine[:3, :3] = found.rotation * (found.size / shape)
-    affine[:3, 3] = found.centre - affine[:3, :3] @ ((shape - 1) / 2)
+    affine[:3, :3] = calibration.rotation * (calibration.size / shape)
+    affine[:3, 3] = calibration.centre - affine[:3, :3] @ ((shape - 1) / 2)
     image = nibabel.Nifti1Image(np.zeros(shape, np.uint8), affine)
     image.set_sform(affine, code=space)
     image.set_qform(affine, code=space)

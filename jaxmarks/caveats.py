@@ -40,19 +40,19 @@ def of_training(settings, dataset, member, data: dict, source: Path | None, earl
     return caveats
 
 
-def of_objects(settings, dataset, member, trained, held) -> list[dict]:
+def of_objects(settings, dataset, member, trained, valid) -> list[dict]:
     """Returns caveats about a detector's data.
 
-    They concern validation samples (the mask `held`) without objects, on which no threshold can be chosen, and classes
+    They concern validation samples (the mask `valid`) without objects, on which no threshold can be chosen, and classes
     or colours that the network does not see in training (the mask `trained`).
     """
     samples, messages = dataset.samples, []
-    if not held.any():
+    if not valid.any():
         messages.append(
             "no image is held out for validation: the threshold is chosen on training images;"
             " raise --config.split.valid"
         )
-    elif not (samples.labels[held] >= 0).any():
+    elif not (samples.labels[valid] >= 0).any():
         messages.append(
             "no validation image shows an object: the threshold is chosen on training images;"
             " raise --config.split.valid"
@@ -117,9 +117,9 @@ def of_name_matches(names) -> list[dict]:
     return [problem(min(files), message, "the images")]
 
 
-def leaked(samples, known: list[dict], parts: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Marks samples (N,) that lie in `parts` of any split in `known`, each under the strongest evidence for it."""
-    matches = [splits.match_parts(one, samples) for one in known]
+def leaked(samples, records: list[dict], parts: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Marks samples (N,) that lie in `parts` of any split in `records`, each under the strongest evidence for it."""
+    matches = [splits.match_parts(one, samples) for one in records]
     masks, is_reported = {}, np.zeros(len(samples), bool)
     for kind in LEAKAGE:
         is_leaked = np.any([np.isin(one[kind], parts) for one in matches], axis=0) if matches else is_reported

@@ -146,7 +146,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _check_numbers(settings, said):
+def _check_numbers(settings, flag):
     leaves = {".".join(path): value for path, value in _leaves(settings) if value is not None}
     for key, leaf in leaves.items():
         limits = LIMITS.get(re.sub(r"^data\.sets\.[^.]+\.", "data.", key))
@@ -154,66 +154,66 @@ def _check_numbers(settings, said):
             low, high = limits
             if not (isinstance(value, int | float | np.number) and low <= value <= high):
                 allowed = f"at least {low}" if high == MANY else f"from {low} to {high}"
-                raise ValueError(f"{said(key)}={leaf}: it must be {allowed}")
+                raise ValueError(f"{flag(key)}={leaf}: it must be {allowed}")
     if settings.model.get("width") == 0 and options(settings, "model")["width"]:
-        raise ValueError(f"{said('model.width')}=0: it must be at least 1")
-    size, key = tuple(settings.data.size), said("data.size")
+        raise ValueError(f"{flag('model.width')}=0: it must be at least 1")
+    size, key = tuple(settings.data.size), flag("data.size")
     # An empty size follows the photographs, except in a stage.
     open_size = not size and "pixels" in settings.data and key == "--config.data.size"
     if not open_size and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
         raise ValueError(f"{key}={size}: give height and width of the frame, as one pair: (192, 256)")
     if 0 < (scale := settings.data.get("scale") or 0) < 0.01:
         raise ValueError(
-            f"{said('data.scale')}={scale}: it must be from 0.01 to 100, or 0, which adapts it to the objects"
+            f"{flag('data.scale')}={scale}: it must be from 0.01 to 100, or 0, which adapts it to the objects"
         )
     for key in ("scale", "zoom"):
-        if settings.data.get(key) == 0 and said(f"data.{key}") != f"--config.data.{key}":
+        if settings.data.get(key) == 0 and flag(f"data.{key}") != f"--config.data.{key}":
             raise ValueError(
-                f"{said(f'data.{key}')}=0: a stage's {key} must be above 0; only --config.data.{key},"
+                f"{flag(f'data.{key}')}=0: a stage's {key} must be above 0; only --config.data.{key},"
                 " for all stages, may be 0"
             )
     if 0 < (zoom := settings.data.get("zoom", 1)) < 1:
         raise ValueError(
-            f"{said('data.zoom')}={zoom}: it must be from 1 to 16, or 0, which adapts it to the photographs"
+            f"{flag('data.zoom')}={zoom}: it must be from 1 to 16, or 0, which adapts it to the photographs"
         )
     if zoom > 1 and settings.data.get("sets"):
         raise ValueError(
-            f"{said('data.zoom')}={zoom}: with several data.sets there is no second, closer look; set it to 1"
+            f"{flag('data.zoom')}={zoom}: with several data.sets there is no second, closer look; set it to 1"
         )
     pose, poses = settings.data.get("pose", "upright"), ("upright", *TURNED_POSES)
-    if pose not in poses and (pose or said("data.pose") != "--config.data.pose"):
-        raise ValueError(f"{said('data.pose')}={pose}: choose one of {', '.join(poses)}, or, for all stages only, ''")
+    if pose not in poses and (pose or flag("data.pose") != "--config.data.pose"):
+        raise ValueError(f"{flag('data.pose')}={pose}: choose one of {', '.join(poses)}, or, for all stages only, ''")
     if pose in TURNED_POSES and settings.data.get("sets"):
         raise ValueError(
-            f"{said('data.pose')}={pose}: with several data.sets there is no second look; set it to upright"
+            f"{flag('data.pose')}={pose}: with several data.sets there is no second look; set it to upright"
         )
     if not settings.train.epochs and not settings.train.steps:
-        raise ValueError(f"{said('train.steps')}=0 {said('train.epochs')}=0: set one of them above 0")
+        raise ValueError(f"{flag('train.steps')}=0 {flag('train.epochs')}=0: set one of them above 0")
     fits = ("tile", "pad", "stretch") if "boxes" in settings.data else ("pad", "stretch")
     if (fit := settings.data.get("fit", "pad")) not in fits:
-        raise ValueError(f"{said('data.fit')}={fit}: choose one of {', '.join(fits)}")
+        raise ValueError(f"{flag('data.fit')}={fit}: choose one of {', '.join(fits)}")
     chosen, folds = tuple(settings.split.run), settings.split.folds
     if not all(isinstance(fold, int) and 0 <= fold < folds for fold in chosen) or len({*chosen}) < len(chosen):
         raise ValueError(
-            f"{said('split.run')}={chosen}: folds are numbered from 0 to {folds - 1}; give each at most once"
+            f"{flag('split.run')}={chosen}: folds are numbered from 0 to {folds - 1}; give each at most once"
         )
 
 
-def _check_patterns(settings, said):
+def _check_patterns(settings, flag):
     rates = settings.optimizer.get("rates") or ()
     pairs = [tuple(pair) for pair in rates if isinstance(pair, tuple | list) and len(pair) == 2]
     if len(pairs) < len(rates) or not all(
         isinstance(p, str) and isinstance(r, int | float) and r >= 0 for p, r in pairs
     ):
         raise ValueError(
-            f"{said('optimizer.rates')}={rates}: give pairs of a pattern and a factor, such as (('body/', 0.1),)"
+            f"{flag('optimizer.rates')}={rates}: give pairs of a pattern and a factor, such as (('body/', 0.1),)"
         )
     patterns = [("freeze", settings.freeze), ("init_skip", settings.init_skip)]
     for key, pattern in [*patterns, *(("optimizer.rates", pattern) for pattern, _ in pairs)]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{said(key)}={pattern!r} is not a regular expression: {error}") from error
+            raise ValueError(f"{flag(key)}={pattern!r} is not a regular expression: {error}") from error
 
 
 def _leaves(tree, path=()):

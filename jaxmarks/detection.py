@@ -161,9 +161,9 @@ def class_name_problems(names: tuple[str, ...], classes: tuple[str, ...]) -> lis
     )
 
 
-def class_indices(names: Sequence[str], known: tuple[str, ...]) -> list[int]:
-    """Returns the index of each name in the classes `known`, -1 if absent; a single class has any name."""
-    return [0 if len(known) == 1 else known.index(name) if name in known else -1 for name in names]
+def class_indices(names: Sequence[str], classes: tuple[str, ...]) -> list[int]:
+    """Returns the index of each name in the classes `classes`, -1 if absent; a single class has any name."""
+    return [0 if len(classes) == 1 else classes.index(name) if name in classes else -1 for name in names]
 
 
 def threshold_of(notes: list[dict]) -> float:
@@ -184,14 +184,14 @@ def timed(call, networks, samples: Samples, *, overlap: float) -> tuple[Found, f
     return found, 1000 * (time.perf_counter() - started) / len(found.name)
 
 
-def with_truth(found: Found, truth: Mapping, known: tuple[str, ...], fold: int) -> Objects:
-    """Combines detections with the annotations `truth` (by image name), labelled by index in the classes `known`."""
+def with_truth(found: Found, truth: Mapping, classes: tuple[str, ...], fold: int) -> Objects:
+    """Combines detections with the annotations `truth` (by image name), labelled by index in the classes `classes`."""
     annotations = [truth[name] for name in found.name]
     max_count = max((len(a.classes) for a in annotations), default=0)
     true, labels = np.zeros((len(annotations), max_count, 4)), np.full((len(annotations), max_count), -1)
     for n, annotation in enumerate(annotations):
         true[n, : len(annotation.classes)] = annotation.boxes
-        labels[n, : len(annotation.classes)] = class_indices(annotation.classes, known)
+        labels[n, : len(annotation.classes)] = class_indices(annotation.classes, classes)
     return Objects(found.name, np.full(len(annotations), fold), *found[1:], true, labels)
 
 
@@ -215,41 +215,41 @@ _pair = jax.jit(box_ops.pair_detections, static_argnames=("iou", "within"))
 _average_precision = jax.jit(box_ops.mean_average_precision, static_argnames=("count", "thresholds", "rule"))
 
 
-def pairs(found: Objects, *, golden: bool = False) -> np.ndarray:
+def pairs(objects: Objects, *, golden: bool = False) -> np.ndarray:
     """Returns (N, L) the index of the true object of its class that each detection finds, -1 for none.
 
     The criterion is `OVERLAP`, or, if `golden`, `GOLDEN_DISTANCE`.
     """
     criterion = {"within": GOLDEN_DISTANCE} if golden else {"iou": OVERLAP}
-    result = np.full(found.scores.shape, -1)
-    for label in np.unique(found.labels[found.labels >= 0]):
-        valid = (found.scores > 0) & (found.classes == label)
-        class_pairs = _pair(found.boxes, found.scores, valid, found.true, found.labels == label, **criterion)
+    result = np.full(objects.scores.shape, -1)
+    for label in np.unique(objects.labels[objects.labels >= 0]):
+        valid = (objects.scores > 0) & (objects.classes == label)
+        class_pairs = _pair(objects.boxes, objects.scores, valid, objects.true, objects.labels == label, **criterion)
         result = np.maximum(result, np.asarray(class_pairs))
     return result
 
 
-def hits(found: Objects, *, golden: bool = False) -> np.ndarray:
+def hits(objects: Objects, *, golden: bool = False) -> np.ndarray:
     """Returns (N, L) bool, which detections find a true object (`pairs`)."""
-    return pairs(found, golden=golden) >= 0
+    return pairs(objects, golden=golden) >= 0
 
 
-def recalled(found: Objects, threshold) -> np.ndarray:
+def recalled(objects: Objects, threshold) -> np.ndarray:
     """Returns (N, M) bool, which true objects are found by a detection that scores at least the threshold (N,)."""
-    result, paired = np.zeros(found.labels.shape, bool), pairs(found)
-    n, k = np.nonzero((paired >= 0) & (found.scores >= threshold[:, None]))
+    result, paired = np.zeros(objects.labels.shape, bool), pairs(objects)
+    n, k = np.nonzero((paired >= 0) & (objects.scores >= threshold[:, None]))
     result[n, paired[n, k]] = True
     return result
 
 
-def best_threshold(found: Objects) -> float:
+def best_threshold(objects: Objects) -> float:
     """Returns the middle of the thresholds whose F1 at `OVERLAP` is best or nearly so (`F1_TOLERANCE`); 0.5 without a hit.
 
     Where exactly the best lies on a flat maximum is chance.
     """
-    is_hit, object_count = hits(found), (found.labels >= 0).sum()
-    order = np.argsort(-found.scores, axis=None)
-    scores, correct = found.scores.ravel()[order], np.cumsum(is_hit.ravel()[order])
+    is_hit, object_count = hits(objects), (objects.labels >= 0).sum()
+    order = np.argsort(-objects.scores, axis=None)
+    scores, correct = objects.scores.ravel()[order], np.cumsum(is_hit.ravel()[order])
     f1 = 2 * correct / (np.arange(1, len(order) + 1) + max(object_count, 1))
     is_last = np.append(scores[1:] < scores[:-1], True)[: len(scores)]  # of equal scores, which no threshold separates
     usable = is_last & (scores > 0)
@@ -263,32 +263,33 @@ def best_threshold(found: Objects) -> float:
     return float((scores[first] + (scores[end] if end < len(scores) else 0.0)) / 2)
 
 
-def summarise(found: Objects, threshold, classes: tuple[str, ...]) -> dict:
+def summarise(objects: Objects, threshold, classes: tuple[str, ...]) -> dict:
     """Returns the numbers of `summary.json` at the threshold (one, or one per image) and over all, NaN if undefined."""
-    thresholds = np.broadcast_to(threshold, (len(found.name),))[:, None]
-    accepted = (found.scores >= thresholds) & (found.scores > 0)
+    thresholds = np.broadcast_to(threshold, (len(objects.name),))[:, None]
+    accepted = (objects.scores >= thresholds) & (objects.scores > 0)
     rounded = lambda share: round(float(share), 7)  # the digits of float32
 
-    def rates(is_hit, accepted=accepted, is_object=found.labels >= 0):
-        ratios = box_ops.precision_recall(is_hit, found.scores, accepted, is_object.sum())
+    def rates(is_hit, accepted=accepted, is_object=objects.labels >= 0):
+        ratios = box_ops.precision_recall(is_hit, objects.scores, accepted, is_object.sum())
         return jax.tree.map(rounded, ratios) | {"objects": int(is_object.sum()), "detections": int(accepted.sum())}
 
     ap = _average_precision(
-        found.boxes, found.scores, found.scores > 0, found.true, found.labels >= 0, classes=found.classes,
-        truth_classes=found.labels, count=len(classes),
+        objects.boxes, objects.scores, objects.scores > 0, objects.true, objects.labels >= 0, classes=objects.classes,
+        truth_classes=objects.labels, count=len(classes),
     )  # fmt: skip
-    is_hit = hits(found)
+    is_hit = hits(objects)
     return {
         **rates(is_hit),
-        "f1_golden": rates(hits(found, golden=True))["f1"],
+        "f1_golden": rates(hits(objects, golden=True))["f1"],
         "map50": float(metrics.mean(ap["AP"][0])),
         "map": float(ap["mAP"]),
         "by_class": {
-            name: rates(is_hit, accepted & (found.classes == c), found.labels == c) | {"ap50": float(ap["AP"][0, c])}
+            name: rates(is_hit, accepted & (objects.classes == c), objects.labels == c)
+            | {"ap50": float(ap["AP"][0, c])}
             for c, name in enumerate(classes)
         },
         "threshold": float(np.mean(threshold)),
-        "images": len(found.name),
+        "images": len(objects.name),
     }
 
 
@@ -306,15 +307,15 @@ def undetected_class_problems(by_class: Mapping[str, dict]) -> list[dict]:
     ]
 
 
-def by_fold(found: Objects, threshold: np.ndarray, classes: tuple[str, ...]) -> dict:
+def by_fold(objects: Objects, threshold: np.ndarray, classes: tuple[str, ...]) -> dict:
     """Runs `summarise` on all photographs, with thresholds (N,), and on each fold; adds their standard deviations."""
     folds = []
-    for fold in np.unique(found.fold):
-        in_fold = found.fold == fold
+    for fold in np.unique(objects.fold):
+        in_fold = objects.fold == fold
         # Other folds' objects are masked, not removed: each new length of the arrays would need a compilation.
-        scores, labels = np.where(in_fold[:, None], found.scores, 0), np.where(in_fold[:, None], found.labels, -1)
+        scores, labels = np.where(in_fold[:, None], objects.scores, 0), np.where(in_fold[:, None], objects.labels, -1)
         overrides = {"threshold": float(np.mean(threshold[in_fold])), "images": int(in_fold.sum())}
-        fold_only = found._replace(scores=scores, labels=labels)
+        fold_only = objects._replace(scores=scores, labels=labels)
         folds.append({"fold": int(fold)} | summarise(fold_only, threshold, classes) | overrides)
     numbered, spread = [one for one in folds if one["fold"] >= 0], {}
     for key in ("f1", "f1_golden", "map50", "map") if len(numbered) > 1 else ():
@@ -322,51 +323,62 @@ def by_fold(found: Objects, threshold: np.ndarray, classes: tuple[str, ...]) -> 
         spread[f"std_over_folds_{key}"] = float(np.std(valid)) if len(valid) > 1 else np.nan
     mean_threshold = float(np.mean([one["threshold"] for one in folds]))  # as `threshold_of` all networks has it
     extras = {"threshold": mean_threshold, "folds": folds, "classes": list(classes)}
-    return summarise(found, threshold, classes) | spread | extras
+    return summarise(objects, threshold, classes) | spread | extras
 
 
-def write(folder: Path, found: Objects, threshold, classes: tuple[str, ...]) -> None:
+def write(folder: Path, objects: Objects, threshold, classes: tuple[str, ...]) -> None:
     """Writes all detections to `predictions.csv` and all true objects to `objects.csv`, each marked as a hit or not."""
-    thresholds = np.broadcast_to(threshold, (len(found.name),))
-    is_hit = hits(found)
-    is_found, format_box = recalled(found, thresholds), lambda box: [f"{v:.2f}" for v in box]
+    thresholds = np.broadcast_to(threshold, (len(objects.name),))
+    is_hit = hits(objects)
+    is_found, format_box = recalled(objects, thresholds), lambda box: [f"{v:.2f}" for v in box]
     rows = [
-        [found.name[n], classes[found.labels[n, k]], *format_box(found.true[n, k]), int(is_found[n, k]), found.fold[n]]
-        for n, k in np.argwhere(found.labels >= 0)
+        [
+            objects.name[n],
+            classes[objects.labels[n, k]],
+            *format_box(objects.true[n, k]),
+            int(is_found[n, k]),
+            objects.fold[n],
+        ]
+        for n, k in np.argwhere(objects.labels >= 0)
     ]
     atomic.write_csv(Path(folder) / "objects.csv", ["image class x0 y0 x1 y1 hit fold".split(), *rows])
     rows = [
-        [found.name[n], classes[found.classes[n, k]], *format_box(found.boxes[n, k]), f"{found.scores[n, k]:.4f}"]
-        + [int(found.scores[n, k] >= thresholds[n]), int(is_hit[n, k]), found.fold[n]]
-        for n, k in np.argwhere(found.scores > 0)
+        [
+            objects.name[n],
+            classes[objects.classes[n, k]],
+            *format_box(objects.boxes[n, k]),
+            f"{objects.scores[n, k]:.4f}",
+        ]
+        + [int(objects.scores[n, k] >= thresholds[n]), int(is_hit[n, k]), objects.fold[n]]
+        for n, k in np.argwhere(objects.scores > 0)
     ]
     columns = "image class x0 y0 x1 y1 score above_threshold hit fold".split()
     atomic.write_csv(Path(folder) / "predictions.csv", [columns, *rows])
 
 
 def to_proofread(
-    annotations: Iterable[BoxAnnotation], found: Objects, threshold, sizes: Mapping, classes: tuple[str, ...]
+    annotations: Iterable[BoxAnnotation], objects: Objects, threshold, sizes: Mapping, classes: tuple[str, ...]
 ) -> list[dict]:
     """Returns the photographs for the proofreading page (`report.proofread.boxes`): manual boxes beside detections.
 
     The threshold is one, or one per predicted photograph; a photograph without prediction has None for detections.
     `sizes` are (height, width) by name.
     """
-    thresholds = dict(zip(found.name.tolist(), np.broadcast_to(threshold, (len(found.name),)), strict=True))
-    index = {name: n for n, name in enumerate(found.name.tolist())}
+    thresholds = dict(zip(objects.name.tolist(), np.broadcast_to(threshold, (len(objects.name),)), strict=True))
+    index = {name: n for n, name in enumerate(objects.name.tolist())}
     photographs = []
     for a in annotations:
         corners = np.round(a.boxes, 3).tolist()
         items = [[*box, c, None] for box, c in zip(corners, class_indices(a.classes, classes), strict=True)]
-        boxes = detections(found, index[a.image], thresholds[a.image]) if a.image in index else None
+        boxes = detections(objects, index[a.image], thresholds[a.image]) if a.image in index else None
         photographs.append({"name": a.image, "size": sizes[a.image], "items": items, "found": boxes, "group": a.group})
     return photographs
 
 
-def detections(found: Found | Objects, n: int, least: float) -> list[list]:
-    """Returns the detections (x0, y0, x1, y1, class, score) in photograph `n` that score `least` or more."""
-    kept = (found.scores[n] >= least) & (found.scores[n] > 0)
-    columns = np.round(found.boxes[n][kept], 3), found.classes[n][kept], np.round(found.scores[n][kept], 7)
+def detections(objects: Found | Objects, n: int, min_score: float) -> list[list]:
+    """Returns the detections (x0, y0, x1, y1, class, score) in photograph `n` that score `min_score` or more."""
+    kept = (objects.scores[n] >= min_score) & (objects.scores[n] > 0)
+    columns = np.round(objects.boxes[n][kept], 3), objects.classes[n][kept], np.round(objects.scores[n][kept], 7)
     return [[*box, c, score] for box, c, score in zip(*(column.tolist() for column in columns), strict=True)]
 
 

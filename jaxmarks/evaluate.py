@@ -15,7 +15,7 @@ from jaxmarks.trained import Held
 
 
 def choose_on_validation(
-    call: Callable, variables, note: dict, dataset: Dataset, held: np.ndarray, shown: np.ndarray
+    call: Callable, variables, note: dict, dataset: Dataset, valid: np.ndarray, training: np.ndarray
 ) -> dict:
     """Chooses parameters of a trained network on its validation images; returns them for its note.
 
@@ -27,15 +27,15 @@ def choose_on_validation(
       variables: the network's variables.
       note: its note so far.
       dataset: the dataset that it was trained on.
-      held, shown: indices of the validation samples, and of the training samples.
+      valid, training: indices of the validation samples, and of the training samples.
     """
     if dataset.objects:
-        has_objects = (dataset.samples.labels[held] >= 0).any()
-        samples = dataset.samples.take(held if has_objects else shown)
+        has_objects = (dataset.samples.labels[valid] >= 0).any()
+        samples = dataset.samples.take(valid if has_objects else training)
         overlap = detection.overlap_of([note])
         return {"threshold": detection.choose_threshold(call, [variables], samples, dataset, overlap=overlap)}
-    if dataset.volumes and len(held):
-        samples = dataset.samples.take(held)
+    if dataset.volumes and len(valid):
+        samples = dataset.samples.take(valid)
         predictions, volumes = landmarks.predict(call, [variables], samples), dataset.volumes
         return {"spread": calibration.choose_spread(samples.name, *predictions, volumes, volumes.template)}
     return {}
@@ -62,23 +62,23 @@ def of_new_data(workdir: Path, dataset: Dataset, out: Path, *, set: str = "") ->
     return score([trained.all_on(workdir, dataset.samples, set=set)], (), dataset, Path(out))
 
 
-def score(folds: Iterable[Held], others: tuple[str, ...], dataset: Dataset, out: Path, **about) -> dict:
-    """Scores networks and the baselines `others` on their test images, and writes the files to `out`.
+def score(folds: Iterable[Held], baseline_names: tuple[str, ...], dataset: Dataset, out: Path, **about) -> dict:
+    """Scores networks and the baselines `baseline_names` on their test images, and writes the files to `out`.
 
     Returns the summary, with `about` added, as `summary.json` has it.
     """
-    baselines.check(others, objects=bool(dataset.objects))
+    baselines.check(baseline_names, objects=bool(dataset.objects))
     out.mkdir(parents=True, exist_ok=True)
     score_dataset = score_objects if dataset.objects else score_landmarks
-    summary = atomic.plain(score_dataset(folds, others, dataset, out) | about)
+    summary = atomic.plain(score_dataset(folds, baseline_names, dataset, out) | about)
     atomic.write_json(out / "summary.json", summary)
     return summary
 
 
-def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dataset, out: Path) -> dict:
+def score_landmarks(folds: Iterable[Held], baseline_names: tuple[str, ...], dataset: Dataset, out: Path) -> dict:
     """Scores a dataset of landmarks: returns the summary, and writes every file except its `summary.json`."""
     samples, all_defined = dataset.samples, dataset.own(dataset.samples)
-    parts: dict[str, list[landmarks.Predictions]] = {name: [] for name in ("network", *others)}
+    parts: dict[str, list[landmarks.Predictions]] = {name: [] for name in ("network", *baseline_names)}
     problems, spread = list(dataset.problems), {}
     for held in folds:
         landmarks.check(dataset, held.notes)
@@ -87,7 +87,7 @@ def score_landmarks(folds: Iterable[Held], others: tuple[str, ...], dataset: Dat
         points, scores = landmarks.predict(held.call, held.networks, test)
         parts["network"].append(landmarks.with_truth(test, points, np.where(defined, scores, np.nan), held.fold))
         can_fit = not len(np.setdiff1d(test.domain, train.domain))  # every domain tested has training images
-        for name in others if can_fit else ():
+        for name in baseline_names if can_fit else ():
             points = baseline(name, train, test, dataset.columns)
             parts[name].append(landmarks.with_truth(test, points, np.where(defined, 1.0, np.nan), held.fold))
         problems += held.caveats
@@ -143,15 +143,18 @@ def score_sets(methods: dict[str, landmarks.Predictions], problems: list[dict], 
     return summaries
 
 
-def baseline(name: str, rest: Samples, tested: Samples, columns: list[slice]) -> np.ndarray:
-    """Predicts points (N, K, 2) in source pixels for the tested samples with a baseline fitted on the samples `rest`.
+def baseline(name: str, train: Samples, tested: Samples, columns: list[slice]) -> np.ndarray:
+    """Predicts points (N, K, 2) in source pixels for the tested samples with a baseline fitted on the samples `train`.
 
     Each domain is fitted separately, on its own landmarks: its `columns` of the K.
     """
     points = np.zeros_like(tested.source_points)
     for domain in np.unique(tested.domain):
         domain_columns = columns[domain]
-        train_part, test_part = rest.select_domain(domain, domain_columns), tested.select_domain(domain, domain_columns)
+        train_part, test_part = (
+            train.select_domain(domain, domain_columns),
+            tested.select_domain(domain, domain_columns),
+        )
         if name == "mean_shape":
             frame_points = mean_shape.predict(mean_shape.fit(train_part.points, train_part.visible), len(test_part))
         else:
@@ -160,10 +163,10 @@ def baseline(name: str, rest: Samples, tested: Samples, columns: list[slice]) ->
     return points
 
 
-def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Dataset, out: Path) -> dict:
+def score_objects(folds: Iterable[Held], baseline_names: tuple[str, ...], dataset: Dataset, out: Path) -> dict:
     """Scores a dataset of objects: returns the summary, and writes every file except its `summary.json`."""
     annotations, samples = {a.image: a for a in dataset.objects}, dataset.samples
-    parts: dict[str, list[detection.Objects]] = {name: [] for name in ("network", *others)}
+    parts: dict[str, list[detection.Objects]] = {name: [] for name in ("network", *baseline_names)}
     problems, thresholds, milliseconds = list(dataset.problems), [], []
     for held in folds:
         classes = detection.names_of(held.notes)
@@ -175,7 +178,7 @@ def score_objects(folds: Iterable[Held], others: tuple[str, ...], dataset: Datas
         parts["network"].append(detection.with_truth(detections, annotations, classes, held.fold))
         thresholds += [detection.threshold_of(held.notes)] * len(detections.name)
         milliseconds += [image_milliseconds] * len(detections.name)
-        for name in others if len(train) else ():
+        for name in baseline_names if len(train) else ():
             detections = blob_detections(train, test)
             detections = detections._replace(
                 classes=np.array(detection.class_indices(dataset.classes, classes))[detections.classes]
@@ -207,9 +210,9 @@ def unscored(samples: Samples, scored) -> int:
     return len(np.setdiff1d(samples.name, scored))
 
 
-def blob_detections(rest: Samples, tested: Samples) -> detection.Found:
-    """Detects objects of the tested photographs as blobs, with a detector fitted on at most 300 tiles of `rest`."""
-    train_tiles = rest.take(np.random.default_rng(0).permutation(len(rest))[:300])
+def blob_detections(train: Samples, tested: Samples) -> detection.Found:
+    """Detects objects of the tested photographs as blobs, with a detector fitted on at most 300 tiles of `train`."""
+    train_tiles = train.take(np.random.default_rng(0).permutation(len(train))[:300])
     detectors = blobs.fit(np.asarray(train_tiles.images), train_tiles.boxes, train_tiles.labels)
     return detection.predict(blobs.predict, detectors, tested)
 

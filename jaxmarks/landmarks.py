@@ -71,11 +71,11 @@ def join(parts: list[Predictions]) -> Predictions:
     return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def ordered(found: Predictions, names: np.ndarray) -> Predictions:
+def ordered(predictions: Predictions, names: np.ndarray) -> Predictions:
     """Sorts predictions by the order of their images in `names`, those of the dataset."""
     rank = {name: n for n, name in reversed(list(enumerate(names.tolist())))}
-    order = np.argsort([rank[name] for name in found.name.tolist()], kind="stable")
-    return Predictions(*(column[order] for column in found))
+    order = np.argsort([rank[name] for name in predictions.name.tolist()], kind="stable")
+    return Predictions(*(column[order] for column in predictions))
 
 
 def check(dataset: Dataset, notes: list[dict]) -> None:
@@ -92,32 +92,36 @@ def check(dataset: Dataset, notes: list[dict]) -> None:
             )
 
 
-def summarise(found: Predictions) -> dict:
+def summarise(predictions: Predictions) -> dict:
     """Computes the numbers of `summary.json` that follow from predictions; NaN becomes None.
 
     Raises:
       FloatingPointError: the prediction of a visible landmark is not finite.
     """
     # From maps of NaN, decoders make finite points with scores of NaN.
-    lost = (found.visible & ~(np.isfinite(found.points).all(-1) & np.isfinite(found.scores))).any(-1)
+    lost = (predictions.visible & ~(np.isfinite(predictions.points).all(-1) & np.isfinite(predictions.scores))).any(-1)
     if lost.any():
         raise FloatingPointError(
-            f"{found.name[lost][0]} and {lost.sum() - 1} other images: the predictions are not finite, as the training"
+            f"{predictions.name[lost][0]} and {lost.sum() - 1} other images: the predictions are not finite, as the training"
             " has diverged; lower --config.optimizer.learning_rate"
         )
-    sides, fold_numbers = extents(found.true, found.visible), np.unique(found.fold)
+    sides, fold_numbers = extents(predictions.true, predictions.visible), np.unique(predictions.fold)
     computed = measure(
-        found.points, found.true, found.visible, found.scores, found.mm_per_px, found.delta, sides,
-        found.fold == fold_numbers[:, None],
+        predictions.points, predictions.true, predictions.visible, predictions.scores, predictions.mm_per_px, predictions.delta, sides,
+        predictions.fold == fold_numbers[:, None],
     )  # fmt: skip
     measured = jax.tree.map(np.asarray, computed)
     overall, by_fold = measured["overall"], measured["by_fold"]
     folds = [
-        {"fold": int(f), "mean_distance_px": by_fold["overall"]["mean"][i], "images": int((found.fold == f).sum())}
+        {
+            "fold": int(f),
+            "mean_distance_px": by_fold["overall"]["mean"][i],
+            "images": int((predictions.fold == f).sum()),
+        }
         for i, f in enumerate(fold_numbers)
     ]
     has_scale = np.isfinite(measured["mean_mm"])
-    scores_vary = np.ptp(np.nanmean(found.scores, axis=-1))  # equal scores do not rank images
+    scores_vary = np.ptp(np.nanmean(predictions.scores, axis=-1))  # equal scores do not rank images
     rates = lambda name, limits, measured=measured: dict(zip(map(str, limits), measured[name], strict=True))
     deviations = jax.tree.map(lambda values: deviation(values[fold_numbers >= 0]), by_fold)
     summary = {
@@ -141,8 +145,8 @@ def summarise(found: Predictions) -> dict:
         "oks": measured["oks"],
         "map_oks": measured["map_oks"] if scores_vary else None,
         "shares": measured["shares"],
-        "images": len(found.name),
-        "landmarks": found.points.shape[1],
+        "images": len(predictions.name),
+        "landmarks": predictions.points.shape[1],
         "folds": folds,
     }
     return atomic.plain(summary)
@@ -188,27 +192,27 @@ def extents(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
     return np.where((high > low).all(-1, keepdims=True), high - low, np.nan)
 
 
-def to_proofread(found: Predictions, groups: Mapping[str, str] | None = None) -> list[dict]:
+def to_proofread(predictions: Predictions, groups: Mapping[str, str] | None = None) -> list[dict]:
     """Returns the photographs for the proofreading page (`report.proofread.landmarks`).
 
     If any landmark was marked by hand, the page corrects the manual ones and shows the network's beside them; the doubt
     is their distance in px. Otherwise it corrects the network's, and the doubt is 1 - score.
 
     Args:
-      found: the predictions for photographs that lie in one folder.
+      predictions: the predictions for photographs that lie in one folder.
       groups: the specimen of each photograph by name, where known.
     """
-    is_annotated = found.visible.any()
+    is_annotated = predictions.visible.any()
     if is_annotated:
-        points = np.where(found.visible[..., None], found.true, np.nan)
-        doubt = np.linalg.norm(points - found.points, axis=-1)
+        points = np.where(predictions.visible[..., None], predictions.true, np.nan)
+        doubt = np.linalg.norm(points - predictions.points, axis=-1)
     else:
-        points, doubt = found.points, 1 - found.scores
+        points, doubt = predictions.points, 1 - predictions.scores
     return [
-        {"name": str(found.name[n]), "size": found.source_size[n], "items": points[n], "doubt": np.round(doubt[n], 3),
-         "id": str(found.id[n]), "group": (groups or {}).get(str(found.name[n]), ""), "mm_per_px": found.mm_per_px[n]}
-        | ({"found": found.points[n]} if is_annotated else {})
-        for n in range(len(found.name))
+        {"name": str(predictions.name[n]), "size": predictions.source_size[n], "items": points[n], "doubt": np.round(doubt[n], 3),
+         "id": str(predictions.id[n]), "group": (groups or {}).get(str(predictions.name[n]), ""), "mm_per_px": predictions.mm_per_px[n]}
+        | ({"found": predictions.points[n]} if is_annotated else {})
+        for n in range(len(predictions.name))
     ]  # fmt: skip
 
 
@@ -240,16 +244,16 @@ def write(folder: Path, parts: list[Predictions]) -> None:
     write_tps(Path(folder) / "predictions.tps", parts)
 
 
-def rows(found: Predictions) -> Iterator[list]:
+def rows(predictions: Predictions) -> Iterator[list]:
     """Yields a row of `predictions.csv` for each landmark."""
-    distances = np.asarray(metrics.distances(found.points, found.true, found.visible))
-    for n, name in enumerate(found.name):
-        for k in range(found.points.shape[1]):
-            true_columns = [*(f"{v:.3f}" for v in found.true[n, k]), f"{distances[n, k]:.3f}"]
+    distances = np.asarray(metrics.distances(predictions.points, predictions.true, predictions.visible))
+    for n, name in enumerate(predictions.name):
+        for k in range(predictions.points.shape[1]):
+            true_columns = [*(f"{v:.3f}" for v in predictions.true[n, k]), f"{distances[n, k]:.3f}"]
             yield (
-                [name, k + 1, *(f"{v:.3f}" for v in found.points[n, k]), f"{found.scores[n, k]:.4f}"]
-                + (true_columns if found.visible[n, k] else ["", "", ""])
-                + [found.fold[n]]
+                [name, k + 1, *(f"{v:.3f}" for v in predictions.points[n, k]), f"{predictions.scores[n, k]:.4f}"]
+                + (true_columns if predictions.visible[n, k] else ["", "", ""])
+                + [predictions.fold[n]]
             )
 
 

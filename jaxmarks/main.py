@@ -312,13 +312,13 @@ def print_problems(problems: list[dict]) -> None:
         print(f"and {len(problems) - 5} more")
 
 
-def data_to_score(named, trained, workdir):
+def data_to_score(given_data, trained, workdir):
     """Returns the run's `data` with the inputs that the command line names, and whether these are other photographs."""
     from jaxmarks.data import loading
 
     input_key, truth_key = "volume" if "volume" in trained else "images", "boxes" if "boxes" in trained else "landmarks"
     warn_unused(workdir, f"data.{input_key}", f"data.{truth_key}", "data.group_by", *scale_keys(trained))
-    inputs = {key: named.get(key) for key in (input_key, truth_key, "group_by") if named.get(key)}
+    inputs = {key: given_data.get(key) for key in (input_key, truth_key, "group_by") if given_data.get(key)}
     if SET.value and not inputs:
         raise ValueError(
             f"--set={SET.value}: it says which dataset new photographs belong to; name these with"

@@ -309,10 +309,10 @@ def scanned(stream) -> bool:
     return jax.default_backend() != "cpu" and stream is None
 
 
-def summed(found: list):
+def summed(losses: list):
     """Sums the (total, count) of all batches that a `Runner` has run: floats, or dicts of floats."""
     total = lambda *each: float(np.sum(np.concatenate([np.ravel(x) for x in each]), dtype=np.float64))
-    return jax.tree.map(total, *jax.device_get(found))
+    return jax.tree.map(total, *jax.device_get(losses))
 
 
 def samples_of(rows: np.ndarray, versions: int) -> np.ndarray:

@@ -44,16 +44,16 @@ def build(settings, facts: dict, flip=None, size=None):
     return network, second_look(task, settings.data, facts.get("shape"))
 
 
-def second_look(task, data, found):
+def second_look(task, data, fitted_shape):
     """Adds a second look (`closer`) to the task if a config's `data` ask for one.
 
     If `data.zoom` is above 1, frames are that many times larger, and the network sees all or a part of them. If
-    `data.pose` is "turned" or "mirrored" and a mean shape was `found`, that part is turned to the pose of the shape.
+    `data.pose` is "turned" or "mirrored" and a mean shape was `fitted_shape`, that part is turned to the pose of the shape.
     """
     size, zoom, mirror = tuple(data.size), data.get("zoom", 1), data.get("pose") == "mirrored"
-    if found and data.get("pose") in configs.TURNED_POSES:
+    if fitted_shape and data.get("pose") in configs.TURNED_POSES:
         return closer.with_second_look(
-            task, size, closer.posed_views(size, zoom, mean=found[0], spread=found[1], mirror=mirror)
+            task, size, closer.posed_views(size, zoom, mean=fitted_shape[0], spread=fitted_shape[1], mirror=mirror)
         )
     return closer.with_second_look(task, size, closer.upright_views(size, zoom)) if zoom > 1 else task
 
@@ -103,10 +103,10 @@ def sizes(settings) -> list[tuple[int, int]]:
 TWICE = 0.7
 
 
-def fitted_facts(settings, samples, shown) -> dict:
+def fitted_facts(settings, samples, training) -> dict:
     """Returns the facts that are fitted to the data.
 
-    For landmarks, this is their mean shape in the samples `shown`, if it is needed (`shape_of`). For boxes (of all
+    For landmarks, this is their mean shape in the samples `training`, if it is needed (`shape_of`). For boxes (of all
     samples), it is "overlap", the IoU up to which two are two objects, and "anchors", their typical sizes, if the head
     has an `anchor_count`.
 
@@ -116,7 +116,7 @@ def fitted_facts(settings, samples, shown) -> dict:
     """
     is_box = samples.labels >= 0
     if not is_box.any():
-        return shape_of(settings, samples, shown)
+        return shape_of(settings, samples, training)
     ious = jax.jit(lambda *all: lax.map(lambda one: box_ops.crowding(*one), all))(samples.boxes, samples.labels, is_box)
     ious = np.asarray(ious)[is_box]
     fitted = float(np.clip(np.quantile(np.where(ious > TWICE, 0, ious), 0.99), 0.2, 0.5))
@@ -134,15 +134,19 @@ def fitted_facts(settings, samples, shown) -> dict:
 LOOSE = 0.2
 
 
-def shape_of(settings, samples, shown) -> dict:
-    """Returns the fact "shape": the mean and spread of the landmarks in the samples `shown`; {} if there is none.
+def shape_of(settings, samples, training) -> dict:
+    """Returns the fact "shape": the mean and spread of the landmarks in the samples `training`; {} if there is none.
 
     If views are turned, the mean shape has the pose in which they show it. There is no shape for several datasets, if
     neither turned views nor the head (`leap`) use one, if no image shows two landmarks, or if views are upright and the
     landmarks stray too far (`LOOSE`).
     """
     pose = settings.data.get("pose")
-    if settings.data.get("sets") or not len(shown) or not (pose in configs.TURNED_POSES or settings.head.get("leap")):
+    if (
+        settings.data.get("sets")
+        or not len(training)
+        or not (pose in configs.TURNED_POSES or settings.head.get("leap"))
+    ):
         return {}
     points, visible, start = samples.points, samples.visible, None
     if pose in configs.TURNED_POSES:
@@ -151,7 +155,7 @@ def shape_of(settings, samples, shown) -> dict:
         fullest = np.argmax(distinct_counts)  # among all images, so that every fold's shape has the same pose
         start = shape.align_principal_axis(points[fullest], visible[fullest], tall=height > width), visible[fullest]
     fit = jax.jit(functools.partial(shape.procrustes, mirror=pose == "mirrored"))
-    mean, spread = fit(points[shown], visible[shown], start=start)
+    mean, spread = fit(points[training], visible[training], start=start)
     is_loose = pose not in configs.TURNED_POSES and spread.mean() >= LOOSE
     return {"shape": [mean.tolist(), spread.tolist()]} if mean.any() and not is_loose else {}
 

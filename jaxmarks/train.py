@@ -93,10 +93,10 @@ class Progress:
     best_epoch: int = 0
     seconds: float = 0.0  # of all epochs
 
-    def add(self, batches: int, found) -> None:
-        """Adds batches with the summed (total, count) `found`, where the total may be a dict of terms by name."""
+    def add(self, batches: int, losses) -> None:
+        """Adds batches with the summed (total, count) `losses`, where the total may be a dict of terms by name."""
         self.batch += batches
-        self.sums = list(found) if self.sums is None else jax.tree.map(operator.add, self.sums, list(found))
+        self.sums = list(losses) if self.sums is None else jax.tree.map(operator.add, self.sums, list(losses))
 
     def end(self, epoch: int, seconds: float) -> None:
         """Completes an epoch; `seconds` is the time of all epochs so far."""
@@ -610,11 +610,11 @@ def draw_batch(path: Path, task: steps.Task, feed: Feed, rows, key, dataset: Dat
 
 
 def print_progress(
-    name: str, epoch: int, epochs: int, found: dict, rates: dict, images_per_s: float, left: float
+    name: str, epoch: int, epochs: int, means: dict, rates: dict, images_per_s: float, seconds_left: float
 ) -> None:
     """Prints one line of progress."""
-    valid = "" if found["valid/loss"] is None else f" valid {found['valid/loss']:.6f}"
+    valid = "" if means["valid/loss"] is None else f" valid {means['valid/loss']:.6f}"
     processes.tell(
-        f"[{name}] epoch {epoch}/{epochs} train {found['train/loss']:.6f}{valid} rate {rates['learning_rate']:.2e}"
-        f" momentum {rates['momentum']:.4f} {images_per_s:.0f} images/s {int(left // 60)}:{int(left % 60):02d} left"
+        f"[{name}] epoch {epoch}/{epochs} train {means['train/loss']:.6f}{valid} rate {rates['learning_rate']:.2e}"
+        f" momentum {rates['momentum']:.4f} {images_per_s:.0f} images/s {int(seconds_left // 60)}:{int(seconds_left % 60):02d} left"
     )

@@ -55,13 +55,13 @@ def is_from_split_of(workdir: Path, samples: Samples) -> bool:
     return bool(((part_of(matches) != "") | (matches["specimen"] != "")).any())
 
 
-def part_of(known: dict[str, np.ndarray], *, same: bool = False) -> np.ndarray:
+def part_of(matches: dict[str, np.ndarray], *, same: bool = False) -> np.ndarray:
     """Returns the part (N,) of the split in which each sample lies, from `splits.match_parts`; "" for none.
 
     Samples are matched by content. They are also matched by name if they lie in the `same` folder, or if all have names
     of photographs in the split: those are the same photographs, edited since.
     """
-    content, name = known["content"], known["name"]
+    content, name = matches["content"], matches["name"]
     return np.where((content == "") & (same or bool((name != "").all())), name, content)
 
 

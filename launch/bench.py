@@ -289,9 +289,9 @@ def alone(ours: Worker, repeats: int) -> dict:
     return spread(answers["jaxmarks"])
 
 
-def spread(taken: list, key: str = "seconds", *, unit: float = 1000) -> dict:
+def spread(seconds: list, key: str = "seconds", *, unit: float = 1000) -> dict:
     """Returns {"median", "least", "most"}, times `unit` (by default s -> ms), of numbers or of answers' `key`."""
-    values = [unit * (one[key] if isinstance(one, dict) else one) for one in taken]
+    values = [unit * (one[key] if isinstance(one, dict) else one) for one in seconds]
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
@@ -385,10 +385,10 @@ def start(options) -> Iterator[dict]:
         yield {"what": statement, "later": spread(seconds)}
 
 
-def seconds_until_output(said: str, words: list[str], cache: str) -> float:
-    """Returns the seconds until a run with these arguments, and its caches in the folder `cache`, prints `said`.
+def seconds_until_output(text: str, words: list[str], cache: str) -> float:
+    """Returns the seconds until a run with these arguments, and its caches in the folder `cache`, prints `text`.
 
-    Waits for the run to end. Raises RuntimeError if it ends without printing `said`.
+    Waits for the run to end. Raises RuntimeError if it ends without printing `text`.
     """
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(Path(cache) / "compiled"),
@@ -398,7 +398,7 @@ def seconds_until_output(said: str, words: list[str], cache: str) -> float:
     began, seconds = time.perf_counter(), None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
         for line in process.stdout:
-            if seconds is None and said in line:
+            if seconds is None and text in line:
                 seconds = time.perf_counter() - began
     if seconds is None:
         raise RuntimeError(f"{shlex.join(command)} ended with status {process.returncode} before its first step")
@@ -726,7 +726,7 @@ def work() -> None:
     peers.serve(build, devices=devices, peak=peak, memory=memory)
 
 
-def markdown(found: dict) -> str:
+def markdown(results: dict) -> str:
     """Formats the results as tables; a part says how it was measured only if the part before was measured otherwise."""
     parts: list[str] = []
     previous = None
@@ -735,7 +735,7 @@ def markdown(found: dict) -> str:
     )
     for part in PARTS:
         lines = []
-        for row in found.get(part, []):
+        for row in results.get(part, []):
             line = {key: str(value) for key, value in row.items() if isinstance(value, str | int | float)}
             for key in ("train", "predict", "predict 1", "predict 32", "train, cpu", "predict, cpu", *WAYS):
                 line |= {f"{key}, ms": span(row[key], 1)} if key in row else {}
@@ -750,7 +750,7 @@ def markdown(found: dict) -> str:
         if lines:
             columns = {key: key for line in lines for key in line}
             filled = [{key: line.get(key, "") for key in columns} for line in lines]
-            provenance = found["measured"][part]
+            provenance = results["measured"][part]
             versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items() if version)
             about = [f"`{provenance['command']}`\n", f"{provenance['hardware']}; {versions}; {provenance['date']}\n"]
             parts += [f"## {part}\n", *(about if provenance != previous else []), tables.markdown(filled, columns)]

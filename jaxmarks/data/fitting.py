@@ -94,20 +94,20 @@ def _fit(one: Annotation, reference: Annotation) -> tuple[float, float, bool] | 
     return residuals[mirrored], np.angle(products[mirrored]), bool(mirrored)
 
 
-def zoom(found: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=False) -> float:
+def zoom(annotated: list[tuple[Annotation, tuple[int, int]]], size, fit, *, turned=False) -> float:
     """Returns the magnification, to two digits, at which landmarks typically take the share `FILL` of the second look.
 
     It is 1 where they nearly do so in the whole photograph. Otherwise it is at most `MAX_ZOOM`, exceeds neither the
     median photograph's resolution nor, in pixels of the whole frame, `MAX_FRAME_PIXELS`, except by rounding.
 
     Args:
-      found: pairs of a photograph's landmarks and its (height, width).
+      annotated: pairs of a photograph's landmarks and its (height, width).
       size: (H, W) of the network's frame.
       fit: how photographs are placed in the frame.
       turned: whether the second look is rotated as the specimen lies.
     """
     shares, steps = [], []
-    for annotation, source_size in found:
+    for annotation, source_size in annotated:
         points = annotation.points[annotation.visible]
         if len(points) > 1 and 2 * len(points) >= len(annotation.visible):  # else their extent is unknown
             step = np.diag(np.array(frame(source_size, size, fit))[:, :2])

@@ -210,34 +210,38 @@ def orientation(path) -> int:
     return 1
 
 
-def turn_of(path, told: tuple[int, int] | None, stored: tuple[int, int], *, upright: bool = False) -> int:
+def turn_of(path, annotated_size: tuple[int, int] | None, stored: tuple[int, int], *, upright: bool = False) -> int:
     """Returns the `orientation` from a photograph's stored pixels to those of its annotation; 1 if they are the same.
 
     Args:
       path: the photograph.
-      told: the (height, width) of the photograph according to the annotation, if it gives it.
+      annotated_size: the (height, width) of the photograph according to the annotation, if it gives it.
       stored: (height, width) as stored.
       upright: whether the annotator saw the photograph upright, whatever its sides.
 
     Raises:
       OSError: the annotation is of a photograph of another size.
     """
-    if told in (None, stored) and not upright:
+    if annotated_size in (None, stored) and not upright:
         return 1
     turn = orientation(path)
     upright_size = stored[::-1] if turn >= 5 else stored
-    if told not in (None, stored, upright_size):
-        raise OSError(f"annotated at {told[1]}x{told[0]} pixels, but the photograph has {stored[1]}x{stored[0]}")
-    return turn if told == upright_size != stored or (upright and told in (None, upright_size)) else 1
+    if annotated_size not in (None, stored, upright_size):
+        raise OSError(
+            f"annotated at {annotated_size[1]}x{annotated_size[0]} pixels, but the photograph has {stored[1]}x{stored[0]}"
+        )
+    return (
+        turn if annotated_size == upright_size != stored or (upright and annotated_size in (None, upright_size)) else 1
+    )
 
 
-def unsure(path, told: tuple[int, int] | None, stored: tuple[int, int]) -> bool:
+def unsure(path, annotated_size: tuple[int, int] | None, stored: tuple[int, int]) -> bool:
     """Whether the size that an annotation gives, if any, leaves open whether it refers to stored or upright pixels.
 
     Arguments as in `turn_of`.
     """
     turn = orientation(path)
-    return turn > 1 and (told is None or turn < 5 or stored[0] == stored[1])
+    return turn > 1 and (annotated_size is None or turn < 5 or stored[0] == stored[1])
 
 
 def exif_rotation_problems(files: Iterable[Path], folder: Path) -> list[dict]:
@@ -355,13 +359,13 @@ def shrunk(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def readable(
-    folder: Path, read: Callable[[Path], Result], *, most: int, problems: list[dict]
+    folder: Path, read_file: Callable[[Path], Result], *, most: int, problems: list[dict]
 ) -> Iterator[tuple[str, Result]]:
     """Yields the name, relative to the folder, and `read(file)` of each readable photograph in a folder, prefetched.
 
     Args:
       folder: the folder.
-      read: called in threads; raises OSError for what is no readable image.
+      read_file: called in threads; raises OSError for what is no readable image.
       most: maximum number of photographs in progress or waiting.
       problems: a list to which unreadable photographs and other problems are appended (`samples.problem`).
 
@@ -380,7 +384,7 @@ def readable(
 
     def attempt(file):
         try:
-            return read(file)
+            return read_file(file)
         except OSError as error:
             return error
 

@@ -187,14 +187,14 @@ def split_record(split: Split, settings, samples: Samples, versions: int) -> dic
     return {"images": images, "contents": by_name(samples.content.tolist()), "specimens": specimens}
 
 
-def match_parts(known: dict, samples: Samples) -> dict[str, np.ndarray]:
+def match_parts(record: dict, samples: Samples) -> dict[str, np.ndarray]:
     """Finds the part of a split, from its `split_record`, in which each of the samples (N,) is; "" where it is in none.
 
     The result's keys are the criteria, the most reliable first: equal "content", equal "name" (photographs only), and
     equal "specimen". An image with versions in both "train" and "valid" counts as "train". Runs of older versions of
     jaxmarks saved only the names.
     """
-    images, contents, specimens = known["images"], known.get("contents", {}), known.get("specimens", {})
+    images, contents, specimens = record["images"], record.get("contents", {}), record.get("specimens", {})
     name_parts = [(name, part) for part in ("unused", "test", "valid", "train") for name in images.get(part, ())]
     part_of = dict(name_parts)  # of several parts the last counts, here and of one content under several names
     by_value = lambda values: {values[name]: part for name, part in name_parts if name in values}
@@ -207,14 +207,14 @@ def match_parts(known: dict, samples: Samples) -> dict[str, np.ndarray]:
     }
 
 
-def strata(balance: str, samples: Samples, shown: np.ndarray) -> np.ndarray:
+def strata(balance: str, samples: Samples, training: np.ndarray) -> np.ndarray:
     """Returns the stratum of each sample (N,); training shows all strata equally often.
 
     Strata are, by `balance`: "set", the datasets; "group", the groups; "object", images with and without objects, if
-    most of the training samples `shown` (indices) have none, else a single stratum; "image", a single stratum.
+    most of the training samples `training` (indices) have none, else a single stratum; "image", a single stratum.
     """
     single, is_empty = np.zeros_like(samples.group), np.asarray((samples.labels < 0).all(axis=1), int)
-    by_objects = is_empty if is_empty[shown].mean() > 0.5 else single
+    by_objects = is_empty if is_empty[training].mean() > 0.5 else single
     choices = {"set": samples.domain, "group": samples.group, "image": single, "object": by_objects}
     if balance not in choices:
         raise ValueError(f"--config.train.balance={balance}: choose one of {', '.join(choices)}")

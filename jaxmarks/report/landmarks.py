@@ -33,23 +33,23 @@ def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str
     }
 
 
-def overlays(found: tables.Predictions, photograph, folder: Path, *, most: int = 9) -> None:
+def overlays(predictions: tables.Predictions, photograph, folder: Path, *, most: int = 9) -> None:
     """Draws up to `most` images, evenly from the best to the worst, each by itself and all on one sheet."""
-    has_distance = np.isfinite(found.distances)
+    has_distance = np.isfinite(predictions.distances)
     with_truth = has_distance.any(axis=1)
-    means = np.where(has_distance, found.distances, 0).sum(1) / np.maximum(has_distance.sum(1), 1)
+    means = np.where(has_distance, predictions.distances, 0).sum(1) / np.maximum(has_distance.sum(1), 1)
     # Images without ground truth can be neither best nor worst: they are drawn only if there are no others.
     order = np.flatnonzero(with_truth if with_truth.any() else ~with_truth)
     order = order[np.argsort(means[order], kind="stable")]
 
     def draw_one(rank, image, path):
         i = order[rank]
-        marks = found.points[i], found.true[i], has_distance[i]
+        marks = predictions.points[i], predictions.true[i], has_distance[i]
         drawings.overlay(image, *marks, path=path)
-        label = f"{Path(found.images[i]).name}  {means[i]:.1f} px" if with_truth[i] else found.images[i]
+        label = f"{Path(predictions.images[i]).name}  {means[i]:.1f} px" if with_truth[i] else predictions.images[i]
         return drawings.overlay(image, *marks, longest=400), label
 
-    names = [found.images[i] for i in order]
+    names = [predictions.images[i] for i in order]
     drawings.draw_examples(names, photograph, draw_one, folder, most=most, columns=3, width=400)
 
 

@@ -44,21 +44,21 @@ def draw(out: Path, summary: dict, _, photograph) -> tuple[str, dict]:
     return "objects.html.jinja", {}
 
 
-def curves(found: Boxes, total: int, threshold: float | None, folder: Path) -> None:
+def curves(detections: Boxes, total: int, threshold: float | None, folder: Path) -> None:
     """Plots precision against recall, and F1, precision and recall by threshold; marks the thresholds in use."""
-    order = np.argsort(-found.score, kind="stable")
-    correct, count = np.cumsum(found.hit[order]), np.arange(1, len(order) + 1)
+    order = np.argsort(-detections.score, kind="stable")
+    correct, count = np.cumsum(detections.hit[order]), np.arange(1, len(order) + 1)
     precision, recall, f1 = correct / count, correct / total, 2 * correct / (count + total)
     figure, grid = figures.axes(size=(4.6, 3.6))
     grid[0, 0].plot(recall, precision, color=drawings.BLUE, lw=1.5)
-    if found.above.any():  # each fold has its own threshold, so the dot need not lie on the line
-        hits = (found.above & found.hit).sum()
-        grid[0, 0].plot(hits / total, hits / found.above.sum(), "o", ms=6, color=drawings.ORANGE, mec="white")
+    if detections.above.any():  # each fold has its own threshold, so the dot need not lie on the line
+        hits = (detections.above & detections.hit).sum()
+        grid[0, 0].plot(hits / total, hits / detections.above.sum(), "o", ms=6, color=drawings.ORANGE, mec="white")
     grid[0, 0].set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
     figure.savefig(folder / "precision_recall.png")
     figure, grid = figures.axes(size=(7.2, 2.8))
     for values, colour, name in ((f1, drawings.BLUE, "F1"), (precision, drawings.GREEN, "precision"), (recall, drawings.PURPLE, "recall")):  # fmt: skip
-        grid[0, 0].plot(found.score[order], values, color=colour, lw=1.4, label=name)
+        grid[0, 0].plot(detections.score[order], values, color=colour, lw=1.4, label=name)
     if threshold is not None:
         grid[0, 0].axvline(threshold, color=drawings.ORANGE, lw=1, ls="--")
     grid[0, 0].set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.01))
@@ -67,26 +67,26 @@ def curves(found: Boxes, total: int, threshold: float | None, folder: Path) -> N
 
 
 def overlays(
-    found: Boxes, true: Boxes, photograph: Callable[[str], np.ndarray | None], folder: Path, *, most=12
+    detections: Boxes, true: Boxes, photograph: Callable[[str], np.ndarray | None], folder: Path, *, most=12
 ) -> None:
     """Draws up to `most` images, evenly from the fewest to the most mistakes.
 
     Found objects are green, missed ones blue and false alarms orange; with several classes, boxes are labelled.
     """
-    labelled = len(np.unique(np.concatenate([true.name, found.name]))) > 1
+    labelled = len(np.unique(np.concatenate([true.name, detections.name]))) > 1
     layer = lambda boxes, mask, colour: (boxes.corners[mask], colour, boxes.name[mask] if labelled else ())
-    names = np.unique(np.concatenate([true.image, found.image]))
+    names = np.unique(np.concatenate([true.image, detections.image]))
     missed = {name: int((~true.hit[true.image == name]).sum()) for name in names}
-    alarms = {name: int((found.above & ~found.hit & (found.image == name)).sum()) for name in names}
+    alarms = {name: int((detections.above & ~detections.hit & (detections.image == name)).sum()) for name in names}
     order = sorted(names, key=lambda name: (missed[name] + alarms[name], name))
 
     def draw_one(rank, image, path):
         name = order[rank]
-        shown = found.above & (found.image == name)
+        shown = detections.above & (detections.image == name)
         layers = (
             layer(true, (true.image == name) & ~true.hit, drawings.BLUE),
-            layer(found, shown & ~found.hit, drawings.ORANGE),
-            layer(found, shown & found.hit, drawings.GREEN),
+            layer(detections, shown & ~detections.hit, drawings.ORANGE),
+            layer(detections, shown & detections.hit, drawings.GREEN),
         )
         label = f"{Path(name).name}  {missed[name]} missed, {alarms[name]} false"
         drawings.rectangles(image, layers, path=path)

@@ -48,7 +48,7 @@ def second_look(task, data, fitted_shape):
     """Adds a second look (`closer`) to the task if a config's `data` ask for one.
 
     If `data.zoom` is above 1, frames are that many times larger, and the network sees all or a part of them. If
-    `data.pose` is "turned" or "mirrored" and a mean shape was `fitted_shape`, that part is turned to the pose of the shape.
+    `data.pose` is "turned" or "mirrored" and there is a `fitted_shape` (mean, spread), that part is turned to its pose.
     """
     size, zoom, mirror = tuple(data.size), data.get("zoom", 1), data.get("pose") == "mirrored"
     if fitted_shape and data.get("pose") in configs.TURNED_POSES:

@@ -6,14 +6,14 @@ The loss as printed (the spine paper, equation 3, after Tofighi et al. 2018) is
 
 where R uses only values of y above a threshold, and the target is a dot at each centre. The paper's network ended up
 predicting nothing, and so does `form="printed"`, for three reasons that follow from the formula. (Numbers: drawn
-dendrites of 96x96, four rings of norm 1.)
+dendrites in tiles of 96x96 with 2.0 spines on average, four rings of norm 1.)
 
 1. R is never active. Values below the threshold contribute neither to R nor to its gradient, so a network whose initial
    outputs are small is trained by the MSE alone, whatever the weight. With dots as the target, the optimal y is the
    probability that the centre lies in exactly that pixel, a few percent: no y reaches the threshold. And an empty map
-   already has an MSE of 9e-5, so there is almost nothing to gain. This is the paper's "singleton loss value".
+   already has an MSE of 2e-4, so there is almost nothing to gain. This is the paper's "singleton loss value".
 2. Once active, R is unbounded. Like the MSE it is quadratic in y, but with the opposite sign, and it is a sum where the
-   MSE is a mean. For the perfect map R is 480, so from a weight of 2e-7 on larger outputs always lower the loss,
+   MSE is a mean. For the perfect map R is 1,080, so from a weight of 2e-7 on larger outputs always lower the loss,
    without limit (threshold 0, or targets wide enough to be learned). Well below that weight R has no effect. No weight
    works.
 3. R rewards quantity: it grows with y wherever there are edges, most of all along the dendrite's shaft.

@@ -41,7 +41,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     if "paper" in chosen:
         paper(config)
     if "smoke" in chosen:
-        smoke(config)
+        configs.smoke(config, size=(48, 64), count=27, width=64, batch_size=16, steps=8)
     if "pretrain" in chosen:
         config.stages = ("pretrain",)
     if "finetune" in chosen:
@@ -79,14 +79,6 @@ def own(config):
     config.data.zoom, config.data.pose = 0.0, ""
     config.split.folds, config.split.run, config.split.valid = 5, (), 0.0
     config.train.batch_size = 16
-
-
-def smoke(config):
-    """Shrinks the config so that a run takes less than a minute."""
-    config.data.size, config.data.count = (48, 64), 27
-    config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
-    config.model.width = 64
-    config.train.batch_size, config.train.steps, config.train.epochs = 16, 8, 0
 
 
 def paper(config):

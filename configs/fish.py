@@ -54,7 +54,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     if "imagenet" in chosen:
         config.weights = "imagenet"
     if "smoke" in chosen:
-        smoke(config)
+        configs.smoke(config)
     return configs.complete(config)
 
 
@@ -92,14 +92,7 @@ def head(target):
     """Returns the options of the head that did best on a few dozen images."""
     if target == "direct":
         return {"name": "direct", "loss": "smooth_l1", "interval": "unit"}
-    return {
-        "name": "heatmap",
-        "target": target,
-        "sigma": 3.0,
-        "loss": "cross_entropy",
-        "decoder": "local_soft_argmax",
-        "leap": 0.0,
-    }
+    return {"name": "heatmap", "target": target, "sigma": 3.0, "loss": "cross_entropy"}
 
 
 def paper(config, target):
@@ -129,11 +122,3 @@ def protocol(config, target, *, frame):
     config.split.run, config.split.valid, config.train.coarse = (), 0.25, 0.0
     if target != "direct":
         config.head.sigma, config.head.leap = {"gaussian": 5.0, "exponential": 3.0}[target] * frame / 256, 0.0
-
-
-def smoke(config):
-    """Shrinks the config so that a run takes less than a minute."""
-    config.data.size, config.data.count = (64, 64), 24
-    config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
-    config.model.width = 8
-    config.train.batch_size, config.train.steps, config.train.epochs = 8, 6, 0

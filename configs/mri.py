@@ -51,13 +51,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     }
     config.split.folds, config.split.valid = 8, 0.05
     config.model = {"name": "unet", "width": 16, "stride": 2, "norm": "batch"}
-    config.head = {
-        "name": "heatmap",
-        "target": "gaussian",
-        "sigma": 3.0,
-        "loss": "cross_entropy",
-        "decoder": "local_soft_argmax",
-    }
+    config.head = {"name": "heatmap", "sigma": 3.0, "loss": "cross_entropy"}
     config.augment.rotation, config.augment.scale, config.augment.shear = 8.0, 0.05, 0.0
     config.augment.translation, config.augment.channel, config.augment.blur = 0.05, 0.0, 0.5
     config.optimizer.learning_rate = 2e-3

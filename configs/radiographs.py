@@ -52,7 +52,9 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     if "thesis" in chosen:
         thesis(config, network, encoder or "vgg19")
     if "smoke" in chosen:
-        smoke(config)
+        configs.smoke(config, width=4)
+        if network == "hourglass":
+            config.model.depth = 2
     return configs.complete(config)
 
 
@@ -75,15 +77,7 @@ def head(network):
     """Returns the options of the head that did best on a few dozen images."""
     if network == "hourglass":
         return {"name": "softargmax", "loss": "wing", "divergence": 1.0, "sigma": 4.0}
-    return {
-        "name": "heatmap",
-        "target": "gaussian",
-        "sigma": 4.0,
-        "loss": "cross_entropy",
-        "decoder": "local_soft_argmax",
-        "tanh": False,
-        "leap": 0.0,
-    }
+    return {"name": "heatmap", "sigma": 4.0, "loss": "cross_entropy"}
 
 
 def thesis(config, network, encoder):
@@ -104,13 +98,3 @@ def thesis(config, network, encoder):
         config.head.loss, config.head.decoder, config.head.leap = "mse", "argmax", 0.0
     if network == "flat_net":
         config.head.loss, config.head.tanh, config.head.sigma = "l1", True, 10.0
-
-
-def smoke(config):
-    """Shrinks the config so that a run takes less than a minute."""
-    config.data.size, config.data.count = (64, 64), 24
-    config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
-    config.model.width = 4
-    if config.model.name == "hourglass":
-        config.model.depth = 2
-    config.train.batch_size, config.train.steps, config.train.epochs = 8, 6, 0

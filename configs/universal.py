@@ -31,13 +31,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     chosen = configs.variants(text, flags=("smoke",), options={"own": ()})
     config = configs.base()
     config.model = {"name": "unet", "norm": "batch", "width": 16, "stride": 2}
-    config.head = {
-        "name": "heatmap",
-        "target": "gaussian",
-        "sigma": 2.0,
-        "loss": "cross_entropy",
-        "decoder": "local_soft_argmax",
-    }
+    config.head = {"name": "heatmap", "sigma": 2.0, "loss": "cross_entropy"}
     config.data.sets = {part: {"part": part} for part in ("pronotum", "elytra", "head")}
     config.train.steps, config.optimizer.learning_rate = 600, 2e-3
     if "own" in chosen:
@@ -51,13 +45,5 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         config.data.sets = {name: dict(OWN) for name in names}
         config.split.run, config.split.valid = (), 0.0
     if "smoke" in chosen:
-        smoke(config)
+        configs.smoke(config, count=12)
     return configs.complete(config)
-
-
-def smoke(config):
-    """Shrinks the config so that a run takes less than a minute."""
-    config.data.size, config.data.count = (64, 64), 12
-    config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
-    config.model.width = 8
-    config.train.batch_size, config.train.steps, config.train.epochs = 8, 6, 0

@@ -314,6 +314,14 @@ def product(**axes: dict[str, dict | str]) -> list[dict]:
     return cells
 
 
+def smoke(config, *, size=(64, 64), count=24, width=8, batch_size=8, steps=6) -> None:
+    """Shrinks a config of landmarks so that a run takes less than a minute."""
+    config.data.size, config.data.count = size, count
+    config.split.folds, config.split.run, config.split.valid = 3, (0, 1), 0.2
+    config.model.width = width
+    config.train.batch_size, config.train.steps, config.train.epochs = batch_size, steps, 0
+
+
 def base() -> ml_collections.ConfigDict:
     """Returns the keys that every config has, for a laptop; each config adds its `model`, `head` and changes.
 

@@ -32,26 +32,14 @@ def build(package: str, spec: Mapping, *, key: str, **facts):
     An option that is not None takes precedence over the fact of the same name. `key` is the spec's config key, for
     error messages.
     """
-    options = dict(spec)
-    if "name" not in options:
+    given = dict(spec)
+    if "name" not in given:
         raise ValueError(
-            f"--config.{key}={options}: the key 'name' is missing; choose one of"
+            f"--config.{key}={given}: the key 'name' is missing; choose one of"
             f" {', '.join(names(package, needs='build'))}"
         )
-    name = options.pop("name")
+    name = given.pop("name")
     builder = module(package, name, needs="build").build
-    refuse_unknown(options, builder, key=key, name=name)
-    parameters = inspect.signature(builder).parameters
-    if missing := [k for k, p in parameters.items() if p.default is p.empty and k not in {*facts, *options}]:
-        raise ValueError(
-            f"--config.{key}.name={name} needs {', '.join(missing)}; the data provide only {', '.join(facts)}"
-        )
-    accepted = {k: fact for k, fact in facts.items() if k in parameters}
-    return builder(**accepted | {k: v for k, v in options.items() if v is not None or k not in accepted})
-
-
-def refuse_unknown(given, builder, *, key: str, name: str) -> None:
-    """Raises ValueError if `builder` lacks an option in `given`: `fcn8 does not have this option`."""
     parameters = inspect.signature(builder).parameters
     if unknown := [option for option in given if option not in parameters]:
         raise ValueError(
@@ -59,3 +47,9 @@ def refuse_unknown(given, builder, *, key: str, name: str) -> None:
             f" {', '.join(options(builder)) or 'none'}); replace the whole"
             f""" section, as --config.{key}="{{'name': '{name}'}}", or choose it by a config variant"""
         )
+    if missing := [k for k, p in parameters.items() if p.default is p.empty and k not in {*facts, *given}]:
+        raise ValueError(
+            f"--config.{key}.name={name} needs {', '.join(missing)}; the data provide only {', '.join(facts)}"
+        )
+    accepted = {k: fact for k, fact in facts.items() if k in parameters}
+    return builder(**accepted | {k: v for k, v in given.items() if v is not None or k not in accepted})

@@ -265,7 +265,9 @@ class Training:
 
         self.feed = Feed(samples, versions=versions, batch=plan.batch)
         self.on_device = self.runner.put(self.feed.data)
-        self.settle, self.score = validation_functions(settings, self.task, self.feed, plan)
+        validation_input, statistics_input = tasks.inputs(settings, self.task)
+        self.valid_step = jax.jit(functools.partial(steps.valid_step, task=self.task, prepare=validation_input))
+        self.measure = jax.jit(functools.partial(steps.statistics_step, task=self.task, prepare=statistics_input))
         quiet, tensorboard = not processes.lead(), settings.train.tensorboard
         self.log = MetricsLog(workdir, stage, *member, after=self.progress.epoch, tensorboard=tensorboard, quiet=quiet)
         draws_figure = member == runs.members(settings)[0] and processes.lead()
@@ -352,7 +354,7 @@ class Training:
         """
         if not len(self.plan.valid):
             return {"valid/loss": None}
-        variables = self.settle(self.unreplicated())
+        variables = self.settled()
         means = {"valid/loss": None} | self.score(variables)
         loss = means["valid/loss"]
         if loss is not None and np.isfinite(loss):
@@ -362,6 +364,24 @@ class Training:
             if epoch > self.coarse:  # in coarse epochs, no progress means nothing
                 self.state = self.state.replace(opt_state=optim.observe(self.state.opt_state, loss))
         return means
+
+    def settled(self) -> dict:
+        """Returns the variables to validate and save.
+
+        These are the parameters or their moving average, with statistics of many batches, since running statistics
+        cover only the last few.
+        """
+        state = self.unreplicated()
+        variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}
+        if "batch_stats" in variables:
+            variables["batch_stats"] = self.feed.mean(self.measure, variables, self.plan.statistics_rows)
+        return variables
+
+    def score(self, variables) -> dict:
+        """Returns the validation means by name."""
+        batch_sums = self.feed.each(self.valid_step, variables, self.plan.valid)
+        sums = processes.agree(jax.tree.map(lambda *x: float(np.sum(x)), *batch_sums))
+        return entries("valid", {name: mean(*pair) for name, pair in sums.items()})
 
     def refuse_diverged(self, good: bool, what: str) -> None:
         """Raises FloatingPointError with the message `what` unless `good`."""
@@ -392,7 +412,7 @@ class Training:
 
     def finish(self) -> None:
         """Saves the best and the last variables, and removes the resume checkpoint."""
-        last, progress = self.settle(self.unreplicated()), self.progress
+        last, progress = self.settled(), self.progress
         finite = all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(last)))
         self.refuse_diverged(finite, "its parameters are not finite")
         if progress.best_valid is None:
@@ -542,30 +562,6 @@ def begin(settings, variables, tx, source: Path | None, resume: Path, name: str)
     batches = f" and {progress.batch} batches" if progress.batch else ""
     processes.tell(f"[{name}] resumed after epoch {progress.epoch}{batches}")
     return *(jax.tree.map(jnp.asarray, saved[key]) for key in ("state", "best")), progress
-
-
-def validation_functions(settings, task: steps.Task, feed: Feed, plan: Plan):
-    """Returns two functions: state -> the variables to validate and save, and these -> the validation means by name.
-
-    The variables are the parameters or their moving average, with statistics of many batches, since running statistics
-    cover only the last few.
-    """
-    validation_input, statistics_input = tasks.inputs(settings, task)
-    validate = jax.jit(functools.partial(steps.valid_step, task=task, prepare=validation_input))
-    measure = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=statistics_input))
-
-    def settle(state):
-        variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}
-        if "batch_stats" not in variables:
-            return variables
-        return variables | {"batch_stats": feed.mean(measure, variables, plan.statistics_rows)}
-
-    def score(variables):
-        batch_sums = feed.each(validate, variables, plan.valid)
-        sums = processes.agree(jax.tree.map(lambda *x: float(np.sum(x)), *batch_sums))
-        return entries("valid", {name: mean(*pair) for name, pair in sums.items()})
-
-    return settle, score
 
 
 def save(folder: Path, tree, note: dict) -> None:

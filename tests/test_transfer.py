@@ -255,8 +255,8 @@ def test_a_nan_validation_loss_is_never_the_best():
     losses = iter([float("nan"), 1.0, 0.5, float("nan")])
     state = SimpleNamespace(opt_state=optax.EmptyState(), replace=lambda **_: state)
     one = SimpleNamespace(
-        plan=SimpleNamespace(valid=[0]), settle=lambda state: {"params": {}}, score=lambda _: {"valid/loss": next(losses)},
-        unreplicated=lambda: None, progress=train.Progress(), state=state, best=None, coarse=0.0,
+        plan=SimpleNamespace(valid=[0]), settled=lambda: {"params": {}}, score=lambda _: {"valid/loss": next(losses)},
+        progress=train.Progress(), state=state, best=None, coarse=0.0,
     )  # fmt: skip
     for epoch in range(1, 5):
         train.Training.validate(one, epoch)

@@ -42,7 +42,7 @@ def build(
       ValueError: an unknown name or option (the message lists those that exist), a `flip` that is not its own inverse,
         other channels than 1 or 3, or a `size` for an augmentation that cannot resize.
     """
-    name, chosen = _named(spec)
+    name, (versions, builder) = spec.get("name"), _known(spec)
     facts: dict[str, Any] = {"channels": channels, "flip": flip, "size": size}
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}: choose 1 (luminance) or 3")
@@ -57,15 +57,15 @@ def build(
     all_options = {option for other in KNOWN for option in options({"name": other})}
     if unknown := [option for option in spec if option not in {"name", *all_options}]:
         raise ValueError(f"augment.{unknown[0]}: unknown option; {name} has {', '.join(allowed) or 'no options'}")
-    accepts = inspect.signature(chosen.build).parameters
+    accepts = inspect.signature(builder).parameters
     settings = {key: spec[key] for key in allowed if key in spec} | {key: facts[key] for key in facts if key in accepts}
-    return Augmentation(chosen.versions, chosen.build(**settings))
+    return Augmentation(versions, builder(**settings))
 
 
 def options(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options (strengths and others) of the augmentation that `spec` names, with their defaults."""
-    _, chosen = _named(spec)
-    return {key: default for key, default in find.options(chosen.build).items() if key not in ("flip", "size")}
+    _, builder = _known(spec)
+    return {key: default for key, default in find.options(builder).items() if key not in ("flip", "size")}
 
 
 def plain(batch, *, channels: int):
@@ -77,20 +77,11 @@ def _unchanged(*, channels):
     return lambda keys, batch: plain(batch, channels=channels)
 
 
-class _Known(NamedTuple):
-    versions: int
-    build: Callable
+# The number of versions of each sample, and the builder of `apply`.
+KNOWN = {"none": (1, _unchanged), "paper_x7": (paper.VERSIONS, paper.build), "modern": (1, modern.build)}
 
 
-KNOWN = {
-    "none": _Known(1, _unchanged),
-    "paper_x7": _Known(paper.VERSIONS, paper.build),
-    "modern": _Known(1, modern.build),
-}
-
-
-def _named(spec):
-    name = spec.get("name")
-    if name not in KNOWN:
+def _known(spec) -> tuple[int, Callable]:
+    if (name := spec.get("name")) not in KNOWN:
         raise ValueError(f"augment.name={name!r}: choose one of {', '.join(KNOWN)}")
-    return name, KNOWN[name]
+    return KNOWN[name]

@@ -8,7 +8,6 @@ look. Validation uses the second look alone, around the true landmarks.
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,33 +21,11 @@ from jaxmarks.ops import geometry, shape, views
 WHOLE = 0.25
 
 
-class Look(NamedTuple):
-    """The views that a second look shows.
-
-    Attributes:
-      near: (points (B, K, 2), visible (B, K), frame=(H, W)) -> the views (B, 2, 3) around landmarks.
-      turned: whether specimens lie at any angle.
-      mirror: whether specimens may be mirror images of each other.
-    """
-
-    near: Callable
-    turned: bool = False
-    mirror: bool = False
-
-
-def upright_views(size: tuple[int, int], zoom: float) -> Look:
-    """Returns the second look with upright views of `size` (H, W), in frames `zoom` times as high and wide.
-
-    A view magnifies the whole frame up to 2 `zoom` times: an unusually small specimen is shown with enlarged pixels.
-    """
-    return Look(functools.partial(views.close, size=size, most=2 * zoom))
-
-
-def posed_views(size: tuple[int, int], zoom: float, *, mean, spread, mirror: bool) -> Look:
-    """Returns the second look with views of `size` (H, W) in which each specimen has the pose of the mean shape.
+def posed_views(size: tuple[int, int], most: float, mean, spread, *, mirror: bool) -> Callable:
+    """Returns a function like `views.close` whose views of `size` (H, W) show each specimen in the mean shape's pose.
 
     Args:
-      size, zoom: as in `upright_views`.
+      size, most: as in `views.close`.
       mean, spread: (K, 2) and (K,), from `shape.procrustes`.
       mirror: whether a specimen may be the mirror image of others.
     """
@@ -58,22 +35,30 @@ def posed_views(size: tuple[int, int], zoom: float, *, mean, spread, mirror: boo
         pose = jax.vmap(lambda *one: shape.fit_pose(*one, mean, spread, mirror=mirror))(points, visible)
         # Too few landmarks, or coinciding ones, determine no pose: these frames are shown whole.
         valid = (visible.sum(-1) > (2 if mirror else 1)) & (geometry.scale(pose) > 1e-3)
-        posed = views.posed(jnp.where(valid[:, None, None], pose, jnp.eye(2, 3)), mean, size, least=0.5, most=2 * zoom)
+        posed = views.posed(jnp.where(valid[:, None, None], pose, jnp.eye(2, 3)), mean, size, least=0.5, most=most)
         return jnp.where(valid[:, None, None], posed, views.whole(frame, size))
 
-    return Look(near, turned=True, mirror=mirror)
+    return near
 
 
-def with_second_look(task: steps.Task, size: tuple[int, int], second: Look) -> steps.Task:
+def with_second_look(
+    task: steps.Task, size: tuple[int, int], zoom: float, *, fitted_shape=None, mirror: bool = False
+) -> steps.Task:
     """Adds a second look to a task; it then takes whole frames, with points in their pixels.
 
     Args:
       task: the task of a network that looks once.
-      size: (H, W) that the network takes; frames are of that size or larger.
-      second: the second look, from `upright_views` or `posed_views`. With `posed_views`, images that training shows
-        whole are turned (and mirrored, if specimens may be) at random.
+      size: (H, W) that the network takes.
+      zoom: frames are so many times as high and wide. A view magnifies the whole frame up to 2 `zoom` times: an
+        unusually small specimen is shown with enlarged pixels.
+      fitted_shape: if specimens lie at any angle, the mean shape to whose pose views are turned, and its spread
+        (`posed_views`). Images that training shows whole are then turned (and mirrored, if `mirror`) at random.
+      mirror: whether specimens may be mirror images of each other.
     """
-    near, turned, mirror = second
+    turned = fitted_shape is not None
+    near: Callable = functools.partial(views.close, size=size, most=2 * zoom)
+    if fitted_shape is not None:
+        near = posed_views(size, 2 * zoom, *fitted_shape, mirror=mirror)
 
     def whole_views(keys, frame):
         """Returns views of the whole frames, turned (and mirrored) at random if specimens lie at any angle."""
@@ -118,11 +103,12 @@ def with_second_look(task: steps.Task, size: tuple[int, int], second: Look) -> s
     def training_views(batch):
         return task.plain(show(batch, mixed_views(steps.keys_of(jax.random.key(0), batch["index"]), batch)))
 
-    def predict(variables, images):
+    def predict(networks, images):
         frame = images.shape[1:3]
 
         def look(view, *, turned):
-            points, scores = steps.predict_step(variables, views.resample(images, view, size, turned=turned), task=task)
+            shown = views.resample(images, view, size, turned=turned)
+            points, scores = steps.predict_jointly(networks, shown, task=task)
             there = geometry.affine(view, points)
             return jnp.clip(there, 0, jnp.array(frame[::-1])), scores  # a turned view may leave the frame
 

@@ -45,7 +45,7 @@ class Task(NamedTuple):
       plain: batch -> batch, for evaluation.
       versions: the number of versions of a sample.
       training_views: like `plain`, but with the views of the images that training shows, if `plain` shows others.
-      predict: (variables, images) -> predictions; if given, `predict_step` calls it instead of `apply` and `decode`.
+      predict: (networks, images) -> predictions; if given, `predict_jointly` calls it instead of `apply` and `decode`.
     """
 
     apply: Callable
@@ -201,25 +201,25 @@ def statistics_step(variables, data, rows, *, task, prepare):
 
 def predict_step(variables, images, *, task):
     """Predicts (points (B, K, 2), scores (B, K)), or Detections, in the frame of the images (B, H, W, C) uint8."""
+    return predict_jointly([variables], images, task=task)
+
+
+def predict_jointly(networks, images, *, task):
+    """Predicts like `predict_step` with several networks together, given as a list of their variables."""
     if task.predict is not None:
-        return task.predict(variables, images)
-    return task.head.decode(task.apply(variables, task.plain({"images": images})["images"], train=False))
+        return task.predict(networks, images)
+    head, images = task.head, task.plain({"images": images})["images"]
+    outputs = [task.apply(variables, images, train=False) for variables in networks]
+    if len(outputs) == 1:
+        return head.decode(outputs[0])
+    if head.blend:
+        return head.decode(head.blend(outputs))
+    return head.join(jax.tree.map(lambda *each: jnp.stack(each, axis=1), *map(head.decode, outputs)))
 
 
 def predictor(task: Task) -> Callable:
-    """Returns the jitted function (networks, images uint8 in their frame) -> the joint prediction of all networks.
-
-    `networks` is a list of variables. Each network's outputs are decoded before they are joined: the proposals of two
-    networks, for example, are different regions.
-    """
-
-    def call(networks, images):
-        predictions = [predict_step(variables, images, task=task) for variables in networks]
-        if len(predictions) == 1:
-            return predictions[0]
-        return task.head.join(jax.tree.map(lambda *each: jnp.stack(each, axis=1), *predictions))
-
-    return jax.jit(call)
+    """Returns `predict_jointly` of a task, jitted: (networks, images uint8 in their frame) -> their prediction."""
+    return jax.jit(functools.partial(predict_jointly, task=task))
 
 
 def predict(call: Callable, networks, images, *, batch_size: int):

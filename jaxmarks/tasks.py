@@ -50,12 +50,11 @@ def second_look(task, data, fitted_shape):
     If `data.zoom` is above 1, frames are that many times larger, and the network sees all or a part of them. If
     `data.pose` is "turned" or "mirrored" and there is a `fitted_shape` (mean, spread), that part is turned to its pose.
     """
-    size, zoom, mirror = tuple(data.size), data.get("zoom", 1), data.get("pose") == "mirrored"
-    if fitted_shape and data.get("pose") in configs.TURNED_POSES:
-        return closer.with_second_look(
-            task, size, closer.posed_views(size, zoom, mean=fitted_shape[0], spread=fitted_shape[1], mirror=mirror)
-        )
-    return closer.with_second_look(task, size, closer.upright_views(size, zoom)) if zoom > 1 else task
+    zoom, pose = data.get("zoom", 1), data.get("pose")
+    fitted_shape = fitted_shape if pose in configs.TURNED_POSES else None
+    if fitted_shape is None and zoom <= 1:
+        return task
+    return closer.with_second_look(task, tuple(data.size), zoom, fitted_shape=fitted_shape, mirror=pose == "mirrored")
 
 
 # The size, relative to the frame's, of the coarse frames in the first steps (`train.coarse`), before rounding.

@@ -39,14 +39,12 @@ def task_of(landmarks=3, decoder="local_soft_argmax"):
 
 
 def closely(task):
-    return closer.with_second_look(task, SIZE, closer.upright_views(SIZE, ZOOM))
+    return closer.with_second_look(task, SIZE, ZOOM)
 
 
 def laid(task, mean, mirror=False):
     """The task with a second look that shows each specimen in the mean shape's pose."""
-    return closer.with_second_look(
-        task, SIZE, closer.posed_views(SIZE, ZOOM, mean=mean, spread=np.full(len(mean), 0.02), mirror=mirror)
-    )
+    return closer.with_second_look(task, SIZE, ZOOM, fitted_shape=(mean, np.full(len(mean), 0.02)), mirror=mirror)
 
 
 def batch_of(count, landmarks=3, scatter=20):
@@ -139,9 +137,9 @@ def test_the_scale_of_the_second_look_is_limited():
     mean = np.array([[0.0, 0.0], [10.0, 0.0], [4.0, 6.0]], np.float32)
     tiny, huge = 100 + mean / 50, 100 + 80 * mean
     points, visible = np.stack([tiny, huge]).astype(np.float32), np.ones((2, 3), bool)
-    lying = closer.posed_views(SIZE, ZOOM, mean=mean, spread=np.full(3, 0.02), mirror=False)
-    np.testing.assert_allclose(geometry.scale(lying.near(points, visible, frame=FRAME)), [0.5, 2 * ZOOM], rtol=1e-5)
-    upright = closer.upright_views(SIZE, ZOOM).near(points, visible, frame=FRAME)
+    lying = closer.posed_views(SIZE, 2 * ZOOM, mean, np.full(3, 0.02), mirror=False)
+    np.testing.assert_allclose(geometry.scale(lying(points, visible, frame=FRAME)), [0.5, 2 * ZOOM], rtol=1e-5)
+    upright = views.close(points, visible, FRAME, SIZE, most=2 * ZOOM)
     np.testing.assert_allclose(geometry.scale(upright), [0.5, ZOOM], rtol=1e-5)  # at most the whole frame
 
 

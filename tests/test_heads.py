@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.spatial
+import scipy.special
 
 from jaxmarks import config as configs
 from jaxmarks import find, heads, models, optim, runs, steps, tasks
@@ -293,6 +294,35 @@ def test_scores_mean_the_same_for_all_losses(loss, target):
 def test_errors_for_unknown_options_list_the_choices(spec, names):
     with pytest.raises(ValueError, match=names):
         heads.build({"name": "heatmap", **spec}, landmarks=1, size=SIZE)
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_several_networks_average_their_maps_not_their_points(loss):
+    """Two networks see the landmark at one place and a third elsewhere: the point lies at the former, not between."""
+    head = heads.build({"name": "heatmap", "sigma": 2.0, "loss": loss}, size=(32, 48), landmarks=1)
+    drawn = [
+        heatmaps.gaussian(jnp.array([[point]]), (32, 48), 2.0) for point in ([10.0, 9.0], [10.6, 9.0], [40.0, 20.0])
+    ]
+    outputs = [jnp.log(maps + 1e-6) for maps in drawn] if loss == "cross_entropy" else drawn
+    blended = head.blend(outputs)
+    if loss == "cross_entropy":
+        np.testing.assert_allclose(
+            scipy.special.softmax(blended, axis=(1, 2)),
+            np.mean([scipy.special.softmax(each, axis=(1, 2)) for each in outputs], axis=0), atol=1e-7,
+        )  # fmt: skip
+    else:
+        np.testing.assert_allclose(blended, np.mean(outputs, axis=0), atol=1e-7)
+    points, scores = head.decode(blended)
+    np.testing.assert_allclose(points[0, 0], [10.3, 9.0], atol=0.1)
+    assert 0.6 < scores[0, 0] < 0.7  # two thirds of the networks agree
+    task = steps.Task(lambda variables, images, train: variables, head, augment=None, plain=lambda batch: batch)
+    for way in (steps.predict_jointly, jax.jit(steps.predict_jointly, static_argnames="task")):
+        np.testing.assert_allclose(way(outputs, jnp.zeros((1, 32, 48, 1)), task=task)[0], points, atol=1e-4)
+    both = heads.build(
+        {"name": "heatmap", "sigma": 2.0, "loss": loss}, size=(32, 48), landmarks=2, sets={"a": (0, 1), "b": (1, 2)}
+    )
+    joined, _ = both.decode(both.blend([{"a": each, "b": each} for each in outputs]))
+    np.testing.assert_allclose(joined[0], np.tile(points[0], (2, 1)), atol=1e-4)
 
 
 def test_stride_is_the_larger_ratio_rounded_up_to_a_power_of_two():

@@ -30,7 +30,7 @@ def average(found):
 
 
 class Head(NamedTuple):
-    """A network's last layer and four pure functions.
+    """A network's last layer and its pure functions.
 
     Attributes:
       layer: linen module, features -> outputs.
@@ -41,6 +41,8 @@ class Head(NamedTuple):
       decode: outputs -> (points (B, K, 2) in pixels of the network's frame, scores (B, K)), or `Detections`.
       join: decoded arrays (B, T, ...) of T networks -> the ensemble's: the mean for landmarks, merged detections for
         objects.
+      blend: outputs of T networks for the same images (a list) -> outputs to decode in their place, so that evidence is
+        averaged, not points; None: each network's outputs are decoded, and then joined.
     """
 
     layer: nn.Module
@@ -48,6 +50,7 @@ class Head(NamedTuple):
     loss: Callable
     decode: Callable
     join: Callable = average
+    blend: Callable | None = None
 
 
 class Detections(NamedTuple):

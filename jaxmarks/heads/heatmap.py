@@ -115,7 +115,13 @@ def build(
 
         return lax.cond(leapt.any(), decode_again, lambda: (points, scores))
 
-    return Head(Maps(landmarks, tanh), visible_points, masked_loss, decode)
+    def blend(outputs):
+        if not distribution:
+            return jnp.mean(jnp.stack(outputs), axis=0)
+        logs = jax.nn.log_softmax(jnp.stack(outputs), axis=(2, 3))
+        return jax.nn.logsumexp(logs, axis=0)  # of the networks' mean probabilities, up to a constant
+
+    return Head(Maps(landmarks, tanh), visible_points, masked_loss, decode, blend=blend)
 
 
 def around(points, shape, radius):

@@ -51,4 +51,8 @@ def join(sets: Mapping[str, tuple[int, int]], one: Callable[[int], Head]) -> Hea
         points, scores = zip(*(head.decode(outputs[name]) for name, head in heads.items()), strict=True)
         return jnp.concatenate(points, axis=1), jnp.concatenate(scores, axis=1)
 
-    return Head(Beside({name: head.layer for name, head in heads.items()}), targets, loss, decode)
+    def blend(outputs):
+        return {name: head.blend([each[name] for each in outputs]) for name, head in heads.items()}
+
+    layer = Beside({name: head.layer for name, head in heads.items()})
+    return Head(layer, targets, loss, decode, blend=blend if all(head.blend for head in heads.values()) else None)

@@ -121,6 +121,8 @@ def summarise(predictions: Predictions) -> dict:
         for i, f in enumerate(fold_numbers)
     ]
     has_scale = np.isfinite(measured["mean_mm"])
+    is_annotated = predictions.visible.any(-1, keepdims=True)
+    missing_count = int((is_annotated & ~predictions.visible & np.isfinite(predictions.scores)).sum())
     scores_vary = np.ptp(np.nanmean(predictions.scores, axis=-1))  # equal scores do not rank images
     rates = lambda name, limits, measured=measured: dict(zip(map(str, limits), measured[name], strict=True))
     deviations = jax.tree.map(lambda values: deviation(values[fold_numbers >= 0]), by_fold)
@@ -142,6 +144,7 @@ def summarise(predictions: Predictions) -> dict:
         "hit_rates": rates("hits", MULTIPLES),
         "sdr_mm": rates("success_mm", MILLIMETRES) if has_scale else None,
         "pck": rates("pck", FRACTIONS),
+        "presence": measured["presence"] | {"missing": missing_count} if missing_count else None,
         "oks": measured["oks"],
         "map_oks": measured["map_oks"] if scores_vary else None,
         "shares": measured["shares"],
@@ -179,6 +182,7 @@ def measure(points, true, visible, scores, mm_per_px, delta, sides, folds) -> di
         "correlations": metrics.correlations(points, true, visible),
         "success_mm": metrics.success_rates(in_mm, MILLIMETRES),
         "pck": metrics.pck(distances, jnp.max(sides, -1), FRACTIONS),
+        "presence": metrics.presence(jnp.where(visible.any(-1, keepdims=True), scores, jnp.nan), visible),
         "oks": metrics.mean(similarities),
         "map_oks": ranking["mAP"],
         "shares": metrics.shares(distances),
@@ -245,14 +249,15 @@ def write(folder: Path, parts: list[Predictions]) -> None:
 
 
 def rows(predictions: Predictions) -> Iterator[list]:
-    """Yields a row of `predictions.csv` for each landmark."""
+    """Yields a row of `predictions.csv` for each landmark; one that is predicted as missing (NaN) has no x and y."""
     distances = np.asarray(metrics.distances(predictions.points, predictions.true, predictions.visible))
     for n, name in enumerate(predictions.name):
         for k in range(predictions.points.shape[1]):
-            true_columns = [*(f"{v:.3f}" for v in predictions.true[n, k]), f"{distances[n, k]:.3f}"]
+            point, true = ([f"{v:.3f}" for v in points[n, k]] for points in (predictions.points, predictions.true))
             yield (
-                [name, k + 1, *(f"{v:.3f}" for v in predictions.points[n, k]), f"{predictions.scores[n, k]:.4f}"]
-                + (true_columns if predictions.visible[n, k] else ["", "", ""])
+                [name, k + 1, *(point if np.isfinite(predictions.points[n, k]).all() else ["", ""])]
+                + [f"{predictions.scores[n, k]:.4f}"]
+                + ([*true, f"{distances[n, k]:.3f}"] if predictions.visible[n, k] else ["", "", ""])
                 + [predictions.fold[n]]
             )
 
@@ -270,7 +275,7 @@ def write_tps(path: Path, parts: list[Predictions]) -> None:
         Annotation(
             image=name_of(part, n), points=part.points[n], id=one_line(part.id[n]) if has_ids else str(i),
             mm_per_px=float(part.mm_per_px[n]),
-            # In TPS, two negative coordinates stand for a missing landmark.
+            # In TPS, two negative coordinates stand for a missing landmark, as NaN does here.
             visible=(part.points[n, :, 0] >= 0) | (part.points[n, :, 1] <= part.source_size[n, 0]),
         )
         for i, (part, n) in enumerate(images)

@@ -66,7 +66,8 @@ SET = flags.DEFINE_string(
 THRESHOLD = flags.DEFINE_float(
     "threshold",
     None,
-    "Lowest score at which --mode=predict reports an object; by default the threshold chosen on validation images.",
+    "Lowest score at which --mode=predict reports an object (by default the threshold chosen on validation images) or a"
+    " landmark (by default none is missing).",
     lower_bound=0.05,  # detections with lower scores are not kept (`detection.FLOOR`)
     upper_bound=1.0,
 )

@@ -94,6 +94,10 @@ def detector_predictor(settings, facts: dict) -> Callable:
     """
     fit, scale = settings.data.fit, settings.data.scale
 
+    @functools.cache
+    def predictor(size):  # one for each size: a new one in every call would be compiled in every call
+        return steps.predictor(tasks.build(settings, facts, size=size)[1])
+
     def predict(networks, images):
         source_size, size = images.shape[1:3], tuple(settings.data.size)
         matrix = geometry.frame(source_size, size, fit, scale)
@@ -104,8 +108,7 @@ def detector_predictor(settings, facts: dict) -> Callable:
             frames = jnp.pad(geometry.resize(images, extent), ((0, 0), *pads, (0, 0)))
         else:
             frames = geometry.to_frame(images, size, fit=fit)
-        _, task = tasks.build(settings, facts, size=size)
-        detections = steps.predictor(task)(networks, frames)
+        detections = predictor(size)(networks, frames)
         corners = geometry.affine(matrix, detections.boxes.reshape(*detections.boxes.shape[:-1], 2, 2))
         is_valid = geometry.inside(corners.mean(-2), source_size) & (detections.scores >= detection.FLOOR)
         detections = detections._replace(
@@ -127,20 +130,20 @@ def on_folder(
     While a batch is predicted, the next are read and the previous are drawn, so that memory stays bounded and all cores
     are busy. A photograph that cannot be read is listed in `summary.json` under "failures". For a run over several
     datasets, `set` names the one that the photographs resemble. For a detector, `scale` replaces `data.scale`, and
-    `threshold` the one chosen on validation images.
+    `threshold` the one chosen on validation images; landmarks that score less than a `threshold` are missing.
 
     Raises:
-      ValueError: no photograph could be read, or a `threshold` is given for landmarks.
+      ValueError: no photograph could be read, or a `threshold` is given for scouts.
     """
     task, settings, networks, notes = trained.networks_of(workdir, set=set)
     if "boxes" in settings.data:
         settings.data.scale = settings.data.scale if scale is None else scale
         threshold = detection.threshold_of(notes) if threshold is None else threshold
         return objects_in_folder(task, settings, networks, notes, images, out, threshold)
-    if threshold is not None:
-        raise ValueError(f"--threshold={threshold}: it is for detectors, and this run finds landmarks; leave it out")
     call = steps.predictor(task)
     if "volume" in settings.data:
+        if threshold is not None:
+            raise ValueError(f"--threshold={threshold}: scouts are calibrated without one; leave it out")
         calibrator = calibration.Calibrator(
             functools.partial(call, networks), tuple(settings.data.size), settings.data.spacing,
             notes[0]["facts"]["template"], calibration.spread_of(notes),
@@ -153,6 +156,8 @@ def on_folder(
         size, fit = loading.frame_size(settings.data), settings.data.fit
         for samples, photographs in folders.batches(images, size=size, fit=fit, problems=problems):
             points, scores = landmarks.predict(call, networks, samples)
+            if threshold is not None:
+                points = np.where(scores[..., None] >= threshold, points, np.nan)
             none_visible = np.zeros(points.shape[:2], bool)
             batch_predictions = landmarks.with_truth(samples, points, scores, -1)
             parts.append(batch_predictions._replace(true=np.zeros_like(points), visible=none_visible))
@@ -164,6 +169,8 @@ def on_folder(
     draw_all(drawings(), images, problems, out)
     predictions = landmarks.join(parts)
     summary = {"images": len(predictions.name), "landmarks": predictions.points.shape[1], "failures": problems}
+    if threshold is not None:
+        summary |= {"threshold": threshold, "missing": int(np.isnan(predictions.points[..., 0]).sum())}
     summary["names"] = notes[0]["facts"].get("names", ())
     landmarks.write(out, [predictions])
     report.proofread.landmarks(out, images, landmarks.to_proofread(predictions), names=summary["names"])

@@ -157,10 +157,6 @@ def test_out_sets_the_folder_and_misplaced_flags_are_reported(smoke, photographs
         (["--config=configs/fish.py:paper", "--config.train.steps=9"], "steps=9 has no effect, as --config.train"),
     ):
         assert what in run(*flags, f"--workdir={workdir}", f"--config.data.images={photographs}", fails=True)
-    said = run(
-        "--mode=predict", f"--workdir={workdir}", f"--config.data.images={photographs}", "--threshold=0.2", fails=True
-    )
-    assert "--threshold=0.2: it is for detectors, and this run finds landmarks" in said
 
 
 ALONE = """

@@ -120,6 +120,39 @@ def test_pck_eager_and_jitted_against_numpy():
         np.testing.assert_allclose(way(d, lengths, (0.01, 0.03, 0.1)), expected, rtol=1e-6)
 
 
+def test_presence_eager_and_jitted_against_scipy():
+    visible, scores = RNG.random((60, 5)) < 0.7, RNG.random((60, 5)).round(1)  # many ties
+    scores = np.where(visible, np.maximum(scores, RNG.random((60, 5)).round(1)), scores)
+    scores[3, 2] = np.nan
+    known = np.isfinite(scores)
+    shown, absent = scores[known & visible], scores[known & ~visible]
+    auc = scipy.stats.mannwhitneyu(shown, absent).statistic / (len(shown) * len(absent))
+    thresholds = np.unique(scores[known]) - 0.05
+    best = max(np.mean(shown >= t) + np.mean(absent < t) for t in thresholds)
+    for way in (metrics.presence, jax.jit(metrics.presence)):
+        found = {name: float(value) for name, value in way(scores, visible).items()}
+        assert found["auc"] == pytest.approx(auc, rel=1e-5) and 0.5 < auc < 1
+        assert found["kept"] == pytest.approx(np.mean(shown >= found["threshold"]))
+        assert found["excluded"] == pytest.approx(np.mean(absent < found["threshold"]))
+        assert found["kept"] + found["excluded"] == pytest.approx(best)
+    many = jax.vmap(metrics.presence)(np.stack([scores, scores]), np.stack([visible, ~visible]))
+    np.testing.assert_allclose(many["auc"], [auc, 1 - auc], rtol=1e-5)
+
+
+def test_presence_by_hand():
+    # 0.9 and 0.5 are visible; 0.6 and 0.1 are missing: three of four pairs are in order.
+    found = metrics.presence(np.array([0.9, 0.5, 0.6, 0.1]), np.array([True, True, False, False]))
+    assert float(found["auc"]) == 0.75
+    # Half of the missing ones can be excluded without a visible one, below 0.3, or all with one; the former is taken.
+    assert float(found["threshold"]) == pytest.approx(0.3)
+    assert (float(found["kept"]), float(found["excluded"])) == (1.0, 0.5)
+    alone = metrics.presence(np.array([0.9, 0.5]), np.array([True, True]))
+    assert all(np.isnan(value) for value in alone.values())
+    # Where all scores are equal, as of regressed coordinates, nothing is excluded.
+    equal = metrics.presence(np.ones(4), np.array([True, True, False, False]))
+    assert (float(equal["auc"]), float(equal["kept"]), float(equal["excluded"])) == (0.5, 1.0, 0.0)
+
+
 def coco(sigmas, area, scores):
     """Returns pycocotools' OKS and AP of 37 images, one instance each: of 40, rounding would lose recall 35/100."""
     rows = np.concatenate([TRUE, 2.0 * VISIBLE[..., None]], axis=-1).reshape(40, -1)

@@ -13,7 +13,9 @@ from PIL import Image
 from jaxmarks import checkpoint, detection, predict, runs, serving, steps, tasks, trained
 from jaxmarks import config as configs
 from jaxmarks.data import objects
+from jaxmarks.data.formats import tps
 from jaxmarks.ops import geometry
+from jaxmarks.report import tables
 
 # With damaged arrays Orbax fails in a thread, whose exception is reported whenever it is garbage-collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -69,6 +71,36 @@ def centre(tmp_path_factory):
     """An untrained detector, whose scores are about 0.1 everywhere, even outside the photograph."""
     changes = {"data.size": (64, 96), "split.run": (0, 1)}
     return untrained(tmp_path_factory.mktemp("centre"), "spines", "centre,smoke", OBJECTS, **changes)
+
+
+def test_landmarks_below_the_threshold_are_missing_in_the_files(tmp_path):
+    run = untrained(tmp_path / "run", "fish", "smoke", {"landmarks": 5}, **{"split.run": (0,)})
+    (tmp_path / "photographs").mkdir()
+    for i, image in enumerate(noise(3, 40, 60, 3)):
+        Image.fromarray(image).save(tmp_path / "photographs" / f"{i}.png")
+    predict.on_folder(run, tmp_path / "photographs", tmp_path / "all")
+    every = tables.read_predictions(tmp_path / "all" / "predictions.csv")
+    rows = (tmp_path / "all" / "predictions.csv").read_text().splitlines()[1:]
+    scores = np.array([float(row.split(",")[4]) for row in rows]).reshape(3, 5)
+    assert np.isfinite(every.points).all()
+    threshold = float(np.sort(scores, axis=None)[6:8].mean())
+    summary = predict.on_folder(run, tmp_path / "photographs", tmp_path / "some", threshold=threshold)
+    missing = scores < threshold
+    assert 0 < missing.sum() < 15 and summary["missing"] == missing.sum()
+    found = tables.read_predictions(tmp_path / "some" / "predictions.csv")
+    np.testing.assert_array_equal(found.points, np.where(missing[..., None], np.nan, every.points))
+    read = tps.read(tmp_path / "some" / "predictions.tps")
+    assert [list(one.visible) for one in read] == (~missing).tolist()
+    page = (tmp_path / "some" / "proofread.html").read_text()
+    assert page.count("null") >= missing.sum() and "NaN" not in page
+
+
+def test_a_detector_is_compiled_once_for_each_size(centre):
+    detector, images = predict.load(centre), noise(1, 64, 96, 3)
+    detector(images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "build", lambda *args, **options: pytest.fail("the task is built again"))
+        detector(images)
 
 
 # Photographs at their own scale: smaller than the frame, equal to it, one row high, and wider than it.

@@ -99,6 +99,39 @@ def success_rates(distances, thresholds):
     return jnp.sum(values[None] <= jnp.asarray(thresholds, values.dtype)[:, None], 1) / jnp.sum(~jnp.isnan(values))
 
 
+def presence(scores, visible):
+    """Returns how well scores separate visible landmarks from missing ones, and the score that separates them best.
+
+    Args:
+      scores: (...) finite; those that are NaN are left out.
+      visible: (...) bool.
+
+    Returns:
+      a dict of "auc", the area under the ROC curve (Hanley and McNeil 1982: the probability that a visible landmark
+      scores higher than a missing one, equal scores counting half); "threshold", with the largest sum of the other two
+      (Youden 1950), halfway between two scores; "kept", the share of visible landmarks that score as much; and
+      "excluded", the share of missing ones that score less. All NaN unless there are both kinds.
+    """
+    scores, visible = jnp.ravel(at_least_float32(scores)), jnp.ravel(jnp.asarray(visible) != 0)
+    known = ~jnp.isnan(scores)
+    ordered = lambda mask: jnp.sort(jnp.where(mask, scores, jnp.inf))
+    shown, absent = ordered(known & visible), ordered(known & ~visible)
+    shown_count, absent_count = jnp.sum(known & visible), jnp.sum(known & ~visible)
+    below = lambda ranked, count, side: jnp.minimum(jnp.searchsorted(ranked, scores, side=side), count) / count
+    wins = (below(absent, absent_count, "left") + below(absent, absent_count, "right")) / 2
+    kept, excluded = 1 - below(shown, shown_count, "left"), below(absent, absent_count, "left")
+    total = jnp.where(known & visible, kept + excluded, -jnp.inf)
+    best = jnp.argmax(jnp.where(total >= jnp.max(total, initial=-jnp.inf) - 1e-6, kept, -1))  # of equal ones the lowest
+    lower = jnp.max(jnp.where(scores < scores[best], scores, -jnp.inf), initial=-jnp.inf)
+    found = {
+        "auc": mean(jnp.where(visible, wins, jnp.nan), known=known & visible),
+        "threshold": jnp.where(lower > -jnp.inf, (scores[best] + lower) / 2, scores[best]),
+        "kept": kept[best],
+        "excluded": excluded[best],
+    }
+    return {name: jnp.where((shown_count > 0) & (absent_count > 0), value, jnp.nan) for name, value in found.items()}
+
+
 def pck(distances, reference, fractions):
     """Returns the share (T,) of visible landmarks within each fraction of their image's reference length (PCK).
 

@@ -148,6 +148,7 @@ def summarise(predictions: Predictions) -> dict:
         "oks": measured["oks"],
         "map_oks": measured["map_oks"] if scores_vary else None,
         "shares": measured["shares"],
+        "shape": measured["shape"],
         "images": len(predictions.name),
         "landmarks": predictions.points.shape[1],
         "folds": folds,
@@ -186,6 +187,22 @@ def measure(points, true, visible, scores, mm_per_px, delta, sides, folds) -> di
         "oks": metrics.mean(similarities),
         "map_oks": ranking["mAP"],
         "shares": metrics.shares(distances),
+        "shape": measure_shape(points, true, visible),
+    }
+
+
+def measure_shape(points, true, visible) -> dict:
+    """Computes what morphometric analyses of the predicted landmarks (N, K, 2) depend on; NaN for fewer than three.
+
+    If datasets are joined, no image shows all landmarks, and the ratio of variances is NaN.
+    """
+    visible = visible & (points.shape[1] >= 3)
+    sizes = metrics.summarise(metrics.centroid_size_error(points, true, visible))
+    return {
+        "centroid_size_error": sizes["mean"],
+        "centroid_size_std": sizes["std"],
+        "procrustes_distance": metrics.mean(metrics.procrustes_distance(points, true, visible)),
+        "variance_ratio": metrics.shape_variance_ratio(points, true, visible),
     }
 
 

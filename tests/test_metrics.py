@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.spatial
 import scipy.stats
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -210,6 +211,132 @@ def test_a_similarity_equal_to_the_threshold_counts():
         assert float(found["mAP"]) == pytest.approx(expected)
 
 
+def moved(points, seed=0):
+    """Configurations (N, K, 2), each scaled, rotated and shifted at random."""
+    draw, z = np.random.default_rng(seed), points[..., 0] + 1j * points[..., 1]
+    factor, shift = draw.uniform(50, 500, (len(points), 1)), draw.uniform(0, 3000, (2, len(points), 1))
+    z = factor * np.exp(1j * draw.uniform(0, 6.28, factor.shape)) * z + shift[0] + 1j * shift[1]
+    return np.stack([z.real, z.imag], -1)
+
+
+def unit(points):
+    """A configuration (K, 2) with centroid 0 and centroid size 1."""
+    return (points - points.mean(0)) / np.linalg.norm(points - points.mean(0))
+
+
+def turned(points, onto):
+    """Centred points (K, 2), turned without reflection so that they fit `onto` best: Kabsch's algorithm."""
+    u, _, vt = np.linalg.svd(points.T @ onto)
+    return points @ u @ np.diag([1, np.linalg.det(u @ vt)]) @ vt
+
+
+def procrustes_variance(points):
+    """The mean squared distance of configurations (N, K, 2) from their mean, all aligned with it again and again."""
+    each = [unit(p) for p in points]
+    for _ in range(100):
+        average = np.mean(each, 0)
+        each = [turned(p, average) for p in each]
+    return ((np.stack(each) - np.mean(each, 0)) ** 2).sum((1, 2)).mean()
+
+
+# Six landmarks whose places vary by 8 % of their spread between specimens, and predictions that err by 3 % of it.
+SPECIMENS = moved(RNG.normal(size=(1, 6, 2)) + RNG.normal(0, 0.08, (40, 6, 2)))
+MARKED = SPECIMENS + 0.03 * SPECIMENS.std(1, keepdims=True) * RNG.normal(size=SPECIMENS.shape)
+
+
+def test_centroid_size_by_hand():
+    # A rectangle of 6 by 8 around (13, 4): four landmarks 5 from the centroid. Without one: offsets (2, 8/3), (-4, 8/3)
+    # and (2, -16/3), thus 4 + 16 + 4 + 64/9 + 64/9 + 256/9 = 200/3.
+    corners = np.array([[10.0, 0], [16, 0], [16, 8], [10, 8]])
+    visible = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
+    for way in (metrics.centroid_size, jax.jit(metrics.centroid_size), jax.vmap(metrics.centroid_size)):
+        np.testing.assert_allclose(
+            way(np.tile(corners, (4, 1, 1)), visible), [10, np.sqrt(200 / 3), np.nan, np.nan], rtol=1e-6
+        )
+    # Twice as large, about 1,000 px away: an error of 100 %. Coincident true landmarks have no size.
+    assert float(metrics.centroid_size_error(2 * corners + 1000, corners)) == pytest.approx(1, abs=1e-5)
+    assert np.isnan(metrics.centroid_size_error(corners, np.full((4, 2), 1234.567)))
+
+
+def test_centroid_size_errors_eager_jit_and_vmap_agree_with_numpy():
+    true = np.where(VISIBLE[..., None], SPECIMENS, np.nan)
+    size = lambda points: np.array([np.linalg.norm(p[v] - p[v].mean(0)) for p, v in zip(points, VISIBLE, strict=True)])
+    expected = size(MARKED) / size(SPECIMENS) - 1
+    error = metrics.centroid_size_error
+    for way in (error, jax.jit(error), jax.vmap(error)):
+        np.testing.assert_allclose(way(MARKED, true, VISIBLE), expected, atol=1e-5)
+
+
+def test_procrustes_distances_eager_jit_and_vmap_agree_with_an_svd():
+    true, has_shape = np.where(VISIBLE[..., None], SPECIMENS, np.nan), VISIBLE.sum(-1) >= 3
+    assert not has_shape.all()
+    pairs = [(unit(p[v]), unit(t[v])) for p, t, v in zip(MARKED, SPECIMENS, VISIBLE, strict=True)]
+    expected = np.where(has_shape, [np.linalg.norm(turned(p, t) - t) for p, t in pairs], np.nan)
+    distance = metrics.procrustes_distance
+    for way in (distance, jax.jit(distance), jax.vmap(distance)):
+        np.testing.assert_allclose(way(MARKED, true, VISIBLE), expected, rtol=1e-4, atol=1e-6)
+    # SciPy has the squared full distance sin(rho)^2; the partial one is 2 sin(rho / 2).
+    full = np.array([scipy.spatial.procrustes(t, p)[2] for p, t in pairs])[has_shape]
+    np.testing.assert_allclose(2 * np.sin(np.arcsin(np.sqrt(full)) / 2), expected[has_shape], rtol=1e-6)
+
+
+def test_procrustes_distance_ignores_similarities_but_not_reflections():
+    found = metrics.procrustes_distance(moved(SPECIMENS), SPECIMENS)
+    np.testing.assert_allclose(found, np.zeros(40), atol=1e-5)
+    before = metrics.procrustes_distance(MARKED, SPECIMENS)
+    np.testing.assert_allclose(metrics.procrustes_distance(moved(MARKED), moved(SPECIMENS, 1)), before, atol=1e-5)
+    # An equilateral triangle and its mirror image are as far apart as shapes of triangles can be: rho is pi / 2.
+    triangle = np.array([[0, 0], [1, 0], [0.5, np.sqrt(0.75)]])
+    swapped = triangle[[1, 0, 2]]
+    assert float(metrics.procrustes_distance(triangle, swapped)) == pytest.approx(np.sqrt(2), abs=1e-6)
+    assert np.isnan(metrics.procrustes_distance(np.full((3, 2), 1234.567), triangle))
+
+
+def test_shape_variance_ratio_eager_jit_and_vmap_agree_with_an_svd():
+    # Predictions on the way to the mean shape; in every image with a missing landmark they are arbitrary.
+    aligned = np.stack([turned(unit(p), unit(SPECIMENS[0])) for p in SPECIMENS])
+    shrunk = moved(aligned.mean(0) + 0.6 * (aligned - aligned.mean(0)))
+    shown = VISIBLE.all(-1)
+    assert 5 < shown.sum() < 20
+    predicted = np.where(shown[:, None, None], shrunk, PREDICTED)
+    true = np.where(VISIBLE[..., None], SPECIMENS, np.nan)
+    expected = procrustes_variance(shrunk[shown]) / procrustes_variance(SPECIMENS[shown])
+    assert 0.3 < expected < 0.4
+    ratio = metrics.shape_variance_ratio
+    for way in (ratio, jax.jit(ratio), lambda *all: jax.vmap(ratio)(*(a[None] for a in all))[0]):
+        np.testing.assert_allclose(way(predicted, true, VISIBLE), expected, rtol=1e-3)
+    np.testing.assert_allclose(ratio(moved(predicted, 2), moved(true, 3), VISIBLE), expected, rtol=1e-3)
+    np.testing.assert_allclose(
+        ratio(MARKED, SPECIMENS), procrustes_variance(MARKED) / procrustes_variance(SPECIMENS), rtol=1e-3
+    )
+
+
+def test_shape_variance_ratio_is_nan_where_it_is_undefined():
+    ratio, all_shown = jax.jit(metrics.shape_variance_ratio), np.ones((40, 6), bool)
+    for few in (3, 2, 0):
+        some = np.where(np.arange(40)[:, None] < few, True, np.arange(6) < 5)
+        assert np.isfinite(ratio(MARKED, SPECIMENS, some)) == (few == 3)
+    assert np.isnan(ratio(MARKED, moved(SPECIMENS[:1].repeat(40, 0)), all_shown))  # manual shapes that do not vary
+    assert np.isnan(ratio(MARKED[:, :2], SPECIMENS[:, :2], all_shown[:, :2]))
+    # A mean shape does not vary. Images for which all landmarks are predicted at one place are left out.
+    assert float(ratio(moved(SPECIMENS[:1].repeat(40, 0)), SPECIMENS, all_shown)) < 1e-6
+    collapsed = np.where(np.arange(40)[:, None, None] < 9, 777.7, MARKED)
+    np.testing.assert_allclose(ratio(collapsed, SPECIMENS, all_shown), ratio(MARKED[9:], SPECIMENS[9:]), rtol=1e-4)
+
+
+def test_summary_of_size_and_shape():
+    larger = np.where(np.arange(40) < 20, 1.1, 1.3)[:, None, None]
+    found = landmarks.summarise(predictions_of(larger * SPECIMENS, true=SPECIMENS))["shape"]
+    expected = {"centroid_size_error": 0.2, "centroid_size_std": 0.1, "procrustes_distance": 0, "variance_ratio": 1}
+    assert found == pytest.approx(expected, abs=1e-4)
+    # Without an image that shows all landmarks, only the ratio is unknown.
+    five = np.arange(6) < np.full((40, 1), 5)
+    partly = landmarks.summarise(predictions_of(larger * SPECIMENS, true=SPECIMENS, visible=five))
+    assert partly["shape"] == pytest.approx(expected | {"variance_ratio": None}, abs=1e-4)
+    two = landmarks.summarise(predictions_of(SPECIMENS[:, :2], true=SPECIMENS[:, :2]))["shape"]
+    assert two == dict.fromkeys(expected)
+
+
 # Mean distance of each landmark after fine-tuning, in pixels of 256x192: the paper's tables 6, 8, 10, 11 and 12.
 PUBLISHED = {
     "pronotum": "2.49 2.72 2.65 2.77 2.49 3.05 2.68 2.87",
@@ -273,7 +400,10 @@ def test_a_missing_nan_landmark_has_zero_gradient():
     np.testing.assert_allclose(jax.grad(far)(found), [[0, 0], [0, -1]])
 
 
-@pytest.mark.parametrize("measure", ["r2", "explained_variance", "pearson", "std", "oks"])
+SHAPES = ("centroid_size_error", "procrustes_distance", "shape_variance_ratio")
+
+
+@pytest.mark.parametrize("measure", ["r2", "explained_variance", "pearson", "std", "oks", *SHAPES])
 def test_metric_gradients_are_right_with_missing_landmarks(measure):
     draw = np.random.default_rng(0)
     true = draw.uniform(0, 100, (6, 4, 2)).astype(np.float32)
@@ -286,6 +416,8 @@ def test_metric_gradients_are_right_with_missing_landmarks(measure):
             return metrics.summarise(metrics.distances(found, true, visible))["std"]
         if measure == "oks":
             return metrics.oks(metrics.distances(found, true, visible), jnp.full(6, 50.0)).sum()
+        if measure in SHAPES:
+            return getattr(metrics, measure)(found, true, visible).sum()
         return metrics.correlations(found, true, visible)[measure]
 
     gradient = np.asarray(jax.grad(value)(jnp.asarray(found)), np.float64)

@@ -87,6 +87,20 @@ def test_the_page_shows_the_summary_and_escapes_names(tmp_path):
         assert f"{value:.2f}" in text
 
 
+def test_size_and_shape_of_methods_and_datasets_by_hand():
+    keys = ("centroid_size_error", "centroid_size_std", "procrustes_distance", "variance_ratio")
+    shape = dict(zip(keys, (-0.0123, 0.02, 0.04567, None), strict=True))
+    sets = {"heads": {"shape": shape | {"variance_ratio": 0.875}}, "two landmarks": {"shape": dict.fromkeys(shape)}}
+    summary = {"shape": shape, "baselines": {"mean_shape": {"shape": shape}, "registration": {}}, "sets": sets}
+    rows = landmarks.shapes(summary)
+    assert rows == [("network", shape), ("mean shape", shape), ("heads", sets["heads"]["shape"])]
+    page = report.page("landmarks.html.jinja", title="", summary=summary, figures={}, shapes=rows)
+    text = " ".join(re.sub("<[^>]*>", " ", page).split())
+    numbers = "-1.23 % ± 2.00 0.0457"
+    assert f"network {numbers} – mean shape {numbers} – heads {numbers} 0.88" in text  # noqa: RUF001
+    assert "two landmarks" not in text.partition("Size and shape")[2]
+
+
 def test_the_figures_are_drawn(tmp_path):
     workdir(tmp_path, folds=3)
     report.write(tmp_path, photograph)

@@ -345,6 +345,9 @@ def test_each_dataset_is_scored_as_if_it_were_alone(universal):
         assert len(formats.read(workdir / "sets" / name / "predictions.csv")) == images
         assert (workdir / "sets" / name / "figures" / "per_landmark.png").exists()
         assert f'href="sets/{name}/report.html"' in (workdir / "report.html").read_text()
+        assert None not in one["shape"].values() and one["baselines"]["mean_shape"]["shape"]["variance_ratio"] < 1e-3
+    # No image shows all landmarks of both datasets.
+    assert [key for key, value in summary["shape"].items() if value is None] == ["variance_ratio"]
     np.testing.assert_allclose(
         summary["mean_distance_px"], np.concatenate([f.ravel() for f in found.values()]).mean(), rtol=1e-3
     )

@@ -6,9 +6,15 @@ Points are (..., K, 2), distances (..., K) in the points' unit, NaN where a land
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 
+from jaxmarks.ops import shape
 from jaxmarks.ops.floats import at_least_float32, root
+
+# Smallest variance of manual shapes to which another is compared: below it lies the rounding of float32 coordinates.
+LEAST_VARIANCE = 1e-10
 
 
 def distances(predicted, true, visible=None):
@@ -160,3 +166,119 @@ def oks(distances, extent, sigmas=0.05):
     known = ~jnp.isnan(distances)
     share = jnp.where(known, distances, 0) / (jnp.asarray(extent)[..., None] * jnp.asarray(sigmas))
     return mean(jnp.exp(-(share**2) / 2), axis=-1, known=known)
+
+
+def centroid_size(points, visible=None):
+    """Returns the centroid size (...) of configurations: the root of the summed squares from the centroid.
+
+    It is the measure of size that is uncorrelated with shape if all landmarks vary alike (Bookstein 1991).
+
+    Args:
+      points: (..., K, 2).
+      visible: (..., K); the other landmarks are left out. None: all are visible.
+
+    Returns:
+      The size in the points' unit, NaN for fewer than two visible landmarks.
+    """
+    offset, count = _centred(points, visible)
+    return jnp.where(count >= 2, root(jnp.sum(offset**2, (-2, -1))), jnp.nan)
+
+
+def centroid_size_error(predicted, true, visible=None):
+    """Returns by what share (...) predicted configurations (..., K, 2) are larger than the true ones.
+
+    Both centroid sizes are over the landmarks that are `visible` (..., K) in the manual annotation. NaN for fewer than
+    two of them, or if they coincide.
+    """
+    found, size = centroid_size(predicted, visible), centroid_size(true, visible)
+    has_size = size > 0
+    return jnp.where(has_size, found / jnp.where(has_size, size, 1) - 1, jnp.nan)
+
+
+def procrustes_distance(predicted, true, visible=None):
+    """Returns partial Procrustes distances (...) between predicted and true configurations (..., K, 2).
+
+    Both are centred and scaled to a centroid size of 1, then one is rotated onto the other, without reflection; the
+    distance is the root of the summed squares that remain (Dryden and Mardia 2016; type "partial" of
+    `procdist` in R's shapes). With the Riemannian distance rho it is 2 sin(rho / 2), at most the root of 2; the full
+    Procrustes distance, which also fits the scale, is sin(rho).
+
+    Args:
+      predicted, true: (..., K, 2), in any units.
+      visible: (..., K); the other landmarks are left out. None: all are visible.
+
+    Returns:
+      The distances, without unit. NaN for fewer than three visible landmarks, or if those of either coincide.
+    """
+    (z, has_shape), (onto, has_other) = _pre_shape(predicted, visible), _pre_shape(true, visible)
+    return jnp.where(has_shape & has_other, root(_squares(_rotated(z, onto) - onto)), jnp.nan)
+
+
+def shape_variance_ratio(predicted, true, visible=None):
+    """Returns the predicted configurations' Procrustes variance as a share of that of the true ones.
+
+    Procrustes variance is the mean over configurations of the summed squares from their mean, after all were aligned by
+    generalised Procrustes analysis at a centroid size of 1 (Gower 1975, Zelditch et al. 2012; `morphol.disparity` in R,
+    package geomorph). Below 1, predictions shrink towards the mean shape; independent errors of landmarks enlarge it.
+    Configurations are not mirrored: if some specimens are mirror images of others, that is most of both variances.
+
+    Args:
+      predicted, true: (N, K, 2), N at least 1.
+      visible: (N, K); only images in which all landmarks are visible count. None: all are visible.
+
+    Returns:
+      The ratio (). NaN for fewer than three such images or fewer than three landmarks, or if the true configurations
+      all have the same shape. Images in which all predicted or all true landmarks coincide are left out.
+    """
+    both = jnp.stack([at_least_float32(predicted), at_least_float32(true)])
+    known = jnp.ones(both.shape[1:-1], bool) if visible is None else jnp.asarray(visible) != 0
+    z, has_shape = _pre_shape(both, known)
+    usable = has_shape.all(0) & known.all(-1)
+
+    def variance(z):
+        z = jnp.where(usable[:, None], z, 0)
+        consensus, _ = shape.procrustes(jnp.stack([z.real, z.imag], -1), jnp.broadcast_to(usable[:, None], z.shape))
+        aligned = _rotated(z, lax.complex(consensus[..., 0], consensus[..., 1]))
+        average = jnp.sum(aligned, 0) / jnp.maximum(jnp.sum(usable), 1)  # those left out are 0
+        return mean(_squares(aligned - average), known=usable)
+
+    found, manual = jax.vmap(variance)(z)
+    is_defined = (jnp.sum(usable) >= 3) & (manual > LEAST_VARIANCE)
+    return jnp.where(is_defined, found / jnp.where(is_defined, manual, 1), jnp.nan)
+
+
+def _centred(points, visible):
+    """Returns the offsets (..., K, 2) of visible landmarks from their centroid, 0 for others, and their count (...)."""
+    points = at_least_float32(points)
+    known = jnp.ones(points.shape[:-1], bool) if visible is None else jnp.asarray(visible) != 0
+    shown = known[..., None]
+    # From a corner of their box: else rounding would give coincident landmarks a size.
+    corner = lax.stop_gradient(jnp.min(jnp.where(shown, points, jnp.inf), -2, keepdims=True, initial=jnp.inf))
+    points = jnp.where(shown, points - corner, 0)
+    count = jnp.sum(known, -1)
+    centroid = jnp.sum(points, -2, keepdims=True) / jnp.maximum(count, 1)[..., None, None]
+    return jnp.where(shown, points - centroid, 0), count
+
+
+def _pre_shape(points, visible):
+    """Returns configurations (..., K) as complex numbers with centroid 0 and centroid size 1, and which have a shape.
+
+    Those have at least three visible landmarks, not all at one place. Landmarks that are not visible are 0.
+    """
+    offset, count = _centred(points, visible)
+    size = root(jnp.sum(offset**2, (-2, -1)))
+    has_shape = (count >= 3) & (size > 0)
+    unit = offset / jnp.where(has_shape, size, 1)[..., None, None]
+    return lax.complex(unit[..., 0], unit[..., 1]), has_shape
+
+
+def _rotated(z, onto):
+    """Rotates centred configurations (..., K) of complex numbers so that they fit `onto` best."""
+    product = jnp.sum(onto * z.conj(), -1, keepdims=True)
+    product = jnp.where(product == 0, 1, product)  # all rotations fit equally
+    return z * product / abs(product)
+
+
+def _squares(z):
+    """Returns the summed squares (...) of complex numbers (..., K)."""
+    return jnp.sum(z.real**2 + z.imag**2, -1)

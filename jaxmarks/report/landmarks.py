@@ -28,9 +28,18 @@ def draw(out: Path, summary: dict, metrics: list[dict], photograph) -> tuple[str
     return "landmarks.html.jinja", {
         "success": threshold_reached_by(summary.get("success_rates") or {}),
         "landmarks": rows,
+        "shapes": shapes(summary),
         "best": {fold: [value for (_, (f, _)), value in best.items() if f == fold] for _, (fold, _) in best},
         "worst": tables.worst(predictions.images, predictions.distances),
     }
+
+
+def shapes(summary: dict) -> list[tuple[str, dict]]:
+    """Returns names and measures of shape of the network, the other methods and each of several datasets, if known."""
+    methods = {"network": summary} | (summary.get("baselines") or {})
+    named = [(name.replace("_", " "), one) for name, one in methods.items()] + list(summary.get("sets", {}).items())
+    known = [(name, one.get("shape") or {}) for name, one in named]
+    return [(name, shape) for name, shape in known if any(value is not None for value in shape.values())]
 
 
 def overlays(predictions: tables.Predictions, photograph, folder: Path, *, most: int = 9) -> None:

@@ -13,10 +13,11 @@ from jaxmarks import atomic, checkpoint
 from jaxmarks import config as configs
 
 # Entries of `config.differences` that may change between two starts of one run: the data's paths, since the data's
-# names, groups, landmarks and boxes are compared instead (`Samples.digest`), and keys without effect on the networks.
+# names, groups, landmarks and boxes are compared instead (`Samples.digest`), the folds that are trained, and keys without
+# effect on the networks.
 MAY_CHANGE = re.compile(
     r"(stage\.[^.]+\.)?(data\.(sets\.[^.]+\.)?(images|landmarks|boxes|volume|keep)|baselines"
-    r"|train\.(checkpoint_seconds|tensorboard)):"
+    r"|split\.run|train\.(checkpoint_seconds|tensorboard)):"
 )
 
 

@@ -53,6 +53,19 @@ def test_a_folds_predictions_are_the_mean_of_its_members(two, tmp_path):
     assert len(taken) == 2
 
 
+def test_a_run_goes_on_with_other_folds(tmp_path):
+    config = get_config(**{"data.count": 10, "train.steps": 1, "split.run": (1,)})
+    train.train(config, tmp_path)
+    first = runs.restore(tmp_path, "train", [runs.Member(1)])[0]
+    config.split.run = (0, 1)
+    dataset = train.train(config, tmp_path)["train"]
+    jax.tree.map(np.testing.assert_array_equal, first, runs.restore(tmp_path, "train", [runs.Member(1)])[0])
+    lines = [json.loads(line)["fold"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(lines) == [0, 1]
+    assert [fold["fold"] for fold in evaluate.of_run(config, tmp_path, dataset)["folds"]] == [0, 1]
+    assert len(trained.networks_of(tmp_path).networks) == 2
+
+
 def splits_of(two, **changes):
     """Returns the split (train, valid, test) of each of the fold's networks, with `changes` to the split's settings."""
     _, config, dataset = two

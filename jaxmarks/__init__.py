@@ -11,6 +11,9 @@ The public modules, each imported when it is first used:
   calibrate the acquisition volume from landmarks in scout planes (pure functions)
   edges     the bilateral filter and Canny's detector (pure functions)
   augment   augmentation on the device
+  models    bodies by name: images to features (Flax modules)
+  heads     heads by name: the last layer with its targets, loss and decoder
+  steps     steps of training and validation (pure functions), and how they run on devices
   formats   read and write landmark files: TPS, CSV, COCO, LabelMe; read dlib's and DeepLabCut's
   tps       the TPS format alone
   phantoms  beetles drawn from a seed, with exact landmarks
@@ -24,9 +27,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` imports the modules
     from jaxmarks import augment as augment
+    from jaxmarks import heads as heads
+    from jaxmarks import models as models
     from jaxmarks import optim as optim
     from jaxmarks import predict as predict
     from jaxmarks import serving as serving
+    from jaxmarks import steps as steps
     from jaxmarks.data import formats as formats
     from jaxmarks.data import phantoms as phantoms
     from jaxmarks.data.formats import tps as tps
@@ -51,6 +57,9 @@ _MODULES = {
     "calibrate": "jaxmarks.ops.calibrate",
     "edges": "jaxmarks.ops.edges",
     "augment": "jaxmarks.augment",
+    "models": "jaxmarks.models",
+    "heads": "jaxmarks.heads",
+    "steps": "jaxmarks.steps",
     "formats": "jaxmarks.data.formats",
     "tps": "jaxmarks.data.formats.tps",
     "phantoms": "jaxmarks.data.phantoms",

@@ -1,7 +1,10 @@
 """The pure steps of training and evaluation, and how they run: jit on one device, pmap on several, scan over an epoch.
 
-All data of a run lie on the device; a step receives the row numbers of its batch and gathers the rows there. Images
-that do not fit are streamed: a step's data then hold the images of its rows, as "streamed". Rows number the versions
+All data of a run lie on the device; a step receives the row numbers of its batch and gathers the rows there. The data
+are a dict of arrays, the first axis of each the samples: "images" (N, H, W, C), and for landmarks "points" (N, K, 2),
+in pixels of the images, and "visible" (N, K) bool, or for objects "boxes" (N, M, 4), corners x0, y0, x1, y1, and
+"labels" (N, M) int32, -1 for padding; other arrays are passed on to the augmentation and the head. Images that do not
+fit are streamed: a step's data then hold the images of its rows, as "streamed". Rows number the versions
 (`augment.Augmentation.versions`) of all samples: row // versions is the sample, row % versions its version. A negative
 row ~r is padding that fills the last batch: it shows row r, so that batch statistics remain those of real images, but
 has no weight.
@@ -94,14 +97,18 @@ def create(variables, tx: optax.GradientTransformation) -> TrainState:
 
 
 def gather(data, rows, versions):
-    """Gathers the batch of rows (B,); in padding "real" and "visible" are False, "marked" is as in the row shown."""
+    """Gathers the batch of rows (B,), with "real" (B,), False in padding, "index" and "version".
+
+    "visible", if the data have it, is False in padding; "marked" is then what it is in the row shown.
+    """
     shown = jnp.where(rows < 0, ~rows, rows)
     sample = shown // versions
     batch = {name: array[sample] for name, array in data.items() if name != "streamed"} | {"real": rows >= 0}
     if "streamed" in data:
         batch["images"] = data["streamed"]
-    batch["marked"] = batch["visible"]
-    batch["visible"] = batch["visible"] & batch["real"][:, None]
+    if "visible" in batch:
+        batch["marked"] = batch["visible"]
+        batch["visible"] = batch["visible"] & batch["real"][:, None]
     return batch | {"index": sample.astype(jnp.int32), "version": (shown % versions).astype(jnp.int32)}
 
 
@@ -112,10 +119,11 @@ def keys_of(key, numbers):
 
 
 def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
-    """Makes one update on the batch of `rows` (B,): -> (state, (total, count)); total / count is the batch's loss.
+    """Makes one update on the batch of `rows` (B,) of `data`: -> (state, (total, count)); total / count is its loss.
 
-    The total may be a dict of the loss's terms by name. Under pmap `axis` is the name of the device axis; total, count
-    and the gradient are then those of the whole batch. `mixup`, if above 0, is the alpha of `mix`.
+    `data` holds "images", and "points" and "visible", or "boxes" and "labels", as described above. The total may be a
+    dict of the loss's terms by name. Under pmap `axis` is the name of the device axis, `DEVICE_AXIS`; total, count and
+    the gradient are then those of the whole batch. `mixup`, if above 0, is the alpha of `mix`.
     """
     add = (lambda tree: lax.psum(tree, axis)) if axis else (lambda tree: tree)
     augment_key, dropout_key, mixup_key = jax.random.split(key, 3)
@@ -171,7 +179,7 @@ def valid_step(variables, data, rows, *, task, prepare):
 
     Args:
       variables: the network's.
-      data: as for `train_step`, with "delta" (N,), the size of a frame pixel in the photograph's pixels.
+      data: as for `train_step`; for landmarks with "delta" (N,), the size of a frame pixel in the photograph's pixels.
       rows: (B,).
       task: the task.
       prepare: maps the batch to the network's input.
@@ -183,8 +191,8 @@ def valid_step(variables, data, rows, *, task, prepare):
     batch = prepare(gather(data, rows, task.versions))
     outputs = task.apply(variables, batch["images"], train=False)
     sums = {"loss": task.head.loss(outputs, task.head.targets(batch))}
-    visible = batch["visible"]
-    if visible.shape[1]:
+    visible = batch.get("visible")
+    if visible is not None and visible.shape[1]:
         distances = metrics.distances(task.head.decode(outputs)[0], batch["points"]) * batch["delta"][:, None]
         sums["distance_px"] = (jnp.sum(jnp.where(visible, distances, 0)), jnp.sum(visible.astype(distances.dtype)))
     return sums

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from jaxmarks import platforms
 from jaxmarks.models import layers
@@ -252,6 +253,31 @@ def test_dropout_is_the_same_on_two_devices_as_on_one():
     split = jax.pmap(lambda x, key: dropped(x, 0.5, key), layers.DEVICE_AXIS, in_axes=(0, None))
     np.testing.assert_array_equal(split(x.reshape(2, 2, 100), key).reshape(4, 100), dropped(x, 0.5, key))
     assert (dropped(x, 0.5, key)[0] != dropped(x, 0.5, key)[1]).any()
+
+
+@pytest.mark.parametrize("layer", [layers.Norm(), layers.Dropout(0.5)])
+def test_training_under_a_device_axis_of_another_name_is_refused(layer):
+    x, keys = jnp.ones((2, 3, 4)), {"dropout": jax.random.key(0)}
+    variables = layer.init(jax.random.key(0), x[0], train=False)
+
+    def run(x, train=True):
+        return layer.apply(variables, x, train=train, rngs=keys, mutable=["batch_stats"])[0]
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    over_devices = functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data")
+    )
+    for split, name in (
+        (jax.pmap(run, "batch"), "batch"),
+        (jax.jit(over_devices(run)), "data"),
+        (jax.pmap(run), "pmap"),
+    ):
+        with pytest.raises(ValueError, match=f"axis is .*{name}.*: name it 'devices'"):
+            split(x)
+    jax.pmap(functools.partial(run, train=False), "batch")(x)
+    jax.pmap(run, layers.DEVICE_AXIS)(x)
+    alone = jnp.stack([run(one) for one in x])  # networks that train side by side on one device
+    np.testing.assert_allclose(jax.vmap(run, axis_name="networks")(x), alone, rtol=1e-6)
 
 
 @pytest.mark.parametrize("old, new", [((6, 8), (12, 16)), ((7, 5), (9, 20)), ((12, 9), (5, 4)), ((1, 3), (4, 3))])

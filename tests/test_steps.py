@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmarks import heads, models, optim, steps
+from jaxmarks import augment, heads, models, optim, steps
 from jaxmarks.data import phantoms
 from jaxmarks.feed import Feed
 from jaxmarks.models import layers
@@ -160,6 +160,20 @@ def test_row_is_sample_times_versions_plus_version():
     assert batch["version"].tolist() == [0, 6, 0, 6, 6]
     assert batch["real"].tolist() == [True] * 4 + [False]
     assert steps.samples_of(rows, 7).tolist() == [0, 0, 1, 3, 1]
+
+
+def test_objects_need_no_points():
+    objects = {"images": jnp.zeros((4, *SIZE, 1)), "boxes": jnp.ones((4, 2, 4)), "labels": jnp.zeros((4, 2), jnp.int32)}
+    batch = steps.gather(objects, jnp.array([3, ~3]), 1)
+    assert not {"points", "visible", "marked"} & set(batch) and batch["real"].tolist() == [True, False]
+    augmented = augment.build({"name": "modern"}, channels=1).apply(
+        steps.keys_of(jax.random.key(0), batch["index"]), batch
+    )
+    assert set(augmented) == set(batch)
+    head = heads.build({"name": "centre"}, classes=1, sizes=(4.0, 4.0), size=SIZE)
+    outputs = jnp.zeros((2, *SIZE, 5))
+    task = steps.Task(lambda *_, **__: outputs, head, None, lambda batch: batch)
+    assert list(steps.valid_step({}, objects, jnp.array([3, ~3]), task=task, prepare=task.plain)) == ["loss"]
 
 
 def test_padding_does_not_affect_batch_statistics():

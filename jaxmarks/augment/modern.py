@@ -107,7 +107,10 @@ def build(
 
     def apply(keys, batch):
         frame, count = batch["images"].shape[1:3], len(batch["images"])
-        annotations = {"boxes": jnp.zeros((count, 0, 4)), "labels": jnp.zeros((count, 0), jnp.int32)} | batch
+        annotations = {
+            "points": jnp.zeros((count, 0, 2)), "visible": jnp.zeros((count, 0), bool),
+            "boxes": jnp.zeros((count, 0, 4)), "labels": jnp.zeros((count, 0), jnp.int32),
+        } | batch  # fmt: skip
         place_keys, tint_keys, tone_keys = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
         source, *new = jax.vmap(lambda *sample: place(*sample, frame))(
             place_keys, *(annotations[name] for name in SPATIAL_KEYS)

@@ -26,7 +26,7 @@ from jax.extend import random
 
 from jaxmarks.platforms import chosen, target
 
-# Name of the device axis in the steps' pmap.
+# Name of the device axis in the steps' pmap, and in any other pmap or shard_map that trains these networks.
 DEVICE_AXIS = "devices"
 # Decay of the running batch statistics: the share of them that a training step keeps.
 MOMENTUM = 0.9
@@ -432,7 +432,7 @@ class Norm(nn.Module):
         if self.kind == "batch":
             return nn.BatchNorm(
                 use_running_average=not train, momentum=MOMENTUM, epsilon=self.epsilon, name="batch",
-                axis_name=DEVICE_AXIS if _on_several_devices() else None,
+                axis_name=DEVICE_AXIS if train and _on_several_devices() else None,
             )(x)  # fmt: skip
         if self.kind == "group":
             return nn.GroupNorm(math.gcd(x.shape[-1], max(1, x.shape[-1] // 8)), epsilon=self.epsilon, name="group")(x)
@@ -528,9 +528,19 @@ def global_rows(batch):
 
 
 def _on_several_devices():
-    """Whether this is traced under the steps' pmap."""
+    """Whether this is traced under the device axis, which splits the batch in training.
+
+    Raises:
+      ValueError: it is traced under a pmap or shard_map, but none of their axes has that name.
+    """
     try:
         lax.axis_index(DEVICE_AXIS)
     except NameError:  # no such axis
+        if others := jax.sharding.get_abstract_mesh().manual_axes:
+            raise ValueError(
+                f"training under a pmap or shard_map whose axis is {', '.join(map(repr, others))}: name it"
+                f" {DEVICE_AXIS!r} (jaxmarks.steps.DEVICE_AXIS), or each device would have batch statistics of its own"
+                " and repeat the dropout masks of the others; networks that train independently belong in a jax.vmap"
+            ) from None
         return False
     return True

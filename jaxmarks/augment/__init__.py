@@ -1,9 +1,10 @@
 """Augmentation on the device: pure functions of a batch and one key per sample.
 
 A batch has "images" (B, H, W, C) uint8, "version" (B,) and "index" (B,), and for landmarks "points" (B, K, 2) in pixels
-of their frame and "visible" (B, K), for objects "boxes" (B, M, 4) and "labels" (B, M). The result has float32 images in [0, 1] with
-the channels that the network takes; entries that an augmentation does not change are passed on. The random numbers of a
-sample come from its own key, so they depend neither on the rest of the batch nor on how many devices share it.
+of their frame and "visible" (B, K), for objects "boxes" (B, M, 4) and "labels" (B, M). The result has float32 images in
+[0, 1] with the channels that the network takes; entries that an augmentation does not change are passed on. The random
+numbers of a sample come from its own key, so they depend neither on the rest of the batch nor on how many devices share
+it.
 """
 
 import inspect

@@ -46,8 +46,9 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         "size": (160, 160),
         "fit": "tile",  # photographs at a fixed scale, large ones in tiles; or pad, stretch: each whole in one frame
         "scale": 1.0,  # frame pixels per photograph pixel; 0: for your own photographs, as `side` requires
-        "side": 20.0,  # of the typical object, in frame pixels
-        "overlap": 32,  # of tiles, in frame pixels
+        "side": 20.0,  # of the typical object, in frame pixels; of several classes, between the smallest and largest
+        "overlap": 32,  # of tiles, in frame pixels; 0: for your own photographs, as the largest class requires, but
+        "min_overlap": 32,  # at least this
         "classes": 1,  # of drawn objects
         "count": 300,
         "seed": 0,
@@ -58,7 +59,7 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
     configure, configure_paper = DETECTORS[detector]
     configure(config)
     if "own" in chosen:
-        config.split.run, config.data.scale = (), 0.0
+        config.split.run, config.data.scale, config.data.overlap = (), 0.0, 0
     if "random" in chosen or "paper" in chosen:
         config.split.by, config.split.folds, config.split.run = "image", 10, (0,)
         config.augment.update(LIGHT)
@@ -80,7 +81,7 @@ def centre(config):
 
 def yolo(config):
     """Sets up YOLOv2-tiny with half the channels, on tiles enlarged twofold, trained at three frame sizes."""
-    config.data.update({"size": (320, 320), "scale": 2.0, "side": 30.0, "overlap": 64})
+    config.data.update({"size": (320, 320), "scale": 2.0, "side": 30.0, "overlap": 64, "min_overlap": 64})
     config.model = {"name": "yolo_tiny", "width": 8, "norm": "batch"}
     config.head = {"name": "yolo", "anchor_count": 3}
     config.optimizer.learning_rate = 1e-3

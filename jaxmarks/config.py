@@ -28,6 +28,7 @@ LIMITS = {
     "train.ensemble": (1, MANY), "train.coarse": (0, 1), "train.ema": (0, 1), "train.mixup": (0, MANY),
     "train.patience": (0, MANY), "train.devices": (0, MANY), "train.span": (1, MANY),
     "data.scale": (0, 100), "data.side": (1, MANY), "data.overlap": (0, MANY), "data.curves": (0, MANY),
+    "data.min_overlap": (0, MANY),
     "data.count": (1, MANY), "data.spacing": (0.1, MANY),
     "data.pixels": (1024, MANY), "data.zoom": (0, 16), "data.share": (0.05, 1), "data.turn": (0, 180),
     "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1),
@@ -266,7 +267,8 @@ def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict
     default, *flat = [{key: value for key, value in each.items() if key not in idle} for each in (default, *flat)]
     fallback = {key: value for key, value in default.items() if key in flat[0] or key in flat[1]}
     flat = [fallback | each for each in flat]
-    compared = (set(flat[0]) | set(flat[1])) - {"data.side", "data.pixels"}  # `scale` and `size` derive from them
+    origins = {"data.side", "data.pixels", "data.min_overlap"}  # `scale`, `size` and `overlap` derive from them
+    compared = (set(flat[0]) | set(flat[1])) - origins
     as_json = lambda value: json.dumps(value, default=list)
     value = lambda leaves, key: leaves.get(key, leaves.get(re.sub(r"^stage\.[^.]+\.", "", key)))
     return [

@@ -47,13 +47,15 @@ SETTLING = 256
 CHOICE_MESSAGES = {
     "scale": "photographs are resized to {:g} of their size, which suits their objects; --config.data.scale=1"
     " keeps their size",
+    "overlap": "neighbouring tiles share {} pixels, so that large objects are whole in one of them; less, with"
+    " --config.data.overlap, makes fewer tiles",
     "zoom": "landmarks cover a small part of the photographs: the network looks at each photograph whole, and then {:g}"
     " times as closely at that part; --config.data.zoom=1 leaves out the closer look, and takes less memory",
     "pose": "specimens are {} relative to each other: the network looks at each photograph whole, and then once more,"
     " brought into a common pose; --config.data.pose=upright leaves specimens in the pose in which they lie",
 }
 # Key of `data` -> the key from which it is derived if it is left open; otherwise the latter has no effect.
-DERIVED_FROM = {"size": "pixels", "scale": "side"}
+DERIVED_FROM = {"size": "pixels", "scale": "side", "overlap": "min_overlap"}
 # Values of keys left open that need no message; also the values in runs older than these keys.
 SILENT_DEFAULTS = {"scale": 1.0} | fitting.SINGLE_LOOK
 # Number of steps, called one by one, between checks for a stop signal or a due checkpoint.
@@ -181,7 +183,7 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
 def fill_in(config, workdir: Path) -> None:
     """Sets the keys that `data` leaves open, from a run that has begun in the workdir or else from the photographs.
 
-    Prints a message for values other than `SILENT_DEFAULTS`.
+    Prints a message for values other than `SILENT_DEFAULTS` and, for the overlap, `min_overlap`.
 
     Raises:
       ValueError: an open key derives from another key (`DERIVED_FROM`), of which that run has another value.
@@ -198,9 +200,11 @@ def fill_in(config, workdir: Path) -> None:
         config.data.update(
             {key: tuple(saved[key]) if key == "size" else saved[key] for key in open_keys if key in saved}
         )
-    fitting.fill_in(config.data)
+    else:
+        fitting.fill_in(config.data)
+    silent = SILENT_DEFAULTS | {"overlap": config.data.get("min_overlap")}
     for key in set(open_keys) & set(CHOICE_MESSAGES):
-        if (value := config.data[key]) != SILENT_DEFAULTS[key]:
+        if (value := config.data[key]) != silent[key]:
             processes.tell(CHOICE_MESSAGES[key].format(value))
 
 

@@ -57,11 +57,11 @@ def test_few_draws_training_specimens_by_seed_and_changes_nothing_else():
         splits.member_split(config, samples, runs.Member(0), 1)
 
 
-def test_side_is_not_compared_since_scale_derives_from_it():
-    """Runs of earlier versions have no `side`."""
+def test_side_and_min_overlap_are_not_compared_since_scale_and_overlap_derive_from_them():
+    """Runs of earlier versions have neither."""
     config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "spines.py"))["get_config"]()
     older = ml_collections.ConfigDict(config.to_dict())
-    del older.data["side"]
+    del older.data["side"], older.data["min_overlap"]
     assert configs.differences(older, config) == []
     older.data.scale = 0.5
     assert configs.differences(older, config) == ["data.scale: 0.5 / 1.0"]

@@ -616,7 +616,7 @@ def small(data, **changes):
     config.update_from_flattened_dict(
         {
             "data.images": str(data), "data.boxes": str(data / "boxes.csv"), "data.size": (64, 64), "data.scale": 1.0,
-            "split.folds": 2, "model.width": 8, "model.depth": 2, "model.stride": 2, "train.steps": 200,
+            "data.overlap": 32, "split.folds": 2, "model.width": 8, "model.depth": 2, "model.stride": 2, "train.steps": 200,
             "train.batch_size": 4, "optimizer.learning_rate": 5e-3,
         } | changes
     )  # fmt: skip
@@ -1082,12 +1082,82 @@ def test_fitting_scale_makes_the_typical_object_20_px_wide(side, scale, tmp_path
     known = box_files.read(tmp_path / "boxes.csv")
     missing = [BoxAnnotation(f"missing_{n}.png", np.float64([[0, 0, 300, 300]]), ("square",)) for n in range(9)]
     box_files.write(tmp_path / "boxes.csv", known + missing)
-    assert objects.fitting_scale(tmp_path, tmp_path / "boxes.csv", side=20) == scale
+    assert objects.fitting_scale(objects.typical_sides(tmp_path, tmp_path / "boxes.csv"), side=20) == scale
     (tmp_path / "classes.txt").write_text("square\n")
     for n in range(2):
         share = side / 400
         (tmp_path / f"s0_{n}.txt").write_text(f"0 0.5 0.5 {share} {share}\n")
-    assert objects.fitting_scale(tmp_path, tmp_path, side=20) == scale
+    assert objects.fitting_scale(objects.typical_sides(tmp_path, tmp_path), side=20) == scale
+
+
+@pytest.mark.parametrize(
+    ("sides", "scale"),
+    [((20,), 1), ((5, 80), 1), ((10, 160), 1), ((20, 170), 0.5), ((40, 1000), 0.25), ((3, 6), 4), ((100, 60, 20), 0.5)],
+)
+def test_fitting_scale_suits_the_smallest_and_the_largest_class(sides, scale):
+    """Their geometric mean becomes 20 px wide, unless the smallest class would be less than 10 px wide."""
+    assert objects.fitting_scale(dict(zip("abc", sides, strict=False)), side=20) == scale
+
+
+def test_fitting_scale_leaves_a_single_class_the_side_asked_for():
+    assert objects.fitting_scale({"a": 100}, side=5) == 0.05
+    assert objects.fitting_scale({}, side=20) == 1
+
+
+@pytest.mark.parametrize(
+    ("sides", "scale", "overlap"),
+    [((), 1, 32), ((28,), 1, 32), ((20, 170.0), 0.5, 85), ((10, 57.2), 1, 58), ((10, 300), 1, 106)],
+)
+def test_fitting_overlap_holds_the_largest_class(sides, scale, overlap):
+    """The overlap is at least the minimum, and at most two thirds of the tile."""
+    sides = dict(zip("ab", sides, strict=False))
+    assert objects.fitting_overlap(sides, scale=scale, size=(160, 200), minimum=32) == overlap
+
+
+@pytest.mark.parametrize("detector", ["centre", "yolo"])
+@pytest.mark.parametrize("side", [3, 20, 60])
+def test_a_single_class_leaves_the_overlap_at_its_minimum(side, detector, tmp_path):
+    drawn(tmp_path, side, count=2)
+    config = get_config(f"own,{detector}")
+    config.data.update({"images": str(tmp_path), "boxes": str(tmp_path / "boxes.csv")})
+    fitting.fill_in(config.data)
+    assert config.data.overlap == get_config(detector).data.overlap == {"centre": 32, "yolo": 64}[detector]
+
+
+def test_a_run_keeps_the_overlap_fitted_to_its_largest_class(tmp_path, capsys):
+    drawn_classes(tmp_path, {"small": 20, "large": 170})
+    small_config = lambda **changes: small(
+        tmp_path,
+        **{"data.size": (160, 160), "data.scale": 0.0, "data.overlap": 0, "train.steps": 1, "split.run": (0,)}
+        | changes,
+    )
+    for _ in range(2):  # the same command finds the same run
+        config = small_config()
+        train.train(config, tmp_path / "run")
+        assert (config.data.scale, config.data.overlap) == (0.5, 85)
+        assert runs.config_of(tmp_path / "run").data.overlap == 85
+        assert "neighbouring tiles share 85 pixels" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"holds a run with --config.data.min_overlap=32, not 40. Name another"):
+        train.train(small_config(**{"data.min_overlap": 40}), tmp_path / "run")
+    config = small_config(**{"data.fit": "pad"})
+    fitting.fill_in(config.data)
+    assert config.data.overlap == 32
+
+
+@pytest.mark.parametrize("overlap", [0, 32])
+def test_a_run_older_than_min_overlap_keeps_its_overlap(overlap, tmp_path):
+    """Also an overlap of 0, which then was not open."""
+    drawn_classes(tmp_path, {"small": 20, "large": 170})
+    older = small(tmp_path, **{"data.scale": 0.3, "data.overlap": overlap})
+    del older.data["min_overlap"]
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    configs.save(older, tmp_path / "run" / "config.json")
+    config = small(tmp_path, **{"data.scale": 0.0, "data.overlap": 0})
+    train.fill_in(config, tmp_path / "run")
+    assert (config.data.scale, config.data.overlap) == (0.3, overlap)
+    assert configs.differences(older, config) == []
+    fitting.fill_in(older.data)  # as --mode=describe does
+    assert older.data.overlap == overlap
 
 
 def test_a_run_keeps_the_scale_fitted_to_its_objects(tmp_path, capsys):
@@ -1144,6 +1214,67 @@ def test_objects_too_small_or_large_are_reported_with_a_better_scale(side, advic
         told["what"],
     )
     assert float(advised[1]) == pytest.approx(20 / side, rel=0.05)
+
+
+def drawn_classes(folder, sides, size=(400, 400)):
+    """Writes three photographs with a square of each class, of side `sides[class]`, and their boxes."""
+    annotations = []
+    for n in range(3):
+        image, corners = np.zeros((*size, 3), np.uint8), np.cumsum([5, *(side + 5 for side in sides.values())])[:-1]
+        boxes = [(at, at, at + side, at + side) for at, side in zip(corners, sides.values(), strict=True)]
+        for x0, y0, x1, y1 in boxes:
+            image[y0:y1, x0:x1] = 255
+        image[-1, -1] = n
+        Image.fromarray(image).save(folder / f"{n}.png")
+        annotations.append(BoxAnnotation(f"{n}.png", np.array(boxes, float), tuple(sides)))
+    box_files.write(folder / "boxes.csv", annotations)
+
+
+@pytest.mark.parametrize(
+    ("sides", "scale", "overlap", "told"),
+    [
+        ({"small": 20, "large": 170}, 0.5, 85, {}),
+        (
+            {"small": 20, "large": 170}, 0.5, 32,
+            {"large": "large is 85.0 pixels wide in the network's frame, so large that tiles cut it apart: no scale suits"
+             " all classes, but --config.data.overlap=85 lets tiles hold objects of up to 85 pixels whole"},
+        ),
+        (
+            {"small": 20, "large": 170}, 1.0, 32,
+            {"large": "--config.data.scale=0.5 --config.data.overlap=85 make the classes' typical objects 10 to 85"},
+        ),
+        (
+            {"small": 10, "large": 170}, 0.5, 32,
+            {"small": '--config.data.scale=1 --config.data.overlap=170 --config.data.size="(256,256)" make',
+             "large": '--config.data.scale=1 --config.data.overlap=170 --config.data.size="(256,256)" make'},
+        ),
+        (
+            {"small": 30, "large": 70}, 1.0, 32,
+            {"large": "--config.data.scale=0.44 makes the classes' typical objects 13 to 31 pixels wide"},
+        ),
+        (
+            {"small": 14, "large": 42}, 1.0, 32,
+            {"large": "--config.data.scale=0.76 makes the classes' typical objects 11 to 32"},
+        ),
+        (
+            {"small": 5, "middle": 7, "large": 12}, 1.0, 32,
+            {"small": "--config.data.scale=2.6 makes the classes' typical objects 13 to 31 pixels wide"},
+        ),
+    ],
+)  # fmt: skip
+def test_classes_too_small_or_large_are_reported_with_keys_that_suit_all(sides, scale, overlap, told, tmp_path):
+    drawn_classes(tmp_path, sides)
+    load = functools.partial(objects.load, tmp_path, tmp_path / "boxes.csv")
+    problems = load(size=(160, 160), scale=scale, overlap=overlap)[-1]
+    by_class = {re.search(r"typical object of class (\w+) is", p["what"])[1]: p for p in problems}
+    assert by_class.keys() == told.keys()
+    for name, words in told.items():
+        assert words in by_class[name]["what"]
+        advised = dict(re.findall(r"--config\.data\.(\w+)=(\S+)", by_class[name]["what"]))
+        side = int(re.search(r"\d+", advised.get("size", "160"))[0])
+        keys = {"scale": float(advised.get("scale", scale)), "overlap": int(advised.get("overlap", overlap))}
+        assert load(size=(side, side), **keys)[-1] == []
+        assert by_class[name]["where"].split() == [f"--config.data.{key}" for key in advised]
 
 
 def test_boxes_are_read_under_their_photographs_names(tmp_path):

@@ -27,17 +27,27 @@ MAX_RESIDUAL, MIN_MIRRORED_SHARE, MIN_ALIGNMENT = 0.02, 0.05, 0.9
 
 
 def fill_in(spec) -> None:
-    """Sets what a config's `data` leaves open: `size` (), `zoom` 0 and `pose` "" of landmarks, `scale` 0 of objects.
+    """Sets what a config's `data` leaves open.
+
+    That is `size` (), `zoom` 0 and `pose` "" of landmarks, `scale` 0 and `overlap` 0 of objects.
 
     The frame has the median proportions of the photographs that have landmarks, of all `sets`, and about `pixels`
     pixels, but not more than the median photograph, or than `MIN_PIXEL_BUDGET` if that is more. If no photograph can be
-    read it is 4:3. `zoom`, `pose` and `objects.fitting_scale` choose the other values, which are 1 and "upright" if no
-    photograph can be read, if there are `sets`, and, for `scale`, if whole photographs are fitted into the frame.
+    read it is 4:3. `zoom`, `pose`, `objects.fitting_scale` and `objects.fitting_overlap` choose the other values, which
+    are 1, "upright" and `min_overlap` if no photograph can be read, if there are `sets`, and, for objects, if whole
+    photographs are fitted into the frame. An `overlap` of 0 without a `min_overlap`, in older runs, is not open.
     """
     if "boxes" in spec:
-        if not spec.scale:
-            is_tiled = spec.images and spec.boxes and spec.fit == "tile"
-            spec.scale = objects.fitting_scale(spec.images, spec.boxes, side=spec.side) if is_tiled else 1.0
+        open_overlap = not spec.overlap and "min_overlap" in spec
+        is_tiled = spec.images and spec.boxes and spec.fit == "tile"
+        object_sides: dict[str, float] = {}
+        if is_tiled and (open_overlap or not spec.scale):
+            object_sides = objects.typical_sides(spec.images, spec.boxes)
+        spec.scale = spec.scale or objects.fitting_scale(object_sides, side=spec.side)
+        if open_overlap:
+            spec.overlap = objects.fitting_overlap(
+                object_sides, scale=spec.scale, size=spec.size, minimum=spec.min_overlap
+            )
         return
     open_keys = [key for key, value in (("pose", ""), ("zoom", 0)) if spec.get(key) == value]
     if open_keys and spec.sets:  # of several datasets each photograph is looked at whole

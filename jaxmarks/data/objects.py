@@ -34,11 +34,18 @@ from jaxmarks.data.photographs import (
 from jaxmarks.data.samples import FormatError, Samples, problem
 from jaxmarks.ops.frames import placement, tiles
 
-# Sides of objects in pixels of the frame: smaller ones are hardly found; advised scales bring objects to the larger.
-SMALL, GOOD = 6, 20
+# Sides of objects in pixels of the frame: smaller ones than the first are hardly found; the chosen and the advised scale
+# leave the smallest of several classes the second; the advised scale brings objects to the third.
+SMALL, FAIR, GOOD = 6, 10, 20
 # Photographs keep their scale if it is within the first factor of the one that suits their objects; none is enlarged by
 # more than the second.
 SCALE_TOLERANCE, MAX_SCALE = math.sqrt(2), 4.0
+# The largest share of a tile's side that is chosen as the overlap: a photograph is then cut into about six times as many
+# tiles as with a fifth. Sides of advised frames are multiples of the step, since YOLO's grid has that stride.
+MAX_OVERLAP, SIZE_STEP = 2 / 3, 32
+# The typical object may exceed the overlap by this factor: it is still whole in most places, and the overlap was chosen
+# by the objects of some photographs.
+OVERLAP_TOLERANCE = 1.1
 
 
 def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by=""):
@@ -105,7 +112,9 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
     problems += exif_rotation_problems(unsized, images)
     fields = {"content": np.array(contents), "specimen": np.array(scenes)}
     loaded = dataclasses.replace(samples(parts, size, classes), **fields)
-    return loaded, kept, classes, problems + (object_size_problems(loaded, overlap, scale) if fit == "tile" else [])
+    if fit == "tile":
+        problems += object_size_problems(loaded, classes, overlap, scale)
+    return loaded, kept, classes, problems
 
 
 def read(boxes, images, problems: list[dict]) -> list[BoxAnnotation]:
@@ -125,35 +134,114 @@ def read(boxes, images, problems: list[dict]) -> list[BoxAnnotation]:
     return annotations
 
 
-def fitting_scale(images, boxes, *, side) -> float:
-    """Returns the scale, to two digits, that gives the typical box a side of `side` pixels; 1 if it nearly has that.
+def typical_sides(images, boxes) -> dict[str, float]:
+    """Returns the typical side of each class's boxes, in pixels of the photographs of the folder `images`.
 
-    A box's side is the square root of its area; the typical side is the median over some photographs of the folder
-    `images`. The scale is at most `MAX_SCALE`. Problems with the file or the photographs are left to `load` to report.
+    A box's side is the square root of its area; the typical side is the median over some photographs. Problems with
+    the file or the photographs are left to `load` to report.
     """
-    find, sides = finder(Path(images)), list[float]()
+    find, sides = finder(Path(images)), dict[str, list[float]]()
     for annotation in subsample(read_boxes(boxes, [])):
         with contextlib.suppress(OSError):
             file = find(annotation.image)
             area = math.prod(image_size(file)) if annotation.relative else 1
-            sides += np.sqrt(area * np.prod(annotation.boxes[:, 2:] - annotation.boxes[:, :2], axis=-1)).tolist()
-    scale = side / np.median([s for s in sides if s > 0] or [side])
+            box_sides = np.sqrt(area * np.prod(annotation.boxes[:, 2:] - annotation.boxes[:, :2], axis=-1)).tolist()
+            for name, side in zip(annotation.classes, box_sides, strict=True):
+                if side > 0:
+                    sides.setdefault(name, []).append(side)
+    return {name: float(np.median(class_sides)) for name, class_sides in sides.items()}
+
+
+def fitting_scale(sides: dict[str, float], *, side) -> float:
+    """Returns the scale, to two digits, that suits the objects of all classes; 1 if that nearly does, or without any.
+
+    It gives the geometric mean of the smallest and the largest class a side of `side` pixels of the frame, but does not
+    reduce the smallest class to less than `FAIR` pixels, or `side` if that is less. It is at most `MAX_SCALE`.
+
+    Args:
+      sides: the `typical_sides` of the classes.
+      side: in pixels of the frame.
+    """
+    if not sides:
+        return 1.0
+    smallest, largest = min(sides.values()), max(sides.values())
+    scale = max(side / math.sqrt(smallest * largest), min(1, side / smallest, FAIR / smallest))
     return 1.0 if max(scale, 1 / scale) <= SCALE_TOLERANCE else float(f"{min(scale, MAX_SCALE):.2g}")
 
 
-def object_size_problems(tiles: Samples, overlap: int, scale: float) -> list[dict]:
-    """Returns a problem if the typical object is too small to be found in the frame, or so large that tiles cut it."""
-    boxes = tiles.boxes[tiles.labels >= 0]
-    side = float(np.median(np.sqrt(np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0.01), -1)))) if len(boxes) else GOOD
-    cut = len(tiles) > len(set(tiles.name.tolist()))
-    if side >= SMALL and (side <= overlap or not cut):
-        return []
-    what = f"the typical object is {side:{'.1f' if side >= 0.1 else '.1g'}} pixels wide in the network's frame"
-    why = "so large that tiles cut it apart" if cut and side > overlap else "too small to be found reliably"
-    wanted_side = min(GOOD, max(overlap, SMALL)) if cut else GOOD  # what tiles do not cut apart
-    good_scale = min(scale * wanted_side / side, 100)  # the upper limit in `config.LIMITS`
-    advice = f"--config.data.scale={good_scale:.2g} makes it {side * good_scale / scale:.2g}"
-    return [problem(str(tiles.name[0]), f"{what}, {why}: {advice}", "--config.data.scale")]
+def fitting_overlap(sides: dict[str, float], *, scale, size, minimum) -> int:
+    """Returns the pixels that neighbouring tiles should share so that one of them holds a typical object whole.
+
+    They are the side of the largest class's typical object, but at least `minimum`, and, above that, at most the share
+    `MAX_OVERLAP` of the frame.
+
+    Args:
+      sides: the `typical_sides` of the classes.
+      scale: pixels of the frame per pixel of the photographs.
+      size: (H, W) of the frame.
+      minimum: in pixels of the frame.
+    """
+    largest = math.ceil(max(sides.values(), default=0) * scale)
+    return max(minimum, min(largest, int(MAX_OVERLAP * min(size))))
+
+
+def object_size_problems(tiles: Samples, classes: Sequence[str], overlap: int, scale: float) -> list[dict]:
+    """Returns a problem for each class whose typical object is too small to be found, or so large that tiles cut it."""
+    boxes, is_cut = tiles.boxes, len(tiles) > len(set(tiles.name.tolist()))
+    box_sides = np.sqrt(np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0.01), -1))
+    sides = {
+        name: float(np.median(box_sides[tiles.labels == label]))
+        for label, name in enumerate(classes)
+        if (tiles.labels == label).any()
+    }
+    problems = []
+    for name, side in sides.items():
+        too_large = is_cut and side > OVERLAP_TOLERANCE * overlap
+        if side >= SMALL and not too_large:
+            continue
+        what = f"the typical object{f' of class {name}' if len(sides) > 1 else ''} is"
+        what += f" {side:{'.1f' if side >= 0.1 else '.1g'}} pixels wide in the network's frame"
+        why = "so large that tiles cut it apart" if too_large else "too small to be found reliably"
+        advice, keys = size_advice(list(sides.values()), tiles, overlap, scale)
+        problems.append(problem(str(tiles.name[0]), f"{what}, {why}: {advice}", keys))
+    return problems
+
+
+def size_advice(sides: Sequence[float], tiles: Samples, overlap: int, scale: float) -> tuple[str, str]:
+    """Returns advice that suits the typical objects of all classes, and the keys that it names.
+
+    It is a scale that makes no class too small or larger than what tiles share. If there is none, it keeps the smallest
+    class from becoming too small, and adds the overlap, and if necessary the frame's size, that the largest one needs.
+
+    Args:
+      sides: of the classes' typical objects, in pixels of the frame.
+      tiles: the samples.
+      overlap: the pixels of the frame that tiles share.
+      scale: the pixels of the frame per pixel of the photographs.
+    """
+    smallest, largest = min(sides), max(sides)
+    min_ratio, max_ratio = FAIR / smallest, overlap / largest
+    ratio = max(min(GOOD / math.sqrt(smallest * largest), max_ratio), min_ratio)
+    if min_ratio > max_ratio and smallest >= SMALL and max(ratio, 1 / ratio) <= SCALE_TOLERANCE:
+        ratio = 1.0  # the overlap must change in any case
+    good_scale = scale if ratio == 1 else float(f"{min(scale * ratio, 100):.2g}")  # 100: the limit in `config.LIMITS`
+    low, high = smallest * good_scale / scale, largest * good_scale / scale
+    flags = {} if ratio == 1 else {"--config.data.scale": f"{good_scale:.2g}"}
+    size = tiles.images.shape[1:3]
+    if high > OVERLAP_TOLERANCE * overlap and (tiles.source_size * good_scale > size).any():
+        flags["--config.data.overlap"] = f"{math.ceil(high)}"
+        if high > MAX_OVERLAP * min(size):
+            side = SIZE_STEP * math.ceil(high / MAX_OVERLAP / SIZE_STEP)
+            flags["--config.data.size"] = f'"({max(side, size[0])},{max(side, size[1])})"'
+    keys, together = " ".join(flags), " ".join(f"{key}={value}" for key, value in flags.items())
+    if ratio == 1:
+        reason = "no scale suits all classes, but " if len(sides) > 1 else ""
+        return f"{reason}{together} lets tiles hold objects of up to {high:.2g} pixels whole", keys
+    makes = "makes" if len(flags) == 1 else "make"
+    if len(sides) == 1:
+        return f"{together} {makes} it {low:.2g}", keys
+    whole = ", which tiles then hold whole" if len(flags) > 1 else ""
+    return f"{together} {makes} the classes' typical objects {low:.2g} to {high:.2g} pixels wide{whole}", keys
 
 
 def note(annotation: BoxAnnotation, what: str, where: str = "") -> dict:

@@ -676,6 +676,27 @@ def test_csv_columns_have_synonyms(tmp_path):
     assert boxes.read(tmp_path / "a.csv")[0].classes == ("spine",)  # a synonym beside the name itself is ignored
 
 
+@pytest.mark.parametrize("column", ["label", "Name", "class_name", "label_name", "category", "category_name"])
+def test_csv_class_column_has_synonyms(column, tmp_path):
+    rows = "a.jpg,spine,1,2,3,4\nb.jpg,,,,,\na.jpg,stub,5,6,7,8\n"
+    a, b = read(tmp_path, "a.csv", f"filename,{column},xmin,ymin,xmax,ymax\n{rows}")
+    assert (a.classes, b.classes) == (("spine", "stub"), ())
+    with pytest.raises(FormatError, match=r"line 1: the classes may be in column .*; call the one that has them class"):
+        read(tmp_path, "a.csv", f"image,{column},{'name' if column == 'label' else 'label'},xmin,ymin,xmax,ymax\n")
+
+
+def test_csv_column_that_may_hold_the_classes_is_reported(tmp_path):
+    header, problems = "filename,xmin,ymin,xmax,ymax,id,split,species\n", []
+    (found,) = read(tmp_path, "a.csv", f"{header}a.jpg,1,2,3,4,1,,Carabus\na.jpg,5,6,7,8,2,test,Cicindela\n", problems)
+    assert found.classes == ("object", "object")
+    assert [(p["image"], p["what"]) for p in problems] == [
+        (
+            "a.jpg",
+            "no column class: all boxes are of the class 'object'; if column 'species' names their classes, call it class",
+        )
+    ]
+
+
 @pytest.mark.parametrize(("share", "good"), [("1.005", True), ("-0.005", True), ("1.02", False), ("-0.02", False)])
 def test_yolo_fractions_may_exceed_the_image_by_a_rounding_error(share, good, tmp_path):
     (tmp_path / "classes.txt").write_text("spine\n")

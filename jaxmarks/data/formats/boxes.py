@@ -34,7 +34,8 @@ KNOWN = (
 # The class of boxes in a CSV without a class column, and of dlib's boxes without a label.
 DEFAULT_CLASS = "object"
 
-_SYNONYMS = {"filename": ("image",), "class": ("label",), "group": table.SYNONYMS["group"]}
+_SYNONYMS = {"filename": ("image",), "group": table.SYNONYMS["group"]}
+_CLASS_SYNONYMS = ("label", "name", "class_name", "label_name", "category", "category_name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +75,9 @@ class _Image:
 def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
     """Reads a file or folder of boxes; the extension and content determine the format.
 
-    - CSV has the columns filename (or image), xmin, ymin, xmax, ymax, in any order, and optionally class (or label),
-      width, height and group. Without a class column all boxes are of the class `DEFAULT_CLASS`. A row with neither
-      class nor corners is an image without objects.
+    - CSV has the columns filename (or image), xmin, ymin, xmax, ymax, in any order, and optionally class (or one of
+      `_CLASS_SYNONYMS`), width, height and group. Without a class column all boxes are of the class `DEFAULT_CLASS`. A
+      row with neither class nor corners is an image without objects.
     - COCO is one JSON file.
     - dlib's XML is one file with the root <dataset> (`formats.imglab`); boxes without a label are of the class
       `DEFAULT_CLASS`.
@@ -90,8 +91,9 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
       path: the file or the folder.
       problems: a list to which recoverable problems are appended (`samples.problem`): reversed corners (swapped); a box
         that has no area or a NaN, is a crowd or is marked `ignore` in dlib's XML (left out); a box given twice (kept
-        once); a second group or size of an image (the first holds); an image that occurs twice in COCO, VOC, dlib's
-        XML, LabelMe or YOLO (boxes joined); a LabelMe shape without an area. With None the first problem raises.
+        once); columns of a CSV that may hold the classes; a second group or size of an image (the first holds); an
+        image that occurs twice in COCO, VOC, dlib's XML, LabelMe or YOLO (boxes joined); a LabelMe shape without an
+        area. With None the first problem raises.
 
     Returns:
       One annotation for each image that the file names, in the file's order.
@@ -184,6 +186,7 @@ def _read_csv(path, problems):
         if name not in names:
             what = f"no column {name!r} in {names}"
             raise FormatError(path, f"line {line}", what, f"the expected header is {','.join(COLUMNS)}")
+    class_column = _class_column(path, line, names, rows, problems)
     images: dict[str, _Image] = {}
     for line, cells in rows:
         where = f"{path}: line {line}"
@@ -194,13 +197,40 @@ def _read_csv(path, problems):
         size = _size(where, number("width"), number("height"))
         group = row.get("group", "")
         entry = _entry(images, row["filename"], where, size, "" if group.lower() in texts.MISSING else group, problems)
-        corners, label = [number(name) for name in CORNERS], row.get("class", DEFAULT_CLASS)
-        if row.get("class", "").lower() in texts.MISSING and all(map(math.isnan, corners)):
+        corners, label = [number(name) for name in CORNERS], row.get(class_column, DEFAULT_CLASS)
+        if row.get(class_column, "").lower() in texts.MISSING and all(map(math.isnan, corners)):
             continue
         if not label:
             raise FormatError(where, "", "a box without a class", "write the name of its class")
         entry.objects.append((corners, label, where))
     return images
+
+
+def _class_column(path, line, names, rows, problems) -> str:
+    """Returns the name of the column with the classes, "class" if there is none; reports others that may hold them."""
+    found = [name for name in ("class", *_CLASS_SYNONYMS) if name in names]
+    if found[1:] and found[0] != "class":
+        what = f"the classes may be in column {found[0]!r} or {found[1]!r}"
+        raise FormatError(path, f"line {line}", what, "call the one that has them class")
+    if found:
+        return found[0]
+    columns = dict(zip(names, zip(*(cells for _, cells in rows), strict=True), strict=False))
+    texts_of = {name: {cell for cell in cells if _is_text(cell)} for name, cells in columns.items()}
+    varied = [name for name, cells in texts_of.items() if len(cells) > 1 and name not in COLUMNS]
+    if varied:
+        what = f"no column class: all boxes are of the class {DEFAULT_CLASS!r}"
+        what += f"; if column {' or '.join(map(repr, varied))} names their classes, call it class"
+        problems.append(problem(columns["filename"][0], what, f"{path}: line {line}"))
+    return "class"
+
+
+def _is_text(cell: str) -> bool:
+    """Whether a cell is neither missing nor a number."""
+    try:
+        texts.number(cell.replace(",", "."))
+    except ValueError:
+        return cell.lower() not in texts.MISSING
+    return False
 
 
 def _number(where, cell, *, decimal_comma=False):

@@ -644,6 +644,26 @@ def test_empty_tps_records_and_unused_curves_are_reported(tmp_path):
         formats.read(tmp_path / "b.tps")
 
 
+def test_records_that_are_not_digitised_yet_are_left_out(tmp_path):
+    """As in a session of geomorph's digitize2d that was not finished."""
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    blank = "LM=2\n{0} {0}\n{0} {0}\nIMAGE={1}.png\nID={1}\nSCALE={2}\n".format
+    (tmp_path / "a.tps").write_text(
+        "LM=2\n1 1\n0 0\nIMAGE=a.png\nSCALE=0.5\n" + blank(0, "b", "0") + blank(3, "c", "0.0")
+    )
+    problems = []
+    (found,) = formats.read(tmp_path / "a.tps", problems=problems)
+    assert found.points.tolist() == [[1, 7], [0, 8]] and found.mm_per_px == 0.5
+    what = "all landmarks on one point, not digitised yet: left out"
+    assert [(p["image"], p["what"]) for p in problems] == [("b.png", what), ("c.png", what)]
+    (tmp_path / "a.csv").write_text("image,x1,y1,x2,y2\na.png,1,1,0,0\nb.png,0,0,0.0,0\nc.png,3,3,3,3\n")
+    problems = []
+    assert [a.image for a in formats.read(tmp_path / "a.csv", problems=problems)] == ["a.png", "c.png"]
+    what = "all landmarks at (0, 0), not digitised yet: left out"
+    assert [(p["image"], p["what"]) for p in problems] == [("b.png", what)]
+
+
 CURVED = """LM=1
 1 1
 CURVES=2

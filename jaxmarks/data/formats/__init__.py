@@ -218,7 +218,7 @@ def _beside_photographs(found, images, problems) -> list[Annotation]:
 
 
 def _read_tps(path, images, problems, curves):
-    specimens, heights, usable = tps.read(path), [], []
+    specimens, heights, usable = _digitised(path, problems), [], []
     images = path.parent if images is None else Path(images)
     find = finder(images)
     unused_points = {
@@ -249,6 +249,18 @@ def _read_tps(path, images, problems, curves):
         except OSError as error:
             problems.append(problem(name, f"{error}: left out", where))
     return tps.to_annotations(usable, heights, path)
+
+
+def _digitised(path, problems):
+    """Reads a TPS file without the records that are not digitised yet, which are reported."""
+    specimens = []
+    for s in tps.read(path):
+        if tps.is_blank(s.points, s.visible) and not s.curves:
+            what = "all landmarks on one point, not digitised yet: left out"
+            problems.append(problem(s.image or s.id, what, f"{path}: line {s.line}"))
+        else:
+            specimens.append(s)
+    return specimens
 
 
 def _check(path, found, problems):

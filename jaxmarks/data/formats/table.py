@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxmarks import atomic
 from jaxmarks.data.formats import text as texts
+from jaxmarks.data.formats import tps
 from jaxmarks.data.samples import Annotation, FormatError, problem
 
 # Alternative names of a column, used if no column has the name itself.
@@ -67,7 +68,12 @@ def _wide(path, names, entries, number_of, problems, *, line):
     annotations = []
     for number, row in entries:
         cells = [(row[f"x{k}"], row[f"y{k}"], number) for k in range(1, count + 1)]
-        annotations.append(_annotation(path, number, row, cells, number_of, problems))
+        annotation = _annotation(path, number, row, cells, number_of, problems)
+        if tps.is_blank(annotation.points, annotation.visible) and not annotation.points.any():
+            what = "all landmarks at (0, 0), not digitised yet: left out"
+            problems.append(problem(annotation.image, what, annotation.where))
+        else:
+            annotations.append(annotation)
     return annotations
 
 

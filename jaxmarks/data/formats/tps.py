@@ -31,7 +31,8 @@ class Specimen:
       visible: (K,) bool.
       depth: (K,) float64, the third coordinate of an LM3 record, else None.
       image, id, comment: text, "" where absent.
-      scale: length of a pixel in the file's unit (usually mm), None where absent.
+      scale: length of a pixel in the file's unit (usually mm), None where absent, or if it is 0 in a record that
+        `is_blank`.
       curves: a list of (m, 2) arrays, NaN where a point is missing.
       outlines: the same for OUTLINES.
       extra: other KEY=value lines, in order.
@@ -108,12 +109,18 @@ def loads(text: str, path="<text>") -> list[Specimen]:
                 target.append(_rows(path, lines, position + 1, point_count, 2, f"POINTS={inner_value}", n))
                 position += 1 + point_count
         elif key == "SCALE":
-            record.scale = _scale(path, number, value)
+            unset = is_blank(record.points, record.visible) and re.fullmatch(r"0+([.,]0*)?", value)
+            record.scale = None if unset else _scale(path, number, value)
         elif key in ("IMAGE", "ID", "COMMENT"):
             setattr(record, key.lower(), value)
         else:
             record.extra[key] = value
     return specimens
+
+
+def is_blank(points: np.ndarray, visible: np.ndarray) -> bool:
+    """Whether several landmarks all lie on one point, as geomorph writes photographs that are not digitised yet."""
+    return len(points) > 1 and bool(visible.all() and (points == points[0]).all())
 
 
 def _key(path, number, line, *, begun):

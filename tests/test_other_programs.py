@@ -296,8 +296,17 @@ def test_columns_that_do_not_name_landmarks_are_ignored(column, tmp_path):
 
 def test_x_and_y_beside_numbered_columns_are_no_landmark(tmp_path):
     for label in ("", ",label"):
-        (found,) = read(tmp_path, f"image,x,y,x1,y1,x2,y2{label}\na.png,1,1,10,20,30,40{label}\n", "a.csv")
+        text, problems = f"image,x,y,x1,y1,x2,y2{label}\na.png,1,1,10,20,30,40{label}\n", []
+        (found,) = read(tmp_path, text, "a.csv", problems)
         assert found.points.tolist() == [[10, 20], [30, 40]]
+        what = "columns x and y are not used beside x1 and y1: if they are a landmark, number them, too, from x1 on"
+        assert [(p["image"], p["what"]) for p in problems] == [("a.png", what)]
+
+
+@pytest.mark.parametrize("header", ["x,y,x.1,y.1,x.2,y.2", "X,Y,X.1,Y.1,X.2,Y.2", "x,y,x2,y2,x3,y3"])
+def test_repeated_headings_that_a_program_has_renamed_are_landmarks(header, tmp_path):
+    (found,) = read(tmp_path, f"image;{header}\na.png;1;2;3,5;4;5;6\n".replace(",", ";", 5), "a.csv")
+    assert found.points.tolist() == [[1, 2], [3.5, 4], [5, 6]]
 
 
 def test_x1_and_y1_are_ignored_if_images_have_several_rows(tmp_path):

@@ -1,6 +1,7 @@
 """CSV: one row per image (image,x1,y1,x2,y2,...) or one row per landmark (image,landmark,x,y); pixels, y down.
 
-The header determines the layout. Without a column that names the landmark (landmark, or label beside image), an image's
+The header determines the layout; x,y,x.1,y.1 (repeated headings as pandas and R rename them) and x,y,x2,y2 are read as
+x1,y1,x2,y2. Without a column that names the landmark (landmark, or label beside image), an image's
 rows are its landmarks in order, as in ImageJ's results (Label,X,Y); it is an error if most images have the same cells
 in some other column, but in different orders. Fields are separated by comma, semicolon or tab; with the latter two,
 decimals may be commas. Cells that are empty, NA or nan are missing (`text.MISSING`). The columns group (or specimen,
@@ -44,15 +45,31 @@ def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation
         raise FormatError(path, f"line {line}", f"no column 'image' in {names}", "name the columns in row 1")
     if not rows:
         raise FormatError(path, f"line {line}", "a header without rows", "add one row for each image")
+    image_names = [cells[names.index("image")] for _, cells in rows]
+    unique = len(set(image_names)) == len(image_names)
+    names = _numbered(names) if unique else names
     entries = [(number, dict(zip(names, cells, strict=True))) for number, cells in rows]
     nameless_line = next((number for number, row in entries if not row["image"]), None)
     if nameless_line:
         raise FormatError(path, f"line {nameless_line}", "no image name", "write the photograph's file name")
-    unique = len({row["image"] for _, row in entries}) == len(entries)
     layout: Callable = functools.partial(_wide, line=line)
-    if {"x", "y"} <= set(names) and not ({"x1", "y1"} <= set(names) and unique):  # else x, y are a further point
-        layout = _long if "landmark" in names else _in_order
+    if {"x", "y"} <= set(names):
+        if unique and {"x1", "y1"} <= set(names):  # perhaps the corner of a box, or the position of a stage
+            what = "columns x and y are not used beside x1 and y1: if they are a landmark, number them, too, from x1 on"
+            problems.append(problem(image_names[0], what, f"{path}: line {line}"))
+        else:
+            layout = _long if "landmark" in names else _in_order
     return layout(path, names, entries, functools.partial(_number, path, decimal_comma=decimal_comma), problems)
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Renames repeated headings as other programs have renamed them (x,y,x.1,y.1 or x,y,x2,y2) to x1,y1,x2,y2."""
+    numbers = {name[1:] for name in names if re.fullmatch(r"[xy]\.?\d*", name)}
+    if "" in numbers and "2" in numbers and "1" not in numbers:
+        return [f"{name}1" if name in ("x", "y") else name for name in names]
+    if "" in numbers and ".1" in numbers and not any(map(str.isdecimal, numbers)):
+        return [re.sub(r"^([xy])\.?(\d*)$", lambda m: f"{m[1]}{int(m[2] or 0) + 1}", name) for name in names]
+    return names
 
 
 def _wide(path, names, entries, number_of, problems, *, line):

@@ -112,7 +112,7 @@ def csv_rows(path, table: tuple[list, str], synonyms: Mapping[str, tuple[str, ..
     for line, cells in rows:
         if len(cells) != len(names):
             raise of_another_length(path, line, cells, len(names))
-    coordinates = [n for n, name in enumerate(names) if re.fullmatch(r"[xy](\d*|min|max)", name)]
+    coordinates = [n for n, name in enumerate(names) if re.fullmatch(r"[xy](\.?\d*|min|max)", name)]
     has_point = any(re.fullmatch(r"[+-]?\d*\.\d+", cells[n]) for _, cells in rows for n in coordinates)
     return (header_line, names), rows, delimiter != "," and not has_point
 

@@ -269,7 +269,7 @@ def test_images_with_different_row_counts_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("header", "first", "second"),
-    [("image,name,x,y", "eye", "Tail"), ("image,id,x,y", "01", "2.0"), ("image,point,x,y", "3", "a")],
+    [("image,name,x,y", "eye", "Tail"), ("image,id,x,y", "01", "2.0"), ("image,mark,x,y", "3", "a")],
 )
 def test_column_that_names_landmarks_in_another_order_is_refused(header, first, second, tmp_path):
     """Even if that column has a mistake in some image."""
@@ -279,6 +279,37 @@ def test_column_that_names_landmarks_in_another_order_is_refused(header, first, 
     message = f"a.csv: line 4: {column} is '{second}' where .* '{first}', but rows are landmarks in order; rename"
     with pytest.raises(FormatError, match=message):
         read(tmp_path, f"{header}\n{rows}", "a.csv")
+
+
+COUNTED = "a.png,{},1,1\na.png,{},2,2\nb.png,{},3,3\nb.png,{},4,4\n"  # two images without a landmark each
+
+
+@pytest.mark.parametrize("column", ["landmark_id", "Landmark_Name", "keypoint", "point", "lm", "node", "bodypart", "part", "feature"])  # fmt: skip
+def test_landmark_column_has_synonyms(column, tmp_path):
+    a, b = read(tmp_path, f"image,{column},x,y\n" + COUNTED.format("1", "2", "3", "1"), "a.csv")
+    assert [x.visible.tolist() for x in (a, b)] == [[True, True, False], [True, False, True]] and a.names == ()
+    assert b.points.tolist() == [[4, 4], [0, 0], [3, 3]]
+    (found,) = read(tmp_path, f"image,{column},x,y\na.png,tip,1,1\na.png,base,2,2\n", "a.csv")
+    assert found.names == ("base", "tip")
+
+
+@pytest.mark.parametrize("cells", ["1 2 3 4", "wing wing wing wing", "left wing left wing"])
+def test_column_that_does_not_name_landmarks_is_none_of_their_names(cells, tmp_path):
+    """It numbers the rows of the file, or names what all landmarks are on; but landmark_name names them."""
+    text = "image,part,landmark_name,x,y\n" + "".join(
+        f"{n // 2}.png,{cell},{'a' if n % 2 else 'b'},{n},1\n" for n, cell in enumerate(cells.split())
+    )
+    for number, found in enumerate(read(tmp_path, text, "a.csv")):
+        assert found.names == ("a", "b") and found.points[:, 0].tolist() == [2 * number + 1, 2 * number]
+    found = read(tmp_path, text.replace("landmark_name", "about").replace(",a,", ",,").replace(",b,", ",,"), "a.csv")
+    assert [sorted(a.points[:, 0]) for a in found] == [[0, 1], [2, 3]] and all(a.visible.all() for a in found)
+
+
+@pytest.mark.parametrize(("cells", "line"), [("eye tail eye fin", 5), ("1 2 2 3", 5), ("eye tail Fin eye", 4)])
+def test_column_that_names_other_landmarks_in_some_image_is_refused(cells, line, tmp_path):
+    message = rf"a\.csv: line {line}: mark is '(fin|3|Fin)', which the first image does not have, .*; rename"
+    with pytest.raises(FormatError, match=message):
+        read(tmp_path, "image,mark,x,y\n" + COUNTED.format(*cells.split()), "a.csv")
 
 
 def test_region_names_in_another_order_are_refused(tmp_path):

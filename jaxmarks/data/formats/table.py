@@ -1,9 +1,9 @@
 """CSV: one row per image (image,x1,y1,x2,y2,...) or one row per landmark (image,landmark,x,y); pixels, y down.
 
 The header determines the layout; x,y,x.1,y.1 (repeated headings as pandas and R rename them) and x,y,x2,y2 are read as
-x1,y1,x2,y2. Without a column that names the landmark (landmark, or label beside image), an image's
-rows are its landmarks in order, as in ImageJ's results (Label,X,Y); it is an error if most images have the same cells
-in some other column, but in different orders. Fields are separated by comma, semicolon or tab; with the latter two,
+x1,y1,x2,y2. Without a column that names the landmark (landmark, label beside image, or one of `LANDMARK_COLUMNS`), an
+image's rows are its landmarks in order, as in ImageJ's results (Label,X,Y); it is an error if most images have the same
+cells in some other column, but in different orders, or if all have nearly the same cells. Fields are separated by comma, semicolon or tab; with the latter two,
 decimals may be commas. Cells that are empty, NA or nan are missing (`text.MISSING`). The columns group (or specimen,
 individual), mm_per_px and id are read if present; all others are ignored.
 """
@@ -27,6 +27,8 @@ from jaxmarks.data.samples import Annotation, FormatError, problem
 SYNONYMS = {"image": ("filename", "file"), "group": ("specimen", "individual")}
 # For landmark tables. A column label is the image if no other column is, as in ImageJ, else the landmark.
 _SYNONYMS = SYNONYMS | {"image": (*SYNONYMS["image"], "label"), "landmark": ("label",)}
+# Columns that name the landmark if the column landmark is missing and their cells recur from image to image.
+LANDMARK_COLUMNS = ("landmark_name", "landmark_id", "keypoint", "bodypart", "point", "lm", "node", "part", "feature")
 # What ImageJ appends to an image's file name: a colon and the name of a region or slice.
 REGION = re.compile(r"(\.\w{3,4}):(.*)$")
 REGION_COLUMN = "what follows the image's name"
@@ -58,7 +60,7 @@ def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation
             what = "columns x and y are not used beside x1 and y1: if they are a landmark, number them, too, from x1 on"
             problems.append(problem(image_names[0], what, f"{path}: line {line}"))
         else:
-            layout = _long if "landmark" in names else _in_order
+            layout = _long if "landmark" in names or _add_landmarks(names, entries) else _in_order
     return layout(path, names, entries, functools.partial(_number, path, decimal_comma=decimal_comma), problems)
 
 
@@ -70,6 +72,23 @@ def _numbered(names: list[str]) -> list[str]:
     if "" in numbers and ".1" in numbers and not any(map(str.isdecimal, numbers)):
         return [re.sub(r"^([xy])\.?(\d*)$", lambda m: f"{m[1]}{int(m[2] or 0) + 1}", name) for name in names]
     return names
+
+
+def _add_landmarks(names: list[str], entries: list[tuple[int, dict]]) -> bool:
+    """Adds to each row, as `landmark`, the cell of the first of `LANDMARK_COLUMNS` that names its landmark, if any."""
+    if any(REGION.search(row["image"]) for _, row in entries):
+        return False  # by ImageJ, which numbers its rows
+    for column in (name for name in LANDMARK_COLUMNS if name in names):
+        by_image: dict[str, list[str]] = {}
+        for _, row in entries:
+            by_image.setdefault(row["image"], []).append(row[column].lower())
+        images, labels = list(by_image.values()), {cell for cells in by_image.values() for cell in cells}
+        distinct = not labels & {"0", *texts.MISSING} and all(len(set(cells)) == len(cells) for cells in images)
+        if distinct and (len(images) == 1 or len(labels) < len(entries)):
+            for _, row in entries:
+                row["landmark"] = row[column]
+            return True
+    return False
 
 
 def _wide(path, names, entries, number_of, problems, *, line):
@@ -143,7 +162,9 @@ def _in_order(path, names, entries, number_of, problems):
                 path, f"line {rows[0][0]}", what, "add a column landmark, or a row of NA for each missing landmark"
             )
     for column in [name for name in names if name not in ("image", "x", "y")] + [REGION_COLUMN]:
-        _refuse_another_order(path, column, [[(n, row[column]) for n, row in rows] for rows in by_image.values()])
+        images = [[(n, row[column]) for n, row in rows] for rows in by_image.values()]
+        _refuse_another_order(path, column, images)
+        _refuse_other_names(path, column, images)
     return _long(path, names, list(itertools.chain.from_iterable(by_image.values())), number_of, problems)
 
 
@@ -164,6 +185,26 @@ def _refuse_another_order(path, column: str, images: list[list[tuple[int, str]]]
                 what = f"{column} is {cell!r} where other images have {expected!r}, but rows are landmarks in order"
                 remedy = "rename that column to landmark if it names the landmarks, else delete it"
                 raise FormatError(path, f"line {line}", what, remedy)
+
+
+def _refuse_other_names(path, column: str, images: list[list[tuple[int, str]]]):
+    """Raises FormatError if a column seems to name the landmarks, and images lack different ones.
+
+    That is so if its cells, texts or whole numbers, occur once in each image, and few of them are not in every image.
+    `images` holds the column as in `_refuse_another_order`.
+    """
+    sets = [{cell.lower() for _, cell in rows} for rows in images]
+    every = set.union(*sets)
+    distinct = all(len(cells) == len(rows) for cells, rows in zip(sets, images, strict=True))
+    names = all(re.fullmatch(r"\d+|.*[^\W\d_].*", cell) for cell in every - texts.MISSING)
+    if not distinct or not names or every & texts.MISSING or 2 * len(every) > 3 * len(sets[0]):
+        return
+    for rows, cells in zip(images, sets, strict=True):
+        if cells != sets[0]:
+            line, cell = next((line, cell) for line, cell in rows if cell.lower() not in sets[0])
+            what = f"{column} is {cell!r}, which the first image does not have, but rows are landmarks in order"
+            remedy = "rename that column to landmark if it names the landmarks, else delete it"
+            raise FormatError(path, f"line {line}", what, remedy)
 
 
 def _common(path, rows) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Reading a folder of photographs as Samples: frames, file names, image formats and the problems that are reported."""
 
+import errno
 import json
+import os
 import struct
 import zlib
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from jaxmarks import atomic
 from jaxmarks import config as configs
 from jaxmarks.data import fitting, folder, formats, objects, photographs
 from jaxmarks.data.ahead import ahead
@@ -161,6 +164,39 @@ def test_hidden_files_are_skipped_and_umlauts_are_normalised(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / name, format="JPEG")
     assert [p.name for p in photographs.listing(tmp_path)] == ["Flu\u0308gel.jpg"]
     assert photographs.find(tmp_path, "Fl\u00fcgel.jpg").name == "Flu\u0308gel.jpg"
+
+
+def test_unreadable_folders_and_names_that_are_not_utf_8_are_reported(tmp_path, monkeypatch):
+    for name in (b"a.jpg", b"k\xe4fer.jpg", b"notes \xe4.md", b"\xe4/b.jpg", b"locked/c.jpg"):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            Image.new("RGB", (40, 30)).save(file, format="JPEG")
+    scandir = os.scandir
+
+    def denied(path):
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    expected = [
+        ("\\xe4", "its name is not UTF-8: left out; rename it"),
+        ("k\\xe4fer.jpg", "its name is not UTF-8: left out; rename it"),
+        ("locked", "this folder cannot be read (Permission denied): left out; change its permissions"),
+    ]
+    problems = []
+    ((samples, _),) = folder.batches(tmp_path, size=(16, 16), problems=problems)
+    (tmp_path / "marks.csv").write_text("image,x1,y1\na.jpg,2,3\n")
+    *_, of_load = folder.load(tmp_path, tmp_path / "marks.csv", size=(16, 16))
+    for found in (problems, of_load):
+        assert [(p["image"], p["what"]) for p in found] == expected
+    atomic.write_records(tmp_path / "failures.csv", problems)
+    assert samples.name.tolist() == ["a.jpg"]
+    with pytest.raises(FormatError, match=r"\\xe4: its name is not UTF-8; rename it"):
+        photographs.files_in(tmp_path, {".json"})
+    with pytest.raises(FormatError, match=r"locked: this folder cannot be read"):
+        photographs.files_in(tmp_path / "locked", {".json"})
 
 
 def test_exif_rotated_photographs_are_reported_if_marks_give_no_size(tmp_path):

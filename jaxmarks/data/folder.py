@@ -18,13 +18,13 @@ from jaxmarks.data.photographs import (
     find,
     finder,
     image_size,
+    left_out_problems,
     listing,
     name_of,
     not_decoded,
     readable,
     reduced,
     shrunk,
-    unsupported_format_problems,
 )
 from jaxmarks.data.samples import FormatError, Samples, problem
 from jaxmarks.ops.frames import frame, placement
@@ -99,7 +99,7 @@ def load(
         points.append(
             np.where(visible[-1][:, None], (annotation.points - matrix[:, 2]) / (matrix[0, 0], matrix[1, 1]), 0)
         )
-    problems += unsupported_format_problems(images)
+    problems += left_out_problems(images)
     if not kept:
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3]) or "the landmark file names no image"
         raise FormatError(landmarks, "", f"not one usable photograph in {images} ({reasons})", "check both paths")

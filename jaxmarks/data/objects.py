@@ -21,6 +21,7 @@ from jaxmarks.data.photographs import (
     exif_rotation_problems,
     finder,
     image_size,
+    left_out_problems,
     listing,
     name_of,
     not_decoded,
@@ -28,7 +29,6 @@ from jaxmarks.data.photographs import (
     shrunk,
     subsample,
     turn_of,
-    unsupported_format_problems,
     unsure,
 )
 from jaxmarks.data.samples import FormatError, Samples, problem
@@ -105,7 +105,7 @@ def load(images, boxes, *, size, fit="tile", scale=1.0, overlap=32, group_by="")
         first = min(unused).relative_to(images).as_posix()
         what = f"{len(unused)} photographs in the folder, this one among them, are not in the file of boxes: not used"
         problems.append(problem(first, what, str(boxes)))
-    problems += unsupported_format_problems(images)
+    problems += left_out_problems(images)
     if not kept:
         reasons = "; ".join(sorted({p["what"] for p in problems})[:3])
         raise FormatError(boxes, "", f"not one usable photograph in {images} ({reasons})", "check both paths")

@@ -34,39 +34,66 @@ BROWSERS = {"JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP"}
 MARK, RUN = ".jaxmarks", {"config.json", "metrics.jsonl"}
 
 
-def files_in(folder, endings) -> list[Path]:
+def files_in(folder, endings, problems: list[dict] | None = None) -> list[Path]:
     """Returns the sorted files of a folder and its subfolders with one of these endings, in any case; none hidden.
 
     Links to folders are followed, each folder once. Subfolders with results or runs (`MARK`, `RUN`) are skipped.
+
+    Args:
+      folder: the folder.
+      endings: lower-case, with the point.
+      problems: a list to which is appended what is left out (`samples.problem`): subfolders that cannot be read, and
+        files and subfolders whose names are not UTF-8. With None this raises FormatError.
     """
+
+    def leave_out(path: str, what: str, remedy: str):
+        escaped = lambda name: os.fsencode(name).decode("utf-8", "backslashreplace")
+        if problems is None:
+            raise FormatError(escaped(path), "", what, remedy)
+        name = escaped(os.path.relpath(path, folder))
+        problems.append(problem(name, f"{what}: left out; {remedy}", escaped(folder)))
+
+    def unreadable(error: OSError):
+        leave_out(str(error.filename), f"this folder cannot be read ({error.strerror})", "change its permissions")
+
+    def is_utf8(directory: str, name: str) -> bool:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            leave_out(os.path.join(directory, name), "its name is not UTF-8", "rename it")
+            return False
+        return True
+
     paths, visited = [], set()
-    for directory, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for directory, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         is_output = directory != os.fspath(folder) and (MARK in names or RUN.issubset(names))
         if is_output or (real := os.path.realpath(directory)) in visited:  # or a folder that a link has led to before
             folders.clear()
             continue
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and is_utf8(directory, name))
         visited.add(real)
         files = (Path(directory, name) for name in names if not name.startswith("."))
-        paths += [file for file in files if file.suffix.lower() in endings and file.is_file()]
+        found = [file for file in files if file.suffix.lower() in endings and file.is_file()]
+        paths += [file for file in found if is_utf8(directory, file.name)]
     return sorted(paths)
 
 
 def listing(folder) -> list[Path]:
-    """Returns the sorted image files of a folder and its subfolders."""
-    return files_in(folder, ENDINGS)
+    """Returns the sorted image files of a folder and its subfolders, without what `left_out_problems` reports."""
+    return files_in(folder, ENDINGS, [])
 
 
-def unsupported_format_problems(folder: Path) -> list[dict]:
-    """Returns a problem if a folder has photographs in formats that are not read."""
-    files = files_in(folder, OTHERS)
-    if not files:
-        return []
-    what = (
-        f"{len(files)} photographs are in formats that are not read, such as {files[0].suffix}: convert them to JPEG,"
-        " PNG or TIFF"
-    )
-    return [problem(name_of(files[0], folder), what, str(folder))]
+def left_out_problems(folder: Path) -> list[dict]:
+    """Returns problems with what `listing` leaves out: unreadable folders, names, and formats that are not read."""
+    problems: list[dict] = []
+    files = [file for file in files_in(folder, ENDINGS | OTHERS, problems) if file.suffix.lower() in OTHERS]
+    if files:
+        what = (
+            f"{len(files)} photographs are in formats that are not read, such as {files[0].suffix}: convert them to"
+            " JPEG, PNG or TIFF"
+        )
+        problems.append(problem(name_of(files[0], folder), what, str(folder)))
+    return problems
 
 
 def finder(folder) -> Callable[[str], Path]:
@@ -377,9 +404,7 @@ def readable(
     if not folder.is_dir():
         raise FormatError(folder, "", "no such folder", "give the folder of photographs with --config.data.images")
     if not (files := listing(folder)):
-        what = "; ".join(
-            ["no photograph in this folder", *(each["what"] for each in unsupported_format_problems(folder))]
-        )
+        what = "; ".join(["no photograph in this folder", *(each["what"] for each in left_out_problems(folder))])
         raise FormatError(folder, "", what, "give a folder of photographs with --config.data.images")
 
     def attempt(file):
@@ -397,4 +422,4 @@ def readable(
             problems += [problem(name, what, str(file)) for what in not_decoded(file)]
             readable_files.append(file)
             yield name, result
-    problems += exif_rotation_problems(readable_files, folder) + unsupported_format_problems(folder)
+    problems += exif_rotation_problems(readable_files, folder) + left_out_problems(folder)

@@ -126,6 +126,13 @@ def test_the_same_corners_in_another_class_are_another_object(tmp_path):
     assert found.classes == ("spine", "stub")
 
 
+def test_coco_ids_may_be_written_as_floats(tmp_path):
+    (found,) = read(tmp_path, "a.json", coco((1.0, [1, 2, 3, 4], {"image_id": 7.0})))
+    assert found.classes == ("stub",)
+    images = [{"id": 7.0, "file_name": "a.png"}]
+    assert read(tmp_path, "a.json", coco((1, [1, 2, 3, 4], {}), images=images))[0].classes == ("stub",)
+
+
 ENTITIES = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation><filename>&b;</filename></annotation>'
 
 

@@ -827,6 +827,21 @@ def test_coco_nulls_are_unknown_and_differing_categories_are_refused(tmp_path):
         formats.read(path)
 
 
+def test_coco_categories_without_annotations_are_ignored_and_ids_may_be_floats(tmp_path):
+    document = {
+        "images": [{"id": 7.0, "file_name": "a.png"}],
+        "annotations": [{"image_id": 7, "category_id": 2.0, "keypoints": [1, 2, 2, 3, 4, 2]}],
+        "categories": [{"id": 1, "keypoints": ["head"]}, {"id": 2, "keypoints": ["nose", "tail"]}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    (a,) = formats.read(tmp_path / "a.json")
+    assert (a.id, a.names, a.points.tolist()) == ("7", ("nose", "tail"), [[1, 2], [3, 4]])
+    document["images"][0]["id"] = 7.5
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    with pytest.raises(FormatError, match=r"images\[0\]: no id"):
+        formats.read(tmp_path / "a.json")
+
+
 def test_csv_groups_and_ids_of_na_are_empty(tmp_path):
     for text in (
         "image,x1,y1,group,id\na,1,1,NA,na\nb,1,1,s,7\n",

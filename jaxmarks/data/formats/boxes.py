@@ -354,9 +354,9 @@ def _read_coco(path, document, problems):
 
 
 def _lookup(where, known, entry, key):
-    value = entry.get(key)
-    if not isinstance(value, int | str) or value not in known:
-        raise FormatError(where, "", f"{key} {value!r} is not in the file", "add the entry that it refers to")
+    value = coco.id_of(entry, key)
+    if value not in known:
+        raise FormatError(where, "", f"{key} {entry.get(key)!r} is not in the file", "add the entry that it refers to")
     return known[value]
 
 

@@ -24,8 +24,10 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
     images, entries = by_id(path, document, "images"), objects(path, document, "annotations")
     categories = [c for _, c in objects(path, document, "categories")] if "categories" in document else []
     names_by_category = {
-        str(c.get("id")): c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list) and c["keypoints"]
+        str(id_of(c)): c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list) and c["keypoints"]
     }
+    used = {str(id_of(entry, "category_id")) for _, entry in entries if entry.get("keypoints") is not None}
+    names_by_category = {i: n for i, n in names_by_category.items() if i in used} or names_by_category
     names = next(iter(names_by_category.values()), None)
     for where, image in images.values():
         if not isinstance(image.get("file_name"), str):
@@ -35,14 +37,15 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
         keypoints = entry.get("keypoints")
         if keypoints is None:
             continue
-        if not isinstance(keypoints, list) or not isinstance(entry.get("image_id"), int | str):
+        image_id = id_of(entry, "image_id")
+        if not isinstance(keypoints, list) or image_id is None:
             raise FormatError(where, "", "keypoints is not a list, or image_id is missing", "write both")
         if len(keypoints) % 3 or (names and len(keypoints) != 3 * len(names)):
             expected = f"3 x {len(names)} numbers" if names else "a multiple of 3 numbers"
             raise FormatError(
                 where, "", f"{len(keypoints)} numbers in keypoints", f"write x, y, visibility of each: {expected}"
             )
-        entry_names = names_by_category.get(str(entry.get("category_id")), names)
+        entry_names = names_by_category.get(str(id_of(entry, "category_id")), names)
         if entry_names != names:
             what = f"keypoints {entry_names}, but {names} in another category"
             raise FormatError(where, "", what, "keep one kind of specimen in a file")
@@ -51,25 +54,27 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
         except (TypeError, ValueError, OverflowError):
             raise FormatError(where, "", "keypoints are not all numbers", "write x, y, visibility") from None
         if (triples[:, 2] > 0).any():
-            if entry.get("image_id") in by_image:
-                what = f"a second specimen on image {entry['image_id']}"
+            if image_id in by_image:
+                what = f"a second specimen on image {image_id}"
                 raise FormatError(where, "", what, "crop each specimen to its own image, or keep one")
-            by_image[entry.get("image_id")] = (where, triples)
+            by_image[image_id] = (where, triples)
     count = len(names) if names else max((len(t) for _, t in by_image.values()), default=0)
     if not count:
         raise FormatError(path, "annotations", "no keypoints", "give a file of keypoints")
     unknown_ids = set(by_image) - set(images)
     if unknown_ids:
-        image_id = next(iter(unknown_ids))
-        raise FormatError(by_image[image_id][0], "", f"image_id {image_id!r} is not among the images", "add the image")
+        unknown_id = next(iter(unknown_ids))
+        raise FormatError(
+            by_image[unknown_id][0], "", f"image_id {unknown_id!r} is not among the images", "add the image"
+        )
     annotations = []
-    for where, image in images.values():
+    for image_id, (where, image) in images.items():
         scale = math.nan if image.get("mm_per_px") is None else image["mm_per_px"]
         if not isinstance(scale, int | float) or scale <= 0 or math.isinf(scale):
             raise FormatError(
                 where, "", f"mm_per_px {scale!r} is not a length", "write the mm per pixel, or leave it out"
             )
-        entry_place, triples = by_image.get(image.get("id"), (None, np.zeros((count, 3))))
+        entry_place, triples = by_image.get(image_id, (None, np.zeros((count, 3))))
         if entry_place is None:
             problems.append(problem(image["file_name"], "no visible keypoints: all landmarks are missing", where))
         finite = np.isfinite(triples).all(1)
@@ -83,7 +88,7 @@ def read(path, document: dict, problems: list[dict]) -> list[Annotation]:
                 points=np.where(visible[:, None], triples[:, :2], 0.0),
                 visible=visible,
                 mm_per_px=float(scale),
-                id=str(image.get("id", "")),
+                id=str(image_id),
                 group="" if image.get("group") is None else str(image["group"]),
                 where=where,
                 size=text.image_size_of(image, "height", "width"),
@@ -143,10 +148,20 @@ def by_id(path, document, key) -> dict[int | str, tuple[str, dict]]:
     """Returns the `objects` under `key` by their id."""
     entries: dict = {}
     for where, entry in objects(path, document, key):
-        if not isinstance(entry.get("id"), int | str):
+        i = id_of(entry)
+        if i is None:
             raise FormatError(where, "", "no id", "write a number")
-        if entry["id"] in entries:
-            what = f"id {entry['id']!r} is given twice, first in {entries[entry['id']][0]}"
-            raise FormatError(where, "", what, "give every entry its own id")
-        entries[entry["id"]] = where, entry
+        if i in entries:
+            raise FormatError(
+                where, "", f"id {i!r} is given twice, first in {entries[i][0]}", "give every entry its own id"
+            )
+        entries[i] = where, entry
     return entries
+
+
+def id_of(entry: dict, key: str = "id") -> int | str | None:
+    """Returns an entry's id, which pandas may write as 7.0; None if it is neither a whole number nor text."""
+    value = entry.get(key)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | str) else None

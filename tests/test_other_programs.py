@@ -255,6 +255,19 @@ def test_rows_of_imagej_results_are_landmarks_in_order(tmp_path):
     assert [(p["image"], p["where"]) for p in problems] == [("b.tif", f"{tmp_path / 'Results.csv'}: line 4")]
 
 
+@pytest.mark.parametrize("title", ["photos", "photos.tif", "photos:0012-0034"])
+def test_imagej_slices_of_an_image_sequence_are_photographs(title, tmp_path):
+    for file in ("a.jpg", "b.JPG"):
+        Image.new("RGB", (60, 40)).save(tmp_path / file, format="JPEG")
+    rows = "".join(f"{title}:{name},{n},1\n" for n, name in enumerate(("a", "a", "b.jpg", "b.jpg")))
+    (tmp_path / "a.csv").write_text(f"Label,X,Y\n{rows}")
+    a, b = formats.read(tmp_path / "a.csv", tmp_path)
+    assert [(x.image, x.points[:, 0].tolist()) for x in (a, b)] == [("a.jpg", [0, 1]), ("b.JPG", [2, 3])]
+    for label in ("a.jpg:b", "a.jpg:0012-0034:b"):  # a region called like a photograph
+        (tmp_path / "a.csv").write_text(f"Label,X,Y\n{label},1,2\n")
+        assert [x.image for x in formats.read(tmp_path / "a.csv", tmp_path)] == ["a.jpg"]
+
+
 def test_label_column_beside_image_names_the_landmark(tmp_path):
     (found,) = read(tmp_path, "image,label,x,y\na.png,tail,3,4\na.png,eye,1,2\n", "a.csv")
     assert found.names == ("eye", "tail")

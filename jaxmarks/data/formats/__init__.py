@@ -71,7 +71,10 @@ def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotat
         cells = text.csv_cells(path, "image,x1,y1,... or image,landmark,x,y")
         rows, _ = cells
         is_deeplabcut = rows[0][1][0].lower() == "scorer"
-        annotations = deeplabcut.read({path: rows}, problems) if is_deeplabcut else table.read(path, cells, problems)
+        if is_deeplabcut:
+            annotations = deeplabcut.read({path: rows}, problems)
+        else:
+            annotations = table.read(path, cells, problems, images)
     elif suffix == ".xml":
         annotations = imglab.read(path, problems)
     elif suffix == ".json":

@@ -9,6 +9,7 @@ individual), mm_per_px and id are read if present; all others are ignored.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,6 +22,7 @@ import numpy as np
 from jaxmarks import atomic
 from jaxmarks.data.formats import text as texts
 from jaxmarks.data.formats import tps
+from jaxmarks.data.photographs import finder
 from jaxmarks.data.samples import Annotation, FormatError, problem
 
 # Alternative names of a column, used if no column has the name itself.
@@ -34,10 +36,11 @@ REGION = re.compile(r"(\.\w{3,4}):(.*)$")
 REGION_COLUMN = "what follows the image's name"
 
 
-def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation]:
+def read(path, cells: tuple[list, str], problems: list[dict], images=None) -> list[Annotation]:
     """Reads any of the layouts from `cells`, the result of `texts.csv_cells`.
 
-    A landmark written as nan, or with only one coordinate, is missing and is reported in `problems`.
+    In the folder `images`, if it is given, ImageJ's label "title:slice" is the photograph that the slice names if there
+    is none that the title names. A landmark written as nan, or with only one coordinate, is missing and is reported in `problems`.
 
     Raises:
       FormatError: an unsuitable header, a cell that is not a number, a landmark given twice; the message names the row.
@@ -54,6 +57,8 @@ def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation
     nameless_line = next((number for number, row in entries if not row["image"]), None)
     if nameless_line:
         raise FormatError(path, f"line {nameless_line}", "no image name", "write the photograph's file name")
+    if images is not None:
+        entries = _of_slices(entries, finder(images))
     layout: Callable = functools.partial(_wide, line=line)
     if {"x", "y"} <= set(names):
         if unique and {"x1", "y1"} <= set(names):  # perhaps the corner of a box, or the position of a stage
@@ -62,6 +67,23 @@ def read(path, cells: tuple[list, str], problems: list[dict]) -> list[Annotation
         else:
             layout = _long if "landmark" in names or _add_landmarks(names, entries) else _in_order
     return layout(path, names, entries, functools.partial(_number, path, decimal_comma=decimal_comma), problems)
+
+
+def _of_slices(entries: list[tuple[int, dict]], find) -> list[tuple[int, dict]]:
+    """Names the rows of an image sequence in ImageJ, "title:slice", by the slice if only that is a photograph."""
+
+    @functools.cache
+    def exists(name: str) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(find(name))
+        return False
+
+    def photograph(label: str) -> str:
+        title, _, name = label.rpartition(":")
+        known = any(map(exists, (label, title, label.partition(":")[0])))  # the title may be followed by a region, too
+        return name if title and not known and exists(name) else label
+
+    return [(number, row | {"image": photograph(row["image"])}) for number, row in entries]
 
 
 def _numbered(names: list[str]) -> list[str]:

@@ -719,6 +719,8 @@ def test_curve_points_follow_the_landmarks(tmp_path):
 def test_curves_suffice_and_files_without_curves_stay_as_they_are(tmp_path):
     Image.new("RGB", (8, 10)).save(tmp_path / "a.png")
     (tmp_path / "a.tps").write_text("LM=0\nCURVES=1\nPOINTS=2\n0 0\n4 0\nIMAGE=a.png\n")
+    with pytest.raises(FormatError, match=r"line 1: CURVES, but no record has a landmark.*; --config\.data\.curves=10"):
+        formats.read(tmp_path / "a.tps", problems=[])
     (alone,) = formats.read(tmp_path / "a.tps", curves=5)
     assert alone.points.tolist() == [[x, 10] for x in range(5)]
     # The predictions of a network trained on curves are such a file.

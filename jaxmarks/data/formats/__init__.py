@@ -238,6 +238,10 @@ def _read_tps(path, images, problems, curves):
     if curves:
         specimens = tps.with_curves(specimens, curves, path, problems)
     any_marked = any(len(s.points) for s in specimens)
+    curved = next((s for s in specimens if s.curves), None)
+    if curved and not any_marked:
+        remedy = "--config.data.curves=10 reads ten points of each curve"
+        raise FormatError(path, f"line {curved.line}", "CURVES, but no record has a landmark (LM=0)", remedy)
     for s in specimens:
         name, where = s.image or s.id, f"{path}: line {s.line}"
         if not name:

@@ -251,6 +251,20 @@ def test_csv_nan_is_missing_and_reported(tmp_path):
         formats.read(tmp_path / "a.csv")
 
 
+def test_fractions_of_the_sides_are_reported(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    what = "all coordinates are from 0 to 1, like fractions of the photograph's sides: pixels are expected"
+    for name, content in (
+        ("a.csv", "image,x1,y1,x2,y2\na.png,{},1,NA,NA\n"),
+        ("a.tps", "LM=2\n{} 1\nNA NA\nIMAGE=a.png\n"),
+    ):
+        for share, count in (("0.25", 1), ("1", 0), ("1.5", 0)):
+            problems: list[dict] = []
+            (tmp_path / name).write_text(content.format(share))
+            formats.read(tmp_path / name, tmp_path, problems)
+            assert [(p["image"], p["what"]) for p in problems] == [("a.png", what)] * count
+
+
 def test_landmark_with_one_coordinate_is_missing_and_reported(tmp_path):
     (tmp_path / "a.csv").write_text("image,x1,y1,x2,y2\na.png,12,,NA,NA\n")
     problems: list = []

@@ -81,6 +81,8 @@ def _read(path: Path, images, problems: list[dict], curves: int) -> list[Annotat
         annotations = _read_json(path, problems, images)
     else:
         raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"the known formats are {KNOWN}")
+    if annotations and suffix != ".tps":  # whose y is subtracted from the height already
+        text.report_fractions((a.points[a.visible] for a in annotations), annotations[0].image, path, problems)
     if images is not None:
         annotations = _beside_photographs(annotations, Path(images), problems)
     _check(path, annotations, problems)
@@ -255,6 +257,8 @@ def _read_tps(path, images, problems, curves):
             usable.append(dataclasses.replace(s, image=name_of(file, images)))
         except OSError as error:
             problems.append(problem(name, f"{error}: left out", where))
+    if usable:
+        text.report_fractions((s.points[s.visible] for s in usable), usable[0].image, path, problems)
     return tps.to_annotations(usable, heights, path)
 
 

@@ -203,6 +203,8 @@ def _read_csv(path, problems):
         if not label:
             raise FormatError(where, "", "a box without a class", "write the name of its class")
         entry.objects.append((corners, label, where))
+    corners_of = [corners for image in images.values() for corners, *_ in image.objects]
+    texts.report_fractions(corners_of, next(iter(images), ""), path, problems)
     return images
 
 

@@ -142,6 +142,15 @@ def report_rare_labels(labels: Iterable[str], images: list[tuple[str, str, Any]]
             problems.append(problem(with_label[0][0], what, with_label[0][1]))
 
 
+def report_fractions(coordinates: Iterable, image: str, where, problems: list[dict]) -> None:
+    """Reports coordinates, given as arrays, that are all from 0 to 1 and not all whole; `image` is the first image."""
+    values = np.concatenate([np.ravel(each) for each in coordinates] or [np.zeros(0)])
+    values = values[np.isfinite(values)]
+    if ((values >= 0) & (values <= 1)).all() and (values % 1).any():
+        what = "all coordinates are from 0 to 1, like fractions of the photograph's sides: pixels are expected"
+        problems.append(problem(image, what, str(where)))
+
+
 def points_and_visible(marks: Mapping[str, tuple[float, float]], labels: Iterable[str]) -> dict[str, Any]:
     """Returns the `points` and `visible` of an `Annotation` from marks by label; NaN or absent marks are missing."""
     rows = np.array([marks.get(label, (np.nan, np.nan)) for label in labels], float)

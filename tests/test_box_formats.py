@@ -599,7 +599,7 @@ def test_yolo_labels_refer_to_the_upright_photograph(turn, tmp_path):
         ("see the notes", "line 1: 'see the notes' is not a label"),
         ("-1 0.5 0.5 0.1 0.1", "line 1: class '-1' has no name"),
         (f"{'9' * 5000} 0.5 0.5 0.1 0.1", f"line 1: class '{'9' * 40}' has no name"),
-        ("spine 0.5 0.5 0.1 0.1", "line 1: class 'spine' has no name"),
+        ("spine 0.5 0.5 0.1 0.1", "line 1: class 'spine' is not a number; write its number: "),
         ("0 0.5 x 0.1 0.1", "line 1: a value is not a number"),
         ("0 120 80 15 15", "line 1: 120 is not a fraction"),
         ("0 nan 120 0.1 0.1", "line 1: 120 is not a fraction"),
@@ -719,8 +719,12 @@ def test_yolo_fractions_may_exceed_the_image_by_a_rounding_error(share, good, tm
         with pytest.raises(FormatError, match=f"{share} is not a fraction"):
             boxes.read(tmp_path)
         return
-    x = float(share)
-    np.testing.assert_allclose(boxes.read(tmp_path)[0].boxes, [[x - 0.1, 0.3, x + 0.1, 0.7]])
+    x = np.clip(float(share), 0, 1)
+    (found,) = boxes.read(tmp_path)
+    np.testing.assert_allclose(found.boxes, [[x - 0.1, 0.3, x + 0.1, 0.7]], atol=2e-6)
+    Image.new("L", (3, 7)).save(tmp_path / "a.png")
+    kept, problems = objects.on_photograph(found, tmp_path / "a.png", (7, 3))
+    assert len(kept.boxes) == 1 and not problems
 
 
 def test_yolo_labels_folder_is_dropped_from_names_in_any_case(tmp_path):

@@ -23,8 +23,8 @@ from jaxmarks.data.samples import FormatError
 LISTS, YAML = ("classes.txt", "obj.names", "_darknet.labels"), ("data.yaml", "data.yml")
 # Files that list the photographs of a split.
 SPLITS = ("train.txt", "val.txt", "valid.txt", "test.txt", "trainval.txt")
-# By how much fractions may lie below 0 or above 1, to allow for rounding.
-SLACK = 0.01
+# By how much fractions may lie below 0 or above 1, to allow for rounding; and how far inside a centre is then put.
+SLACK, INSET = 0.01, 1e-6
 
 
 class Classes(NamedTuple):
@@ -170,10 +170,10 @@ def boxes(file: Path, known: Classes) -> list[tuple[list[float], str, str]]:
             advice = f"a line is class x y width height{form}, in fractions of the photograph's sides"
             raise FormatError(where, "", what, advice)
         if label not in known.names:
-            listing = ", ".join(f"{number} {name}" for number, name in list(known.names.items())[:10])
-            raise FormatError(
-                where, "", f"class {words[0][:40]!r} has no name", f"{known.file} has {listing}: add its name"
-            )
+            listing = f"{known.file} has " + ", ".join(f"{n} {name}" for n, name in list(known.names.items())[:10])
+            if label is None and not re.fullmatch(r"[+-]?[\d.]+", words[0]):
+                raise FormatError(where, "", f"class {words[0][:40]!r} is not a number", f"write its number: {listing}")
+            raise FormatError(where, "", f"class {words[0][:40]!r} has no name", f"{listing}: add its name")
         try:
             values = np.array([text.number(word) for word in words[1:]])
         except ValueError as error:
@@ -184,7 +184,7 @@ def boxes(file: Path, known: Classes) -> list[tuple[list[float], str, str]]:
             what = f"{words[1 + np.argmax(outside)]} is not a fraction of the photograph's side"
             raise FormatError(where, "", what, "write from 0 to 1: divide pixels by its width and height")
         if len(values) == 4:
-            centre, half = values[:2], values[2:] / 2
+            centre, half = np.clip(values[:2], INSET, 1 - INSET), values[2:] / 2  # else the box would be left out
             low, high = centre - half, centre + half
         else:
             low, high = (extreme(values.reshape(-1, 2), axis=0) for extreme in (np.min, np.max))

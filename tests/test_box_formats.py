@@ -346,6 +346,36 @@ def test_damaged_files_give_valid_boxes_or_a_format_error(suffix, data):
         assert np.isfinite(a.boxes).all() and (a.boxes[:, :2] < a.boxes[:, 2:]).all()
 
 
+@settings(deadline=None)
+@given(st.tuples(side, side), st.floats(-400, 400) | st.sampled_from([0.0, 45.0, 90.0, -90.0, 180.0, 360.0]))
+def test_rotated_boxes_of_cvat_become_the_upright_boxes_around_them(sides, degrees):
+    (width, height), angle = sides, np.radians(degrees)
+    corners = np.array([[x, y] for x in (-width / 2, width / 2) for y in (-height / 2, height / 2)])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    expected = np.array([50.0, 30]) + [(corners @ turn.T).min(0), (corners @ turn.T).max(0)]
+    bbox = [50 - width / 2, 30 - height / 2, width, height]
+    with tempfile.TemporaryDirectory() as folder:
+        problems: list = []
+        (found,) = read(Path(folder), "a.json", coco((0, bbox, {"attributes": {"rotation": degrees}})), problems)
+        np.testing.assert_allclose(found.boxes, [expected.reshape(-1)], atol=1e-9)
+        what = "1 boxes, one on this image among them, are rotated: the upright box around each is used"
+        assert [(p["image"], p["what"]) for p in problems] == [("a.png", what)] * bool(degrees % 180)
+
+
+def test_rotations_in_voc_and_beside_segmentations_and_other_attributes(tmp_path):
+    attribute = "<attribute><name>{}</name><value>{}</value></attribute>".format
+    attributes = f"<attributes>{attribute('occluded', 7)}{attribute('rotation', 90.0)}</attributes>"
+    problems: list = []
+    text = voc([("spine", 10, 11, 31, 16)]).replace("</object>", f"{attributes}</object>")
+    (found,) = read(tmp_path, "a.xml", text, problems)
+    np.testing.assert_allclose(found.boxes, [[17, 2, 24, 23]])
+    assert "rotated" in problems[0]["what"]
+    outlined = {"attributes": {"rotation": 45.0}, "segmentation": [[1, 2, 4, 2, 4, 6]]}
+    for more in (outlined, {"attributes": {"rotation": "left"}}, {"attributes": []}):
+        (found,) = read(tmp_path, "a.json", coco((0, [1, 2, 3, 4], more)))
+        assert found.boxes.tolist() == [[1, 2, 4, 6]]
+
+
 def test_real_spines_file_round_trips_to_the_letter(real_data, tmp_path):
     file = real_data / "spines" / "boxes.csv"
     found = boxes.read(file)

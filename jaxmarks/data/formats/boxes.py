@@ -329,7 +329,7 @@ def _read_coco(path, document, problems):
         )
     categories = {i: c.get("name") for i, (_, c) in coco.by_id(path, document, "categories").items()}
     images: dict[str, _Image] = {}
-    by_id = {}
+    by_id, rotated = {}, list[tuple[str, str]]()
     for i, (where, image) in coco.by_id(path, document, "images").items():
         name = image.get("file_name")
         if not isinstance(name, str) or not name:
@@ -350,9 +350,38 @@ def _read_coco(path, document, problems):
         x, y, width, height = (_json_number(where, value) for value in bbox)
         if entry.get("iscrowd"):
             problems.append(problem(name, "a crowd (iscrowd), not a single object: left out", where))
-        else:
-            image.objects.append(([x, y, x + width, y + height], label, where))
+            continue
+        corners, attributes = [x, y, x + width, y + height], entry.get("attributes")
+        if isinstance(attributes, dict) and not entry.get("segmentation"):  # else bbox encloses that
+            corners = _upright(corners, attributes.get("rotation"), rotated, (name, where))
+        image.objects.append((corners, label, where))
+    _report_rotated(rotated, problems)
     return images
+
+
+def _upright(corners: list[float], rotation, rotated: list, place: tuple[str, str]) -> list[float]:
+    """Returns the corners of the upright box around one that CVAT gives unrotated, with its rotation in degrees.
+
+    The `place` of a rotated box is appended to `rotated`. What is no number is some other attribute called rotation.
+    """
+    try:
+        degrees = float(rotation) % 180
+    except (TypeError, ValueError):
+        return corners
+    if not degrees or math.isnan(degrees):
+        return corners
+    rotated.append(place)
+    (x0, y0, x1, y1), angle = corners, math.radians(degrees)
+    cosine, sine = abs(math.cos(angle)), math.sin(angle)
+    half_width, half_height = (x1 - x0) / 2, (y1 - y0) / 2
+    x, y = half_width * cosine + half_height * sine, half_width * sine + half_height * cosine
+    return [(x0 + x1) / 2 - x, (y0 + y1) / 2 - y, (x0 + x1) / 2 + x, (y0 + y1) / 2 + y]
+
+
+def _report_rotated(rotated: list[tuple[str, str]], problems: list[dict]):
+    if rotated:
+        what = f"{len(rotated)} boxes, one on this image among them, are rotated: the upright box around each is used"
+        problems.append(problem(rotated[0][0], what, rotated[0][1]))
 
 
 def _lookup(where, known, entry, key):
@@ -377,7 +406,7 @@ def _read_voc(path, roots, problems):
         if root.tag != "annotation":
             raise FormatError(file, "", f"the root is <{root.tag}>, not <annotation>", "give a VOC file")
     names = _named(path, {file: text_of(root, "filename") or file.stem for file, root in roots.items()})
-    images: dict[str, _Image] = {}
+    images, rotated = dict[str, _Image](), list[tuple[str, str]]()
     for file, root in roots.items():
         name = names[file]
         _report_duplicate_image(images, name, str(file), problems)
@@ -391,7 +420,10 @@ def _read_voc(path, roots, problems):
             if absent:
                 raise FormatError(where, "", f"no <{absent}> in <bndbox>", "write xmin, ymin, xmax and ymax")
             corners = [_number(where, text_of(element, f"bndbox/{tag}")) for tag in CORNERS]
+            rotation = element.findtext("attributes/attribute[name='rotation']/value")
+            corners = _upright(corners, rotation, rotated, (name, where))
             entry.objects.append((corners, text_of(element, "name"), where))
+    _report_rotated(rotated, problems)
     return images
 
 

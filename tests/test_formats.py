@@ -242,6 +242,13 @@ def test_csv_errors_name_file_line_and_value(content, line, value, tmp_path):
     assert f"bad.csv: line {line}:" in str(error.value) and value in str(error.value)
 
 
+def test_row_names_of_r_are_refused_with_the_remedy(tmp_path):
+    """R's write.table gives them no heading."""
+    (tmp_path / "a.csv").write_text('"image","x1","y1"\n"1","a.png",1,2\n"2","b.png",3,4\n')
+    with pytest.raises(FormatError, match=r"line 1: all rows have 4 cells where .* 3; .*row\.names=FALSE"):
+        formats.read(tmp_path / "a.csv")
+
+
 def test_csv_nan_is_missing_and_reported(tmp_path):
     (tmp_path / "a.csv").write_text("image,x1,y1\na.png,nan,2\n")
     problems: list = []

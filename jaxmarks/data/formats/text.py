@@ -109,6 +109,10 @@ def csv_rows(path, table: tuple[list, str], synonyms: Mapping[str, tuple[str, ..
     repeated = next((name for name in names if name and names.count(name) > 1), None)
     if repeated:
         raise FormatError(path, f"line {header_line}", f"column {repeated!r} occurs twice", "rename one")
+    if rows and all(len(cells) == len(names) + 1 for _, cells in rows):
+        what = f"all rows have {len(names) + 1} cells where the header has {len(names)}"
+        remedy = "name the missing column; if they are row names of R, write the file with row.names=FALSE"
+        raise FormatError(path, f"line {header_line}", what, remedy)
     for line, cells in rows:
         if len(cells) != len(names):
             raise of_another_length(path, line, cells, len(names))

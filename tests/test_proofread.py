@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -55,13 +55,14 @@ WRITERS = {"tps": "tps", "csv": "landmarks_csv"}
 @given(each=photographs())
 @pytest.mark.parametrize("ending", ["tps", "csv"])
 def test_saved_landmarks_read_back(page, tmp_path_factory, ending, each):
+    assume(not any(len(one["items"]) > 1 and one["items"] == [[0, 0]] * len(one["items"]) for one in each))
     path = tmp_path_factory.mktemp("saved") / f"corrected.{ending}"
     path.write_text(page(WRITERS[ending], each), newline="", encoding="utf-8")
     if ending == "tps":
         specimens = formats.tps.read(path)
         found = formats.tps.to_annotations(specimens, [one["size"][0] for one in each])
     else:
-        found = formats.read(path)
+        found = formats.read(path, problems=[])  # few coordinates may look like fractions
     assert [a.image for a in found] == [one["name"] for one in each]
     for a, one in zip(found, each, strict=True):
         assert a.visible.tolist() == [p is not None for p in one["items"]]
@@ -352,7 +353,7 @@ def test_saved_boxes_read_back(page, tmp_path_factory, ending, each):
     path.write_text(
         page({"csv": "boxes_csv", "json": "coco"}[ending], images, ["a,b", "c"]), newline="", encoding="utf-8"
     )
-    found = formats.boxes.read(path)
+    found = formats.boxes.read(path, [])
     for a, one in zip(found, images, strict=True):
         assert (a.image, a.group, a.size) == (one["name"], one["group"], (30, 40))
         assert a.classes == tuple(["a,b", "c"][box[4]] for box in one["items"])

@@ -87,6 +87,26 @@ def test_the_page_shows_the_summary_and_escapes_names(tmp_path):
         assert f"{value:.2f}" in text
 
 
+@pytest.mark.parametrize(
+    ("presence", "volume", "said"),
+    [
+        ({"excluded": 0.74, "kept": 0.85, "threshold": 0.3875}, None, "74.0 % of them and 15.0 % of the visible ones"),
+        ({"excluded": 0.74, "kept": 0.85, "threshold": 1.5}, None, "score less than 1.50"),
+        ({"excluded": 0.0, "kept": 1.0, "threshold": 1.0}, None, ""),  # regressed coordinates, whose scores are all 1
+        (
+            {"excluded": 0.74, "kept": 0.85, "threshold": 0.3875},
+            {"triples": 1, "refused": 0},
+            "",
+        ),  # each scout lacks some
+    ],
+)
+def test_the_report_suggests_a_threshold_only_where_it_separates_missing_landmarks(presence, volume, said):
+    summary = {"presence": presence | {"auc": 0.87, "missing": 695}, "volume": volume}
+    page = report.page("landmarks.html.jinja", title="", summary=summary, figures={})
+    assert ("695 landmarks are missing" in page) == bool(said) and said in page
+    assert ("--threshold=0.39" in page) == ("74.0 %" in said)
+
+
 def test_size_and_shape_of_methods_and_datasets_by_hand():
     keys = ("centroid_size_error", "centroid_size_std", "procrustes_distance", "variance_ratio")
     shape = dict(zip(keys, (-0.0123, 0.02, 0.04567, None), strict=True))

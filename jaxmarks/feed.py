@@ -19,7 +19,8 @@ class Feed:
     """The samples, in the form that steps take.
 
     Attributes:
-      data: the arrays on the device, without the images if those are streamed.
+      data: the arrays on the device, without the images if those are streamed, and without empty arrays: boxes of
+        landmarks or points of objects, with which XLA of JAX 0.11 crashes if several processes train.
       stream: as `steps.Runner` takes it: an iterable of rows (...) -> an iterator of images (..., H, W, C); None if
         the images are in `data`.
 
@@ -35,7 +36,8 @@ class Feed:
         streamed = isinstance(images, Records)
         if streamed:
             self.stream = lambda parts: images.stream(steps.samples_of(rows, versions) for rows in parts)
-        self.data = jax.device_put({n: getattr(samples, n) for n in NAMES if n != "images" or not streamed})
+        kept = [n for n in NAMES if not (streamed and n == "images") and np.size(getattr(samples, n))]
+        self.data = jax.device_put({n: getattr(samples, n) for n in kept})
 
     def each(self, function: Callable, variables, rows: np.ndarray) -> list:
         """Returns `function(variables, data, rows)` of each batch of the rows."""

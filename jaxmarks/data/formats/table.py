@@ -3,9 +3,10 @@
 The header determines the layout; x,y,x.1,y.1 (repeated headings as pandas and R rename them) and x,y,x2,y2 are read as
 x1,y1,x2,y2. Without a column that names the landmark (landmark, label beside image, or one of `LANDMARK_COLUMNS`), an
 image's rows are its landmarks in order, as in ImageJ's results (Label,X,Y); it is an error if most images have the same
-cells in some other column, but in different orders, or if all have nearly the same cells. Fields are separated by comma, semicolon or tab; with the latter two,
-decimals may be commas. Cells that are empty, NA or nan are missing (`text.MISSING`). The columns group (or specimen,
-individual), mm_per_px and id are read if present; all others are ignored.
+cells in some other column, but in different orders, or if all have nearly the same cells. Fields are separated by
+comma, semicolon or tab; with the latter two, decimals may be commas. Cells that are empty, NA or nan are missing
+(`text.MISSING`). The columns group (or specimen, individual), mm_per_px and id are read if present; all others are
+ignored, unused x and y with a message.
 """
 
 import collections
@@ -40,7 +41,8 @@ def read(path, cells: tuple[list, str], problems: list[dict], images=None) -> li
     """Reads any of the layouts from `cells`, the result of `texts.csv_cells`.
 
     In the folder `images`, if it is given, ImageJ's label "title:slice" is the photograph that the slice names if there
-    is none that the title names. A landmark written as nan, or with only one coordinate, is missing and is reported in `problems`.
+    is none that the title names. Reported in `problems` are landmarks written as nan or with only one coordinate, which
+    are missing; images with all landmarks at (0, 0), which are left out; and columns x and y beside x1 and y1.
 
     Raises:
       FormatError: an unsuitable header, a cell that is not a number, a landmark given twice; the message names the row.

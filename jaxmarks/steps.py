@@ -174,7 +174,7 @@ def mix(images, loss, share):
     return blend(images, images[neighbour]), mixed_loss
 
 
-def valid_step(variables, data, rows, *, task, prepare):
+def valid_step(variables, data, rows, *, task, prepare, axis=None):
     """Validates on the batch of `rows`, without dropout: -> (total, count) by name; total / count is the mean.
 
     Args:
@@ -183,6 +183,7 @@ def valid_step(variables, data, rows, *, task, prepare):
       rows: (B,).
       task: the task.
       prepare: maps the batch to the network's input.
+      axis: as for `train_step`; the sums are those of the whole batch.
 
     Returns:
       "loss", and for landmarks "distance_px", the distance of the prediction from the ground truth in the photograph's
@@ -195,16 +196,23 @@ def valid_step(variables, data, rows, *, task, prepare):
     if visible is not None and visible.shape[1]:
         distances = metrics.distances(task.head.decode(outputs)[0], batch["points"]) * batch["delta"][:, None]
         sums["distance_px"] = (jnp.sum(jnp.where(visible, distances, 0)), jnp.sum(visible.astype(distances.dtype)))
-    return sums
+    return lax.psum(sums, axis) if axis else sums
 
 
-def statistics_step(variables, data, rows, *, task, prepare):
-    """Returns the statistics ("batch_stats") of this batch alone, not a running mean; `prepare` as in `valid_step`."""
-    images = prepare(gather(data, rows, task.versions))["images"]
+def statistics_step(variables, data, rows, *, task, prepare, axis=None):
+    """Takes the statistics ("batch_stats") of this batch alone, not a running mean; arguments as for `valid_step`.
+
+    Returns:
+      (total, count): the statistics times the number of rows without padding, and that number. The totals of several
+      batches over their counts are means to which each row contributes equally.
+    """
+    batch = gather(data, rows, task.versions)
     zeroed = variables | {"batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
     dropout = {"dropout": jax.random.key(0)}
-    _, changed = task.apply(zeroed, images, train=True, rngs=dropout, mutable=["batch_stats"])
-    return jax.tree.map(lambda value: value / (1 - MOMENTUM), changed["batch_stats"])
+    _, changed = task.apply(zeroed, prepare(batch)["images"], train=True, rngs=dropout, mutable=["batch_stats"])
+    count = jnp.sum(batch["real"].astype(jnp.float32))
+    count = lax.psum(count, axis) if axis else count
+    return jax.tree.map(lambda value: count * value / (1 - MOMENTUM), changed["batch_stats"]), count
 
 
 def predict_step(variables, images, *, task):
@@ -243,22 +251,26 @@ class Runner(NamedTuple):
     """One way of running the training steps.
 
     Attributes:
-      put: places a state, or the data, on the devices.
-      get: returns the state as on one device.
+      put: places a state, variables or the data, which may lie on the host, on the devices.
+      get: returns what `put` placed, or what a step returned, as on one device.
       run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None, task_index=None) -> (state,
         losses), where `losses` are the batches' (total, count), for `summed`, not waited for. `key` is the epoch's;
         `first` is the position of the first batch in the epoch. `stream` maps an iterable of rows (...) to an iterator
         of their images (..., H, W, C), which the data then lack. `task_index` (steps,) holds the index of each batch's
         task.
+      evaluator: (`valid_step` or `statistics_step`, all but its first three arguments and `axis` bound) -> a function
+        (variables as on one device, data, rows (steps, batch), stream=None) -> list of the batches' results, as on one
+        device.
     """
 
     put: Callable
     get: Callable
     run: Callable
+    evaluator: Callable
 
 
 def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mixup: float = 0.0) -> Runner:
-    """Returns the training steps on one device (jit) or several (pmap), with equal results; `mixup` as in `train_step`.
+    """Returns the steps on one device (jit) or several (pmap), with equal results; `mixup` as in `train_step`.
 
     Several `tasks` share the state and the data, and each batch is for one of them. `devices` counts the devices of all
     processes; if there are several, each process calls this and does the part of its own devices. On the CPU the steps
@@ -273,24 +285,31 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
         return lax.scan(lambda state, x: step(state, data, *x), state, (rows, keys))
 
     if devices == 1:
-        compiled = functools.partial(jax.jit, donate_argnums=0)
-        put = get = spread = lambda tree: tree
-        as_array: Callable = jnp.asarray
+        compiled: Callable = jax.jit
+        compiled_training: Callable = functools.partial(jax.jit, donate_argnums=0)
+        put: Callable = jax.device_put
+        as_array: Callable = jax.device_put
+        get = spread = lambda tree: tree
     else:
         as_array = np.asarray  # pmap moves each part to its device
         local = min(jax.local_device_count(), devices)
         chosen = jax.local_devices()[:local] if jax.process_count() == 1 else None  # several processes use all devices
-        on_each = functools.partial(jax.pmap, axis_name=DEVICE_AXIS, devices=chosen)
-        compiled = functools.partial(on_each, in_axes=(0, 0, 0, None), donate_argnums=0)
+        compiled = functools.partial(jax.pmap, axis_name=DEVICE_AXIS, devices=chosen)
+        compiled_training = functools.partial(compiled, in_axes=(0, 0, 0, None), donate_argnums=0)
         # Placed by pmap, like the states that steps return: `replicate` names the axis differently, so that the second
         # step would be recompiled.
-        place_on_each = on_each(lambda _, tree: tree, in_axes=(0, None))
+        place_on_each = compiled(lambda _, tree: tree, in_axes=(0, None))
         put, get = functools.partial(place_on_each, np.zeros(local)), jax_utils.unreplicate
         own_devices = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
         # (..., batch) -> (devices, ..., batch / devices): each device takes a contiguous part.
         spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)[own_devices]
-    one_by_one = [compiled(step) for step in task_steps]
-    all_at_once = [compiled(functools.partial(scan, step)) for step in task_steps]
+    one_by_one = [compiled_training(step) for step in task_steps]
+    all_at_once = [compiled_training(functools.partial(scan, step)) for step in task_steps]
+
+    def shown(data, parts, stream):
+        """Yields the data from which a step gathers each of the parts, rows (...)."""
+        for images in stream(parts) if stream else [None] * len(parts):
+            yield data if images is None else data | {"streamed": as_array(images)}
 
     def run(state, data, rows, key, first=0, stream=None, task_index=None):
         keys = keys_of(key, np.arange(first, first + len(rows)))
@@ -300,16 +319,28 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
             return state, [get(loss)]
         losses: list = []
         parts = [spread(batch) for batch in rows]
-        images = stream(parts) if stream else None
-        for index, batch, batch_key in zip(task_index, parts, keys, strict=True):
-            step_data = data | {"streamed": as_array(next(images))} if images else data
-            state, loss = one_by_one[index](state, step_data, batch, batch_key)
-            if images and len(losses) > 1:
-                jax.block_until_ready(losses[-2])  # no more than two batches wait on the device
+        batches_data = shown(data, parts, stream)
+        for index, part_data, part, batch_key in zip(task_index, batches_data, parts, keys, strict=True):
+            state, loss = one_by_one[index](state, part_data, part, batch_key)
             losses.append(get(loss))
+            if stream and len(losses) > 2:
+                jax.block_until_ready(losses[-3])  # no more than two batches wait on the device
         return state, losses
 
-    return Runner(put, get, run)
+    def evaluator(step):
+        step = compiled(functools.partial(step, axis=axis))
+
+        def evaluate(variables, data, rows, stream=None):
+            variables, parts, results = put(variables), [spread(batch) for batch in rows], []
+            for part_data, part in zip(shown(data, parts, stream), parts, strict=True):
+                results.append(get(step(variables, part_data, part)))
+                if stream and len(results) > 2:
+                    jax.block_until_ready(results[-3])  # as above
+            return results
+
+        return evaluate
+
+    return Runner(put, get, run, evaluator)
 
 
 def scanned(stream) -> bool:

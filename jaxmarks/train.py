@@ -28,6 +28,7 @@ from jaxmarks import (
     caveats,
     checkpoint,
     evaluate,
+    feed,
     optim,
     processes,
     report,
@@ -38,7 +39,6 @@ from jaxmarks import (
 from jaxmarks import config as configs
 from jaxmarks.data import fitting, splits
 from jaxmarks.data.loading import Dataset, facts, load
-from jaxmarks.feed import Feed
 from jaxmarks.metrics_log import MetricsLog
 
 # Maximum number of training images for the batch statistics that a network is validated and saved with.
@@ -267,11 +267,13 @@ class Training:
         state, self.best, self.progress = begin(settings, variables, tx, source, self.folder / "resume", self.name)
         self.state = self.runner.put(state)
 
-        self.feed = Feed(samples, versions=versions, batch=plan.batch)
-        self.on_device = self.runner.put(self.feed.data)
+        self.arrays, self.stream = self.runner.put(feed.data_of(samples)), feed.stream_of(samples, versions=versions)
         validation_input, statistics_input = tasks.inputs(settings, self.task)
-        self.valid_step = jax.jit(functools.partial(steps.valid_step, task=self.task, prepare=validation_input))
-        self.measure = jax.jit(functools.partial(steps.statistics_step, task=self.task, prepare=statistics_input))
+        evaluator = lambda step, prepare: self.runner.evaluator(
+            functools.partial(step, task=self.task, prepare=prepare)
+        )
+        self.validation = evaluator(steps.valid_step, validation_input)
+        self.statistics = evaluator(steps.statistics_step, statistics_input)
         quiet, tensorboard = not processes.lead(), settings.train.tensorboard
         self.log = MetricsLog(workdir, stage, *member, after=self.progress.epoch, tensorboard=tensorboard, quiet=quiet)
         draws_figure = member == runs.members(settings)[0] and processes.lead()
@@ -312,17 +314,17 @@ class Training:
         rows = steps.batches(splits.epoch(self.plan.train, self.plan.stratum, draw), self.plan.batch)
         task_index = self.task_of_batch(epoch, draw)
         key = jax.random.fold_in(self.key, epoch)
-        limit = self.settings.train.span if steps.scanned(self.feed.stream) else min(self.settings.train.span, ASKING)
+        limit = self.settings.train.span if steps.scanned(self.stream) else min(self.settings.train.span, ASKING)
         while self.progress.batch < len(rows):
             start = self.progress.batch
             chunk = slice(start, start + limit)
             self.state, losses = self.runner.run(
-                self.state, self.on_device, rows[chunk], key, start, self.feed.stream, task_index[chunk]
+                self.state, self.arrays, rows[chunk], key, start, self.stream, task_index[chunk]
             )
             self.progress.add(len(rows[chunk]), steps.summed(losses))
             if self.figure and epoch == 1 and not start:
                 # Only now, so that it does not delay the first steps.
-                draw_batch(self.figure, self.task, self.feed, self.plan.statistics_rows[:16], self.key, self.dataset)
+                draw_batch(self.figure, self.task, self.plan.statistics_rows[:16], self.key, self.dataset)
             stop = processes.stop_requested()
             if stop or (self.checkpoint_due() and self.progress.batch < len(rows)):
                 self.save_resume()
@@ -378,14 +380,19 @@ class Training:
         state = self.unreplicated()
         variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}
         if "batch_stats" in variables:
-            variables["batch_stats"] = self.feed.mean(self.measure, variables, self.plan.statistics_rows)
+            each = self.evaluated(self.statistics, variables, self.plan.statistics_rows)
+            totals, count = jax.tree.map(lambda *batches: sum(batches), *each)
+            variables["batch_stats"] = jax.tree.map(lambda total: total / count, totals)
         return variables
 
     def score(self, variables) -> dict:
         """Returns the validation means by name."""
-        batch_sums = self.feed.each(self.valid_step, variables, self.plan.valid)
-        sums = processes.agree(jax.tree.map(lambda *x: float(np.sum(x)), *batch_sums))
+        sums = steps.summed(self.evaluated(self.validation, variables, self.plan.valid))
         return entries("valid", {name: mean(*pair) for name, pair in sums.items()})
+
+    def evaluated(self, evaluator, variables, rows: np.ndarray) -> list:
+        """Returns what an evaluator of the runner returns for each batch of the rows."""
+        return evaluator(variables, self.arrays, steps.batches(rows, self.plan.batch), self.stream)
 
     def refuse_diverged(self, good: bool, what: str) -> None:
         """Raises FloatingPointError with the message `what` unless `good`."""
@@ -589,10 +596,10 @@ def entries(split: str, means: dict) -> dict:
     return logged
 
 
-def draw_batch(path: Path, task: steps.Task, feed: Feed, rows, key, dataset: Dataset) -> None:
+def draw_batch(path: Path, task: steps.Task, rows, key, dataset: Dataset) -> None:
     """Draws augmented training images with their landmarks or boxes, where most data errors are visible at once."""
-    (data,) = feed.shown(rows[None])
-    batch = steps.gather(data, jnp.asarray(rows), task.versions)
+    images = np.asarray(dataset.samples.images[steps.samples_of(rows, task.versions)])
+    batch = steps.gather(feed.data_of(dataset.samples) | {"streamed": images}, rows, task.versions)
     batch = jax.jit(task.augment)(steps.keys_of(key, rows), batch)
     batch = jax.tree.map(np.asarray, batch)
     images = batch["images"].repeat(4, 1).repeat(4, 2)

@@ -14,8 +14,6 @@ import optax
 import pytest
 
 from jaxmarks import augment, heads, models, optim, steps
-from jaxmarks.data import phantoms
-from jaxmarks.feed import Feed
 from jaxmarks.models import layers
 from jaxmarks.train import entries
 
@@ -223,7 +221,8 @@ def test_statistics_step_uses_only_the_batch():
     task, data, variables = setup("batch statistics")
     variables = variables | {"batch_stats": jax.tree.map(lambda x: x + 7.0, variables["batch_stats"])}
     rows = jnp.array([3, 0, 5])
-    found = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=task.plain))(variables, data, rows)
+    step = jax.jit(functools.partial(steps.statistics_step, task=task, prepare=task.plain))
+    found = jax.tree.map(lambda total: total / len(rows), step(variables, data, rows)[0])
     images = task.plain({"images": data["images"][rows]})["images"]
     trained, _ = jax.jit(functools.partial(task.apply, train=True, mutable=["batch_stats"]))(variables, images)
     # A batch's variance is a difference of large sums in float32.
@@ -238,15 +237,37 @@ def test_statistics_step_uses_only_the_batch():
     np.testing.assert_allclose(mean, np.asarray(convolved).mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
 
 
-def test_mean_over_batches_weighs_rows_equally_with_a_short_last_batch():
-    samples = phantoms.load("head", size=(24, 32), count=6)
-    feed, rows = Feed(samples, versions=2, batch=4), np.array([0, 3, 11, 4, 8])
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_statistics_weigh_rows_equally_with_a_short_last_batch(devices, streamed):
+    task, data, variables = setup("batch statistics")
+    run, rows = steps.runner(task, tx=optim.ramps(epochs=1), devices=devices), np.array([0, 3, 9, 4, 8])
+    placed, stream = run.put(data), None
+    if streamed:
+        placed = run.put({name: array for name, array in data.items() if name != "images"})
+        stream = lambda parts: (np.asarray(data["images"])[steps.samples_of(part, 1)] for part in parts)
+    measure = run.evaluator(functools.partial(steps.statistics_step, task=task, prepare=task.plain))
+    each = measure(variables, placed, steps.batches(rows, 4), stream)
+    assert [count for _, count in each] == [4, 1]
+    mean_of = lambda statistics: statistics["body"]["down0"]["conv1"]["norm"]["batch"]["mean"]
+    kernel = variables["params"]["body"]["down0"]["conv1"]["conv"]["kernel"]
+    images = task.plain({"images": data["images"][rows]})["images"]
+    convolved = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    mean = sum(mean_of(total) for total, _ in each) / 5
+    np.testing.assert_allclose(mean, np.asarray(convolved).mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
 
-    def brightness(scale, data, rows):
-        return {"brightness": scale * steps.gather(data, rows, 2)["images"].astype(jnp.float32).mean()}
 
-    found = feed.mean(jax.jit(brightness), 2.0, rows)["brightness"]
-    assert float(found) == pytest.approx(2 * samples.images[rows // 2].mean((1, 2, 3)).mean(), rel=1e-5)
+def test_two_devices_validate_like_one():
+    task, data, variables = setup("batch statistics")
+    data, rows = data | {"delta": jnp.linspace(1, 3, 10)}, steps.batches(np.arange(7), 4)  # the last row is padding
+    found = []
+    for devices in (1, 2):
+        run = steps.runner(task, tx=optim.ramps(epochs=1), devices=devices)
+        score = run.evaluator(functools.partial(steps.valid_step, task=task, prepare=task.plain))
+        found.append(steps.summed(score(variables, run.put(data), rows)))
+    (one, two), visible = found, int(data["visible"][:7].sum())
+    assert one["distance_px"][1] == two["distance_px"][1] == visible
+    assert two == {name: pytest.approx(pair, rel=1e-5) for name, pair in one.items()} and one["loss"][0] > 0
 
 
 @pytest.mark.parametrize("count", [4, 5])

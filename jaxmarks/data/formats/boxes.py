@@ -24,8 +24,8 @@ from jaxmarks.data.samples import FormatError, problem
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "group")
 CORNERS = COLUMNS[4:8]
 
-# Offsets that make a format's corners continuous, added to (xmin, ymin) and to (xmax, ymax). JSON is COCO and LabelMe.
-CSV_OFFSETS, JSON_OFFSETS, VOC_OFFSETS, YOLO_OFFSETS, DLIB_OFFSETS = (0, 1), (0, 0), (-1, 0), (0, 0), (0, 0)
+# Offsets that make corners continuous, added to (xmin, ymin) and to (xmax, ymax). The other formats need none.
+CSV_OFFSETS, VOC_OFFSETS = (0, 1), (-1, 0)
 KNOWN = (
     ".csv, .tsv, .txt (tables), .json (COCO or LabelMe), .xml (VOC or dlib), a folder of VOC .xml, of LabelMe .json or"
     " of YOLO .txt files"
@@ -62,14 +62,18 @@ class BoxAnnotation:
 
 @dataclasses.dataclass
 class _Image:
-    """An image in its file's own coordinates; `objects` holds ([xmin, ymin, xmax, ymax], class, place) per box."""
+    """An image in its file's own coordinates; `objects` holds ([xmin, ymin, xmax, ymax], class, place) per box.
+
+    `offsets` make the corners continuous, as `CSV_OFFSETS` do; `upright` and `relative` are as in `BoxAnnotation`.
+    """
 
     where: str
     size: tuple[int, int] | None
     group: str
-    objects: list[tuple[list[float], str, str]] = dataclasses.field(default_factory=list)
+    offsets: tuple[int, int] = (0, 0)
     upright: bool = False
     relative: bool = False
+    objects: list[tuple[list[float], str, str]] = dataclasses.field(default_factory=list)
 
 
 def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
@@ -106,29 +110,27 @@ def read(path, problems: list[dict] | None = None) -> list[BoxAnnotation]:
         raise FormatError(path, "", "no such file", "give the path of a file of boxes")
     suffix = path.suffix.lower()
     if path.is_dir():
-        images, shift = _read_folder(path, found_problems)
-    elif suffix == ".xml" and (root := texts.read_xml(path)).tag == "dataset":
-        images, shift = _read_dlib(path, root, found_problems), DLIB_OFFSETS
+        images = _read_folder(path, found_problems)
     elif suffix == ".xml":
-        images, shift = _read_voc(path, {path: root}, found_problems), VOC_OFFSETS
+        images = _read_xml(path, found_problems)
     elif suffix in (".csv", ".tsv", ".txt"):
-        images, shift = _read_csv(path, found_problems), CSV_OFFSETS
+        images = _read_csv(path, found_problems)
     elif suffix == ".json":
-        images, shift = _read_json(path, found_problems), JSON_OFFSETS
+        images = _read_json(path, found_problems)
     else:
         raise FormatError(path, "", f"unknown format {suffix or '(no ending)'!r}", f"the known formats are {KNOWN}")
     if not images:
         raise FormatError(path, "", "the file names no image", "give a file of boxes")
-    annotations = [_annotation(name, image, shift, found_problems) for name, image in images.items()]
+    annotations = [_annotation(name, image, found_problems) for name, image in images.items()]
     if problems is None and found_problems:
         first = found_problems[0]
         raise FormatError(first["where"], "", f"{first['image']}: {first['what']}", "correct it")
     return annotations
 
 
-def _annotation(name, image, shift, problems):
+def _annotation(name, image, problems):
     """Converts an image's boxes to continuous coordinates; reports invalid boxes and leaves them out."""
-    low_offset, high_offset = shift
+    low_offset, high_offset = image.offsets
     boxes: dict[tuple, str] = {}
     for corners, label, where in image.objects:
         report = lambda what, where=where: problems.append(problem(name, what, where))
@@ -168,9 +170,15 @@ def _shown(corners):
     return "(" + ", ".join(f"{v:.10g}" for v in corners) + ")"
 
 
-def _entry(images, name, where, size, group, problems):
-    """Returns an image's entry, created if new; reports a group or size that differs from the entry's."""
-    entry = images.setdefault(name, _Image(where, size, group))
+def _entry(images, name, where, problems, *, size=None, group="", once=True, **coordinates):
+    """Returns an image's entry, created if new; reports a group or size that differs from the entry's.
+
+    Unless `once` is False, an image that already has an entry is reported, too.
+    """
+    if once and name in images:
+        what = f"the image occurs twice, first in {images[name].where}: its boxes are joined"
+        problems.append(problem(name, what, where))
+    entry = images.setdefault(name, _Image(where, size, group, **coordinates))
     for key, value in (("group", group), ("size", size)):
         entry_value = getattr(entry, key)
         if value and entry_value and value != entry_value:
@@ -195,8 +203,10 @@ def _read_csv(path, problems):
             raise FormatError(where, "", "no image name", "write the photograph's file name")
         number = lambda name, row=row, where=where: _number(where, row.get(name, ""), decimal_comma=decimal_comma)
         size = _size(where, number("width"), number("height"))
-        group = row.get("group", "")
-        entry = _entry(images, row["filename"], where, size, "" if group.lower() in texts.MISSING else group, problems)
+        group = "" if row.get("group", "").lower() in texts.MISSING else row["group"]
+        entry = _entry(
+            images, row["filename"], where, problems, size=size, group=group, offsets=CSV_OFFSETS, once=False
+        )
         corners, label = [number(name) for name in CORNERS], row.get(class_column, DEFAULT_CLASS)
         if row.get(class_column, "").lower() in texts.MISSING and all(map(math.isnan, corners)):
             continue
@@ -257,7 +267,7 @@ def _size(where, width, height):
 
 
 def _read_folder(path, problems):
-    """Reads the images of a folder of VOC, LabelMe or YOLO files; also returns their format's corner offsets."""
+    """Reads the images of a folder of VOC, LabelMe or YOLO files."""
     voc_files, json_files = (files_in(path, {ending}) for ending in (".xml", ".json"))
     txt_files = yolo.files_of(path)
     label_files = list(filter(yolo.is_label, txt_files))
@@ -268,13 +278,13 @@ def _read_folder(path, problems):
         what = f"{' and '.join(present)} files in one folder: several annotations of the same images?"
         raise FormatError(path, "", what, "keep one kind")
     if voc_files:
-        return _read_voc(path, {file: texts.read_xml(file) for file in voc_files}, problems), VOC_OFFSETS
+        return _read_voc(path, {file: texts.read_xml(file) for file in voc_files}, problems)
     if json_files:
-        return _read_labelme(path, json_files, problems), JSON_OFFSETS
+        return _read_labelme(path, json_files, problems)
     if not txt_files:
         what, advice = "no .xml, no .json and no .txt in this folder", "give a folder of VOC, LabelMe or YOLO files"
         raise FormatError(path, "", what, advice)
-    return _read_yolo(path, txt_files, problems), YOLO_OFFSETS
+    return _read_yolo(path, txt_files, problems)
 
 
 def _named(path, names: dict[Path, str]) -> dict[Path, str]:
@@ -284,13 +294,6 @@ def _named(path, names: dict[Path, str]) -> dict[Path, str]:
         folders[name].add(file.parent)
     shared = lambda name: len(folders[name]) > 1
     return {f: (f.parent.relative_to(path) / name).as_posix() if shared(name) else name for f, name in names.items()}
-
-
-def _report_duplicate_image(images, name, where, problems):
-    """Reports an image that already has an entry."""
-    if name in images:
-        what = f"the image occurs twice, first in {images[name].where}: its boxes are joined"
-        problems.append(problem(name, what, where))
 
 
 def _read_json(path, problems):
@@ -304,9 +307,7 @@ def _read_labelme(path, files, problems):
     read = {file: labelme.areas(file, problems) for file in files}
     names, images = _named(path, {file: name for file, (name, *_) in read.items()}), dict[str, _Image]()
     for file, (_, size, objects) in read.items():
-        _report_duplicate_image(images, names[file], str(file), problems)
-        entry = _entry(images, names[file], str(file), size, "", problems)
-        entry.upright = True
+        entry = _entry(images, names[file], str(file), problems, size=size, upright=True)
         entry.objects += objects
     return images
 
@@ -315,9 +316,7 @@ def _read_yolo(path, files, problems):
     classes, images = functools.cache(yolo.classes), dict[str, _Image]()
     for file in files:
         name = yolo.photograph_of(file, path)
-        _report_duplicate_image(images, name, str(file), problems)
-        entry = _entry(images, name, str(file), None, "", problems)
-        entry.relative = entry.upright = True
+        entry = _entry(images, name, str(file), problems, upright=True, relative=True)
         entry.objects += yolo.boxes(file, classes(file.parent, path))
     return images
 
@@ -334,11 +333,10 @@ def _read_coco(path, document, problems):
         name = image.get("file_name")
         if not isinstance(name, str) or not name:
             raise FormatError(where, "", "no file_name", "write the photograph's name")
-        _report_duplicate_image(images, name, where, problems)
         sides = [image.get("width"), image.get("height")]
-        pixels = [_json_number(where, math.nan if side is None else side) for side in sides]
+        size = _size(where, *(_json_number(where, math.nan if side is None else side) for side in sides))
         group = "" if image.get("group") is None else str(image["group"])
-        by_id[i] = name, _entry(images, name, where, _size(where, *pixels), group, problems)
+        by_id[i] = name, _entry(images, name, where, problems, size=size, group=group)
     for where, entry in coco.objects(path, document, "annotations"):
         name, image = _lookup(where, by_id, entry, "image_id")
         label = _lookup(where, categories, entry, "category_id")
@@ -400,6 +398,11 @@ def _json_number(where, value):
     raise FormatError(where, "", f"{value!r} is not a number", "write pixels")
 
 
+def _read_xml(path, problems):
+    root = texts.read_xml(path)
+    return _read_dlib(path, root, problems) if root.tag == "dataset" else _read_voc(path, {path: root}, problems)
+
+
 def _read_voc(path, roots, problems):
     text_of = lambda element, tag: (element.findtext(tag) or "").strip()
     for file, root in roots.items():
@@ -409,9 +412,8 @@ def _read_voc(path, roots, problems):
     images, rotated = dict[str, _Image](), list[tuple[str, str]]()
     for file, root in roots.items():
         name = names[file]
-        _report_duplicate_image(images, name, str(file), problems)
-        sides = [_number(file, text_of(root, f"size/{side}")) for side in ("width", "height")]
-        entry = _entry(images, name, str(file), _size(file, *sides), "", problems)
+        size = _size(file, *(_number(file, text_of(root, f"size/{side}")) for side in ("width", "height")))
+        entry = _entry(images, name, str(file), problems, size=size, offsets=VOC_OFFSETS)
         for i, element in enumerate(root.findall("object")):
             where = f"{file}: object {i + 1}"
             if not text_of(element, "name"):
@@ -430,8 +432,7 @@ def _read_voc(path, roots, problems):
 def _read_dlib(path, root, problems):
     images: dict[str, _Image] = {}
     for photograph in imglab.photographs(path, root, problems):
-        _report_duplicate_image(images, photograph.name, photograph.where, problems)
-        entry = _entry(images, photograph.name, photograph.where, photograph.size, "", problems)
+        entry = _entry(images, photograph.name, photograph.where, problems, size=photograph.size)
         entry.objects += [
             (imglab.corners(where, box), imglab.label(box) or DEFAULT_CLASS, where) for where, box in photograph.boxes
         ]

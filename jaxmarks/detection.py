@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmarks import atomic, heads, steps
 from jaxmarks.data.formats.boxes import BoxAnnotation
-from jaxmarks.data.samples import Samples, problem
+from jaxmarks.data.samples import Samples, problem, stack_padded
 from jaxmarks.ops import boxes as box_ops
 from jaxmarks.ops import metrics
 
@@ -71,9 +71,7 @@ def predict(call, networks, samples: Samples, *, overlap: float = heads.OVERLAP,
     cut = cut_off(boxes, corners, sizes, samples.images.shape[1:3])
     tiles = [np.flatnonzero(samples.name == name) for name in names]
     per_photograph = [merged(source_boxes[t], scores[t], classes[t], cut[t], overlap=overlap) for t in tiles]
-    max_count = max(len(s) for _, s, _ in per_photograph)
-    pad = lambda array: np.pad(array, ((0, max_count - len(array)),) + ((0, 0),) * (array.ndim - 1))
-    return Found(np.array(names), *(np.stack([pad(j[i]) for j in per_photograph]) for i in range(3)))
+    return Found(np.array(names), *map(stack_padded, zip(*per_photograph, strict=True)))
 
 
 def cut_off(boxes, corners, sizes, tile, *, edge=1.0):
@@ -187,28 +185,19 @@ def timed(call, networks, samples: Samples, *, overlap: float) -> tuple[Found, f
 def with_truth(found: Found, truth: Mapping, classes: tuple[str, ...], fold: int) -> Objects:
     """Combines detections with the annotations `truth` (by image name), labelled by index in the classes `classes`."""
     annotations = [truth[name] for name in found.name]
-    max_count = max((len(a.classes) for a in annotations), default=0)
-    true, labels = np.zeros((len(annotations), max_count, 4)), np.full((len(annotations), max_count), -1)
-    for n, annotation in enumerate(annotations):
-        true[n, : len(annotation.classes)] = annotation.boxes
-        labels[n, : len(annotation.classes)] = class_indices(annotation.classes, classes)
+    true = stack_padded([a.boxes for a in annotations])
+    labels = stack_padded([np.array(class_indices(a.classes, classes), int) for a in annotations], fill=-1)
     return Objects(found.name, np.full(len(annotations), fold), *found[1:], true, labels)
 
 
 def join(parts: list[Objects]) -> Objects:
     """Concatenates the photographs of several folds, padded to the same numbers of objects."""
-    max_found, max_true = (max(getattr(p, key).shape[1] for p in parts) for key in ("scores", "labels"))
-
-    def padded(p):
-        pad = lambda a, n, fill: np.pad(
-            a, ((0, 0), (0, n - a.shape[1])) + ((0, 0),) * (a.ndim - 2), constant_values=fill
-        )
-        return p._replace(
-            boxes=pad(p.boxes, max_found, 0), scores=pad(p.scores, max_found, 0), classes=pad(p.classes, max_found, 0),
-            true=pad(p.true, max_true, 0), labels=pad(p.labels, max_true, -1),
-        )  # fmt: skip
-
-    return Objects(*(np.concatenate(column) for column in zip(*map(padded, parts), strict=True)))
+    rows = lambda key: [row for part in parts for row in getattr(part, key)]
+    return Objects(
+        name=np.array(rows("name")), fold=np.array(rows("fold")),
+        boxes=stack_padded(rows("boxes")), scores=stack_padded(rows("scores")), classes=stack_padded(rows("classes")),
+        true=stack_padded(rows("true")), labels=stack_padded(rows("labels"), fill=-1),
+    )  # fmt: skip
 
 
 _pair = jax.jit(box_ops.pair_detections, static_argnames=("iou", "within"))

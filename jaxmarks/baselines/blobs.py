@@ -6,6 +6,8 @@ import numpy as np
 import scipy
 import skimage
 
+from jaxmarks.data.samples import stack_padded
+
 # Ranges of sigma that are tried, in units of the boxes' median side. A Gaussian spot that looks as wide as its box has
 # a sigma of about a fifth of the side; a disc that fills its box responds most at a sigma of the side / (2 sqrt 2).
 RANGES = ((0.12, 0.25), (0.2, 0.3), (0.25, 0.4))
@@ -72,8 +74,7 @@ def predict(
         classes = np.concatenate([np.zeros(0, int), *(np.full(len(r), detector.label) for detector, _, r in per_class)])
         order = np.argsort(-scores, kind="stable")[:limit]
         per_image.append((boxes[order], scores[order], classes[order]))
-    pad = lambda a: np.pad(a, ((0, limit - len(a)),) + ((0, 0),) * (a.ndim - 1))
-    boxes, scores, classes = (np.stack([pad(e[i]) for e in per_image]) for i in range(3))
+    boxes, scores, classes = (stack_padded(column, length=limit) for column in zip(*per_image, strict=True))
     return boxes, scores, classes
 
 

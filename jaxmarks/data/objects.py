@@ -31,7 +31,7 @@ from jaxmarks.data.photographs import (
     turn_of,
     unsure,
 )
-from jaxmarks.data.samples import FormatError, Samples, problem
+from jaxmarks.data.samples import FormatError, Samples, problem, stack_padded
 from jaxmarks.ops.frames import placement, tiles
 
 # Sides of objects in pixels of the frame: smaller ones than the first are hardly found; the chosen and the advised scale
@@ -339,17 +339,13 @@ def cut(image: np.ndarray, size, *, fit, scale=1.0, overlap=0) -> Iterator[tuple
 
 def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tuple]], size, classes) -> Samples:
     """Makes Samples of tiles (annotation, group, pixels, affine, source size); tiles get the boxes centred in them."""
-    objects_in_tiles = []
+    boxes, labels = [], []
     for annotation, _, _, matrix, _ in parts:
-        boxes = (annotation.boxes.reshape(-1, 2, 2) - matrix[:, 2]) / np.diag(matrix)
-        centres = boxes.mean(1)
+        corners = (annotation.boxes.reshape(-1, 2, 2) - matrix[:, 2]) / np.diag(matrix)
+        centres = corners.mean(1)
         inside = ((centres >= 0) & (centres <= size[::-1])).all(-1)
-        labels = np.array([classes.index(name) for name in annotation.classes], np.int32)
-        objects_in_tiles.append((boxes.reshape(-1, 4)[inside], labels[inside]))
-    max_count = max((len(labels) for _, labels in objects_in_tiles), default=0)
-    boxes, labels = np.zeros((len(parts), max_count, 4), np.float32), np.full((len(parts), max_count), -1, np.int32)
-    for n, (tile_boxes, tile_labels) in enumerate(objects_in_tiles):
-        boxes[n, : len(tile_boxes)], labels[n, : len(tile_labels)] = tile_boxes, tile_labels
+        boxes.append(corners.reshape(-1, 4)[inside])
+        labels.append(np.array([classes.index(name) for name in annotation.classes], np.int32)[inside])
     annotations, groups, pixels, matrices, sizes = zip(*parts, strict=True)
     return Samples(
         images=np.stack(pixels),
@@ -360,8 +356,8 @@ def samples(parts: Sequence[tuple[BoxAnnotation, int, np.ndarray, np.ndarray, tu
         to_source=np.stack(matrices),
         mm_per_px=np.full(len(parts), np.nan),
         source_size=np.array(sizes),
-        boxes=boxes,
-        labels=labels,
+        boxes=stack_padded(boxes).astype(np.float32),
+        labels=stack_padded(labels, fill=-1),
     )
 
 

@@ -9,6 +9,7 @@ first pixel is (0.5, 0.5), and resizing an image multiplies its coordinates.
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -141,6 +142,13 @@ class Samples:
 def to_source(affine, points):
     """Maps points (N, K, 2) of the frame through the (N, 2, 3) affines to source pixels, float64."""
     return np.einsum("nij,nkj->nki", affine[:, :, :2], points.astype(np.float64)) + affine[:, None, :, 2]
+
+
+def stack_padded(arrays: Sequence[np.ndarray], *, fill=0, length: int | None = None) -> np.ndarray:
+    """Stacks arrays (n, ...) of different n as (N, `length`, ...), padded with `fill`; by default to the largest n."""
+    length = max(map(len, arrays)) if length is None else length
+    pads = lambda array: [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)]
+    return np.stack([np.pad(array, pads(array), constant_values=fill) for array in arrays])
 
 
 def concatenate(parts):

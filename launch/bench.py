@@ -209,9 +209,13 @@ def spec(name: str, *, quick=False, augment=False, **changes) -> dict:
 
 
 class Worker:
-    """A process that answers commands (`peers.serve`); `ask` raises RuntimeError with the worker's error."""
+    """A process that answers commands (`peers.serve`); `ask` raises RuntimeError with the worker's error.
+
+    `error` is why it takes no further turn (`in_turn`), if it failed.
+    """
 
     def __init__(self, command: list[str], log: Path, environment=None):
+        self.error: RuntimeError | None = None
         self.log = log.open("w")
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
@@ -233,6 +237,10 @@ class Worker:
         return self
 
     def __exit__(self, *error):
+        self.end()
+
+    def end(self):
+        """Ends the process, if it has not ended yet."""
         with contextlib.suppress(BrokenPipeError):  # the worker has already ended
             self.process.stdin.close()
         try:
@@ -254,14 +262,24 @@ def worker(side: str, options, environment=None) -> Worker:
     )
 
 
-def timed(sides: dict[str, Worker], kind: str, repeats: int) -> tuple[dict[str, list[dict]], dict[str, RuntimeError]]:
-    """Returns each side's answers about a step, `repeats` of them, and the errors of the sides that failed.
+def in_turn(sides: dict[str, Worker], action) -> None:
+    """Calls `action(side, ask)` for each side. A side that fails is ended, and takes no further turn."""
+    for side, one in sides.items():
+        try:
+            if one.error is None:
+                action(side, one.ask)
+        except RuntimeError as error:
+            one.error = error
+            one.end()
 
-    After a warm-up the sides take turns of about a second (at most 100 steps). A side that fails takes no further turn.
+
+def timed(sides: dict[str, Worker], kind: str, repeats: int) -> dict[str, list[dict]]:
+    """Returns the answers about a step, `repeats` of them, of each side that does not fail.
+
+    After a warm-up the sides take turns of about a second (at most 100 steps).
     """
     step_counts: dict[str, int] = {}
     answers: dict[str, list[dict]] = {side: [] for side in sides}
-    errors: dict[str, RuntimeError] = {}
 
     def begin(side, ask):
         ask(run=kind, steps=1)
@@ -272,20 +290,15 @@ def timed(sides: dict[str, Worker], kind: str, repeats: int) -> tuple[dict[str, 
         answers[side].append(ask(run=kind, steps=step_counts[side]))
 
     for action in (begin, *[turn] * repeats):
-        for side, side_worker in sides.items():
-            if side not in errors:
-                try:
-                    action(side, side_worker.ask)
-                except RuntimeError as error:
-                    errors[side] = error
-    return answers, errors
+        in_turn(sides, action)
+    return {side: given for side, given in answers.items() if sides[side].error is None}
 
 
 def alone(ours: Worker, repeats: int) -> dict:
     """Returns the `spread` of our training step in ms; raises RuntimeError if it fails."""
-    answers, errors = timed({"jaxmarks": ours}, "train", repeats)
-    for error in errors.values():
-        raise error
+    answers = timed({"jaxmarks": ours}, "train", repeats)
+    if ours.error:
+        raise ours.error
     return spread(answers["jaxmarks"])
 
 
@@ -308,46 +321,30 @@ def side_by_side(name: str, options) -> list[dict]:
     """
     network_spec = spec(name, quick=options.quick, augment=options.augment)
     libraries = options.peers if name in peers.NETWORKS else ()
-    rows = [{"network": name, "batch": network_spec["batch"], "side": side} for side in ("jaxmarks", *libraries)]
-    sides: dict[str, Worker] = {}
+    rows = {side: {"network": name, "batch": network_spec["batch"], "side": side} for side in ("jaxmarks", *libraries)}
 
-    @contextlib.contextmanager
-    def recording_error(row):
-        try:
-            yield
-        except RuntimeError as error:
-            row["error"] = str(error)
-            sides.pop(row["side"]).__exit__()
+    def build_network(side, ask):
+        rows[side]["parameters"] = ask(set=network_spec)["parameters"]
+        ask(run="train", steps=1)
 
-    try:
-        for row in rows:
-            side_worker = sides[row["side"]] = worker(row["side"], options)
-            with recording_error(row):
-                row["parameters"] = side_worker.ask(set=network_spec)["parameters"]
-                side_worker.ask(run="train", steps=1)
-        our_count = rows[0].get("parameters")  # None if our side failed; then no peer is rejected
-        for row in rows:
-            if row["side"] in sides:
-                with recording_error(row):
-                    if our_count not in (None, row["parameters"]):
-                        raise RuntimeError(
-                            f"{row['parameters']:,} parameters, not {our_count:,} as ours: not the same network"
-                        )
+    def compare_parameters(side, ask):
+        theirs, ours = rows[side]["parameters"], rows["jaxmarks"].get("parameters")
+        if ours not in (None, theirs):  # None if our side failed; then no peer is rejected
+            raise RuntimeError(f"{theirs:,} parameters, not {ours:,} as ours: not the same network")
+
+    def ask_memory(side, ask):
+        rows[side]["peak_mb"] = round(ask(memory=True)["peak_mb"])
+
+    with contextlib.ExitStack() as stack:
+        sides = {side: stack.enter_context(worker(side, options)) for side in rows}
+        in_turn(sides, build_network)
+        in_turn(sides, compare_parameters)
         for kind in ("train", "predict"):
-            answers, errors = timed(sides, kind, options.repeats)
-            for row in rows:
-                if row["side"] in sides:
-                    with recording_error(row):
-                        if row["side"] in errors:
-                            raise errors[row["side"]]
-                        row[kind] = spread(answers[row["side"]])
-                        row[f"{kind}, cpu"] = spread(answers[row["side"]], "cpu")
-                        if kind == "train":
-                            row["peak_mb"] = round(sides[row["side"]].ask(memory=True)["peak_mb"])
-    finally:
-        for one in sides.values():
-            one.__exit__()
-    return rows
+            for side, answers in timed(sides, kind, options.repeats).items():
+                rows[side] |= {kind: spread(answers), f"{kind}, cpu": spread(answers, "cpu")}
+            if kind == "train":
+                in_turn(sides, ask_memory)
+    return [row | ({"error": str(sides[side].error)} if sides[side].error else {}) for side, row in rows.items()]
 
 
 def folds(options) -> Iterator[dict]:
@@ -355,11 +352,9 @@ def folds(options) -> Iterator[dict]:
     with worker("jaxmarks", options) as ours:
         for name in options.only:
             ours.ask(set=spec(name, quick=options.quick, augment=options.augment))
-            answers: dict[str, list] = {"one after another": [], "at once": []}
-            for turn in range(1 + options.repeats):
-                for way, way_answers in answers.items():
-                    way_answers += [ours.ask(run=way, steps=1)] * (turn > 0)
-            yield {"network": name} | {way: spread(way_answers) for way, way_answers in answers.items()}
+            # The first turn compiles.
+            _, *turns = [{way: ours.ask(run=way, steps=1) for way in WAYS} for _ in range(1 + options.repeats)]
+            yield {"network": name} | {way: spread([turn[way] for turn in turns]) for way in WAYS}
 
 
 def start(options) -> Iterator[dict]:

@@ -42,6 +42,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 from experiments import (
+    RunError,
     check_keys,
     default_workdir,
     end_with_children,
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
     except (ValueError, OSError) as error:
         sys.exit(f"ablate: {error}")
     started = time.perf_counter()
-    results = finished(runs, grid["metrics"])
+    results, failures = finished(runs, grid["metrics"]), dict[Path, str]()
     part_runs = runs_of_part(runs, *options.share)
     todo = [run for run in part_runs if run.folder not in results]
     print(f"{len(part_runs)} runs, {len(part_runs) - len(todo)} of them complete: {options.workdir}", flush=True)
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
 
     def update_tables():
         results.update(finished(other_runs, grid["metrics"]))
-        write(options.workdir, runs, results, about | {"elapsed": time.perf_counter() - started})
+        write(options.workdir, runs, results, failures, about | {"elapsed": time.perf_counter() - started})
 
     update_tables()
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -133,9 +134,13 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
         waiting = {futures[run.folder]: run for run in todo}
         try:
             for number, future in enumerate(as_completed(waiting), 1):
-                run, result = waiting[future], future.result()
-                results[run.folder] = result
-                outcome = f"failed: {result.strip()}" if isinstance(result, str) else shown(result, grid["metrics"][0])
+                run = waiting[future]
+                try:
+                    results[run.folder] = future.result()
+                    outcome = shown(results[run.folder], grid["metrics"][0])
+                except RunError as error:
+                    failures[run.folder] = str(error)
+                    outcome = f"failed: {str(error).strip()}"
                 print(f"[{number}/{len(todo)}] {name(run)}, seed {run.seed}: {outcome}", flush=True)
                 update_tables()
         except BaseException:
@@ -144,7 +149,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
             raise
     print((options.workdir / "table.md").read_text())
     print(options.workdir / "table.html")
-    return sum(isinstance(result, str) for result in results.values())
+    return len(failures)
 
 
 def parse(arguments):
@@ -259,10 +264,10 @@ def complete(run: Run, metrics) -> dict | None:
     return summary if same_config and has_metrics else None
 
 
-def train(run: Run, metrics, launch, environment, source: Future | None = None) -> dict | str:
-    """Trains a run once its source has ended; returns its summary or, if it fails, the last lines of its log."""
-    if source and isinstance(source.result(), str):
-        return f"not trained: the run that it starts from failed ({run.after})"
+def train(run: Run, metrics, launch, environment, source: Future | None = None) -> dict:
+    """Trains a run once its source has ended; returns its summary. Raises RunError if it, or its source, fails."""
+    if source and source.exception():
+        raise RunError(f"not trained: the run that it starts from failed ({run.after})")
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / "log.txt"
     log_size = log.stat().st_size if log.exists() else 0
@@ -275,10 +280,10 @@ def train(run: Run, metrics, launch, environment, source: Future | None = None) 
         if status
         else f"no number for {', '.join(metrics)}: summary.json lacks it, is missing, or is of another config"
     )
-    return "\n".join([*tail(log, log_size), f"({reason}; {log})"])
+    raise RunError("\n".join([*tail(log, log_size), f"({reason}; {log})"]))
 
 
-# The tables.
+# The tables, of the summaries (`results`) and error messages (`failures`) of the runs so far, by folder.
 
 
 def value(summary: dict, metric: str, default: float | None = math.nan) -> Any:
@@ -345,13 +350,12 @@ def with_deviation(mean: float, deviation: float, metric: str) -> str:
     return number(mean, metric) + ("" if math.isnan(deviation) else f" ± {number(deviation, metric)}")
 
 
-def network_entry(given: list[dict | str | None], metric: str, best: float | None) -> Entry:
-    """Returns a cell's entry; each run's result is a summary, the error text of a failure, or None if not yet run."""
-    summaries = [result for result in given if isinstance(result, dict)]
-    mean, deviation = statistics(summaries, metric, seeds=len(given))
-    count = lambda n, what: f"{n} of {len(given)} seeds {what}" if len(given) > 1 else what
-    failed, waiting = sum(isinstance(result, str) for result in given), given.count(None)
-    notes = ", ".join(count(n, what) for n, what in ((failed, "failed"), (waiting, "not run yet")) if n)
+def network_entry(summaries: list[dict], metric: str, best: float | None, *, seeds: int, failed: int) -> Entry:
+    """Returns a cell's entry from the summaries of its complete runs, and the numbers of its seeds and failed runs."""
+    mean, deviation = statistics(summaries, metric, seeds=seeds)
+    count = lambda n, what: f"{n} of {seeds} seeds {what}" if seeds > 1 else what
+    states = (failed, "failed"), (seeds - len(summaries) - failed, "not run yet")
+    notes = ", ".join(count(n, what) for n, what in states if n)
     if not summaries:
         return Entry(notes)
     return Entry(with_deviation(mean, deviation, metric) + (f" ({notes})" if notes else ""), mean == best)
@@ -366,12 +370,12 @@ def baseline_entry(summaries: list[dict], metric: str) -> Entry:
     return Entry("".join(texts) or DASH)
 
 
-def layout(runs: list[Run], results: dict, metric: str) -> list[tuple[str, dict[str, Entry]]]:
+def layout(runs: list[Run], results: dict, failures: dict, metric: str) -> list[tuple[str, dict[str, Entry]]]:
     """Returns a metric's table, (row, {column: entry}): the rows of the grid, then those of the baselines."""
-    cells: dict[tuple[str, str], list] = collections.defaultdict(list)
+    cells: dict[tuple[str, str], list[Path]] = collections.defaultdict(list)
     for run in runs:
-        cells[run.row, run.column].append(results.get(run.folder))
-    completed = {key: [result for result in outcomes if isinstance(result, dict)] for key, outcomes in cells.items()}
+        cells[run.row, run.column].append(run.folder)
+    completed = {cell: [results[f] for f in folders if f in results] for cell, folders in cells.items()}
     networks = {row: {} for row, _ in cells}
     baselines = {method: {} for summaries in completed.values() for s in summaries for method in s["baselines"]}
     for column in dict.fromkeys(column for _, column in cells):
@@ -379,8 +383,9 @@ def layout(runs: list[Run], results: dict, metric: str) -> list[tuple[str, dict[
         finite_means = [mean for mean in means if not math.isnan(mean)]
         best = (max if higher_is_better(metric) else min)(finite_means, default=None)
         for row, entries in networks.items():
-            outcomes = cells.get((row, column))
-            entries[column] = network_entry(outcomes, metric, best) if outcomes else Entry("")
+            folders, summaries = cells.get((row, column), []), completed.get((row, column), [])
+            failed = sum(folder in failures for folder in folders)
+            entries[column] = network_entry(summaries, metric, best, seeds=len(folders), failed=failed)
         for method, entries in baselines.items():
             scored = [s["baselines"] for (_, c), summaries in completed.items() if c == column for s in summaries]
             entries[column] = baseline_entry([scores[method] for scores in scored if method in scores], metric)
@@ -390,8 +395,8 @@ def layout(runs: list[Run], results: dict, metric: str) -> list[tuple[str, dict[
 def caption(runs: list[Run], results: dict, metric: str) -> str:
     """Describes what a table shows, and over what its deviations are taken."""
     seeds = len({run.seed for run in runs})
-    summaries = [r for r in results.values() if isinstance(r, dict)]
-    folds = sorted({len(r.get("folds", [])) for r in summaries if value(r, over_folds(metric), None) is not None})
+    with_folds = [r for r in results.values() if value(r, over_folds(metric), None) is not None]
+    folds = sorted({len(r.get("folds", [])) for r in with_folds})
     if seeds > 1:
         spread = f" ± the standard deviation over {seeds} seeds"
         spread += " (of a baseline, over its folds)" if folds else ""
@@ -408,8 +413,7 @@ def describe_data(runs: list[Run], results: dict) -> str:
     """Describes the images and landmarks that cells are scored on, per column (or row) where they differ."""
     columns_by_text: dict = {}
     for run in runs:
-        summary = results.get(run.folder)
-        if isinstance(summary, dict):
+        if summary := results.get(run.folder):
             source = f" from {run.config.data.images}" if run.config.get("data", {}).get("images") else ""
             what = f"{summary['objects']} objects" if "objects" in summary else f"{summary['landmarks']} landmarks each"
             text = f"{summary['images']} held-out images{source}, {what}"
@@ -419,22 +423,20 @@ def describe_data(runs: list[Run], results: dict) -> str:
     return "; ".join(f"{', '.join(columns)}: {text}" for text, columns in columns_by_text.items())
 
 
-def records(runs: list[Run], results: dict, metrics) -> list[dict]:
+def records(runs: list[Run], results: dict, failures: dict, metrics) -> list[dict]:
     """Returns a row for each run: the lines of `table.csv`."""
     numbers = dict.fromkeys(["mean_distance_px", "std_over_folds_px", "median_px", "p95_px", *metrics])
-    summaries = [r for r in results.values() if isinstance(r, dict)]
-    methods = dict.fromkeys(method for summary in summaries for method in summary["baselines"])
+    methods = dict.fromkeys(method for summary in results.values() for method in summary["baselines"])
     rows = []
     for run in runs:
-        result = results.get(run.folder)
-        summary = result if isinstance(result, dict) else {}
+        summary, message = results.get(run.folder, {}), failures.get(run.folder, "")
         rows.append(
             {"row": run.row, "column": run.column, "seed": run.seed}
             | {metric: value(summary, metric, None) for metric in numbers}
             | {key: summary.get(key) for key in ("parameters", "seconds", "images", "landmarks")}
             | {"epochs": epochs(run, summary)}
             | {f"{method}_px": value(summary, f"baselines.{method}.mean_distance_px", None) for method in methods}
-            | {"failed": result.splitlines()[-1] if isinstance(result, str) else ""}
+            | {"failed": message.splitlines()[-1] if message else ""}
         )
     return rows
 
@@ -445,27 +447,24 @@ def epochs(run: Run, summary: dict) -> int | None:
     return max((m["epoch"] for m in log if m["stage"] == summary.get("stage")), default=None)
 
 
-def write(workdir: Path, runs: list[Run], results: dict, about: dict) -> None:
+def write(workdir: Path, runs: list[Run], results: dict, failures: dict, about: dict) -> None:
     """Writes `table.csv`, `table.md` and `table.html` from the results so far."""
     workdir.mkdir(parents=True, exist_ok=True)
-    lines = records(runs, results, about["metrics"])
+    lines = records(runs, results, failures, about["metrics"])
     atomic.write_records(workdir / "table.csv", lines)
-    summaries = [r for r in results.values() if isinstance(r, dict)]
-    seconds = sum(summary.get("seconds") or 0 for summary in summaries)
+    seconds = sum(summary.get("seconds") or 0 for summary in results.values())
     page = {
         "title": about["title"],
         "columns": list(dict.fromkeys(run.column for run in runs)),
-        "grids": [(caption(runs, results, m), heading(m), layout(runs, results, m)) for m in about["metrics"]],
-        "networks": len({run.row for run in runs}),
-        "failures": [
-            (f"{name(run)}, seed {run.seed}", results[run.folder])
-            for run in runs
-            if isinstance(results.get(run.folder), str)
+        "grids": [
+            (caption(runs, results, m), heading(m), layout(runs, results, failures, m)) for m in about["metrics"]
         ],
+        "networks": len({run.row for run in runs}),
+        "failures": [(f"{name(run)}, seed {run.seed}", failures[run.folder]) for run in runs if run.folder in failures],
         "command": about["command"],
         "notes": [
-            f"{len(summaries)} of {len(runs)} runs complete.",
-            f"{describe_data(runs, results)}." if summaries else "",
+            f"{len(results)} of {len(runs)} runs complete.",
+            f"{describe_data(runs, results)}." if results else "",
             f"{about['device']}; {duration(seconds)} of training in all runs, {duration(about['elapsed'])}"
             " since this command was started.",
         ],

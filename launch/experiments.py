@@ -36,6 +36,10 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 
+class RunError(Exception):
+    """A run failed; the message holds the end of its log."""
+
+
 def load(text: str, function: str) -> tuple[dict, str]:
     """Returns what `function` of FILE.py[:variant] returns, and the first line of the file's docstring.
 

@@ -40,6 +40,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from absl import flags
 from experiments import (
+    RunError,
     check_keys,
     default_workdir,
     end_with_children,
@@ -68,10 +69,6 @@ SPACE_KEYS = {"config", "space", "overrides", "metric", "warmup"}
 KINDS = ("float", "int", "categorical")
 # Seconds between a worker's heartbeats; after twice as long without one, its trial is given to another worker.
 HEARTBEAT = 30
-
-
-class RunError(Exception):
-    """A trial's run failed; the message holds the end of its log."""
 
 
 class MetricError(Exception):

@@ -318,31 +318,22 @@ def by_fold(objects: Objects, threshold: np.ndarray, classes: tuple[str, ...]) -
 def write(folder: Path, objects: Objects, threshold, classes: tuple[str, ...]) -> None:
     """Writes all detections to `predictions.csv` and all true objects to `objects.csv`, each marked as a hit or not."""
     thresholds = np.broadcast_to(threshold, (len(objects.name),))
-    is_hit = hits(objects)
-    is_found, format_box = recalled(objects, thresholds), lambda box: [f"{v:.2f}" for v in box]
-    rows = [
-        [
-            objects.name[n],
-            classes[objects.labels[n, k]],
-            *format_box(objects.true[n, k]),
-            int(is_found[n, k]),
-            objects.fold[n],
-        ]
-        for n, k in np.argwhere(objects.labels >= 0)
-    ]
-    atomic.write_csv(Path(folder) / "objects.csv", ["image class x0 y0 x1 y1 hit fold".split(), *rows])
-    rows = [
-        [
-            objects.name[n],
-            classes[objects.classes[n, k]],
-            *format_box(objects.boxes[n, k]),
-            f"{objects.scores[n, k]:.4f}",
-        ]
-        + [int(objects.scores[n, k] >= thresholds[n]), int(is_hit[n, k]), objects.fold[n]]
-        for n, k in np.argwhere(objects.scores > 0)
-    ]
-    columns = "image class x0 y0 x1 y1 score above_threshold hit fold".split()
-    atomic.write_csv(Path(folder) / "predictions.csv", [columns, *rows])
+
+    def write_table(file, is_object, boxes, labels, columns: dict[str, np.ndarray]):
+        rows = [["image", "class", "x0", "y0", "x1", "y1", *columns, "fold"]]
+        for n, k in np.argwhere(is_object):
+            corners, marks = [f"{v:.2f}" for v in boxes[n, k]], [values[n, k] for values in columns.values()]
+            rows.append([objects.name[n], classes[labels[n, k]], *corners, *marks, objects.fold[n]])
+        atomic.write_csv(Path(folder) / file, rows)
+
+    is_found = recalled(objects, thresholds).astype(int)
+    write_table("objects.csv", objects.labels >= 0, objects.true, objects.labels, {"hit": is_found})
+    columns = {
+        "score": np.strings.mod("%.4f", objects.scores),
+        "above_threshold": (objects.scores >= thresholds[:, None]).astype(int),
+        "hit": hits(objects).astype(int),
+    }
+    write_table("predictions.csv", objects.scores > 0, objects.boxes, objects.classes, columns)
 
 
 def to_proofread(

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmarks import atomic, baselines, calibration, detection, landmarks, report, runs, trained
 from jaxmarks import config as configs
-from jaxmarks.baselines import blobs, mean_shape, registration
+from jaxmarks.baselines import blobs, mean_shape, registration, regression_trees
 from jaxmarks.data.loading import Dataset
 from jaxmarks.data.samples import Samples, to_source
 from jaxmarks.trained import Held
@@ -157,6 +157,8 @@ def baseline(name: str, train: Samples, tested: Samples, columns: list[slice]) -
         )
         if name == "mean_shape":
             frame_points = mean_shape.predict(mean_shape.fit(train_part.points, train_part.visible), len(test_part))
+        elif name == "regression_trees":
+            frame_points = regression_trees.predict(regression_trees.fit(train_part), test_part.images)
         else:
             frame_points, _ = registration.predict(registration.fit(train_part), test_part.images)
         points[tested.domain == domain, domain_columns] = to_source(test_part.to_source, frame_points)

@@ -321,7 +321,8 @@ def higher_is_better(metric: str) -> bool:
     """Whether a higher value of the metric is better."""
     good = {
         "r2", "explained_variance", "pearson", "success_rates", "hit_rates", "sdr_mm", "pck", "oks", "map_oks",
-        "f1", "f1_golden", "map50", "ap50", "precision", "recall", "median_iou", "worst_5_percent_iou", "within_told",
+        "f1", "f1_golden", "map", "map50", "ap50", "precision", "recall", "auc", "median_iou", "worst_5_percent_iou",
+        "within_told",
     }  # fmt: skip
     return not good.isdisjoint(metric.split("."))
 

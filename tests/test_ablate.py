@@ -364,7 +364,16 @@ def test_invalid_grid_values_are_reported_before_any_run(tmp_path, old, new, mes
 
 
 @pytest.mark.parametrize(
-    "metric", ["f1", "by_class.thin.ap50", "by_class.thin.recall", "success_rates.40", "volume.worst_5_percent_iou"]
+    "metric",
+    [
+        "f1",
+        "map",
+        "by_class.thin.ap50",
+        "by_class.thin.recall",
+        "success_rates.40",
+        "presence.auc",
+        "volume.median_iou",
+    ],
 )
 def test_higher_is_better_for_scores_and_rates(metric):
     assert ablate.higher_is_better(metric)

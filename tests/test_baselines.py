@@ -1,12 +1,17 @@
 """The baselines, registration and mean shape, on shapes whose transform is known."""
 
+import contextlib
 import dataclasses
+import importlib.util
+import sys
+import types
 
 import numpy as np
 import pytest
 from skimage.draw import polygon2mask
 
-from jaxmarks.baselines import mean_shape, registration
+from jaxmarks import baselines
+from jaxmarks.baselines import mean_shape, registration, regression_trees
 from jaxmarks.data.samples import Samples
 
 # An asymmetric polygon with a notch; x and y relative to its centre.
@@ -120,3 +125,56 @@ def test_missing_landmarks_take_the_mean_and_featureless_ones_stay():
     flat, points = np.full((120, 160, 3), 99, np.uint8), np.array([[30.5, 40.5], [90.0, 60.0]])
     model = registration.Model(None, 1, points, registration.describe(registration.grey(flat), points), (120, 160), 1)
     np.testing.assert_allclose(registration.refine(model, flat, np.eye(2), np.array([3.0, -2.0])), points + [3, -2])
+
+
+def test_regression_trees_follow_the_shape(monkeypatch):
+    pytest.importorskip("dlib", reason="the extra dlib is not installed")
+    monkeypatch.setitem(regression_trees.OPTIONS, "oversampling_amount", 20)
+    rng = np.random.default_rng(0)
+    poses = [(rng.uniform(-0.3, 0.3), rng.uniform(0.9, 1.1), (80, 60) + rng.uniform(-8, 8, 2)) for _ in range(40)]
+    train, test = samples(*poses[:32]), samples(*poses[32:])
+    train.visible[::3, 1], train.points[::3, 1] = False, 0
+    train.visible[:, 4], train.points[:, 4] = False, 0
+    train.visible[5], train.points[5] = False, 0
+    model = regression_trees.fit(train)
+    points = regression_trees.predict(model, test.images)
+    np.testing.assert_array_equal(points, regression_trees.predict(regression_trees.fit(train), test.images))
+    error = lambda points: np.linalg.norm(points - test.points, axis=-1)[:, model.known].mean()
+    assert error(points) < 0.2 * error(mean_shape.predict(model.mean, 8))
+    np.testing.assert_array_equal(points[:, 4], np.tile(model.mean[4], (8, 1)))  # visible nowhere
+    train.visible[:] = False
+    np.testing.assert_array_equal(regression_trees.predict(regression_trees.fit(train), test.images), 0)
+
+
+def test_regression_trees_give_dlib_whole_pixels_and_read_their_centres(monkeypatch):
+    """dlib numbers pixels from 0, and its points lie on their centres; ours from the corner of the first pixel."""
+    given = types.SimpleNamespace()
+
+    def train(images, shapes, options):
+        given.images, given.shapes, given.options = images, shapes, options
+        parts = [types.SimpleNamespace(x=x, y=y) for x, y in shapes[0][0][1]]
+        return lambda image, box: types.SimpleNamespace(parts=lambda: parts)
+
+    dlib = types.SimpleNamespace(
+        rectangle=lambda *corners: corners, point=lambda x, y: (x, y), train_shape_predictor=train,
+        full_object_detection=lambda box, parts: (box, parts), shape_predictor_training_options=types.SimpleNamespace,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "dlib", dlib)
+    some = samples(*THREE)
+    some.visible[1, 2] = False
+    points = regression_trees.predict(regression_trees.fit(some), some.images)
+    np.testing.assert_array_equal(points, np.tile(np.floor(some.points[0]) + 0.5, (3, 1, 1)))
+    assert given.shapes[1][0][1][2] == (regression_trees.MISSING, regression_trees.MISSING)
+    assert all(image.dtype == np.uint8 and image.shape == (120, 160) for image in given.images)
+    x0, y0, x1, y1 = given.shapes[0][0][0]
+    low, high = (getattr(mean_shape.fit(some.points, some.visible), bound)(0) for bound in ("min", "max"))
+    np.testing.assert_allclose([x0, y0], low - 0.1 * (high - low), atol=0.5)
+    np.testing.assert_allclose([x1, y1], high + 0.1 * (high - low), atol=0.5)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_baseline_without_its_library_is_refused(installed, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    baselines.check(("mean_shape", "registration"), objects=False)
+    with contextlib.nullcontext() if installed else pytest.raises(ValueError, match=r"pip install 'jaxmarks\[dlib\]'"):
+        baselines.check(("regression_trees",), objects=False)

@@ -125,7 +125,6 @@ def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
     dict of the loss's terms by name. Under pmap `axis` is the name of the device axis, `DEVICE_AXIS`; total, count and
     the gradient are then those of the whole batch. `mixup`, if above 0, is the alpha of `mix`.
     """
-    add = (lambda tree: lax.psum(tree, axis)) if axis else (lambda tree: tree)
     augment_key, dropout_key, mixup_key = jax.random.split(key, 3)
     batch = gather(data, rows, task.versions)
     batch = task.augment(keys_of(augment_key, rows), batch)
@@ -142,7 +141,7 @@ def train_step(state, data, rows, key, *, task, tx, mixup=0.0, axis=None):
         return sum(jax.tree.leaves(total)), (total, count, changed)
 
     (_, (total, count, changed)), grads = jax.value_and_grad(total_loss, has_aux=True)(state.variables["params"])
-    total, count, grads = add((total, count, grads))
+    total, count, grads = lax.psum((total, count, grads), axis or ())  # over no axis: as they are
     # Without a visible landmark count and gradient are 0; max(count, 1) prevents 0 / 0.
     grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.variables["params"])
@@ -196,7 +195,7 @@ def valid_step(variables, data, rows, *, task, prepare, axis=None):
     if visible is not None and visible.shape[1]:
         distances = metrics.distances(task.head.decode(outputs)[0], batch["points"]) * batch["delta"][:, None]
         sums["distance_px"] = (jnp.sum(jnp.where(visible, distances, 0)), jnp.sum(visible.astype(distances.dtype)))
-    return lax.psum(sums, axis) if axis else sums
+    return lax.psum(sums, axis or ())
 
 
 def statistics_step(variables, data, rows, *, task, prepare, axis=None):
@@ -210,8 +209,7 @@ def statistics_step(variables, data, rows, *, task, prepare, axis=None):
     zeroed = variables | {"batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
     dropout = {"dropout": jax.random.key(0)}
     _, changed = task.apply(zeroed, prepare(batch)["images"], train=True, rngs=dropout, mutable=["batch_stats"])
-    count = jnp.sum(batch["real"].astype(jnp.float32))
-    count = lax.psum(count, axis) if axis else count
+    count = lax.psum(jnp.sum(batch["real"].astype(jnp.float32)), axis or ())
     return jax.tree.map(lambda value: count * value / (1 - MOMENTUM), changed["batch_stats"]), count
 
 
@@ -248,7 +246,7 @@ def predict(call: Callable, networks, images, *, batch_size: int):
 
 
 class Runner(NamedTuple):
-    """One way of running the training steps.
+    """One way of running the steps of training and evaluation.
 
     Attributes:
       put: places a state, variables or the data, which may lie on the host, on the devices.
@@ -306,9 +304,11 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
     one_by_one = [compiled_training(step) for step in task_steps]
     all_at_once = [compiled_training(functools.partial(scan, step)) for step in task_steps]
 
-    def shown(data, parts, stream):
-        """Yields the data from which a step gathers each of the parts, rows (...)."""
+    def shown(data, parts, stream, results):
+        """Yields the data from which a step gathers each of the parts, rows (...); the caller appends the results."""
         for images in stream(parts) if stream else [None] * len(parts):
+            if stream and len(results) > 2:
+                jax.block_until_ready(results[-3])  # no more than two batches wait on the device
             yield data if images is None else data | {"streamed": as_array(images)}
 
     def run(state, data, rows, key, first=0, stream=None, task_index=None):
@@ -319,12 +319,10 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
             return state, [get(loss)]
         losses: list = []
         parts = [spread(batch) for batch in rows]
-        batches_data = shown(data, parts, stream)
+        batches_data = shown(data, parts, stream, losses)
         for index, part_data, part, batch_key in zip(task_index, batches_data, parts, keys, strict=True):
             state, loss = one_by_one[index](state, part_data, part, batch_key)
             losses.append(get(loss))
-            if stream and len(losses) > 2:
-                jax.block_until_ready(losses[-3])  # no more than two batches wait on the device
         return state, losses
 
     def evaluator(step):
@@ -332,10 +330,8 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
 
         def evaluate(variables, data, rows, stream=None):
             variables, parts, results = put(variables), [spread(batch) for batch in rows], []
-            for part_data, part in zip(shown(data, parts, stream), parts, strict=True):
+            for part_data, part in zip(shown(data, parts, stream, results), parts, strict=True):
                 results.append(get(step(variables, part_data, part)))
-                if stream and len(results) > 2:
-                    jax.block_until_ready(results[-3])  # as above
             return results
 
         return evaluate

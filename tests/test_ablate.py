@@ -373,6 +373,7 @@ def test_invalid_grid_values_are_reported_before_any_run(tmp_path, old, new, mes
         "success_rates.40",
         "presence.auc",
         "volume.median_iou",
+        "volume.worst_5_percent_iou",
     ],
 )
 def test_higher_is_better_for_scores_and_rates(metric):

@@ -1,4 +1,4 @@
-"""The baselines, registration and mean shape, on shapes whose transform is known."""
+"""The baselines for landmarks on shapes whose transform is known, and what they refuse."""
 
 import contextlib
 import dataclasses

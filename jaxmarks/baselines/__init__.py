@@ -8,9 +8,9 @@ OBJECTS = ("blobs",)
 
 
 def check(names: Sequence[str], *, objects: bool) -> None:
-    """Raises ValueError if one of the names is not a baseline for landmarks, or for objects if `objects` is set.
+    """Raises ValueError for a name that is not a baseline for landmarks, or for objects if `objects` is set.
 
-    It also raises it if a baseline's library is not installed.
+    The same for a baseline that needs a library which is not installed.
     """
     choices = OBJECTS if objects else LANDMARKS
     for name in names:

@@ -1,8 +1,8 @@
 """Ensembles of regression trees (Kazemi and Sullivan, CVPR 2014) as dlib trains them: the method of ml-morph.
 
-A cascade of trees moves all landmarks together from the mean shape, by differences between pixels near them. It trains
-in seconds, without a network. ml-morph first finds the specimen with a detector; here a specimen is taken to lie where
-the mean shape does, and training starts from shapes moved about there. dlib rounds landmarks to whole pixels.
+A cascade of trees moves all landmarks together from the mean shape, by differences between pixels near them. On a few
+dozen photographs it trains in seconds. ml-morph first finds the specimen with a detector; here a specimen is taken to
+lie where the mean shape does, and training starts from shapes moved about there. dlib rounds landmarks to whole pixels.
 """
 
 import os

@@ -12,6 +12,7 @@ import functools
 import json
 import operator
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,11 +164,14 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
         settings = configs.stage(config, name)
         for member in runs.members(settings):
             folder = runs.folder_of(workdir, name, member)
-            if checkpoint.note(folder / "last"):
+            last_note = checkpoint.note(folder / "last")
+            source_of = functools.partial(runs.source_of, config, workdir, stage_names[:number], member)
+            refuse_other_source(last_note or checkpoint.note(folder / "resume"), f"{name} fold {member}", source_of)
+            if last_note:
                 if processes.lead():
                     checkpoint.remove(folder / "resume")  # left if a kill came after `last` was saved
                 continue
-            source = runs.source_of(config, workdir, stage_names[:number], member)
+            source = source_of()
             training = Training(settings, workdir, name, member, dataset, source)
             try:
                 with processes.deferring_signals():
@@ -234,6 +238,7 @@ class Training:
         data_facts = facts(dataset) | tasks.fitted_facts(settings, samples, train_samples)
         network, self.task = tasks.build(settings, data_facts, dataset.flip)
         self.data: dict = {"digest": samples.digest} | splits.split_record(self.split, settings, samples, versions)
+        self.data["source"] = checkpoint.note(source)["sha256"] if source else None
         earlier_splits = caveats.seen(source)
         problems = caveats.of_training(settings, dataset, member, self.data, source, earlier_splits)
         if settings.data.get("pose") in configs.TURNED_POSES and "shape" not in data_facts:
@@ -460,6 +465,23 @@ def refuse_others(note: dict | None, name: str, samples) -> None:
         f"{name}: the data have changed since it was trained: {', '.join(changes)}. Name another"
         " --workdir to train on the new data, or score this run on them with --mode=evaluate"
     )
+
+
+def refuse_other_source(note: dict | None, name: str, source_of: Callable[[], Path | None]) -> None:
+    """Raises ValueError if the network with this note started from another network than it would start from now.
+
+    A source that is gone (`source_of` raises FileNotFoundError) is not compared.
+    """
+    try:
+        source = source_of() if note else None
+    except FileNotFoundError:
+        return
+    started_from = note["data"].get("source") if note else None
+    if source and started_from and checkpoint.note(source)["sha256"] != started_from:
+        raise ValueError(
+            f"{name}: it started from another network than the one that is now in {source}. To train from that one,"
+            " name another --workdir or delete this folder"
+        )
 
 
 def refuse_unscored(settings, samples) -> None:

@@ -227,6 +227,29 @@ def test_init_from_takes_the_last_stage_that_is_trained(two_stages, tmp_path):
     assert runs.source_of(start, tmp_path, [], member) == root / "run/checkpoints/train/fold0/best"
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_refuses_to_go_on_once_its_source_was_trained_anew(stopped, two_stages, tmp_path, monkeypatch):
+    """Trained or stopped before its end, it would mix two sources; one that is gone says nothing."""
+    shutil.copytree(two_stages[0] / "run", tmp_path / "source")
+    config = get_config(**{"init_from": str(tmp_path / "source"), "data.count": 8, "train.checkpoint_seconds": 0})
+    if stopped:
+        monkeypatch.setattr(processes, "stop_requested", lambda: True)
+        with pytest.raises(InterruptedError):
+            train.train(config, tmp_path / "run")
+        monkeypatch.undo()
+    else:
+        train.train(config, tmp_path / "run")
+        train.train(config, tmp_path / "run")  # the same source: nothing to do
+    best = tmp_path / "source/checkpoints/train/fold0/best"
+    variables, note = checkpoint.restore(best)
+    checkpoint.save(best, jax.tree.map(lambda x: x + 1, variables), note)
+    with pytest.raises(ValueError, match=rf"fold 0: it started from another network than the one .* in {best}"):
+        train.train(config, tmp_path / "run")
+    if not stopped:
+        shutil.rmtree(tmp_path / "source")
+        train.train(config, tmp_path / "run")
+
+
 def test_one_command_writes_to_a_folder_at_a_time(tmp_path):
     with runs.locked(tmp_path):
         command = f"from jaxmarks import runs\nwith runs.locked({str(tmp_path)!r}): print('in')"

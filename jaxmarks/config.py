@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Container
 from pathlib import Path
 
 import ml_collections
@@ -45,7 +46,7 @@ def variants(text: str | None, *, flags: tuple[str, ...], options: dict[str, tup
       options: the variants that take one, with the values allowed (an empty tuple allows all).
 
     Raises:
-      ValueError: an unknown variant or value; the message lists those that exist.
+      ValueError: an unknown variant or value; the message lists those that exist. The same if two values are given.
     """
     options = options or {}
     chosen: dict = {}
@@ -56,6 +57,8 @@ def variants(text: str | None, *, flags: tuple[str, ...], options: dict[str, tup
         elif separator and key in options:
             if options[key] and value not in options[key]:
                 raise ValueError(f"config variant {word!r}: {key} must be one of {', '.join(options[key])}")
+            if chosen.get(key, value) != value:
+                raise ValueError(f"config variant {word!r}: {key}={chosen[key]} is given, too; leave one of them out")
             chosen[key] = value
         else:
             choices = [*flags, *(f"{name}=..." for name in options)]
@@ -144,6 +147,34 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"--config.init_skip={skip}: it has no effect without --config.init_from or --config.weights;"
             " leave it empty"
+        )
+
+
+def check_given(config: ml_collections.ConfigDict, text: str, given: Container[str]) -> None:
+    """Raises ValueError if the command line names no data for a config that needs it, or if a key has no effect.
+
+    Args:
+      config: the config.
+      text: its variants, as `variants` parses them. With `own`, it must not train on phantoms.
+      given: the keys that `--config.KEY=VALUE` sets.
+    """
+    data, marks = config.data, "boxes" if "boxes" in config.data else "landmarks"
+    is_own = any(word.partition("=")[0] == "own" for word in text.split(","))
+    for name in (data.get("sets") or ("",)) if is_own else ():
+        key, section = (f"data.sets.{name}", data.sets[name]) if name else ("data", data)
+        if not section.get("images"):
+            raise ValueError(
+                f"the variant {text} is for your own data: give --config.{key}.images=DIR --config.{key}.{marks}=FILE"
+            )
+    if config.train.epochs and config.train.steps and "train.steps" in given:
+        raise ValueError(
+            f"--config.train.steps={config.train.steps} has no effect, as --config.train.epochs={config.train.epochs}"
+            " sets the length: give --config.train.epochs=0, too"
+        )
+    if len(config.data.size) and "data.pixels" in given:
+        raise ValueError(
+            f"--config.data.pixels={config.data.pixels} has no effect, as --config.data.size={tuple(config.data.size)}"
+            ' sets the size: give --config.data.size="()", too'
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxmarks import atomic, baselines, calibration, detection, landmarks, report, runs, trained
 from jaxmarks import config as configs
 from jaxmarks.baselines import blobs, mean_shape, registration, regression_trees
+from jaxmarks.data import records
 from jaxmarks.data.loading import Dataset
 from jaxmarks.data.samples import Samples, to_source
 from jaxmarks.trained import Held
@@ -97,7 +98,7 @@ def score_landmarks(folds: Iterable[Held], baseline_names: tuple[str, ...], data
     summary = scores_of(methods, dataset.disagreement)
     predictions = methods["network"]
     summary |= {"names": dataset.names, "failures": problems, "parameters": parameters(held)}
-    summary["unscored"] = unscored(samples, predictions.name)
+    summary |= coverage(samples, predictions.name)
     if dataset.sets:
         summary["sets"] = score_sets(methods, problems, dataset, out)
     if dataset.volumes:
@@ -203,13 +204,19 @@ def score_objects(folds: Iterable[Held], baseline_names: tuple[str, ...], datase
         "failures": problems + class_problems + detection.undetected_class_problems(summary["by_class"]),
         "parameters": parameters(held),
         "ms_per_image": np.mean(milliseconds),
-        "unscored": unscored(samples, predictions.name),
+        **coverage(samples, predictions.name),
     }
 
 
-def unscored(samples: Samples, scored) -> int:
-    """Counts the images that are not among the names `scored`: no trained fold held them out."""
-    return len(np.setdiff1d(samples.name, scored))
+def coverage(samples: Samples, scored: np.ndarray) -> dict:
+    """Returns the summary's "unscored", the number of images that no trained fold held out, and "scored".
+
+    "scored" is the SHA-256 of the names of the scored images, by which runs on different test images are told apart.
+    """
+    return {
+        "unscored": len(np.setdiff1d(samples.name, scored)),
+        "scored": records.fingerprint(np.unique(scored).tolist()),
+    }
 
 
 def blob_detections(train: Samples, tested: Samples) -> detection.Found:

@@ -166,27 +166,6 @@ def check_flags():
         raise ValueError(f"--{stray[0]}: this flag is for several processes; give their number, too, with --processes")
 
 
-def inputs_of(data) -> list[str]:
-    """Returns the files and folders that a config's `data` names."""
-    sections = [data, *(data.get("sets") or {}).values()]
-    paths = [one.get(key) for one in sections for key in ("images", "landmarks", "boxes", "volume") if one.get(key)]
-    return [part.strip() for path in paths for part in ([path] if Path(path).exists() else path.split(","))]
-
-
-def refuse_unnamed_data(data) -> None:
-    """Raises ValueError if the config's variant is `own` but it names no images: it would train on phantoms."""
-    path, _, variants = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    if not any(word.partition("=")[0] == "own" for word in variants.split(",")):
-        return
-    marks = "boxes" if "boxes" in data else "landmarks"
-    for name in data.get("sets") or ("",):
-        key, section = (f"data.sets.{name}", data.sets[name]) if name else ("data", data)
-        if not section.get("images"):
-            raise ValueError(
-                f"{path}:{variants} is for your own data: give --config.{key}.images=DIR --config.{key}.{marks}=FILE"
-            )
-
-
 def overrides() -> dict:
     """Returns the values that --config.KEY=VALUE sets, by KEY."""
     return config_flags.get_override_values(flags.FLAGS["config"])
@@ -243,26 +222,22 @@ def explicit_flags() -> set[str]:
 
 def default_workdir() -> str:
     """Returns the default run folder: runs/beetle-smoke for configs/beetle.py:smoke."""
-    path, _, variants = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return "/".join(["runs", "-".join([Path(path).stem, *filter(None, variants.replace("=", "-").split(","))])])
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    return "/".join(["runs", "-".join([Path(path).stem, *filter(None, variants().replace("=", "-").split(","))])])
+
+
+def variants() -> str:
+    """Returns the config's variants, the text after the colon of --config."""
+    return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2]
 
 
 def train(config, workdir):
     """Trains what is not trained yet, scores it on held-out images, and writes the report."""
+    from jaxmarks import config as configs
     from jaxmarks import evaluate, processes, report, runs
     from jaxmarks import train as training
 
-    refuse_unnamed_data(config.data)
-    if config.train.epochs and overrides().get("train.steps"):
-        raise ValueError(
-            f"--config.train.steps={config.train.steps} has no effect, as --config.train.epochs={config.train.epochs}"
-            " sets the length: give --config.train.epochs=0, too"
-        )
-    if len(config.data.size) and "data.pixels" in overrides():
-        raise ValueError(
-            f"--config.data.pixels={config.data.pixels} has no effect, as --config.data.size={tuple(config.data.size)}"
-            ' sets the size: give --config.data.size="()", too'
-        )
+    configs.check_given(config, variants(), overrides())
     datasets = training.train(config, workdir)
     if not processes.leave():
         return
@@ -293,7 +268,7 @@ def evaluate(config, workdir):
             "the run's own data include some of these photographs or specimens: each is scored by the networks that"
             " did not see it"
         )
-    with results.folder("evaluate", workdir, named=OUT.value, inputs=inputs_of(data)) as out:
+    with results.folder("evaluate", workdir, named=OUT.value, inputs=loading.inputs_of(data)) as out:
         if own_data:
             summary = evaluation.of_run(runs.config_of(workdir), workdir, dataset, out=out)
             if unscored := summary["unscored"]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmarks import augment, checkpoint, closer, heads, models, optim, processes, steps
+from jaxmarks import augment, baselines, checkpoint, closer, heads, models, optim, processes, steps
 from jaxmarks import config as configs
 from jaxmarks.data.fitting import STEP
 from jaxmarks.data.loading import known_facts
@@ -26,7 +26,17 @@ def check(config) -> None:
         models.build(settings.model)
         if settings.weights:
             models.check_weights(settings.model, settings.weights)
+        heads.build(settings.head, size=tuple(settings.data.size) or (64, 64), **placeholder_facts(settings))
+        augment.build(settings.augment, channels=settings.channels)
         optim.build(settings.optimizer, epochs=1, steps_per_epoch=1)
+    baselines.check(settings.baselines, objects="boxes" in settings.data)  # or scoring would fail after the training
+
+
+def placeholder_facts(settings) -> dict:
+    """Returns `facts` with which a head can be built while the data are unknown."""
+    if "boxes" not in settings.data:
+        return {"landmarks": 1}
+    return {"classes": 1, "sizes": (16.0, 16.0), "anchors": [(16.0, 16.0)]}
 
 
 def build(settings, facts: dict, flip=None, size=None):

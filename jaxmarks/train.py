@@ -25,7 +25,6 @@ import optax
 from jaxmarks import (
     atomic,
     augment,
-    baselines,
     caveats,
     checkpoint,
     evaluate,
@@ -132,8 +131,6 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
     fill_in(config, workdir)
     configs.check(config)  # a value that was filled in may not suit every stage
     datasets, stage_names = {}, runs.stages(config)
-    last = configs.stage(config, stage_names[-1])
-    baselines.check(last.baselines, objects="boxes" in last.data)  # or scoring would fail after the training
     refuse_other_processes(config)
     runs.refuse_another(config, workdir)
     for name in stage_names:  # check all before training the first, which may take hours
@@ -238,7 +235,7 @@ class Training:
         data_facts = facts(dataset) | tasks.fitted_facts(settings, samples, train_samples)
         network, self.task = tasks.build(settings, data_facts, dataset.flip)
         self.data: dict = {"digest": samples.digest} | splits.split_record(self.split, settings, samples, versions)
-        self.data["source"] = checkpoint.note(source)["sha256"] if source else None
+        self.data["source"] = (checkpoint.note(source) or {}).get("sha256") if source else None
         earlier_splits = caveats.seen(source)
         problems = caveats.of_training(settings, dataset, member, self.data, source, earlier_splits)
         if settings.data.get("pose") in configs.TURNED_POSES and "shape" not in data_facts:
@@ -477,7 +474,7 @@ def refuse_other_source(note: dict | None, name: str, source_of: Callable[[], Pa
     except FileNotFoundError:
         return
     started_from = note["data"].get("source") if note else None
-    if source and started_from and checkpoint.note(source)["sha256"] != started_from:
+    if source and started_from and (checkpoint.note(source) or {}).get("sha256") != started_from:
         raise ValueError(
             f"{name}: it started from another network than the one that is now in {source}. To train from that one,"
             " name another --workdir or delete this folder"

@@ -17,16 +17,20 @@ A grid file defines `get_grid(text="")`, where `text` is what follows the colon.
 A cell's overrides take precedence over those of all cells, and `--config.key=value` on the command line over both. All
 runs are checked before the first is trained. Each is a run of `python -m jaxmarks.main` with the workdir
 DIR/<row>--<column>/<seed> and its output in `log.txt` there. If a run fails, it is listed as failed, the runs that
-start from it are not trained, the others go on, and the exit status is 1. Completed runs are not repeated: after a
-kill, give the same command. With `--share` the command trains only the I-th of N parts, I from 0, for the tasks of a
-cluster (`launch/slurm_array.sh`) that share DIR.
+start from it are not trained, the others go on, and the exit status is 1. Completed runs are not repeated unless their
+data or the run that they start from have changed: after a kill, give the same command. With `--share` the command
+trains only the I-th of N parts, I from 0, for the tasks of a cluster (`launch/slurm_array.sh`) that share DIR.
 
-Writes `table.csv` (a line per run), `table.md` and `table.html` to DIR.
+Writes `table.csv` (a line per run), `table.md` and `table.html` to DIR. Of each column they mark the best among the
+cells whose seeds are all complete, if these are scored on the same images.
 """
 
 import argparse
 import collections
+import contextlib
+import difflib
 import functools
+import json
 import math
 import os
 import re
@@ -46,6 +50,7 @@ from experiments import (
     check_keys,
     default_workdir,
     end_with_children,
+    fingerprint,
     hardware,
     load,
     make,
@@ -65,6 +70,8 @@ from jaxmarks.report import tables
 
 GRID_KEYS = {"config", "cells", "overrides", "seeds", "metrics"}
 CELL_KEYS = {"row", "column", "config", "overrides", "after"}
+# The file in a run's folder that records its last attempt: the `fingerprint` of what it read, and how it failed, or "".
+ATTEMPT = "attempt.json"
 DASH = "\N{EN DASH}"
 
 
@@ -106,9 +113,15 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
     except (ValueError, OSError) as error:
         sys.exit(f"ablate: {error}")
     started = time.perf_counter()
-    results, failures = finished(runs, grid["metrics"]), dict[Path, str]()
+    results, failures = dict[Path, dict](), dict[Path, str]()
+    survey(runs, results, failures)
     part_runs = runs_of_part(runs, *options.share)
-    todo = [run for run in part_runs if run.folder not in results]
+    todo: dict[Path, Run] = {}
+    for run in part_runs:
+        if run.folder not in results or run.after in todo:
+            todo[run.folder] = run
+            results.pop(run.folder, None)
+            (run.folder / ATTEMPT).unlink(missing_ok=True)
     print(f"{len(part_runs)} runs, {len(part_runs) - len(todo)} of them complete: {options.workdir}", flush=True)
     about = {
         "title": grid["title"],
@@ -119,27 +132,24 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
     environment = dict(os.environ)
     if options.jobs > 1:  # by default each process takes three quarters of a GPU's memory
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / options.jobs:.3f}")
-    other_runs = [run for run in runs if run not in part_runs]
 
     def update_tables():
-        results.update(finished(other_runs, grid["metrics"]))
+        survey(runs, results, failures)
         write(options.workdir, runs, results, failures, about | {"elapsed": time.perf_counter() - started})
 
     update_tables()
     with ThreadPoolExecutor(options.jobs) as pool:
-        futures: dict = {}
-        for run in todo:
-            source = futures.get(run.after)  # submitted, and so started, before this run
-            futures[run.folder] = pool.submit(train, run, grid["metrics"], launch, environment, source)
-        waiting = {futures[run.folder]: run for run in todo}
+        futures: dict[Path, Future] = {}
+        for run in todo.values():
+            source = futures.get(run.after) if run.after else None  # submitted, and so started, before this run
+            futures[run.folder] = pool.submit(train, run, launch, environment, source)
+        waiting = {futures[folder]: run for folder, run in todo.items()}
         try:
             for number, future in enumerate(as_completed(waiting), 1):
                 run = waiting[future]
                 try:
-                    results[run.folder] = future.result()
-                    outcome = shown(results[run.folder], grid["metrics"][0])
+                    outcome = shown(future.result(), grid["metrics"][0])
                 except RunError as error:
-                    failures[run.folder] = str(error)
                     outcome = f"failed: {str(error).strip()}"
                 print(f"[{number}/{len(todo)}] {name(run)}, seed {run.seed}: {outcome}", flush=True)
                 update_tables()
@@ -149,7 +159,9 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
             raise
     print((options.workdir / "table.md").read_text())
     print(options.workdir / "table.html")
-    return len(failures)
+    if missing := missing_metrics(results, grid["metrics"]):
+        sys.exit(f"ablate: {'; '.join(missing)}")
+    return sum(run.folder in failures for run in part_runs)
 
 
 def parse(arguments):
@@ -165,7 +177,8 @@ def parse(arguments):
         "--share", default="0/1", help="I/N: train only the I-th of N parts of the grid, counted from 0"
     )
     options, rest = parser.parse_known_args(arguments)
-    options.workdir = options.workdir or default_workdir(options.grid)
+    # Absolute and without "..", as the configs of runs that start from another one contain it.
+    options.workdir = Path(os.path.abspath(options.workdir or default_workdir(options.grid)))
     if options.jobs < 1:
         parser.error(f"--jobs={options.jobs}: give at least 1")
     match = re.fullmatch(r"(\d+)/(\d+)", options.share)
@@ -190,6 +203,9 @@ def load_grid(text: str) -> dict:
         check_keys("cell key", cell, CELL_KEYS)
         if "row" not in cell:
             raise ValueError(f"{text}: the cell {cell} has no row")
+    for section in (grid, *grid["cells"]):
+        if not isinstance(overrides := section.get("overrides", {}), dict):
+            raise ValueError(f'{text}: overrides={overrides!r}; give a dict, as {{"train.steps": 300}}')
     return grid | {"title": title}
 
 
@@ -197,8 +213,8 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
     """Returns the runs of all cells and seeds, with their configs checked.
 
     Raises:
-      ValueError: the config lacks a key or does not accept a value, a seed is among the overrides, two runs share a
-        folder, or an "after" names no earlier cell.
+      ValueError: the config lacks a key or does not accept a value, a seed is among the overrides, an "after" names no
+        earlier cell, or two runs share a folder or are the same.
     """
     runs: list[Run] = []
     for cell in grid["cells"]:
@@ -218,10 +234,14 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
                     f"after={cell['after']!r} names no earlier cell; the earlier ones are: {', '.join(cells) or 'none'}"
                 )
             for seed in seeds or grid["seeds"]:
-                folder = workdir / "--".join(filter(None, [slug(row), slug(column)])) / str(seed)
+                labels = "--".join(filter(None, [slug(row), slug(column)]))
+                if len(labels.encode()) > 255:
+                    raise ValueError("its folder cannot have this long a name: shorten the labels")
+                folder = workdir / labels / str(seed)
                 start = {"init_from": sources[seed]} if sources else {}
                 options = [f"--config.{key}={value}" for key, value in (overrides | start | {"seed": seed}).items()]
                 settings = resolve([f"--config={config}", *options])
+                configs.check_given(settings, config.partition(":")[2], overrides)
                 tasks.check(settings)
                 fitting.fill_in(settings.data)
                 arguments = [f"--config={config}", *options, f"--workdir={folder}"]
@@ -232,6 +252,14 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
     for folder, count in collections.Counter(run.folder for run in runs).items():
         if count > 1:
             raise ValueError(f"{count} runs share the folder {folder}: give the cells different labels")
+    by_config: dict[str, Run] = {}
+    for run in runs:
+        twin = by_config.setdefault(run.config.to_json(sort_keys=True), run)
+        if twin is not run:
+            raise ValueError(
+                f"the cells {name(twin)} and {name(run)} are the same run: what tells them apart has no effect, or"
+                " other overrides, which take precedence, set the same keys"
+            )
     return runs
 
 
@@ -248,39 +276,62 @@ def runs_of_part(runs: list[Run], part: int, parts: int) -> list[Run]:
     return [run for run in runs if family[run.folder] % parts == part]
 
 
-def finished(runs: list[Run], metrics) -> dict[Path, dict]:
-    """Returns the summaries of the complete runs, by folder."""
-    return {run.folder: summary for run in runs if (summary := complete(run, metrics))}
+def survey(runs: list[Run], results: dict[Path, dict], failures: dict[Path, str]) -> None:
+    """Adds the runs that have been completed or have failed since, in this command or another one, by folder.
+
+    `results` receives their summaries, `failures` the messages of those that are not complete.
+    """
+    for run in runs:
+        if run.folder in results:
+            continue
+        failures.pop(run.folder, None)
+        if summary := complete(run):
+            results[run.folder] = summary
+        elif message := read_attempt(run).get("failed"):
+            failures[run.folder] = message
 
 
-def complete(run: Run, metrics) -> dict | None:
-    """Returns a run's summary, or None if it is missing, lacks a metric, or belongs to another config."""
+def read_attempt(run: Run) -> dict:
+    """Returns the record of a run's last attempt; {} if there is none, or if it is still under way."""
+    try:
+        return json.loads((run.folder / ATTEMPT).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def complete(run: Run) -> dict | None:
+    """Returns the summary of a run that has succeeded with this config, and on what it would read now; else None."""
+    if not (summary := summary_of(run)):
+        return None
+    attempt = read_attempt(run)
+    return summary if attempt.get("failed") == "" and attempt["read"] == fingerprint(run.config) else None
+
+
+def summary_of(run: Run) -> dict | None:
+    """Returns a run's summary, or None if it is missing or the folder holds a run with another config."""
     try:
         summary = tables.read_summary(run.folder / "summary.json")
-        same_config = not configs.differences(configs.load(run.folder / "config.json"), run.config)
+        return None if configs.differences(configs.load(run.folder / "config.json"), run.config) else summary
     except (OSError, ValueError):  # missing, or truncated by a kill
         return None
-    has_metrics = all(value(summary, metric, None) is not None for metric in metrics)
-    return summary if same_config and has_metrics else None
 
 
-def train(run: Run, metrics, launch, environment, source: Future | None = None) -> dict:
+def train(run: Run, launch, environment, source: Future | None = None) -> dict:
     """Trains a run once its source has ended; returns its summary. Raises RunError if it, or its source, fails."""
-    if source and source.exception():
-        raise RunError(f"not trained: the run that it starts from failed ({run.after})")
     run.folder.mkdir(parents=True, exist_ok=True)
-    log = run.folder / "log.txt"
-    log_size = log.stat().st_size if log.exists() else 0
-    status = launch(run.arguments, log, environment)
-    summary = complete(run, metrics)
-    if status == 0 and summary:
-        return summary
-    reason = (
-        f"exit status {status}"
-        if status
-        else f"no number for {', '.join(metrics)}: summary.json lacks it, is missing, or is of another config"
-    )
-    raise RunError("\n".join([*tail(log, log_size), f"({reason}; {log})"]))
+    log, read, summary, message = run.folder / "log.txt", "", None, ""
+    if source and source.exception():
+        message = f"not trained: the run that it starts from failed ({run.after})"
+    else:
+        read, log_size = fingerprint(run.config), log.stat().st_size if log.exists() else 0
+        if status := launch(run.arguments, log, environment):
+            message = "\n".join([*tail(log, log_size), f"(exit status {status}; {log})"])
+        elif not (summary := summary_of(run)):
+            message = f"its summary.json is missing or of another config ({log})"
+    atomic.write_json(run.folder / ATTEMPT, {"read": read, "failed": message})
+    if not summary:
+        raise RunError(message)
+    return summary
 
 
 # The tables, of the summaries (`results`) and error messages (`failures`) of the runs so far, by folder.
@@ -288,11 +339,42 @@ def train(run: Run, metrics, launch, environment, source: Future | None = None) 
 
 def value(summary: dict, metric: str, default: float | None = math.nan) -> Any:
     """Returns the number of a summary that a metric names, or `default` if there is none."""
-    key, _, rest = metric.partition(".")
-    if metric not in summary and isinstance(summary.get(key), dict):  # the inner key may have a dot, too: sdr_mm.2.5
-        return value(summary[key], rest, default)
-    found = summary.get(metric)
+    try:
+        found = entry_of(summary, metric)
+    except KeyError:
+        return default
     return found if isinstance(found, int | float) else default
+
+
+def entry_of(summary: dict, metric: str) -> Any:
+    """Returns the entry that a metric names, None also within a section that is null; raises KeyError without one."""
+    if metric in summary:
+        return summary[metric]
+    key, _, rest = metric.partition(".")  # the inner key may have a dot, too: sdr_mm.2.5
+    section = summary[key]
+    if section is None:
+        return None
+    if not isinstance(section, dict):
+        raise KeyError(metric)
+    return entry_of(section, rest)
+
+
+def missing_metrics(results: dict, metrics) -> list[str]:
+    """Describes the metrics that no summary has, with the nearest that one has."""
+
+    def has(summary: dict, metric: str) -> bool:
+        with contextlib.suppress(KeyError):
+            entry_of(summary, metric)
+            return True
+        return False
+
+    keys = dict.fromkeys(key for summary in results.values() for key in paths(summary))
+    near = lambda metric: ", ".join(difflib.get_close_matches(metric, keys, n=3, cutoff=0.4)) or "mean_distance_px"
+    return [
+        f"no summary.json has the metric {metric}; the nearest are {near(metric)}"
+        for metric in metrics
+        if results and not any(has(summary, metric) for summary in results.values())
+    ]
 
 
 def shown(summary: dict, metric: str) -> str:
@@ -308,6 +390,8 @@ def heading(metric: str) -> str:
         return f"share of landmarks within {metric.removeprefix('hit_rates.')} pixels of the network's frame"
     if metric.startswith("sdr_mm."):
         return f"share of landmarks within {metric.removeprefix('sdr_mm.')} mm"
+    if match := re.fullmatch(r"baselines\.([^.]*)\.(.*)", metric):
+        return f"{match[1].replace('_', ' ')}: {heading(match[2])}"
     words, unit = re.fullmatch(r"(.*?)(?:_(px|mm))?", metric).groups()
     return words.replace("_", " ").replace("p95", "95 % within") + (f" ({unit})" if unit else "")
 
@@ -317,14 +401,21 @@ def number(x: float, metric: str) -> str:
     return DASH if math.isnan(x) else f"{x:.{2 if metric.endswith('_px') else 4}f}"
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether a higher value of the metric is better."""
-    good = {
-        "r2", "explained_variance", "pearson", "success_rates", "hit_rates", "sdr_mm", "pck", "oks", "map_oks",
-        "f1", "f1_golden", "map", "map50", "ap50", "precision", "recall", "auc", "median_iou", "worst_5_percent_iou",
-        "within_told",
-    }  # fmt: skip
-    return not good.isdisjoint(metric.split("."))
+# Metrics, or sections of them, of which a higher value is better, and the form of those of which a lower one is.
+HIGHER_IS_BETTER = {
+    "r2", "explained_variance", "pearson", "success_rates", "hit_rates", "sdr_mm", "pck", "oks", "map_oks", "f1",
+    "f1_golden", "map", "map50", "ap50", "precision", "recall", "auc", "median_iou", "worst_5_percent_iou",
+}  # fmt: skip
+LOWER_IS_BETTER = re.compile(
+    r".*(_px|_mm|_degrees)|(.*\.)?(procrustes_distance|centroid_size_std|seconds|ms_per_image|parameters|refused|std_.*)"
+)
+
+
+def better(metric: str) -> str:
+    """Returns "higher" or "lower", whichever is better, or "" if neither is: a signed error, a ratio best at 1."""
+    if LOWER_IS_BETTER.fullmatch(metric):
+        return "lower"
+    return "" if HIGHER_IS_BETTER.isdisjoint(metric.split(".")) else "higher"
 
 
 def over_folds(metric: str) -> str:
@@ -351,7 +442,7 @@ def with_deviation(mean: float, deviation: float, metric: str) -> str:
     return number(mean, metric) + ("" if math.isnan(deviation) else f" ± {number(deviation, metric)}")
 
 
-def network_entry(summaries: list[dict], metric: str, best: float | None, *, seeds: int, failed: int) -> Entry:
+def network_entry(summaries: list[dict], metric: str, *, best: bool, seeds: int, failed: int) -> Entry:
     """Returns a cell's entry from the summaries of its complete runs, and the numbers of its seeds and failed runs."""
     mean, deviation = statistics(summaries, metric, seeds=seeds)
     count = lambda n, what: f"{n} of {seeds} seeds {what}" if seeds > 1 else what
@@ -359,7 +450,7 @@ def network_entry(summaries: list[dict], metric: str, best: float | None, *, see
     notes = ", ".join(count(n, what) for n, what in states if n)
     if not summaries:
         return Entry(notes)
-    return Entry(with_deviation(mean, deviation, metric) + (f" ({notes})" if notes else ""), mean == best)
+    return Entry(with_deviation(mean, deviation, metric) + (f" ({notes})" if notes else ""), best)
 
 
 def baseline_entry(summaries: list[dict], metric: str) -> Entry:
@@ -380,34 +471,66 @@ def layout(runs: list[Run], results: dict, failures: dict, metric: str) -> list[
     networks = {row: {} for row, _ in cells}
     baselines = {method: {} for summaries in completed.values() for s in summaries for method in s["baselines"]}
     for column in dict.fromkeys(column for _, column in cells):
-        means = [statistics(summaries, metric)[0] for (_, c), summaries in completed.items() if c == column]
-        finite_means = [mean for mean in means if not math.isnan(mean)]
-        best = (max if higher_is_better(metric) else min)(finite_means, default=None)
+        best_rows = best_of(runs, results, column, metric)
         for row, entries in networks.items():
             folders, summaries = cells.get((row, column), []), completed.get((row, column), [])
             failed = sum(folder in failures for folder in folders)
-            entries[column] = network_entry(summaries, metric, best, seeds=len(folders), failed=failed)
+            entries[column] = network_entry(summaries, metric, best=row in best_rows, seeds=len(folders), failed=failed)
         for method, entries in baselines.items():
             scored = [s["baselines"] for (_, c), summaries in completed.items() if c == column for s in summaries]
             entries[column] = baseline_entry([scores[method] for scores in scored if method in scores], metric)
     return [*networks.items(), *((method.replace("_", " "), entries) for method, entries in baselines.items())]
 
 
+def best_of(runs: list[Run], results: dict, column: str, metric: str) -> set[str]:
+    """Returns the rows with a column's best value of the metric, among the cells whose seeds are all complete.
+
+    There are none if these are scored on different images (`different_images`), or if no value is better than another.
+    """
+    if not better(metric) or column in different_images(runs, results):
+        return set()
+    folders: dict[str, list[Path]] = collections.defaultdict(list)
+    for run in runs:
+        if run.column == column:
+            folders[run.row].append(run.folder)
+    means = {
+        row: statistics([results[folder] for folder in each], metric)[0]
+        for row, each in folders.items()
+        if results.keys() >= set(each)
+    }
+    finite_means = [mean for mean in means.values() if not math.isnan(mean)]
+    best = (max if better(metric) == "higher" else min)(finite_means, default=None)
+    return {row for row, mean in means.items() if mean == best}
+
+
+def different_images(runs: list[Run], results: dict) -> list[str]:
+    """Returns the columns whose runs so far are not all scored on the same images and numbers of landmarks."""
+    scored: dict[str, set] = collections.defaultdict(set)
+    for run in runs:
+        if summary := results.get(run.folder):
+            scored[run.column].add((summary.get("scored"), summary["images"], summary.get("landmarks")))
+    return [column for column, each in scored.items() if len(each) > 1]
+
+
 def caption(runs: list[Run], results: dict, metric: str) -> str:
-    """Describes what a table shows, and over what its deviations are taken."""
+    """Describes what a table shows, over what its deviations are taken, and which columns rank their cells."""
     seeds = len({run.seed for run in runs})
     with_folds = [r for r in results.values() if value(r, over_folds(metric), None) is not None]
     folds = sorted({len(r.get("folds", [])) for r in with_folds})
     if seeds > 1:
-        spread = f" ± the standard deviation over {seeds} seeds"
+        spread = f" ± the population standard deviation over {seeds} seeds"
         spread += " (of a baseline, over its folds)" if folds else ""
     elif folds:
-        spread = f" ± the standard deviation over {' or '.join(map(str, folds))} folds (one seed)"
+        spread = f" ± the population standard deviation over {' or '.join(map(str, folds))} folds (one seed)"
     else:
         spread = " (one seed)"
-    better = "higher" if higher_is_better(metric) else "lower"
-    text = f"{heading(metric)}{spread}; {better} is better, the best of each column in bold."
-    return text[0].upper() + text[1:]
+    text = f"{heading(metric)}{spread}"
+    if better(metric):
+        text += f"; {better(metric)} is better, the best of each column in bold"
+        if unranked := different_images(runs, results):
+            columns = f"column {', '.join(unranked)}" if any(unranked) else "this column"
+            text += f", but not in {columns}, whose cells are scored on different images"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def describe_data(runs: list[Run], results: dict) -> str:
@@ -425,21 +548,27 @@ def describe_data(runs: list[Run], results: dict) -> str:
 
 
 def records(runs: list[Run], results: dict, failures: dict, metrics) -> list[dict]:
-    """Returns a row for each run: the lines of `table.csv`."""
-    numbers = dict.fromkeys(["mean_distance_px", "std_over_folds_px", "median_px", "p95_px", *metrics])
+    """Returns a row for each run: the lines of `table.csv`, without columns that are empty in all."""
     methods = dict.fromkeys(method for summary in results.values() for method in summary["baselines"])
+    keys = dict.fromkeys(["mean_distance_px", "median_px", "p95_px", *metrics])
+    keys = dict.fromkeys(each for key in keys for each in (key, over_folds(key)))
+    keys |= dict.fromkeys(["parameters", "seconds", "images", "landmarks", "objects"])
+    keys |= dict.fromkeys(f"baselines.{method}.{key}" for method in methods for key in ("mean_distance_px", *metrics))
     rows = []
     for run in runs:
         summary, message = results.get(run.folder, {}), failures.get(run.folder, "")
         rows.append(
             {"row": run.row, "column": run.column, "seed": run.seed}
-            | {metric: value(summary, metric, None) for metric in numbers}
-            | {key: summary.get(key) for key in ("parameters", "seconds", "images", "landmarks")}
-            | {"epochs": epochs(run, summary)}
-            | {f"{method}_px": value(summary, f"baselines.{method}.mean_distance_px", None) for method in methods}
-            | {"failed": message.splitlines()[-1] if message else ""}
+            | {key: value(summary, key, None) for key in keys}
+            | {
+                "epochs": epochs(run, summary),
+                "folder": "/".join(run.folder.parts[-2:]),
+                "arguments": shlex.join(run.arguments[:-1]),
+            }
+            | {"failed": " ".join(message.splitlines()[-2:])}
         )
-    return rows
+    filled = [key for key in rows[0] if any(row[key] not in (None, "") for row in rows)]
+    return [{key: row[key] for key in filled} for row in rows]
 
 
 def epochs(run: Run, summary: dict) -> int | None:
@@ -466,10 +595,11 @@ def write(workdir: Path, runs: list[Run], results: dict, failures: dict, about: 
         "notes": [
             f"{len(results)} of {len(runs)} runs complete.",
             f"{describe_data(runs, results)}." if results else "",
+            *(f"{text}." for text in missing_metrics(results, about["metrics"])),
             f"{about['device']}; {duration(seconds)} of training in all runs, {duration(about['elapsed'])}"
             " since this command was started.",
         ],
-        "keys": {key: heading(key) for key in lines[0] if key != "failed"},
+        "keys": {key: heading(key) for key in lines[0] if key not in ("folder", "arguments", "failed")},
         "records": lines,
     }
     atomic.write(workdir / "table.md", markdown(page))

@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import functools
 import os
 import re
 import runpy
@@ -17,6 +18,9 @@ from typing import Any
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
+
+from jaxmarks import config as configs
+from jaxmarks.data import loading, photographs, records
 
 # The command that takes an experiment file, by the function that the file defines.
 TAKERS = {
@@ -70,6 +74,25 @@ def default_workdir(text: str) -> Path:
     """Returns, for example, runs/beetle_optimiser-full for configs/ablations/beetle_optimiser.py:full."""
     path, _, variants = text.partition(":")
     return Path("runs") / "-".join(filter(None, [Path(path).stem, slug(variants)]))
+
+
+def fingerprint(config: ml_collections.ConfigDict) -> str:
+    """Returns the SHA-256 of what a run reads: the files that its config's data name, and the networks of `init_from`.
+
+    Of photographs only names and sizes enter, of other files the contents. Data that change while this process runs
+    count as they were before.
+    """
+    inputs = {path for name in config.stages for path in loading.inputs_of(configs.stage(config, name).data)}
+    networks = sorted(Path(config.init_from).glob("checkpoints/*/*/best/note.json")) if config.init_from else ()
+    return records.fingerprint([contents(path) for path in sorted(inputs)], [note.read_text() for note in networks])
+
+
+@functools.cache
+def contents(path: str) -> list[tuple[str, int, str]]:
+    """Returns (name, size, SHA-256) of the file, or of each file in the folder; of photographs "" as SHA-256."""
+    files = photographs.files_in(path, None, []) if Path(path).is_dir() else filter(Path.is_file, [Path(path)])
+    sha256 = lambda file: "" if file.suffix.lower() in photographs.ENDINGS else photographs.content(file)
+    return [(os.path.relpath(file, path), file.stat().st_size, sha256(file)) for file in files]
 
 
 def make(folder: Path, flag: str) -> None:
@@ -156,7 +179,7 @@ def with_value(section: dict, path: list[str], value) -> dict:
 
 
 def slug(label: str) -> str:
-    """Turns a label into a folder name."""
+    """Turns a label into a part of a folder's name."""
     return re.sub(r"[^\w.+=]+", "-", label).strip("-.")
 
 

@@ -52,8 +52,8 @@ class Launcher:
         self.runs.append(arguments)
         folder = Path(workdir.removeprefix("--workdir="))
         config = ablate.resolve(rest)
-        configs.save(config, folder / "config.json")
         summary = self.summary(config)
+        configs.save(config, folder / "config.json")
         if isinstance(summary, int):
             with log.open("a") as file:
                 file.write("step 1\nout of memory & <gone>\n")
@@ -235,7 +235,10 @@ def test_the_table_gives_mean_and_deviation_over_seeds(tmp_path):
         "mean shape": ["20.00 ± 0.75", "20.00 ± 0.75"],
     }
     text = (workdir / "table.md").read_text()
-    assert "Mean distance (px) ± the standard deviation over 2 seeds (of a baseline, over its folds); lower" in text
+    assert (
+        "Mean distance (px) ± the population standard deviation over 2 seeds (of a baseline, over its folds); lower"
+        in text
+    )
     for expected in ("an abacus", "8 of 8 runs complete", "80 s of training", "--grid="):
         assert expected in text, expected
 
@@ -246,7 +249,7 @@ def test_with_one_seed_the_deviation_is_over_folds(tmp_path):
     # Equal rows are both marked as best; a baseline that differs between the runs of a column is shown as a range.
     assert rows(workdir)["small"] == rows(workdir)["<b>large</b>"] == ["**3.00 ± 0.25**"] * 2
     assert rows(workdir)["mean shape"] == ["20.00 – 21.50"] * 2  # noqa: RUF001
-    assert "± the standard deviation over 2 folds (one seed)" in (workdir / "table.md").read_text()
+    assert "± the population standard deviation over 2 folds (one seed)" in (workdir / "table.md").read_text()
 
 
 def test_each_metric_has_its_own_table_with_the_best_in_bold(tmp_path):
@@ -267,7 +270,7 @@ def test_each_metric_has_its_own_table_with_the_best_in_bold(tmp_path):
     assert "| small | **3.20** | **3.20** |" in said and "| small | 0.3200 | 0.3200 |" in said
     assert "Share of landmarks within 10 px (one seed); higher" in said and "| small | **0.5000** |" in said
     assert "Share of landmarks within 2.5 mm (one seed); higher" in said and "| small | **0.7500** |" in said
-    assert "within 2 pixels of the network's frame ± the standard deviation over 2 folds (one seed)" in said
+    assert "within 2 pixels of the network's frame ± the population standard deviation over 2 folds (one seed)" in said
     assert "**0.7000 ± 0.0500**" in said
     with (workdir / "table.csv").open() as file:
         assert [line["success_rates.10"] for line in csv.DictReader(file)] == ["0.5"] * 4
@@ -286,8 +289,22 @@ def test_table_csv_has_a_line_for_each_run(tmp_path):
     assert found[1] == {
         "row": "small", "column": "pronotum", "seed": "1", "mean_distance_px": "3.0", "std_over_folds_px": "0.5",
         "median_px": "1.5", "p95_px": "4.0", "parameters": "1234", "seconds": "10.0", "images": "18", "landmarks": "8",
-        "epochs": "", "mean_shape_px": "20.0", "failed": "",
+        "epochs": "", "baselines.mean_shape.mean_distance_px": "20.0", "folder": "small--pronotum/1",
+        "arguments": "--config=configs/beetle.py:smoke --config.train.steps=2 --config.model.width=32 --config.seed=1",
     }  # fmt: skip
+
+
+def test_table_csv_has_each_metric_with_its_deviation_and_the_baselines_but_no_empty_column(tmp_path):
+    detector = {"f1": 0.5, "std_over_folds_f1": 0.125, "images": 3, "objects": 9, "baselines": {"blobs": {"f1": 0.25}}}
+    text = TWO_BY_TWO.replace('"seeds": (0, 1)', '"metrics": ("f1",)')
+    _, workdir = run(tmp_path, text, Launcher(lambda config: detector))
+    with (workdir / "table.csv").open() as file:
+        line = next(csv.DictReader(file))
+    assert [line.pop(key) for key in ("folder", "arguments")] and line == {
+        "row": "small", "column": "pronotum", "seed": "0", "f1": "0.5", "std_over_folds_f1": "0.125", "images": "3",
+        "objects": "9", "baselines.blobs.f1": "0.25",
+    }  # fmt: skip
+    assert "<th>blobs: f1</th>" in (workdir / "table.html").read_text()
 
 
 def test_failed_runs_are_listed_and_only_they_are_repeated(tmp_path):
@@ -299,14 +316,15 @@ def test_failed_runs_are_listed_and_only_they_are_repeated(tmp_path):
     said = (workdir / "table.md").read_text()
     assert "**Failed: <b>large</b> / head, seed 1**" in said and "    out of memory & <gone>\n" in said
     with (workdir / "table.csv").open() as file:
-        assert [bool(line["failed"]) for line in csv.DictReader(file)] == [False] * 6 + [True] * 2
+        messages = [line["failed"] for line in csv.DictReader(file)]
+    assert messages[:6] == [""] * 6 and all("out of memory & <gone> (exit status 3; " in text for text in messages[6:])
 
     # If one of two seeds is left, its deviation over folds is not shown as one over seeds.
     again = Launcher(lambda config: summary(1.0, folds=0.7) if config.seed == 0 else 3)
     failed, _ = run(tmp_path, TWO_BY_TWO, again)
     workdirs = [arguments[-1].removeprefix(f"--workdir={workdir}/") for arguments in again.runs]
     assert failed == 1 and workdirs == ["b-large-b--head/0", "b-large-b--head/1"]
-    assert rows(workdir)["<b>large</b>"][1] == "**1.00 (1 of 2 seeds failed)**"
+    assert rows(workdir)["<b>large</b>"][1] == "1.00 (1 of 2 seeds failed)"
     assert (workdir / "b-large-b--head" / "1" / "log.txt").read_text().count("step 1") == 2
     assert (workdir / "table.md").read_text().count("step 1") == 1  # only the output of the last attempt
     assert run(tmp_path, TWO_BY_TWO, Launcher(lambda config: summary(1.5)))[0] == 0
@@ -338,12 +356,14 @@ def get_grid(text=""):
     own = {{"data.images": "{tmp_path}", "data.landmarks": "{tmp_path}/marks.csv", "data.pixels": 1536}}
     return {{"config": "configs/fish.py:own", "overrides": own, "cells": [{{"row": "a"}}]}}
 """
-    launcher = Launcher(lambda config: summary(2.0))
-    for _ in range(2):
-        _, workdir = run(tmp_path, grid, launcher)
-        config = configs.load(workdir / "a" / "0" / "config.json")
+
+    def found(config):
         config.data.size, config.data.zoom, config.data.pose = (48, 32), 1.0, "upright"  # as training fills them in
-        configs.save(config, workdir / "a" / "0" / "config.json")
+        return summary(2.0)
+
+    launcher = Launcher(found)
+    for _ in range(2):
+        run(tmp_path, grid, launcher)
     assert len(launcher.runs) == 1
 
 
@@ -355,6 +375,12 @@ def get_grid(text=""):
         ('"config"', '"overrides"', "the grid has no config"),
         ("    return {", "    return None; {", "get_grid returns None"),
         ('"seeds": (0, 1)', '"overrides": {"optimizer.name": "sgd"}', "choose one of nesterov"),
+        ('"seeds": (0, 1)', '"overrides": {"head.loss": "best"}', "best"),
+        ('"seeds": (0, 1)', '"overrides": {"baselines": ("median",)}', "have no baseline median"),
+        ('"seeds": (0, 1)', '"overrides": ["train.steps"]', "overrides=['train.steps']; give a dict"),
+        ('"seeds": (0, 1)', '"overrides": {"train.epochs": 2, "train.steps": 9}', "train.steps=9 has no effect"),
+        ('"<b>large</b>"', '"long" * 80', "shorten the labels"),
+        ('"small": {"model.width": 32}', '"small": "own"', "give --config.data.images=DIR --config.data.landmarks"),
         ('"seeds": (0, 1)', '"overrides": {"train.batch_size": 0}', "batch_size=0: it must be at least 1"),
     ],
 )
@@ -364,27 +390,106 @@ def test_invalid_grid_values_are_reported_before_any_run(tmp_path, old, new, mes
 
 
 @pytest.mark.parametrize(
-    "metric",
+    ("direction", "metrics"),
     [
-        "f1",
-        "map",
-        "by_class.thin.ap50",
-        "by_class.thin.recall",
-        "success_rates.40",
-        "presence.auc",
-        "volume.median_iou",
-        "volume.worst_5_percent_iou",
+        (
+            "higher",
+            "f1 map by_class.thin.ap50 by_class.thin.recall success_rates.40 sdr_mm.2.5 presence.auc volume.median_iou"
+            " volume.worst_5_percent_iou baselines.mean_shape.pearson",
+        ),
+        (
+            "lower",
+            "mean_distance_px p95_px std_px mean_distance_mm volume.median_angle_degrees seconds ms_per_image"
+            " shape.procrustes_distance shape.centroid_size_std std_over_folds_px std_over_folds_hit_rates.2",
+        ),
+        ("", "shape.centroid_size_error shape.variance_ratio volume.within_told.size images threshold"),
     ],
 )
-def test_higher_is_better_for_scores_and_rates(metric):
-    assert ablate.higher_is_better(metric)
+def test_which_direction_of_a_metric_is_better(direction, metrics):
+    assert {metric: ablate.better(metric) for metric in metrics.split()} == dict.fromkeys(metrics.split(), direction)
 
 
-def test_a_summary_without_the_metric_counts_as_a_failure(tmp_path):
-    text = TWO_BY_TWO.replace('"seeds": (0, 1)', '"metrics": ("mean_distance",)')
-    failed, workdir = run(tmp_path, text, Launcher(lambda config: summary(2.0)))
-    assert failed == 4
-    assert "no number for mean_distance: summary.json lacks it" in (workdir / "table.md").read_text()
+def test_nothing_is_best_where_no_direction_is_better(tmp_path):
+    text = TWO_BY_TWO.replace('"seeds": (0, 1)', '"metrics": ("shape.variance_ratio",)')
+    _, workdir = run(tmp_path, text, Launcher(lambda config: summary(2.0, shape={"variance_ratio": 0.5})))
+    said = (workdir / "table.md").read_text()
+    assert "Shape.variance ratio (one seed).\n" in said and "| small | 0.5000 | 0.5000 |" in said
+
+
+def test_a_column_scored_on_different_images_is_not_ranked(tmp_path):
+    def found(config):
+        same = config.data.part == "pronotum" or config.model.width == 32
+        return summary(config.model.width / 32, scored="one" if same else "other")
+
+    _, workdir = run(tmp_path, TWO_BY_TWO, Launcher(found))
+    assert rows(workdir)["small"] == ["**1.00 ± 0.00**", "1.00 ± 0.00"]
+    assert (
+        "in bold, but not in column head, whose cells are scored on different images."
+        in (workdir / "table.md").read_text()
+    )
+
+
+def test_a_metric_that_no_run_has_is_named_with_the_nearest_and_repeats_no_run(tmp_path):
+    text = TWO_BY_TWO.replace('"seeds": (0, 1)', '"metrics": ("mean_distance", "p95_px", "sdr_mm.2.5", "pck.0.3")')
+    launcher = Launcher(lambda config: summary(2.0, sdr_mm=None, p95_px=None, pck={"0.2": 1.0}))
+    message = (
+        "no summary.json has the metric mean_distance; the nearest are mean_distance_px, .*; no summary.json has the"
+        r" metric pck\.0\.3; the nearest are pck\.0\.2"
+    )
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=message):
+            run(tmp_path, text, launcher)
+    assert len(launcher.runs) == 4
+    said = (tmp_path / "out" / "table.md").read_text()
+    assert "mean_distance; the nearest" in said and "| small | – | – |" in said and "ailed" not in said  # noqa: RUF001
+
+
+def test_completed_runs_are_repeated_once_their_data_change(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(2):
+        Image.new("L", (60, 90)).save(photos / f"{number}.png")
+    marks = tmp_path / "marks.csv"
+    marks.write_text("image,x1,y1\n0.png,3,4\n1.png,3,4\n")
+    launcher = Launcher(lambda config: summary(2.0))
+    options = (f"--config.data.images={photos}", f"--config.data.landmarks={marks}")
+
+    def trained():
+        ablate.fingerprint.__globals__["contents"].cache_clear()  # as in another process
+        before = len(launcher.runs)
+        run(tmp_path, TWO_BY_TWO, launcher, *options)
+        return len(launcher.runs) - before
+
+    assert trained() == 8 and trained() == 0
+    os.utime(marks, (0, 0))
+    assert trained() == 0
+    marks.write_text("image,x1,y1\n0.png,3,5\n1.png,3,4\n")
+    assert trained() == 8 and trained() == 0
+    (photos / "1.png").unlink()
+    assert trained() == 8 and trained() == 0
+
+
+def test_runs_that_do_not_differ_are_refused(tmp_path):
+    said = refused(tmp_path, TWO_BY_TWO, "--config.model.width=16")
+    assert "the cells small / pronotum and <b>large</b> / pronotum are the same run: what tells them apart has" in said
+    said = refused(tmp_path, TWO_BY_TWO.replace('"pronotum": {}', '"pronotum": "part=pronotum,part=head"'))
+    assert "config variant 'part=head': part=pronotum is given, too" in said
+
+
+def test_another_commands_runs_are_not_failures_once_complete(tmp_path):
+    """The first run's folder is locked by another command, which then completes it."""
+    done = Launcher(lambda config: summary(2.0))
+
+    def launch(arguments, log, environment):
+        if log.parent == tmp_path / "out/small--pronotum/0":
+            log.write_text("another command is writing to this folder\n")
+            return 2
+        if log.parent == tmp_path / "out/small--pronotum/1":
+            run(tmp_path, TWO_BY_TWO, done, "--seeds=0")  # the other command
+        return Launcher(lambda config: summary(3.0))(arguments, log, environment)
+
+    failed, workdir = run(tmp_path, TWO_BY_TWO, launch)
+    assert failed == 0 and rows(workdir)["small"][0] == "**2.50 ± 0.50**" and len(done.runs) == 4
 
 
 def test_the_tables_are_rewritten_after_every_run(tmp_path, monkeypatch):
@@ -397,7 +502,7 @@ def test_the_tables_are_rewritten_after_every_run(tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "write", seeing)
     run(tmp_path, TWO_BY_TWO, Launcher(lambda config: summary(2.0)))
     assert [cells[0] for cells in seen[:3]] == [
-        "2 of 2 seeds not run yet", "**2.00 (1 of 2 seeds not run yet)**", "**2.00 ± 0.00**"
+        "2 of 2 seeds not run yet", "2.00 (1 of 2 seeds not run yet)", "**2.00 ± 0.00**"
     ]  # fmt: skip
     assert len(seen) == 9 and seen[2][1] == "2 of 2 seeds not run yet"
 
@@ -463,6 +568,26 @@ def test_a_cell_starts_from_another_cells_run_of_the_same_seed(jobs, tmp_path):
     (tmp_path / "out" / "other-part--elytra" / "0" / "summary.json").unlink()
     run(tmp_path, CHAIN, launcher)
     assert len(launcher.runs) == 7
+    # A run is repeated with its source, and if its source has been trained anew.
+    (tmp_path / "out" / "none--head" / "1" / "summary.json").unlink()
+    run(tmp_path, CHAIN, launcher)
+    assert [arguments[-1].split("/out/")[1] for arguments in launcher.runs[7:]] == [
+        "none--head/1",
+        "other-part--elytra/1",
+    ]
+    note = tmp_path / "out" / "none--head" / "0" / "checkpoints/train/fold0/best/note.json"
+    note.parent.mkdir(parents=True)
+    note.write_text("{}")
+    run(tmp_path, CHAIN, launcher)
+    assert [arguments[-1].split("/out/")[1] for arguments in launcher.runs[9:]] == ["other-part--elytra/0"]
+
+
+def test_a_relative_and_an_absolute_workdir_are_the_same(tmp_path):
+    launcher = Launcher(lambda config: summary(1.0))
+    run(tmp_path, CHAIN, launcher)
+    relative = os.path.relpath(tmp_path / "out")
+    ablate.main([f"--grid={tmp_path}/grid.py", f"--workdir={relative}"], launch=launcher, device=lambda: "an abacus")
+    assert len(launcher.runs) == 6
 
 
 def test_shares_cover_the_grid_and_keep_dependent_runs_together(tmp_path):
@@ -476,6 +601,13 @@ def test_shares_cover_the_grid_and_keep_dependent_runs_together(tmp_path):
     for mine in folders:
         assert sum("other-part" in folder for folder in mine) == sum("none--head" in folder for folder in mine)
     assert counts[-1] == 0 < counts[0]  # the last share's table has the runs of all shares
+    # A failure in one share is shown by the others, and gone once that share is repeated.
+    (workdir / "none--head" / "0" / "summary.json").unlink()
+    run(tmp_path, CHAIN, Launcher(lambda config: 3), "--share=0/3")
+    assert run(tmp_path, CHAIN, Launcher(lambda config: summary(1.0)), "--share=1/3")[0] == 0
+    assert "**Failed: none / head, seed 0**" in (workdir / "table.md").read_text()
+    assert run(tmp_path, CHAIN, Launcher(lambda config: summary(1.0)), "--share=0/3")[0] == 0
+    assert "ailed" not in (workdir / "table.md").read_text()
     for wrong in ("3/3", "1", "a/b"):
         with pytest.raises(SystemExit):
             run(tmp_path, CHAIN, Launcher(lambda config: pytest.fail("a run was started")), f"--share={wrong}")

@@ -3,8 +3,8 @@
 import ml_collections
 import pytest
 
-from jaxmarks import main, results, runs
-from jaxmarks.data import photographs
+from jaxmarks import results, runs
+from jaxmarks.data import loading, photographs
 
 
 def claim(mode, run, named="", inputs=()):
@@ -109,5 +109,8 @@ def test_inputs_cover_all_datasets_and_annotators(tmp_path):
         "two": {"images": "q", "landmarks": str(tmp_path / "a,b.tps")},
     }
     data = ml_collections.ConfigDict({"images": "", "landmarks": "", "sets": sets})
-    assert main.inputs_of(data) == ["p", "c.csv", "d.csv", "q", str(tmp_path / "a,b.tps")]
-    assert main.inputs_of(ml_collections.ConfigDict({"volume": "v.nii", "landmarks": "l.fcsv"})) == ["l.fcsv", "v.nii"]
+    assert loading.inputs_of(data) == ["p", "c.csv", "d.csv", "q", str(tmp_path / "a,b.tps")]
+    assert loading.inputs_of(ml_collections.ConfigDict({"volume": "v.nii", "landmarks": "l.fcsv"})) == [
+        "l.fcsv",
+        "v.nii",
+    ]

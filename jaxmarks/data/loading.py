@@ -110,6 +110,13 @@ def _load(spec) -> Dataset:
     return _own(spec) if spec.images else _phantoms(spec)
 
 
+def inputs_of(spec) -> list[str]:
+    """Returns the files and folders that a config's `data` names."""
+    sections = [spec, *(spec.get("sets") or {}).values()]
+    paths = [one.get(key) for one in sections for key in ("images", "landmarks", "boxes", "volume") if one.get(key)]
+    return [part.strip() for path in paths for part in ([path] if Path(path).exists() else path.split(","))]
+
+
 def known_facts(spec) -> dict:
     """Returns those of a dataset's `facts` that are known without decoding or drawing an image."""
     if spec.get("sets"):

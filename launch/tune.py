@@ -9,12 +9,13 @@ A space file defines `get_space(text="")`, where `text` is what follows the colo
   space      {"optimizer.learning_rate": ("float", 1e-4, 1e-2, "log"), "train.batch_size": ("int", 4, 32),
              "head.loss": ("categorical", "mse", "cross_entropy")}: key -> kind, then lowest and highest, or the choices
   overrides  of all trials, e.g. {"train.steps": 300}; optional, as are
-  metric     "valid/distance_px", a key of metrics.jsonl; lower is better
+  metric     "valid/distance_px", a key of metrics.jsonl; lower is better. Detectors log only "valid/loss", which says
+             nothing about settings that change the loss itself
   warmup     5, the first epoch after which a trial may be stopped
 
 A trial is a run of `python -m jaxmarks.main` with the workdir DIR/trials/<number>. Its value is the metric in the epoch
-with the lowest validation loss, whose network a run keeps, averaged over the folds; test images are not used. After
-each epoch of the first fold, a trial is stopped if its best metric so far is worse than the median of the completed
+with the lowest validation loss, whose network a run keeps, averaged over the folds. A fold's test images are not used,
+but with several folds they are validation images of others: search on one (`split.run`). After each epoch of the first fold, a trial is stopped if its best metric so far is worse than the median of the completed
 trials in that epoch (Optuna's MedianPruner, which waits for five completed trials).
 
 All trials belong to one study in the storage, by default an SQLite file in DIR. For several workers, start the command
@@ -44,6 +45,7 @@ from experiments import (
     check_keys,
     default_workdir,
     end_with_children,
+    fingerprint,
     load,
     make,
     merge,
@@ -54,7 +56,8 @@ from experiments import (
     tail,
 )
 
-from jaxmarks import atomic
+from jaxmarks import atomic, runs, tasks
+from jaxmarks import config as configs
 from jaxmarks.report import tables
 
 try:
@@ -148,15 +151,20 @@ def check(space: dict, common: dict) -> None:
     """Builds the config at both ends of every range and for every choice.
 
     Raises:
-      ValueError: the config lacks a key, a key is both overridden and searched, or there is no validation split.
+      ValueError: the config lacks a key or is invalid, a key is both overridden and searched, or there is no validation
+        split.
       flags.Error: the config does not accept a value.
     """
     for key in common:
         if key in space["space"]:
             raise ValueError(f"--config.{key} is given, but the space searches it: leave one of the two out")
     for key, (kind, *choices) in space["space"].items():
-        for value in choices if kind == "categorical" else choices[:2]:
-            if not resolve(command(space, common, {key: value})).split.valid:
+        for choice in choices if kind == "categorical" else choices[:2]:
+            values = {key: float(choice) if kind == "float" else choice}
+            config = resolve(command(space, common, values))
+            configs.check_given(config, space["config"].partition(":")[2], {*space["overrides"], *values, *common})
+            tasks.check(config)
+            if not config.split.valid:
                 raise ValueError("without validation images trials cannot be compared: set --config.split.valid=0.25")
 
 
@@ -174,7 +182,7 @@ def open_study(space: dict, options, common: dict) -> optuna.Study:
     """Opens the study in the storage, or creates it.
 
     Raises:
-      ValueError: the study belongs to another space or has other overrides.
+      ValueError: the study belongs to another space, has other overrides, or searched on other data.
     """
     make(options.workdir, "--workdir")
     storage = RDBStorage(
@@ -193,7 +201,14 @@ def open_study(space: dict, options, common: dict) -> optuna.Study:
         raise ValueError(
             f"{options.workdir}: its study was started with another space or other overrides: name another --workdir"
         )
+    read = fingerprint(resolve(command(space, common, {})))
+    if study.user_attrs.get("read", read) != read and study.get_trials(deepcopy=False):
+        raise ValueError(
+            f"{options.workdir}: the data have changed since its study was started, so that its trials cannot be"
+            " compared with new ones: name another --workdir"
+        )
     study.set_user_attr("about", about)
+    study.set_user_attr("read", read)
     return study
 
 
@@ -320,12 +335,14 @@ def write(study: optuna.Study, space: dict, workdir: Path, common: dict) -> None
     parts = [f"# {space['title']}\n"]
     parts += [f"{count['COMPLETE']} trials complete, {count['PRUNED']} stopped early, {count['FAIL']} failed.\n"]
     if best:
-        parts += [f"The best by {space['metric']}, computed without test images:\n"]
+        arguments = command(space, common, best[0].params)
+        folds = len(runs.folds(resolve(arguments)))
+        note = f", some of them test images of another of the {folds} folds" if folds > 1 else ", without test images"
+        parts += [f"The best by {space['metric']} on validation images{note}:\n"]
         columns = {key: key for key in lines[0] if key not in ("state", "epochs", "seconds", "folder")}
         short = lambda cell: f"{cell:.4g}" if isinstance(cell, float) else cell
         rows = {line["trial"]: {key: short(cell) for key, cell in line.items()} for line in lines}
         parts += [tables.markdown([rows[t.number] for t in best[:10]], columns)]
-        arguments = command(space, common, best[0].params)
         parts += ["The command that trains and scores the best:\n"]
         parts += [f"    {shlex.join(['python', '-m', 'jaxmarks.main', *arguments, f'--workdir={workdir}/best'])}\n"]
     reasons = dict.fromkeys(t.user_attrs["why"] for t in ended if t.state.name == "FAIL")

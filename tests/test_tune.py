@@ -95,6 +95,7 @@ def test_a_trials_value_is_the_folds_mean_at_the_lowest_validation_loss(tmp_path
         expected = 1 + abs(math.log10(rate) + 2) + 5 * mse + 0.5  # the mean of two folds that differ by 1
         assert float(line["valid/distance_px"]) == pytest.approx(expected)
     said = (workdir / "tuning.md").read_text()
+    assert "on validation images, some of them test images of another of the 2 folds:" in said
     best = min(lines, key=lambda line: float(line["valid/distance_px"]))
     command = re.search(r"    python -m jaxmarks\.main (.*)\n", said)[1].split()
     config = resolve(command[:-1])
@@ -126,6 +127,19 @@ def test_the_same_command_resumes_and_another_is_refused(tmp_path):
     for changed, arguments in ((SPACE.replace("1e-4", "1e-3"), ()), (SPACE, ("--config.train.steps=3",))):
         with pytest.raises(SystemExit, match="another space or other overrides: name another --workdir"):
             search(tmp_path, launcher, "--trials=5", *arguments, text=changed)
+
+
+def test_a_study_on_other_data_is_refused(tmp_path):
+    marks = tmp_path / "marks.csv"
+    options = (f"--config.data.images={tmp_path}", f"--config.data.landmarks={marks}")
+    for text in ("image,x1,y1\n", "image,x1,y1\n0.png,3,4\n"):
+        marks.write_text(text)
+        tune.fingerprint.__globals__["contents"].cache_clear()  # as in another process
+        if text.count("\n") == 1:
+            for trials in (1, 2):
+                search(tmp_path, Launcher(), f"--trials={trials}", *options)
+    with pytest.raises(SystemExit, match="the data have changed since its study was started"):
+        search(tmp_path, Launcher(), "--trials=3", *options)
 
 
 def interrupted(tmp_path, how, trials):
@@ -237,6 +251,10 @@ def test_two_workers_share_a_study(tmp_path, monkeypatch):
     ("old", "new", "message"),
     [
         ("optimizer.learning_rate", "optimizer.learning_rat", r"the nearest are .*optimizer\.learning_rate"),
+        ('("int", 4, 8)', '("float", 4, 8)', r"train\.batch_size=4\.0"),
+        ('("int", 4, 8)', '("int", -4, 8)', r"train\.batch_size=-4: it must be at least 1"),
+        ('"mse", "l1"', '"mse", "best"', "best"),
+        ("beetle.py:smoke", "fish.py:own", r"give --config\.data\.images=DIR"),
         ('("int", 4, 8)', '("int", 4)', r"train\.batch_size: give int, the lowest and the highest value"),
         ('("int", 4, 8)', '("whole", 4, 8)', "unknown kind 'whole'; choose one of float, int, categorical"),
         ('("int", 4, 8)', '("categorical", 4, "many")', r"train\.batch_size=many"),

@@ -28,13 +28,16 @@ LIMITS = {
     "train.batch_size": (1, MANY), "train.steps": (0, MANY), "train.epochs": (0, MANY), "train.accumulate": (1, MANY),
     "train.ensemble": (1, MANY), "train.coarse": (0, 1), "train.ema": (0, 1), "train.mixup": (0, MANY),
     "train.patience": (0, MANY), "train.devices": (0, MANY), "train.span": (1, MANY),
-    "data.scale": (0, 100), "data.side": (1, MANY), "data.overlap": (0, MANY), "data.curves": (0, MANY),
+    "data.scale": (0.01, 100), "data.side": (1, MANY), "data.overlap": (0, MANY), "data.curves": (0, MANY),
     "data.min_overlap": (0, MANY),
     "data.count": (1, MANY), "data.spacing": (0.1, MANY),
-    "data.pixels": (1024, MANY), "data.zoom": (0, 16), "data.share": (0.05, 1), "data.turn": (0, 180),
+    "data.pixels": (1024, MANY), "data.zoom": (1, 16), "data.share": (0.05, 1), "data.turn": (0, 180),
     "head.sigma": (0.1, MANY), "head.overlap": (0, 1), "head.proposal_overlap": (0, 1),
     "head.ignore": (0, 1), "head.limit": (1, MANY), "head.leap": (0, MANY), "head.anchor_count": (1, MANY),
 }  # fmt: skip
+
+# Keys that are adapted to the data if they are 0, which they may be for all stages only.
+ADAPTED = {"data.scale": "the objects", "data.zoom": "the photographs"}
 
 
 def variants(text: str | None, *, flags: tuple[str, ...], options: dict[str, tuple[str, ...]] | None = None) -> dict:
@@ -181,11 +184,13 @@ def check_given(config: ml_collections.ConfigDict, text: str, given: Container[s
 def _check_numbers(settings, flag):
     leaves = {".".join(path): value for path, value in _leaves(settings) if value is not None}
     for key, leaf in leaves.items():
-        limits = LIMITS.get(re.sub(r"^data\.sets\.[^.]+\.", "data.", key))
-        for value in np.ravel(leaf) if limits else ():
-            low, high = limits
-            if not (isinstance(value, int | float | np.number) and low <= value <= high):
+        limit_key = re.sub(r"^data\.sets\.[^.]+\.", "data.", key)
+        low, high = LIMITS.get(limit_key, (-MANY, MANY))
+        adapts = ADAPTED.get(limit_key) if flag(key) == f"--config.{key}" else None
+        for value in np.ravel(leaf) if limit_key in LIMITS else ():
+            if not (isinstance(value, int | float | np.number) and (low <= value <= high or (adapts and value == 0))):
                 allowed = f"at least {low}" if high == MANY else f"from {low} to {high}"
+                allowed += f", or 0, which adapts it to {adapts}" if adapts else ""
                 raise ValueError(f"{flag(key)}={leaf}: it must be {allowed}")
     if settings.model.get("width") == 0 and options(settings, "model")["width"]:
         raise ValueError(f"{flag('model.width')}=0: it must be at least 1")
@@ -194,20 +199,7 @@ def _check_numbers(settings, flag):
     open_size = not size and "pixels" in settings.data and key == "--config.data.size"
     if not open_size and (len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size)):
         raise ValueError(f"{key}={size}: give height and width of the frame, as one pair: (192, 256)")
-    if 0 < (scale := settings.data.get("scale") or 0) < 0.01:
-        raise ValueError(
-            f"{flag('data.scale')}={scale}: it must be from 0.01 to 100, or 0, which adapts it to the objects"
-        )
-    for key in ("scale", "zoom"):
-        if settings.data.get(key) == 0 and flag(f"data.{key}") != f"--config.data.{key}":
-            raise ValueError(
-                f"{flag(f'data.{key}')}=0: a stage's {key} must be above 0; only --config.data.{key},"
-                " for all stages, may be 0"
-            )
-    if 0 < (zoom := settings.data.get("zoom", 1)) < 1:
-        raise ValueError(
-            f"{flag('data.zoom')}={zoom}: it must be from 1 to 16, or 0, which adapts it to the photographs"
-        )
+    zoom = settings.data.get("zoom", 1)
     if zoom > 1 and settings.data.get("sets"):
         raise ValueError(
             f"{flag('data.zoom')}={zoom}: with several data.sets there is no second, closer look; set it to 1"

@@ -100,18 +100,24 @@ def test_detector_variants_combine(detector, more):
             {"stages": ("one",), "stage": {"one": {"data": {"size": ()}}}},
             r"config\.stage\.one\.data\.size=\(\): give height",
         ),
-        ({"data": {"size": (96, 128), "scale": -1.0}}, r"config\.data\.scale=-1.0: it must be from 0 to 100"),
+        (
+            {"data": {"size": (96, 128), "scale": -1.0}},
+            r"config\.data\.scale=-1.0: it must be from 0.01 to 100, or 0, which adapts it to the objects$",
+        ),
         ({"data": {"size": (96, 128), "scale": 0.001}}, r"config\.data\.scale=0.001: it must be from 0.01 to 100"),
         (
             {"stages": ("one",), "data": {"size": (96, 128), "scale": 1.0}, "stage": {"one": {"data": {"scale": 0.0}}}},
-            r"config\.stage\.one\.data\.scale=0: a stage's scale must be above 0",
+            r"config\.stage\.one\.data\.scale=0\.0: it must be from 0\.01 to 100$",
         ),
-        ({"data.zoom": -1.0}, r"config\.data\.zoom=-1\.0: it must be from 0 to 16"),
+        (
+            {"data.zoom": -1.0},
+            r"config\.data\.zoom=-1\.0: it must be from 1 to 16, or 0, which adapts it to the photographs$",
+        ),
         ({"data.zoom": 0.5}, r"config\.data\.zoom=0\.5: it must be from 1 to 16, or 0"),
         ({"data.zoom": 2.0, "data.sets": {"a": {}}}, r"config\.data\.zoom=2\.0: with several data\.sets"),
         (
             {"stages": ("one",), "stage": {"one": {"data": {"zoom": 0.0}}}},
-            r"config\.stage\.one\.data\.zoom=0: a stage's zoom must be above 0",
+            r"config\.stage\.one\.data\.zoom=0\.0: it must be from 1 to 16$",
         ),
         ({"data.share": 0.0}, r"config\.data\.share=0\.0: it must be from 0\.05 to 1"),
         ({"data.pose": "flat"}, r"config\.data\.pose=flat: choose one of upright, turned, mirrored"),

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import jax_utils
 from jax import lax
 
 from jaxmarks.models.layers import DEVICE_AXIS, MOMENTUM
@@ -250,19 +249,20 @@ class Runner(NamedTuple):
 
     Attributes:
       put: places a state, variables or the data, which may lie on the host, on the devices.
-      get: returns what `put` placed, or what a step returned, as on one device.
+      get: returns what `put` placed, or what a compiled function returned, as on one device.
+      compiled: compiles a function of what `put` placed; its results stay on the devices.
       run: (state, data, rows (steps, batch) int32 on the host, key, first=0, stream=None, task_index=None) -> (state,
         losses), where `losses` are the batches' (total, count), for `summed`, not waited for. `key` is the epoch's;
         `first` is the position of the first batch in the epoch. `stream` maps an iterable of rows (...) to an iterator
         of their images (..., H, W, C), which the data then lack. `task_index` (steps,) holds the index of each batch's
         task.
       evaluator: (`valid_step` or `statistics_step`, all but its first three arguments and `axis` bound) -> a function
-        (variables as on one device, data, rows (steps, batch), stream=None) -> list of the batches' results, as on one
-        device.
+        (variables, data, rows (steps, batch), stream=None) -> list of the batches' results, on the devices.
     """
 
     put: Callable
     get: Callable
+    compiled: Callable
     run: Callable
     evaluator: Callable
 
@@ -297,7 +297,10 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
         # Placed by pmap, like the states that steps return: `replicate` names the axis differently, so that the second
         # step would be recompiled.
         place_on_each = compiled(lambda _, tree: tree, in_axes=(0, None))
-        put, get = functools.partial(place_on_each, np.zeros(local)), jax_utils.unreplicate
+        put = functools.partial(place_on_each, np.zeros(local))
+        # In one call, not one for each array, of which a state has hundreds.
+        first = jax.jit(lambda shards: jax.tree.map(lambda x: x[0], shards))
+        get = lambda tree: first(jax.tree.map(lambda x: x.addressable_data(0), tree))
         own_devices = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
         # (..., batch) -> (devices, ..., batch / devices): each device takes a contiguous part.
         spread = lambda rows: np.moveaxis(rows.reshape(*rows.shape[:-1], devices, -1), -2, 0)[own_devices]
@@ -329,14 +332,14 @@ def runner(*tasks: Task, tx: optax.GradientTransformation, devices: int = 1, mix
         step = compiled(functools.partial(step, axis=axis))
 
         def evaluate(variables, data, rows, stream=None):
-            variables, parts, results = put(variables), [spread(batch) for batch in rows], []
+            parts, results = [spread(batch) for batch in rows], []
             for part_data, part in zip(shown(data, parts, stream, results), parts, strict=True):
-                results.append(get(step(variables, part_data, part)))
+                results.append(step(variables, part_data, part))
             return results
 
         return evaluate
 
-    return Runner(put, get, run, evaluator)
+    return Runner(put, get, compiled, run, evaluator)
 
 
 def scanned(stream) -> bool:

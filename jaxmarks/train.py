@@ -266,8 +266,8 @@ class Training:
         sized_tasks = [tasks.build(settings, data_facts, dataset.flip, size)[1] for size in tasks.sizes(settings)]
         self.tasks = sized_tasks or [self.task]
         self.runner = steps.runner(*self.tasks, tx=tx, devices=plan.devices, mixup=settings.train.mixup)
-        state, self.best, self.progress = begin(settings, variables, tx, source, self.folder / "resume", self.name)
-        self.state = self.runner.put(state)
+        state, best, self.progress = begin(settings, variables, tx, source, self.folder / "resume", self.name)
+        self.state, self.best = self.runner.put(state), self.runner.put(best)
 
         self.arrays, self.stream = self.runner.put(feed.data_of(samples)), feed.stream_of(samples, versions=versions)
         validation_input, statistics_input = tasks.inputs(settings, self.task)
@@ -276,6 +276,10 @@ class Training:
         )
         self.validation = evaluator(steps.valid_step, validation_input)
         self.statistics = evaluator(steps.statistics_step, statistics_input)
+        # Compiled, since a network has hundreds of arrays, each of which would be a call of its own.
+        self.averaged, self.mean_statistics, self.rates = map(
+            self.runner.compiled, (averaged, mean_statistics, optim.hyperparameters)
+        )
         quiet, tensorboard = not processes.lead(), settings.train.tensorboard
         self.log = MetricsLog(workdir, stage, *member, after=self.progress.epoch, tensorboard=tensorboard, quiet=quiet)
         draws_figure = member == runs.members(settings)[0] and processes.lead()
@@ -289,7 +293,7 @@ class Training:
             started = time.perf_counter()
             means = self.train_epoch(epoch)
             trained_at = time.perf_counter()
-            rates = {rate: float(value) for rate, value in optim.hyperparameters(self.unreplicated().opt_state).items()}
+            rates = jax.tree.map(float, self.runner.get(self.rates(self.state.opt_state)))
             means |= self.validate(epoch)
             now = time.perf_counter()
             self.progress.end(epoch, earlier_seconds + now - began)
@@ -368,28 +372,26 @@ class Training:
         if loss is not None and np.isfinite(loss):
             if self.progress.best_valid is None or loss < self.progress.best_valid:
                 self.progress.best_valid, self.progress.best_epoch = loss, epoch
-                self.best = jax.tree.map(jnp.copy, variables)
+                self.best = variables
             if epoch > self.coarse:  # in coarse epochs, no progress means nothing
                 self.state = self.state.replace(opt_state=optim.observe(self.state.opt_state, loss))
         return means
 
     def settled(self) -> dict:
-        """Returns the variables to validate and save.
+        """Returns the variables to validate and save, on the devices, in arrays that no step donates.
 
         These are the parameters or their moving average, with statistics of many batches, since running statistics
         cover only the last few.
         """
-        state = self.unreplicated()
-        variables = state.variables | {"params": optim.averaged(state.opt_state, state.variables["params"])}
+        variables = self.averaged(self.state)
         if "batch_stats" in variables:
             each = self.evaluated(self.statistics, variables, self.plan.statistics_rows)
-            totals, count = jax.tree.map(lambda *batches: sum(batches), *each)
-            variables["batch_stats"] = jax.tree.map(lambda total: total / count, totals)
+            variables["batch_stats"] = self.mean_statistics(each)
         return variables
 
     def score(self, variables) -> dict:
         """Returns the validation means by name."""
-        sums = steps.summed(self.evaluated(self.validation, variables, self.plan.valid))
+        sums = steps.summed(self.runner.get(self.evaluated(self.validation, variables, self.plan.valid)))
         return entries("valid", {name: mean(*pair) for name, pair in sums.items()})
 
     def evaluated(self, evaluator, variables, rows: np.ndarray) -> list:
@@ -402,10 +404,6 @@ class Training:
             raise FloatingPointError(
                 f"{self.name}, {what}; lower --config.optimizer.learning_rate or set --config.optimizer.clip=1.0"
             )
-
-    def unreplicated(self) -> steps.TrainState:
-        """Returns the state as on one device."""
-        return self.runner.get(self.state)
 
     def out_of_patience(self) -> bool:
         """Whether the validation loss has not improved for `train.patience` epochs, coarse ones not counted."""
@@ -420,28 +418,40 @@ class Training:
     def save_resume(self) -> None:
         """Writes the resume checkpoint."""
         note = dataclasses.asdict(self.progress) | {"data": self.data}
-        save(self.folder / "resume", {"state": self.unreplicated(), "best": self.best}, note)
+        save(self.folder / "resume", self.runner.get({"state": self.state, "best": self.best}), note)
         self.saved_at = time.perf_counter()
 
     def finish(self) -> None:
         """Saves the best and the last variables, and removes the resume checkpoint."""
-        last, progress = self.settled(), self.progress
+        (last, best), progress = self.runner.get((self.settled(), self.best)), self.progress
         finite = all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(last)))
         self.refuse_diverged(finite, "its parameters are not finite")
         if progress.best_valid is None:
-            self.best, progress.best_epoch = last, progress.epoch
+            best, progress.best_epoch = last, progress.epoch
         note = self.about | {key: getattr(progress, key) for key in ("epoch", "best_valid", "best_epoch", "seconds")}
         valid_samples, train_samples = (
             np.unique(rows // self.task.versions) for rows in (self.split.valid, self.split.train)
         )
         note |= evaluate.choose_on_validation(
-            steps.predictor(self.task), self.best, note, self.dataset, valid_samples, train_samples
+            steps.predictor(self.task), best, note, self.dataset, valid_samples, train_samples
         )
-        save(self.folder / "best", self.best, note)
+        save(self.folder / "best", best, note)
         save(self.folder / "last", last, note)
         if processes.lead():
             checkpoint.remove(self.folder / "resume")
         processes.wait()
+
+
+def averaged(state: steps.TrainState) -> dict:
+    """Returns a copy of a state's variables, with the moving average of the parameters if there is one."""
+    params = optim.averaged(state.opt_state, state.variables["params"])
+    return jax.tree.map(jnp.copy, state.variables | {"params": params})
+
+
+def mean_statistics(each: list) -> dict:
+    """Returns the mean of the batches' statistics, which are (total, count) each."""
+    totals, count = jax.tree.map(lambda *batches: sum(batches), *each)
+    return jax.tree.map(lambda total: total / count, totals)
 
 
 def refuse_others(note: dict | None, name: str, samples) -> None:

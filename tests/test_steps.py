@@ -247,7 +247,7 @@ def test_statistics_weigh_rows_equally_with_a_short_last_batch(devices, streamed
         placed = run.put({name: array for name, array in data.items() if name != "images"})
         stream = lambda parts: (np.asarray(data["images"])[steps.samples_of(part, 1)] for part in parts)
     measure = run.evaluator(functools.partial(steps.statistics_step, task=task, prepare=task.plain))
-    each = measure(variables, placed, steps.batches(rows, 4), stream)
+    each = run.get(measure(run.put(variables), placed, steps.batches(rows, 4), stream))
     assert [count for _, count in each] == [4, 1]
     mean_of = lambda statistics: statistics["body"]["down0"]["conv1"]["norm"]["batch"]["mean"]
     kernel = variables["params"]["body"]["down0"]["conv1"]["conv"]["kernel"]
@@ -264,7 +264,7 @@ def test_two_devices_validate_like_one():
     for devices in (1, 2):
         run = steps.runner(task, tx=optim.ramps(epochs=1), devices=devices)
         score = run.evaluator(functools.partial(steps.valid_step, task=task, prepare=task.plain))
-        found.append(steps.summed(score(variables, run.put(data), rows)))
+        found.append(steps.summed(run.get(score(run.put(variables), run.put(data), rows))))
     (one, two), visible = found, int(data["visible"][:7].sum())
     assert one["distance_px"][1] == two["distance_px"][1] == visible
     assert two == {name: pytest.approx(pair, rel=1e-5) for name, pair in one.items()} and one["loss"][0] > 0

@@ -304,3 +304,19 @@ def test_full_dropout_has_a_zero_gradient():
     drop = lambda x: layers.Dropout(1.0).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
     np.testing.assert_array_equal(drop(jnp.ones((2, 3))), 0)
     np.testing.assert_array_equal(jax.grad(lambda x: drop(x).sum())(jnp.ones((2, 3))), 0)
+
+
+@pytest.mark.parametrize("layer", [layers.Conv(3, (1, 1)), layers.UpConv(3)])
+def test_a_bfloat16_bias_gets_the_sum_over_all_pixels_as_its_gradient(layer):
+    """Each of 64 x 64 x 4 outputs adds 1; a sum in bfloat16 would stop at 256."""
+    x = jnp.ones((4, 64, 64, 2), jnp.bfloat16)
+    variables = jax.tree.map(lambda p: p.astype(jnp.bfloat16), layer.init(jax.random.key(0), x))
+
+    @jax.grad
+    def gradient(params):
+        outputs = layer.apply({"params": params}, x)
+        assert outputs.dtype == jnp.bfloat16
+        return outputs.astype(jnp.float32).sum()
+
+    pixels = x[..., 0].size * (4 if isinstance(layer, layers.UpConv) else 1)
+    np.testing.assert_array_equal(jax.jit(gradient)(variables["params"])["bias"].astype(np.float32), pixels)

@@ -399,7 +399,16 @@ class Conv(nn.Module):
         x = conv(x, kernel, strides=self.strides, padding=self.padding, dilation=self.dilation, groups=self.groups)
         if not self.use_bias:
             return x
-        return x + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        return biased(x, self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32))
+
+
+def biased(x, bias):
+    """Adds the bias (F,) to x (..., F), in float32 at least.
+
+    The bias's gradient is a sum over all pixels; in bfloat16, it would stop growing at 256 times a pixel's share.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return (x.astype(wide) + bias.astype(wide)).astype(x.dtype)
 
 
 class UpConv(nn.Module):
@@ -414,7 +423,7 @@ class UpConv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (c, 2, 2, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         x = (x @ kernel.reshape(c, -1)).reshape(b, h, w, 2, 2, self.features)
-        return x.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, self.features) + bias
+        return biased(x.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, self.features), bias)
 
 
 class Norm(nn.Module):

@@ -459,12 +459,21 @@ def refuse_others(note: dict | None, name: str, samples) -> None:
 
     Folds split from different images would train on each other's test images.
     """
-    if not note or "data" not in note or note["data"]["digest"] == samples.digest:
+    if not note or "data" not in note:
         return
-    before, now = {image for part in note["data"]["images"].values() for image in part}, set(samples.name.tolist())
+    data, names = note["data"], samples.name.tolist()
+    before, now = {image for part in data["images"].values() for image in part}, set(names)
+    former = data.get("contents", {})  # older versions of jaxmarks did not save the contents
+    edited = {
+        image
+        for image, content in zip(names, samples.content.tolist(), strict=True)
+        if former.get(image, content) != content
+    }
+    if data["digest"] == samples.digest and not edited:
+        return
     changes = [
         f"{len(images)} images {what} ({', '.join(sorted(images)[:3])})"
-        for images, what in ((now - before, "are new"), (before - now, "are gone"))
+        for images, what in ((now - before, "are new"), (before - now, "are gone"), (edited, "have other pixels"))
         if images
     ]
     changes = changes or ["landmarks, boxes or groups differ, or this version of jaxmarks groups images differently"]

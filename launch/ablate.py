@@ -17,8 +17,8 @@ A grid file defines `get_grid(text="")`, where `text` is what follows the colon.
 A cell's overrides take precedence over those of all cells, and `--config.key=value` on the command line over both. All
 runs are checked before the first is trained. Each is a run of `python -m jaxmarks.main` with the workdir
 DIR/<row>--<column>/<seed> and its output in `log.txt` there. If a run fails, it is listed as failed, the runs that
-start from it are not trained, the others go on, and the exit status is 1. Completed runs are not repeated unless their
-data or the run that they start from have changed: after a kill, give the same command. With `--share` the command
+start from it are not trained, the others go on, and the exit status is 1. Completed runs are not repeated: after a
+kill, give the same command. If the data have changed since, or the run that it starts from, a run is listed as failed. With `--share` the command
 trains only the I-th of N parts, I from 0, for the tasks of a cluster (`launch/slurm_array.sh`) that share DIR.
 
 Writes `table.csv` (a line per run), `table.md` and `table.html` to DIR. Of each column they mark the best among the
@@ -48,13 +48,14 @@ from absl import flags
 from experiments import (
     RunError,
     check_keys,
+    data_fingerprint,
     default_workdir,
     end_with_children,
-    fingerprint,
     hardware,
     load,
     make,
     merge,
+    networks_fingerprint,
     parse_overrides,
     paths,
     resolve,
@@ -70,7 +71,8 @@ from jaxmarks.report import tables
 
 GRID_KEYS = {"config", "cells", "overrides", "seeds", "metrics"}
 CELL_KEYS = {"row", "column", "config", "overrides", "after"}
-# The file in a run's folder that records its last attempt: the `fingerprint` of what it read, and how it failed, or "".
+# The file in a run's folder that records its last attempt: the fingerprints of its "data" and of its "source", and how
+# it "failed": "" if it did not, None while it is under way.
 ATTEMPT = "attempt.json"
 DASH = "\N{EN DASH}"
 
@@ -121,7 +123,8 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
         if run.folder not in results or run.after in todo:
             todo[run.folder] = run
             results.pop(run.folder, None)
-            (run.folder / ATTEMPT).unlink(missing_ok=True)
+            if (run.folder / ATTEMPT).exists():
+                atomic.write_json(run.folder / ATTEMPT, {"failed": None})
     print(f"{len(part_runs)} runs, {len(part_runs) - len(todo)} of them complete: {options.workdir}", flush=True)
     about = {
         "title": grid["title"],
@@ -141,7 +144,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
     with ThreadPoolExecutor(options.jobs) as pool:
         futures: dict[Path, Future] = {}
         for run in todo.values():
-            source = futures.get(run.after) if run.after else None  # submitted, and so started, before this run
+            source = (todo[run.after], futures[run.after]) if run.after in todo else None  # started before this run
             futures[run.folder] = pool.submit(train, run, launch, environment, source)
         waiting = {futures[folder]: run for folder, run in todo.items()}
         try:
@@ -177,8 +180,8 @@ def parse(arguments):
         "--share", default="0/1", help="I/N: train only the I-th of N parts of the grid, counted from 0"
     )
     options, rest = parser.parse_known_args(arguments)
-    # Absolute and without "..", as the configs of runs that start from another one contain it.
-    options.workdir = Path(os.path.abspath(options.workdir or default_workdir(options.grid)))
+    # Resolved, as the configs of runs that start from another one contain it.
+    options.workdir = (options.workdir or default_workdir(options.grid)).resolve()
     if options.jobs < 1:
         parser.error(f"--jobs={options.jobs}: give at least 1")
     match = re.fullmatch(r"(\d+)/(\d+)", options.share)
@@ -287,12 +290,12 @@ def survey(runs: list[Run], results: dict[Path, dict], failures: dict[Path, str]
         failures.pop(run.folder, None)
         if summary := complete(run):
             results[run.folder] = summary
-        elif message := read_attempt(run).get("failed"):
+        elif message := read_attempt(run).get("failed"):  # None while it is under way
             failures[run.folder] = message
 
 
 def read_attempt(run: Run) -> dict:
-    """Returns the record of a run's last attempt; {} if there is none, or if it is still under way."""
+    """Returns the record of a run's last attempt, or {} if there is none."""
     try:
         return json.loads((run.folder / ATTEMPT).read_text())
     except (OSError, ValueError):
@@ -300,35 +303,58 @@ def read_attempt(run: Run) -> dict:
 
 
 def complete(run: Run) -> dict | None:
-    """Returns the summary of a run that has succeeded with this config, and on what it would read now; else None."""
+    """Returns the summary of a run that has succeeded with this config, on these data and from this source; else None.
+
+    A source without networks is not compared. A run without a record of its attempt counts if it has no networks that
+    could be scored anew.
+    """
     if not (summary := summary_of(run)):
         return None
-    attempt = read_attempt(run)
-    return summary if attempt.get("failed") == "" and attempt["read"] == fingerprint(run.config) else None
+    if not (attempt := read_attempt(run)):
+        return None if (run.folder / "checkpoints").exists() else summary
+    source = source_of(run)
+    succeeded = attempt["failed"] == "" and attempt["data"] == data_fingerprint(run.config)
+    return summary if succeeded and (not source or attempt["source"] in ("", source)) else None
+
+
+def source_of(run: Run) -> str:
+    """Returns the fingerprint of the networks that a run starts from, or "" without any."""
+    return networks_fingerprint(Path(run.config.init_from)) if run.config.init_from else ""
 
 
 def summary_of(run: Run) -> dict | None:
     """Returns a run's summary, or None if it is missing or the folder holds a run with another config."""
     try:
         summary = tables.read_summary(run.folder / "summary.json")
-        return None if configs.differences(configs.load(run.folder / "config.json"), run.config) else summary
+        config = configs.load(run.folder / "config.json")
     except (OSError, ValueError):  # missing, or truncated by a kill
         return None
+    if run.after and config.init_from:  # another path after this grid's folder was moved; its networks are compared
+        config.init_from = run.config.init_from
+    return None if configs.differences(config, run.config) else summary
 
 
-def train(run: Run, launch, environment, source: Future | None = None) -> dict:
-    """Trains a run once its source has ended; returns its summary. Raises RunError if it, or its source, fails."""
+def train(run: Run, launch, environment, source: tuple[Run, Future] | None = None) -> dict:
+    """Trains a run once its source has ended; returns its summary. Raises RunError if it, or its source, fails.
+
+    Another command may have completed either meanwhile.
+    """
+    source_failed = source is not None and source[1].exception() is not None and not complete(source[0])
+    if summary := complete(run):
+        return summary
     run.folder.mkdir(parents=True, exist_ok=True)
-    log, read, summary, message = run.folder / "log.txt", "", None, ""
-    if source and source.exception():
+    record = lambda failed: atomic.write_json(run.folder / ATTEMPT, read | {"failed": failed})
+    log, read, message = run.folder / "log.txt", {"data": data_fingerprint(run.config), "source": source_of(run)}, ""
+    record(None)
+    if source_failed:
         message = f"not trained: the run that it starts from failed ({run.after})"
     else:
-        read, log_size = fingerprint(run.config), log.stat().st_size if log.exists() else 0
+        log_size = log.stat().st_size if log.exists() else 0
         if status := launch(run.arguments, log, environment):
             message = "\n".join([*tail(log, log_size), f"(exit status {status}; {log})"])
         elif not (summary := summary_of(run)):
             message = f"its summary.json is missing or of another config ({log})"
-    atomic.write_json(run.folder / ATTEMPT, {"read": read, "failed": message})
+    record(message)
     if not summary:
         raise RunError(message)
     return summary
@@ -360,18 +386,18 @@ def entry_of(summary: dict, metric: str) -> Any:
 
 
 def missing_metrics(results: dict, metrics) -> list[str]:
-    """Describes the metrics that no summary has, with the nearest that one has."""
+    """Describes the metrics that are a number, or null, in no summary, with the nearest numbers that one has."""
 
     def has(summary: dict, metric: str) -> bool:
         with contextlib.suppress(KeyError):
-            entry_of(summary, metric)
-            return True
+            return isinstance(entry_of(summary, metric), int | float | None)
         return False
 
-    keys = dict.fromkeys(key for summary in results.values() for key in paths(summary))
+    numbers = lambda summary: (key for key in paths(summary) if value(summary, key, None) is not None)
+    keys = dict.fromkeys(key for summary in results.values() for key in numbers(summary))
     near = lambda metric: ", ".join(difflib.get_close_matches(metric, keys, n=3, cutoff=0.4)) or "mean_distance_px"
     return [
-        f"no summary.json has the metric {metric}; the nearest are {near(metric)}"
+        f"no summary.json has a number {metric}; the nearest are {near(metric)}"
         for metric in metrics
         if results and not any(has(summary, metric) for summary in results.values())
     ]

@@ -76,23 +76,34 @@ def default_workdir(text: str) -> Path:
     return Path("runs") / "-".join(filter(None, [Path(path).stem, slug(variants)]))
 
 
-def fingerprint(config: ml_collections.ConfigDict) -> str:
-    """Returns the SHA-256 of what a run reads: the files that its config's data name, and the networks of `init_from`.
+def data_fingerprint(config: ml_collections.ConfigDict) -> str:
+    """Returns the SHA-256 of the data that a config names: of the contents and relative names of the files.
 
-    Of photographs only names and sizes enter, of other files the contents. Data that change while this process runs
-    count as they were before.
+    Data that change while this process runs count as they were before.
     """
-    inputs = {path for name in config.stages for path in loading.inputs_of(configs.stage(config, name).data)}
-    networks = sorted(Path(config.init_from).glob("checkpoints/*/*/best/note.json")) if config.init_from else ()
-    return records.fingerprint([contents(path) for path in sorted(inputs)], [note.read_text() for note in networks])
+    stages = [configs.stage(config, name).data for name in config.stages]
+    sections = [section for data in stages for section in (data, *(data.get("sets") or {}).values())]
+    images = {section.get("images") for section in sections}
+    inputs = {path for data in stages for path in loading.inputs_of(data)}
+    return records.fingerprint([contents(path, path in images) for path in sorted(inputs)])
+
+
+# The endings of files with annotations that lie in a folder.
+ANNOTATIONS = {".csv", ".json", ".tps", ".txt", ".xml", ".yaml", ".yml"}
 
 
 @functools.cache
-def contents(path: str) -> list[tuple[str, int, str]]:
-    """Returns (name, size, SHA-256) of the file, or of each file in the folder; of photographs "" as SHA-256."""
-    files = photographs.files_in(path, None, []) if Path(path).is_dir() else filter(Path.is_file, [Path(path)])
-    sha256 = lambda file: "" if file.suffix.lower() in photographs.ENDINGS else photographs.content(file)
-    return [(os.path.relpath(file, path), file.stat().st_size, sha256(file)) for file in files]
+def contents(path: str, images: bool) -> list[tuple[str, str]]:
+    """Returns (relative name, digest) of the file, or of each image or else annotation in the folder."""
+    endings = photographs.ENDINGS if images else ANNOTATIONS
+    files = photographs.files_in(path, endings, []) if Path(path).is_dir() else filter(Path.is_file, [Path(path)])
+    return [(os.path.relpath(file, path), photographs.content(file)) for file in files]
+
+
+def networks_fingerprint(run: Path) -> str:
+    """Returns the SHA-256 of the notes of a run's trained networks, or "" if it has none."""
+    notes = [path.read_text() for path in sorted(run.glob("checkpoints/*/*/best/note.json"))]
+    return records.fingerprint(notes) if notes else ""
 
 
 def make(folder: Path, flag: str) -> None:

@@ -43,9 +43,9 @@ from absl import flags
 from experiments import (
     RunError,
     check_keys,
+    data_fingerprint,
     default_workdir,
     end_with_children,
-    fingerprint,
     load,
     make,
     merge,
@@ -196,12 +196,12 @@ def open_study(space: dict, options, common: dict) -> optuna.Study:
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_warmup_steps=space["warmup"]),
     )
-    about = repr([sorted(space.items()), sorted(common.items())])
+    about = repr([sorted((key, space[key]) for key in SPACE_KEYS), sorted(common.items())])
     if study.user_attrs.get("about", about) != about and study.get_trials(deepcopy=False):
         raise ValueError(
             f"{options.workdir}: its study was started with another space or other overrides: name another --workdir"
         )
-    read = fingerprint(resolve(command(space, common, {})))
+    read = data_fingerprint(resolve(command(space, common, {})))
     if study.user_attrs.get("read", read) != read and study.get_trials(deepcopy=False):
         raise ValueError(
             f"{options.workdir}: the data have changed since its study was started, so that its trials cannot be"

@@ -430,11 +430,13 @@ def test_a_column_scored_on_different_images_is_not_ranked(tmp_path):
 
 
 def test_a_metric_that_no_run_has_is_named_with_the_nearest_and_repeats_no_run(tmp_path):
-    text = TWO_BY_TWO.replace('"seeds": (0, 1)', '"metrics": ("mean_distance", "p95_px", "sdr_mm.2.5", "pck.0.3")')
+    text = TWO_BY_TWO.replace(
+        '"seeds": (0, 1)', '"metrics": ("mean_distance", "p95_px", "sdr_mm.2.5", "pck.0.3", "folds")'
+    )
     launcher = Launcher(lambda config: summary(2.0, sdr_mm=None, p95_px=None, pck={"0.2": 1.0}))
     message = (
-        "no summary.json has the metric mean_distance; the nearest are mean_distance_px, .*; no summary.json has the"
-        r" metric pck\.0\.3; the nearest are pck\.0\.2"
+        "no summary.json has a number mean_distance; the nearest are mean_distance_px, .*; no summary.json has a"
+        r" number pck\.0\.3; the nearest are pck\.0\.2; no summary.json has a number folds; the nearest are"
     )
     for _ in range(2):
         with pytest.raises(SystemExit, match=message):
@@ -455,14 +457,17 @@ def test_completed_runs_are_repeated_once_their_data_change(tmp_path):
     options = (f"--config.data.images={photos}", f"--config.data.landmarks={marks}")
 
     def trained():
-        ablate.fingerprint.__globals__["contents"].cache_clear()  # as in another process
+        ablate.data_fingerprint.__globals__["contents"].cache_clear()  # as in another process
         before = len(launcher.runs)
         run(tmp_path, TWO_BY_TWO, launcher, *options)
         return len(launcher.runs) - before
 
     assert trained() == 8 and trained() == 0
     os.utime(marks, (0, 0))
+    (photos / "notes.txt").touch()
     assert trained() == 0
+    Image.new("L", (60, 90), 9).save(photos / "1.png")
+    assert trained() == 8 and trained() == 0
     marks.write_text("image,x1,y1\n0.png,3,5\n1.png,3,4\n")
     assert trained() == 8 and trained() == 0
     (photos / "1.png").unlink()
@@ -499,8 +504,13 @@ def test_the_tables_are_rewritten_after_every_run(tmp_path, monkeypatch):
         write(workdir, *rest)
         seen.append(rows(workdir)["small"])
 
+    def found(config):
+        wait(lambda: len(seen) >= len(launcher.runs))  # the tables with the run before
+        return summary(2.0)
+
+    launcher = Launcher(found)
     monkeypatch.setattr(ablate, "write", seeing)
-    run(tmp_path, TWO_BY_TWO, Launcher(lambda config: summary(2.0)))
+    run(tmp_path, TWO_BY_TWO, launcher)
     assert [cells[0] for cells in seen[:3]] == [
         "2 of 2 seeds not run yet", "2.00 (1 of 2 seeds not run yet)", "**2.00 ± 0.00**"
     ]  # fmt: skip
@@ -562,6 +572,9 @@ def test_a_cell_starts_from_another_cells_run_of_the_same_seed(jobs, tmp_path):
         return summary(1.0)
 
     launcher = Launcher(found)
+    note = tmp_path / "out" / "none--head" / "0" / "checkpoints/train/fold0/best/note.json"
+    note.parent.mkdir(parents=True)
+    note.write_text("{}")
     assert run(tmp_path, CHAIN, launcher, f"--jobs={jobs}")[0] == 0
     assert sum(bool(source) for _, _, source in ended) == 2 and len(ended) == 6
     # The source is complete, so only the run without a summary is repeated.
@@ -575,19 +588,52 @@ def test_a_cell_starts_from_another_cells_run_of_the_same_seed(jobs, tmp_path):
         "none--head/1",
         "other-part--elytra/1",
     ]
-    note = tmp_path / "out" / "none--head" / "0" / "checkpoints/train/fold0/best/note.json"
-    note.parent.mkdir(parents=True)
-    note.write_text("{}")
+    note.write_text('{"sha256": ""}')
     run(tmp_path, CHAIN, launcher)
     assert [arguments[-1].split("/out/")[1] for arguments in launcher.runs[9:]] == ["other-part--elytra/0"]
+    note.unlink()  # as when checkpoints are deleted to save space
+    run(tmp_path, CHAIN, launcher)
+    assert len(launcher.runs) == 10
 
 
-def test_a_relative_and_an_absolute_workdir_are_the_same(tmp_path):
+def test_a_workdir_is_the_same_by_another_path_or_moved(tmp_path):
     launcher = Launcher(lambda config: summary(1.0))
     run(tmp_path, CHAIN, launcher)
-    relative = os.path.relpath(tmp_path / "out")
-    ablate.main([f"--grid={tmp_path}/grid.py", f"--workdir={relative}"], launch=launcher, device=lambda: "an abacus")
+    again = lambda workdir: ablate.main(
+        [f"--grid={tmp_path}/grid.py", f"--workdir={workdir}"], launch=launcher, device=lambda: "an abacus"
+    )
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    again(os.path.relpath(tmp_path / "out"))
+    again(tmp_path / "link")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    again(tmp_path / "moved")
     assert len(launcher.runs) == 6
+
+
+def test_runs_of_older_versions_are_scored_anew_if_they_have_networks(tmp_path):
+    launcher = Launcher(lambda config: summary(1.0))
+    _, workdir = run(tmp_path, CHAIN, launcher)
+    for attempt in workdir.glob("*/*/attempt.json"):
+        attempt.unlink()
+    (workdir / "none--elytra/0/checkpoints").mkdir()
+    run(tmp_path, CHAIN, launcher)
+    assert [arguments[-1].split("/out/")[1] for arguments in launcher.runs[6:]] == ["none--elytra/0"]
+
+
+def test_a_source_that_another_command_completes_lets_its_run_start(tmp_path):
+    def launch(arguments, log, environment):
+        if "none--head" in str(log):  # the other command completes it before this one looks again
+            Launcher(lambda config: summary(1.0))(arguments, log, environment)
+            attempt = json.loads((log.parent / "attempt.json").read_text())
+            monitor.append(lambda: (log.parent / "attempt.json").write_text(json.dumps(attempt | {"failed": ""})))
+            return 2
+        while monitor:
+            monitor.pop()()
+        return Launcher(lambda config: summary(1.0))(arguments, log, environment)
+
+    monitor = []
+    failed, workdir = run(tmp_path, CHAIN, launch, "--seeds=0")
+    assert failed == 0 and "not trained" not in (workdir / "table.md").read_text()
 
 
 def test_shares_cover_the_grid_and_keep_dependent_runs_together(tmp_path):

@@ -134,7 +134,7 @@ def test_a_study_on_other_data_is_refused(tmp_path):
     options = (f"--config.data.images={tmp_path}", f"--config.data.landmarks={marks}")
     for text in ("image,x1,y1\n", "image,x1,y1\n0.png,3,4\n"):
         marks.write_text(text)
-        tune.fingerprint.__globals__["contents"].cache_clear()  # as in another process
+        tune.data_fingerprint.__globals__["contents"].cache_clear()  # as in another process
         if text.count("\n") == 1:
             for trials in (1, 2):
                 search(tmp_path, Launcher(), f"--trials={trials}", *options)

@@ -174,7 +174,7 @@ def parse(arguments):
     )
     parser.add_argument("--grid", required=True, help="the grid file, with its variants after a colon")
     parser.add_argument("--workdir", type=Path, help="folder of runs and tables; default: runs/ and the grid's name")
-    parser.add_argument("--seeds", type=lambda text: tuple(map(int, text.split(","))), help="default: the grid's")
+    parser.add_argument("--seeds", type=numbers, help="default: the grid's")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs trained at the same time")
     parser.add_argument(
         "--share", default="0/1", help="I/N: train only the I-th of N parts of the grid, counted from 0"
@@ -191,6 +191,11 @@ def parse(arguments):
     return options, parse_overrides(parser, rest)
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Parses "0,1,2"; each number once."""
+    return tuple(dict.fromkeys(map(int, text.split(","))))
+
+
 def load_grid(text: str) -> dict:
     """Returns the grid of FILE.py[:variant] with defaults filled in; its title is the docstring's first line."""
     loaded, title = load(text, "get_grid")
@@ -201,7 +206,7 @@ def load_grid(text: str) -> dict:
     for key in ("seeds", "metrics"):
         if isinstance(grid[key], str | int | float):
             raise ValueError(f"{text}: {key}={grid[key]!r}; give a list or tuple, as ({grid[key]!r},)")
-        grid[key] = tuple(grid[key])
+        grid[key] = tuple(dict.fromkeys(grid[key]))
     for cell in grid["cells"]:
         check_keys("cell key", cell, CELL_KEYS)
         if "row" not in cell:
@@ -393,8 +398,8 @@ def missing_metrics(results: dict, metrics) -> list[str]:
             return isinstance(entry_of(summary, metric), int | float | None)
         return False
 
-    numbers = lambda summary: (key for key in paths(summary) if value(summary, key, None) is not None)
-    keys = dict.fromkeys(key for summary in results.values() for key in numbers(summary))
+    number_keys = lambda summary: (key for key in paths(summary) if value(summary, key, None) is not None)
+    keys = dict.fromkeys(key for summary in results.values() for key in number_keys(summary))
     near = lambda metric: ", ".join(difflib.get_close_matches(metric, keys, n=3, cutoff=0.4)) or "mean_distance_px"
     return [
         f"no summary.json has a number {metric}; the nearest are {near(metric)}"

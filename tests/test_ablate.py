@@ -782,6 +782,8 @@ def test_every_grid_of_the_project_is_valid():
     for path in grids:
         grid = ablate.load_grid(str(path))
         runs = ablate.expand(grid, Path("out"), None, {})
+        if path.stem in ("beetle_parts", "fish_sigma", "fish_table4"):
+            ablate.expand(ablate.load_grid(f"{path}:paper"), Path("out"), None, {})
         assert len(runs) == len(grid["cells"]) * len(grid["seeds"]), path
         assert f"--grid=configs/ablations/{path.name}" in path.read_text(), f"{path}: its docstring lacks the command"
 

@@ -185,9 +185,11 @@ def _check_numbers(settings, flag):
     leaves = {".".join(path): value for path, value in _leaves(settings) if value is not None}
     for key, leaf in leaves.items():
         limit_key = re.sub(r"^data\.sets\.[^.]+\.", "data.", key)
-        low, high = LIMITS.get(limit_key, (-MANY, MANY))
+        if limit_key not in LIMITS:
+            continue
+        low, high = LIMITS[limit_key]
         adapts = ADAPTED.get(limit_key) if flag(key) == f"--config.{key}" else None
-        for value in np.ravel(leaf) if limit_key in LIMITS else ():
+        for value in np.ravel(leaf):
             if not (isinstance(value, int | float | np.number) and (low <= value <= high or (adapts and value == 0))):
                 allowed = f"at least {low}" if high == MANY else f"from {low} to {high}"
                 allowed += f", or 0, which adapts it to {adapts}" if adapts else ""

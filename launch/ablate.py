@@ -18,8 +18,9 @@ A cell's overrides take precedence over those of all cells, and `--config.key=va
 runs are checked before the first is trained. Each is a run of `python -m jaxmarks.main` with the workdir
 DIR/<row>--<column>/<seed> and its output in `log.txt` there. If a run fails, it is listed as failed, the runs that
 start from it are not trained, the others go on, and the exit status is 1. Completed runs are not repeated: after a
-kill, give the same command. If the data have changed since, or the run that it starts from, a run is listed as failed. With `--share` the command
-trains only the I-th of N parts, I from 0, for the tasks of a cluster (`launch/slurm_array.sh`) that share DIR.
+kill, give the same command. One whose data have changed since, or the run that it starts from, is listed as failed.
+With `--share` the command trains only the I-th of N parts, I from 0, for the tasks of a cluster
+(`launch/slurm_array.sh`) that share DIR.
 
 Writes `table.csv` (a line per run), `table.md` and `table.html` to DIR. Of each column they mark the best among the
 cells whose seeds are all complete, if these are scored on the same images.

@@ -83,19 +83,19 @@ def data_fingerprint(config: ml_collections.ConfigDict) -> str:
     """
     stages = [configs.stage(config, name).data for name in config.stages]
     sections = [section for data in stages for section in (data, *(data.get("sets") or {}).values())]
-    images = {section.get("images") for section in sections}
-    inputs = {path for data in stages for path in loading.inputs_of(data)}
-    return records.fingerprint([contents(path, path in images) for path in sorted(inputs)])
+    named = lambda *keys: {p for s in sections for p in loading.inputs_of({key: s.get(key) for key in keys})}
+    images, annotations = named("images"), named("landmarks", "boxes", "volume")
+    files = [contents(path, ENDINGS) for path in sorted(images)]
+    return records.fingerprint(files, [contents(path, ANNOTATIONS) for path in sorted(annotations)])
 
 
-# The endings of files with annotations that lie in a folder.
-ANNOTATIONS = {".csv", ".json", ".tps", ".txt", ".xml", ".yaml", ".yml"}
+# The endings of photographs, and of annotations in a folder, where also other files may lie, such as results.
+ENDINGS, ANNOTATIONS = map(frozenset, (photographs.ENDINGS, {".csv", ".json", ".tps", ".txt", ".xml", ".yaml", ".yml"}))
 
 
 @functools.cache
-def contents(path: str, images: bool) -> list[tuple[str, str]]:
-    """Returns (relative name, digest) of the file, or of each image or else annotation in the folder."""
-    endings = photographs.ENDINGS if images else ANNOTATIONS
+def contents(path: str, endings: frozenset[str]) -> list[tuple[str, str]]:
+    """Returns (relative name, digest) of the file, or of each file in the folder with one of these endings."""
     files = photographs.files_in(path, endings, []) if Path(path).is_dir() else filter(Path.is_file, [Path(path)])
     return [(os.path.relpath(file, path), photographs.content(file)) for file in files]
 

@@ -474,6 +474,26 @@ def test_completed_runs_are_repeated_once_their_data_change(tmp_path):
     assert trained() == 8 and trained() == 0
 
 
+def test_annotations_beside_the_photographs_are_data_but_not_the_grids_own_files(tmp_path):
+    config = ablate.resolve(
+        ["--config=configs/fish.py:own", f"--config.data.images={tmp_path}", f"--config.data.landmarks={tmp_path}"]
+    )
+
+    def fingerprint():
+        ablate.data_fingerprint.__globals__["contents"].cache_clear()
+        return ablate.data_fingerprint(config)
+
+    (tmp_path / "0.json").write_text("[1]")
+    before = fingerprint()
+    run_folder = tmp_path / "out" / "cell" / "0"
+    run_folder.mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl", "attempt.json", "film.avi"):
+        (run_folder / name).touch()
+    assert fingerprint() == before
+    (tmp_path / "0.json").write_text("[2]")
+    assert fingerprint() != before
+
+
 def test_runs_that_do_not_differ_are_refused(tmp_path):
     said = refused(tmp_path, TWO_BY_TWO, "--config.model.width=16")
     assert "the cells small / pronotum and <b>large</b> / pronotum are the same run: what tells them apart has" in said

@@ -41,7 +41,7 @@ def files_in(folder, endings, problems: list[dict] | None = None) -> list[Path]:
 
     Args:
       folder: the folder.
-      endings: lower-case, with the point; None: files with any ending.
+      endings: lower-case, with the point.
       problems: a list to which is appended what is left out (`samples.problem`): subfolders that cannot be read, and
         files and subfolders whose names are not UTF-8. With None this raises FormatError.
     """
@@ -73,7 +73,7 @@ def files_in(folder, endings, problems: list[dict] | None = None) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and is_utf8(directory, name))
         visited.add(real)
         files = (Path(directory, name) for name in names if not name.startswith("."))
-        found = [file for file in files if (endings is None or file.suffix.lower() in endings) and file.is_file()]
+        found = [file for file in files if file.suffix.lower() in endings and file.is_file()]
         paths += [file for file in found if is_utf8(directory, file.name)]
     return sorted(paths)
 

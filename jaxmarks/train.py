@@ -43,6 +43,8 @@ from jaxmarks.metrics_log import MetricsLog
 
 # Maximum number of training images for the batch statistics that a network is validated and saved with.
 SETTLING = 256
+# Largest share of the time that resume checkpoints may take.
+SAVING = 0.05
 # Messages about keys of `data` whose values were chosen from the photographs.
 CHOICE_MESSAGES = {
     "scale": "photographs are resized to {:g} of their size, which suits their objects; --config.data.scale=1"
@@ -168,17 +170,21 @@ def run_stages(config, workdir: Path) -> dict[str, Dataset]:
                 if processes.lead():
                     checkpoint.remove(folder / "resume")  # left if a kill came after `last` was saved
                 continue
-            source = source_of()
-            training = Training(settings, workdir, name, member, dataset, source)
-            try:
-                with processes.deferring_signals():
-                    training.run()
-                    training.finish()
-            except FloatingPointError:  # diverged; with no checkpoint yet, another config may use the workdir
-                if processes.lead() and not (workdir / "checkpoints").exists():
-                    training.log.path.unlink(missing_ok=True)
-                raise
+            train_network(settings, workdir, name, member, dataset, source_of())
     return datasets
+
+
+def train_network(settings, workdir: Path, stage: str, member: runs.Member, dataset: Dataset, source: Path | None):
+    """Trains and saves one network; what it held on the devices is free on return, before the next places its data."""
+    training = Training(settings, workdir, stage, member, dataset, source)
+    try:
+        with processes.deferring_signals():
+            training.run()
+            training.finish()
+    except FloatingPointError:  # diverged; with no checkpoint yet, another config may use the workdir
+        if processes.lead() and not (workdir / "checkpoints").exists():
+            training.log.path.unlink(missing_ok=True)
+        raise
 
 
 def fill_in(config, workdir: Path) -> None:
@@ -287,6 +293,7 @@ class Training:
 
     def run(self) -> None:
         """Trains the epochs that are left."""
+        self.save_seconds = 0.0  # that the last resume checkpoint took
         first, epochs, earlier_seconds = self.progress.epoch, self.plan.epochs, self.progress.seconds
         began = self.saved_at = printed_at = time.perf_counter()
         for epoch in range(first + 1, epochs + 1):
@@ -412,14 +419,18 @@ class Training:
         return bool(patience) and progress.best_valid is not None and waited >= patience
 
     def checkpoint_due(self) -> bool:
-        """Whether a resume checkpoint is due."""
-        return time.perf_counter() - self.saved_at > self.settings.train.checkpoint_seconds
+        """Whether a resume checkpoint is due: saving takes at most about `SAVING` of the time."""
+        seconds = self.settings.train.checkpoint_seconds
+        return time.perf_counter() - self.saved_at > (
+            max(seconds, self.save_seconds / SAVING) if seconds > 0 else seconds
+        )
 
     def save_resume(self) -> None:
         """Writes the resume checkpoint."""
-        note = dataclasses.asdict(self.progress) | {"data": self.data}
+        note, started = dataclasses.asdict(self.progress) | {"data": self.data}, time.perf_counter()
         save(self.folder / "resume", self.runner.get({"state": self.state, "best": self.best}), note)
         self.saved_at = time.perf_counter()
+        self.save_seconds = self.saved_at - started
 
     def finish(self) -> None:
         """Saves the best and the last variables, and removes the resume checkpoint."""

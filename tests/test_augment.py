@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage, stats
 
-from jaxmarks import augment
+from jaxmarks import augment, platforms
 from jaxmarks.augment import colour, modern, paper, spatial
 from jaxmarks.ops import geometry
 
@@ -317,6 +317,16 @@ def test_noise_is_gaussian_with_a_random_deviation():
     assert 0.09 < deviations.max() <= 0.104 and deviations.min() < 0.015
     scaled = (added / deviations[:, None, None, None]).reshape(-1)
     assert abs(scaled.mean()) < 0.01 and abs((scaled**4).mean() - 3) < 0.05  # kurtosis of the normal distribution
+
+
+def test_normal_numbers_are_the_same_on_all_platforms():
+    key, shape = jax.random.key(3), (40, 30, 3)
+    with platforms.tracing_for("plain"):
+        computed = colour.normal(key, shape)
+    looked_up = colour.normal(key, shape)
+    assert len(np.unique(looked_up)) > 900
+    np.testing.assert_allclose(computed, looked_up, rtol=0, atol=5e-6)
+    np.testing.assert_allclose(colour._computed(jnp.arange(1024)), colour.NORMAL, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("shape", [(41, 61, 3), (97, 77, 1)])

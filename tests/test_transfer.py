@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -272,6 +273,29 @@ def test_coarse_epochs_count_as_less_work():
     np.testing.assert_allclose(
         [work(0, 12), work(0, 3), work(4, 8), work(8, 12)], [6 * 4 / 9 + 6, 3 * 4 / 9, 2 * 4 / 9 + 2, 4]
     )
+
+
+def test_slow_checkpoints_are_saved_less_often(monkeypatch):
+    """A save of 10 s may come every 200 s, and at every opportunity if the interval is 0."""
+    for seconds, elapsed, due in ((60, 199, False), (60, 201, True), (300, 299, False), (0, 1, True), (-1, 0, True)):
+        options = SimpleNamespace(train=SimpleNamespace(checkpoint_seconds=seconds))
+        one = SimpleNamespace(settings=options, saved_at=1000.0, save_seconds=10.0)
+        monkeypatch.setattr(train.time, "perf_counter", lambda elapsed=elapsed: 1000.0 + elapsed)
+        assert train.Training.checkpoint_due(one) == due
+
+
+def test_the_data_of_a_trained_network_are_freed_before_the_next(two_stages, tmp_path, monkeypatch):
+    kept, build = [], train.Training.__init__
+
+    def counting(self, *arguments):
+        kept.append([each() is not None for each in trainings])
+        build(self, *arguments)
+        trainings.append(weakref.ref(self.arrays["images"]))
+
+    trainings = []
+    monkeypatch.setattr(train.Training, "__init__", counting)
+    train.train(get_config(**{"data.count": 8, "split.run": (0, 1), "train.steps": 1}), tmp_path)
+    assert kept == [[], [False]]
 
 
 def test_a_nan_validation_loss_is_never_the_best():

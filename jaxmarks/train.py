@@ -484,7 +484,7 @@ def refuse_others(note: dict | None, name: str, samples) -> None:
         return
     changes = [
         f"{len(images)} images {what} ({', '.join(sorted(images)[:3])})"
-        for images, what in ((now - before, "are new"), (before - now, "are gone"), (edited, "have other pixels"))
+        for images, what in ((now - before, "are new"), (before - now, "are gone"), (edited, "have other contents"))
         if images
     ]
     changes = changes or ["landmarks, boxes or groups differ, or this version of jaxmarks groups images differently"]
@@ -499,12 +499,12 @@ def refuse_other_source(note: dict | None, name: str, source_of: Callable[[], Pa
 
     A source that is gone (`source_of` raises FileNotFoundError) is not compared.
     """
+    started_from = (note or {}).get("data", {}).get("source")  # older versions of jaxmarks did not save it
     try:
-        source = source_of() if note else None
+        source = source_of() if started_from else None
     except FileNotFoundError:
         return
-    started_from = note["data"].get("source") if note else None
-    if source and started_from and (checkpoint.note(source) or {}).get("sha256") != started_from:
+    if source and (checkpoint.note(source) or {}).get("sha256") != started_from:
         raise ValueError(
             f"{name}: it started from another network than the one that is now in {source}. To train from that one,"
             " name another --workdir or delete this folder"

@@ -29,7 +29,6 @@ cells whose seeds are all complete, if these are scored on the same images.
 import argparse
 import collections
 import contextlib
-import difflib
 import functools
 import json
 import math
@@ -39,6 +38,7 @@ import shlex
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,12 +56,13 @@ from experiments import (
     load,
     make,
     merge,
-    networks_fingerprint,
+    nearest,
     parse_overrides,
     paths,
     resolve,
     run_to_end,
     slug,
+    source_fingerprint,
     tail,
 )
 
@@ -124,7 +125,7 @@ def main(arguments: list[str] | None = None, *, launch=None, device=None) -> int
         if run.folder not in results or run.after in todo:
             todo[run.folder] = run
             results.pop(run.folder, None)
-            if (run.folder / ATTEMPT).exists():
+            if (run.folder / ATTEMPT).exists():  # until it is repeated, its last failure is not shown
                 atomic.write_json(run.folder / ATTEMPT, {"failed": None})
     print(f"{len(part_runs)} runs, {len(part_runs) - len(todo)} of them complete: {options.workdir}", flush=True)
     about = {
@@ -231,7 +232,10 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
         label = " / ".join(filter(None, [row, column]))
         path, _, variants = grid["config"].partition(":")
         config = ":".join(filter(None, [path, ",".join(filter(None, [variants, cell.get("config")]))]))
+        labels = "--".join(filter(None, [slug(row), slug(column)]))
         try:
+            if len(labels.encode()) > 255:
+                raise ValueError("its folder cannot have this long a name: shorten the labels")
             keys = set(paths(resolve([f"--config={config}"])))
             overrides = merge(keys, grid["overrides"], cell.get("overrides", {}), common)
             if "seed" in overrides:
@@ -243,9 +247,6 @@ def expand(grid: dict, workdir: Path, seeds, common: dict[str, str]) -> list[Run
                     f"after={cell['after']!r} names no earlier cell; the earlier ones are: {', '.join(cells) or 'none'}"
                 )
             for seed in seeds or grid["seeds"]:
-                labels = "--".join(filter(None, [slug(row), slug(column)]))
-                if len(labels.encode()) > 255:
-                    raise ValueError("its folder cannot have this long a name: shorten the labels")
                 folder = workdir / labels / str(seed)
                 start = {"init_from": sources[seed]} if sources else {}
                 options = [f"--config.{key}={value}" for key, value in (overrides | start | {"seed": seed}).items()]
@@ -318,14 +319,9 @@ def complete(run: Run) -> dict | None:
         return None
     if not (attempt := read_attempt(run)):
         return None if (run.folder / "checkpoints").exists() else summary
-    source = source_of(run)
+    source = source_fingerprint(run.config)
     succeeded = attempt["failed"] == "" and attempt["data"] == data_fingerprint(run.config)
     return summary if succeeded and (not source or attempt["source"] in ("", source)) else None
-
-
-def source_of(run: Run) -> str:
-    """Returns the fingerprint of the networks that a run starts from, or "" without any."""
-    return networks_fingerprint(Path(run.config.init_from)) if run.config.init_from else ""
 
 
 def summary_of(run: Run) -> dict | None:
@@ -349,8 +345,9 @@ def train(run: Run, launch, environment, source: tuple[Run, Future] | None = Non
     if summary := complete(run):
         return summary
     run.folder.mkdir(parents=True, exist_ok=True)
+    log, message = run.folder / "log.txt", ""
+    read = {"data": data_fingerprint(run.config), "source": source_fingerprint(run.config)}
     record = lambda failed: atomic.write_json(run.folder / ATTEMPT, read | {"failed": failed})
-    log, read, message = run.folder / "log.txt", {"data": data_fingerprint(run.config), "source": source_of(run)}, ""
     record(None)
     if source_failed:
         message = f"not trained: the run that it starts from failed ({run.after})"
@@ -399,14 +396,12 @@ def missing_metrics(results: dict, metrics) -> list[str]:
             return isinstance(entry_of(summary, metric), int | float | None)
         return False
 
-    number_keys = lambda summary: (key for key in paths(summary) if value(summary, key, None) is not None)
-    keys = dict.fromkeys(key for summary in results.values() for key in number_keys(summary))
-    near = lambda metric: ", ".join(difflib.get_close_matches(metric, keys, n=3, cutoff=0.4)) or "mean_distance_px"
-    return [
-        f"no summary.json has a number {metric}; the nearest are {near(metric)}"
-        for metric in metrics
-        if results and not any(has(summary, metric) for summary in results.values())
-    ]
+    summaries = results.values()
+    lacking = [metric for metric in metrics if summaries and not any(has(summary, metric) for summary in summaries)]
+    if not lacking:
+        return []
+    keys = {key for summary in summaries for key in paths(summary) if value(summary, key, None) is not None}
+    return [f"no summary.json has a number {metric}; the nearest are {nearest(metric, keys)}" for metric in lacking]
 
 
 def shown(summary: dict, metric: str) -> str:
@@ -502,37 +497,31 @@ def layout(runs: list[Run], results: dict, failures: dict, metric: str) -> list[
     completed = {cell: [results[f] for f in folders if f in results] for cell, folders in cells.items()}
     networks = {row: {} for row, _ in cells}
     baselines = {method: {} for summaries in completed.values() for s in summaries for method in s["baselines"]}
+    unranked = different_images(runs, results)
     for column in dict.fromkeys(column for _, column in cells):
-        best_rows = best_of(runs, results, column, metric)
+        means = {
+            row: statistics(completed[row, c], metric)[0]
+            for (row, c), folders in cells.items()
+            if c == column and len(completed[row, c]) == len(folders)
+        }
+        # Only cells whose seeds are all complete, and that are scored on the same images, are ranked.
+        best = math.nan if column in unranked else best_of(means.values(), metric)
         for row, entries in networks.items():
             folders, summaries = cells.get((row, column), []), completed.get((row, column), [])
             failed = sum(folder in failures for folder in folders)
-            entries[column] = network_entry(summaries, metric, best=row in best_rows, seeds=len(folders), failed=failed)
+            entries[column] = network_entry(
+                summaries, metric, best=means.get(row) == best, seeds=len(folders), failed=failed
+            )
         for method, entries in baselines.items():
             scored = [s["baselines"] for (_, c), summaries in completed.items() if c == column for s in summaries]
             entries[column] = baseline_entry([scores[method] for scores in scored if method in scores], metric)
     return [*networks.items(), *((method.replace("_", " "), entries) for method, entries in baselines.items())]
 
 
-def best_of(runs: list[Run], results: dict, column: str, metric: str) -> set[str]:
-    """Returns the rows with a column's best value of the metric, among the cells whose seeds are all complete.
-
-    There are none if these are scored on different images (`different_images`), or if no value is better than another.
-    """
-    if not better(metric) or column in different_images(runs, results):
-        return set()
-    folders: dict[str, list[Path]] = collections.defaultdict(list)
-    for run in runs:
-        if run.column == column:
-            folders[run.row].append(run.folder)
-    means = {
-        row: statistics([results[folder] for folder in each], metric)[0]
-        for row, each in folders.items()
-        if results.keys() >= set(each)
-    }
-    finite_means = [mean for mean in means.values() if not math.isnan(mean)]
-    best = (max if better(metric) == "higher" else min)(finite_means, default=None)
-    return {row for row, mean in means.items() if mean == best}
+def best_of(means: Iterable[float], metric: str) -> float:
+    """Returns the best of cells' means, NaN if there is none or if no value of the metric is better than another."""
+    choose = {"higher": max, "lower": min, "": lambda _, default: default}[better(metric)]
+    return choose((mean for mean in means if not math.isnan(mean)), default=math.nan)
 
 
 def different_images(runs: list[Run], results: dict) -> list[str]:

@@ -82,15 +82,15 @@ def data_fingerprint(config: ml_collections.ConfigDict) -> str:
     Data that change while this process runs count as they were before.
     """
     stages = [configs.stage(config, name).data for name in config.stages]
-    sections = [section for data in stages for section in (data, *(data.get("sets") or {}).values())]
-    named = lambda *keys: {p for s in sections for p in loading.inputs_of({key: s.get(key) for key in keys})}
-    images, annotations = named("images"), named("landmarks", "boxes", "volume")
-    files = [contents(path, ENDINGS) for path in sorted(images)]
-    return records.fingerprint(files, [contents(path, ANNOTATIONS) for path in sorted(annotations)])
+    named = lambda *keys: sorted({path for data in stages for path in loading.inputs_of(data, keys)})
+    images = [contents(path, PHOTOGRAPHS) for path in named("images")]
+    annotations = [contents(path, ANNOTATIONS) for path in named("landmarks", "boxes", "volume")]
+    return records.fingerprint(images, annotations)
 
 
-# The endings of photographs, and of annotations in a folder, where also other files may lie, such as results.
-ENDINGS, ANNOTATIONS = map(frozenset, (photographs.ENDINGS, {".csv", ".json", ".tps", ".txt", ".xml", ".yaml", ".yml"}))
+# The endings of the files that count in a folder, where others may lie, too, such as results.
+PHOTOGRAPHS = frozenset(photographs.ENDINGS)
+ANNOTATIONS = frozenset({".csv", ".json", ".tps", ".txt", ".xml", ".yaml", ".yml"})
 
 
 @functools.cache
@@ -100,10 +100,10 @@ def contents(path: str, endings: frozenset[str]) -> list[tuple[str, str]]:
     return [(os.path.relpath(file, path), photographs.content(file)) for file in files]
 
 
-def networks_fingerprint(run: Path) -> str:
-    """Returns the SHA-256 of the notes of a run's trained networks, or "" if it has none."""
-    notes = [path.read_text() for path in sorted(run.glob("checkpoints/*/*/best/note.json"))]
-    return records.fingerprint(notes) if notes else ""
+def source_fingerprint(config: ml_collections.ConfigDict) -> str:
+    """Returns the SHA-256 of the notes of the networks in the config's `init_from`, or "" if there are none."""
+    paths = sorted(Path(config.init_from).glob("checkpoints/*/*/best/note.json")) if config.init_from else ()
+    return records.fingerprint([path.read_text() for path in paths]) if paths else ""
 
 
 def make(folder: Path, flag: str) -> None:
@@ -129,8 +129,12 @@ def check_keys(what: str, given, allowed) -> None:
     """Raises ValueError if a key of `given` is not in `allowed`; the message names the nearest that are."""
     for key in given:
         if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=3, cutoff=0.4) or sorted(allowed)
-            raise ValueError(f"unknown {what} {key}; the nearest are {', '.join(near)}")
+            raise ValueError(f"unknown {what} {key}; the nearest are {nearest(key, allowed)}")
+
+
+def nearest(key: str, allowed) -> str:
+    """Returns the up to three allowed keys that are most like `key`, or all if none is."""
+    return ", ".join(difflib.get_close_matches(key, allowed, n=3, cutoff=0.4) or sorted(allowed))
 
 
 def resolve(arguments: list[str]) -> ml_collections.ConfigDict:

@@ -15,8 +15,9 @@ A space file defines `get_space(text="")`, where `text` is what follows the colo
 
 A trial is a run of `python -m jaxmarks.main` with the workdir DIR/trials/<number>. Its value is the metric in the epoch
 with the lowest validation loss, whose network a run keeps, averaged over the folds. A fold's test images are not used,
-but with several folds they are validation images of others: search on one (`split.run`). After each epoch of the first fold, a trial is stopped if its best metric so far is worse than the median of the completed
-trials in that epoch (Optuna's MedianPruner, which waits for five completed trials).
+but with several folds they are validation images of others: search on one (`split.run`). After each epoch of the first
+fold, a trial is stopped if its best metric so far is worse than the median of the completed trials in that epoch
+(Optuna's MedianPruner, which waits for five completed trials).
 
 All trials belong to one study in the storage, by default an SQLite file in DIR. For several workers, start the command
 several times; on several machines, give each the same DIR and a --storage that all can reach ("mysql://..."). After a

@@ -138,7 +138,7 @@ def test_a_finished_run_refuses_other_pixels_under_the_same_names(trained):
     photograph = next(path for path in sorted(folder.rglob("3.png")) if "run" not in path.parts)
     original = photograph.read_bytes()
     Image.fromarray(255 - np.asarray(Image.open(photograph))).save(photograph)
-    with pytest.raises(ValueError, match=r"the data have changed .*: 1 images have other pixels \(3\.png\)"):
+    with pytest.raises(ValueError, match=r"the data have changed .*: 1 images have other contents \(3\.png\)"):
         train.train(config_of(folder), folder / "run")
     photograph.write_bytes(original)
     train.train(config_of(folder), folder / "run")

@@ -110,10 +110,10 @@ def _load(spec) -> Dataset:
     return _own(spec) if spec.images else _phantoms(spec)
 
 
-def inputs_of(spec) -> list[str]:
-    """Returns the files and folders that a config's `data` names."""
+def inputs_of(spec, keys=("images", "landmarks", "boxes", "volume")) -> list[str]:
+    """Returns the files and folders that a config's `data` names, under these keys."""
     sections = [spec, *(spec.get("sets") or {}).values()]
-    paths = [one.get(key) for one in sections for key in ("images", "landmarks", "boxes", "volume") if one.get(key)]
+    paths = [one.get(key) for one in sections for key in keys if one.get(key)]
     return [part.strip() for path in paths for part in ([path] if Path(path).exists() else path.split(","))]
 
 

@@ -247,6 +247,12 @@ def test_specimens_with_one_landmark_are_ignored():
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_two_shared_landmarks_place_one_that_a_single_specimen_shows():
+    visible = np.array([[1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0, 0, 1]])
+    mean, _ = procrustes(specimens(2, np.zeros(8)), visible)
+    assert scipy.spatial.procrustes(mean, SHAPE)[2] < 1e-8
+
+
 def test_a_never_visible_landmark_has_the_pooled_spread():
     visible = np.ones((20, 8), bool)
     visible[:, 3] = False
@@ -261,3 +267,12 @@ def test_fit_pose_weights_landmarks_by_their_spread():
     points = 50 * (mean + np.repeat([[0, 0], [0.2, 0.1]], 4, axis=0)) + [90, 70]
     lies = shape.fit_pose(points, np.ones(8, bool), mean, spread)
     np.testing.assert_allclose(lies, [[50, 0, 90], [0, 50, 70]], atol=0.1)
+
+
+def test_fit_pose_is_the_same_in_any_unit():
+    """Two of eight landmarks are off; the coordinates are pixels, or shares of a large image's side."""
+    mean, spread = procrustes(specimens(20, np.full(8, 0.02)), np.ones((20, 8), bool))
+    points = placed(np.asarray(mean), 60, 0.7, (150, 90)) + np.repeat([[0, 0], [8, -5]], (6, 2), axis=0)
+    lies = shape.fit_pose(points, np.ones(8, bool), mean, spread)
+    small = shape.fit_pose(points / 4000, np.ones(8, bool), mean, spread)
+    np.testing.assert_allclose(4000 * small, lies, rtol=1e-4, atol=1e-3)

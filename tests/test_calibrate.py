@@ -163,6 +163,19 @@ def test_the_covariance_is_that_of_least_squares_in_float64(heads):
         )
 
 
+def test_a_landmark_that_was_not_found_does_not_count(heads):
+    points = heads[3][:5] + np.random.default_rng(6).normal(size=(5, 8, 3))
+    points[:, 1] = np.nan
+    found = fit(np.float32(points), np.ones((5, 8), np.float32) * (np.arange(8) != 1))
+    others = np.delete(np.arange(8), 1)
+    template = TEMPLATE._replace(shares=TEMPLATE.shares[others])
+    without = jax.vmap(lambda p: calibrate.calibrate(p, jnp.ones(7), template))(np.float32(points[:, others]))
+    for name in ("centre", "rotation", "size"):
+        np.testing.assert_allclose(getattr(found, name), getattr(without, name), rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(found.covariance, without.covariance, rtol=0.02, atol=0.05)
+    assert np.isnan(found.residuals[:, 1]).all() and not found.undetermined.any()
+
+
 def test_contradicting_and_too_few_landmarks_are_flagged(heads):
     rng = np.random.default_rng(4)
     ones = np.ones((COUNT, 8), np.float32)
